@@ -1,0 +1,183 @@
+"""Errors that reach users, and how any exception becomes one public record.
+
+    RebaseError
+    ├── RequestInvalid          the request itself is wrong; `pointer` names the field
+    ├── NotFound                no such job (or it belongs to somebody else)
+    ├── Unauthorised            no key, or a key that is not valid
+    ├── IdempotencyMismatch     same key, other body
+    ├── IdempotencyInFlight     same key, first request still being recorded
+    ├── StateConflict           the job has moved; the change no longer applies
+    ├── NotAvailable            part of the contract that this version does not do yet
+    ├── Busy                    database or broker cannot answer just now (retryable)
+    ├── HubError
+    │   ├── RepoNotFound        │   ├── RevisionNotFound   │   ├── FileMissing
+    │   ├── RepoGated           │   ├── HubUnauthorised    │   ├── HubUnavailable (retryable)
+    │   ├── OutputExists        │   ├── OutputForbidden    │   └── ParentMoved (retryable)
+    ├── UnsafeFile              pickle, lying header, duplicate keys, absurd sizes
+    ├── DiskFull                (retryable)
+    ├── Rejected                the pre-check said incompatible
+    ├── WorkerLost              the worker died too often on this job
+    ├── TimeLimit               the job ran past its time limit
+    ├── Cancelled, LeaseLost    control flow of a running job, never shown as failures
+    └── InternalError           anything unforeseen; the public sentence says nothing of its cause
+
+The science has its own tree in `transfer.errors`; `public_error` turns either into the same record.
+The HTTP status of each code stands in one table, `service.problems`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+from transfer.errors import TransferError
+
+
+class PublicError(BaseModel):
+    """What a user sees of a failure: in `job.error`, in the CLI and in problem+json."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    pointer: str | None = None
+    retryable: bool = False
+
+
+class RebaseError(Exception):
+    """Root of the tree. `message` is public: no secret, no path of the server."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None, pointer: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.pointer = pointer
+
+
+class RequestInvalid(RebaseError):
+    code = "request_invalid"
+
+
+class NotFound(RebaseError):
+    code = "not_found"
+
+
+class Unauthorised(RebaseError):
+    code = "unauthorised"
+
+
+class IdempotencyMismatch(RebaseError):
+    code = "idempotency_mismatch"
+
+
+class IdempotencyInFlight(RebaseError):
+    code = "idempotency_in_flight"
+
+
+class StateConflict(RebaseError):
+    code = "state_conflict"
+
+
+class NotAvailable(RebaseError):
+    code = "not_available"
+
+
+class Busy(RebaseError):
+    code = "busy"
+    retryable = True
+
+
+class HubError(RebaseError):
+    code = "hub_error"
+
+
+class RepoNotFound(HubError):
+    code = "repo_not_found"
+
+
+class RevisionNotFound(HubError):
+    code = "revision_not_found"
+
+
+class FileMissing(HubError):
+    code = "file_missing"
+
+
+class RepoGated(HubError):
+    code = "repo_gated"
+
+
+class HubUnauthorised(HubError):
+    code = "hub_unauthorised"
+
+
+class HubUnavailable(HubError):
+    code = "hub_unavailable"
+    retryable = True
+
+
+class OutputExists(HubError):
+    code = "output_exists"
+
+
+class OutputForbidden(HubError):
+    code = "output_forbidden"
+
+
+class ParentMoved(HubError):
+    """Somebody else committed to the output between our look and our commit."""
+
+    code = "parent_moved"
+    retryable = True
+
+
+class UnsafeFile(RebaseError):
+    code = "unsafe_file"
+
+
+class DiskFull(RebaseError):
+    code = "disk_full"
+    retryable = True
+
+
+class Rejected(RebaseError):
+    """The verdict is `incompatible` and the request asked to stop there."""
+
+    code = "incompatible"
+
+
+class WorkerLost(RebaseError):
+    code = "worker_lost"
+
+
+class TimeLimit(RebaseError):
+    code = "time_limit"
+
+
+class Cancelled(RebaseError):
+    code = "cancelled"
+
+
+class LeaseLost(RebaseError):
+    """Another worker owns the job now; whatever this one holds must be dropped."""
+
+    code = "lease_lost"
+
+
+class InternalError(RebaseError):
+    code = "internal"
+
+
+def public_error(exc: BaseException) -> PublicError:
+    """The record for any exception; unforeseen ones keep their cause for the log only."""
+    if isinstance(exc, RebaseError | TransferError):
+        fields: dict[str, Any] = {"message": exc.message, "hint": exc.hint, "pointer": exc.pointer}
+        return PublicError(code=exc.code, retryable=getattr(exc, "retryable", False), **fields)
+    return PublicError(
+        code=InternalError.code,
+        message="Something unforeseen went wrong; the log holds the cause under this job's id.",
+        hint="Retry the job; if it fails again, report it with the job id.",
+    )

@@ -1,0 +1,109 @@
+"""The conversion request: one shape for HTTP, the CLI and the job record."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from core.errors import NotAvailable
+from transfer.catalogue import AnyMethodParams, AutoParams
+
+# The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no leading or trailing '-' or '.'.
+_REPO_ID = re.compile(r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*$", re.ASCII)
+MAX_REPO_ID = 96
+
+
+def check_repo_id(value: str) -> str:
+    """A repo id as the Hub accepts it (`owner/name`, or a bare legacy name); never a path."""
+    if (
+        len(value) > MAX_REPO_ID
+        or not _REPO_ID.match(value)
+        or ".." in value
+        or value.endswith((".", "-", ".git"))
+    ):
+        raise ValueError("must be a Hub repo id such as 'owner/name'")
+    return value
+
+
+RepoId = Annotated[str, Field(max_length=200, examples=["acme/qwen-sql-lora"])]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RepoRef(_Model):
+    """A repo on the Hub, or in the local hub folder of this deployment, at a branch, tag or commit."""
+
+    repo_id: RepoId
+    revision: str = Field(default="main", min_length=1, max_length=200, pattern=r"^[\w][\w./-]*$")
+
+    _check = field_validator("repo_id")(check_repo_id)
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.revision}"
+
+
+class OutputSpec(_Model):
+    """Where the converted adapter goes and how it is written."""
+
+    repo_id: RepoId | None = None
+    private: bool = True
+    create_pr: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    max_rank: int | None = Field(default=None, ge=1, le=4096)
+
+    @field_validator("repo_id")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if "/" not in value:
+            raise ValueError("must name an owner: 'owner/name'")
+        return check_repo_id(value)
+
+
+class PrecheckSpec(_Model):
+    """What happens when the pre-check finds the pair incompatible."""
+
+    on_incompatible: Literal["reject", "warn"] = "reject"
+
+
+def _method_from_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ConversionRequest(_Model):
+    """`POST /convert` and `POST /precheck`; also what `rebase transfer` builds."""
+
+    adapter: RepoRef
+    source: RepoRef | None = Field(
+        default=None, description="Defaults to the adapter's base_model_name_or_path."
+    )
+    target: RepoRef
+    method: Annotated[AnyMethodParams, BeforeValidator(_method_from_name)] = Field(default_factory=AutoParams)
+    output: OutputSpec = Field(default_factory=OutputSpec)
+    precheck: PrecheckSpec = Field(default_factory=PrecheckSpec)
+    evaluate: dict[str, Any] | None = None
+    callback: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _target_differs(self) -> ConversionRequest:
+        if self.source is not None and self.source == self.target:
+            raise ValueError(
+                "source and target are the same base model and revision; there is nothing to move"
+            )
+        return self
+
+
+def refuse_unavailable(request: ConversionRequest) -> None:
+    """Parts of the contract that this version does not do yet are refused, not ignored."""
+    for field in ("evaluate", "callback"):
+        if getattr(request, field) is not None:
+            raise NotAvailable(
+                f"'{field}' is part of the contract but not available in this version.",
+                hint=f"Leave '{field}' out or set it to null.",
+                pointer=f"/{field}",
+            )

@@ -1,0 +1,110 @@
+"""Every setting of a deployment: environment variables with the prefix `REBASE_`, or a `.env` file."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_HOME = Path(".rebase")
+
+
+class Settings(BaseSettings):
+    """Defaults are the embedded deployment; production sets the URLs and paths."""
+
+    model_config = SettingsConfigDict(env_prefix="REBASE_", env_file=".env", extra="ignore")
+
+    home: Path = Field(default=_HOME, description="Folder for everything that has no setting of its own.")
+    database_url: str | None = Field(
+        default=None, description="SQLAlchemy URL; default: SQLite inside `home`."
+    )
+    broker_url: str | None = Field(
+        default=None, description="Celery broker; default: redis_url, else a folder in `home`."
+    )
+    redis_url: SecretStr | None = Field(
+        default=None, description="Turns on the Redis tier of the factor cache."
+    )
+
+    hub_dir: Path | None = Field(default=None, description="Use this local hub folder instead of the Hub.")
+    hub_token: SecretStr | None = Field(default=None, description="Token for the Hub; never logged.")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    auth: Literal["none", "keys"] = Field(default="none", description="`none` is allowed on loopback only.")
+    max_body_bytes: int = Field(default=64 * 1024, ge=1024)
+
+    cache_dir: Path | None = Field(default=None, description="Factor cache on disk; default inside `home`.")
+    cache_max_bytes: int = Field(default=20 * 2**30, ge=0)
+    redis_cache_ttl_s: int = Field(default=7 * 24 * 3600, ge=1)
+    redis_cache_max_entry_bytes: int = Field(default=64 * 2**20, ge=0)
+    work_dir: Path | None = Field(
+        default=None, description="Scratch space of running jobs; default inside `home`."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    lease_s: float = Field(
+        default=60.0, gt=0, description="A worker that is silent this long has lost the job."
+    )
+    heartbeat_s: float = Field(default=5.0, gt=0)
+    sweep_s: float = Field(
+        default=5.0, gt=0, description="How often the keeper relays, sweeps and expires leases."
+    )
+    max_attempts: int = Field(default=3, ge=1)
+    retry_base_s: float = Field(
+        default=10.0, ge=0, description="First wait before another attempt; doubles each time."
+    )
+    soft_time_limit_s: int = Field(default=6 * 3600, ge=1)
+    hard_time_limit_s: int = Field(default=6 * 3600 + 300, ge=1)
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("home", "hub_dir", "cache_dir", "work_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @property
+    def resolved_home(self) -> Path:
+        """`home` as an absolute path."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database in use; PostgreSQL URLs are given the psycopg driver."""
+        url = self.database_url or f"sqlite:///{self.resolved_home / 'rebase.db'}"
+        for prefix in ("postgres://", "postgresql://"):
+            if url.startswith(prefix):
+                return "postgresql+psycopg://" + url.removeprefix(prefix)
+        return url
+
+    @property
+    def resolved_broker_url(self) -> str:
+        """The Celery broker in use."""
+        if self.broker_url:
+            return self.broker_url
+        return self.redis_url.get_secret_value() if self.redis_url else "filesystem://"
+
+    @property
+    def broker_dir(self) -> Path:
+        """Folder of the filesystem transport."""
+        return self.resolved_home / "broker"
+
+    @property
+    def resolved_cache_dir(self) -> Path:
+        """Folder of the factor cache's disk tier."""
+        return self.cache_dir or self.resolved_home / "cache"
+
+    @property
+    def resolved_work_dir(self) -> Path:
+        """Folder for running jobs' scratch files."""
+        return self.work_dir or self.resolved_home / "work"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

@@ -1,0 +1,79 @@
+"""Job states and the moves between them.
+
+    queued ──claim──▶ running ──▶ publishing ──▶ succeeded
+      ▲  ▲               │            │
+      │  └─ retry_wait ◀─┴────────────┤   (retryable failure, or the worker's lease ran out)
+      │                  │            ├──▶ failed
+      │                  ├──▶ rejected │   (pre-check: incompatible)
+      │                  └──▶ cancelled┘
+      └── retry (a person asks) ── failed | rejected | cancelled
+
+SQL is the truth. Every move is one guarded UPDATE: `WHERE id AND state IN (sources)`, and for moves made by
+a worker also `AND attempt AND lease_owner`; zero rows updated means the job has moved on and the writer
+must drop what it holds. Cancellation is a flag (`cancel_requested`) that the worker reads with its heartbeat;
+jobs that nobody runs are cancelled at once. A job without a worker (lease past its end) goes back to `queued`
+until its attempts are spent, then to `failed` with code `worker_lost`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job is. `TERMINAL` ones never move by themselves."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PUBLISHING = "publishing"
+    RETRY_WAIT = "retry_wait"
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Phase(StrEnum):
+    """What a running job is doing."""
+
+    RESOLVING = "resolving"
+    READING = "reading"
+    PRECHECKING = "prechecking"
+    FACTORIZING = "factorizing"
+    COLLECTING = "collecting"
+    TRAINING = "training"
+    TRANSFERRING = "transferring"
+    VERIFYING = "verifying"
+    EVALUATING = "evaluating"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED})
+LEASED = frozenset({JobState.RUNNING, JobState.PUBLISHING})
+
+MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {
+            JobState.PUBLISHING,
+            JobState.SUCCEEDED,  # a pre-check job ends here, with nothing to publish
+            JobState.REJECTED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+            JobState.RETRY_WAIT,
+            JobState.QUEUED,
+        }
+    ),
+    JobState.PUBLISHING: frozenset(
+        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.RETRY_WAIT, JobState.QUEUED}
+    ),
+    JobState.RETRY_WAIT: frozenset({JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.REJECTED: frozenset({JobState.QUEUED}),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+}
+
+
+def sources_of(state: JobState) -> frozenset[JobState]:
+    """The states from which a job may move to `state`."""
+    return frozenset(source for source, targets in MOVES.items() if state in targets)

@@ -1,0 +1,1 @@
+"""The HTTP side: request → job record → doorbell. Imports no tensor library."""

@@ -1,0 +1,91 @@
+"""The catalogue of methods: each one's typed parameters, torch-free, published by `GET /methods`.
+
+Adding a method = one maths file in `transfer/methods/`, one class here, one line in `transfer/registry.py`,
+one test. The union below discriminates on `name`, so that a wrong parameter is reported at its own field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class MethodParams(BaseModel):
+    """What every method's parameters share. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    layer_scale: bool = Field(
+        default=True,
+        description="Divide an update by the number of target layers that share its source layer.",
+    )
+
+
+class AutoParams(MethodParams):
+    """Pick a method by documented rules from the pre-check's evidence; refuse when none is fit."""
+
+    name: Literal["auto"] = "auto"
+
+
+class CopyParams(MethodParams):
+    """Take the update over unchanged. The baseline to beat between close relatives [002, SimpleCopy]."""
+
+    name: Literal["copy"] = "copy"
+    pad: bool = Field(
+        default=False,
+        description="Crop or zero-pad where shapes differ. A control for measurements, not a way to move a skill.",
+    )
+
+
+class CrossLoraParams(MethodParams):
+    """Project the update through the leading singular subspaces of both bases [001, Cross-LoRA]."""
+
+    name: Literal["cross_lora"] = "cross_lora"
+    rank: int = Field(
+        default=320, ge=1, le=16384, description="Singular directions kept of each base weight."
+    )
+    alignment: Literal["anchored", "projection", "index"] = Field(
+        default="anchored",
+        description=(
+            "How the two k-dimensional coordinate systems are matched: `anchored` by Procrustes on shared-vocabulary "
+            "embeddings, `projection` onto the target's subspace alone (equal shapes), `index` by singular-value order."
+        ),
+    )
+    anchor_tokens: int = Field(
+        default=4096, ge=64, le=65536, description="Most shared tokens used as paired evidence by `anchored`."
+    )
+    norm: Literal["keep", "preserve"] = Field(
+        default="keep",
+        description="`preserve` rescales each site to the Frobenius norm of the source's update.",
+    )
+
+
+AnyMethodParams = Annotated[AutoParams | CopyParams | CrossLoraParams, Field(discriminator="name")]
+
+PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
+    "auto": AutoParams,
+    "copy": CopyParams,
+    "cross_lora": CrossLoraParams,
+}
+
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)
+
+
+def parse_params(value: str | dict[str, Any]) -> MethodParams:
+    """Parameters from a name or an object. Raises pydantic's ValidationError."""
+    params: MethodParams = _ADAPTER.validate_python({"name": value} if isinstance(value, str) else value)
+    return params
+
+
+def describe() -> list[dict[str, Any]]:
+    """One entry per method: name, first sentence of its docstring, JSON schema of its parameters."""
+    return [
+        {
+            "name": name,
+            "summary": (params.__doc__ or "").strip().splitlines()[0],
+            "parameters": params.model_json_schema(),
+        }
+        for name, params in PARAMS_BY_NAME.items()
+    ]

@@ -1,0 +1,82 @@
+"""The hub as the pipeline sees it: resolve, read, publish. Two real implementations: remote and local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from core.requests import RepoRef
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedRepo:
+    """A repo at one immutable revision."""
+
+    repo_id: str
+    sha: str  # 40 lowercase hex digits
+    files: dict[str, int]  # path inside the repo → size in bytes
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.sha}"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Where a commit landed."""
+
+    repo_id: str
+    commit: str
+    url: str  # a web address for the Hub, a folder path for the local hub
+    pull_request: str | None = None
+
+
+class ByteSource(Protocol):
+    """Random access to one immutable file: a local file, or ranged reads over HTTP."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`. Raises UnsafeFile when the file is shorter, HubUnavailable on network trouble."""
+
+
+class HubPort(Protocol):
+    """Every call raises errors of the `core.errors.HubError` tree and nothing else of its own."""
+
+    def check_read(self, repo_id: str) -> None:
+        """Does our token read this repo right now? Called once per repo and job, before any cached byte is used."""
+
+    def resolve(self, ref: RepoRef) -> PinnedRepo:
+        """Pin a ref to a commit sha and list its files."""
+
+    def fetch(self, repo: PinnedRepo, path: str) -> Path:
+        """A whole file as a local, read-only path (cached by content). FileMissing when absent."""
+
+    def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> ByteSource:
+        """Random access. `wanted` is how many bytes will be read, a guess at best: when more than half of the file is
+        saved, reads go over HTTP ranges instead of a whole download."""
+
+    def default_output(self, contract_name: str) -> str:
+        """The contract's default name made legal here (the Hub forbids '--' in names)."""
+
+    def check_write(self, repo_id: str) -> None:
+        """Can we write there (or create it)? OutputForbidden otherwise. Called before expensive work."""
+
+    def head(self, repo_id: str) -> PinnedRepo | None:
+        """The output repo's main branch now, or None when the repo does not exist or has no commit."""
+
+    def find_commit(self, repo_id: str, marker: str) -> Published | None:
+        """A commit of main (or an open PR) whose message carries `marker`, so that no job commits twice."""
+
+    def publish(
+        self,
+        repo_id: str,
+        folder: Path,
+        *,
+        message: str,
+        parent: str | None,
+        private: bool,
+        create_pr: bool,
+    ) -> Published:
+        """Create the repo when needed and add every file of `folder` in ONE commit on top of `parent`
+        (None: the repo must be new or hold nothing but its initial commit). ParentMoved when it has moved."""
