@@ -1,0 +1,172 @@
+"""The table of model families: one row per `model_type`. Adding an architecture = adding a row and a test line.
+
+Names are relative: a layer's modules hang under `{prefix}{layers}.{index}.`, where `prefix` is whatever this
+checkpoint or this adapter uses (`model.`, `transformer.`, nothing, …). Defaults are those of the transformers
+configuration classes, because a published `config.json` may leave out what equals the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from transfer.interface import Role
+
+
+class NormKind(StrEnum):
+    """How a layer normalises what its linear modules read."""
+
+    RMS = "rms"  # x / rms(x) · w
+    RMS_PLUS_ONE = "rms_plus_one"  # x / rms(x) · (1 + w), Gemma
+    LAYER = "layer"  # (x − mean) / std · w + b
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Under which names a family's config.json holds its sizes."""
+
+    hidden: str = "hidden_size"
+    layers: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    kv_heads: str | None = "num_key_value_heads"
+    head_dim: str | None = "head_dim"
+    inner: str = "intermediate_size"
+    vocab: str = "vocab_size"
+    eps: str = "rms_norm_eps"
+    activation: str = "hidden_act"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where one family keeps its roles. `layout`: module inside a layer → the roles it computes, in order."""
+
+    model_type: str
+    layout: Mapping[str, tuple[Role, ...]]
+    keys: Keys = field(default_factory=Keys)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # config key → transformers' default
+    root: str = "model."  # prefix in the causal language model as transformers builds it
+    prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
+    layers: str = "layers"
+    embedding: str = "embed_tokens"
+    attention_norm: str = "input_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    norm_kind: NormKind = NormKind.RMS
+    scale_embeddings: bool = False  # rows are multiplied by √hidden before layer 0
+    transposed: bool = False  # weights stored (in, out): GPT-2's Conv1D
+    per_head: bool = False  # fused rows run [head, (q, k, v), head_dim] instead of [q | k | v]
+
+
+Q, K, V, O = Role.Q, Role.K, Role.V, Role.O  # noqa: E741
+GATE, UP, DOWN = Role.GATE, Role.UP, Role.DOWN
+
+_SPLIT = MappingProxyType(
+    {
+        "self_attn.q_proj": (Q,),
+        "self_attn.k_proj": (K,),
+        "self_attn.v_proj": (V,),
+        "self_attn.o_proj": (O,),
+        "mlp.gate_proj": (GATE,),
+        "mlp.up_proj": (UP,),
+        "mlp.down_proj": (DOWN,),
+    }
+)
+_GEMMA_KEYS = Keys(activation="hidden_activation")
+_GELU_TANH = "gelu_pytorch_tanh"
+_RMS = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
+
+_LLAMA = Family("llama", _SPLIT, defaults=_RMS)
+_GEMMA2 = Family(
+    "gemma2",
+    _SPLIT,
+    keys=_GEMMA_KEYS,
+    defaults={
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "hidden_activation": _GELU_TANH,
+    },
+    mlp_norm="pre_feedforward_layernorm",
+    norm_kind=NormKind.RMS_PLUS_ONE,
+    scale_embeddings=True,
+)
+
+_ROWS = (
+    _LLAMA,
+    replace(_LLAMA, model_type="mistral", defaults=_RMS | {"num_key_value_heads": 8}),
+    replace(_LLAMA, model_type="qwen2", defaults=_RMS | {"num_key_value_heads": 32}),
+    replace(_LLAMA, model_type="qwen3", defaults=_RMS | {"num_key_value_heads": 32, "head_dim": 128}),
+    replace(
+        _GEMMA2,
+        model_type="gemma",
+        keys=Keys(),
+        defaults={
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            "rms_norm_eps": 1e-6,
+            "hidden_act": _GELU_TANH,
+        },
+        mlp_norm="post_attention_layernorm",
+    ),
+    _GEMMA2,
+    replace(_GEMMA2, model_type="gemma3_text"),
+    Family(
+        "phi3",
+        {
+            "self_attn.qkv_proj": (Q, K, V),
+            "self_attn.o_proj": (O,),
+            "mlp.gate_up_proj": (GATE, UP),
+            "mlp.down_proj": (DOWN,),
+        },
+        defaults={"rms_norm_eps": 1e-5, "hidden_act": "silu"},
+        keys=Keys(head_dim=None),
+    ),
+    Family(
+        "gpt2",
+        {"attn.c_attn": (Q, K, V), "attn.c_proj": (O,), "mlp.c_fc": (UP,), "mlp.c_proj": (DOWN,)},
+        keys=Keys(
+            hidden="n_embd",
+            layers="n_layer",
+            heads="n_head",
+            kv_heads=None,
+            head_dim=None,
+            inner="n_inner",
+            eps="layer_norm_epsilon",
+            activation="activation_function",
+        ),
+        defaults={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "n_inner": None},
+        root="transformer.",
+        prefixes=("transformer.", ""),
+        layers="h",
+        embedding="wte",
+        attention_norm="ln_1",
+        mlp_norm="ln_2",
+        norm_kind=NormKind.LAYER,
+        transposed=True,
+    ),
+    Family(
+        "gpt_neox",
+        {
+            "attention.query_key_value": (Q, K, V),
+            "attention.dense": (O,),
+            "mlp.dense_h_to_4h": (UP,),
+            "mlp.dense_4h_to_h": (DOWN,),
+        },
+        keys=Keys(kv_heads=None, head_dim=None, eps="layer_norm_eps"),
+        defaults={"layer_norm_eps": 1e-5, "hidden_act": "gelu"},
+        root="gpt_neox.",
+        prefixes=("gpt_neox.", ""),
+        embedding="embed_in",
+        norm_kind=NormKind.LAYER,
+        per_head=True,
+    ),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({row.model_type: row for row in _ROWS})
+
+# Models whose text part is described by `text_config`: outer model_type → prefix of the text model's modules.
+NESTED: Mapping[str, str] = MappingProxyType({"gemma3": "model.language_model."})
