@@ -1,4 +1,6 @@
-"""The hub as the pipeline sees it: resolve, read, publish. Two real implementations: remote and local folder."""
+"""The hub as the pipeline sees it: resolve, read, publish. Two real implementations: remote and local
+folder.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,23 @@ class ByteSource(Protocol):
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises UnsafeFile when the file is shorter, HubUnavailable on network trouble."""
+        """Exactly `length` bytes from `offset`. Raises UnsafeFile when the file is shorter, HubUnavailable
+        on network trouble.
+        """
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a writable buffer of bytes from `offset`, without a second copy in memory. Raises as `read`
+        does.
+        """
 
 
 class HubPort(Protocol):
     """Every call raises errors of the `core.errors.HubError` tree and nothing else of its own."""
 
     def check_read(self, repo_id: str) -> None:
-        """Does our token read this repo right now? Called once per repo and job, before any cached byte is used."""
+        """Does our token read this repo right now? Called once per repo and job, before any cached byte is
+        used.
+        """
 
     def resolve(self, ref: RepoRef) -> PinnedRepo:
         """Pin a ref to a commit sha and list its files."""
@@ -53,8 +64,8 @@ class HubPort(Protocol):
         """A whole file as a local, read-only path (cached by content). FileMissing when absent."""
 
     def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> ByteSource:
-        """Random access. `wanted` is how many bytes will be read, a guess at best: when more than half of the file is
-        saved, reads go over HTTP ranges instead of a whole download."""
+        """Random access. `wanted` is how many bytes will be read, a guess at best: when more than half of
+        the file is saved, reads go over HTTP ranges instead of a whole download."""
 
     def default_output(self, contract_name: str) -> str:
         """The contract's default name made legal here (the Hub forbids '--' in names)."""

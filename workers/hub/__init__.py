@@ -1,0 +1,1 @@
+"""Where models and adapters are read from and written to: one port, two implementations."""

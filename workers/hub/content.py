@@ -1,0 +1,102 @@
+"""Names made of content: the hash of a file, of a folder, and of a commit.
+
+A commit's name is the first 40 hex digits of the SHA-256 of its canonical JSON {parent, message, files}: no
+clock, no author, so the same history has the same names on every machine. A folder that no hub manages is
+named as if it had been committed once, without a parent and without a message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+SHA = re.compile(r"^[0-9a-f]{40}$")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a commit: size in bytes and SHA-256 of its content, 64 hex digits."""
+
+    size: int
+    sha256: str
+
+
+def commit_sha(parent: str | None, message: str, files: Mapping[str, FileRecord]) -> str:
+    """The name of a commit, 40 lowercase hex digits."""
+    canonical = json.dumps(
+        commit_json(parent, message, files), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:40]
+
+
+def commit_json(parent: str | None, message: str, files: Mapping[str, FileRecord]) -> dict[str, object]:
+    """What stands in a commit's file."""
+    rows = {path: {"size": file.size, "sha256": file.sha256} for path, file in sorted(files.items())}
+    return {"parent": parent, "message": message, "files": rows}
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content; reads one MiB at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class HashCache:
+    """Content hashes that are remembered while (path, size, modification and change time, inode) stay the
+    same.
+
+    Several gigabytes take seconds to hash, so a `folder` keeps the answers between processes. It is a
+    convenience: an entry that cannot be read, written or believed means hashing again.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._known: dict[tuple[str, str], str] = {}
+
+    def sha256(self, path: Path, info: os.stat_result) -> str:
+        """The hash of the file at `path`, whose `stat` is `info`."""
+        stamp = f"{info.st_size}-{info.st_mtime_ns}-{info.st_ctime_ns}-{info.st_ino}"
+        key = (str(path), stamp)
+        digest = self._known.get(key) or self._load(*key)
+        if digest is None:
+            digest = hash_file(path)
+            self._save(*key, digest)
+        self._known[key] = digest
+        return digest
+
+    def _entry(self, path: str) -> Path | None:
+        if self._folder is None:
+            return None
+        return self._folder / hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+    def _load(self, path: str, stamp: str) -> str | None:
+        entry = self._entry(path)
+        if entry is None:
+            return None
+        try:
+            known_stamp, _, digest = entry.read_text().partition(" ")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return digest if known_stamp == stamp and re.fullmatch(r"[0-9a-f]{64}", digest) else None
+
+    def _save(self, path: str, stamp: str, digest: str) -> None:
+        entry = self._entry(path)
+        if entry is None:
+            return
+        with suppress(OSError):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            fd, temporary = tempfile.mkstemp(dir=entry.parent)
+            with os.fdopen(fd, "w") as stream:
+                stream.write(f"{stamp} {digest}")
+            Path(temporary).replace(entry)

@@ -1,0 +1,122 @@
+"""Files on disk as both hubs use them: reading by position, listing a folder safely, what a full disk
+means.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.errors import DiskFull, FileMissing, HubUnavailable, OutputForbidden, UnsafeFile
+
+# EFBIG: a file-size limit of the process or the file system, for a writer the same thing as a full disk.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+# One read() moves at most this much on Linux (0x7ffff000 bytes); larger reads come back in pieces anyway.
+_PIECE = 1 << 30
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn the operating system's write errors into DiskFull, OutputForbidden or HubUnavailable about
+    `what`.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _FULL:
+            raise DiskFull(
+                f"No space left while writing {what}.",
+                hint="Free disk space on the machine that runs the worker; the job can then be retried.",
+            ) from exc
+        if exc.errno in _FORBIDDEN:
+            raise OutputForbidden(
+                f"The worker may not write {what}.",
+                hint="Give the worker's user write access to the local hub folder, or name another output.",
+            ) from exc
+        raise HubUnavailable(f"Writing {what} failed ({errno.errorcode.get(exc.errno or 0)}).") from exc
+
+
+class FileSource:
+    """Random access to one local file through `pread`: memory grows with what is read, not with the file."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """`name` is how errors call the file; paths of the server are not shown to users."""
+        self._path = path
+        self._name = name
+        try:
+            self.size = path.stat().st_size
+        except OSError as exc:
+            raise FileMissing(f"{name} cannot be opened any more.") from exc
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`."""
+        self._check(offset, length)
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        self._check(offset, len(buffer))
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                done = 0
+                while done < len(buffer):
+                    count = os.preadv(fd, [buffer[done : done + _PIECE]], offset + done)
+                    if count == 0:
+                        raise UnsafeFile(f"{self._name} became shorter while it was read.")
+                    done += count
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise HubUnavailable(
+                f"Reading {self._name} failed ({errno.errorcode.get(exc.errno or 0)})."
+            ) from exc
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise UnsafeFile(
+                f"{self._name} is truncated: bytes {offset} to {offset + length} were asked for, "
+                f"it has {self.size}.",
+                hint="Upload or download the file again.",
+            )
+
+
+def list_files(folder: Path, *, inside: Path, name: str) -> dict[str, os.stat_result]:
+    """Every regular file below `folder` as POSIX path → stat, sorted; names that begin with a dot are left
+    out.
+
+    Links are followed only while they stay below `inside` (a real path); one that leads out, or to something
+    that is no regular file, raises UnsafeFile. `name` is how errors call the folder.
+    """
+    found: dict[str, os.stat_result] = {}
+    pending = [folder]
+    while pending:
+        for entry in os.scandir(pending.pop()):
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            relative = path.relative_to(folder).as_posix()
+            if entry.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UnsafeFile(
+                    f"'{relative}' in {name} is a link that leads out of the folder.",
+                    hint="Replace the link by the file itself.",
+                )
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+                continue
+            try:
+                info = entry.stat()
+            except OSError as exc:
+                raise FileMissing(f"'{relative}' in {name} cannot be read.") from exc
+            if not stat.S_ISREG(info.st_mode):
+                raise UnsafeFile(f"'{relative}' in {name} is not a regular file.")
+            found[relative] = info
+    return dict(sorted(found.items()))

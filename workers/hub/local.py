@@ -1,0 +1,194 @@
+"""A hub in a folder: immutable, content-hashed revisions, and branches that move atomically.
+
+    <root>/<owner>/<name>/
+        refs/<branch>             text: the sha that the branch points at (`main`; `pr/1` for a pull request)
+        commits/<sha>.json        {"parent": sha | null, "message": "…",
+                                   "files": {path: {"size": n, "sha256": "…"}}}
+        revisions/<sha>/…         the files of that commit, read-only, as PEFT and Transformers expect them
+        .lock                     held (fcntl) while a commit is written
+        .incoming-…/              a commit being written; what a crash leaves, the next commit removes
+    <root>/.hashes/               remembered content hashes of plain folders
+
+A commit becomes visible by the last of three atomic renames (revision, commit, branch), each synced before
+the next, so a crash at any point leaves a repo that reads as it did before. A folder below the root without
+`refs/`, as copied from elsewhere, is served too, read-only, at a revision that is a hash of its content (see
+`workers.hub.plain`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from core.errors import (
+    FileMissing,
+    HubUnavailable,
+    OutputForbidden,
+    RepoNotFound,
+    RequestInvalid,
+    RevisionNotFound,
+)
+from core.requests import MAX_REPO_ID, RepoRef, check_repo_id
+from workers.hub.content import HashCache
+from workers.hub.files import FileSource
+from workers.hub.plain import PlainFolder
+from workers.hub.port import PinnedRepo, Published
+from workers.hub.store import RepoStore
+
+
+class LocalHub:
+    """The hub port over a folder. Whoever runs the worker may read and write all of it; there are no
+    tokens.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._hashes = HashCache(self._root / ".hashes")
+
+    def check_read(self, repo_id: str) -> None:
+        """Raise RepoNotFound unless the repo is there."""
+        self._find(repo_id)
+
+    def resolve(self, ref: RepoRef) -> PinnedRepo:
+        """Pin a branch, or check a sha. RepoNotFound, RevisionNotFound."""
+        found = self._find(ref.repo_id)
+        if isinstance(found, PlainFolder):
+            return found.resolve(ref)
+        sha = found.sha_of(ref.revision)
+        if sha is None:
+            raise RevisionNotFound(
+                f"{ref.repo_id} has no revision '{ref.revision}'.",
+                hint="Name a branch or a full commit sha of this repo; the default branch is 'main'.",
+            )
+        return self._pinned(found, sha)
+
+    def fetch(self, repo: PinnedRepo, path: str) -> Path:
+        """The file inside its revision's folder. FileMissing when the revision does not have it."""
+        found = self._find(repo.repo_id)
+        if isinstance(found, PlainFolder):
+            return found.fetch(repo, path)
+        if path not in repo.files or path not in found.commit_of(repo.sha).files:
+            raise FileMissing(f"{repo.repo_id} has no file '{path}' at {repo.sha}.")
+        return found.file(repo.sha, path)
+
+    def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> FileSource:
+        """Random access; `wanted` makes no difference for a local file."""
+        return FileSource(self.fetch(repo, path), f"'{path}' of {repo}")
+
+    def default_output(self, contract_name: str) -> str:
+        """The contract's own name, when it is short enough."""
+        return legal_output(contract_name)
+
+    def check_write(self, repo_id: str) -> None:
+        """OutputForbidden for a plain folder, an id without an owner, and where the worker has no write
+        access.
+        """
+        folder = self._writable(repo_id)
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputForbidden(
+                f"The worker may not write to {repo_id}.",
+                hint="Give the worker's user write access to the local hub folder, or name another output.",
+            )
+
+    def head(self, repo_id: str) -> PinnedRepo | None:
+        """The repo at `main`, or None."""
+        try:
+            return self.resolve(RepoRef(repo_id=_checked(repo_id)))
+        except (RepoNotFound, RevisionNotFound):
+            return None
+
+    def find_commit(self, repo_id: str, marker: str) -> Published | None:
+        """A commit of main or of a pull request whose message holds `marker`."""
+        try:
+            found = self._find(repo_id)
+        except RepoNotFound:
+            return None
+        if isinstance(found, PlainFolder):
+            return None
+        for branch, sha in found.branches():
+            for commit in found.history(sha):
+                if marker in commit.message:
+                    return self._published(found, repo_id, commit.sha, branch)
+        return None
+
+    def publish(
+        self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
+    ) -> Published:
+        """One commit: the parent's files with those of `folder` added. `private` means nothing in a
+        folder.
+        """
+        self.check_write(repo_id)
+        store = RepoStore(self._folder(repo_id), repo_id)
+        sha, branch = store.commit(folder, message=message, parent=parent, create_pr=create_pr)
+        return self._published(store, repo_id, sha, branch)
+
+    def _published(self, store: RepoStore, repo_id: str, sha: str, branch: str) -> Published:
+        pull_request = None if branch == "main" else branch
+        return Published(repo_id, sha, str(store.revision(sha)), pull_request)
+
+    def _pinned(self, store: RepoStore, sha: str) -> PinnedRepo:
+        files = {path: file.size for path, file in store.commit_of(sha).files.items()}
+        return PinnedRepo(store.repo_id, sha, files)
+
+    def _folder(self, repo_id: str) -> Path:
+        """Where the repo lies; a link on the way that leads out of the root counts as absent."""
+        folder = self._root / _checked(repo_id)
+        if not folder.resolve().is_relative_to(self._root):
+            raise RepoNotFound(f"{repo_id} is not in the local hub.")
+        return folder
+
+    def _find(self, repo_id: str) -> RepoStore | PlainFolder:
+        folder = self._folder(repo_id)
+        store = RepoStore(folder, repo_id)
+        if "/" in repo_id and store.exists():
+            return store
+        try:
+            if any(entry.is_file() and not entry.name.startswith(".") for entry in folder.iterdir()):
+                return PlainFolder(folder, repo_id, self._hashes, inside=self._root)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as exc:
+            raise HubUnavailable(f"The folder of {repo_id} cannot be read.") from exc
+        raise RepoNotFound(
+            f"{repo_id} is not in the local hub.",
+            hint="Check the spelling; repos lie in the local hub folder as owner/name.",
+        )
+
+    def _writable(self, repo_id: str) -> Path:
+        folder = self._folder(repo_id)
+        if "/" not in repo_id:
+            raise OutputForbidden(f"'{repo_id}' names no owner; outputs are called 'owner/name'.")
+        try:
+            found: RepoStore | PlainFolder | None = self._find(repo_id)
+        except RepoNotFound:
+            found = None
+        if isinstance(found, PlainFolder):
+            raise OutputForbidden(
+                f"{repo_id} is a plain folder that the local hub only reads.",
+                hint="Name another output.",
+            )
+        return folder
+
+
+def _checked(repo_id: str) -> str:
+    try:
+        return check_repo_id(repo_id)
+    except ValueError as exc:
+        raise RepoNotFound(f"'{repo_id}' is not a repo id such as 'owner/name'.") from exc
+
+
+def legal_output(name: str) -> str:
+    """`name` when it is a legal repo id of at most 96 characters; RequestInvalid about `output` otherwise."""
+    try:
+        return check_repo_id(name)
+    except ValueError as exc:
+        problem = (
+            f"longer than {MAX_REPO_ID} characters" if len(name) > MAX_REPO_ID else "not a legal repo id"
+        )
+        raise RequestInvalid(
+            f"The default output name '{name}' is {problem}.",
+            hint="Name the output yourself: output.repo_id.",
+            pointer="/output/repo_id",
+        ) from exc
