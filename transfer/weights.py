@@ -41,7 +41,7 @@ class TensorReader(Protocol):
 
 
 class ModelWeights:
-    """One base model: config plus reader. Cheap to make; raises UnsupportedModel when the two do not agree."""
+    """One base model: config plus reader. Cheap to make; raises UnsupportedModel when the two disagree."""
 
     def __init__(self, config: Mapping[str, Any], reader: TensorReader) -> None:
         self.config = config
@@ -157,7 +157,7 @@ class ModelWeights:
         )
 
     def _check_present(self) -> None:
-        """Every tensor that sites and norms need exists, readable, and in the shape that config.json implies."""
+        """Every tensor that sites and norms need exists, readable, in the shape config.json implies."""
         arch, family = self.architecture, self.architecture.family
         if len(self._infos[self._embedding_name].shape) != 2:
             raise UnsupportedModel(f"The tensor {self._embedding_name} should have two dimensions.")

@@ -32,7 +32,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One model's table row with its sizes. `root`: the module prefix in the model that transformers builds."""
+    """One model's table row with its sizes. `root`: the prefix in the model that transformers builds."""
 
     family: Family
     root: str

@@ -1,4 +1,4 @@
-"""The table of model families: one row per `model_type`. Adding an architecture = adding a row and a test line.
+"""The table of model families: one row per `model_type`. Another architecture = another row and a test line.
 
 Names are relative: a layer's modules hang under `{prefix}{layers}.{index}.`, where `prefix` is whatever this
 checkpoint or this adapter uses (`model.`, `transformer.`, nothing, …). Defaults are those of the transformers
