@@ -1,0 +1,170 @@
+"""Truncated SVDs of base weights, computed once: disk, then Redis where there is one, then computed,
+filling both.
+
+Factors are the expensive part of several methods and depend on one base model only, so every later job on
+the same base finds them here. Who may see them is not decided here: the pipeline asks the hub whether
+this job may read the repo before it asks for any factor.
+
+A cached rank-320 entry is not sliced to serve a request for rank 128: its leading 128 directions agree
+with a fresh rank-128 computation only to rounding, so a result would depend on what happened to be cached
+(decision 0007).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfer.interface import Factors
+from workers.cache.disk import DiskTier, StoredFile
+from workers.cache.entry import CorruptEntryError, entry_size, read_entry, read_key, settle, write_entry
+from workers.cache.keys import FactorKey
+from workers.cache.locks import file_lock, redis_lock
+from workers.cache.redis_tier import RedisTier
+
+__all__ = ["CacheEntry", "CacheStats", "FactorCache", "FactorKey", "Pruned"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One entry of the disk tier. `key` is None when the file cannot be read; the next use removes it."""
+
+    key: FactorKey | None
+    bytes: int
+    last_used: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What `prune` removed."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """What this process has asked of its cache so far."""
+
+    disk_hits: int = 0
+    redis_hits: int = 0
+    computed: int = 0
+
+
+class FactorCache:
+    """Safe for threads, and for processes and machines that share the folder or the Redis server."""
+
+    def __init__(
+        self,
+        dir: Path,
+        max_bytes: int,
+        redis_url: str | None = None,
+        ttl_s: int = 7 * 24 * 3600,
+        max_entry_bytes: int = 64 * 2**20,
+        *,
+        redis_prefix: str = "rebase:factors",
+        lease_s: float = 10.0,
+        wait_s: float = 900.0,
+    ) -> None:
+        """`dir` is made when needed; `max_bytes` = 0 turns the disk tier off, no `redis_url` the other one.
+
+        `lease_s`: a machine silent this long loses a computation to another one.
+        `wait_s`: after waiting this long for somebody else's result, compute it here too.
+        """
+        self.stats = CacheStats()
+        self._disk = DiskTier(dir, max_bytes)
+        self._redis = (
+            RedisTier(redis_url, ttl_s=ttl_s, max_entry_bytes=max_entry_bytes, prefix=redis_prefix)
+            if redis_url
+            else None
+        )
+        self._lease_s = lease_s
+        self._wait_s = wait_s
+
+    def get_or_compute(self, key: FactorKey, compute: Callable[[], Factors]) -> Factors:
+        """The factors of `key`, from the nearest tier that has them. Always contiguous float32 on the CPU.
+
+        `compute` runs at most once at a time among everybody who shares a tier; what it raises goes to
+        its caller, and the next one in line computes. Trouble with a tier is never raised.
+        """
+        found = self._look_up(key)
+        if found is not None:
+            return found
+        if not self._disk.writable:  # nothing could be handed over through the folder, so do not queue there
+            return self._between_machines(key, compute)
+        lock = self._disk.folder / "locks" / f"{key.digest}.lock"
+        with file_lock(lock, lambda: self._disk.has(key.digest), self._wait_s):
+            return self._look_up(key) or self._between_machines(key, compute)
+
+    def ls(self) -> list[CacheEntry]:
+        """Entries of the disk tier, least recently used first."""
+        return [CacheEntry(_key_of(f), f.bytes, f.last_used) for f in self._disk.files()]
+
+    def prune(self, max_bytes: int = 0) -> Pruned:
+        """Remove the least recently used entries until at most `max_bytes` are left on disk.
+
+        Raises OSError when the folder cannot be written. Redis forgets by itself.
+        """
+        removed = self._disk.prune(max_bytes)
+        return Pruned(entries=len(removed), bytes=sum(f.bytes for f in removed))
+
+    def _look_up(self, key: FactorKey) -> Factors | None:
+        found = self._disk.get(key.digest, lambda file, size: read_entry(file, size, key))
+        if found is not None:
+            self.stats.disk_hits += 1
+            return found
+        found = self._from_redis(key)
+        if found is not None:
+            self.stats.redis_hits += 1
+            self._to_disk(key, found)
+        return found
+
+    def _between_machines(self, key: FactorKey, compute: Callable[[], Factors]) -> Factors:
+        tier = self._redis
+        if tier is None or not tier.available:
+            return self._compute(key, compute)
+        with redis_lock(
+            tier, key.digest, lambda: tier.has(key.digest), lease_s=self._lease_s, wait_s=self._wait_s
+        ):
+            return self._look_up(key) or self._compute(key, compute)
+
+    def _compute(self, key: FactorKey, compute: Callable[[], Factors]) -> Factors:
+        factors = settle(compute())
+        self.stats.computed += 1
+        self._to_disk(key, factors)
+        self._to_redis(key, factors)
+        return factors
+
+    def _to_disk(self, key: FactorKey, factors: Factors) -> None:
+        size = entry_size(key, factors)
+        self._disk.put(key.digest, size, lambda file: write_entry(file, key, factors))
+
+    def _to_redis(self, key: FactorKey, factors: Factors) -> None:
+        if self._redis is None or not self._redis.available:
+            return
+        if not self._redis.fits(entry_size(key, factors)):
+            self._redis.say_not_shared(key.digest)
+            return
+        buffer = io.BytesIO()
+        write_entry(buffer, key, factors)
+        self._redis.put(key.digest, buffer.getvalue())
+
+    def _from_redis(self, key: FactorKey) -> Factors | None:
+        entry = self._redis.get(key.digest) if self._redis else None
+        if entry is None or self._redis is None:
+            return None
+        try:
+            return read_entry(io.BytesIO(entry), len(entry), key)
+        except CorruptEntryError:
+            self._redis.remove(key.digest)
+            return None
+
+
+def _key_of(file: StoredFile) -> FactorKey | None:
+    try:
+        with file.path.open("rb") as stream:
+            return read_key(stream, file.bytes)
+    except (OSError, CorruptEntryError):
+        return None
