@@ -1,0 +1,129 @@
+"""The model card that is pushed with a converted adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from workers.report import Report
+
+_TABLE_ROWS = 40
+_VERDICT_WORDS = {
+    "compatible": "compatible: the two bases are close enough for this method",
+    "uncertain": "uncertain: the weights alone cannot tell, so measure before you use it",
+    "incompatible": "incompatible: nothing suggests that this skill survives the move",
+}
+
+
+def write_card(report: Report, licences: dict[str, str | None]) -> str:
+    """Markdown with the Hub's metadata block on top. `licences` maps repo id → licence named in its card."""
+    return "\n".join(
+        [
+            *_metadata(report),
+            *_summary(report),
+            *_caveats(report),
+            *_diagnostics(report),
+            *_verification(report),
+            *_licences(licences),
+            "",
+        ]
+    )
+
+
+def _metadata(report: Report) -> list[str]:
+    # JSON strings are YAML strings, so no repo name can break out of its field.
+    return [
+        "---",
+        f"base_model: {json.dumps(report.target.repo_id)}",
+        "base_model_relation: adapter",
+        "library_name: peft",
+        "tags:",
+        "- lora",
+        "- peft",
+        "- rebase",
+        "---",
+        "",
+    ]
+
+
+def _summary(report: Report) -> list[str]:
+    name = report.adapter.repo_id.split("/")[-1]
+    target = report.target.repo_id.split("/")[-1]
+    method = report.method_used
+    parameters = ", ".join(
+        f"`{key}={json.dumps(value)}`" for key, value in sorted(method.items()) if key != "name"
+    )
+    return [
+        f"# {name} on {target}",
+        "",
+        f"A LoRA adapter that was trained on `{report.source.repo_id}` and moved to "
+        f"`{report.target.repo_id}` by Rebase {report.rebase_version}, without training.",
+        "",
+        f"**Verdict before the move:** {_VERDICT_WORDS[report.precheck.verdict]}.",
+        "",
+        *[f"- {reason.message}" for reason in report.precheck.reasons],
+        "",
+        "| | |",
+        "|---|---|",
+        f"| adapter | `{report.adapter.repo_id}@{report.adapter.sha}` |",
+        f"| source base | `{report.source.repo_id}@{report.source.sha}` |",
+        f"| target base | `{report.target.repo_id}@{report.target.sha}` |",
+        f"| method | `{method['name']}` ({parameters or 'no parameters'}) |",
+        f"| written as | rank {report.output.get('rank')}, {report.output.get('dtype')} |",
+        "",
+    ]
+
+
+def _caveats(report: Report) -> list[str]:
+    lines = [*report.caveats, *report.warnings]
+    return ["## What to know before you use it", "", *[f"- {line}" for line in lines], ""]
+
+
+def _diagnostics(report: Report) -> list[str]:
+    names = sorted({name for row in report.sites for name in row.measurements})
+    if not names:
+        return []
+    rows = [
+        _row([row.target, *[_figure(row.measurements.get(name)) for name in names], " ".join(row.flags)])
+        for row in report.sites[:_TABLE_ROWS]
+    ]
+    more = len(report.sites) - len(rows)
+    tail = [f"{more} more site(s) are in `rebase_report.json`.", ""] if more > 0 else []
+    head = [_row(["site", *names, "flags"]), _row(["---"] * (len(names) + 2))]
+    return ["## Diagnostics by site", "", *head, *rows, "", *tail]
+
+
+def _verification(report: Report) -> list[str]:
+    check = report.verification
+    if check is None:
+        return []
+    return [
+        "## Checks before publishing",
+        "",
+        f"- PEFT places all {check.tensors} tensors on the target.",
+        f"- A forward pass ({check.forward_scope}) changes the logits by {check.logit_change:.3g} "
+        f"of their norm (mean KL {check.mean_kl:.3g} nats).",
+        "",
+    ]
+
+
+def _licences(licences: dict[str, str | None]) -> list[str]:
+    lines = [
+        f"- `{repo}`: {licence or 'no licence named in its card'}"
+        for repo, licence in sorted(licences.items())
+    ]
+    return [
+        "## Licences",
+        "",
+        "This adapter derives from the repos below. Their licences apply to it together.",
+        "",
+        *lines,
+    ]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,43 @@
+"""The worker's Celery app, for `celery -A workers.celery_app worker` and `python -m workers`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
+
+from core.broker import make_celery
+from core.logs import configure_logging
+from core.settings import get_settings
+from workers.health import keep_alive
+
+# Frozen by huggingface_hub at import: no token may come from the machine's own login.
+os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+app = make_celery(get_settings())
+app.conf.imports = ("workers.tasks",)
+
+_stop = threading.Event()
+
+
+@setup_logging.connect(weak=False)
+def _logging(**_: Any) -> None:
+    configure_logging(get_settings())
+
+
+@worker_process_init.connect(weak=False)
+def _child(**_: Any) -> None:
+    configure_logging(get_settings())
+
+
+@worker_ready.connect(weak=False)
+def _ready(**_: Any) -> None:
+    threading.Thread(target=keep_alive, args=(get_settings(), _stop), name="alive", daemon=True).start()
+
+
+@worker_shutting_down.connect(weak=False)
+def _stopping(**_: Any) -> None:
+    _stop.set()

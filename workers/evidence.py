@@ -1,0 +1,92 @@
+"""Evidence for one site pair, gathered when a method asks and only what it declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from transfer.interface import Evidence, Factors, Port, Side, Site, SitePair
+from transfer.linalg import FACTORS_VERSION, factorize
+from transfer.pseudo import PairedEmbeddings
+from transfer.weights import ModelWeights
+from workers.cache.factors import FactorCache, FactorKey
+from workers.hub.port import PinnedRepo
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """One base model: its pinned repo and its weights."""
+
+    repo: PinnedRepo
+    weights: ModelWeights
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceSource:
+    """Makes the evidence of each site; shared by the pre-check's probes and the transfer."""
+
+    source: Base
+    target: Base
+    cache: FactorCache
+    device: torch.device
+    embeddings: PairedEmbeddings | None
+
+    def at(self, pair: SitePair, declared: frozenset[Evidence]) -> PairEvidence:
+        """Evidence for one pair, limited to what the method declared."""
+        return PairEvidence(self, pair, declared)
+
+    def side(self, side: Side) -> Base:
+        """The base on that side."""
+        return self.source if side == "source" else self.target
+
+
+@dataclass(frozen=True, slots=True)
+class PairEvidence:
+    """Implements `transfer.interface.SiteEvidence`."""
+
+    origin: EvidenceSource
+    pair: SitePair
+    declared: frozenset[Evidence]
+
+    def weight(self, side: Side) -> Tensor:
+        """The base weight of this site, (o, i) float32, on the worker's device."""
+        self._require(Evidence.WEIGHTS)
+        return self._weight(side)
+
+    def factors(self, side: Side, rank: int) -> Factors:
+        """Truncated SVD of the base weight, from the cache or computed now."""
+        self._require(Evidence.FACTORS)
+        base, site = self.origin.side(side), self._site(side)
+        o, i = base.weights.shape(site)
+        key = FactorKey(
+            repo_id=base.repo.repo_id,
+            sha=base.repo.sha,
+            tensor=f"{'+'.join(base.weights.tensors_of(site))}#{site.role.value}",
+            rank=min(rank, o, i),
+            version=FACTORS_VERSION,
+        )
+        found = self.origin.cache.get_or_compute(key, lambda: _on(factorize(self._weight(side), rank), "cpu"))
+        return _on(found, self.origin.device)
+
+    def paired(self, side: Side, port: Port) -> Tensor:
+        """Rows that match between the two sides, (n, width) float32."""
+        self._require(Evidence.EMBEDDINGS)
+        if self.origin.embeddings is None:
+            raise LookupError("no shared vocabulary was found; the pre-check must refuse this pair before")
+        return self.origin.embeddings.rows(side, self._site(side), port).to(self.origin.device)
+
+    def _weight(self, side: Side) -> Tensor:
+        return self.origin.side(side).weights.weight(self._site(side)).to(self.origin.device)
+
+    def _site(self, side: Side) -> Site:
+        return self.pair.source if side == "source" else self.pair.target
+
+    def _require(self, evidence: Evidence) -> None:
+        if evidence not in self.declared:
+            raise LookupError(f"the method asked for {evidence} without declaring it")
+
+
+def _on(factors: Factors, device: torch.device | str) -> Factors:
+    return Factors(factors.U.to(device), factors.S.to(device), factors.V.to(device), factors.energy)

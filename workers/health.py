@@ -1,0 +1,41 @@
+"""Is this machine's worker alive? `python -m workers.health` exits 0 or 1, for container health checks."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+from core.settings import Settings, get_settings
+
+_EVERY_S = 5.0
+_STALE_S = 30.0
+
+
+def alive_file(settings: Settings) -> Path:
+    """The file that a running worker keeps touching."""
+    return settings.resolved_work_dir / "worker.alive"
+
+
+def keep_alive(settings: Settings, stop: threading.Event) -> None:
+    """Touch the file until `stop`; then remove it."""
+    path = alive_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        path.touch()
+        if stop.wait(_EVERY_S):
+            path.unlink(missing_ok=True)
+            return
+
+
+def is_alive(settings: Settings, now: float) -> bool:
+    """Was the file touched in the last half minute?"""
+    try:
+        return now - alive_file(settings).stat().st_mtime < _STALE_S
+    except FileNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(0 if is_alive(get_settings(), time.time()) else 1)

@@ -1,0 +1,64 @@
+"""A thread that keeps a job's lease alive while the pipeline works, and hears of cancellation."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.errors import Cancelled, LeaseLost
+from core.jobs import Claim, JobStore
+
+log = structlog.get_logger(__name__)
+
+
+class Heart:
+    """Beats every `every_s`; `check` raises what it heard.
+
+    A database that does not answer is waited for until the lease would have run out: from then on somebody
+    else may own the job.
+    """
+
+    def __init__(self, store: JobStore, claim: Claim, *, every_s: float, lease_s: float) -> None:
+        self._store, self._claim = store, claim
+        self._every_s, self._lease_s = every_s, lease_s
+        self._stop = threading.Event()
+        self._cancelled = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heart-{claim.job_id}", daemon=True)
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=self._every_s + 5)
+
+    def check(self) -> None:
+        """Raise LeaseLost or Cancelled when that was heard."""
+        if self._lost.is_set():
+            raise LeaseLost("Another worker owns this job now.")
+        if self._cancelled.is_set():
+            raise Cancelled("The job was cancelled.")
+
+    def _beat(self) -> None:
+        last = time.monotonic()
+        while not self._stop.wait(self._every_s):
+            try:
+                if self._store.heartbeat(self._claim, self._lease_s):
+                    self._cancelled.set()
+                last = time.monotonic()
+            except LeaseLost:
+                self._lost.set()
+                return
+            except SQLAlchemyError:
+                log.warning("heartbeat_failed", exc_info=True)
+                if time.monotonic() - last > self._lease_s:
+                    self._lost.set()
+                    return

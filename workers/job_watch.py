@@ -1,0 +1,59 @@
+"""The watch of a job: progress, resolved commits and evidence go to SQL; cancellation comes back."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.jobs import Claim, JobStore
+from core.states import Phase
+from workers.heart import Heart
+from workers.report import Report
+from workers.watch import Resolved
+
+log = structlog.get_logger(__name__)
+_EVERY_S = 0.5  # progress inside a phase is written at most this often
+
+
+class JobWatch:
+    """Implements `workers.watch.Watch` for a claimed job."""
+
+    def __init__(self, store: JobStore, claim: Claim, heart: Heart) -> None:
+        self._store, self._claim, self._heart = store, claim, heart
+        self._phase: Phase | None = None
+        self._phase_began = self._written = 0.0
+
+    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+        """Raises Cancelled or LeaseLost; a progress row that cannot be written now is left out."""
+        self._heart.check()
+        now = time.monotonic()
+        if phase is not self._phase:
+            log.info("phase", phase=phase.value)
+            self._phase, self._phase_began = phase, now
+        elif now - self._written < _EVERY_S and done != total:
+            return
+        eta = (now - self._phase_began) / done * (total - done) if done and total else None
+        try:
+            self._store.report(self._claim, phase, done, total, unit, eta)
+        except SQLAlchemyError:
+            log.warning("progress_not_written", exc_info=True)
+        self._written = now
+
+    def resolved(self, resolved: Resolved) -> None:
+        """Pinned commits onto the job's row."""
+        self._store.resolved(
+            self._claim,
+            adapter_sha=resolved.adapter_sha,
+            source_repo=resolved.source_repo,
+            source_sha=resolved.source_sha,
+            target_sha=resolved.target_sha,
+            output_repo=resolved.output_repo,
+        )
+
+    def diagnosed(self, report: Report) -> None:
+        """The evidence so far, replacing what an earlier call or attempt left."""
+        document = report.model_dump(mode="json")
+        sites = document.pop("sites")
+        self._store.save_diagnostics(self._claim, document, sites, report.precheck.verdict)

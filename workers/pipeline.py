@@ -1,0 +1,218 @@
+"""One conversion, from names to a verified folder. The whole journey reads top to bottom in `run`.
+
+    resolve → read → pre-check → carry, site by site → build → verify → a folder ready to publish
+
+Nothing here knows about jobs, SQL or Celery: `workers.runner` does. `rebase transfer` calls `run` directly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from core.errors import Rejected
+from core.requests import ConversionRequest
+from core.states import Phase
+from transfer.adapter.write import BuiltAdapter, build_adapter
+from transfer.catalogue import MethodParams
+from transfer.interface import Evidence, LowRank, Pair, Site
+from transfer.registry import get_method
+from workers.cache.factors import FactorCache
+from workers.evidence import Base, EvidenceSource
+from workers.hub.port import HubPort, Published
+from workers.judge import judge
+from workers.reading import Opened, licence_of, paired_embeddings, read, resolve
+from workers.report import (
+    Precheck,
+    RepoAt,
+    Report,
+    SiteRow,
+    caveats,
+    finite,
+    library_versions,
+    rebase_version,
+    summarise,
+)
+from workers.resolve import OutputPlace, output_name, output_place
+from workers.verify.check import verify
+from workers.watch import Resolved, Watch
+from workers.writing import write_card_and_report, write_tensors
+
+Kind = Literal["convert", "precheck"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a run works with."""
+
+    hub: HubPort
+    cache: FactorCache
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """The end of a run: the evidence, and for a conversion the folder and where it belongs."""
+
+    report: Report
+    folder: Path | None
+    place: OutputPlace | None
+
+
+def run(
+    request: ConversionRequest, kind: Kind, tools: Tools, watch: Watch, folder: Path, *, marker: str | None
+) -> Conversion | Published:
+    """Convert (or only pre-check) and leave a verified adapter in `folder`, which must not exist yet.
+
+    `marker` is what the publishing commit's message will carry (None: the result is not pushed). A commit
+    that carries it already ends the run at once, so that no job commits twice. Raises errors of
+    `core.errors` and `transfer.errors`; `Rejected` when the verdict ends the job.
+    """
+    pinned, adapter_config, adapter_reader = resolve(request, tools.hub, watch)
+    place = None
+    if marker is not None and kind == "convert":
+        repo_id = output_name(tools.hub, request)
+        published = tools.hub.find_commit(repo_id, marker)
+        if published is not None:
+            return published
+        place = output_place(tools.hub, request, pinned, repo_id)
+    watch.resolved(
+        Resolved(
+            adapter_sha=pinned.adapter.sha,
+            source_repo=pinned.source.repo_id,
+            source_sha=pinned.source.sha,
+            target_sha=pinned.target.sha,
+            output_repo=place.repo_id if place else None,
+        )
+    )
+    opened = read(request, tools.hub, pinned, adapter_config, adapter_reader, watch)
+    evidence = _evidence(opened, tools, request.method)
+
+    watch.step(Phase.PRECHECKING)
+    params, precheck = judge(opened, evidence, request.method)
+    report = _opening(request, opened, params, precheck)
+    watch.diagnosed(report)
+    if (
+        precheck.verdict == "incompatible"
+        and kind == "convert"
+        and request.precheck.on_incompatible == "reject"
+    ):
+        raise Rejected(
+            "The pre-check found this pair incompatible: " + " ".join(r.message for r in precheck.reasons),
+            hint='Retrain on the new base, or set precheck.on_incompatible to "warn" to convert anyway.',
+        )
+    if kind == "precheck":
+        return Conversion(report, None, None)
+
+    deltas, rows = _carry(opened, evidence, params, tools.device, watch)
+    watch.step(Phase.TRANSFERRING)
+    built = build_adapter(
+        opened.target,
+        deltas,
+        dtype=request.output.dtype,
+        max_rank=request.output.max_rank,
+        base_model=pinned.target.repo_id,
+        revision=pinned.target.sha,
+    )
+    report = _with_sites(report, opened, rows, built, request)
+    watch.diagnosed(report)
+
+    write_tensors(folder, built)
+    watch.step(Phase.VERIFYING)
+    report = report.model_copy(update={"verification": verify(opened, built, folder, deltas, tools.device)})
+    licences = {
+        repo.repo_id: licence_of(tools.hub, repo) for repo in (pinned.adapter, pinned.source, pinned.target)
+    }
+    write_card_and_report(folder, report, licences)
+    watch.diagnosed(report)
+    return Conversion(report, folder, place)
+
+
+def _evidence(opened: Opened, tools: Tools, params: MethodParams) -> EvidenceSource:
+    most = getattr(params, "anchor_tokens", 4096)
+    return EvidenceSource(
+        source=Base(opened.pinned.source, opened.source),
+        target=Base(opened.pinned.target, opened.target),
+        cache=tools.cache,
+        device=tools.device,
+        embeddings=paired_embeddings(opened, most),
+    )
+
+
+def _carry(
+    opened: Opened, evidence: EvidenceSource, params: MethodParams, device: torch.device, watch: Watch
+) -> tuple[dict[Site, LowRank], list[SiteRow]]:
+    """Every site in turn, so that memory does not grow with depth."""
+    method = get_method(params.name)
+    pairs = opened.pairing.pairs
+    state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs))
+    needs = method.needs(params)
+    phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
+    deltas: dict[Site, LowRank] = {}
+    rows: list[SiteRow] = []
+    for done, pair in enumerate(pairs):
+        watch.step(phase, done, len(pairs), "sites")
+        delta = opened.adapter.delta(pair.source).scaled(pair.scale)
+        on_device = LowRank(delta.B.to(device), delta.A.to(device))
+        carried = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
+        deltas[pair.target] = LowRank(carried.delta.B.cpu(), carried.delta.A.cpu())
+        measured = finite({**carried.measurements, "layer_scale": pair.scale})
+        rows.append(
+            SiteRow(
+                source=str(pair.source),
+                target=str(pair.target),
+                measurements=measured,
+                flags=list(carried.flags),
+            )
+        )
+    watch.step(phase, len(pairs), len(pairs), "sites")
+    return deltas, rows
+
+
+def _opening(request: ConversionRequest, opened: Opened, params: MethodParams, precheck: Precheck) -> Report:
+    pinned = opened.pinned
+    return Report(
+        rebase_version=rebase_version(),
+        libraries=library_versions(),
+        adapter=RepoAt(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
+        source=RepoAt(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
+        target=RepoAt(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
+        method_requested=request.method.model_dump(mode="json"),
+        method_used=params.model_dump(mode="json"),
+        precheck=precheck,
+        dropped_sites=[str(site) for site in opened.pairing.dropped],
+        unused_source_layers=list(opened.pairing.unused_source_layers),
+        not_carried=list(opened.adapter.not_carried),
+        warnings=[*pinned.warnings, *opened.adapter.warnings],
+    )
+
+
+def _with_sites(
+    report: Report, opened: Opened, rows: list[SiteRow], built: BuiltAdapter, request: ConversionRequest
+) -> Report:
+    by_target = {str(site): finite(measured) for site, measured in built.measurements.items()}
+    merged = [
+        row.model_copy(update={"measurements": {**row.measurements, **by_target.get(row.target, {})}})
+        for row in rows
+    ]
+    flags = {flag for row in merged for flag in row.flags}
+    return report.model_copy(
+        update={
+            "sites": merged,
+            "summary": summarise(merged),
+            "output": {
+                "rank": built.rank,
+                "dtype": request.output.dtype,
+                "max_rank": request.output.max_rank,
+            },
+            "caveats": caveats(
+                report.precheck,
+                dropped=len(report.dropped_sites),
+                not_carried=len(report.not_carried),
+                flags=flags,
+            ),
+        }
+    )

@@ -1,0 +1,71 @@
+"""At most one commit per job, ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.errors import ParentMoved
+from core.requests import ConversionRequest
+from workers.hub.port import HubPort, PinnedRepo, Published
+from workers.pipeline import Conversion
+from workers.report import Report
+from workers.resolve import REPORT_FILE
+
+
+def marker_of(job_id: str) -> str:
+    """What the commit message of a job carries."""
+    return f"Rebase-Job: {job_id}"
+
+
+def publish(hub: HubPort, request: ConversionRequest, conversion: Conversion, marker: str) -> Published:
+    """Commit the folder on top of the commit that was seen when the job began.
+
+    A worker that lost its lease while it hung in here can only find that the parent has moved; whoever finds
+    that looks for the marker before it gives up.
+    """
+    if conversion.folder is None or conversion.place is None:
+        raise ValueError("this conversion was not meant to be published")
+    place, report = conversion.place, conversion.report
+    title = f"Move {report.adapter.repo_id} to {report.target.repo_id} ({report.method_used['name']})"
+    try:
+        return hub.publish(
+            place.repo_id,
+            conversion.folder,
+            message=f"{title}\n\n{marker}",
+            parent=place.parent,
+            private=request.output.private,
+            create_pr=request.output.create_pr,
+        )
+    except ParentMoved:
+        published = hub.find_commit(place.repo_id, marker)
+        if published is None:
+            raise
+        return published
+
+
+def result_of(hub: HubPort, published: Published, report: Report | None) -> dict[str, Any]:
+    """The job's `result`. An earlier attempt's commit tells its own report."""
+    if report is None:
+        repo = PinnedRepo(published.repo_id, published.commit, {})
+        report = Report.model_validate_json(hub.fetch(repo, REPORT_FILE).read_bytes())
+    return {
+        "output": {
+            "repo_id": published.repo_id,
+            "commit": published.commit,
+            "url": published.url,
+            "pull_request": published.pull_request,
+        },
+        **verdict_of(report),
+    }
+
+
+def verdict_of(report: Report) -> dict[str, Any]:
+    """What a pre-check's result holds, and a conversion's too."""
+    return {
+        "verdict": report.precheck.verdict,
+        "reasons": [reason.model_dump() for reason in report.precheck.reasons],
+        "method": report.method_used,
+        "measurements": report.precheck.measurements,
+        "rank": report.output.get("rank"),
+        "caveats": report.caveats,
+    }

@@ -1,0 +1,123 @@
+"""Open the three repos: configs and tensor headers now, tensor data later and one site at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from core.errors import FileMissing, RebaseError
+from core.requests import ConversionRequest
+from core.states import Phase
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import SourceAdapter, read_adapter
+from transfer.errors import TransferError
+from transfer.pairing import Pairing, pair_sites
+from transfer.pseudo import PairedEmbeddings
+from transfer.vocabulary import SharedTokens, Vocabulary, shared
+from transfer.weights import ModelWeights, TensorReader
+from workers.hub.port import HubPort, PinnedRepo
+from workers.resolve import Pinned, check_different, pin, source_ref
+from workers.tensors.model_reader import open_adapter, open_model
+from workers.watch import Watch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Everything the science works on, still mostly on disk."""
+
+    pinned: Pinned
+    source: ModelWeights
+    target: ModelWeights
+    target_reader: TensorReader
+    adapter: SourceAdapter
+    pairing: Pairing
+    vocabularies: SharedTokens | None
+
+
+def resolve(
+    request: ConversionRequest, hub: HubPort, watch: Watch
+) -> tuple[Pinned, dict[str, Any], TensorReader]:
+    """Pin adapter, source and target. The adapter's config is read here, as it may name the source."""
+    watch.step(Phase.RESOLVING, 0, 3, "repos")
+    adapter = pin(hub, request.adapter, "/adapter")
+    config, reader = open_adapter(hub, adapter)
+    watch.step(Phase.RESOLVING, 1, 3, "repos")
+    ref, warnings = source_ref(request, config)
+    source = pin(hub, ref, "/source")
+    watch.step(Phase.RESOLVING, 2, 3, "repos")
+    target = pin(hub, request.target, "/target")
+    check_different(source, target)
+    return Pinned(adapter, source, target, warnings), config, reader
+
+
+def read(
+    request: ConversionRequest,
+    hub: HubPort,
+    pinned: Pinned,
+    adapter_config: dict[str, Any],
+    adapter_reader: TensorReader,
+    watch: Watch,
+) -> Opened:
+    """Open both bases, check the adapter against its own base, and pair the sites."""
+    watch.step(Phase.READING, 0, 3, "repos")
+    config = _about("/adapter", lambda: AdapterConfig.parse(adapter_config))
+    source_config, source_reader, source_tokenizer = _about("/source", lambda: open_model(hub, pinned.source))
+    source = _about("/source", lambda: ModelWeights(source_config, source_reader))
+    watch.step(Phase.READING, 1, 3, "repos")
+    target_config, target_reader, target_tokenizer = _about("/target", lambda: open_model(hub, pinned.target))
+    target = _about("/target", lambda: ModelWeights(target_config, target_reader))
+    watch.step(Phase.READING, 2, 3, "repos")
+    adapter = _about("/adapter", lambda: read_adapter(config, adapter_reader, source))
+    pairing = pair_sites(source, target, adapter.sites, layer_scale=request.method.layer_scale)
+    vocabularies = _shared(source_tokenizer, target_tokenizer)
+    watch.step(Phase.READING, 3, 3, "repos")
+    return Opened(pinned, source, target, target_reader, adapter, pairing, vocabularies)
+
+
+def paired_embeddings(opened: Opened, most: int) -> PairedEmbeddings | None:
+    """Pseudo-activations from at most `most` shared tokens, spread evenly over the vocabulary."""
+    tokens = opened.vocabularies
+    if tokens is None or tokens.source_ids.numel() == 0:
+        return None
+    count = tokens.source_ids.numel()
+    pick = torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
+    return PairedEmbeddings(opened.source, opened.target, tokens.source_ids[pick], tokens.target_ids[pick])
+
+
+def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
+    """The licence that a repo's own card names, if it has a card and the card has one."""
+    try:
+        text = hub.fetch(repo, "README.md").read_text(encoding="utf-8", errors="replace")
+    except FileMissing:
+        return None
+    if not text.startswith("---"):
+        return None
+    for line in text.split("---", 2)[1].splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "license" and value.strip():
+            return value.strip().strip("\"'")[:100]
+    return None
+
+
+def _shared(source: dict[str, Any] | None, target: dict[str, Any] | None) -> SharedTokens | None:
+    """Shared tokens, or None where a repo has no tokenizer.json that can be read."""
+    if source is None or target is None:
+        return None
+    try:
+        return shared(Vocabulary.from_tokenizer_json(source), Vocabulary.from_tokenizer_json(target))
+    except TransferError:
+        return None
+
+
+def _about(pointer: str, work: Callable[[], T]) -> T:
+    """Run `work`; an error that does not say yet which field it is about says `pointer`."""
+    try:
+        return work()
+    except (RebaseError, TransferError) as exc:
+        exc.pointer = exc.pointer or pointer
+        raise

@@ -1,0 +1,146 @@
+"""The evidence of one conversion: a versioned document behind SQL, the pushed report and the card.
+
+It holds no time and no job id, so that the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RepoAt(_Part):
+    """A repo at the commit that was read."""
+
+    repo_id: str
+    sha: str
+
+
+class ReasonRow(_Part):
+    """One sentence behind the verdict."""
+
+    code: str
+    message: str
+    weight: str
+
+
+class Precheck(_Part):
+    """The verdict, given before anything was carried."""
+
+    verdict: Literal["compatible", "uncertain", "incompatible"]
+    reasons: list[ReasonRow]
+    measurements: dict[str, float]
+
+
+class SiteRow(_Part):
+    """What happened at one target site."""
+
+    source: str
+    target: str
+    measurements: dict[str, float]
+    flags: list[str]
+
+
+class Verification(_Part):
+    """What was checked before publishing. `forward_scope` says how much of the target really ran."""
+
+    tensors: int
+    forward_scope: str
+    logit_change: float
+    mean_kl: float
+
+
+class Report(_Part):
+    """`rebase_report.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    rebase_version: str
+    libraries: dict[str, str]
+    adapter: RepoAt
+    source: RepoAt
+    target: RepoAt
+    method_requested: dict[str, Any]
+    method_used: dict[str, Any]
+    precheck: Precheck
+    sites: list[SiteRow] = []
+    summary: dict[str, float] = {}
+    dropped_sites: list[str] = []
+    unused_source_layers: list[int] = []
+    not_carried: list[str] = []
+    warnings: list[str] = []
+    output: dict[str, Any] = {}
+    verification: Verification | None = None
+    caveats: list[str] = []
+
+    def to_json(self) -> str:
+        """Stable text: sorted keys, finite numbers only."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide the bytes of the result."""
+    return {name: importlib.metadata.version(name).split("+")[0] for name in _LIBRARIES}
+
+
+def rebase_version() -> str:
+    """This project's own version."""
+    return importlib.metadata.version("rebase-lora")
+
+
+def finite(measurements: dict[str, float]) -> dict[str, float]:
+    """The measurements that are numbers; one that could not be taken is left out, not written as NaN."""
+    return {name: float(value) for name, value in sorted(measurements.items()) if math.isfinite(value)}
+
+
+def summarise(sites: Sequence[SiteRow]) -> dict[str, float]:
+    """Mean, lowest and highest of every measurement over the sites, and how many sites carry each flag."""
+    summary: dict[str, float] = {"sites": float(len(sites))}
+    for name in sorted({name for row in sites for name in row.measurements}):
+        values = [row.measurements[name] for row in sites if name in row.measurements]
+        summary[f"{name}.mean"] = math.fsum(values) / len(values)
+        summary[f"{name}.min"] = min(values)
+        summary[f"{name}.max"] = max(values)
+    for flag in sorted({flag for row in sites for flag in row.flags}):
+        summary[f"flag.{flag}"] = float(sum(flag in row.flags for row in sites))
+    return summary
+
+
+def caveats(report_precheck: Precheck, *, dropped: int, not_carried: int, flags: set[str]) -> list[str]:
+    """Plain sentences for whoever decides whether to trust the result."""
+    lines = []
+    if report_precheck.verdict == "incompatible":
+        lines.append(
+            "The pre-check found this pair incompatible; it was converted because the request asked for it."
+        )
+    if report_precheck.verdict == "uncertain":
+        lines.append(
+            "The weights alone could not tell whether this skill survives. Measure before you use it."
+        )
+    if dropped:
+        lines.append(f"{dropped} adapted module(s) have no place in the target, so their updates are lost.")
+    if not_carried:
+        lines.append(
+            f"{not_carried} trained part(s) of the adapter are not low-rank updates and were not carried."
+        )
+    if "index_alignment" in flags:
+        lines.append(
+            "Singular vectors were matched by order alone, which is arbitrary between different models."
+        )
+    if "anchors_uninformative" in flags:
+        lines.append(
+            "At some sites the shared vocabulary aligned the models no better than a shuffled pairing."
+        )
+    lines.append("No task was evaluated: the figures here describe the weights, not the skill.")
+    return lines

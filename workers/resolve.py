@@ -1,0 +1,121 @@
+"""Names become commits: access is checked, revisions are pinned, the output place is looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import FileMissing, OutputExists, RebaseError, RequestInvalid, UnsafeFile
+from core.requests import ConversionRequest, RepoRef, check_repo_id
+from transfer.errors import MalformedAdapter
+from workers.hub.port import HubPort, PinnedRepo
+
+REPORT_FILE = "rebase_report.json"
+# What a repo may hold and still count as empty: the Hub writes these by itself.
+_INITIAL_FILES = frozenset({".gitattributes", "README.md"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The three repos of a request at immutable commits."""
+
+    adapter: PinnedRepo
+    source: PinnedRepo
+    target: PinnedRepo
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlace:
+    """Where the result goes, and the commit that it will stand on (None: nothing there yet)."""
+
+    repo_id: str
+    parent: str | None
+
+
+def pin(hub: HubPort, ref: RepoRef, pointer: str) -> PinnedRepo:
+    """Check access, then resolve. Errors point at the request's field."""
+    try:
+        hub.check_read(ref.repo_id)
+        return hub.resolve(ref)
+    except RebaseError as exc:
+        exc.pointer = exc.pointer or pointer
+        raise
+
+
+def source_ref(request: ConversionRequest, adapter_config: dict[str, Any]) -> tuple[RepoRef, tuple[str, ...]]:
+    """The source base: the request's, or the one the adapter names. Another name alone is a warning."""
+    named = adapter_config.get("base_model_name_or_path")
+    if request.source is not None:
+        if isinstance(named, str) and named and named != request.source.repo_id:
+            warning = f"The adapter names '{named[:200]}' as its base; '{request.source.repo_id}' was used."
+            return request.source, (warning,)
+        return request.source, ()
+    if not isinstance(named, str) or not named:
+        raise MalformedAdapter(
+            "The adapter does not say which base it was trained on (base_model_name_or_path is empty).",
+            hint="Name it in 'source'.",
+            pointer="/source",
+        )
+    revision = adapter_config.get("revision")
+    try:
+        check_repo_id(named)
+        return RepoRef(
+            repo_id=named, revision=revision if isinstance(revision, str) and revision else "main"
+        ), ()
+    except ValueError as exc:
+        raise MalformedAdapter(
+            f"The adapter's base_model_name_or_path '{named[:200]}' is not a Hub repo id.",
+            hint="Name the base in 'source'.",
+            pointer="/source",
+        ) from exc
+
+
+def check_different(source: PinnedRepo, target: PinnedRepo) -> None:
+    """A move from a base onto itself is a mistake in the request."""
+    if (source.repo_id, source.sha) == (target.repo_id, target.sha):
+        raise RequestInvalid(
+            f"Source and target are the same base at the same commit ({target}).",
+            hint="Name the new base in 'target'. The adapter already fits this one.",
+            pointer="/target",
+        )
+
+
+def output_name(hub: HubPort, request: ConversionRequest) -> str:
+    """The repo that the result goes to: the request's, or the contract's default made legal on this hub."""
+    if request.output.repo_id is not None:
+        return request.output.repo_id
+    owner, _, name = request.adapter.repo_id.rpartition("/")
+    if not owner:
+        raise RequestInvalid(
+            "The adapter's repo has no owner to publish under.",
+            hint="Name the result in 'output.repo_id'.",
+            pointer="/output/repo_id",
+        )
+    return hub.default_output(f"{owner}/{name}--{request.target.repo_id.split('/')[-1]}")
+
+
+def output_place(hub: HubPort, request: ConversionRequest, pinned: Pinned, repo_id: str) -> OutputPlace:
+    """See that we may write there before the work begins. Raises OutputForbidden or OutputExists."""
+    hub.check_write(repo_id)
+    head = hub.head(repo_id)
+    if head is not None and not request.output.create_pr and not _may_follow(hub, head, pinned):
+        raise OutputExists(
+            f"'{repo_id}' exists and holds something else than this adapter's earlier conversion.",
+            hint="Choose another output.repo_id, or set output.create_pr to propose it as a pull request.",
+            pointer="/output/repo_id",
+        )
+    return OutputPlace(repo_id, head.sha if head else None)
+
+
+def _may_follow(hub: HubPort, head: PinnedRepo, pinned: Pinned) -> bool:
+    """Is the output empty, or our own earlier conversion of the same adapter to the same target?"""
+    if set(head.files) <= _INITIAL_FILES:
+        return True
+    try:
+        earlier = json.loads(hub.fetch(head, REPORT_FILE).read_bytes())
+        names = (earlier["adapter"]["repo_id"], earlier["target"]["repo_id"])
+    except (FileMissing, UnsafeFile, ValueError, KeyError, TypeError):
+        return False
+    return names == (pinned.adapter.repo_id, pinned.target.repo_id)

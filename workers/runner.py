@@ -1,0 +1,117 @@
+"""One job from claim to settlement: the only place where the pipeline meets SQL."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.errors import Cancelled, LeaseLost, Rejected, TimeLimit, public_error
+from core.jobs import Claim, JobStore
+from core.settings import Settings
+from workers.heart import Heart
+from workers.hub.port import Published
+from workers.job_watch import JobWatch
+from workers.pipeline import Tools, run
+from workers.publish import marker_of, publish, result_of, verdict_of
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a worker process keeps between jobs."""
+
+    settings: Settings
+    store: JobStore
+    tools: Tools
+    owner: str
+
+
+def run_job(job_id: str, desk: Desk) -> None:
+    """Claim the job and bring it to an end. A doubled or late doorbell finds nothing to claim and returns."""
+    claim = desk.store.claim(job_id, desk.owner, desk.settings.lease_s)
+    if claim is None:
+        log.info("nothing_to_claim", job_id=job_id)
+        return
+    with structlog.contextvars.bound_contextvars(job_id=job_id, attempt=claim.attempt):
+        log.info("claimed", kind=claim.kind)
+        scratch = desk.settings.resolved_work_dir / f"{job_id}-{claim.attempt}"
+        heart = Heart(desk.store, claim, every_s=desk.settings.heartbeat_s, lease_s=desk.settings.lease_s)
+        with heart:
+            try:
+                _work(claim, desk, heart, scratch)
+            except LeaseLost:
+                log.warning("lease_lost")
+            except Exception as exc:  # the last line of defence: a job always ends with a word to its user
+                _settle(claim, desk, exc)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
+    watch = JobWatch(desk.store, claim, heart)
+    marker = marker_of(claim.job_id)
+    scratch.mkdir(parents=True, exist_ok=True)
+    outcome = run(claim.request, claim.kind, desk.tools, watch, scratch / "adapter", marker=marker)
+    heart.check()
+    if isinstance(outcome, Published):
+        log.info("already_published", commit=outcome.commit)
+        desk.store.publishing(claim)
+        result = result_of(desk.tools.hub, outcome, None)
+    elif outcome.folder is None:
+        result = verdict_of(outcome.report)
+    else:
+        desk.store.publishing(claim)
+        published = publish(desk.tools.hub, claim.request, outcome, marker)
+        log.info("published", repo=published.repo_id, commit=published.commit)
+        result = result_of(desk.tools.hub, published, outcome.report)
+    _insist(lambda: desk.store.succeed(claim, result), desk.settings.lease_s)
+    log.info("succeeded")
+
+
+def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
+    """Write the end that an exception means. Losing the lease here means that somebody else will write it."""
+    if isinstance(exc, SoftTimeLimitExceeded):
+        exc = TimeLimit(
+            f"The job ran longer than {desk.settings.soft_time_limit_s} s.",
+            hint="Raise REBASE_SOFT_TIME_LIMIT_S, or use a faster machine or method.",
+        )
+    error = public_error(exc)
+    try:
+        if isinstance(exc, Cancelled):
+            log.info("cancelled")
+            _insist(lambda: desk.store.cancelled(claim), desk.settings.lease_s)
+        elif isinstance(exc, Rejected):
+            log.info("rejected")
+            _insist(lambda: desk.store.reject(claim, error), desk.settings.lease_s)
+        else:
+            again = error.retryable and claim.attempt < desk.settings.max_attempts
+            wait = desk.settings.retry_base_s * 2 ** (claim.attempt - 1) if again else None
+            log.error("failed", code=error.code, retry_in_s=wait, exc_info=exc)
+            _insist(lambda: desk.store.fail(claim, error, wait), desk.settings.lease_s)
+    except LeaseLost:
+        log.warning("lease_lost_while_settling")
+
+
+def _insist(write: Callable[[], None], patience_s: float) -> None:
+    """Try a final write until the lease would have run out; then the sweeper takes over."""
+    deadline = time.monotonic() + patience_s
+    wait = 0.1
+    while True:
+        try:
+            write()
+        except SQLAlchemyError:
+            if time.monotonic() + wait > deadline:
+                raise
+            log.warning("settlement_delayed", exc_info=True)
+            time.sleep(wait)
+            wait = min(wait * 2, 5.0)
+        else:
+            return

@@ -1,0 +1,55 @@
+"""The one Celery task: a doorbell with a job id."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from core.broker import RING
+from core.db import Database
+from core.jobs import JobStore
+from core.settings import get_settings
+from workers.celery_app import app
+
+if TYPE_CHECKING:
+    from workers.runner import Desk
+
+
+@lru_cache(maxsize=1)
+def desk() -> Desk:
+    """Made in the child process on its first job.
+
+    The imports wait until then: Celery gives a new child four seconds to report, and the tensor libraries
+    take longer than that to load; the parent never needs them.
+    """
+    from workers.cache.factors import FactorCache
+    from workers.device import pick_device
+    from workers.hub.factory import make_hub
+    from workers.pipeline import Tools
+    from workers.runner import Desk
+
+    settings = get_settings()
+    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    cache = FactorCache(
+        settings.resolved_cache_dir,
+        settings.cache_max_bytes,
+        redis_url,
+        settings.redis_cache_ttl_s,
+        settings.redis_cache_max_entry_bytes,
+    )
+    return Desk(
+        settings=settings,
+        store=JobStore(Database.open(settings.resolved_database_url)),
+        tools=Tools(hub=make_hub(settings), cache=cache, device=pick_device(settings.device)),
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+    )
+
+
+@app.task(name=RING, ignore_result=True)  # type: ignore[untyped-decorator]
+def ring(job_id: str) -> None:
+    """Run the job if it waits for a worker. Never raises: the job's row tells how it ended."""
+    from workers.runner import run_job
+
+    run_job(job_id, desk())

@@ -1,0 +1,57 @@
+"""All checks of one result, in order of cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from transfer.adapter.write import BuiltAdapter
+from transfer.errors import VerificationFailed
+from transfer.interface import LowRank, Site
+from transfer.linalg import frobenius
+from workers.reading import Opened
+from workers.report import Verification
+from workers.verify.forward import check_forward
+from workers.verify.structure import check_structure
+
+# A move that multiplies an update this often has gone wrong; the methods' own scalings stay far below.
+MAX_GROWTH = 100.0
+
+
+def verify(
+    opened: Opened, built: BuiltAdapter, folder: Path, deltas: Mapping[Site, LowRank], device: torch.device
+) -> Verification:
+    """Norms, structure under PEFT, a forward pass. Raises VerificationFailed; then nothing is published."""
+    check_norms(opened, deltas)
+    shapes = {name: tuple(tensor.shape) for name, tensor in built.tensors.items()}
+    tensors = check_structure(opened.target.config, folder, shapes)
+    layers = sorted({site.layer for site in deltas})
+    forward = check_forward(opened.target.config, opened.target_reader, folder, layers, device)
+    return Verification(
+        tensors=tensors,
+        forward_scope=forward.scope,
+        logit_change=forward.logit_change,
+        mean_kl=forward.mean_kl,
+    )
+
+
+def check_norms(opened: Opened, deltas: Mapping[Site, LowRank]) -> None:
+    """Every update is finite, is not a silent no-op where the source had one, and has not exploded."""
+    for pair in opened.pairing.pairs:
+        before = frobenius(opened.adapter.delta(pair.source)) * pair.scale
+        after = frobenius(deltas[pair.target])
+        if not math.isfinite(after):
+            raise VerificationFailed(f"The update at site {pair.target} is not finite.")
+        if before > 0.0 and after == 0.0:
+            raise VerificationFailed(
+                f"The update at site {pair.target} vanished: the method kept nothing of site {pair.source}.",
+                hint="Try another method; see /diagnostics for what each site kept.",
+            )
+        if after > MAX_GROWTH * before:
+            raise VerificationFailed(
+                f"The update at site {pair.target} grew from {before:.3g} to {after:.3g} in norm.",
+                hint="Try another method or alignment.",
+            )

@@ -1,0 +1,61 @@
+"""Does PEFT accept the written folder on the target, down to the last tensor? Checked on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
+
+from transfer.errors import UnsupportedModel, VerificationFailed
+
+
+def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
+    """A transformers config from a repo's config.json. Only classes that ship with transformers are built."""
+    model_type = str(raw.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModel(
+            f"The installed transformers does not know the architecture '{model_type}'.",
+            hint="Upgrade the worker, or ask for a base of a known architecture.",
+        )
+    known = {key: value for key, value in raw.items() if key not in ("auto_map", "quantization_config")}
+    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(known)
+    return config
+
+
+def adapter_config(folder: Path) -> LoraConfig:
+    """The written adapter_config.json, read by PEFT itself."""
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise VerificationFailed("The written adapter is not read as a LoRA adapter by PEFT.")
+    return config
+
+
+def check_structure(raw: Mapping[str, Any], folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Every tensor of the file has a place in the target under PEFT, and PEFT expects no other one.
+
+    `shapes` holds the file's tensors. The target is built without memory, so its size does not matter.
+    Returns the number of tensors that match. Raises VerificationFailed naming what does not fit.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config(raw))
+    try:
+        wrapped = get_peft_model(model, adapter_config(folder), low_cpu_mem_usage=True)
+    except ValueError as exc:
+        raise VerificationFailed(f"PEFT refuses the converted adapter on the target: {exc}") from exc
+    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(wrapped).items()}
+    orphans = sorted(set(shapes) - set(expected))
+    absent = sorted(set(expected) - set(shapes))
+    if orphans or absent:
+        raise VerificationFailed(
+            f"The target would ignore {len(orphans)} of the adapter's tensors {orphans[:3]} "
+            f"and miss {len(absent)} {absent[:3]}."
+        )
+    wrong = sorted(name for name, shape in shapes.items() if expected[name] != shape)
+    if wrong:
+        name = wrong[0]
+        raise VerificationFailed(f"'{name}' has shape {shapes[name]} but the target needs {expected[name]}.")
+    return len(expected)

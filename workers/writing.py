@@ -1,0 +1,54 @@
+"""The folder that is pushed: PEFT config, weights, card and report."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from core.errors import DiskFull
+from transfer.adapter.write import BuiltAdapter
+from workers.card import write_card
+from workers.report import Report
+from workers.resolve import REPORT_FILE
+
+
+@contextmanager
+def disk_trouble() -> Iterator[None]:
+    """A full disk becomes the typed, retryable error."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(
+                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+            ) from exc
+        raise
+    except SafetensorError as exc:
+        # The library wraps the operating system's error in its own text.
+        if "os error 28" in str(exc).lower() or "os error 27" in str(exc).lower():
+            raise DiskFull(
+                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+            ) from exc
+        raise
+
+
+def write_tensors(folder: Path, built: BuiltAdapter) -> None:
+    """Weights and PEFT config. Raises DiskFull."""
+    with disk_trouble():
+        folder.mkdir(parents=True, exist_ok=False)
+        save_file(built.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(built.config, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def write_card_and_report(folder: Path, report: Report, licences: dict[str, str | None]) -> None:
+    """The evidence beside the weights. Raises DiskFull."""
+    with disk_trouble():
+        (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        (folder / "README.md").write_text(write_card(report, licences), encoding="utf-8")
