@@ -24,7 +24,7 @@ _TINY = 1e-5
 def thin_svd(delta: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """Exact SVD of B A as U (o, p), S (p,), V (i, p), p = min(r, o, i), float32, S descending.
 
-    QR of B and of Aᵀ leave a small core whose SVD is all that is needed. Computed in float64: the core is r×r.
+    QR of B and of Aᵀ leave a small r×r core whose SVD is all that is needed; float64, since it costs nothing.
     """
     Q_out, R_out = torch.linalg.qr(delta.B.double())
     Q_in, R_in = torch.linalg.qr(delta.A.double().T)
@@ -35,7 +35,7 @@ def thin_svd(delta: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 
 def frobenius(delta: LowRank) -> float:
     """‖B A‖_F from r×r Gram matrices."""
-    return max(inner(delta, delta), 0.0) ** 0.5
+    return math.sqrt(max(inner(delta, delta), 0.0))
 
 
 def inner(a: LowRank, b: LowRank) -> float:
@@ -77,23 +77,21 @@ def factorize(W: Tensor, rank: int) -> Factors:
 def procrustes(X: Tensor, Y: Tensor) -> Tensor:
     """R (p, q) with orthonormal rows or columns on the evidence's span, minimising ‖X R − Y‖_F.
 
-    X: (n, p), Y: (n, q), paired rows. Directions that the evidence does not reach (n < p, or XᵀY singular) map
-    to zero: the result is then a partial isometry and invents nothing.
+    X: (n, p), Y: (n, q), paired rows. Directions that the evidence does not reach (n < p, or XᵀY singular)
+    map to zero: the result is then a partial isometry and invents nothing.
     """
     P, D, Qh = torch.linalg.svd(X.T @ Y, full_matrices=False)
-    reached = D > D[:1] * _rank_tolerance(X, Y)
-    return (P * reached) @ Qh
-
-
-def _rank_tolerance(X: Tensor, Y: Tensor) -> float:
-    return max(X.shape[1], Y.shape[1]) * torch.finfo(X.dtype).eps
+    reached = D.gt(D[:1] * max(X.shape[1], Y.shape[1]) * torch.finfo(X.dtype).eps)
+    rotation: Tensor = (P * reached) @ Qh
+    return rotation
 
 
 def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """Top-k triplets of a tall W (m ≥ n): left (m, k), values (k,), right (n, k); and the energy they hold.
 
-    The n×n Gram matrix gives the leading right subspace. Squaring has cost half of the digits, so a Rayleigh–Ritz
-    step on the m×k image W·right, in float64, separates close singular values and makes the left side orthonormal.
+    The n×n Gram matrix gives the leading right subspace. Squaring has cost half of the digits, so one
+    Rayleigh–Ritz step in float64, on the m×k image W·right, separates close singular values and makes the left
+    side orthonormal.
     """
     gram = _lower_gram(W)
     total = float(gram.diagonal().sum(dtype=torch.float64))
@@ -104,7 +102,7 @@ def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
     squares, rotation = torch.linalg.eigh(image.T @ image)
     S, rotation = squares.flip(0).clamp_min(0.0).sqrt(), rotation.flip(1)
     left = image @ rotation / S.clamp_min(torch.finfo(S.dtype).tiny)
-    solid = int((S > _TINY * S[0]).sum())
+    solid = int(S.gt(_TINY * S[0]).sum())
     if solid < k:
         left = _complete(left, solid)
     energy = min(float(S.square().sum()) / total, 1.0) if total > 0.0 else 0.0
@@ -125,7 +123,7 @@ def _lower_gram(W: Tensor, blocks: int = 8) -> Tensor:
 def _complete(left: Tensor, solid: int) -> Tensor:
     """Replace the noise columns after `solid` by directions orthonormal to the rest (σ ≈ 0: any will do).
 
-    Householder QR gives an orthonormal Q whatever the noise columns hold; its first columns repeat the solid ones.
+    Householder QR gives an orthonormal Q whatever the noise columns hold, and spans the solid ones first.
     """
     Q = torch.linalg.qr(left).Q
     return torch.cat([left[:, :solid], Q[:, solid:]], dim=1)
