@@ -1,1 +1,1 @@
-"""What the service and the workers share: settings, tables, job states, queue client, errors, logs. No torch."""
+"""What the service and the workers share: settings, tables, jobs, queue client, errors, logs. No torch."""

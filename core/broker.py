@@ -56,5 +56,5 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def ring(app: Celery, job_id: str) -> None:
-    """Put one doorbell message on the queue. Raises what the transport raises; the outbox row stays until it works."""
+    """Put one doorbell message on the queue. Raises what the transport raises; the caller tries again."""
     app.send_task(RING, args=[job_id], queue=QUEUE, ignore_result=True, retry=False)

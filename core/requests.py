@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from core.errors import NotAvailable
 from transfer.catalogue import AnyMethodParams, AutoParams
 
-# The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no leading or trailing '-' or '.'.
+# The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no '-' or '.' at the ends.
 _REPO_ID = re.compile(r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*$", re.ASCII)
 MAX_REPO_ID = 96
 

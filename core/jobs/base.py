@@ -1,0 +1,68 @@
+"""What the three sides of the job store share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, insert
+
+from core.clock import Clock, utcnow
+from core.db import Database
+from core.states import JobState
+from core.tables import JobEvent, Outbox
+
+FIRST_RING_AGAIN_S = 30.0
+LAST_RING_AGAIN_S = 3600.0
+
+
+class StoreBase:
+    """A database and a clock. `max_attempts` is how often a job may be claimed before it fails for good."""
+
+    def __init__(self, db: Database, clock: Clock = utcnow, *, max_attempts: int = 3) -> None:
+        self.db = db
+        self.clock = clock
+        self.max_attempts = max_attempts
+
+
+def add_event(
+    connection: Connection, job_id: str, at: datetime, type_: str, data: dict[str, Any] | None = None
+) -> None:
+    """Append one row to a job's history, in the caller's transaction."""
+    connection.execute(insert(JobEvent).values(job_id=job_id, at=at, type=type_, data=data or {}))
+
+
+def add_move(connection: Connection, job_id: str, at: datetime, state: JobState, **data: Any) -> None:
+    """Append a state move: type `state`, data `{"state": …}` with what else there is to say."""
+    add_event(connection, job_id, at, "state", {"state": state.value, **data})
+
+
+def add_bells(connection: Connection, job_ids: Iterable[str], at: datetime) -> None:
+    """Ask the relay to ring for these jobs."""
+    rows = [{"job_id": job_id, "next_at": at, "created_at": at, "tries": 0} for job_id in job_ids]
+    if rows:
+        connection.execute(insert(Outbox), rows)
+
+
+def ring_again_at(at: datetime, rings: int) -> datetime:
+    """When to ring once more for a queued job that nobody takes: 30 s, doubling, at most an hour."""
+    return at + timedelta(seconds=min(LAST_RING_AGAIN_S, FIRST_RING_AGAIN_S * 2 ** min(rings, 10)))
+
+
+def queued_values(at: datetime) -> dict[str, Any]:
+    """Columns of a job that goes (back) into the queue; its bell must be added in the same transaction."""
+    return {
+        "state": JobState.QUEUED.value,
+        "lease_owner": None,
+        "lease_expires_at": None,
+        "not_before": None,
+        "ring_after": ring_again_at(at, 0),
+        "rings": 0,
+        "phase": None,
+        "progress_done": None,
+        "progress_total": None,
+        "progress_unit": None,
+        "progress_eta_s": None,
+        "updated_at": at,
+    }

@@ -1,0 +1,144 @@
+"""What a job's owner may do: look, page, cancel, retry. Another tenant's job does not exist here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, select, update
+
+from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
+from core.jobs.base import StoreBase, add_bells, add_event, add_move, queued_values
+from core.jobs.records import Diagnostics, EventRecord, JobPage, JobRecord, decode_cursor, encode_cursor
+from core.states import LEASED, TERMINAL, JobState
+from core.tables import Job, JobEvent, SiteDiagnostics
+
+MAX_PAGE = 200
+CANCELLED = PublicError(code="cancelled", message="The job was cancelled.")
+
+
+class ClientSide(StoreBase):
+    """Reads and the two requests that a person can make of a job."""
+
+    def get(self, tenant_id: str, job_id: str) -> JobRecord:
+        """One job. Raises NotFound."""
+        with self.db.read() as connection:
+            return _load(connection, tenant_id, job_id)
+
+    def diagnostics(self, tenant_id: str, job_id: str) -> Diagnostics:
+        """What the latest run measured (empty before the pre-check). Raises NotFound."""
+        with self.db.read() as connection:
+            job = _load(connection, tenant_id, job_id)
+            rows = connection.scalars(
+                select(SiteDiagnostics.data)
+                .where(SiteDiagnostics.job_id == job_id)
+                .order_by(SiteDiagnostics.position)
+            ).all()
+        return Diagnostics(verdict=job.verdict, summary=job.diagnostics, sites=tuple(rows))
+
+    def events(self, tenant_id: str, job_id: str, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
+        """The job's history with ids above `after`, oldest first. Raises NotFound."""
+        with self.db.read() as connection:
+            _load(connection, tenant_id, job_id)
+            rows = connection.execute(
+                select(JobEvent.id, JobEvent.at, JobEvent.type, JobEvent.data)
+                .where(JobEvent.job_id == job_id, JobEvent.id > after)
+                .order_by(JobEvent.id)
+                .limit(limit)
+            ).all()
+        return [EventRecord(id=row.id, at=row.at, type=row.type, data=row.data) for row in rows]
+
+    def cancel(self, tenant_id: str, job_id: str) -> JobRecord:
+        """Cancel at once when nobody runs the job, else set the flag that its worker reads.
+
+        Cancelling twice is fine. Raises NotFound, StateConflict when the job has ended otherwise.
+        """
+        now = self.clock()
+        with self.db.write() as connection:
+            job = _load(connection, tenant_id, job_id, lock=True)
+            if job.state is JobState.CANCELLED or job.cancel_requested:
+                return job
+            if job.state in TERMINAL:
+                raise StateConflict(f"The job has already ended: it is '{job.state.value}'.")
+            changed = update(Job).where(Job.id == job_id).values(version=Job.version + 1, updated_at=now)
+            if job.state in LEASED:
+                connection.execute(changed.values(cancel_requested=True))
+                add_event(connection, job_id, now, "cancel_requested")
+            else:
+                connection.execute(
+                    changed.values(
+                        state=JobState.CANCELLED.value,
+                        cancel_requested=True,
+                        not_before=None,
+                        finished_at=now,
+                        error=CANCELLED.model_dump(),
+                    )
+                )
+                add_move(connection, job_id, now, JobState.CANCELLED)
+            return _load(connection, tenant_id, job_id)
+
+    def retry(self, tenant_id: str, job_id: str) -> JobRecord:
+        """Queue an ended job again with a fresh budget of attempts; what the last run left is cleared.
+
+        Raises NotFound, StateConflict when the job succeeded or has not ended.
+        """
+        now = self.clock()
+        with self.db.write() as connection:
+            job = _load(connection, tenant_id, job_id, lock=True)
+            if job.state not in TERMINAL - {JobState.SUCCEEDED}:
+                state = job.state.value
+                raise StateConflict(
+                    f"Only failed, rejected or cancelled jobs can be retried; it is '{state}'."
+                )
+            cleared = dict.fromkeys(
+                ("error", "result", "diagnostics", "verdict", "started_at", "finished_at")
+            )
+            connection.execute(
+                update(Job)
+                .where(Job.id == job_id)
+                .values(
+                    **queued_values(now),
+                    **cleared,
+                    cancel_requested=False,
+                    attempt_limit=Job.attempt + self.max_attempts,
+                    version=Job.version + 1,
+                )
+            )
+            connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == job_id))
+            add_move(connection, job_id, now, JobState.QUEUED, reason="retry")
+            add_bells(connection, [job_id], now)
+            return _load(connection, tenant_id, job_id)
+
+    def list(
+        self,
+        tenant_id: str,
+        *,
+        state: JobState | None = None,
+        adapter: str | None = None,
+        target: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        """Newest first. `adapter` and `target` are repo ids. Raises RequestInvalid for a foreign cursor."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise RequestInvalid(f"'limit' must be between 1 and {MAX_PAGE}.", pointer="/limit")
+        query = select(Job.__table__).where(Job.tenant_id == tenant_id).order_by(Job.id.desc())
+        if state is not None:
+            query = query.where(Job.state == state.value)
+        if adapter is not None:
+            query = query.where(Job.adapter_repo == adapter)
+        if target is not None:
+            query = query.where(Job.target_repo == target)
+        if cursor is not None:
+            query = query.where(Job.id < decode_cursor(cursor))
+        with self.db.read() as connection:
+            rows = connection.execute(query.limit(limit + 1)).all()
+        jobs = tuple(JobRecord.from_row(row) for row in rows[:limit])
+        return JobPage(jobs=jobs, next_cursor=encode_cursor(jobs[-1].id) if len(rows) > limit else None)
+
+
+def _load(connection: Connection, tenant_id: str, job_id: str, *, lock: bool = False) -> JobRecord:
+    query = select(Job.__table__).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise NotFound("There is no such job.")
+    return JobRecord.from_row(row)

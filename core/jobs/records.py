@@ -1,0 +1,132 @@
+"""What the job store hands out: plain values, detached from the database."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Row
+
+from core.errors import RequestInvalid
+from core.requests import ConversionRequest
+from core.states import TERMINAL, JobState
+
+Kind = Literal["convert", "precheck"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as its owner may see it. Once `done`, exactly one of `result` and `error` is set."""
+
+    id: str
+    tenant_id: str
+    kind: Kind
+    state: JobState
+    request: dict[str, Any]
+    attempt: int
+    attempt_limit: int
+    cancel_requested: bool
+    not_before: datetime | None
+    phase: str | None
+    progress_done: int | None
+    progress_total: int | None
+    progress_unit: str | None
+    progress_eta_s: float | None
+    adapter_sha: str | None
+    source_repo: str | None
+    source_sha: str | None
+    target_sha: str | None
+    output_repo: str | None
+    verdict: str | None
+    diagnostics: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def done(self) -> bool:
+        """No move comes by itself any more."""
+        return self.state in TERMINAL
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> JobRecord:
+        """Take the columns that a record has from a row of `jobs`."""
+        values = row._mapping
+        fields = {name: values[name] for name in cls.__slots__}
+        return cls(**{**fields, "state": JobState(fields["state"])})
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some jobs, newest first, and the cursor of those after them (None: there are none)."""
+
+    jobs: tuple[JobRecord, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One row of a job's history. `id` rises."""
+
+    id: int
+    at: datetime
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """What a run measured: one summary and one object per target site."""
+
+    verdict: str | None
+    summary: dict[str, Any] | None
+    sites: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's hold on a job; `attempt` and `owner` fence every write that it makes."""
+
+    job_id: str
+    tenant_id: str
+    kind: Kind
+    request: ConversionRequest
+    attempt: int
+    owner: str
+
+
+def new_id() -> str:
+    """A UUID version 7 (RFC 9562) as 32 hex digits: milliseconds, finer time, 62 random bits."""
+    nanoseconds = time.time_ns()
+    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    fraction = rest * 4096 // 1_000_000
+    return f"{milliseconds:012x}7{fraction:03x}{0x8 << 60 | secrets.randbits(62):016x}"
+
+
+def encode_cursor(job_id: str) -> str:
+    """An opaque token for `the page after this job`."""
+    return base64.urlsafe_b64encode(bytes.fromhex(job_id)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> str:
+    """The job id inside a cursor. Raises RequestInvalid for anything that `encode_cursor` did not make."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 16:
+        raise RequestInvalid(
+            "The cursor is not one that this service gave out.",
+            hint="Start again without 'cursor'.",
+            pointer="/cursor",
+        )
+    return raw.hex()

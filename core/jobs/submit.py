@@ -1,0 +1,186 @@
+"""Recording a new job: job, first event, bell and idempotency row in one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, insert, select
+
+from core.errors import IdempotencyInFlight, IdempotencyMismatch, RequestInvalid
+from core.jobs.base import StoreBase, ring_again_at
+from core.jobs.records import JobRecord, Kind, new_id
+from core.requests import ConversionRequest
+from core.states import JobState
+from core.tables import IdempotencyKey, Job, JobEvent, Outbox
+
+MAX_KEY_LENGTH = 255
+
+_JOB_COLUMNS = [
+    "id",
+    "tenant_id",
+    "kind",
+    "state",
+    "request",
+    "adapter_repo",
+    "target_repo",
+    "attempt",
+    "attempt_limit",
+    "cancel_requested",
+    "ring_after",
+    "rings",
+    "version",
+    "created_at",
+    "updated_at",
+]
+_INSERT_JOB = insert(Job).values(
+    {name: bindparam(f"p_{name}", type_=Job.__table__.c[name].type) for name in _JOB_COLUMNS}
+)
+_AT = Job.__table__.c.created_at.type
+_INSERT_EVENT = insert(JobEvent).values(
+    job_id=bindparam("p_id"),
+    at=bindparam("p_created_at", type_=_AT),
+    type="state",
+    data={"state": JobState.QUEUED.value},
+)
+_INSERT_BELL = insert(Outbox).values(
+    job_id=bindparam("p_id"),
+    tries=0,
+    next_at=bindparam("p_created_at", type_=_AT),
+    created_at=bindparam("p_created_at", type_=_AT),
+)
+# PostgreSQL takes all three in one statement and checks the foreign keys at its end: one round trip.
+_INSERT_ALL = _INSERT_BELL.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
+
+
+class Submitting(StoreBase):
+    """`submit`."""
+
+    _in_flight: set[tuple[str, str]] = set()  # noqa: RUF012  (one process, one set)
+    _in_flight_lock = threading.Lock()
+
+    def submit(
+        self, tenant_id: str, kind: Kind, request: ConversionRequest, idempotency_key: str | None = None
+    ) -> tuple[JobRecord, bool]:
+        """Queue a job; with a key that was used before for the same request, return that job and False.
+
+        Raises IdempotencyMismatch (same key, other request), IdempotencyInFlight (the first use is
+        still being recorded), RequestInvalid (a key too long) and Busy.
+        """
+        record = self._new_record(tenant_id, kind, request)
+        if idempotency_key is None:
+            with self.db.statement() as connection:
+                self._insert(connection, record)
+            return record, True
+        check_idempotency_key(idempotency_key)
+        fingerprint = _fingerprint(kind, request)
+        with self._only_user_of(tenant_id, idempotency_key), self.db.write() as connection:
+            self._lock_key(connection, tenant_id, idempotency_key)
+            earlier = self._earlier(connection, tenant_id, idempotency_key, fingerprint)
+            if earlier is not None:
+                return earlier, False
+            self._insert(connection, record)
+            connection.execute(
+                insert(IdempotencyKey).values(
+                    tenant_id=tenant_id,
+                    key=idempotency_key,
+                    fingerprint=fingerprint,
+                    job_id=record.id,
+                    created_at=record.created_at,
+                )
+            )
+        return record, True
+
+    def _new_record(self, tenant_id: str, kind: Kind, request: ConversionRequest) -> JobRecord:
+        now: datetime = self.clock()
+        values: dict[str, Any] = dict.fromkeys(JobRecord.__slots__)
+        values.update(
+            id=new_id(),
+            tenant_id=tenant_id,
+            kind=kind,
+            state=JobState.QUEUED,
+            request=request.model_dump(mode="json"),
+            attempt=0,
+            attempt_limit=self.max_attempts,
+            cancel_requested=False,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+        return JobRecord(**values)
+
+    def _insert(self, connection: Connection, record: JobRecord) -> None:
+        derived = {
+            "state": record.state.value,
+            "adapter_repo": record.request["adapter"]["repo_id"],
+            "target_repo": record.request["target"]["repo_id"],
+            "ring_after": ring_again_at(record.created_at, 0),
+            "rings": 0,
+        }
+        parameters = {f"p_{n}": derived[n] if n in derived else getattr(record, n) for n in _JOB_COLUMNS}
+        if self.db.is_postgres:
+            connection.execute(_INSERT_ALL, parameters)
+            return
+        for statement in (_INSERT_JOB, _INSERT_EVENT, _INSERT_BELL):
+            connection.execute(statement, parameters)
+
+    @contextmanager
+    def _only_user_of(self, tenant_id: str, key: str) -> Iterator[None]:
+        """Within this process a key is used by one submission at a time."""
+        entry = (tenant_id, key)
+        with self._in_flight_lock:
+            if entry in self._in_flight:
+                raise _in_flight_error()
+            self._in_flight.add(entry)
+        try:
+            yield
+        finally:
+            with self._in_flight_lock:
+                self._in_flight.discard(entry)
+
+    def _lock_key(self, connection: Connection, tenant_id: str, key: str) -> None:
+        """The same between processes: an advisory lock of the transaction. SQLite has one writer anyway."""
+        if not self.db.is_postgres:
+            return
+        digest = hashlib.sha256(f"{tenant_id}\0{key}".encode()).digest()
+        number = int.from_bytes(digest[:8], "big", signed=True)
+        if not connection.scalar(select(func.pg_try_advisory_xact_lock(number))):
+            raise _in_flight_error()
+
+    def _earlier(
+        self, connection: Connection, tenant_id: str, key: str, fingerprint: str
+    ) -> JobRecord | None:
+        row = connection.execute(
+            select(Job.__table__, IdempotencyKey.fingerprint)
+            .join(IdempotencyKey, IdempotencyKey.job_id == Job.id)
+            .where(IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
+        ).one_or_none()
+        if row is None:
+            return None
+        if row.fingerprint != fingerprint:
+            raise IdempotencyMismatch(
+                "This Idempotency-Key was used before for a different request.",
+                hint="Use a new key for a new request.",
+            )
+        return JobRecord.from_row(row)
+
+
+def check_idempotency_key(key: str) -> None:
+    """Refuse keys that are empty, too long or not printable ASCII. Raises RequestInvalid."""
+    if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise RequestInvalid(f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
+
+
+def _fingerprint(kind: Kind, request: ConversionRequest) -> str:
+    """SHA-256 of the request with its defaults filled in, so that `null` and `left out` are the same."""
+    return hashlib.sha256(f"{kind}\n{request.model_dump_json()}".encode()).hexdigest()
+
+
+def _in_flight_error() -> IdempotencyInFlight:
+    return IdempotencyInFlight(
+        "A request with this Idempotency-Key is being recorded right now.", hint="Try again in a second."
+    )

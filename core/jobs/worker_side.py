@@ -1,0 +1,237 @@
+"""What a worker may do with a job that it holds. Every write is fenced by id, attempt, owner and state.
+
+Zero rows changed means that the lease ran out and somebody else has the job: LeaseLost, drop everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, or_, select, update
+
+from core.errors import Cancelled, LeaseLost, PublicError
+from core.jobs.base import StoreBase, add_event, add_move
+from core.jobs.client_side import CANCELLED
+from core.jobs.records import Claim
+from core.requests import ConversionRequest
+from core.states import LEASED, JobState, Phase, sources_of
+from core.tables import Job, SiteDiagnostics
+
+
+class WorkerSide(StoreBase):
+    """Claim, report, settle."""
+
+    def claim(self, job_id: str, owner: str, lease_s: float) -> Claim | None:
+        """Take a queued job (or one whose wait is over); None: nothing to take. `owner` names this worker."""
+        now = self.clock()
+        due = and_(Job.state == JobState.RETRY_WAIT.value, Job.not_before <= now)
+        with self.db.write() as connection:
+            row = connection.execute(
+                update(Job)
+                .where(Job.id == job_id, or_(Job.state == JobState.QUEUED.value, due))
+                .values(
+                    state=JobState.RUNNING.value,
+                    attempt=Job.attempt + 1,
+                    lease_owner=owner,
+                    lease_expires_at=now + timedelta(seconds=lease_s),
+                    not_before=None,
+                    ring_after=None,
+                    phase=Phase.RESOLVING.value,
+                    error=None,
+                    version=Job.version + 1,
+                    updated_at=now,
+                    started_at=now,
+                )
+                .returning(Job.tenant_id, Job.kind, Job.request, Job.attempt)
+            ).one_or_none()
+            if row is None:
+                return None
+            add_move(connection, job_id, now, JobState.RUNNING, attempt=row.attempt)
+        request = ConversionRequest.model_validate(row.request)
+        return Claim(job_id, row.tenant_id, row.kind, request, row.attempt, owner)
+
+    def heartbeat(self, claim: Claim, lease_s: float) -> bool:
+        """Extend the lease. True: somebody asked to cancel. Raises LeaseLost."""
+        expires = self.clock() + timedelta(seconds=lease_s)
+        with self.db.statement() as connection:
+            row = connection.execute(
+                _fenced(claim).values(lease_expires_at=expires).returning(Job.cancel_requested)
+            ).one_or_none()
+        return bool(_held(row, claim).cancel_requested)
+
+    def report(
+        self,
+        claim: Claim,
+        phase: Phase,
+        done: int = 0,
+        total: int | None = None,
+        unit: str | None = None,
+        eta_s: float | None = None,
+    ) -> None:
+        """Publish progress. Only a change of phase is an event in the history. Raises LeaseLost."""
+        now = self.clock()
+        change = _fenced(claim).values(
+            phase=phase.value,
+            progress_done=done,
+            progress_total=total,
+            progress_unit=unit,
+            progress_eta_s=eta_s,
+            version=Job.version + 1,
+            updated_at=now,
+        )
+        with self.db.write() as connection:
+            if connection.execute(change.where(Job.phase.is_distinct_from(phase.value))).rowcount:
+                add_event(connection, claim.job_id, now, "phase", {"phase": phase.value})
+            else:
+                _one(connection, change, claim)
+
+    def resolved(
+        self,
+        claim: Claim,
+        *,
+        adapter_sha: str,
+        source_repo: str,
+        source_sha: str,
+        target_sha: str,
+        output_repo: str | None,
+    ) -> None:
+        """Record the pinned commits and where the output will go. Raises LeaseLost."""
+        pins = {
+            "adapter_sha": adapter_sha,
+            "source_repo": source_repo,
+            "source_sha": source_sha,
+            "target_sha": target_sha,
+            "output_repo": output_repo,
+        }
+        now = self.clock()
+        with self.db.write() as connection:
+            _one(connection, _fenced(claim).values(**pins, version=Job.version + 1, updated_at=now), claim)
+            add_event(connection, claim.job_id, now, "resolved", pins)
+
+    def publishing(self, claim: Claim) -> None:
+        """The last step before the commit. Raises Cancelled when somebody asked to (nothing may be published
+        then), else LeaseLost when the job is not ours."""
+        with self.db.write() as connection:
+            row = _hold(connection, claim, {JobState.RUNNING})
+            if row.cancel_requested:
+                raise Cancelled(CANCELLED.message)
+            self._move(connection, claim, JobState.PUBLISHING)
+
+    def save_diagnostics(
+        self, claim: Claim, summary: dict[str, Any], sites: list[dict[str, Any]], verdict: str | None
+    ) -> None:
+        """Replace the job's diagnostics, those of earlier attempts included. Raises LeaseLost."""
+        now = self.clock()
+        values = {"diagnostics": summary, "verdict": verdict, "updated_at": now}
+        with self.db.write() as connection:
+            _one(connection, _fenced(claim).values(**values, version=Job.version + 1), claim)
+            connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == claim.job_id))
+            if sites:
+                rows = [{"job_id": claim.job_id, "position": n, "data": site} for n, site in enumerate(sites)]
+                connection.execute(insert(SiteDiagnostics), rows)
+            add_event(connection, claim.job_id, now, "diagnostics", {"verdict": verdict, "sites": len(sites)})
+
+    def succeed(self, claim: Claim, result: dict[str, Any]) -> None:
+        """End the job with its result. Raises LeaseLost."""
+        with self.db.write() as connection:
+            self._move(connection, claim, JobState.SUCCEEDED, result=result)
+
+    def reject(self, claim: Claim, error: PublicError) -> None:
+        """End the job: the pre-check found the pair incompatible. Raises LeaseLost."""
+        with self.db.write() as connection:
+            self._move(connection, claim, JobState.REJECTED, error=error.model_dump())
+
+    def cancelled(self, claim: Claim) -> None:
+        """End the job because its owner asked. Raises LeaseLost."""
+        with self.db.write() as connection:
+            self._move(connection, claim, JobState.CANCELLED, error=CANCELLED.model_dump())
+
+    def fail(self, claim: Claim, error: PublicError, retry_in_s: float | None = None) -> JobState:
+        """End this attempt: wait `retry_in_s` for another one while the budget lasts, else end the job.
+
+        Returns the new state. Raises LeaseLost.
+        """
+        with self.db.write() as connection:
+            row = _hold(connection, claim, LEASED)
+            state = after_failure(
+                attempt=claim.attempt,
+                limit=row.attempt_limit,
+                retryable=retry_in_s is not None,
+                cancel_requested=row.cancel_requested,
+            )
+            shown = CANCELLED if state is JobState.CANCELLED else error
+            wait: datetime | None = None
+            if state is JobState.RETRY_WAIT and retry_in_s is not None:
+                wait = self.clock() + timedelta(seconds=retry_in_s)
+            # A job that waits is not done, so the failure stands in its history and not in `error`.
+            ended = {"error": shown.model_dump()} if state is not JobState.RETRY_WAIT else {}
+            self._move(connection, claim, state, not_before=wait, reason=error.code, **ended)
+        return state
+
+    def _move(
+        self,
+        connection: Connection,
+        claim: Claim,
+        state: JobState,
+        *,
+        reason: str | None = None,
+        **values: Any,
+    ) -> None:
+        now = self.clock()
+        change: dict[str, Any] = {
+            "state": state.value,
+            "version": Job.version + 1,
+            "updated_at": now,
+            **values,
+        }
+        if state is not JobState.PUBLISHING:
+            change |= {"lease_owner": None, "lease_expires_at": None, "phase": None, "progress_eta_s": None}
+            if state is not JobState.RETRY_WAIT:
+                change["finished_at"] = now
+        allowed = sources_of(state) & LEASED
+        _one(connection, _fenced(claim, allowed).values(**change), claim)
+        add_move(connection, claim.job_id, now, state, **({"reason": reason} if reason else {}))
+
+
+def after_failure(*, attempt: int, limit: int, retryable: bool, cancel_requested: bool) -> JobState:
+    """Where a job goes when an attempt has failed."""
+    if cancel_requested:
+        return JobState.CANCELLED
+    return JobState.RETRY_WAIT if retryable and attempt < limit else JobState.FAILED
+
+
+def _fence(claim: Claim, states: Collection[JobState]) -> ColumnElement[bool]:
+    return and_(
+        Job.id == claim.job_id,
+        Job.attempt == claim.attempt,
+        Job.lease_owner == claim.owner,
+        Job.state.in_(sorted(state.value for state in states)),
+    )
+
+
+def _fenced(claim: Claim, states: Collection[JobState] = LEASED) -> Update:
+    return update(Job).where(_fence(claim, states))
+
+
+def _hold(connection: Connection, claim: Claim, states: Collection[JobState]) -> Any:
+    """Lock the job's row while it is ours."""
+    query = select(Job.attempt_limit, Job.cancel_requested).where(_fence(claim, states)).with_for_update()
+    return _held(connection.execute(query).one_or_none(), claim)
+
+
+def _one(connection: Connection, change: Update, claim: Claim) -> None:
+    if connection.execute(change).rowcount != 1:
+        raise _lost(claim)
+
+
+def _held(row: Any, claim: Claim) -> Any:
+    """The row, or LeaseLost when the fence found none."""
+    if row is None:
+        raise _lost(claim)
+    return row
+
+
+def _lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(f"Attempt {claim.attempt} no longer holds this job.")

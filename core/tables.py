@@ -1,0 +1,202 @@
+"""Every table. SQL is the truth about a job; the broker only rings.
+
+tenants ─┬─ api_keys              who may call; only hashes of keys are stored
+         └─ jobs ─┬─ outbox       bells still to be rung, written in the job's own transaction
+                  ├─ job_events   append-only history, read by server-sent events
+                  ├─ site_diagnostics
+                  └─ idempotency_keys
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core.states import TERMINAL, JobState
+
+DEFAULT_TENANT = "default"
+
+_NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite, which has no time zones, holds it as naive UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+RowId = BigInteger().with_variant(Integer, "sqlite")
+Hex = String(32)
+JsonObject = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=_NAMES)
+    type_annotation_map = {datetime: UtcDateTime(), JsonObject: JSON()}  # noqa: RUF012  (read by SQLAlchemy)
+
+
+def _one_of(column: str, values: list[str]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+_ACTIVE = text(_one_of("state", [state.value for state in JobState if state not in TERMINAL]))
+
+
+class Tenant(Base):
+    """Whoever owns jobs. `default` owns everything of a deployment without keys."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A key's SHA-256 (it is high-entropy, so no slow hash is needed) and the prefix that people know."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(Hex, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    prefix: Mapped[str] = mapped_column(String(16))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    """One conversion or pre-check. `version` rises with every visible change and is the ETag."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", [state.value for state in JobState]), name="state"),
+        CheckConstraint(_one_of("kind", ["convert", "precheck"]), name="kind"),
+        Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+        Index(
+            "ix_jobs_active",
+            "state",
+            "id",
+            postgresql_where=_ACTIVE,
+            sqlite_where=_ACTIVE,
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(Hex, primary_key=True)  # UUID version 7: sorts by creation
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    request: Mapped[JsonObject]
+    adapter_repo: Mapped[str] = mapped_column(String(200))
+    target_repo: Mapped[str] = mapped_column(String(200))
+
+    # Who works on it. `attempt` only ever rises, so it fences writes even after a person's retry.
+    attempt: Mapped[int] = mapped_column(default=0)
+    attempt_limit: Mapped[int]
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    not_before: Mapped[datetime | None]  # end of a wait between attempts
+    ring_after: Mapped[datetime | None]  # a queued job that nobody took is rung again then
+    rings: Mapped[int] = mapped_column(default=0)
+
+    # What a reader sees.
+    phase: Mapped[str | None] = mapped_column(String(16))
+    progress_done: Mapped[int | None] = mapped_column(BigInteger)  # may count bytes
+    progress_total: Mapped[int | None] = mapped_column(BigInteger)
+    progress_unit: Mapped[str | None] = mapped_column(String(32))
+    progress_eta_s: Mapped[float | None]
+    adapter_sha: Mapped[str | None] = mapped_column(String(64))
+    source_repo: Mapped[str | None] = mapped_column(String(200))
+    source_sha: Mapped[str | None] = mapped_column(String(64))
+    target_sha: Mapped[str | None] = mapped_column(String(64))
+    output_repo: Mapped[str | None] = mapped_column(String(200))
+    verdict: Mapped[str | None] = mapped_column(String(16))
+    diagnostics: Mapped[JsonObject | None] = mapped_column(JSON(none_as_null=True))
+    result: Mapped[JsonObject | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[JsonObject | None] = mapped_column(JSON(none_as_null=True))
+    version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Outbox(Base):
+    """A bell to be rung. A relay holds it until `next_at`, rings and deletes it; a dead relay's falls due."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    tries: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[datetime] = mapped_column(index=True)
+    created_at: Mapped[datetime]
+
+
+class JobEvent(Base):
+    """One thing that happened to a job. Ids of one job rise in commit order (its row is locked first)."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    at: Mapped[datetime]
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[JsonObject]
+
+
+class SiteDiagnostics(Base):
+    """Measurements of one target site, in the order in which the worker gave them."""
+
+    __tablename__ = "site_diagnostics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    data: Mapped[JsonObject]
+
+
+class IdempotencyKey(Base):
+    """A client's own key for a submission, kept as long as its job; `fingerprint` is its SHA-256."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime]
