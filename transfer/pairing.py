@@ -1,0 +1,72 @@
+"""Which source site feeds which target site: a monotone layer map, and roles matched by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transfer.errors import IncompatiblePair
+from transfer.interface import Site, SitePair
+from transfer.weights import ModelWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Paired sites in target order, and what found no partner.
+
+    `layers`: target layer → source layer. `unused_source_layers`: adapted layers that feed no target layer.
+    `dropped`: source sites without a place in the target (unused layer, or a role that the target lacks).
+    """
+
+    pairs: tuple[SitePair, ...]
+    layers: tuple[int, ...]
+    unused_source_layers: tuple[int, ...]
+    dropped: tuple[Site, ...]
+
+
+def layer_map(source_layers: int, target_layers: int) -> tuple[int, ...]:
+    """Target layer → source layer, proportional: the source layer in which the target layer's centre falls.
+
+    Monotone, the identity at equal depth, with multiplicities that differ by at most one. Integer arithmetic,
+    so that no rounding mode decides.
+    """
+    return tuple((2 * t + 1) * source_layers // (2 * target_layers) for t in range(target_layers))
+
+
+def pair_sites(
+    source: ModelWeights, target: ModelWeights, adapter_sites: Iterable[Site], layer_scale: bool
+) -> Pairing:
+    """Match every adapted source site to the target sites that take its update.
+
+    With `layer_scale` an update is divided by the number of target layers that share its source layer, so
+    that their sum keeps its size. Raises IncompatiblePair when nothing is left to carry.
+    """
+    adapted = sorted(known := set(adapter_sites))
+    layers = layer_map(source.layers, target.layers)
+    shared_by = Counter(layers)
+    pairs = tuple(
+        SitePair(
+            source=site,
+            target=place,
+            source_shape=source.shape(site),
+            target_shape=target.shape(place),
+            scale=1 / shared_by[site.layer] if layer_scale else 1.0,
+        )
+        for place in target.sites
+        if (site := Site(layers[place.layer], place.role)) in known
+    )
+    fed = {pair.source for pair in pairs}
+    if not pairs:
+        changed = ", ".join(sorted({site.role.value for site in adapted})) or "nothing"
+        present = ", ".join(role.value for role in target.architecture.roles)
+        raise IncompatiblePair(
+            "No adapted module of the source has a counterpart in the target.",
+            hint=f"The adapter changes {changed}; {target.architecture.model_type} has {present}.",
+        )
+    return Pairing(
+        pairs=pairs,
+        layers=layers,
+        unused_source_layers=tuple(sorted({site.layer for site in adapted} - set(layers))),
+        dropped=tuple(site for site in adapted if site not in fed),
+    )

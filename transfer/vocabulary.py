@@ -1,0 +1,166 @@
+"""Vocabularies as byte strings, so that tokens of unlike tokenizers can be compared exactly.
+
+Byte-level BPE spells bytes with a printable alphabet (GPT-2's); sentencepiece-like models write a space as ▁
+and unknown bytes as <0xNN>. Both are turned back into the bytes that a token stands for. Added tokens (chat
+markers, padding, …) mean whatever their model was taught, so they are never shared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfer.errors import UnsupportedModel
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "\u2581"  # ▁
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTokens:
+    """Tokens that two vocabularies both have, ordered by source id.
+
+    `source_ids`, `target_ids`: (n,) int64, row by row the same bytes. Overlaps are shares of a side's tokens.
+    `identical`: every token, added ones included, has the same id on both sides.
+    """
+
+    source_ids: Tensor
+    target_ids: Tensor
+    overlap_source: float
+    overlap_target: float
+    jaccard: float
+    identical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """`tokens`: bytes → id without added tokens. `pieces`: the tokenizer's own spelling → id, with them."""
+
+    tokens: Mapping[bytes, int]
+    pieces: Mapping[str, int]
+
+    @classmethod
+    def from_tokenizer_json(cls, raw: Mapping[str, Any]) -> Vocabulary:
+        """Read a tokenizer.json document. Raises UnsupportedModel when it is none, or of an unknown kind."""
+        model = _object(raw, "model")
+        kind = model.get("type") or ("BPE" if "merges" in model else None)
+        if kind not in {"BPE", "Unigram", "WordLevel"}:
+            raise UnsupportedModel(f"tokenizer.json: the model type {str(kind)[:40]!r} is not known here.")
+        vocabulary = dict(_pieces(model.get("vocab")))
+        added = dict(_added(raw.get("added_tokens") or []))
+        own = {
+            piece: id_
+            for piece, id_ in vocabulary.items()
+            if piece not in added and id_ not in set(added.values())
+        }
+        byte_level = any(part.get("type") == "ByteLevel" for part in _parts(raw))
+        spell = _from_byte_level if byte_level else _as_text if kind == "WordLevel" else _from_sentencepiece
+        return cls(tokens=_bytes_to_id(own, spell), pieces={**vocabulary, **added})
+
+
+def shared(a: Vocabulary, b: Vocabulary) -> SharedTokens:
+    """The tokens that stand for the same bytes in both."""
+    both = sorted((a.tokens[token], b.tokens[token]) for token in a.tokens.keys() & b.tokens.keys())
+    count = len(both)
+    ids = torch.tensor(both, dtype=torch.long).view(count, 2)
+    return SharedTokens(
+        source_ids=ids[:, 0].contiguous(),
+        target_ids=ids[:, 1].contiguous(),
+        overlap_source=count / max(len(a.tokens), 1),
+        overlap_target=count / max(len(b.tokens), 1),
+        jaccard=count / max(len(a.tokens) + len(b.tokens) - count, 1),
+        identical=dict(a.pieces) == dict(b.pieces),
+    )
+
+
+def _bytes_to_id(pieces: Mapping[str, int], spell: Any) -> dict[bytes, int]:
+    """Where two pieces stand for the same bytes, the lower id of the ordinary (not <0xNN>) ones wins."""
+    ordered = sorted(pieces.items(), key=lambda item: (_BYTE_TOKEN.fullmatch(item[0]) is not None, item[1]))
+    tokens: dict[bytes, int] = {}
+    for piece, id_ in ordered:
+        spelled = spell(piece)
+        if spelled:
+            tokens.setdefault(spelled, id_)
+    return tokens
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's character for each byte: printable Latin-1 stands for itself, the rest starts at U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+def _from_byte_level(piece: str) -> bytes | None:
+    alphabet = _byte_alphabet()
+    if any(character not in alphabet for character in piece):
+        return None
+    return bytes(alphabet[character] for character in piece)
+
+
+def _from_sentencepiece(piece: str) -> bytes | None:
+    if match := _BYTE_TOKEN.fullmatch(piece):
+        return bytes([int(match[1], 16)])
+    return _as_text(piece.replace(_SPACE, " "))
+
+
+def _as_text(piece: str) -> bytes | None:
+    try:
+        return piece.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
+        return None
+
+
+def _pieces(vocab: Any) -> Iterator[tuple[str, int]]:
+    """(piece, id) from either spelling: an object, or Unigram's list of [piece, score]."""
+    entries: Iterable[tuple[Any, Any]]
+    if isinstance(vocab, Mapping):
+        entries = vocab.items()
+    elif isinstance(vocab, list):
+        entries = ((row[0] if isinstance(row, list) and row else None, id_) for id_, row in enumerate(vocab))
+    else:
+        raise UnsupportedModel("tokenizer.json: model.vocab should be an object or a list.")
+    for piece, id_ in entries:
+        if not isinstance(piece, str) or not _is_id(id_):
+            raise UnsupportedModel("tokenizer.json: model.vocab should map strings to token ids.")
+        yield piece, id_
+
+
+def _added(rows: Any) -> Iterator[tuple[str, int]]:
+    for row in rows if isinstance(rows, list) else [rows]:
+        if (
+            not isinstance(row, Mapping)
+            or not isinstance(row.get("content"), str)
+            or not _is_id(row.get("id"))
+        ):
+            raise UnsupportedModel("tokenizer.json: each of added_tokens should have a content and an id.")
+        yield row["content"], row["id"]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _parts(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The pre-tokenizer's and decoder's components, sequences opened one level."""
+    for name in ("pre_tokenizer", "decoder"):
+        part = raw.get(name)
+        if not isinstance(part, Mapping):
+            continue
+        inner = part.get("pretokenizers") or part.get("decoders") or []
+        yield part
+        yield from (item for item in inner if isinstance(item, Mapping))
+
+
+def _object(raw: Any, key: str) -> Mapping[str, Any]:
+    value = raw.get(key) if isinstance(raw, Mapping) else None
+    if not isinstance(value, Mapping):
+        raise UnsupportedModel(f"tokenizer.json has no {key} object.")
+    return value
