@@ -7,9 +7,8 @@ import time
 from types import TracebackType
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from core.errors import Cancelled, LeaseLost
+from core.errors import Busy, Cancelled, LeaseLost
 from core.jobs import Claim, JobStore
 
 log = structlog.get_logger(__name__)
@@ -57,7 +56,7 @@ class Heart:
             except LeaseLost:
                 self._lost.set()
                 return
-            except SQLAlchemyError:
+            except Busy:
                 log.warning("heartbeat_failed", exc_info=True)
                 if time.monotonic() - last > self._lease_s:
                     self._lost.set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
+from core.errors import Busy
 from core.jobs import Claim, JobStore
 from core.states import Phase
 from workers.heart import Heart
@@ -37,7 +37,7 @@ class JobWatch:
         eta = (now - self._phase_began) / done * (total - done) if done and total else None
         try:
             self._store.report(self._claim, phase, done, total, unit, eta)
-        except SQLAlchemyError:
+        except Busy:
             log.warning("progress_not_written", exc_info=True)
         self._written = now
 

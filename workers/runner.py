@@ -10,9 +10,8 @@ from pathlib import Path
 
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
-from sqlalchemy.exc import SQLAlchemyError
 
-from core.errors import Cancelled, LeaseLost, Rejected, TimeLimit, public_error
+from core.errors import Busy, Cancelled, LeaseLost, Rejected, TimeLimit, public_error
 from core.jobs import Claim, JobStore
 from core.settings import Settings
 from workers.heart import Heart
@@ -36,7 +35,11 @@ class Desk:
 
 def run_job(job_id: str, desk: Desk) -> None:
     """Claim the job and bring it to an end. A doubled or late doorbell finds nothing to claim and returns."""
-    claim = desk.store.claim(job_id, desk.owner, desk.settings.lease_s)
+    try:
+        claim = desk.store.claim(job_id, desk.owner, desk.settings.lease_s)
+    except Busy:
+        log.warning("claim_failed", job_id=job_id, exc_info=True)
+        return  # the job still waits in SQL, and the sweeper rings again
     if claim is None:
         log.info("nothing_to_claim", job_id=job_id)
         return
@@ -92,22 +95,22 @@ def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
             log.info("rejected")
             _insist(lambda: desk.store.reject(claim, error), desk.settings.lease_s)
         else:
-            again = error.retryable and claim.attempt < desk.settings.max_attempts
-            wait = desk.settings.retry_base_s * 2 ** (claim.attempt - 1) if again else None
+            # The store knows the budget of attempts; this only says how long to wait if one is left.
+            wait = desk.settings.retry_base_s * 2 ** (claim.attempt - 1) if error.retryable else None
             log.error("failed", code=error.code, retry_in_s=wait, exc_info=exc)
             _insist(lambda: desk.store.fail(claim, error, wait), desk.settings.lease_s)
     except LeaseLost:
         log.warning("lease_lost_while_settling")
 
 
-def _insist(write: Callable[[], None], patience_s: float) -> None:
+def _insist(write: Callable[[], object], patience_s: float) -> None:
     """Try a final write until the lease would have run out; then the sweeper takes over."""
     deadline = time.monotonic() + patience_s
     wait = 0.1
     while True:
         try:
             write()
-        except SQLAlchemyError:
+        except Busy:
             if time.monotonic() + wait > deadline:
                 raise
             log.warning("settlement_delayed", exc_info=True)

@@ -41,7 +41,7 @@ def desk() -> Desk:
     )
     return Desk(
         settings=settings,
-        store=JobStore(Database.open(settings.resolved_database_url)),
+        store=JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts),
         tools=Tools(hub=make_hub(settings), cache=cache, device=pick_device(settings.device)),
         owner=f"{socket.gethostname()}:{os.getpid()}",
     )

@@ -1,0 +1,1 @@
+"""Measurements and endurance runs: one command each, a table for people, one JSON object on the last line."""
