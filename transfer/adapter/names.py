@@ -1,0 +1,102 @@
+"""PEFT's tensor names, sorted into what they are, before any tensor is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from transfer.errors import MalformedAdapter, UnsupportedAdapter
+
+# `base_model.model.<module>.lora_A[.<adapter>].weight`; raw training checkpoints keep the adapter's name.
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.[^.]+)?\.weight")
+_MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.[^.]+){0,2}")
+_EMBEDDING_LORA = re.compile(r"(?P<module>.+)\.lora_embedding_[AB](\.[^.]+)?")
+_TOKENS = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_(delta|indices)(\.[^.]+)?")
+_SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(\.[^.]+)*")
+_VOCABULARY_MODULES = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
+
+
+@dataclass(slots=True)
+class ModuleTensors:
+    """Tensor names of one adapted module."""
+
+    A: str | None = None
+    B: str | None = None
+    magnitude: str | None = None
+
+
+@dataclass(slots=True)
+class SortedNames:
+    """What the tensors of an adapter are, by their names alone."""
+
+    modules: dict[str, ModuleTensors] = field(default_factory=dict)
+    not_carried: dict[str, str] = field(default_factory=dict)  # module → how it was trained
+    unknown: list[str] = field(default_factory=list)  # tensor names of no known kind
+
+
+def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNames:
+    """Group tensor names by module.
+
+    Raises UnsupportedAdapter for trained biases and for LoRA on the output head or on experts,
+    MalformedAdapter when one module has two tensors of a kind (two adapters in one file).
+    """
+    found, saved = SortedNames(), tuple(modules_to_save)
+    for name in sorted(names):
+        bare = name.removeprefix("base_model.model.")
+        if match := _LORA.fullmatch(bare):
+            _refuse_module(match["module"])
+            _place(found, match["module"], match["part"], name)
+        elif match := _MAGNITUDE.fullmatch(bare):
+            _place(found, match["module"], "magnitude", name)
+        elif match := _EMBEDDING_LORA.fullmatch(bare):
+            found.not_carried[match["module"]] = "LoRA on the embedding"
+        elif match := _TOKENS.fullmatch(bare):
+            found.not_carried[match["module"]] = "retrained tokens"
+        elif match := _SAVED.fullmatch(bare):
+            found.not_carried[match["module"]] = "fully trained module"
+        elif (module := _fully_trained(bare, saved)) is not None:
+            found.not_carried[module] = "fully trained module"
+        elif bare.endswith(".bias"):
+            raise UnsupportedAdapter(
+                f"The adapter trained the bias {bare[:200]}; trained biases are not carried.",
+                hint='Train with bias="none".',
+            )
+        else:
+            found.unknown.append(name)
+    return found
+
+
+def _fully_trained(bare: str, saved: tuple[str, ...]) -> str | None:
+    """The module of a whole saved tensor: one of `modules_to_save`, or a resized embedding saved along."""
+    module = bare.rpartition(".")[0]
+    if not module:
+        return None
+    if module.rpartition(".")[2] in _VOCABULARY_MODULES:
+        return module
+    dotted = f".{module}."
+    return next((module for name in saved if f".{name}." in dotted), None)
+
+
+def _place(found: SortedNames, module: str, part: str, name: str) -> None:
+    tensors = found.modules.setdefault(module, ModuleTensors())
+    earlier = getattr(tensors, part)
+    if earlier is not None:
+        raise MalformedAdapter(
+            f"Two tensors are the LoRA {part} of one module: {earlier[:200]} and {name[:200]}.",
+            hint="One file should hold one adapter.",
+        )
+    setattr(tensors, part, name)
+
+
+def _refuse_module(module: str) -> None:
+    parts = module.split(".")
+    if parts[-1] in _VOCABULARY_MODULES:
+        raise UnsupportedAdapter(
+            f"The adapter has LoRA on {module[:200]}, whose rows are tokens; that is not carried.",
+            hint="Train without the embedding and the output head among the target modules.",
+        )
+    if any("expert" in part for part in parts) or parts[-2:] == ["mlp", "gate"] or "router" in parts:
+        raise UnsupportedAdapter(
+            f"The adapter has LoRA on {module[:200]}; mixture-of-experts modules are not carried yet."
+        )
