@@ -3,14 +3,16 @@ first out.
 
 Layout under the folder:
 
-    entries/ab/cd/<digest>.safetensors   an entry; its access time is set by hand at every hit
+    entries/ab/cd/<digest>.safetensors   an entry; its modification time is when it was last used
+    entries/ab/cd/.<…>.part              an entry being written, at its full size from the start
     locks/<digest>.lock                  there only while somebody computes that entry
     usage                                bytes in `entries/`, a decimal number under its own lock
 
 The size is not measured at every write. Each write adds to `usage` first; only when that passes the
 bound is the folder walked, emptied down to 90 % of the bound, and `usage` set to what the walk found. So
 a walk happens once per tenth of the bound written, and a process that dies between the two steps leaves
-the number too high, never too low.
+the number too high, never too low. Access times are not used: mounts differ in keeping them, and a
+listing or a backup would count as a use.
 """
 
 from __future__ import annotations
@@ -89,9 +91,20 @@ class DiskTier:
             return False
         with self._writing.guard(OSError):
             path = self._path(digest)
+            temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.part"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._reserve(size)
-            _write_atomically(path, encode)
+            try:
+                with temporary.open("xb") as file:
+                    self._reserve(file, size)
+                    encode(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                with self._usage_locked():  # a walk must not meet the file under both names, or neither
+                    temporary.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
             return True
         return False
 
@@ -101,7 +114,7 @@ class DiskTier:
         for path in self._entries.glob(f"*/*/*{_SUFFIX}"):
             with suppress(OSError):
                 stat = path.stat()
-                found.append(StoredFile(path, stat.st_size, stat.st_atime))
+                found.append(StoredFile(path, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda f: (f.last_used, f.path.name))
 
     def prune(self, max_bytes: int) -> list[StoredFile]:
@@ -116,19 +129,22 @@ class DiskTier:
     def _path(self, digest: str) -> Path:
         return self._entries / digest[:2] / digest[2:4] / f"{digest}{_SUFFIX}"
 
-    def _reserve(self, size: int) -> None:
-        """Count `size` bytes that are about to be written; make room first when they do not fit."""
+    def _reserve(self, file: BinaryIO, size: int) -> None:
+        """Count `size` bytes that are about to be written to `file`; make room first when they do not fit.
+
+        The file gets its size at once, so that a walk meanwhile counts it.
+        """
         with self._usage_locked() as write:
             used = _read_number(self._usage)
             if used is None or used + size > self.max_bytes:
                 bound = self.max_bytes if used is None else int(self.max_bytes * _KEEP)
                 _, used = self._evict(max(0, min(bound, self.max_bytes - size)))
             write(used + size)
+            file.truncate(size)
 
     def _evict(self, max_bytes: int) -> tuple[list[StoredFile], int]:
-        self._sweep_temporary()
         files = self.files()
-        left, removed = sum(f.bytes for f in files), []
+        left, removed = sum(f.bytes for f in files) + self._being_written(), []
         for file in files:
             if left <= max_bytes:
                 break
@@ -137,11 +153,17 @@ class DiskTier:
             removed.append(file)
         return removed, left
 
-    def _sweep_temporary(self) -> None:
+    def _being_written(self) -> int:
+        """Bytes of unfinished entries; those of writers that died long ago are removed."""
+        total = 0
         for path in self._entries.glob("*/*/.*.part"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_TEMP_S:
+                stat = path.stat()
+                if time.time() - stat.st_mtime > _STALE_TEMP_S:
                     path.unlink()
+                else:
+                    total += stat.st_size
+        return total
 
     def _remove(self, path: Path) -> None:
         with suppress(OSError):
@@ -164,25 +186,10 @@ class DiskTier:
             yield write
 
 
-def _write_atomically(path: Path, encode: Callable[[BinaryIO], None]) -> None:
-    """All of the entry under its name, or nothing: temporary file beside it, flushed to the disk, renamed."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.part"
-    try:
-        with temporary.open("xb") as file:
-            encode(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 def _touch(path: Path) -> None:
     """Record a use. A folder that may only be read keeps serving; it just forgets the order of use."""
     with suppress(OSError):
-        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+        os.utime(path)
 
 
 def _read_number(path: Path) -> int | None:

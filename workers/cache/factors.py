@@ -65,6 +65,7 @@ class FactorCache:
         max_entry_bytes: int = 64 * 2**20,
         *,
         redis_prefix: str = "rebase:factors",
+        redis_timeout_s: float = 5.0,
         lease_s: float = 10.0,
         wait_s: float = 900.0,
     ) -> None:
@@ -76,7 +77,13 @@ class FactorCache:
         self.stats = CacheStats()
         self._disk = DiskTier(dir, max_bytes)
         self._redis = (
-            RedisTier(redis_url, ttl_s=ttl_s, max_entry_bytes=max_entry_bytes, prefix=redis_prefix)
+            RedisTier(
+                redis_url,
+                ttl_s=ttl_s,
+                max_entry_bytes=max_entry_bytes,
+                prefix=redis_prefix,
+                timeout_s=redis_timeout_s,
+            )
             if redis_url
             else None
         )

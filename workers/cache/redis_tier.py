@@ -40,7 +40,7 @@ class RedisTier:
         ttl_s: int,
         max_entry_bytes: int,
         prefix: str = "rebase:factors",
-        timeout_s: float = 5.0,
+        timeout_s: float,
         cool_off_s: float = 30.0,
     ) -> None:
         self._client = redis.Redis.from_url(

@@ -1,0 +1,146 @@
+"""The bytes of one entry."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+from support.cache_processes import KEY, factors, same
+from transfer.interface import Factors
+from workers.cache.entry import CorruptEntryError, entry_size, read_entry, read_key, settle, write_entry
+from workers.cache.keys import FactorKey
+
+
+def written(key: FactorKey = KEY, value: Factors | None = None) -> bytes:
+    buffer = io.BytesIO()
+    write_entry(buffer, key, value or factors(key.rank))
+    return buffer.getvalue()
+
+
+def read(data: bytes, key: FactorKey = KEY) -> Factors:
+    return read_entry(io.BytesIO(data), len(data), key)
+
+
+GOOD = written()
+
+
+def test_an_entry_comes_back_bit_for_bit() -> None:
+    assert same(read(GOOD), factors())
+
+
+def test_the_same_factors_give_the_same_bytes_and_their_size_is_known_before() -> None:
+    assert written() == GOOD
+    assert entry_size(KEY, factors()) == len(GOOD)
+
+
+def test_an_entry_is_an_ordinary_safetensors_file_with_aligned_data() -> None:
+    tensors = load(GOOD)
+    assert set(tensors) == {"U", "S", "V"}
+    assert torch.equal(tensors["U"], factors().U)
+    assert (8 + int.from_bytes(GOOD[:8], "little")) % 64 == 0
+
+
+def test_an_entry_says_which_key_it_belongs_to() -> None:
+    assert read_key(io.BytesIO(GOOD), len(GOOD)) == KEY
+
+
+def test_factors_are_settled_to_contiguous_float32() -> None:
+    value = factors()
+    odd = Factors(U=value.U.T.contiguous().T, S=value.S.double(), V=value.V, energy=value.energy)
+    assert same(settle(odd), value)
+
+
+def test_a_rank_clipped_to_the_matrix_is_kept() -> None:
+    key = FactorKey("acme/base", "a" * 40, "w", 320, 1)
+    assert same(read(written(key, factors(rank=5)), key), factors(rank=5))
+
+
+@given(at=st.integers(0, len(GOOD) - 1), flip=st.integers(1, 255))
+def test_flipping_any_byte_makes_the_entry_corrupt(at: int, flip: int) -> None:
+    with pytest.raises(CorruptEntryError):
+        read(GOOD[:at] + bytes([GOOD[at] ^ flip]) + GOOD[at + 1 :])
+
+
+def test_each_single_byte_is_covered() -> None:
+    for at in range(len(GOOD)):
+        with pytest.raises(CorruptEntryError):
+            read(GOOD[:at] + bytes([GOOD[at] ^ 1]) + GOOD[at + 1 :])
+
+
+def test_an_entry_cut_at_any_length_is_corrupt() -> None:
+    for length in range(len(GOOD)):
+        with pytest.raises(CorruptEntryError):
+            read(GOOD[:length])
+
+
+def test_an_entry_that_was_cut_after_its_size_was_taken_is_corrupt() -> None:
+    with pytest.raises(CorruptEntryError):
+        read_entry(io.BytesIO(GOOD[:-1]), len(GOOD), KEY)
+
+
+def test_an_entry_with_something_behind_it_is_corrupt() -> None:
+    with pytest.raises(CorruptEntryError):
+        read(GOOD + b"\0")
+    with pytest.raises(CorruptEntryError):
+        read_entry(io.BytesIO(GOOD + b"\0"), len(GOOD), KEY)
+
+
+@pytest.mark.parametrize("field", ["repo_id", "sha", "tensor", "rank", "version"])
+def test_an_entry_of_another_key_is_refused(field: str) -> None:
+    other = {**KEY.__dict__, field: 3 if isinstance(getattr(KEY, field), int) else "other"}
+    fields = {name: other[name] for name in ("repo_id", "sha", "tensor", "rank", "version")}
+    with pytest.raises(CorruptEntryError):
+        read(GOOD, FactorKey(**fields))
+
+
+@given(data=st.binary(max_size=200))
+def test_noise_is_corrupt_and_nothing_worse(data: bytes) -> None:
+    with pytest.raises(CorruptEntryError):
+        read(data)
+    with pytest.raises(CorruptEntryError):
+        read(len(data).to_bytes(8, "little") + data)
+
+
+def test_a_header_of_a_million_brackets_is_corrupt_and_nothing_worse() -> None:
+    header = b"[" * 15_000
+    with pytest.raises(CorruptEntryError):
+        read(len(header).to_bytes(8, "little") + header)
+
+
+def test_a_header_that_promises_more_than_the_file_holds_allocates_nothing() -> None:
+    huge = Factors(
+        U=torch.empty(1, 4).expand(10**7, 4),
+        S=torch.empty(4),
+        V=torch.empty(1, 4).expand(10**7, 4),
+        energy=1.0,
+    )
+    from workers.cache import entry
+
+    header = entry._header(KEY, entry._shapes_of(huge), 1.0, "0" * 64)
+    with pytest.raises(CorruptEntryError, match="size"):
+        read(header + b"\0" * 100)
+
+
+def test_an_energy_that_is_not_finite_survives_the_trip() -> None:
+    value = factors()
+    strange = Factors(U=value.U, S=value.S, V=value.V, energy=math.inf)
+    assert read(written(value=strange)).energy == math.inf
+
+
+def test_a_digest_is_the_same_in_every_process_and_differs_with_every_field() -> None:
+    assert KEY.digest == FactorKey(KEY.repo_id, KEY.sha, KEY.tensor, KEY.rank, KEY.version).digest
+    others = {
+        KEY.digest,
+        FactorKey("acme/base2", KEY.sha, KEY.tensor, 4, 1).digest,
+        FactorKey("acme/base", "b" * 40, KEY.tensor, 4, 1).digest,
+        FactorKey("acme/base", KEY.sha, "w", 4, 1).digest,
+        FactorKey("acme/base", KEY.sha, KEY.tensor, 5, 1).digest,
+        FactorKey("acme/base", KEY.sha, KEY.tensor, 4, 2).digest,
+    }
+    assert len(others) == 6
