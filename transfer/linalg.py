@@ -20,6 +20,10 @@ FACTORS_VERSION = 1
 # Left vectors below this share of the largest singular value are rounding noise of the float32 image W·V.
 _TINY = 1e-5
 
+# Float32 rows carry noise near 6e-8 of their largest direction, so the product of two noise directions lies near
+# 4e-15 of the largest product: what is below this share is noise.
+_UNREACHED = 1e-12
+
 
 def thin_svd(delta: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """Exact SVD of B A as U (o, p), S (p,), V (i, p), p = min(r, o, i), float32, S descending.
@@ -78,20 +82,20 @@ def procrustes(X: Tensor, Y: Tensor) -> Tensor:
     """R (p, q) with orthonormal rows or columns on the evidence's span, minimising ‖X R − Y‖_F.
 
     X: (n, p), Y: (n, q), paired rows. Directions that the evidence does not reach (n < p, or XᵀY singular)
-    map to zero: the result is then a partial isometry and invents nothing.
+    map to zero: the result is then a partial isometry and invents nothing. Float64 inside, since XᵀY squares
+    the condition number.
     """
-    P, D, Qh = torch.linalg.svd(X.T @ Y, full_matrices=False)
-    reached = D.gt(D[:1] * max(X.shape[1], Y.shape[1]) * torch.finfo(X.dtype).eps)
-    rotation: Tensor = (P * reached) @ Qh
-    return rotation
+    P, D, Qh = torch.linalg.svd(X.double().T @ Y.double(), full_matrices=False)
+    rotation: Tensor = (P * D.gt(D[:1] * _UNREACHED)) @ Qh
+    return rotation.to(X.dtype)
 
 
 def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """Top-k triplets of a tall W (m ≥ n): left (m, k), values (k,), right (n, k); and the energy they hold.
 
     The n×n Gram matrix gives the leading right subspace. Squaring has cost half of the digits, so one
-    Rayleigh–Ritz step in float64, on the m×k image W·right, separates close singular values and makes the left
-    side orthonormal.
+    Rayleigh–Ritz step in float64, on the m×k image W·right, separates close singular values and makes the
+    left side orthonormal.
     """
     gram = _lower_gram(W)
     total = float(gram.diagonal().sum(dtype=torch.float64))

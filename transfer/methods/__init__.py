@@ -1,0 +1,1 @@
+"""One transfer method per file; `transfer.registry` lists them."""

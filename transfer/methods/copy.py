@@ -1,0 +1,55 @@
+"""SimpleCopy [002]: ΔW_t = ΔW_s. The source's update is taken over unchanged.
+
+The baseline to beat: between a model and its close relatives it does better than the elaborate methods.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from transfer.catalogue import CopyParams
+from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
+from transfer.linalg import frobenius
+from transfer.methods.refusals import require_equal_shapes, require_sites
+
+
+class Copy:
+    """No evidence is read. With `pad`, shapes that differ are cropped or filled with zeros (a control)."""
+
+    name: ClassVar[str] = "copy"
+
+    def needs(self, params: CopyParams) -> frozenset[Evidence]:
+        """Nothing."""
+        return frozenset()
+
+    def prepare(self, params: CopyParams, pair: Pair) -> None:
+        """Raises IncompatiblePair, listing the sites, when shapes differ and `pad` is off."""
+        if params.pad:
+            require_sites(pair)
+            return
+        require_equal_shapes(
+            pair, "copy", "Use cross_lora; or pad=true, as a control that carries no meaning across shapes."
+        )
+
+    def carry(
+        self, params: CopyParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
+    ) -> Carried:
+        """ΔW (o_s, i_s) → the same update, (o_t, i_t)."""
+        o, i = site.target_shape
+        moved = LowRank(_resize(delta.B, o, delta.rank), _resize(delta.A, delta.rank, i))
+        before, after = frobenius(delta), frobenius(moved)
+        flags = () if site.source_shape == site.target_shape else ("padded",)
+        ratio = {"norm_ratio": after / before} if before > 0.0 else {}
+        return Carried(moved, {"update_norm": after, **ratio}, flags)
+
+
+def _resize(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """Crop to (rows, columns), or fill with zeros."""
+    if matrix.shape == (rows, columns):
+        return matrix
+    out = matrix.new_zeros(rows, columns)
+    part = matrix[:rows, :columns]
+    out[: part.shape[0], : part.shape[1]] = part
+    return out

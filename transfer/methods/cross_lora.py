@@ -1,0 +1,144 @@
+"""Cross-LoRA [001]: carry an update through the leading singular subspaces of both base weights.
+
+With rank-k factors W ≈ U diag(S) Vᵀ of each base, the update's coordinates C = U_sᵀ ΔW_s V_s (k_s×k_s) become
+
+    ΔW_t = U_t · Q_outᵀ · C · Q_in · V_tᵀ.
+
+The paper's least-squares step has no residual for orthonormal bases, so it leaves Q_out and Q_in open. Three
+readings: `index` takes both as the identity (j-th direction to j-th direction), `anchored` fits them by
+orthogonal Procrustes on rows that the two models share, and `projection` (equal shapes, [002]'s reading)
+stays in the common coordinates and only projects: ΔW_t = U_tU_tᵀ ΔW_s V_tV_tᵀ.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from transfer.catalogue import CrossLoraParams
+from transfer.interface import Carried, Evidence, Factors, LowRank, Pair, Role, SiteEvidence, SitePair
+from transfer.linalg import frobenius
+from transfer.methods.anchors import Alignment, align
+from transfer.methods.refusals import require_equal_shapes, require_sites
+
+_WRITERS = frozenset({Role.O, Role.DOWN})  # their outputs go to the residual stream
+
+
+class CrossLora:
+    """Rank-preserving: only B and A are multiplied, nothing dense is built."""
+
+    name: ClassVar[str] = "cross_lora"
+
+    def needs(self, params: CrossLoraParams) -> frozenset[Evidence]:
+        """Factors of both bases; `anchored` also shared-vocabulary rows."""
+        anchors = {Evidence.EMBEDDINGS} if params.alignment == "anchored" else set()
+        return frozenset({Evidence.FACTORS} | anchors)
+
+    def prepare(self, params: CrossLoraParams, pair: Pair) -> None:
+        """Raises IncompatiblePair when `projection` meets unequal shapes, listing the sites."""
+        require_sites(pair)
+        if params.alignment == "projection":
+            require_equal_shapes(
+                pair, "cross_lora with alignment=projection", "Use alignment=anchored across shapes."
+            )
+
+    def carry(
+        self, params: CrossLoraParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
+    ) -> Carried:
+        """ΔW (o_s, i_s) → ΔW (o_t, i_t) of the same rank, with the measurements of docs/methods.md."""
+        source = evidence.factors("source", params.rank)
+        target = evidence.factors("target", params.rank)
+        before = frobenius(delta)
+        measured: dict[str, float] = {}
+        flags: tuple[str, ...] = ()
+        if params.alignment == "projection":
+            kept = moved = _into(target, LowRank(target.U.T @ delta.B, delta.A @ target.V))
+        else:
+            kept = LowRank(source.U.T @ delta.B, delta.A @ source.V)
+            measured, flags, turned = _turn(params, site, kept, source, target, evidence)
+            moved = _into(target, turned)
+        if params.norm == "preserve" and (norm := frobenius(moved)) > 0.0:
+            moved = moved.scaled(before / norm)
+        measured |= _energies(before, kept, moved, source, target)
+        return Carried(moved, measured, flags)
+
+
+def _into(base: Factors, coordinates: LowRank) -> LowRank:
+    """U C Vᵀ for coordinates C kept as factors."""
+    return LowRank(base.U @ coordinates.B, coordinates.A @ base.V.T)
+
+
+def _turn(
+    params: CrossLoraParams,
+    site: SitePair,
+    kept: LowRank,
+    source: Factors,
+    target: Factors,
+    evidence: SiteEvidence,
+) -> tuple[dict[str, float], tuple[str, ...], LowRank]:
+    """Source coordinates → target coordinates; measurements and flags of the alignment."""
+    if params.alignment == "index":
+        k = min(source.S.numel(), target.S.numel())
+        B, A = _fit(kept.B, target.S.numel(), k), _fit(kept.A.T, target.S.numel(), k).T
+        return {}, ("index_alignment",), LowRank(B, A)
+    reads, writes = _alignments(site, source, target, evidence)
+    turned = LowRank(writes.rotation.T @ kept.B, kept.A @ reads.rotation)
+    measured = {
+        "anchor_tokens": float(reads.fitted),
+        "anchor_residual_in": reads.residual,
+        "anchor_residual_out": writes.residual,
+        "anchor_null_in": reads.null,
+        "anchor_null_out": writes.null,
+        "anchor_reached_in": reads.reached,
+        "anchor_reached_out": writes.reached,
+    }
+    few = min(reads.fitted, writes.fitted) < 2 * max(source.S.numel(), target.S.numel())
+    lost = not (reads.informative and writes.informative)
+    flags = (("few_anchors",) if few else ()) + (("anchors_uninformative",) if lost else ())
+    return measured, flags, turned
+
+
+def _alignments(
+    site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence
+) -> tuple[Alignment, Alignment]:
+    """Procrustes for what the site reads (X V) and what it writes (Y U)."""
+    X_s = evidence.paired("source", "in") @ source.V
+    X_t = evidence.paired("target", "in") @ target.V
+    reads = align(X_s, X_t)
+    if site.target.role in _WRITERS:
+        Y_s = evidence.paired("source", "out") @ source.U
+        Y_t = evidence.paired("target", "out") @ target.U
+    else:
+        # Y = X Wᵀ, so Y U = X V diag(S) exactly: the o-wide product is never formed. The bias is left out,
+        # being a constant that says nothing about directions of change.
+        Y_s, Y_t = X_s * source.S, X_t * target.S
+    return reads, align(Y_s, Y_t)
+
+
+def _fit(coordinates: Tensor, rows: int, k: int) -> Tensor:
+    """The first k rows, zeros up to `rows`: index matching between unequal numbers of directions."""
+    out = coordinates.new_zeros(rows, coordinates.shape[1])
+    out[:k] = coordinates[:k]
+    return out
+
+
+def _energies(
+    before: float, kept: LowRank, moved: LowRank, source: Factors, target: Factors
+) -> dict[str, float]:
+    """How much of both weights the factors hold and of the update survives; ratios need a non-zero update."""
+    after = frobenius(moved)
+    measured = {
+        "energy_source": source.energy,
+        "energy_target": target.energy,
+        "update_norm": after,
+    }
+    if before > 0.0:
+        measured |= {"energy_kept": min((frobenius(kept) / before) ** 2, 1.0), "norm_ratio": after / before}
+    for name, ours, theirs in (("", source.U, target.U), ("_in", source.V, target.V)):
+        if ours.shape[0] == theirs.shape[0]:
+            k = min(ours.shape[1], theirs.shape[1])
+            overlap = torch.linalg.matrix_norm(ours.T @ theirs).square() / k
+            measured[f"subspace_overlap{name}"] = min(float(overlap), 1.0)
+    return measured

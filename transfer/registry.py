@@ -1,0 +1,20 @@
+"""Every method that can be run, by the name that requests use. The contract test runs over this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from transfer.interface import Method
+from transfer.methods.copy import Copy
+from transfer.methods.cross_lora import CrossLora
+
+METHODS: Mapping[str, Method[Any]] = MappingProxyType(
+    {method.name: method for method in (Copy(), CrossLora())}
+)
+
+
+def get_method(name: str) -> Method[Any]:
+    """The method of that name. `auto` is none: `transfer.precheck` resolves it to one first (KeyError)."""
+    return METHODS[name]
