@@ -1,9 +1,9 @@
 """Folders that are expensive to make and kept between runs: made once per machine, hash-checked at every use.
 
 Everything lies in REBASE_TEST_MODELS (default ~/.cache/rebase-test-models) as `<entry>/files/…` with
-`<entry>/record.json` beside it: the sha256 of each file and whatever the builder noted. An entry appears by one
-rename, under a file lock, so several test runs may ask for it at once, and a killed build leaves nothing that
-looks finished.
+`<entry>/record.json` beside it: the sha256 of each file and whatever the builder noted. An entry appears by
+one rename, under a file lock, so several test runs may ask for it at once, and a killed build leaves nothing
+that looks finished.
 """
 
 from __future__ import annotations

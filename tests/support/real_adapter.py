@@ -3,8 +3,8 @@
     real_adapter.trained_adapter()    the folder as PEFT writes it (first time: about two minutes)
     real_adapter.losses(folder)       held-out loss of the source before and after
 
-r = 16 on all seven modules, a few dozen steps of plain AdamW on one thread. The entry is named after the recipe's
-hash (settings, training text, base weights), so a changed recipe trains anew.
+r = 16 on all seven modules, two dozen steps of plain AdamW on one thread. The entry is named after the
+recipe's hash (settings, training text, base weights), so a changed recipe trains anew.
 """
 
 from __future__ import annotations
