@@ -6,12 +6,11 @@ import threading
 import time
 from types import TracebackType
 
-import structlog
-
 from core.errors import Busy, Cancelled, LeaseLost
 from core.jobs import Claim, JobStore
+from core.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Heart:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 
-import structlog
-
 from core.errors import Busy
 from core.jobs import Claim, JobStore
+from core.logs import get_logger
 from core.states import Phase
 from workers.heart import Heart
 from workers.report import Report
 from workers.watch import Resolved
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 _EVERY_S = 0.5  # progress inside a phase is written at most this often
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from core.errors import Busy, Cancelled, LeaseLost, Rejected, TimeLimit, public_error
 from core.jobs import Claim, JobStore
+from core.logs import bound, get_logger
 from core.settings import Settings
 from workers.heart import Heart
 from workers.hub.port import Published
@@ -20,7 +20,7 @@ from workers.job_watch import JobWatch
 from workers.pipeline import Tools, run
 from workers.publish import marker_of, publish, result_of, verdict_of
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def run_job(job_id: str, desk: Desk) -> None:
     if claim is None:
         log.info("nothing_to_claim", job_id=job_id)
         return
-    with structlog.contextvars.bound_contextvars(job_id=job_id, attempt=claim.attempt):
+    with bound(job_id=job_id, attempt=claim.attempt):
         log.info("claimed", kind=claim.kind)
         scratch = desk.settings.resolved_work_dir / f"{job_id}-{claim.attempt}"
         heart = Heart(desk.store, claim, every_s=desk.settings.heartbeat_s, lease_s=desk.settings.lease_s)

@@ -47,7 +47,7 @@ def desk() -> Desk:
     )
 
 
-@app.task(name=RING, ignore_result=True)  # type: ignore[untyped-decorator]
+@app.task(name=RING, ignore_result=True)
 def ring(job_id: str) -> None:
     """Run the job if it waits for a worker. Never raises: the job's row tells how it ended."""
     from workers.runner import run_job

@@ -64,7 +64,7 @@ def check_forward(
         kept = tuple(sorted(layers)[:_SLICE_LAYERS])
         scope = f"real weights of layers {', '.join(map(str, kept))}, vocabulary cut to {_SLICE_VOCABULARY}"
     config = _cut(text, kept)
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config(config))]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config(config))]
     state = dict(_weights(reader, kept, int(text["vocab_size"])))
     model = model_class.from_pretrained(
         None, config=model_config(config), state_dict=state, dtype=torch.float32
@@ -75,7 +75,7 @@ def check_forward(
     with torch.inference_mode():
         without = model(ids, use_cache=False).logits.float()
     wrapped = get_peft_model(model, _config_for_slice(folder))
-    loaded = set_peft_model_state_dict(wrapped, dict(_adapter_tensors(folder, kept)))
+    loaded: Any = set_peft_model_state_dict(wrapped, dict(_adapter_tensors(folder, kept)))
     if loaded.unexpected_keys:
         raise VerificationFailed(
             f"The target ignores adapter tensors, such as '{loaded.unexpected_keys[0]}'."

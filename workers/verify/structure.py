@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers.utils import logging as hf_logging
 
 from transfer.errors import UnsupportedModel, VerificationFailed
+
+# Its bars would stand between a worker's log lines.
+hf_logging.disable_progress_bar()
 
 
 def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
@@ -41,7 +45,7 @@ def check_structure(raw: Mapping[str, Any], folder: Path, shapes: Mapping[str, t
     Returns the number of tensors that match. Raises VerificationFailed naming what does not fit.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config(raw))
+        model = AutoModelForCausalLM.from_config(model_config(raw))  # type: ignore[no-untyped-call]
     try:
         wrapped = get_peft_model(model, adapter_config(folder), low_cpu_mem_usage=True)
     except ValueError as exc:

@@ -1,0 +1,128 @@
+"""What is checked between building an adapter and publishing it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.tiny_models import TINY_CONFIGS, FolderReader, save_adapter, save_base, tiny_model
+
+from transfer.errors import UnsupportedModel, VerificationFailed
+from workers.verify.forward import check_forward
+from workers.verify.structure import check_structure
+
+_MODULES = {
+    "gpt2": ["c_attn", "c_fc"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "gate_up_proj"],
+}
+_CPU = torch.device("cpu")
+
+
+def _pair(tmp_path: Path, model_type: str, **overrides: object) -> tuple[Path, Path]:
+    base = save_base(tmp_path / "base", model_type, **overrides)
+    modules = _MODULES.get(model_type, ["q_proj", "down_proj"])
+    adapter = save_adapter(
+        tmp_path / "adapter",
+        tiny_model(model_type, **overrides),
+        r=4,
+        target_modules=modules,
+        fan_in_fan_out=model_type == "gpt2",
+    )
+    return base, adapter
+
+
+def _config(base: Path) -> dict[str, object]:
+    config: dict[str, object] = json.loads((base / "config.json").read_text())
+    return config
+
+
+def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in load_file(adapter / "adapter_model.safetensors").items()}
+
+
+@pytest.mark.parametrize("model_type", sorted(TINY_CONFIGS))
+def test_an_adapter_that_peft_wrote_passes_on_its_own_base_whole_and_as_a_slice(
+    tmp_path: Path, model_type: str
+) -> None:
+    layers = {"n_layer": 4} if model_type == "gpt2" else {"num_hidden_layers": 4}
+    base, adapter = _pair(tmp_path, model_type, **layers)
+    reader = FolderReader.of(base)
+
+    assert check_structure(_config(base), adapter, _shapes(adapter)) == len(_shapes(adapter))
+    whole = check_forward(_config(base), reader, adapter, [0, 1, 2, 3], _CPU)
+    part = check_forward(_config(base), reader, adapter, [1, 2, 3], _CPU, whole_model_bytes=0)
+
+    assert whole.scope == "whole model"
+    assert part.scope.startswith("real weights of layers 1, 2")
+    assert whole.logit_change > 0
+    assert part.logit_change > 0
+
+
+def test_the_whole_model_pass_agrees_with_transformers_and_peft(tmp_path: Path) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    ids = torch.arange(1, 33)[None] % 96
+    with torch.no_grad():
+        without = model(ids).logits
+        with_adapter = PeftModel.from_pretrained(model, str(adapter)).eval()(ids).logits
+    expected = float((with_adapter - without).norm() / without.norm())
+
+    assert check_forward(
+        _config(base), FolderReader.of(base), adapter, [0, 1], _CPU
+    ).logit_change == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_tensor_without_a_place_in_the_target_is_named(tmp_path: Path) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+    shapes = _shapes(adapter)
+    shapes["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = (4, 32)
+
+    with pytest.raises(VerificationFailed, match=r"layers\.9\.self_attn\.q_proj"):
+        check_structure(_config(base), adapter, shapes)
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+    shapes = _shapes(adapter)
+    name = next(iter(shapes))
+    shapes[name] = (4, 33)
+
+    with pytest.raises(VerificationFailed, match="33"):
+        check_structure(_config(base), adapter, shapes)
+
+
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: t * 0 if "lora_B" in name else t for name, t in tensors.items()}, file)
+
+    with pytest.raises(VerificationFailed, match="changes nothing"):
+        check_forward(_config(base), FolderReader.of(base), adapter, [0, 1], _CPU)
+
+
+def test_an_adapter_that_breaks_the_forward_pass_is_refused(tmp_path: Path) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: t + float("inf") for name, t in tensors.items()}, file)
+
+    with pytest.raises(VerificationFailed, match="not finite"):
+        check_forward(_config(base), FolderReader.of(base), adapter, [0, 1], _CPU)
+
+
+def test_an_architecture_that_transformers_does_not_ship_is_refused_without_running_its_code(
+    tmp_path: Path,
+) -> None:
+    _, adapter = _pair(tmp_path, "llama")
+    config = {"model_type": "my_own", "auto_map": {"AutoModelForCausalLM": "modeling.My"}}
+
+    with pytest.raises(UnsupportedModel, match="my_own"):
+        check_structure(config, adapter, {})
