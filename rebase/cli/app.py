@@ -1,0 +1,116 @@
+"""The command line put together: every command by name, and the last line of defence against tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from core.errors import InternalError, PublicError
+from core.settings import Settings
+from rebase.cli import cache, convert, database, demo, jobs, methods, precheck, transfer, up
+from rebase.cli.exits import Exit, describe
+from rebase.cli.output import Output
+
+app = typer.Typer(
+    name="rebase",
+    help="Move a LoRA adapter onto a new base model, with evidence.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 incompatible, 4 service not reachable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.command)
+app.command("convert")(convert.command)
+app.command("transfer")(transfer.command)
+app.command("precheck")(precheck.command)
+app.command("status")(jobs.status)
+app.command("jobs")(jobs.list_jobs)
+app.command("cancel")(jobs.cancel)
+app.command("retry")(jobs.retry)
+app.command("methods")(methods.command)
+app.add_typer(cache.commands, name="cache")
+app.add_typer(database.keys, name="keys")
+app.command("migrate")(database.migrate)
+app.command("demo")(demo.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rebase {installed_version('rebase-lora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _debug: Annotated[
+        bool, typer.Option("--debug", help="Show the cause of an unforeseen error. Works in any place.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code. Nothing but KeyboardInterrupt's code and these ever leave."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    output = Output(as_json="--json" in argv)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return int(app(args=argv, prog_name="rebase", standalone_mode=False) or Exit.DONE)
+    except TyperException as exc:
+        return _usage(exc, output)
+    except (KeyboardInterrupt, typer.Abort):
+        output.note("Interrupted.")
+        return Exit.INTERRUPTED
+    except Exception as exc:
+        known = describe(exc)
+        if debug:
+            traceback.print_exc()
+        if known is not None:
+            output.error(known[1])
+            return known[0]
+        output.error(_unforeseen(debug))
+        return Exit.FAILED
+
+
+def _usage(exc: TyperException, output: Output) -> int:
+    message = exc.format_message()
+    if not message:  # bare `rebase`: the help was the answer
+        return Exit.USAGE
+    output.error(
+        PublicError(code="usage", message=message, hint="See `rebase --help` or `rebase COMMAND --help`.")
+    )
+    return Exit.USAGE
+
+
+def _unforeseen(debug: bool) -> PublicError:
+    """One sentence for the user; the traceback goes to the log (or was shown already)."""
+    sentence = "Something unforeseen went wrong"
+    if debug:
+        return PublicError(code=InternalError.code, message=f"{sentence}; the cause is shown above.")
+    try:
+        log = Settings().resolved_home / "logs" / "cli.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as sink:
+            sink.write(f"{datetime.now(UTC).isoformat()}\n{traceback.format_exc()}\n")
+    except Exception:  # a home that cannot be written, settings that cannot be read: then only --debug helps
+        return PublicError(code=InternalError.code, message=f"{sentence}.", hint="--debug shows the cause.")
+    return PublicError(
+        code=InternalError.code,
+        message=f"{sentence}; the cause is in {log}.",
+        hint="--debug shows it here.",
+    )

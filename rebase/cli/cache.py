@@ -1,0 +1,90 @@
+"""`rebase cache`: the factor cache on this machine's disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from core.errors import RequestInvalid
+from core.settings import Settings
+from rebase.cli import options
+from rebase.cli.exits import Exit
+from rebase.cli.output import Output
+
+if TYPE_CHECKING:
+    from workers.cache.factors import FactorCache
+
+commands = typer.Typer(help="Look at the factor cache on disk, or shrink it.", no_args_is_help=True)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """`0`, `500M`, `20G` as bytes; units are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise RequestInvalid(f"'{text}' is not a size.", hint="Examples: 0, 500M, 20G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def format_size(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _factor_cache(settings: Settings) -> FactorCache:
+    from workers.cache.factors import FactorCache
+
+    return FactorCache(settings.resolved_cache_dir, settings.cache_max_bytes)
+
+
+@commands.command("ls")
+def ls(as_json: options.AsJson = False) -> int:
+    """List what is cached, least recently used first."""
+    out, settings = Output(as_json=as_json), Settings()
+    entries = _factor_cache(settings).ls()
+    rows = [
+        {
+            "key": asdict(entry.key) if entry.key is not None else None,
+            "bytes": entry.bytes,
+            "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
+        }
+        for entry in entries
+    ]
+    total = sum(entry.bytes for entry in entries)
+    out.document({"folder": str(settings.resolved_cache_dir), "entries": rows, "bytes": total})
+    if entries:
+        table = Table("repo", "tensor", "rank", "size", "last used (UTC)", box=None, pad_edge=False)
+        for entry, row in zip(entries, rows, strict=True):
+            key = entry.key
+            named = (key.repo_id, key.tensor, str(key.rank)) if key else ("unreadable", "", "")
+            table.add_row(*map(Text, named), format_size(entry.bytes), str(row["last_used"])[:19])
+        out.show(table)
+    out.show(f"{len(entries)} entries, {format_size(total)} in {settings.resolved_cache_dir}")
+    return Exit.DONE
+
+
+@commands.command("prune")
+def prune(
+    to: Annotated[
+        str, typer.Option("--to", metavar="SIZE", help="Keep at most this much: 0, 500M, 20G.")
+    ] = "0",
+    as_json: options.AsJson = False,
+) -> int:
+    """Remove the least recently used entries until the rest fits."""
+    out = Output(as_json=as_json)
+    removed = _factor_cache(Settings()).prune(parse_size(to))
+    out.document({"removed": removed.entries, "bytes": removed.bytes})
+    out.show(f"Removed {removed.entries} entries, {format_size(removed.bytes)}.")
+    return Exit.DONE

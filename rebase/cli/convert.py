@@ -1,0 +1,49 @@
+"""`rebase convert`: ask a running service for a conversion."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rebase.cli import options
+from rebase.cli.output import Output
+from rebase.cli.request import build_request
+from rebase.cli.tables import job_lines
+from rebase.cli.waiting import exit_of, follow, open_client
+
+
+def command(
+    adapter: options.Adapter,
+    target: options.Target,
+    source: options.Source = None,
+    method: options.Method = None,
+    settings: options.Settings = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="REPO", help="Where to publish; default: <adapter>--<target>, private."
+        ),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option("--idempotency-key", metavar="KEY", help="The same key gives the same job.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """Convert an adapter through a running service."""
+    out = Output(as_json=as_json)
+    request = build_request(
+        adapter=adapter, target=target, source=source, method=method, output=output, settings=settings or ()
+    )
+    with open_client(url) as client:
+        job = client.convert(request, idempotency_key=idempotency_key)
+        if wait:
+            out.note(f"Job {job.id} accepted.")
+            job = follow(client, job, out)
+    out.document(job.model_dump(mode="json"))
+    out.show(*job_lines(job))
+    if not job.is_done:
+        out.note(f"Follow it: rebase status {job.id} --wait")
+    return exit_of(job)

@@ -1,0 +1,51 @@
+"""Exit codes, the CLI's own errors, and the one table that turns any exception into a code and a public
+record."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from core.errors import PublicError, RebaseError, public_error
+from rebase.client import ServiceError, ServiceUnreachable
+from transfer.errors import TransferError
+
+
+class Exit(IntEnum):
+    """What the shell sees. 130 (interrupted) is the shell's own convention."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    INCOMPATIBLE = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+_BY_CODE: dict[str, Exit] = {
+    "request_invalid": Exit.USAGE,
+    "not_available": Exit.USAGE,
+    "incompatible": Exit.INCOMPATIBLE,
+    "incompatible_pair": Exit.INCOMPATIBLE,
+    "service_unreachable": Exit.UNREACHABLE,
+}
+
+
+class CommandFailed(RebaseError):
+    """A command that cannot go on for a reason of its own: port in use, folder not empty, stack not ready."""
+
+    code = "command_failed"
+
+
+def exit_for_code(code: str) -> Exit:
+    """The exit code for a public error code; anything not listed is a plain failure."""
+    return _BY_CODE.get(code, Exit.FAILED)
+
+
+def describe(exc: Exception) -> tuple[Exit, PublicError] | None:
+    """Exit code and record of an error that was foreseen; None for one that was not."""
+    if isinstance(exc, ServiceError | ServiceUnreachable):
+        return exit_for_code(exc.error.code), exc.error
+    if isinstance(exc, RebaseError | TransferError):
+        error = public_error(exc)
+        return exit_for_code(error.code), error
+    return None

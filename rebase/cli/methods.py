@@ -1,0 +1,68 @@
+"""`rebase methods`: the catalogue of this installation, no service needed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from core.errors import RequestInvalid
+from rebase.cli import options
+from rebase.cli.exits import Exit
+from rebase.cli.output import Output
+from transfer.catalogue import describe
+
+
+def command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show this method's parameters.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """List the transfer methods, or one method's parameters."""
+    out = Output(as_json=as_json)
+    entries = describe()
+    if name is None:
+        out.document({"methods": entries})
+        out.show(_overview(entries))
+        return Exit.DONE
+    found = next((entry for entry in entries if entry["name"] == name), None)
+    if found is None:
+        known = ", ".join(entry["name"] for entry in entries)
+        raise RequestInvalid(
+            f"No method is called '{name}'.", hint=f"Methods: {known}", pointer="/method/name"
+        )
+    out.document(found)
+    out.show(f"{found['name']}: {found['summary']}", _parameters(found["parameters"]))
+    return Exit.DONE
+
+
+def _overview(entries: list[dict[str, Any]]) -> Table:
+    table = Table("method", "what it does", box=None, pad_edge=False)
+    for entry in entries:
+        table.add_row(entry["name"], Text(entry["summary"]))
+    return table
+
+
+def _parameters(schema: dict[str, Any]) -> Table:
+    table = Table("parameter", "default", "allowed", "meaning", box=None, pad_edge=False)
+    for key, field in schema["properties"].items():
+        if key != "name":
+            description = Text(field.get("description", ""))
+            table.add_row(key, _default(field), _allowed(field), description)
+    return table
+
+
+def _default(field: dict[str, Any]) -> str:
+    value = field.get("default")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " | ".join(str(value) for value in field["enum"])
+    if "minimum" in field or "maximum" in field:
+        return f"{field.get('minimum', '…')} to {field.get('maximum', '…')}"
+    return str(field.get("type", "any"))

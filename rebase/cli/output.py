@@ -1,0 +1,66 @@
+"""Where words go: results to stdout, everything else to stderr; with --json one document on stdout and
+nothing else there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from core.errors import PublicError
+
+
+class Output:
+    """One command's two streams. Text from elsewhere is never read as markup."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._out = Console(highlight=False, soft_wrap=True)
+
+    def show(self, *renderables: RenderableType) -> None:
+        """A result for people; silent with --json, whose document says the same."""
+        if not self.as_json:
+            for renderable in renderables:
+                self._out.print(Text(renderable) if isinstance(renderable, str) else renderable)
+
+    def note(self, text: str, *, style: str = "") -> None:
+        """Anything that is not the result: warnings, what happens next."""
+        self.err.print(Text(text, style=style))
+
+    def document(self, value: Any) -> None:
+        """The one JSON document; silent without --json."""
+        if self.as_json:
+            sys.stdout.write(
+                json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+            )
+            sys.stdout.flush()
+
+    def error(self, error: PublicError) -> None:
+        """A failure: a sentence for people on stderr, a record for programs on stdout."""
+        self.note(f"Error: {error.message}", style="bold red")
+        if error.hint:
+            self.note(f"  {error.hint}")
+        self.document({"error": error.model_dump(mode="json")})
+
+    @contextmanager
+    def only_document(self) -> Iterator[None]:
+        """While in force, whatever a library writes to file descriptor 1 goes to stderr (with --json)."""
+        if not self.as_json:
+            yield
+            return
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            os.dup2(kept, 1)
+            os.close(kept)

@@ -1,0 +1,44 @@
+"""`rebase precheck`: can this move work? A verdict with reasons, and nothing converted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rebase.cli import options
+from rebase.cli.exits import Exit
+from rebase.cli.output import Output
+from rebase.cli.request import build_request
+from rebase.cli.tables import job_lines, verdict_lines
+from rebase.cli.transfer import LocalHub, local_request, run_locally
+from rebase.cli.waiting import exit_of, follow, open_client
+
+
+def command(
+    adapter: options.Adapter,
+    target: options.Target,
+    source: options.Source = None,
+    method: options.Method = None,
+    settings: options.Settings = None,
+    local: Annotated[bool, typer.Option("--local", help="Here, without a service; folders allowed.")] = False,
+    hub: LocalHub = None,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """Ask whether an adapter can move to another base. Exit code 3 when it cannot."""
+    out = Output(as_json=as_json)
+    if local:
+        request, folders = local_request(adapter, target, source, method, settings)
+        found = run_locally(request, "precheck", folders, hub, out).precheck
+        out.document(found.model_dump(mode="json"))
+        out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
+        return Exit.INCOMPATIBLE if found.verdict == "incompatible" else Exit.DONE
+    request = build_request(
+        adapter=adapter, target=target, source=source, method=method, settings=settings or ()
+    )
+    with open_client(url) as client:
+        job = follow(client, client.precheck(request), out)
+    out.document(job.model_dump(mode="json"))
+    out.show(*job_lines(job))
+    return exit_of(job)

@@ -1,0 +1,91 @@
+"""Live progress of a job: one bar per phase on a terminal, one plain line per step of news elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+# A log that is no terminal gets a line at most this often within one phase.
+_QUIET_S = 5.0
+
+
+class PhaseProgress:
+    """Shows whatever `update` is told; the order of phases is the order in which they come."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._phase: str | None = None
+        self._line = ""
+        self._said_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description:<13}"),
+                BarColumn(bar_width=32),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[eta]}"),
+                console=self._console,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._finish_bar()
+            self._bars.stop()
+            self._bars = None
+
+    def update(
+        self,
+        phase: str,
+        done: int = 0,
+        total: int | None = None,
+        unit: str | None = None,
+        eta_s: float | None = None,
+    ) -> None:
+        """`done` of `total` units within `phase`; `eta_s` in seconds."""
+        if self._bars is not None:
+            self._draw(self._bars, phase, done, total, unit or "", eta_s)
+        else:
+            self._log(phase, done, total, unit or "")
+        self._phase = phase
+
+    def _draw(
+        self, bars: Progress, phase: str, done: int, total: int | None, unit: str, eta_s: float | None
+    ) -> None:
+        if phase != self._phase or self._task is None:
+            self._finish_bar()
+            self._task = bars.add_task(phase, total=total, unit=unit, eta="")
+        eta = f"about {eta_s:.0f} s left" if eta_s is not None and eta_s >= 1 else ""
+        bars.update(self._task, completed=done, total=total, unit=unit, eta=eta)
+
+    def _finish_bar(self) -> None:
+        if self._bars is None or self._task is None:
+            return
+        task = next(task for task in self._bars.tasks if task.id == self._task)
+        # A phase without a count is over when the next one starts; give its pulsing bar an end.
+        total = task.total if task.total is not None else max(task.completed, 1)
+        self._bars.update(self._task, total=total, eta="")
+        if task.total is None or task.completed == 0:
+            self._bars.update(self._task, completed=total)
+        self._bars.stop_task(self._task)
+
+    def _log(self, phase: str, done: int, total: int | None, unit: str) -> None:
+        line = f"{phase}: {done}/{total} {unit}".rstrip() if total else phase
+        fresh = phase != self._phase or (total is not None and done >= total)
+        if line == self._line or not (fresh or time.monotonic() - self._said_at >= _QUIET_S):
+            return
+        self._line, self._said_at = line, time.monotonic()
+        self._console.print(Text(line))

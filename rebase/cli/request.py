@@ -1,0 +1,155 @@
+"""Builds the one `ConversionRequest` that `convert`, `precheck` and `transfer` share from what was typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from core.errors import RequestInvalid
+from core.requests import ConversionRequest, refuse_unavailable
+from transfer.catalogue import PARAMS_BY_NAME
+
+_OBJECTS = tuple(ConversionRequest.model_fields)
+
+
+def parse_repo(text: str, *, field: str) -> dict[str, str]:
+    """`owner/name[@revision]` as the fields of a RepoRef; the id itself is checked by the request model."""
+    repo_id, at, revision = text.partition("@")
+    if at and not revision:
+        raise RequestInvalid(f"{field}: '{text}' ends in '@' without a revision.", pointer=f"/{field}")
+    return {"repo_id": repo_id, "revision": revision} if at else {"repo_id": repo_id}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def parse_value(text: str) -> Any:
+    """JSON when it parses (`4`, `true`, `null`, `["a"]`, `"0"`), the text itself otherwise. NaN and Infinity
+    are text."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """`key=value` pairs as a nested object: `rank=64` → {"method": {"rank": 64}}, `output.max_rank=16` →
+    {"output": …}.
+
+    A later pair replaces an earlier one with the same key. Raises RequestInvalid naming the pair that is
+    wrong.
+    """
+    tree: dict[str, Any] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        parts = key.split(".")
+        if not equals or not all(part.isidentifier() for part in parts):
+            raise RequestInvalid(
+                f"--set {text!r} is not key=value.", hint="Example: --set rank=64 --set output.max_rank=16"
+            )
+        if len(parts) == 1:
+            parts = ["method", *parts]
+        elif parts[0] not in _OBJECTS:
+            raise RequestInvalid(
+                f"--set {key}: the request has no object '{parts[0]}'; it has {', '.join(_OBJECTS)}.",
+                hint=f"A nested parameter of the method is written method.{key}",
+                pointer=f"/{parts[0]}",
+            )
+        _put(tree, parts, parse_value(value))
+    return tree
+
+
+def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
+    node = tree
+    for depth, part in enumerate(parts[:-1], start=1):
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise RequestInvalid(
+                f"--set {'.'.join(parts)}: {'.'.join(parts[:depth])} already has a plain value.",
+                pointer="/" + "/".join(parts[:depth]),
+            )
+    node[parts[-1]] = value
+
+
+def build_request(
+    *,
+    adapter: str,
+    target: str,
+    source: str | None = None,
+    method: str | None = None,
+    output: str | None = None,
+    settings: Iterable[str] = (),
+) -> ConversionRequest:
+    """The request that was typed. Raises RequestInvalid (exit 2) with the field named."""
+    body: dict[str, Any] = parse_settings(settings)
+    _overlay(body, "adapter", parse_repo(adapter, field="adapter"))
+    _overlay(body, "target", parse_repo(target, field="target"))
+    if source is not None:
+        _overlay(body, "source", parse_repo(source, field="source"))
+    if method is not None:
+        _overlay(body, "method", {"name": method})
+    elif isinstance(body.get("method"), dict):
+        body["method"].setdefault("name", "auto")
+    if output is not None:
+        _overlay(body, "output", parse_repo(output, field="output"))
+    return validate(body)
+
+
+def _overlay(body: dict[str, Any], field: str, given: Mapping[str, Any]) -> None:
+    """Join what an argument says with what --set says about the same object; both saying it differently is an
+    error."""
+    existing = body.get(field, {})
+    if not isinstance(existing, dict):
+        raise RequestInvalid(f"--set {field}: use --set {field}.<key>=value.", pointer=f"/{field}")
+    for key, value in given.items():
+        if existing.get(key, value) != value:
+            raise RequestInvalid(
+                f"{field}.{key} is given twice: {value!r} as an argument and {existing[key]!r} by --set.",
+                pointer=f"/{field}/{key}",
+            )
+    body[field] = {**existing, **given}
+
+
+def validate(body: Mapping[str, Any]) -> ConversionRequest:
+    """Validate, telling the first wrong field by the name that was typed."""
+    try:
+        request = ConversionRequest.model_validate(body)
+    except ValidationError as exc:
+        raise _named(exc) from exc
+    refuse_unavailable(request)
+    return request
+
+
+def _named(exc: ValidationError) -> RequestInvalid:
+    first = exc.errors(include_url=False, include_context=False)[0]
+    # A discriminated union puts the method's name into the location; nobody typed it there.
+    path = [
+        str(part)
+        for place, part in enumerate(first["loc"])
+        if not (place == 1 and first["loc"][0] == "method" and part in PARAMS_BY_NAME)
+    ]
+    hint = None
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid":
+        path.append("name")
+        given = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
+        message, hint = f"no method is called {given!r}", f"Methods: {', '.join(PARAMS_BY_NAME)}"
+    elif first["type"] == "extra_forbidden":
+        message, hint = "there is no such parameter", _known_parameters(first["loc"])
+    elif first["type"] == "string_type":
+        hint = f"Write it as a JSON string: '\"{first['input']}\"'"
+    where = ".".join(path)
+    return RequestInvalid(
+        f"{where}: {message}" if where else message, hint=hint, pointer="/" + "/".join(path)
+    )
+
+
+def _known_parameters(loc: tuple[int | str, ...]) -> str | None:
+    if len(loc) < 2 or loc[0] != "method" or loc[1] not in PARAMS_BY_NAME:
+        return None
+    names = [name for name in PARAMS_BY_NAME[str(loc[1])].model_fields if name != "name"]
+    return f"Parameters of {loc[1]}: {', '.join(names)}"

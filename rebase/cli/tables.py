@@ -1,0 +1,91 @@
+"""Jobs, verdicts and diagnostics as lines and tables for people. Text that came from elsewhere is never
+markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rebase.cli.waiting import verdict_of
+from rebase.client import Job
+
+_VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "incompatible": "bold red"}
+_STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}
+
+
+def job_lines(job: Job) -> list[RenderableType]:
+    """One job in a few lines: state, verdict with its reasons, result or error."""
+    lines: list[RenderableType] = [_labelled("job", job.id, "")]
+    state = job.status if job.phase is None or job.is_done else f"{job.status} ({job.phase})"
+    lines.append(_labelled("state", state, _STATE_STYLES.get(job.status, "")))
+    verdict = verdict_of(job)
+    if verdict is not None:
+        lines.extend(verdict_lines(verdict, (job.result or {}).get("reasons") or ()))
+    output = (job.result or {}).get("output")
+    if isinstance(output, dict):
+        method = (job.result or {}).get("method") or {}
+        lines.append(_labelled("method", str(method.get("name", "")), ""))
+        lines.append(_labelled("adapter", f"{output.get('repo_id')}@{output.get('commit')}", ""))
+        lines.append(_labelled("", str(output.get("pull_request") or output.get("url") or ""), ""))
+    if job.error is not None:
+        lines.append(_labelled("error", f"{job.error.message} [{job.error.code}]", "red"))
+        if job.error.hint:
+            lines.append(_labelled("", job.error.hint, ""))
+    return lines
+
+
+def verdict_lines(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> list[Text]:
+    """The verdict and why."""
+    lines = [_labelled("verdict", verdict, _VERDICT_STYLES.get(verdict, ""))]
+    for reason in reasons:
+        message = reason if isinstance(reason, str) else str(reason.get("message", reason))
+        lines.append(_labelled("", f"- {message}", ""))
+    return lines
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    """Jobs as rows."""
+    table = Table("id", "kind", "state", "adapter", "target", "created", box=None, pad_edge=False)
+    for job in jobs:
+        extra = job.model_extra or {}
+        request = extra.get("request") or {}
+        table.add_row(
+            job.id,
+            job.kind,
+            Text(job.status, style=_STATE_STYLES.get(job.status, "")),
+            Text(_repo(request.get("adapter"))),
+            Text(_repo(request.get("target"))),
+            Text(str(extra.get("created_at", ""))[:19]),
+        )
+    return table
+
+
+def diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
+    """Every measurement over the sites: mean, lowest, highest. The rows by site are in the JSON."""
+    sites = diagnostics.get("sites") or []
+    table = Table("measurement", box=None, pad_edge=False, title=f"{len(sites)} sites", title_justify="left")
+    for column in ("mean", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for name in sorted({name for site in sites for name in site.get("measurements", {})}):
+        values = [site["measurements"][name] for site in sites if name in site.get("measurements", {})]
+        figures = (sum(values) / len(values), min(values), max(values))
+        table.add_row(Text(name), *[f"{figure:.4g}" for figure in figures])
+    flags = [flag for site in sites for flag in site.get("flags", ())]
+    for flag in sorted(set(flags)):
+        table.add_row(Text(f"flag {flag}"), f"{flags.count(flag)} sites", "", "")
+    return table
+
+
+def _labelled(label: str, text: str, style: str) -> Text:
+    return Text.assemble((f"{label:<9} ", "dim"), (text, style))
+
+
+def _repo(ref: Any) -> str:
+    if not isinstance(ref, dict):
+        return ""
+    revision = ref.get("revision", "main")
+    return str(ref.get("repo_id", "")) + ("" if revision == "main" else f"@{revision}")

@@ -1,0 +1,122 @@
+"""`rebase transfer`: the whole conversion in this process; no service, no queue, no database."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from core.errors import RequestInvalid
+from core.requests import ConversionRequest
+from core.settings import Settings
+from rebase.cli import options
+from rebase.cli.exits import CommandFailed, Exit
+from rebase.cli.output import Output
+from rebase.cli.progress import PhaseProgress
+from rebase.cli.request import build_request
+from rebase.cli.tables import diagnostics_table, verdict_lines
+from rebase.folders import Aliases
+
+if TYPE_CHECKING:
+    from workers.report import Report
+
+LocalHub = Annotated[
+    Path | None,
+    typer.Option(
+        "--hub",
+        metavar="DIR",
+        help="Read repos from this local hub folder; default: REBASE_HUB_DIR, else the Hub.",
+    ),
+]
+
+
+def command(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, or owner/name[@revision].")],
+    target: options.Target,
+    out_dir: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The new adapter; must be new or empty.")
+    ],
+    source: options.Source = None,
+    method: options.Method = None,
+    settings: options.Settings = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.json", help="Also write the evidence here, even of a refusal."
+        ),
+    ] = None,
+    hub: LocalHub = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Convert an adapter right here: folders or Hub repos in, a PEFT folder out."""
+    out = Output(as_json=as_json)
+    request, folders = local_request(adapter, target, source, method, settings)
+    if request.output.repo_id is not None:
+        raise RequestInvalid(
+            "transfer publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
+        )
+    evidence = run_locally(request, "convert", folders, hub, out, out_dir=out_dir, report_file=report)
+    out.document(
+        {
+            "out": str(out_dir),
+            "verdict": evidence.precheck.verdict,
+            "report": evidence.model_dump(mode="json"),
+        }
+    )
+    out.show(
+        *verdict_lines(evidence.precheck.verdict, [reason.message for reason in evidence.precheck.reasons])
+    )
+    out.show(diagnostics_table(evidence.model_dump(mode="json")))
+    out.show(*[f"- {line}" for line in (*evidence.caveats, *evidence.warnings)])
+    out.show(f"adapter   {out_dir}")
+    return Exit.DONE
+
+
+def local_request(
+    adapter: str, target: str, source: str | None, method: str | None, settings: list[str] | None
+) -> tuple[ConversionRequest, dict[str, str]]:
+    """The request, with the folders among its repos under aliases: (request, alias → folder)."""
+    aliases = Aliases()
+    if source is None and Path(adapter).is_dir():
+        from rebase.local import named_base
+
+        source = named_base(adapter)
+    request = build_request(
+        adapter=aliases.reference(adapter),
+        target=aliases.reference(target),
+        source=aliases.reference(source) if source is not None else None,
+        method=method,
+        settings=settings or (),
+    )
+    return request, aliases.folders
+
+
+def run_locally(
+    request: ConversionRequest,
+    kind: Any,
+    folders: dict[str, str],
+    hub: Path | None,
+    out: Output,
+    *,
+    out_dir: Path | None = None,
+    report_file: Path | None = None,
+) -> Report:
+    """Run with progress on stderr; whatever libraries print stays off stdout when one document was
+    promised."""
+    from rebase import local
+
+    if hub is not None and not hub.is_dir():
+        raise CommandFailed(f"--hub {hub} is not a folder.")
+    settings = Settings(hub_dir=hub) if hub is not None else Settings()
+    if out_dir is not None:
+        local.check_out(out_dir)
+    quiet: AbstractContextManager[None] = out.only_document()
+    with quiet, PhaseProgress(out.err) as progress:
+        watch = local.Shown(progress)
+        try:
+            return local.run_here(request, kind, settings, folders, watch, out_dir)
+        finally:
+            if report_file is not None and watch.report is not None:
+                report_file.write_text(watch.report.to_json(), encoding="utf-8")

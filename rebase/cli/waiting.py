@@ -1,0 +1,55 @@
+"""What `convert`, `precheck`, `status` and `demo` share: a client from the options, and following a job to
+its end."""
+
+from __future__ import annotations
+
+import os
+
+from rebase.cli.exits import Exit, exit_for_code
+from rebase.cli.output import Output
+from rebase.cli.progress import PhaseProgress
+from rebase.client import Job, RebaseClient
+
+
+def open_client(url: str) -> RebaseClient:
+    """A client for `url`. The key comes from REBASE_API_KEY only: an option would show in the process
+    list."""
+    return RebaseClient(url, os.environ.get("REBASE_API_KEY"))
+
+
+def follow(client: RebaseClient, job: Job, output: Output) -> Job:
+    """Wait for the job with live progress. Ctrl-C leaves the job alone, says so, and goes up."""
+    try:
+        with PhaseProgress(output.err) as progress:
+            return client.wait(job.id, lambda seen: show_progress(seen, progress))
+    except KeyboardInterrupt:
+        output.note(f"Job {job.id} goes on. Look: rebase status {job.id}   Stop it: rebase cancel {job.id}")
+        raise
+
+
+def show_progress(job: Job, progress: PhaseProgress) -> None:
+    """One answer of the service as one step of news."""
+    if job.is_done:
+        return
+    now = job.progress
+    if job.phase is None or now is None:
+        progress.update(job.phase or job.status)
+    else:
+        progress.update(job.phase, now.done or 0, now.total, now.unit, now.eta_s)
+
+
+def exit_of(job: Job) -> Exit:
+    """The exit code that a job's state means; a job that still runs is no failure."""
+    if job.succeeded and verdict_of(job) == "incompatible" and job.kind == "precheck":
+        return Exit.INCOMPATIBLE
+    if job.succeeded or not job.is_done:
+        return Exit.DONE
+    if job.status == "rejected":
+        return Exit.INCOMPATIBLE
+    return exit_for_code(job.error.code) if job.error is not None else Exit.FAILED
+
+
+def verdict_of(job: Job) -> str | None:
+    """The pre-check's verdict, once there is one."""
+    verdict = (job.result or {}).get("verdict") or (job.model_extra or {}).get("verdict")
+    return verdict if isinstance(verdict, str) else None

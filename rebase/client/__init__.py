@@ -1,0 +1,19 @@
+"""A small typed client of the HTTP API. `RebaseClient` is the whole surface; it needs nothing of the
+service's code."""
+
+from __future__ import annotations
+
+from rebase.client.errors import ServiceError, ServiceUnreachable
+from rebase.client.http import RebaseClient
+from rebase.client.models import Event, Job, JobList, MethodInfo, Progress
+
+__all__ = [
+    "Event",
+    "Job",
+    "JobList",
+    "MethodInfo",
+    "Progress",
+    "RebaseClient",
+    "ServiceError",
+    "ServiceUnreachable",
+]

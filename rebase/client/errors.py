@@ -1,0 +1,68 @@
+"""What can go wrong between the client and the service.
+
+ClientError
+├── ServiceUnreachable   nobody answers, or what answers is no Rebase service
+└── ServiceError         the service answered with problem+json; `error` is its record
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+from core.errors import PublicError
+
+
+class ClientError(Exception):
+    """Root of the tree; `error` is the public record."""
+
+    def __init__(self, error: PublicError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class ServiceUnreachable(ClientError):
+    """No connection, a time-out, or an answer that no Rebase service gives."""
+
+    def __init__(self, base_url: str, reason: str) -> None:
+        super().__init__(
+            PublicError(
+                code="service_unreachable",
+                message=f"No Rebase service answers at {base_url} ({reason}).",
+                hint="Start one with `rebase up`, or name another with --url or REBASE_URL.",
+                retryable=True,
+            )
+        )
+
+
+class ServiceError(ClientError):
+    """An RFC 9457 problem. `status` is the HTTP status, `errors` the per-field entries of a 422."""
+
+    def __init__(self, status: int, error: PublicError, errors: list[dict[str, Any]]) -> None:
+        super().__init__(error)
+        self.status = status
+        self.errors = errors
+
+
+def problem_of(response: httpx2.Response) -> ClientError:
+    """The typed error of an answer with a 4xx or 5xx status."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or not isinstance(body.get("code"), str):
+        return ServiceUnreachable(
+            str(response.url.copy_with(raw_path=b"/")),
+            f"something answered {response.status_code} without a problem record",
+        )
+    fields = [entry for entry in body.get("errors") or [] if isinstance(entry, dict)]
+    pointer = body.get("pointer") or (fields[0].get("pointer") if fields else None)
+    error = PublicError(
+        code=body["code"],
+        message=str(body.get("detail") or body.get("title") or body["code"]),
+        hint=body.get("hint"),
+        pointer=pointer,
+        retryable=bool(body.get("retryable", response.status_code in {429, 503})),
+    )
+    return ServiceError(response.status_code, error, fields)

@@ -1,0 +1,203 @@
+"""`RebaseClient`: one method per endpoint, typed answers, typed errors, and `wait`."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+from pydantic import ValidationError
+
+from core.errors import RequestInvalid
+from core.requests import ConversionRequest
+from rebase.client.errors import ServiceError, ServiceUnreachable, problem_of
+from rebase.client.models import Event, Job, JobList, MethodInfo
+
+# Restarting a service takes seconds; a wait that began well outlives that.
+PATIENCE_S = 30.0
+_POLL_S = 0.5
+_RETRY_S = 1.0
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+AnswerT = TypeVar("AnswerT", Job, JobList)
+
+
+class RebaseClient:
+    """Talks to one service. Use as a context manager, or call `close`.
+
+    Every call raises ServiceError (the service said no) or ServiceUnreachable (nobody answered).
+    """
+
+    def __init__(self, base_url: str, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx2.Client(
+            base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=5.0)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Does the service say that it can work?"""
+        try:
+            return self._http.get("/readyz").status_code == httpx2.codes.OK
+        except (httpx2.TransportError, httpx2.InvalidURL):
+            return False
+
+    def convert(self, request: ConversionRequest, *, idempotency_key: str | None = None) -> Job:
+        """`POST /convert`; the job as accepted."""
+        return self._submit("/convert", request, idempotency_key)
+
+    def precheck(self, request: ConversionRequest, *, idempotency_key: str | None = None) -> Job:
+        """`POST /precheck`: a job that stops after the verdict."""
+        return self._submit("/precheck", request, idempotency_key)
+
+    def job(self, job_id: str) -> Job:
+        """`GET /jobs/{id}`."""
+        return self._job(self._call("GET", f"/jobs/{_segment(job_id)}"))
+
+    def jobs(
+        self, *, state: str | None = None, adapter: str | None = None, target: str | None = None
+    ) -> Iterator[Job]:
+        """`GET /jobs`, newest first, page after page."""
+        filters = {"state": state, "adapter": adapter, "target": target}
+        params = {key: value for key, value in filters.items() if value is not None}
+        while True:
+            page = self._parse(JobList, self._call("GET", "/jobs", params=params))
+            yield from page.jobs
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    def diagnostics(self, job_id: str) -> dict[str, Any]:
+        """`GET /jobs/{id}/diagnostics`: summary and per-site rows."""
+        return self._object(self._call("GET", f"/jobs/{_segment(job_id)}/diagnostics"))
+
+    def cancel(self, job_id: str) -> Job:
+        """`POST /jobs/{id}/cancel`."""
+        return self._job(self._call("POST", f"/jobs/{_segment(job_id)}/cancel"))
+
+    def retry(self, job_id: str) -> Job:
+        """`POST /jobs/{id}/retry`."""
+        return self._job(self._call("POST", f"/jobs/{_segment(job_id)}/retry"))
+
+    def methods(self) -> list[MethodInfo]:
+        """`GET /methods`."""
+        entries = self._object(self._call("GET", "/methods")).get("methods", [])
+        return [MethodInfo.model_validate(entry) for entry in entries]
+
+    def events(
+        self, job_id: str, *, after: int | None = None, patience_s: float = PATIENCE_S
+    ) -> Iterator[Event]:
+        """`GET /jobs/{id}/events`, from after event `after`, until the service ends the stream of a finished
+        job.
+
+        A dropped connection is resumed with Last-Event-ID; `patience_s` without one byte of news gives up.
+        """
+        path = f"/jobs/{_segment(job_id)}/events"
+        last, deadline = after, time.monotonic() + patience_s
+        while True:
+            headers = {} if last is None else {"Last-Event-ID": str(last)}
+            try:
+                with self._http.sse(path, headers=headers) as stream:
+                    if stream.response.is_error:
+                        stream.response.read()
+                        raise problem_of(stream.response)
+                    for message in stream:
+                        last, deadline = int(message.id), time.monotonic() + patience_s
+                        yield Event(id=last, type=message.event, data=json.loads(message.data))
+                    return
+            except httpx2.TransportError as exc:
+                if time.monotonic() > deadline:
+                    raise ServiceUnreachable(self.base_url, _reason(exc)) from exc
+                time.sleep(_RETRY_S)
+
+    def wait(
+        self,
+        job_id: str,
+        on_update: Callable[[Job], None] | None = None,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> Job:
+        """Poll until the job is done; `on_update` sees every answer that differs from the one before.
+
+        Outages up to `patience_s` are sat out. Raises TimeoutError after `timeout_s`; the job goes on all the
+        same.
+        """
+        started = last_answer = time.monotonic()
+        seen: Job | None = None
+        while True:
+            try:
+                job = self.job(job_id)
+            except (ServiceUnreachable, ServiceError) as exc:
+                if not exc.error.retryable or time.monotonic() - last_answer > patience_s:
+                    raise
+            else:
+                last_answer = time.monotonic()
+                if on_update is not None and job != seen:
+                    on_update(job)
+                if job.is_done:
+                    return job
+                seen = job
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError(f"job {job_id} was still not done after {timeout_s:g} s")
+            time.sleep(_POLL_S)
+
+    def _submit(self, path: str, request: ConversionRequest, idempotency_key: str | None) -> Job:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        # Only what was said: defaults are the service's own.
+        body = request.model_dump(mode="json", exclude_unset=True)
+        return self._job(self._call("POST", path, json=body, headers=headers))
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except (httpx2.TransportError, httpx2.InvalidURL) as exc:
+            raise ServiceUnreachable(self.base_url, _reason(exc)) from exc
+        if not response.is_success:
+            raise problem_of(response)
+        return response
+
+    def _job(self, response: httpx2.Response) -> Job:
+        return self._parse(Job, response)
+
+    def _object(self, response: httpx2.Response) -> dict[str, Any]:
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise ServiceUnreachable(self.base_url, "its answer is not one of this API's")
+        return body
+
+    def _parse(self, model: type[AnswerT], response: httpx2.Response) -> AnswerT:
+        try:
+            return model.model_validate(self._object(response))
+        except ValidationError as exc:
+            raise ServiceUnreachable(self.base_url, "its answer is not one of this API's") from exc
+
+
+def _segment(job_id: str) -> str:
+    """A job id as one path segment; anything else would be a way to another endpoint."""
+    if not _JOB_ID.fullmatch(job_id):
+        raise RequestInvalid(f"{job_id!r} is not a job id.", pointer="/id")
+    return job_id
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__

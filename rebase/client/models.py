@@ -1,0 +1,69 @@
+"""The service's answers as far as a client reads them. Fields that this version does not know are kept, not
+refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.errors import PublicError
+from core.states import TERMINAL, JobState
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Progress(_Answer):
+    """Work done within the current phase; `total` is None while nobody knows it, `eta_s` is in seconds."""
+
+    done: int = 0
+    total: int | None = None
+    unit: str | None = None
+    eta_s: float | None = None
+
+
+class Job(_Answer):
+    """`GET /jobs/{id}`. When `is_done`, exactly one of `result` and `error` is set."""
+
+    id: str
+    kind: str = "convert"
+    status: str
+    phase: str | None = None
+    progress: Progress | None = None
+    result: dict[str, Any] | None = None
+    error: PublicError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """No worker will move this job any further by itself."""
+        return self.status in {state.value for state in TERMINAL}
+
+    @property
+    def succeeded(self) -> bool:
+        """Done, and as asked."""
+        return self.status == JobState.SUCCEEDED.value
+
+
+class JobList(_Answer):
+    """One page of `GET /jobs`, newest first; `next_cursor` is None on the last page."""
+
+    jobs: list[Job] = Field(default_factory=list)
+    next_cursor: str | None = None
+
+
+class MethodInfo(_Answer):
+    """One entry of `GET /methods`: `parameters` is a JSON schema."""
+
+    name: str
+    summary: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Event(_Answer):
+    """One server-sent event of a job; `id` is what `Last-Event-ID` resumes after."""
+
+    id: int
+    type: str
+    data: dict[str, Any]

@@ -1,0 +1,103 @@
+"""The demo's story: one conversion that should work, what it was worth, and one that should not be
+trusted."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rebase.cli.output import Output
+from rebase.cli.request import build_request
+from rebase.cli.tables import diagnostics_table, job_lines
+from rebase.cli.waiting import follow, verdict_of
+from rebase.client import Job, RebaseClient
+from rebase.stack.stack import Place
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "rebase_report.json")
+
+
+class Story:
+    """Who is who in examples/hub."""
+
+    ADAPTER = "tiny/harbor-sql-lora"
+    SOURCE = "tiny/harbor-1"
+    NEW_RELEASE = "tiny/harbor-1.1"
+    OTHER_FAMILY = "tiny/mountain-1"
+    TASK = Path("tasks/harbor-sql.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Held-out loss in nats per answer token; lower is better."""
+
+    source_with_adapter: float
+    target_alone: float
+    target_with_moved: float
+
+
+def tell(place: Place, examples: Path, out: Output) -> bool:
+    """Run the story against a running stack. True when everything was as promised."""
+    with RebaseClient(place.url) as client:
+        out.show("", f"1. Move {Story.ADAPTER} from {Story.SOURCE} to its new release {Story.NEW_RELEASE}")
+        request = build_request(adapter=Story.ADAPTER, target=Story.NEW_RELEASE)
+        moved = follow(client, client.convert(request), out)
+        out.show(*job_lines(moved))
+        if not moved.succeeded:
+            out.note(
+                f"The conversion did not succeed; see {place.home / 'logs' / 'worker.log'}", style="bold red"
+            )
+            return False
+        out.show("", diagnostics_table(client.diagnostics(moved.id)))
+        kept = _check_worth(place, examples, moved, out)
+
+        out.show("", f"2. Ask about {Story.OTHER_FAMILY}: another architecture, width, depth and tokenizer")
+        asked = follow(
+            client, client.precheck(build_request(adapter=Story.ADAPTER, target=Story.OTHER_FAMILY)), out
+        )
+        out.show(*job_lines(asked))
+        doubted = verdict_of(asked) in {"uncertain", "incompatible"} and bool(
+            (asked.result or {}).get("reasons")
+        )
+        if not doubted:
+            out.note("The pre-check was expected to doubt this pair and say why.", style="bold red")
+        return kept and doubted
+
+
+def _check_worth(place: Place, examples: Path, moved: Job, out: Output) -> bool:
+    """Do the promised files lie there, and is the moved adapter better than no adapter?"""
+    folder = Path((moved.result or {})["output"]["url"])
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        out.note(f"{folder} lacks {', '.join(missing)}", style="bold red")
+        return False
+    out.show("", "Held-out loss (nats per answer token, lower is better)")
+    losses = measure(place, examples, folder)
+    table = Table("", "loss", box=None, pad_edge=False, show_header=False)
+    table.add_row(f"{Story.NEW_RELEASE} alone", f"{losses.target_alone:.3f}")
+    table.add_row(f"{Story.NEW_RELEASE} + moved adapter", f"{losses.target_with_moved:.3f}")
+    table.add_row(f"{Story.SOURCE} + its own adapter", f"{losses.source_with_adapter:.3f}")
+    out.show(table)
+    if losses.target_with_moved >= losses.target_alone:
+        out.note("The moved adapter does not help the new release.", style="bold red")
+        return False
+    return True
+
+
+def measure(place: Place, examples: Path, moved: Path) -> Losses:
+    """Evaluate the three combinations with the checkout's own `examples/evaluate.py`. Loads torch."""
+    if place.hub is None:
+        raise ValueError("the demo runs on a local hub folder")
+    sys.path.insert(0, str(examples.parent))
+    held_out_loss: Callable[..., Any] = importlib.import_module("examples.evaluate").held_out_loss
+    hub, task = place.hub, examples / Story.TASK
+    return Losses(
+        source_with_adapter=float(held_out_loss(hub / Story.SOURCE, hub / Story.ADAPTER, task)),
+        target_alone=float(held_out_loss(hub / Story.NEW_RELEASE, None, task)),
+        target_with_moved=float(held_out_loss(hub / Story.NEW_RELEASE, moved, task)),
+    )

@@ -1,0 +1,112 @@
+"""Local model folders beside a hub: what `rebase transfer ./adapter --target ./llama` reads.
+
+A folder that was named on the command line goes under an alias, because a request names repos and never
+paths. Everything else, and every write, is the other hub's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from core.errors import OutputForbidden
+from core.requests import MAX_REPO_ID, RepoRef, check_repo_id
+from workers.hub.content import HashCache
+from workers.hub.plain import PlainFolder
+from workers.hub.port import ByteSource, HubPort, PinnedRepo, Published
+
+
+class Aliases:
+    """Repo ids for the folders among what was typed. An existing directory wins over a repo of the same
+    name."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}  # alias → the folder as typed
+
+    def reference(self, typed: str) -> str:
+        """What the request should say for `typed`: an alias for a directory, else `typed` itself."""
+        if not Path(typed).is_dir():
+            return typed
+        typed = typed.rstrip("/") or "/"
+        for alias, folder in self.folders.items():
+            if folder == typed:
+                return alias
+        stem = (
+            re.sub(r"[^A-Za-z0-9_-]+", "-", Path(typed).resolve().name).strip("-")[: MAX_REPO_ID - 8]
+            or "folder"
+        )
+        alias = stem if re.match(r"[A-Za-z0-9_]", stem) else f"folder-{stem}"
+        while alias in self.folders:
+            alias = f"{stem}-{len(self.folders) + 1}"
+        self.folders[check_repo_id(alias)] = typed
+        return alias
+
+
+class WithFolders:
+    """The hub port over `inner`, with folders of this machine readable under their aliases.
+
+    A pinned folder calls itself by the path that was typed, which is what PEFT needs in
+    `base_model_name_or_path`.
+    """
+
+    def __init__(self, inner: HubPort, folders: Mapping[str, str], hashes: Path) -> None:
+        cache = HashCache(hashes)
+        # Links may lead anywhere: whoever typed the path can read what it reads, and download caches are full
+        # of links.
+        self._by_alias = {
+            alias: PlainFolder(Path(folder), folder, cache, inside=Path(Path(folder).resolve().anchor))
+            for alias, folder in folders.items()
+        }
+        self._by_path = {folder: self._by_alias[alias] for alias, folder in folders.items()}
+        self._inner = inner
+
+    def check_read(self, repo_id: str) -> None:
+        """A folder's own permissions speak when its files are opened."""
+        if repo_id not in self._by_alias:
+            self._inner.check_read(repo_id)
+
+    def resolve(self, ref: RepoRef) -> PinnedRepo:
+        """Pin a folder by its content."""
+        folder = self._by_alias.get(ref.repo_id)
+        return folder.resolve(ref) if folder is not None else self._inner.resolve(ref)
+
+    def fetch(self, repo: PinnedRepo, path: str) -> Path:
+        """A file of a folder, or of the hub."""
+        folder = self._by_path.get(repo.repo_id)
+        return folder.fetch(repo, path) if folder is not None else self._inner.fetch(repo, path)
+
+    def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> ByteSource:
+        """Random access to it."""
+        folder = self._by_path.get(repo.repo_id)
+        return folder.open(repo, path) if folder is not None else self._inner.open(repo, path, wanted=wanted)
+
+    def default_output(self, contract_name: str) -> str:
+        """The hub's own rule."""
+        return self._inner.default_output(contract_name)
+
+    def check_write(self, repo_id: str) -> None:
+        """Folders that were named as inputs are not written to."""
+        self._refuse_folder(repo_id)
+        self._inner.check_write(repo_id)
+
+    def head(self, repo_id: str) -> PinnedRepo | None:
+        """The hub's answer."""
+        return self._inner.head(repo_id)
+
+    def find_commit(self, repo_id: str, marker: str) -> Published | None:
+        """The hub's answer."""
+        return self._inner.find_commit(repo_id, marker)
+
+    def publish(
+        self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
+    ) -> Published:
+        """The hub's doing."""
+        self._refuse_folder(repo_id)
+        return self._inner.publish(
+            repo_id, folder, message=message, parent=parent, private=private, create_pr=create_pr
+        )
+
+    def _refuse_folder(self, repo_id: str) -> None:
+        if repo_id in self._by_alias:
+            raise OutputForbidden(f"'{repo_id}' is a folder that was named as an input.")

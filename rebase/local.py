@@ -1,0 +1,114 @@
+"""The pipeline in this process: what `rebase transfer` and `rebase precheck --local` run. Importing it loads
+torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import FileMissing
+from core.requests import ConversionRequest
+from core.settings import Settings
+from core.states import Phase
+from rebase.cli.exits import CommandFailed
+from rebase.cli.progress import PhaseProgress
+from rebase.folders import WithFolders
+from workers.cache.factors import FactorCache
+from workers.device import pick_device
+from workers.hub.factory import make_hub
+from workers.pipeline import Kind, Tools, run
+from workers.report import Report
+from workers.watch import Silent
+
+
+@dataclass
+class Shown(Silent):
+    """A watch that shows progress and keeps the latest evidence, so that a refusal can still be explained."""
+
+    progress: PhaseProgress
+    report: Report | None = None
+    _phase: Phase | None = None
+    _began: float = 0.0
+
+    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+        """On to the screen."""
+        now = time.monotonic()
+        if phase is not self._phase:
+            self._phase, self._began = phase, now
+        eta_s = (now - self._began) / done * (total - done) if done and total else None
+        self.progress.update(phase.value, done, total, unit, eta_s)
+
+    def diagnosed(self, report: Report) -> None:
+        """Evidence so far."""
+        self.report = report
+
+
+def check_out(out: Path) -> None:
+    """An output folder must be new or empty, in a place that can be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CommandFailed(f"{out} exists and is not an empty folder.", hint="Name a new folder with --out.")
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise CommandFailed(f"{out} cannot be made: {parent} is no folder that can be written.")
+
+
+def run_here(
+    request: ConversionRequest,
+    kind: Kind,
+    settings: Settings,
+    folders: dict[str, str],
+    watch: Shown,
+    out: Path | None,
+) -> Report:
+    """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""
+    home = settings.resolved_home
+    tools = Tools(
+        hub=WithFolders(make_hub(settings), folders, home / "hashes"),
+        cache=_cache(settings),
+        device=pick_device(settings.device),
+    )
+    # Beside the goal, so that the last step is a rename within one file system.
+    place = out.absolute().parent if out is not None else settings.resolved_work_dir
+    place.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=place))
+    try:
+        outcome = run(request, kind, tools, watch, scratch / "adapter", marker=None)
+        report = getattr(outcome, "report", None)
+        if not isinstance(report, Report):
+            raise TypeError("a run without a marker ends with a report")
+        if out is not None:
+            (scratch / "adapter").replace(out)
+        return report
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def named_base(adapter: str) -> str | None:
+    """The base that a local adapter folder names, when that is itself a folder here; PEFT writes such
+    paths."""
+    try:
+        named = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8"))[
+            "base_model_name_or_path"
+        ]
+    except FileNotFoundError as exc:
+        raise FileMissing(f"{adapter} has no adapter_config.json.", pointer="/adapter") from exc
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the pipeline reads the file again and says what is wrong with it
+    return named if isinstance(named, str) and named and Path(named).is_dir() else None
+
+
+def _cache(settings: Settings) -> FactorCache:
+    return FactorCache(
+        settings.resolved_cache_dir,
+        settings.cache_max_bytes,
+        settings.redis_url.get_secret_value() if settings.redis_url else None,
+        settings.redis_cache_ttl_s,
+        settings.redis_cache_max_entry_bytes,
+    )

@@ -1,0 +1,1 @@
+"""The embedded deployment as one process tree: migrations, API, worker."""

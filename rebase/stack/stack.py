@@ -1,0 +1,134 @@
+"""The embedded stack: migrations, then API and worker as supervised children, in one process tree."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.settings import Settings
+from migrations import upgrade
+from rebase.cli.exits import CommandFailed
+from rebase.client import RebaseClient
+from rebase.stack.child import Child
+
+_READY_S = 90.0
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stack runs: its data, its hub (None: the model Hub online) and its address."""
+
+    home: Path
+    hub: Path | None
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Address for clients."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """The children's environment: ours, with this place written over it."""
+        env = {key: value for key, value in os.environ.items() if key != "REBASE_HUB_DIR"}
+        env |= {"REBASE_HOME": str(self.home), "REBASE_HOST": self.host, "REBASE_PORT": str(self.port)}
+        env["PYTHONUNBUFFERED"] = "1"
+        return env | ({"REBASE_HUB_DIR": str(self.hub)} if self.hub is not None else {})
+
+
+def free_port(host: str, port: int) -> int:
+    """`port` itself when nobody listens there, a free one for 0. Raises CommandFailed."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server does: a port whose last connections are only just closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise CommandFailed(
+                f"{host}:{port} cannot be used: {exc.strerror or exc}.",
+                hint="Name another one with --port, or 0 for any free one.",
+            ) from exc
+        return int(probe.getsockname()[1])
+
+
+class Stack:
+    """`start`, then `serve` until `stopping` is set, then `stop`. Use as a context manager so that `stop` is
+    certain."""
+
+    def __init__(self, place: Place, say: Callable[[str], None]) -> None:
+        self.place = place
+        self.stopping = threading.Event()
+        self._say = say
+        env, logs = place.environment(), place.home / "logs"
+        # -P: a folder named `core` or `service` where the user stands must not shadow ours.
+        python = [sys.executable, "-P", "-m"]
+        package_root = str(Path(__file__).resolve().parents[2])
+        api = ["uvicorn", "service.main:app", "--app-dir", package_root, "--host", place.host]
+        api += ["--port", str(place.port), "--timeout-graceful-shutdown", "3"]
+        self.children = [
+            Child("api", [*python, *api], env, logs / "api.log"),
+            Child("worker", [*python, "workers"], env, logs / "worker.log"),
+        ]
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Migrate, start both children, return when the API says that it is ready. Raises CommandFailed."""
+        self.place.home.mkdir(parents=True, exist_ok=True)
+        if self.place.hub is not None:
+            self.place.hub.mkdir(parents=True, exist_ok=True)
+        upgrade(Settings(home=self.place.home).resolved_database_url)
+        for child in self.children:
+            child.start()
+        self._wait_until_ready()
+
+    def serve(self) -> None:
+        """Keep the children alive until `stopping` is set."""
+        while not self.stopping.wait(_LOOK_S):
+            self.look_after()
+
+    def look_after(self) -> None:
+        """Restart whatever fell; called twice a second."""
+        for child in self.children:
+            status = child.revive()
+            if status is not None:
+                self._say(
+                    f"The {child.name} ended with status {status} and is started again; see {child.log}"
+                )
+
+    def stop(self) -> None:
+        """Stop everything that was started, both at once, within a bounded time."""
+        for child in self.children:
+            child.ask_to_stop()
+        for child in self.children:
+            child.stop()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _READY_S
+        with RebaseClient(self.place.url, timeout_s=5.0) as client:
+            while not client.ready():
+                for child in self.children:
+                    if child.exit_status is not None:
+                        raise CommandFailed(
+                            f"The {child.name} did not start (status {child.exit_status}):\n{child.tail()}",
+                            hint=f"Its log: {child.log}",
+                        )
+                if time.monotonic() > deadline:
+                    raise CommandFailed(
+                        f"The API was not ready after {_READY_S:g} s.", hint=f"Logs: {self.place.home}/logs"
+                    )
+                if self.stopping.wait(0.2):
+                    raise KeyboardInterrupt
