@@ -3,6 +3,7 @@
     RebaseError
     ├── RequestInvalid          the request itself is wrong; `pointer` names the field
     ├── NotFound                no such job (or it belongs to somebody else)
+    ├── SettingsInvalid         this deployment is set up in a way that cannot be served
     ├── Unauthorised            no key, or a key that is not valid
     ├── IdempotencyMismatch     same key, other body
     ├── IdempotencyInFlight     same key, first request still being recorded
@@ -63,6 +64,10 @@ class RequestInvalid(RebaseError):
 
 class NotFound(RebaseError):
     code = "not_found"
+
+
+class SettingsInvalid(RebaseError):
+    code = "settings_invalid"
 
 
 class Unauthorised(RebaseError):

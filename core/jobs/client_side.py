@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, select, update
@@ -9,10 +10,11 @@ from sqlalchemy import Connection, delete, select, update
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs.base import StoreBase, add_bells, add_event, add_move, queued_values
 from core.jobs.records import Diagnostics, EventRecord, JobPage, JobRecord, decode_cursor, encode_cursor
-from core.states import LEASED, TERMINAL, JobState
+from core.states import TERMINAL, JobState
 from core.tables import Job, JobEvent, SiteDiagnostics
 
 MAX_PAGE = 200
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 CANCELLED = PublicError(code="cancelled", message="The job was cancelled.")
 
 
@@ -35,22 +37,27 @@ class ClientSide(StoreBase):
             ).all()
         return Diagnostics(verdict=job.verdict, summary=job.diagnostics, sites=tuple(rows))
 
-    def events(self, tenant_id: str, job_id: str, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
-        """The job's history with ids above `after`, oldest first. Raises NotFound."""
+    def events(self, tenant_id: str, job_id: str, after: int = 0) -> Sequence[EventRecord]:
+        """The job's history with ids above `after`, oldest first, at most a page. Raises NotFound."""
+        return self.history(tenant_id, job_id, after)[1]
+
+    def history(self, tenant_id: str, job_id: str, after: int = 0) -> tuple[JobRecord, Sequence[EventRecord]]:
+        """The job, then its events above `after`: none of those that led to this state is missing."""
         with self.db.read() as connection:
-            _load(connection, tenant_id, job_id)
+            job = _load(connection, tenant_id, job_id)
             rows = connection.execute(
                 select(JobEvent.id, JobEvent.at, JobEvent.type, JobEvent.data)
                 .where(JobEvent.job_id == job_id, JobEvent.id > after)
                 .order_by(JobEvent.id)
-                .limit(limit)
+                .limit(MAX_PAGE)
             ).all()
-        return [EventRecord(id=row.id, at=row.at, type=row.type, data=row.data) for row in rows]
+        return job, [EventRecord(id=row.id, at=row.at, type=row.type, data=row.data) for row in rows]
 
     def cancel(self, tenant_id: str, job_id: str) -> JobRecord:
         """Cancel at once when nobody runs the job, else set the flag that its worker reads.
 
-        Cancelling twice is fine. Raises NotFound, StateConflict when the job has ended otherwise.
+        Cancelling twice is fine. Raises NotFound, StateConflict when the job has ended otherwise or is being
+        published: what may stand on the hub already must not be called cancelled.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -59,8 +66,10 @@ class ClientSide(StoreBase):
                 return job
             if job.state in TERMINAL:
                 raise StateConflict(f"The job has already ended: it is '{job.state.value}'.")
+            if job.state is JobState.PUBLISHING:
+                raise StateConflict("It is too late to cancel: the result is being published.")
             changed = update(Job).where(Job.id == job_id).values(version=Job.version + 1, updated_at=now)
-            if job.state in LEASED:
+            if job.state is JobState.RUNNING:
                 connection.execute(changed.values(cancel_requested=True))
                 add_event(connection, job_id, now, "cancel_requested")
             else:
@@ -137,6 +146,8 @@ class ClientSide(StoreBase):
 
 
 def _load(connection: Connection, tenant_id: str, job_id: str, *, lock: bool = False) -> JobRecord:
+    if not _JOB_ID.fullmatch(job_id):  # a foreign string may hold what the database refuses
+        raise NotFound("There is no such job.")
     query = select(Job.__table__).where(Job.id == job_id, Job.tenant_id == tenant_id)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, case, delete, func, or_, select, upda
 from core.errors import PublicError, WorkerLost
 from core.jobs.base import StoreBase, add_bells, add_move, queued_values, ring_again_at
 from core.jobs.client_side import CANCELLED
-from core.states import LEASED, JobState
+from core.states import LEASED, TERMINAL, JobState
 from core.tables import Job, Outbox
 
 Ts = TypeVarTuple("Ts")
@@ -101,6 +101,18 @@ class KeeperSide(StoreBase):
         """Outbox rows that still have to be rung."""
         with self.db.read() as connection:
             return connection.scalar(select(func.count()).select_from(Outbox)) or 0
+
+    def active_counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state that is not terminal."""
+        active = [state for state in JobState if state not in TERMINAL]
+        query = (
+            select(Job.state, func.count())
+            .where(Job.state.in_([state.value for state in active]))
+            .group_by(Job.state)
+        )
+        with self.db.read() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: found.get(state.value, 0) for state in active}
 
     def sweep(self) -> Swept:
         """Put right what nobody else will: ended waits, dead workers, queued jobs whose bell was lost."""

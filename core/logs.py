@@ -1,0 +1,82 @@
+"""Structured logs on stderr: one line per event, with the ids of the request and the job it belongs to.
+
+Nothing secret gets out: values under secret-looking names are dropped, and anything shaped like one of
+our keys or a Hub token is blanked wherever it stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from core.settings import Settings
+
+_SECRET_NAMES = frozenset(
+    {"authorization", "token", "hub_token", "api_key", "key", "password", "secret", "cookie"}
+)
+_CHATTY = ("alembic", "httpx2", "kombu", "amqp")  # a line per request or start-up step, of use to nobody here
+_SECRET_SHAPES = re.compile(r"\b(?:rb|hf)_[A-Za-z0-9_-]{8,}|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Set up structlog and the standard library's logging; a second call replaces the first."""
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processors=[_drop_meta, renderer], foreign_pre_chain=shared)
+    )
+    logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def get_logger(name: str) -> Any:
+    """A logger whose lines carry `component=name`."""
+    return structlog.get_logger(component=name)
+
+
+@contextmanager
+def bound(**values: Any) -> Iterator[None]:
+    """Every line written inside the block carries these values; they are gone after it."""
+    with structlog.contextvars.bound_contextvars(**values):
+        yield
+
+
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Blank secrets in one event, by the name they go under and by their shape."""
+    for name, value in event.items():
+        if name.lower() in _SECRET_NAMES:
+            event[name] = "[redacted]"
+        elif isinstance(value, str):
+            event[name] = _SECRET_SHAPES.sub("[redacted]", value)
+    return event
+
+
+def _drop_meta(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.pop("_record", None)
+    event.pop("_from_structlog", None)
+    return event

@@ -1,0 +1,38 @@
+"""Answers that several endpoints share: a job with its validators, and when to ask again."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from core.jobs import JobRecord
+from service.views import JobView
+
+_LONGEST_WAIT_S = 30
+
+
+def job_answer(job: JobRecord, status: int = 200, *, created: bool = False) -> Response:
+    """A job as JSON with ETag, Retry-After while it is not done, and Location when it is new."""
+    headers = {"ETag": etag_of(job)}
+    if not job.done:
+        headers["Retry-After"] = str(retry_after_s(job))
+    if created:
+        headers["Location"] = f"/jobs/{job.id}"
+    return Response(JobView.of(job).model_dump_json(), status, headers, "application/json")
+
+
+def etag_of(job: JobRecord) -> str:
+    """Changes with everything that the job's view shows."""
+    return f'"{job.version}"'
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """RFC 9110 weak comparison of an If-None-Match header."""
+    if if_none_match is None:
+        return False
+    given = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return etag in given or "*" in given
+
+
+def retry_after_s(job: JobRecord) -> int:
+    """Seconds until looking again is worth it: the estimate where there is one, at most half a minute."""
+    return max(1, min(_LONGEST_WAIT_S, round(job.progress_eta_s or 1)))

@@ -1,0 +1,108 @@
+"""The app factory: one FastAPI app for one deployment."""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+import migrations
+from core import broker
+from core.db import Database
+from core.errors import RebaseError, SettingsInvalid
+from core.jobs import JobStore
+from core.keeper import Keeper, Ring
+from core.settings import Settings
+from service import events, jobs, meta, problems, submit
+from service.edge import Edge
+from service.metrics import Metrics
+from service.state import Service
+
+VERSION = "0.1.0"
+_PROBLEM = {
+    "description": "An error.",
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+
+def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
+    """An app that shares nothing with any other. `ring` replaces the deployment's broker.
+
+    Raises SettingsInvalid when it would serve other machines without asking for keys.
+    """
+    check_binding(settings)
+    store = JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts)
+    keeper = Keeper(store, ring or partial(broker.ring, broker.make_celery(settings)), settings.sweep_s)
+    service = Service(settings, store, keeper, Metrics(store, keeper), migrations.head())
+    app = FastAPI(
+        title="Rebase",
+        version=VERSION,
+        summary="Move a LoRA adapter onto a new base model, with evidence.",
+        lifespan=_lifespan,
+        responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
+    )
+    app.state.service = service
+    for router in (submit.router, jobs.router, events.router, meta.router):
+        app.include_router(router)
+    app.add_exception_handler(RebaseError, problems.on_rebase_error)
+    app.add_exception_handler(HTTPException, problems.on_http_error)
+    app.add_exception_handler(RequestValidationError, problems.on_invalid_request)
+    app.add_middleware(
+        Edge,
+        metrics=service.metrics,
+        max_body_bytes=settings.max_body_bytes,
+        local_only=settings.auth == "none",
+    )
+    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def check_binding(settings: Settings) -> None:
+    """Without keys, loopback only. Raises SettingsInvalid."""
+    if settings.auth != "none":
+        return
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not loopback:
+        raise SettingsInvalid(
+            f"Without API keys the service may listen on loopback only, not on '{settings.host}'.",
+            hint="Set REBASE_AUTH=keys and make a key with 'rebase keys create', or REBASE_HOST=127.0.0.1.",
+        )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    service.keeper.start()
+    # What was built so far lives as long as the process; looking through it again and again costs latency.
+    gc.collect()
+    gc.freeze()
+    yield
+    service.keeper.stop()
+    service.store.db.close()
+
+
+def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """The schema with the shape of errors in it, made on first use."""
+
+    def schema() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            shape = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            shared = made.setdefault("components", {}).setdefault("schemas", {})
+            shared.update(shape.pop("$defs", {}))
+            shared["Problem"] = shape
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    return schema

@@ -1,0 +1,151 @@
+"""The outermost layer: request id, loopback rule, body limit, unforeseen errors, figures, one log line.
+
+Plain ASGI, because a layer that every request passes must cost microseconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.jobs.records import new_id
+from core.logs import bound, get_logger
+from service.metrics import Metrics
+from service.problems import problem, unforeseen
+
+log = get_logger("http")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
+
+
+class Edge:
+    """Wraps the whole app. `local_only`: refuse everybody who is not on this machine."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, local_only: bool) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.max_body_bytes = max_body_bytes
+        self.local_only = local_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request (or the lifespan, which passes untouched)."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, request_id)
+        started = time.perf_counter()
+        with bound(request_id=request_id):
+            try:
+                await self._serve(scope, headers, receive, answer)
+            except Exception:
+                log.exception("unforeseen", method=scope["method"], path=scope["path"])
+                if answer.status is None:
+                    await unforeseen(request_id)(scope, receive, answer)
+            finally:
+                self._account(scope, answer.status, time.perf_counter() - started)
+
+    async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        if self.local_only and not is_local(scope, headers):
+            await self._refusal(scope, "loopback_only", "Without API keys, only this machine may call.")(
+                scope, receive, send
+            )
+            return
+        if "content-length" in headers or "transfer-encoding" in headers:
+            body = await self._read(headers, receive)
+            if body is None:
+                detail = f"A request body may hold {self.max_body_bytes} bytes."
+                await self._refusal(scope, "body_too_large", detail)(scope, receive, send)
+                return
+            receive = _replay(body, receive)
+        await self.app(scope, receive, send)
+
+    async def _read(self, headers: Headers, receive: Receive) -> Message | None:
+        """The whole body as one message, of announced length or not; None when it is too large."""
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.max_body_bytes:
+            return None
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message  # the client has gone; whoever reads the body will be told
+            body += message.get("body", b"")
+            if len(body) > self.max_body_bytes:
+                return None
+            if not message.get("more_body", False):
+                return {"type": "http.request", "body": body, "more_body": False}
+
+    def _refusal(self, scope: Scope, code: str, detail: str) -> Response:
+        return problem(code, detail, request_id=scope["state"]["request_id"])
+
+    def _account(self, scope: Scope, status: int | None, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self.metrics.answered(scope["method"], route, status or 0, seconds)
+        write = log.debug if route in _QUIET else log.info
+        # The path only: a query may hold what its sender would not want in a log.
+        write(
+            "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 2)
+        )
+
+
+class _Answer:
+    """`send` that remembers the status and adds the request's id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status: int | None = None
+        self._send = send
+        self._request_id = request_id
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
+        await self._send(message)
+
+
+def _replay(first: Message, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, then whatever comes after it."""
+    pending: list[Message] = [first]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
+def is_local(scope: Scope | dict[str, Any], headers: Headers) -> bool:
+    """Does the peer sit on this machine, and did it ask for it by a local name?
+
+    The name matters too: a web page may make a browser on this machine call us under the page's own domain,
+    which it has made resolve to 127.0.0.1. Public names have a dot, local ones have none.
+    """
+    client = scope.get("client")
+    if client is not None and _is_public_address(client[0]):
+        return False
+    host = headers.get("host", "localhost").rsplit("@", 1)[-1]
+    name = host[1:].split("]")[0] if host.startswith("[") else host.split(":")[0]
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return "." not in name or name.endswith(".localhost")
+
+
+def _is_public_address(address: str) -> bool:
+    """An IP address that is not this machine's. A peer without one came through a local socket."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return not (mapped or parsed).is_loopback

@@ -1,0 +1,70 @@
+"""`GET /jobs/{id}/events`: the job's history as server-sent events, read from SQL, and live progress."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Depends, Header
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from core.errors import Busy
+from core.jobs import EventRecord, JobRecord
+from service.auth import TenantDep
+from service.state import ServiceDep
+from service.views import progress_of
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+POLL_S = 0.5
+_MAX_ID = 2**63 - 1
+
+
+async def _existing(job_id: str, service: ServiceDep, tenant: TenantDep) -> JobRecord:
+    """A job that is not there is a 404, which must be said before the stream begins."""
+    return await run_in_threadpool(service.store.get, tenant, job_id)
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
+async def get_events(
+    job: Annotated[JobRecord, Depends(_existing)],
+    service: ServiceDep,
+    last_event_id: Annotated[int, Header(ge=0, le=_MAX_ID)] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """State moves, phases and what else is in the history, with rising ids; `progress` in between,
+    under the id of the last one. The stream ends when the job is done. Resume with Last-Event-ID."""
+    last, version = last_event_id, job.version - 1
+    while True:
+        try:
+            job, events = await run_in_threadpool(service.store.history, job.tenant_id, job.id, last)
+        except Busy:
+            await anyio.sleep(POLL_S)
+            continue
+        for event in events:
+            last = event.id
+            yield _message(event)
+        if events:
+            continue  # a page may be full; the next look finds the rest
+        if job.done:
+            return
+        if job.version != version:
+            version = job.version
+            yield ServerSentEvent(event="progress", id=str(last), data=_progress(job))
+        await anyio.sleep(POLL_S)
+
+
+def _message(event: EventRecord) -> ServerSentEvent:
+    return ServerSentEvent(
+        event=event.type, id=str(event.id), data={"at": event.at.isoformat(), **event.data}
+    )
+
+
+def _progress(job: JobRecord) -> dict[str, Any]:
+    progress = progress_of(job)
+    return {
+        "status": job.state.value,
+        "phase": job.phase,
+        "progress": progress.model_dump() if progress is not None else None,
+    }

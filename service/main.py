@@ -1,0 +1,10 @@
+"""`uvicorn service.main:app`: the app of this process's settings."""
+
+from __future__ import annotations
+
+from core.logs import configure_logging
+from core.settings import get_settings
+from service.app import create_app
+
+configure_logging(get_settings())
+app = create_app(get_settings())

@@ -1,0 +1,68 @@
+"""Prometheus figures of this process: requests, bells, and jobs that are not done, counted at the scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from core.errors import Busy
+from core.jobs import JobStore
+from core.keeper import Keeper
+
+_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Metrics:
+    """A registry of its own per app, so that two apps in one process do not collide."""
+
+    def __init__(self, store: JobStore, keeper: Keeper) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "rebase_http_requests",
+            "Answered requests.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "rebase_http_request_seconds",
+            "Time from first byte in to last byte out.",
+            ["route"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.registry.register(_Jobs(store, keeper))
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request. `route` is a path template, so that ids make no new series."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
+class _Jobs(Collector):
+    def __init__(self, store: JobStore, keeper: Keeper) -> None:
+        self._store = store
+        self._keeper = keeper
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing before the first scrape: registering must not need the database."""
+        return iter(())
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Figures of this moment; those from the database are left out while it does not answer."""
+        state = self._keeper.state
+        yield CounterMetricFamily("rebase_bells_rung", "Bells given to the broker.", value=state.rung)
+        yield CounterMetricFamily(
+            "rebase_keeper_failures", "Steps of relay and sweep that failed.", value=state.failures
+        )
+        try:
+            waiting, active = self._store.waiting_bells(), self._store.active_counts()
+        except Busy:
+            return
+        yield GaugeMetricFamily("rebase_outbox_rows", "Bells that still have to be rung.", value=waiting)
+        jobs = GaugeMetricFamily("rebase_jobs_active", "Jobs that are not done, by state.", labels=["state"])
+        for name, count in active.items():
+            jobs.add_metric([name.value], count)
+        yield jobs

@@ -1,0 +1,144 @@
+"""Every error of the API: one table from code to status, one shape (RFC 9457, `application/problem+json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Literal
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from core.errors import InternalError, RebaseError
+from service.pointers import FieldError, field_errors
+
+STATUS: dict[str, int] = {
+    "malformed_body": 400,
+    "unauthorised": 401,
+    "loopback_only": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "idempotency_in_flight": 409,
+    "state_conflict": 409,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "request_invalid": 422,
+    "not_available": 422,
+    "idempotency_mismatch": 422,
+    "internal": 500,
+    "busy": 503,
+    "not_migrated": 503,
+}
+_HEADERS: dict[str, dict[str, str]] = {
+    "busy": {"Retry-After": "2"},
+    "not_migrated": {"Retry-After": "5"},
+    "idempotency_in_flight": {"Retry-After": "1"},
+    "unauthorised": {"WWW-Authenticate": "Bearer"},
+    # What is left of an oversized body is not read, so the connection cannot serve another request.
+    "body_too_large": {"Connection": "close"},
+}
+# What the framework itself may answer with, given our code.
+_CODE_OF_STATUS = {400: "malformed_body", 404: "not_found", 405: "method_not_allowed"}
+_UNFORESEEN = "Something unforeseen went wrong; the log holds the cause under this request's id."
+
+
+class Problem(BaseModel):
+    """What every error answers. `code` is stable; `pointers` are JSON pointers to the fields it is about."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    hint: str | None = None
+    retryable: bool = False
+    pointers: list[str] = Field(default_factory=list)
+    errors: list[FieldError] = Field(default_factory=list)
+    request_id: str | None = None
+
+
+def problem(
+    code: str,
+    detail: str,
+    *,
+    hint: str | None = None,
+    errors: Sequence[FieldError] = (),
+    request_id: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The answer for one error; its status and headers stand in the tables above."""
+    status = STATUS.get(code, 500)
+    body = Problem(
+        type=f"urn:rebase:problem:{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        code=code,
+        detail=detail,
+        hint=hint,
+        retryable=status in {409, 503} and "Retry-After" in _HEADERS.get(code, {}),
+        pointers=[error.pointer for error in errors],
+        errors=list(errors),
+        request_id=request_id,
+    )
+    return Response(
+        body.model_dump_json(),
+        status,
+        headers={**_HEADERS.get(code, {}), **(headers or {})},
+        media_type="application/problem+json",
+    )
+
+
+def unforeseen(request_id: str) -> Response:
+    """The answer for a bug; its cause is for the log alone."""
+    return problem(InternalError.code, _UNFORESEEN, request_id=request_id)
+
+
+def _request_id(request: Request) -> str | None:
+    value: str | None = request.scope.get("state", {}).get("request_id")
+    return value
+
+
+async def on_rebase_error(request: Request, exc: Exception) -> Response:
+    """Our own errors carry everything."""
+    assert isinstance(exc, RebaseError)
+    if exc.code not in STATUS:
+        raise exc
+    location: Literal["body", "query"] = "body" if request.method == "POST" else "query"
+    errors = [FieldError(pointer=exc.pointer, detail=exc.message, location=location)] if exc.pointer else []
+    return problem(exc.code, exc.message, hint=exc.hint, errors=errors, request_id=_request_id(request))
+
+
+async def on_http_error(request: Request, exc: Exception) -> Response:
+    """The framework's: no such path, wrong method, a body that cannot be read."""
+    assert isinstance(exc, HTTPException)
+    code = _CODE_OF_STATUS.get(exc.status_code, InternalError.code)
+    return problem(
+        code,
+        f"{exc.detail}: {request.method} {request.url.path}",
+        request_id=_request_id(request),
+        headers=exc.headers,
+    )
+
+
+async def on_invalid_request(request: Request, exc: Exception) -> Response:
+    """Fields that do not fit, each with its pointer; or a body that is not JSON at all."""
+    assert isinstance(exc, RequestValidationError)
+    raw: Sequence[Any] = exc.errors()
+    first = raw[0]
+    if first["type"] == "json_invalid":
+        where = first["loc"][-1]
+        detail = f"The body is not valid JSON: {first['ctx']['error']} at position {where}."
+        return problem("malformed_body", detail, request_id=_request_id(request))
+    if isinstance(exc.body, bytes):
+        return problem(
+            "unsupported_media_type",
+            "The body must be JSON.",
+            hint="Send the header 'Content-Type: application/json'.",
+            request_id=_request_id(request),
+        )
+    errors = field_errors(raw, exc.body)
+    detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} fields do not fit."
+    return problem("request_invalid", detail, errors=errors, request_id=_request_id(request))

@@ -1,0 +1,153 @@
+"""What the API shows of a job. Built from the record without validating again what the database holds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from core.errors import PublicError
+from core.jobs import Diagnostics, JobPage, JobRecord
+from core.jobs.records import Kind
+from core.states import JobState
+
+
+class ProgressView(BaseModel):
+    """Work done within the current phase; `eta_s` in seconds."""
+
+    done: int
+    total: int | None
+    unit: str | None
+    eta_s: float | None
+
+
+class ResolvedView(BaseModel):
+    """The commits (40 hex digits) that the job works on, and where its output goes."""
+
+    adapter_sha: str
+    source_repo: str
+    source_sha: str
+    target_sha: str
+    output_repo: str | None
+
+
+class JobView(BaseModel):
+    """A job. When `done`, exactly one of `result` and `error` is not null."""
+
+    id: str
+    kind: Kind
+    status: JobState
+    done: bool
+    phase: str | None
+    progress: ProgressView | None
+    attempt: int
+    attempt_limit: int
+    cancel_requested: bool
+    next_attempt_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    resolved: ResolvedView | None
+    verdict: str | None
+    result: dict[str, Any] | None
+    error: PublicError | None
+    request: dict[str, Any]
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, job: JobRecord) -> JobView:
+        """The view of a record."""
+        return cls.model_construct(
+            id=job.id,
+            kind=job.kind,
+            status=job.state,
+            done=job.done,
+            phase=job.phase,
+            progress=progress_of(job),
+            attempt=job.attempt,
+            attempt_limit=job.attempt_limit,
+            cancel_requested=job.cancel_requested,
+            next_attempt_at=job.not_before,
+            created_at=job.created_at,
+            updated_at=job.updated_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            resolved=_resolved_of(job),
+            verdict=job.verdict,
+            result=job.result if job.state is JobState.SUCCEEDED else None,
+            error=PublicError.model_construct(**job.error) if job.done and job.error else None,
+            request=job.request,
+            links={
+                "self": f"/jobs/{job.id}",
+                "diagnostics": f"/jobs/{job.id}/diagnostics",
+                "events": f"/jobs/{job.id}/events",
+            },
+        )
+
+
+class JobListView(BaseModel):
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+
+    jobs: list[JobView]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: JobPage) -> JobListView:
+        """The view of a page."""
+        return cls.model_construct(jobs=[JobView.of(job) for job in page.jobs], next_cursor=page.next_cursor)
+
+
+class DiagnosticsView(BaseModel):
+    """What the latest run measured: the job's summary and one object per target site."""
+
+    job_id: str
+    verdict: str | None
+    summary: dict[str, Any] | None
+    sites: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, job_id: str, diagnostics: Diagnostics) -> DiagnosticsView:
+        """The view of a job's diagnostics."""
+        return cls.model_construct(
+            job_id=job_id,
+            verdict=diagnostics.verdict,
+            summary=diagnostics.summary,
+            sites=list(diagnostics.sites),
+        )
+
+
+class MethodView(BaseModel):
+    """One transfer method; `parameters` is a JSON schema."""
+
+    name: str
+    summary: str
+    parameters: dict[str, Any]
+
+
+class MethodListView(BaseModel):
+    """The catalogue."""
+
+    methods: list[MethodView]
+
+
+def progress_of(job: JobRecord) -> ProgressView | None:
+    """A running job's progress; None while there is none to show."""
+    if job.progress_done is None:
+        return None
+    return ProgressView.model_construct(
+        done=job.progress_done, total=job.progress_total, unit=job.progress_unit, eta_s=job.progress_eta_s
+    )
+
+
+def _resolved_of(job: JobRecord) -> ResolvedView | None:
+    if job.adapter_sha is None or job.source_repo is None or job.source_sha is None or job.target_sha is None:
+        return None
+    return ResolvedView.model_construct(
+        adapter_sha=job.adapter_sha,
+        source_repo=job.source_repo,
+        source_sha=job.source_sha,
+        target_sha=job.target_sha,
+        output_repo=job.output_repo,
+    )
