@@ -20,7 +20,7 @@ FACTORS_VERSION = 1
 # Left vectors below this share of the largest singular value are rounding noise of the float32 image W·V.
 _TINY = 1e-5
 
-# Float32 rows carry noise near 6e-8 of their largest direction, so the product of two noise directions lies near
+# Float32 rows carry noise near 6e-8 of their largest direction, so products of two noise directions lie near
 # 4e-15 of the largest product: what is below this share is noise.
 _UNREACHED = 1e-12
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from transfer.interface import Port, Role, Side, Site
 from transfer.weights import ModelWeights
 
-# What `down` reads costs two products with the widest weights of the layer, n·d·ff each. At 4096 rows that is
-# more work than all of a layer's factorisations; 1024 rows still give over three anchors per direction at k = 320.
+# What `down` reads costs two products with the widest weights of the layer, n·d·ff each. At 4096 rows that
+# would be the larger part of a whole conversion; 1024 rows still give three anchors per direction at k = 320.
 INNER_ROWS = 1024
 
 _ATTENTION = frozenset({Role.Q, Role.K, Role.V})

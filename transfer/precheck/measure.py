@@ -1,0 +1,105 @@
+"""Measurements behind the verdict. Everything is finite and named as in docs/methods.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+from transfer.adapter.read import SourceAdapter
+from transfer.catalogue import MethodParams
+from transfer.interface import Carried, LowRank, Method, SiteEvidence, SitePair
+from transfer.linalg import frobenius
+from transfer.pairing import Pairing
+from transfer.vocabulary import SharedTokens
+
+Probes = Callable[[SitePair], SiteEvidence]
+
+
+def probe_pairs(pairing: Pairing) -> tuple[SitePair, ...]:
+    """Every paired site of the first, middle and last target layer that has any."""
+    layers = sorted({pair.target.layer for pair in pairing.pairs})
+    chosen = {layers[0], layers[len(layers) // 2], layers[-1]} if layers else set()
+    return tuple(pair for pair in pairing.pairs if pair.target.layer in chosen)
+
+
+def static(adapter: SourceAdapter, pairing: Pairing, vocabularies: SharedTokens | None) -> dict[str, float]:
+    """What configs and tokenizers say: coverage, shapes, overlaps."""
+    pairs = pairing.pairs
+    equal = sum(pair.source_shape == pair.target_shape for pair in pairs)
+    measured = {
+        "sites": float(len(pairs)),
+        "sites_covered": 1.0 - len(pairing.dropped) / max(len(adapter.sites), 1),
+        "shapes_equal": equal / len(pairs) if pairs else 0.0,
+    }
+    if vocabularies is not None:
+        measured |= {
+            "shared_tokens": float(vocabularies.source_ids.numel()),
+            "overlap_source": vocabularies.overlap_source,
+            "overlap_target": vocabularies.overlap_target,
+            "jaccard": vocabularies.jaccard,
+        }
+    return measured
+
+
+def weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes) -> dict[str, float]:
+    """Base distance [002] and update size at the probe sites.
+
+    `distance_paper` = ‖W_s − W_t‖_F / numel, as printed, depends on size; `relative_distance` =
+    ‖W_s − W_t‖_F / ‖W_s‖_F does not: 0 for equal weights, √2 for unrelated ones. Equal shapes only.
+    `update_ratio` = ‖ΔW_s‖_F / ‖W_s‖_F.
+    """
+    relative: list[float] = []
+    paper: list[float] = []
+    ratio: list[float] = []
+    for pair in pairs:
+        evidence = probes(pair)
+        source = evidence.weight("source")
+        size = float(torch.linalg.vector_norm(source))
+        if size == 0.0:
+            continue
+        ratio.append(frobenius(adapter.delta(pair.source)) / size)
+        if pair.source_shape == pair.target_shape:
+            distance = float(torch.linalg.vector_norm(source - evidence.weight("target")))
+            relative.append(distance / size)
+            paper.append(distance / source.numel())
+    return {
+        **_mean_and_max("relative_distance", relative),
+        **_mean_and_max("distance_paper", paper),
+        **_mean_and_max("update_ratio", ratio),
+    }
+
+
+def carried(
+    method: Method[MethodParams],
+    params: MethodParams,
+    adapter: SourceAdapter,
+    pairs: Sequence[SitePair],
+    probes: Probes,
+    device: torch.device,
+) -> dict[str, float]:
+    """Means over the probe sites of what the method measures; `flag_…` is the share of sites flagged."""
+    results: list[Carried] = []
+    for pair in pairs:
+        delta = adapter.delta(pair.source)
+        on_device = LowRank(delta.B.to(device), delta.A.to(device))
+        results.append(method.carry(params, None, pair, on_device, probes(pair)))
+    measured = _means([result.measurements for result in results])
+    for flag in sorted({flag for result in results for flag in result.flags}):
+        measured[f"flag_{flag}"] = sum(flag in result.flags for result in results) / len(results)
+    return measured
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = sorted({name for row in rows for name in row})
+    return {name: _mean(row[name] for row in rows if name in row) for name in names}
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed)
+
+
+def _mean_and_max(name: str, values: list[float]) -> dict[str, float]:
+    return {name: _mean(values), f"{name}_max": max(values)} if values else {}

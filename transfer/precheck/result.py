@@ -1,0 +1,44 @@
+"""What a pre-check says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from transfer.catalogue import MethodParams
+
+Verdict = Literal["compatible", "uncertain", "incompatible"]
+Weight = Literal["info", "doubt", "blocking"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One finding. `info` never moves the verdict, a `doubt` makes it uncertain, `blocking` incompatible."""
+
+    code: str
+    message: str
+    weight: Weight
+
+
+@dataclass(frozen=True, slots=True)
+class PrecheckResult:
+    """`params`: of the method that was judged; for `auto`, of the method that it chose."""
+
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    measurements: dict[str, float]
+    params: MethodParams
+
+    @property
+    def method(self) -> str:
+        """Name of the method that the verdict is about."""
+        return self.params.name
+
+
+def verdict_of(reasons: Iterable[Reason]) -> Verdict:
+    """The gravest reason decides."""
+    weights = {reason.weight for reason in reasons}
+    if "blocking" in weights:
+        return "incompatible"
+    return "uncertain" if "doubt" in weights else "compatible"

@@ -1,0 +1,144 @@
+"""From measurements to reasons. Each threshold stands here with what is known about it.
+
+They are first settings, from the papers' findings and from constructed cases; measuring methods against
+natively trained adapters is what will calibrate them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from transfer.catalogue import CopyParams, CrossLoraParams, MethodParams
+from transfer.precheck.result import Reason
+
+# [002] finds that copying works between a model and its tuned relatives and gets worse as the distance grows. At
+# 0.15 the cosine between the weights is still 0.99.
+CLOSE_RELATIVES = 0.15
+# Cosine 0.5 between the weights. Unrelated trainings of one shape lie at √2 ± 0.05.
+UNRELATED = 1.0
+# An update this large next to the weight itself has left the neighbourhood that a copy assumes ([002]: large
+# updates transfer worse).
+LARGE_UPDATE = 0.5
+# Below half of the adapted sites, what is left is another adapter.
+FEWEST_SITES = 0.5
+# The catalogue's own least number of anchors.
+FEWEST_ANCHORS = 64
+# Less than this share of ‖ΔW‖² in the source's subspace: the result is nearly a no-op, however it is aligned.
+LEAST_ENERGY_KEPT = 0.05
+# Below this, more of the update is lost than kept.
+HALF_ENERGY_KEPT = 0.5
+# Share of probe sites whose anchors say nothing: a majority decides.
+MOST_UNINFORMATIVE = 0.5
+# Tokenizers of one family after a few added tokens keep over 0.99; below this they are different tokenizers.
+SAME_TOKENIZER = 0.9
+
+_MEASURED_GAP = (
+    "Between model families, training-free methods were measured to recover 0 to 0.03 of what native "
+    "training gains; retraining may be cheaper than trusting the result."
+)
+
+
+def reasons(params: MethodParams, measured: Mapping[str, float]) -> Iterator[Reason]:
+    """Every finding about this move with this method."""
+    yield from _sites(measured)
+    yield from _tokenizers(measured)
+    yield from _distance(measured)
+    yield from _update(measured)
+    if isinstance(params, CopyParams):
+        yield from _copy(params, measured)
+    if isinstance(params, CrossLoraParams):
+        yield from _cross_lora(params, measured)
+
+
+def _sites(measured: Mapping[str, float]) -> Iterator[Reason]:
+    covered = measured["sites_covered"]
+    text = f"{covered:.0%} of the adapted modules have a place in the target."
+    if covered < FEWEST_SITES:
+        yield Reason("few_sites", text, "blocking")
+    elif covered < 1.0:
+        yield Reason("dropped_sites", text, "doubt")
+
+
+def _tokenizers(measured: Mapping[str, float]) -> Iterator[Reason]:
+    overlap = measured.get("overlap_source")
+    if overlap is None:
+        yield Reason("no_tokenizers", "The tokenizers could not be compared.", "info")
+    elif overlap < SAME_TOKENIZER:
+        yield Reason(
+            "other_tokenizer",
+            f"The target's tokenizer knows {overlap:.0%} of the source's tokens; "
+            "an update that reacts to certain tokens may not find them.",
+            "doubt",
+        )
+
+
+def _distance(measured: Mapping[str, float]) -> Iterator[Reason]:
+    distance = measured.get("relative_distance")
+    if measured["shapes_equal"] < 1.0 or distance is None:
+        return
+    if distance <= CLOSE_RELATIVES:
+        text = f"The bases are close relatives: they differ by {distance:.3f} of their norm."
+        yield Reason("close_relatives", text, "info")
+    else:
+        text = f"The bases differ by {distance:.2f} of their norm (unrelated ones: 1.41)."
+        yield Reason("distant_bases", text, "doubt")
+
+
+def _update(measured: Mapping[str, float]) -> Iterator[Reason]:
+    ratio = measured.get("update_ratio", 0.0)
+    if ratio > LARGE_UPDATE:
+        text = f"The update is {ratio:.2f} times as large as the weights; large updates transfer worse."
+        yield Reason("large_update", text, "doubt")
+
+
+def _copy(params: CopyParams, measured: Mapping[str, float]) -> Iterator[Reason]:
+    if measured["shapes_equal"] < 1.0:
+        if params.pad:
+            text = "Cropping and padding between different shapes carries no meaning; it is only a control."
+            yield Reason("padded", text, "doubt")
+        return  # without pad, the method's own refusal says it
+    if measured.get("relative_distance", 0.0) > UNRELATED:
+        text = "The bases have equal shapes but unrelated weights, so the same update means something else."
+        yield Reason("unrelated_bases", text, "blocking")
+
+
+def _cross_lora(params: CrossLoraParams, measured: Mapping[str, float]) -> Iterator[Reason]:
+    distance = measured.get("relative_distance")
+    if measured["shapes_equal"] < 1.0 or distance is None or distance > UNRELATED:
+        yield Reason("across_families", f"The bases are not relatives. {_MEASURED_GAP}", "doubt")
+    if params.alignment == "index":
+        text = "alignment=index pairs singular vectors by order, which is arbitrary between different models."
+        yield Reason("index_alignment", text, "doubt")
+    yield from _energy(measured)
+    if params.alignment == "anchored":
+        yield from _anchors(measured)
+
+
+def _energy(measured: Mapping[str, float]) -> Iterator[Reason]:
+    kept = measured.get("energy_kept")
+    if kept is not None and kept < HALF_ENERGY_KEPT:
+        text = f"The leading singular directions hold {kept:.0%} of the update; the rest is lost."
+        yield Reason("little_energy", text, "blocking" if kept < LEAST_ENERGY_KEPT else "doubt")
+    if "energy_source" in measured:
+        text = (
+            f"The directions kept hold {measured['energy_source']:.0%} of the source's weights and "
+            f"{measured['energy_target']:.0%} of the target's."
+        )
+        yield Reason("weight_energy", text, "info")
+
+
+def _anchors(measured: Mapping[str, float]) -> Iterator[Reason]:
+    shared = measured.get("shared_tokens", 0.0)
+    if shared < FEWEST_ANCHORS:
+        text = f"The vocabularies share {shared:.0f} tokens; at least {FEWEST_ANCHORS} are needed as anchors."
+        yield Reason("no_anchors", text, "blocking")
+        return
+    if measured.get("flag_few_anchors", 0.0) > 0.0:
+        text = f"{measured['anchor_tokens']:.0f} anchors are less than two per direction that is aligned."
+        yield Reason("few_anchors", text, "doubt")
+    if (share := measured.get("flag_anchors_uninformative", 0.0)) > 0.0:
+        text = (
+            f"At {share:.0%} of the probed modules the shared tokens align the bases no better than a "
+            f"shuffled pairing does. {_MEASURED_GAP}"
+        )
+        yield Reason("anchors_uninformative", text, "blocking" if share > MOST_UNINFORMATIVE else "doubt")
