@@ -85,10 +85,10 @@ class WithFolders:
         """The hub's own rule."""
         return self._inner.default_output(contract_name)
 
-    def check_write(self, repo_id: str) -> None:
+    def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
         """Folders that were named as inputs are not written to."""
         self._refuse_folder(repo_id)
-        self._inner.check_write(repo_id)
+        self._inner.check_write(repo_id, create_pr=create_pr)
 
     def head(self, repo_id: str) -> PinnedRepo | None:
         """The hub's answer."""

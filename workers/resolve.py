@@ -98,7 +98,7 @@ def output_name(hub: HubPort, request: ConversionRequest) -> str:
 
 def output_place(hub: HubPort, request: ConversionRequest, pinned: Pinned, repo_id: str) -> OutputPlace:
     """See that we may write there before the work begins. Raises OutputForbidden or OutputExists."""
-    hub.check_write(repo_id)
+    hub.check_write(repo_id, create_pr=request.output.create_pr)
     head = hub.head(repo_id)
     if head is not None and not request.output.create_pr and not _may_follow(hub, head, pinned):
         raise OutputExists(

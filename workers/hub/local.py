@@ -25,12 +25,12 @@ from core.errors import (
     HubUnavailable,
     OutputForbidden,
     RepoNotFound,
-    RequestInvalid,
     RevisionNotFound,
 )
-from core.requests import MAX_REPO_ID, RepoRef, check_repo_id
+from core.requests import RepoRef
 from workers.hub.content import HashCache
 from workers.hub.files import FileSource
+from workers.hub.names import checked, legal_output
 from workers.hub.plain import PlainFolder
 from workers.hub.port import PinnedRepo, Published
 from workers.hub.store import RepoStore
@@ -67,7 +67,7 @@ class LocalHub:
         found = self._find(repo.repo_id)
         if isinstance(found, PlainFolder):
             return found.fetch(repo, path)
-        if path not in repo.files or path not in found.commit_of(repo.sha).files:
+        if path not in found.commit_of(repo.sha).files:
             raise FileMissing(f"{repo.repo_id} has no file '{path}' at {repo.sha}.")
         return found.file(repo.sha, path)
 
@@ -79,7 +79,7 @@ class LocalHub:
         """The contract's own name, when it is short enough."""
         return legal_output(contract_name)
 
-    def check_write(self, repo_id: str) -> None:
+    def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
         """OutputForbidden for a plain folder, an id without an owner, and where the worker has no write
         access.
         """
@@ -95,7 +95,7 @@ class LocalHub:
     def head(self, repo_id: str) -> PinnedRepo | None:
         """The repo at `main`, or None."""
         try:
-            return self.resolve(RepoRef(repo_id=_checked(repo_id)))
+            return self.resolve(RepoRef(repo_id=checked(repo_id)))
         except (RepoNotFound, RevisionNotFound):
             return None
 
@@ -134,7 +134,7 @@ class LocalHub:
 
     def _folder(self, repo_id: str) -> Path:
         """Where the repo lies; a link on the way that leads out of the root counts as absent."""
-        folder = self._root / _checked(repo_id)
+        folder = self._root / checked(repo_id)
         if not folder.resolve().is_relative_to(self._root):
             raise RepoNotFound(f"{repo_id} is not in the local hub.")
         return folder
@@ -170,25 +170,3 @@ class LocalHub:
                 hint="Name another output.",
             )
         return folder
-
-
-def _checked(repo_id: str) -> str:
-    try:
-        return check_repo_id(repo_id)
-    except ValueError as exc:
-        raise RepoNotFound(f"'{repo_id}' is not a repo id such as 'owner/name'.") from exc
-
-
-def legal_output(name: str) -> str:
-    """`name` when it is a legal repo id of at most 96 characters; RequestInvalid about `output` otherwise."""
-    try:
-        return check_repo_id(name)
-    except ValueError as exc:
-        problem = (
-            f"longer than {MAX_REPO_ID} characters" if len(name) > MAX_REPO_ID else "not a legal repo id"
-        )
-        raise RequestInvalid(
-            f"The default output name '{name}' is {problem}.",
-            hint="Name the output yourself: output.repo_id.",
-            pointer="/output/repo_id",
-        ) from exc

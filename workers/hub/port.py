@@ -70,8 +70,10 @@ class HubPort(Protocol):
     def default_output(self, contract_name: str) -> str:
         """The contract's default name made legal here (the Hub forbids '--' in names)."""
 
-    def check_write(self, repo_id: str) -> None:
-        """Can we write there (or create it)? OutputForbidden otherwise. Called before expensive work."""
+    def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
+        """Can we write there (or create it)? For a pull request, can we read it? OutputForbidden otherwise.
+        Called before expensive work.
+        """
 
     def head(self, repo_id: str) -> PinnedRepo | None:
         """The output repo's main branch now, or None when the repo does not exist or has no commit."""

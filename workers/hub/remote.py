@@ -1,0 +1,229 @@
+"""The Hub, or any server that speaks its API, through huggingface_hub.
+
+The token is always passed explicitly (`False` when there is none, so that a token lying on the machine is
+never used), and every error leaves as one of `core.errors`. Reads are repeated a few times when the Hub is
+not available; a commit is sent once, and when its fate is unknown the history is searched for its message.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from core.errors import (
+    DiskFull,
+    FileMissing,
+    HubError,
+    HubUnavailable,
+    OutputForbidden,
+    ParentMoved,
+    RepoNotFound,
+    RevisionNotFound,
+)
+from core.requests import RepoRef
+from workers.hub.content import SHA
+from workers.hub.files import FileSource, list_files
+from workers.hub.history import History
+from workers.hub.names import checked, legal_output
+from workers.hub.permissions import may_create
+from workers.hub.port import ByteSource, PinnedRepo, Published
+from workers.hub.remote_errors import hub_errors
+from workers.hub.transport import RangeSource, install_client, patiently
+
+# What the Hub itself puts into a new repo.
+_INITIAL_FILES = frozenset({".gitattributes"})
+_WRITE_HINT = "Set REBASE_HUB_TOKEN to a token with write access to that owner, or name another output."
+
+
+class RemoteHub:
+    """The hub port over HTTP."""
+
+    def __init__(
+        self,
+        token: str | None,
+        endpoint: str | None,
+        cache_dir: Path,
+        *,
+        timeout_s: float = 60.0,
+        wait_s: float = 1.0,
+    ) -> None:
+        """`endpoint`: None means https://huggingface.co, or HF_ENDPOINT as it was when the client was
+        imported. `timeout_s` bounds each wait for the server, `wait_s` is the first pause before a read is
+        repeated.
+        """
+        install_client(timeout_s)
+        disable_progress_bars()
+        self._token: str | bool = token or False
+        self._api = HfApi(endpoint=endpoint, token=self._token)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._cache_dir = cache_dir
+        self._timeout_s = timeout_s
+        self._wait_s = wait_s
+
+    def check_read(self, repo_id: str) -> None:
+        """RepoGated, RepoNotFound or HubUnauthorised unless the token reads this repo now."""
+
+        def ask() -> None:
+            with hub_errors(repo_id):
+                self._api.auth_check(checked(repo_id))
+
+        patiently(ask, self._wait_s)
+
+    def resolve(self, ref: RepoRef) -> PinnedRepo:
+        """Pin a branch, tag or sha, with every file and its size."""
+        return patiently(lambda: self._resolve(ref), self._wait_s)
+
+    def fetch(self, repo: PinnedRepo, path: str) -> Path:
+        """The file in the client's shared cache, downloaded when it is not there."""
+        return patiently(lambda: self._download(repo, path), self._wait_s, attempts=2)
+
+    def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> ByteSource:
+        """Ranged reads when `wanted` is less than half of a file that is not in the cache; else the whole
+        file.
+        """
+        size = repo.files.get(path)
+        name = f"'{path}' of {repo}"
+        if size is None:
+            raise FileMissing(f"{repo.repo_id} has no file '{path}' at {repo.sha}.")
+        known = try_to_load_from_cache(repo.repo_id, path, self._cache_dir, revision=repo.sha)
+        if isinstance(known, str) or wanted is None or 2 * wanted >= size:
+            return FileSource(self.fetch(repo, path), name)
+        url = hf_hub_url(repo.repo_id, path, revision=repo.sha, endpoint=self._api.endpoint)
+        return RangeSource(url, self._headers, size, name, lambda: self.fetch(repo, path), self._wait_s)
+
+    def default_output(self, contract_name: str) -> str:
+        """The contract's name with '--' shortened to '-': the Hub allows no repeated dashes."""
+        while "--" in contract_name:
+            contract_name = contract_name.replace("--", "-")
+        return legal_output(contract_name)
+
+    def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
+        """OutputForbidden unless the token may commit there, create the repo, or (for a pull request) read
+        it.
+        """
+        if "/" not in checked(repo_id):
+            raise OutputForbidden(f"'{repo_id}' names no owner; outputs are called 'owner/name'.")
+        if not self._token:
+            raise OutputForbidden(f"Writing to {repo_id} needs a token.", hint=_WRITE_HINT)
+        try:
+            patiently(lambda: self._ask_to_write(repo_id, create_pr), self._wait_s)
+        except RepoNotFound:
+            patiently(lambda: self._ask_to_create(repo_id), self._wait_s)
+
+    def head(self, repo_id: str) -> PinnedRepo | None:
+        """The repo at main; None when it does not exist, or is hidden from this token."""
+        try:
+            return self.resolve(RepoRef(repo_id=checked(repo_id)))
+        except (RepoNotFound, RevisionNotFound):
+            return None
+
+    def find_commit(self, repo_id: str, marker: str) -> Published | None:
+        """A commit of main or of a pull request whose message holds `marker`."""
+        history = History(self._api, checked(repo_id), self._headers)
+        try:
+            return patiently(lambda: history.find(lambda message: marker in message), self._wait_s)
+        except RepoNotFound:
+            return None
+
+    def publish(
+        self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
+    ) -> Published:
+        """Create the repo when needed, then one commit. A commit whose answer got lost is looked for by its
+        message; HubUnavailable means that it was not found, ParentMoved that somebody else was faster.
+        """
+        with hub_errors(repo_id, writing=True):
+            if parent is None:
+                self._api.create_repo(checked(repo_id), private=private, exist_ok=True)
+                parent = self._initial_commit(repo_id)
+        try:
+            return self._commit(repo_id, folder, message, parent, create_pr)
+        except (HubUnavailable, ParentMoved):
+            wanted = " ".join(message.split())
+            history = History(self._api, repo_id, self._headers)
+            done = patiently(
+                lambda: history.find(lambda text: wanted in " ".join(text.split())), self._wait_s
+            )
+            if done is None:
+                raise
+            return done
+
+    def _commit(
+        self, repo_id: str, folder: Path, message: str, parent: str | None, create_pr: bool
+    ) -> Published:
+        title, _, text = message.partition("\n")
+        with hub_errors(repo_id, writing=True):
+            commit = self._api.create_commit(
+                repo_id,
+                [
+                    CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(folder / path))
+                    for path in list_files(folder, inside=folder.resolve(), name="the output")
+                ],
+                commit_message=title,
+                commit_description=text.strip(),
+                parent_commit=parent,
+                create_pr=create_pr,
+            )
+        return Published(repo_id, commit.oid, commit.commit_url, commit.pr_url)
+
+    def _initial_commit(self, repo_id: str) -> str | None:
+        """The commit that a new repo begins with. ParentMoved when the repo holds more than that."""
+        head = self.head(repo_id)
+        if head is not None and not head.files.keys() <= _INITIAL_FILES:
+            raise ParentMoved(
+                f"{repo_id} was expected to be new, but it holds files.",
+                hint="Look at what is there, or name another output.",
+            )
+        return head.sha if head is not None else None
+
+    def _resolve(self, ref: RepoRef) -> PinnedRepo:
+        with hub_errors(str(ref)):
+            info = self._api.model_info(
+                checked(ref.repo_id), revision=ref.revision, files_metadata=True, timeout=self._timeout_s
+            )
+        sha, siblings = info.sha or "", info.siblings or []
+        sizes = {file.rfilename: file.size for file in siblings if file.size is not None}
+        if not SHA.match(sha) or len(sizes) != len(siblings):
+            raise HubError(f"{ref}: the Hub's answer names no commit, or files without sizes.")
+        return PinnedRepo(ref.repo_id, sha, sizes)
+
+    def _download(self, repo: PinnedRepo, path: str) -> Path:
+        name = f"'{path}' of {repo}"
+        with hub_errors(name):
+            known = try_to_load_from_cache(repo.repo_id, path, self._cache_dir, revision=repo.sha)
+            if not isinstance(known, str):
+                self._check_space(repo.files.get(path, 0), name)
+            return Path(
+                hf_hub_download(
+                    repo.repo_id,
+                    path,
+                    revision=repo.sha,
+                    cache_dir=self._cache_dir,
+                    token=self._token,
+                    endpoint=self._api.endpoint,
+                )
+            )
+
+    def _check_space(self, size: int, name: str) -> None:
+        """DiskFull before the download of a file that cannot fit."""
+        self._cache_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._cache_dir).free
+        if free < size:
+            raise DiskFull(
+                f"{name} has {size} bytes, and {free} are free on the worker.",
+                hint="Free disk space on the machine that runs the worker; the job can then be retried.",
+            )
+
+    def _ask_to_write(self, repo_id: str, create_pr: bool) -> None:
+        with hub_errors(repo_id, writing=True):
+            self._api.auth_check(repo_id, write=not create_pr)
+
+    def _ask_to_create(self, repo_id: str) -> None:
+        with hub_errors(repo_id, writing=True):
+            who = self._api.whoami(token=self._token)
+        if not may_create(who, repo_id.partition("/")[0]):
+            raise OutputForbidden(
+                f"{repo_id} does not exist, and the token in use may not create it.", hint=_WRITE_HINT
+            )
