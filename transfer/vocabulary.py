@@ -54,11 +54,8 @@ class Vocabulary:
             raise UnsupportedModel(f"tokenizer.json: the model type {str(kind)[:40]!r} is not known here.")
         vocabulary = dict(_pieces(model.get("vocab")))
         added = dict(_added(raw.get("added_tokens") or []))
-        own = {
-            piece: id_
-            for piece, id_ in vocabulary.items()
-            if piece not in added and id_ not in set(added.values())
-        }
+        taken = set(added.values())
+        own = {piece: id_ for piece, id_ in vocabulary.items() if piece not in added and id_ not in taken}
         byte_level = any(part.get("type") == "ByteLevel" for part in _parts(raw))
         spell = _from_byte_level if byte_level else _as_text if kind == "WordLevel" else _from_sentencepiece
         return cls(tokens=_bytes_to_id(own, spell), pieces={**vocabulary, **added})
