@@ -159,6 +159,11 @@ class ModelWeights:
     def _check_present(self) -> None:
         """Every tensor that sites and norms need exists, readable, in the shape config.json implies."""
         arch, family = self.architecture, self.architecture.family
+        expert = next((name for name in sorted(self._infos) if ".experts." in name), None)
+        if expert is not None:
+            raise UnsupportedModel(
+                f"The checkpoint holds {expert}: mixture-of-experts models are not carried yet."
+            )
         if len(self._infos[self._embedding_name].shape) != 2:
             raise UnsupportedModel(f"The tensor {self._embedding_name} should have two dimensions.")
         self._check_tensor(self._embedding_name, (self._infos[self._embedding_name].shape[0], arch.hidden))

@@ -101,12 +101,13 @@ def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTraine
     """A random model in eval mode. Every parameter is random, so that norms, biases and scales matter."""
     config = AutoConfig.for_model(model_type, **{**TINY_CONFIGS[model_type], **overrides})
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def save_base(folder: Path, model_type: str, *, seed: int = 0, **overrides: Any) -> Path:
@@ -142,7 +143,7 @@ def with_adapter(model: PreTrainedModel, *, seed: int = 1, **lora: Any) -> PeftM
 
 def save_adapter(folder: Path, model: PreTrainedModel, *, seed: int = 1, **lora: Any) -> Path:
     """A random PEFT LoRA for the model as an adapter folder."""
-    with_adapter(model, seed=seed, **lora).save_pretrained(folder)
+    with_adapter(model, seed=seed, **lora).save_pretrained(str(folder))
     return folder
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_models import TINY_CONFIGS
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from support.tiny_models import TINY_CONFIGS
 from transfer.architectures import FAMILIES, architecture_for
 from transfer.errors import UnsupportedModel
 from transfer.interface import Role, Site

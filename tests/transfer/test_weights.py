@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_models import FolderReader, open_base, save_base, tiny_model, weights_of
 
+from support.tiny_models import FolderReader, open_base, save_base, tiny_model, weights_of
 from transfer.architectures import FAMILIES
 from transfer.errors import UnsupportedModel
 from transfer.interface import Role, Site
@@ -165,6 +165,10 @@ def test_half_precision_weights_come_as_float32():
     [
         (lambda state: state.pop("model.layers.1.mlp.up_proj.weight"), "model.layers.1.mlp.up_proj.weight"),
         (lambda state: state.pop("model.embed_tokens.weight"), "embed_tokens"),
+        (
+            lambda state: state.update({"model.layers.0.mlp.experts.0.w1.weight": torch.zeros(1)}),
+            "mlp.experts.0.w1",
+        ),
         (
             lambda state: state.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(3, 3)}),
             "up_proj.weight has shape",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from transfer.errors import MalformedAdapter, UnsupportedAdapter
 
@@ -68,14 +69,15 @@ def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNa
 
 
 def _fully_trained(bare: str, saved: tuple[str, ...]) -> str | None:
-    """The module of a whole saved tensor: one of `modules_to_save`, or a resized embedding saved along."""
-    module = bare.rpartition(".")[0]
-    if not module:
-        return None
+    """The module of a whole saved tensor: one of `modules_to_save` or inside it, or an embedding saved along.
+
+    `base_layer` is the base's own weight under an adapted embedding. PEFT compares name endings.
+    """
+    module = bare.rpartition(".")[0].removesuffix(".base_layer")
     if module.rpartition(".")[2] in _VOCABULARY_MODULES:
         return module
-    dotted = f".{module}."
-    return next((module for name in saved if f".{name}." in dotted), None)
+    ancestors = accumulate(module.split("."), "{}.{}".format)
+    return module if any(ancestor.endswith(saved) for ancestor in ancestors) else None
 
 
 def _place(found: SortedNames, module: str, part: str, name: str) -> None:

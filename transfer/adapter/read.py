@@ -1,8 +1,8 @@
 """A source adapter as low-rank updates per site, read one site at a time.
 
 ΔW = s·B·A (LoRA, Hu et al. 2021), s = α/r or α/√r (rsLoRA). A fused module's roles share A and slice B.
-DoRA (Liu et al. 2024) rescales rows: W' = (m/‖W + s·B·A‖) (W + s·B·A), norms per output row; its update W' − W
-has full rank, so it is truncated to the adapter's rank and the lost share of energy is reported.
+DoRA (Liu et al. 2024) rescales rows: W' = (m/‖W + s·B·A‖) (W + s·B·A), norms per output row; its update
+W' − W has full rank, so it is truncated to the adapter's rank and the lost share of energy is reported.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SourceAdapter:
         self._modules = modules
         self._reader = reader
         self._base = base
-        self.sites: tuple[Site, ...] = tuple(sorted(modules))
+        self.sites: tuple[Site, ...] = tuple(site for site in base.sites if site in modules)
         self.rank: int = max(module.rank for module in modules.values())
         self.warnings = warnings
         self.not_carried = not_carried

@@ -53,8 +53,8 @@ def build_adapter(
 
     dtype: float32, float16 or bfloat16. max_rank: exact truncation where a module needs more. A module with
     an update in some layers only gets zeros in the others, so that `target_modules` says the same to every
-    loader. Raises VerificationFailed for an update of the wrong shape, a non-finite one, or one that the dtype
-    cannot hold.
+    loader. Raises VerificationFailed for an update of the wrong shape, a non-finite one, or one that
+    the dtype cannot hold.
     """
     deltas = {site: LowRank(delta.B.float().cpu(), delta.A.float().cpu()) for site, delta in deltas.items()}
     _check_sites(target, deltas)

@@ -1,0 +1,349 @@
+"""Adapters that PEFT wrote, read back site by site, with PEFT's own arithmetic as the witness."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from support.tiny_models import (
+    FolderReader,
+    open_adapter_folder,
+    save_adapter,
+    tiny_model,
+    weights_of,
+    with_adapter,
+)
+from transfer.adapter import AdapterConfig, read_adapter
+from transfer.adapter import read as read_module
+from transfer.architectures import FAMILIES
+from transfer.errors import MalformedAdapter, UnsupportedAdapter
+from transfer.interface import Role, Site
+
+CPU = {"r": 4, "lora_alpha": 8}
+
+
+def _targets(model_type):
+    return [part.rpartition(".")[2] for part in FAMILIES[model_type].layout]
+
+
+def _lora(model_type, **changes):
+    return {
+        **CPU,
+        "target_modules": _targets(model_type),
+        "fan_in_fan_out": FAMILIES[model_type].transposed,
+        **changes,
+    }
+
+
+def _expected(peft_model, weights, site):
+    """PEFT's dense update of the site's module, in y = W x orientation, cut to the role."""
+    layer = peft_model.base_model.model.get_submodule(weights.architecture.module(site))
+    dense = layer.get_delta_weight("default").detach()
+    dense = dense.T if weights.architecture.family.transposed else dense
+    rows = weights.architecture.rows(site.role)
+    return dense if rows is None else dense[rows]
+
+
+def _read(tmp_path, model, weights, **lora):
+    config, reader = open_adapter_folder(save_adapter(tmp_path, model, **lora))
+    return read_adapter(AdapterConfig.parse(config), reader, weights)
+
+
+def _plain(model_type="llama", **changes):
+    """(model weights, raw config, tensors) of a small adapter, to be damaged by a test."""
+    model = tiny_model(model_type)
+    weights = weights_of(model)
+    peft_model = with_adapter(model, **_lora(model_type, **changes))
+    tensors = {
+        name.replace(".default.", "."): tensor.detach().clone()
+        for name, tensor in peft_model.state_dict().items()
+        if "lora_" in name
+    }
+    config = {"peft_type": "LORA", **_lora(model_type, **changes)}
+    return weights, config, tensors
+
+
+def _open(weights, config, tensors):
+    return read_adapter(AdapterConfig.parse(config), FolderReader(tensors), weights)
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_sites_update_equals_pefts_delta_weight(model_type, tmp_path):
+    model = tiny_model(model_type)
+    weights = weights_of(model)
+    adapter = _read(tmp_path, model, weights, **_lora(model_type))
+    witness = with_adapter(tiny_model(model_type), **_lora(model_type))
+    assert adapter.sites == weights.sites
+    assert adapter.rank == 4
+    assert adapter.warnings == []
+    assert adapter.not_carried == []
+    for site in adapter.sites:
+        delta = adapter.delta(site)
+        assert delta.B.dtype == delta.A.dtype == torch.float32
+        assert delta.shape == weights.shape(site)
+        torch.testing.assert_close(delta.B @ delta.A, _expected(witness, weights, site), atol=1e-6, rtol=1e-5)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rank=st.integers(1, 9),
+    alpha=st.integers(1, 64),
+    rslora=st.booleans(),
+    ranks=st.dictionaries(
+        st.sampled_from(["q_proj", r"layers.1.*", "^model.layers.0.mlp.*", "down_proj"]),
+        st.integers(1, 6),
+        max_size=2,
+    ),
+    alphas=st.dictionaries(
+        st.sampled_from(["v_proj", r".*\.0\..*_proj", "mlp.up_proj"]), st.integers(1, 32), max_size=2
+    ),
+)
+def test_any_mix_of_ranks_alphas_and_patterns_reads_as_peft_reads_it(rank, alpha, rslora, ranks, alphas):
+    lora = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "use_rslora": rslora,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": "all-linear",
+    }
+    model = tiny_model("llama")
+    weights = weights_of(model)
+    witness = with_adapter(model, **lora)
+    tensors = {
+        name.replace(".default.", "."): tensor
+        for name, tensor in witness.state_dict().items()
+        if "lora_" in name
+    }
+    adapter = _open(weights, {"peft_type": "LORA", **lora}, tensors)
+    for site in adapter.sites:
+        delta = adapter.delta(site)
+        torch.testing.assert_close(delta.B @ delta.A, _expected(witness, weights, site), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_adapters_come_as_float32(dtype):
+    weights, config, tensors = _plain()
+    halves = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    delta = _open(weights, config, halves).delta(Site(0, Role.Q))
+    expected = halves[f"{Q0}.lora_B.weight"].float() @ halves[f"{Q0}.lora_A.weight"].float() * 2
+    torch.testing.assert_close(delta.B @ delta.A, expected)
+
+
+def test_tensor_names_may_keep_the_adapters_name_and_miss_the_outer_prefix():
+    weights, config, tensors = _plain()
+    expected = _open(weights, config, tensors).delta(Site(1, Role.UP))
+    renamed = {
+        name.removeprefix("base_model.model.").replace(".weight", ".mine.weight"): tensor
+        for name, tensor in tensors.items()
+    }
+    assert torch.equal(_open(weights, config, renamed).delta(Site(1, Role.UP)).B, expected.B)
+
+
+def test_nothing_is_read_before_a_site_is_asked_for():
+    weights, config, tensors = _plain()
+    reader = FolderReader(tensors)
+    adapter = read_adapter(AdapterConfig.parse(config), reader, weights)
+    assert reader.reads == []
+    adapter.delta(Site(0, Role.Q))
+    assert reader.reads == [f"{Q0}.lora_A.weight", f"{Q0}.lora_B.weight"]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt2", "gpt_neox"])
+def test_a_dora_adapter_of_full_rank_expands_to_pefts_merged_weights(model_type, tmp_path):
+    model = tiny_model(model_type)
+    weights = weights_of(model)
+    lora = _lora(model_type, r=64, use_dora=True)
+    adapter = _read(tmp_path, model, weights, **lora)
+    merged = weights_of(with_adapter(tiny_model(model_type), **lora).merge_and_unload())
+    for site in adapter.sites:
+        delta = adapter.delta(site)
+        expected = merged.weight(site) - weights.weight(site)
+        torch.testing.assert_close(delta.B @ delta.A, expected, atol=2e-4, rtol=1e-3)
+        assert adapter.measurements[site]["dora_lost_energy"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_dora_adapter_of_low_rank_is_the_best_truncation_and_reports_the_loss(tmp_path):
+    model = tiny_model("qwen2")
+    weights = weights_of(model)
+    lora = _lora("qwen2", use_dora=True)
+    adapter = _read(tmp_path, model, weights, **lora)
+    merged = weights_of(with_adapter(tiny_model("qwen2"), **lora).merge_and_unload())
+    site = Site(1, Role.DOWN)
+    delta = adapter.delta(site)
+    assert delta.rank == 4
+    dense = merged.weight(site) - weights.weight(site)
+    left = torch.linalg.svdvals(dense)[4:].square().sum() / dense.square().sum()
+    lost = (dense - delta.B @ delta.A).square().sum() / dense.square().sum()
+    assert lost.item() == pytest.approx(left.item(), rel=1e-3)
+    assert adapter.measurements[site]["dora_lost_energy"] == pytest.approx(left.item(), rel=1e-3)
+
+
+def test_fully_trained_modules_are_listed_and_warned_about(tmp_path):
+    model = tiny_model("llama")
+    weights = weights_of(model)
+    adapter = _read(tmp_path, model, weights, **_lora("llama", modules_to_save=["lm_head", "norm"]))
+    assert {"lm_head", "model.norm", "model.layers.0.input_layernorm"} <= set(adapter.not_carried)
+    assert any("lm_head" in warning for warning in adapter.warnings)
+
+
+def test_retrained_tokens_are_listed_and_warned_about(tmp_path):
+    model = tiny_model("llama")
+    weights = weights_of(model)
+    adapter = _read(tmp_path, model, weights, **_lora("llama", trainable_token_indices=[5, 6]))
+    assert adapter.not_carried == ["model.embed_tokens"]
+    assert "retrained tokens" in adapter.warnings[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lora_on_the_embedding_is_listed_and_warned_about(tmp_path):
+    model = tiny_model("llama")
+    weights = weights_of(model)
+    lora = _lora("llama", target_modules=[*_targets("llama"), "embed_tokens"])
+    adapter = _read(tmp_path, model, weights, **lora)
+    assert adapter.not_carried == ["model.embed_tokens"]
+
+
+def test_an_adapter_with_nothing_but_a_trained_head_is_refused():
+    weights, config, _ = _plain()
+    with pytest.raises(UnsupportedAdapter, match="nothing but lm_head"):
+        _open(weights, config, {"base_model.model.lm_head.weight": torch.zeros(96, 32)})
+
+
+def test_tensors_that_the_config_does_not_target_are_left_out_with_a_warning():
+    weights, config, tensors = _plain()
+    adapter = _open(weights, config | {"target_modules": ["q_proj"]}, tensors)
+    assert {site.role for site in adapter.sites} == {Role.Q}
+    assert "PEFT ignores them" in adapter.warnings[0]
+    assert "model.layers.0.mlp.up_proj" in adapter.not_carried
+
+
+def test_a_config_that_targets_none_of_the_tensors_is_refused():
+    weights, config, tensors = _plain()
+    with pytest.raises(MalformedAdapter, match="no LoRA tensors"):
+        _open(weights, config | {"target_modules": ["c_attn"]}, tensors)
+    with pytest.raises(MalformedAdapter, match="no LoRA tensors"):
+        _open(weights, config, {})
+
+
+def _rename(old, new):
+    def change(tensors):
+        tensors[new] = tensors.pop(old)
+
+    return change
+
+
+def _set(name, tensor):
+    return lambda tensors: tensors.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    [
+        (lambda t: t.pop(f"{Q0}.lora_B.weight"), MalformedAdapter, "lacks its lora_B"),
+        (lambda t: t.pop(f"{Q0}.lora_A.weight"), MalformedAdapter, "lacks its lora_A"),
+        (_set(f"{Q0}.lora_A.weight", torch.zeros(4, 31)), MalformedAdapter, "source base does not fit"),
+        (_set(f"{Q0}.lora_B.weight", torch.zeros(33, 4)), MalformedAdapter, r"\[32, 4\], but is \[33, 4\]"),
+        (_set(f"{Q0}.lora_A.weight", torch.zeros(5, 32)), MalformedAdapter, "rank contradicts"),
+        (_set(f"{Q0}.lora_A.weight", torch.zeros(4)), MalformedAdapter, "does not fit"),
+        (
+            _set(f"{Q0}.lora_A.weight", torch.zeros(4, 32, dtype=torch.int8)),
+            MalformedAdapter,
+            "stored as I8",
+        ),
+        (
+            _rename(f"{Q0}.lora_A.weight", "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"),
+            MalformedAdapter,
+            "llama, 2 layers.*layers.7",
+        ),
+        (_set("base_model.model.encoder.weight", torch.zeros(1)), MalformedAdapter, "match no module"),
+        (_set("base_model.model.lm_head.lora_A.weight", torch.zeros(1)), UnsupportedAdapter, "lm_head"),
+        (_set(f"{Q0}.bias", torch.zeros(32)), UnsupportedAdapter, "trained the bias"),
+        (
+            _set("base_model.model.model.layers.0.mlp.experts.3.w1.lora_A.weight", torch.zeros(1)),
+            UnsupportedAdapter,
+            "experts.3.w1",
+        ),
+        (_set(f"{Q0}.lora_A.other.weight", torch.zeros(4, 32)), MalformedAdapter, "Two tensors"),
+        (_set(f"{Q0}.lora_magnitude_vector", torch.ones(32)), MalformedAdapter, "use_dora is False"),
+        (
+            _set("base_model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 32)),
+            MalformedAdapter,
+            "lacks its lora_B",
+        ),
+    ],
+)
+def test_files_that_contradict_config_or_base_are_refused_by_name(change, error, named):
+    weights, config, tensors = _plain()
+    change(tensors)
+    with pytest.raises(error, match=named) as caught:
+        _open(weights, config, tensors)
+    assert caught.value.hint is None or caught.value.hint.endswith(".")
+
+
+def test_one_module_under_two_prefixes_is_refused():
+    weights, config, tensors = _plain()
+    for part in ("lora_A", "lora_B"):
+        again = f"base_model.model.layers.0.self_attn.q_proj.{part}.weight"
+        tensors[again] = tensors[f"{Q0}.{part}.weight"]
+    with pytest.raises(MalformedAdapter, match="the same module"):
+        _open(weights, config, tensors)
+
+
+def test_a_dora_config_without_magnitudes_is_refused():
+    weights, config, tensors = _plain()
+    with pytest.raises(MalformedAdapter, match="has no lora_magnitude_vector"):
+        _open(weights, config | {"use_dora": True}, tensors)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+def test_a_value_that_is_no_number_is_refused_by_tensor_name(value, part):
+    weights, config, tensors = _plain()
+    tensors[f"{Q0}.{part}.weight"][1, 2] = value
+    adapter = _open(weights, config, tensors)
+    with pytest.raises(MalformedAdapter, match=f"q_proj.{part}"):
+        adapter.delta(Site(0, Role.Q))
+
+
+def test_a_scale_that_overflows_is_refused():
+    weights, config, tensors = _plain()
+    tensors[f"{Q0}.lora_B.weight"].fill_(3e38)
+    with pytest.raises(MalformedAdapter, match="times its scale"):
+        _open(weights, config, tensors).delta(Site(0, Role.Q))
+
+
+def test_a_rank_far_above_the_weights_own_is_refused():
+    weights, config, _ = _plain()
+    tensors = {f"{Q0}.lora_A.weight": torch.zeros(200, 32), f"{Q0}.lora_B.weight": torch.zeros(32, 200)}
+    with pytest.raises(MalformedAdapter, match="rank 200"):
+        _open(weights, config | {"r": 200}, tensors)
+
+
+def test_an_error_names_at_most_five_strangers():
+    weights, config, tensors = _plain()
+    tensors |= {f"base_model.model.stranger.{n}.weight": torch.zeros(1) for n in range(9)}
+    with pytest.raises(MalformedAdapter, match="and 4 more") as caught:
+        _open(weights, config, tensors)
+    assert caught.value.message.count("stranger") == 5
+
+
+def test_too_many_tensors_are_refused_before_anything_is_looked_at(monkeypatch):
+    weights, config, tensors = _plain()
+    monkeypatch.setattr(read_module, "MAX_TENSORS", 3)
+    with pytest.raises(MalformedAdapter, match="at most 3"):
+        _open(weights, config, tensors)
+
+
+def test_an_adapter_of_another_family_is_refused_with_the_source_as_pointer():
+    _, config, tensors = _plain("gpt2")
+    with pytest.raises(MalformedAdapter, match="match no module of the source base") as caught:
+        _open(weights_of(tiny_model("llama")), config, tensors)
+    assert caught.value.pointer == "source"
