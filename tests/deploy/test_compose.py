@@ -23,7 +23,8 @@ LASTING = [name for name in SERVICES if name != "migrate"]
 # What the compose specification knows, as far as this file uses it; docker refuses a misspelt key.
 _SERVICE_KEYS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "environment", "healthcheck", "image", "init",
-    "ports", "profiles", "read_only", "restart", "security_opt", "shm_size", "stop_grace_period", "tmpfs", "volumes",
+    "ports", "profiles", "read_only", "restart", "security_opt", "shm_size", "stop_grace_period",
+    "tmpfs", "volumes",
 }  # fmt: skip
 _HEALTH_KEYS = {"test", "interval", "timeout", "retries", "start_period", "disable"}
 _DURATION = re.compile(r"^(\d+(us|ms|s|m|h))+$")
