@@ -10,13 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from support.tiny_models import FolderReader, names_in, tiny_model, token_batch, weights_of, with_adapter
+from support.tiny_models import (
+    TINY_CONFIGS,
+    FolderReader,
+    names_in,
+    tiny_model,
+    token_batch,
+    weights_of,
+    with_adapter,
+)
 from transfer.adapter import AdapterConfig, build_adapter, read_adapter
 from transfer.architectures import FAMILIES
 from transfer.errors import VerificationFailed
 from transfer.interface import LowRank, Role, Site
-from transfer.weights import ModelWeights
 
 DEFAULTS = {"dtype": "float32", "max_rank": None, "base_model": "acme/target", "revision": "0" * 40}
 
@@ -211,20 +219,21 @@ def test_target_modules_are_real_suffixes_without_bystanders():
     assert names(Role.O, Role.DOWN) == ["c_proj"]
 
 
-def test_a_nested_gemma3_lists_full_names_so_that_its_vision_tower_stays_untouched():
-    inner = tiny_model("gemma3_text")
-    state = {
-        f"language_model.{name}": tensor
-        for name, tensor in inner.state_dict().items()
-        if name.startswith("model.")
-    }
-    config = {"model_type": "gemma3", "text_config": inner.config.to_dict()}
-    weights = ModelWeights(config, FolderReader(state))
-    built = build_adapter(weights, _random_deltas(weights, sites=[Site(0, Role.Q)]), **DEFAULTS)
-    assert built.config["target_modules"] == [
-        "model.language_model.layers.0.self_attn.q_proj",
-        "model.language_model.layers.1.self_attn.q_proj",
-    ]
+def test_a_nested_gemma3_gets_its_updates_and_its_vision_tower_stays_untouched(tmp_path):
+    vision = {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 16, "image_size": 28}
+    config = AutoConfig.for_model(
+        "gemma3", text_config=TINY_CONFIGS["gemma3_text"], vision_config=vision | {"patch_size": 14}
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    weights = weights_of(model)
+    deltas = _random_deltas(weights, sites=[Site(0, Role.Q), Site(1, Role.Q)])
+    built = build_adapter(weights, deltas, **DEFAULTS)
+    names = [f"model.language_model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    assert built.config["target_modules"] == names
+    loaded = _load(tmp_path, model, built).base_model.model
+    assert [name for name, module in loaded.named_modules() if hasattr(module, "lora_A")] == names
+    found = loaded.get_submodule(names[1]).get_delta_weight("default")
+    torch.testing.assert_close(found, deltas[Site(1, Role.Q)].B @ deltas[Site(1, Role.Q)].A)
 
 
 def test_the_config_names_the_target_and_its_revision():
