@@ -28,7 +28,7 @@ from benchmarks.processes import Process, api, environment, free_port, wait_read
 
 _EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "hub"
 _ADAPTER, _TARGET = "tiny/harbor-sql-lora", "tiny/harbor-2"
-_MOMENTS = (
+MOMENTS = (
     "resolving",
     "reading",
     "prechecking",
@@ -108,7 +108,7 @@ class Arena:
 
     def await_moment(self, job_id: str, moment: str) -> str:
         """Watch the row itself, which is faster than HTTP, until the moment comes or has passed."""
-        order = {name: rank for rank, name in enumerate(_MOMENTS)}
+        order = {name: rank for rank, name in enumerate(MOMENTS)}
         deadline = time.monotonic() + _PATIENCE_S
         with sqlite3.connect(f"file:{self.home / 'rebase.db'}?mode=ro", uri=True, timeout=5) as connection:
             while time.monotonic() < deadline:
@@ -140,14 +140,12 @@ class Arena:
         return sum(f"Rebase-Job: {job_id}" in path.read_text() for path in folder.glob("*.json"))
 
 
-def one_run(arena: Arena, number: int, chance: random.Random) -> Run:
-    """Submit, kill at the drawn moment, restart, wait for the end, count commits."""
-    moment = chance.choice(_MOMENTS)
+def one_run(arena: Arena, output: str, moment: str, delay_s: float) -> Run:
+    """Submit, kill `delay_s` after the moment, restart, wait for the end, count commits."""
     began = time.monotonic()
-    output = f"tiny/chaos-{number}"
     job_id = arena.submit(output)
     seen = arena.await_moment(job_id, moment)
-    time.sleep(chance.random() * 0.02)
+    time.sleep(delay_s)
     arena.worker.kill()
     arena.worker.start()
     document = arena.await_end(job_id)
@@ -167,7 +165,7 @@ def endure(runs: int, seed: int) -> dict[str, Any]:
     results: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="rebase-chaos-") as folder, Arena(Path(folder)) as arena:
         for number in range(runs):
-            run = one_run(arena, number, chance)
+            run = one_run(arena, f"tiny/chaos-{number}", chance.choice(MOMENTS), chance.random() * 0.02)
             results.append(run)
             print(
                 f"{number + 1:4d}  killed at {run.seen:<13} {run.state:<10} attempts {run.attempts}  "

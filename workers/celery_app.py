@@ -9,7 +9,7 @@ from typing import Any
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
 from core.broker import make_celery
-from core.logs import configure
+from core.logs import configure_logging
 from core.settings import get_settings
 from workers.health import keep_alive
 
@@ -25,12 +25,12 @@ _stop = threading.Event()
 
 @setup_logging.connect(weak=False)
 def _logging(**_: Any) -> None:
-    configure(get_settings())
+    configure_logging(get_settings())
 
 
 @worker_process_init.connect(weak=False)
 def _child(**_: Any) -> None:
-    configure(get_settings())
+    configure_logging(get_settings())
 
 
 @worker_ready.connect(weak=False)

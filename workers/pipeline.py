@@ -18,6 +18,7 @@ from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
 from transfer.catalogue import MethodParams
+from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
 from transfer.registry import get_method
 from workers.cache.factors import FactorCache
@@ -101,7 +102,8 @@ def run(
         and request.precheck.on_incompatible == "reject"
     ):
         raise Rejected(
-            "The pre-check found this pair incompatible: " + " ".join(r.message for r in precheck.reasons),
+            "The pre-check found this pair incompatible. "
+            + " ".join(reason.message for reason in precheck.reasons if reason.weight == "blocking"),
             hint='Retrain on the new base, or set precheck.on_incompatible to "warn" to convert anyway.',
         )
     if kind == "precheck":
@@ -150,6 +152,12 @@ def _carry(
     pairs = opened.pairing.pairs
     state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs))
     needs = method.needs(params)
+    if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
+        raise IncompatiblePair(
+            "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",
+            hint="Use a method or alignment that needs no shared vocabulary.",
+            pointer="/method",
+        )
     phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
     deltas: dict[Site, LowRank] = {}
     rows: list[SiteRow] = []

@@ -346,4 +346,4 @@ def test_an_adapter_of_another_family_is_refused_with_the_source_as_pointer():
     _, config, tensors = _plain("gpt2")
     with pytest.raises(MalformedAdapter, match="match no module of the source base") as caught:
         _open(weights_of(tiny_model("llama")), config, tensors)
-    assert caught.value.pointer == "source"
+    assert caught.value.pointer == "/source"

@@ -130,7 +130,7 @@ def _refuse_unknown(found: SortedNames, base: ModelWeights) -> None:
             f"Tensors of the adapter match no module of the source base "
             f"({base.architecture.model_type}, {base.layers} layers): {_listed(strangers)}.",
             hint="Name the base model that the adapter was trained on as `source`.",
-            pointer="source",
+            pointer="/source",
         )
 
 
@@ -173,7 +173,7 @@ def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, 
     raise MalformedAdapter(
         f"The source base does not fit this adapter: {shapes}.",
         hint="Name the base model that the adapter was trained on as `source`.",
-        pointer="source",
+        pointer="/source",
     )
 
 

@@ -121,7 +121,7 @@ def _cast(name: str, update: LowRank, dtype: str) -> LowRank:
         raise VerificationFailed(
             f"The update of {name} does not fit into {dtype}: values become infinite.",
             hint="Ask for output.dtype bfloat16 or float32.",
-            pointer="output.dtype",
+            pointer="/output/dtype",
         )
     return stored
 
@@ -132,7 +132,7 @@ def _cost(site: Site, wanted: LowRank, stored: LowRank, dtype: str) -> dict[str,
         raise VerificationFailed(
             f"The update of site {site} vanishes when it is stored as {dtype} within this rank.",
             hint="Ask for output.dtype float32, or for a higher output.max_rank.",
-            pointer="output.dtype",
+            pointer="/output/dtype",
         )
     return {"written_norm": norm, "written_error": _distance(wanted, stored)}
 

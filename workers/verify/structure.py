@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 from transfer.errors import UnsupportedModel, VerificationFailed
 
 # Its bars would stand between a worker's log lines.
-hf_logging.disable_progress_bar()
+hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
@@ -35,6 +35,8 @@ def adapter_config(folder: Path) -> LoraConfig:
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise VerificationFailed("The written adapter is not read as a LoRA adapter by PEFT.")
+    # PEFT warns when the model at hand has another name, and one built from a config has none.
+    config.base_model_name_or_path = None
     return config
 
 

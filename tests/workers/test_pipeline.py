@@ -1,0 +1,283 @@
+"""From names to a verified folder, and every way in which names, files and requests can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import FileMissing, OutputExists, Rejected, RepoNotFound, RequestInvalid, UnsafeFile
+from core.requests import ConversionRequest
+from core.states import Phase
+from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
+from transfer.errors import IncompatiblePair, MalformedAdapter, TransferError, UnsupportedAdapter
+from workers.cache.factors import FactorCache
+from workers.hub.local import LocalHub
+from workers.pipeline import Conversion, Tools, run
+from workers.report import Report
+from workers.watch import Silent
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def hub(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "hub"))
+
+
+class Recorder(Silent):
+    """A watch that remembers the phases and the reports."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.reports: list[Report] = []
+
+    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+        if phase not in self.phases:
+            self.phases.append(phase)
+
+    def diagnosed(self, report: Report) -> None:
+        self.reports.append(report)
+
+
+def convert(hub: Path, *, kind: Any = "convert", marker: str | None = None, **changes: Any) -> Conversion:
+    body: dict[str, Any] = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": "copy"}
+    watch = changes.pop("watch", Silent())
+    out = changes.pop("out", hub.parent / "out")
+    request = ConversionRequest.model_validate(body | changes)
+    tools = Tools(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
+    outcome = run(request, kind, tools, watch, out, marker=marker)
+    assert isinstance(outcome, Conversion)
+    return outcome
+
+
+def test_copy_carries_every_update_unchanged(hub: Path) -> None:
+    outcome = convert(hub, output={"dtype": "float32"})
+
+    assert outcome.folder is not None
+    ours = load_file(outcome.folder / "adapter_model.safetensors")
+    theirs = load_file(hub / ADAPTER / "adapter_model.safetensors")
+    scale = json.loads((hub / ADAPTER / "adapter_config.json").read_text())["lora_alpha"] / 4
+    assert set(ours) == set(theirs)
+    for name in (n for n in ours if "lora_A" in n):
+        partner = name.replace("lora_A", "lora_B")
+        torch.testing.assert_close(ours[partner] @ ours[name], scale * theirs[partner] @ theirs[name])
+
+
+def test_the_same_request_gives_the_same_bytes(hub: Path) -> None:
+    method = {"name": "cross_lora", "rank": 8}
+    one = convert(hub, method=method, out=hub.parent / "one")
+    two = convert(hub, method=method, out=hub.parent / "two")
+
+    assert one.folder is not None
+    assert two.folder is not None
+    files = sorted(path.name for path in one.folder.iterdir())
+    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors", "rebase_report.json"]
+    for name in files:
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+def test_the_report_and_card_tell_where_everything_came_from(hub: Path) -> None:
+    outcome = convert(hub)
+
+    assert outcome.folder is not None
+    report = json.loads((outcome.folder / "rebase_report.json").read_text())
+    assert report["schema_version"] == 1
+    assert report["adapter"]["repo_id"] == ADAPTER
+    assert all(len(report[side]["sha"]) == 40 for side in ("adapter", "source", "target"))
+    assert len(report["sites"]) == 14
+    assert report["verification"]["forward_scope"] == "whole model"
+    card = (outcome.folder / "README.md").read_text()
+    assert card.startswith('---\nbase_model: "acme/new"\nbase_model_relation: adapter\nlibrary_name: peft\n')
+    assert report["target"]["sha"] in card
+
+
+def test_phases_are_told_in_order(hub: Path) -> None:
+    watch = Recorder()
+    convert(hub, watch=watch, method={"name": "cross_lora", "rank": 8})
+
+    assert watch.phases == [
+        Phase.RESOLVING,
+        Phase.READING,
+        Phase.PRECHECKING,
+        Phase.FACTORIZING,
+        Phase.TRANSFERRING,
+        Phase.VERIFYING,
+    ]
+
+
+def test_a_precheck_stops_after_the_verdict(hub: Path) -> None:
+    outcome = convert(hub, kind="precheck")
+
+    assert outcome.folder is None
+    assert outcome.report.precheck.verdict == "compatible"
+    assert outcome.report.precheck.reasons
+
+
+def test_auto_copies_between_close_relatives_and_says_so(hub: Path) -> None:
+    outcome = convert(hub, method="auto")
+
+    assert outcome.report.method_requested["name"] == "auto"
+    assert outcome.report.method_used["name"] == "copy"
+    assert outcome.report.precheck.verdict == "compatible"
+
+
+def test_copy_between_families_is_refused_before_any_weight_is_read(hub: Path) -> None:
+    watch = Recorder()
+    with pytest.raises((Rejected, IncompatiblePair)):
+        convert(hub, target={"repo_id": OTHER}, watch=watch)
+    assert Phase.TRANSFERRING not in watch.phases
+
+
+def test_unrelated_bases_are_rejected_with_reasons_and_the_evidence_is_kept(hub: Path) -> None:
+    watch = Recorder()
+    with pytest.raises(Rejected) as caught:
+        convert(hub, target={"repo_id": OTHER}, method={"name": "cross_lora", "rank": 8}, watch=watch)
+    assert caught.value.hint is not None
+    assert watch.reports[-1].precheck.verdict == "incompatible"
+
+
+def test_a_warning_in_place_of_a_rejection_converts_and_says_so_in_the_card(hub: Path) -> None:
+    outcome = convert(
+        hub,
+        target={"repo_id": OTHER},
+        method={"name": "cross_lora", "rank": 8},
+        precheck={"on_incompatible": "warn"},
+    )
+    assert outcome.folder is not None
+    assert "incompatible" in (outcome.folder / "README.md").read_text()
+    assert outcome.report.dropped_sites  # GPT-NeoX has no gate
+
+
+def test_output_max_rank_truncates_and_reports_the_loss(hub: Path) -> None:
+    outcome = convert(hub, output={"max_rank": 2, "dtype": "float32"})
+
+    assert outcome.report.output["rank"] == 2
+    assert all(row.measurements["truncation_lost_energy"] > 0 for row in outcome.report.sites)
+
+
+def test_an_unknown_adapter_points_at_its_field(hub: Path) -> None:
+    with pytest.raises(RepoNotFound) as caught:
+        convert(hub, adapter={"repo_id": "acme/nothing"})
+    assert caught.value.pointer == "/adapter"
+
+
+def test_an_unknown_target_points_at_its_field(hub: Path) -> None:
+    with pytest.raises(RepoNotFound) as caught:
+        convert(hub, target={"repo_id": "acme/nothing"})
+    assert caught.value.pointer == "/target"
+
+
+def test_a_repo_without_adapter_config_is_not_an_adapter(hub: Path) -> None:
+    (hub / ADAPTER / "adapter_config.json").unlink()
+    with pytest.raises(FileMissing, match=r"adapter_config\.json"):
+        convert(hub)
+
+
+def test_an_adapter_that_is_a_pickle_is_refused(hub: Path) -> None:
+    (hub / ADAPTER / "adapter_model.safetensors").rename(hub / ADAPTER / "adapter_model.bin")
+    with pytest.raises(UnsafeFile, match="pickle"):
+        convert(hub)
+
+
+def test_an_adapter_that_names_no_base_needs_a_source(hub: Path) -> None:
+    edit_json(hub / ADAPTER / "adapter_config.json", base_model_name_or_path=None)
+    with pytest.raises(MalformedAdapter) as caught:
+        convert(hub)
+    assert caught.value.pointer == "/source"
+    assert convert(hub, source={"repo_id": OLD}).folder is not None
+
+
+def test_an_adapter_that_names_a_path_as_its_base_needs_a_source(hub: Path) -> None:
+    edit_json(hub / ADAPTER / "adapter_config.json", base_model_name_or_path="/home/me/base")
+    with pytest.raises(MalformedAdapter, match="/home/me/base"):
+        convert(hub)
+
+
+def test_a_source_of_another_name_is_a_warning(hub: Path) -> None:
+    shutil.copytree(hub / OLD, hub / "mirror" / "renamed")
+    outcome = convert(hub, source={"repo_id": "mirror/renamed"})
+    assert any("mirror/renamed" in warning for warning in outcome.report.warnings)
+
+
+def test_a_source_that_does_not_fit_the_adapter_is_refused(hub: Path) -> None:
+    with pytest.raises(MalformedAdapter) as caught:
+        convert(hub, source={"repo_id": OTHER})
+    assert caught.value.pointer == "/source"
+
+
+def test_target_and_source_must_differ(hub: Path) -> None:
+    with pytest.raises(RequestInvalid, match="same base"):
+        convert(hub, target={"repo_id": OLD})
+
+
+@pytest.mark.parametrize("peft_type", ["LOHA", "IA3", "PROMPT_TUNING"])
+def test_other_peft_types_are_named_and_refused(hub: Path, peft_type: str) -> None:
+    edit_json(hub / ADAPTER / "adapter_config.json", peft_type=peft_type)
+    with pytest.raises(UnsupportedAdapter, match=peft_type):
+        convert(hub)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 10**6, "four", None])
+def test_an_absurd_rank_is_refused(hub: Path, rank: Any) -> None:
+    edit_json(hub / ADAPTER / "adapter_config.json", r=rank)
+    with pytest.raises(TransferError):
+        convert(hub)
+
+
+def _edit_tensors(hub: Path, change: Any) -> None:
+    path = hub / ADAPTER / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_nan_in_the_adapter_is_named(hub: Path) -> None:
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    _edit_tensors(hub, lambda tensors: tensors[name].view(-1)[3:4].fill_(float("nan")))
+    with pytest.raises(MalformedAdapter, match=r"layers\.1\.mlp\.up_proj"):
+        convert(hub)
+
+
+def test_tensors_that_match_no_module_are_named(hub: Path) -> None:
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["base_model.model.model.layers.7.mlp.up_proj.lora_A.weight"] = torch.zeros(4, 32)
+        tensors["base_model.model.model.layers.7.mlp.up_proj.lora_B.weight"] = torch.zeros(48, 4)
+
+    _edit_tensors(hub, add)
+    with pytest.raises(MalformedAdapter, match=r"layers\.7"):
+        convert(hub)
+
+
+def test_a_wrong_shape_in_the_adapter_is_named(hub: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    _edit_tensors(hub, lambda tensors: tensors.update({name: torch.zeros(4, 40)}))
+    with pytest.raises(MalformedAdapter, match="40"):
+        convert(hub)
+
+
+def test_a_truncated_adapter_file_is_refused(hub: Path) -> None:
+    path = hub / ADAPTER / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UnsafeFile, match=r"adapter_model\.safetensors"):
+        convert(hub)
+
+
+def test_an_output_repo_with_other_content_is_refused_before_the_work(hub: Path) -> None:
+    watch = Recorder()
+    folder = hub.parent / "theirs"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("somebody else's work")
+    LocalHub(hub).publish("acme/taken", folder, message="first", parent=None, private=True, create_pr=False)
+    with pytest.raises(OutputExists) as caught:
+        convert(hub, output={"repo_id": "acme/taken"}, marker="Rebase-Job: 1", watch=watch)
+    assert caught.value.pointer == "/output/repo_id"
+    assert watch.phases == [Phase.RESOLVING]
