@@ -31,36 +31,54 @@ class Settings(BaseSettings):
     hub_dir: Path | None = Field(default=None, description="Use this local hub folder instead of the Hub.")
     hub_token: SecretStr | None = Field(default=None, description="Token for the Hub; never logged.")
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on.")
     auth: Literal["none", "keys"] = Field(default="none", description="`none` is allowed on loopback only.")
-    max_body_bytes: int = Field(default=64 * 1024, ge=1024)
+    max_body_bytes: int = Field(default=64 * 1024, ge=1024, description="Longer request bodies are refused.")
 
     cache_dir: Path | None = Field(default=None, description="Factor cache on disk; default inside `home`.")
-    cache_max_bytes: int = Field(default=20 * 2**30, ge=0)
-    redis_cache_ttl_s: int = Field(default=7 * 24 * 3600, ge=1)
-    redis_cache_max_entry_bytes: int = Field(default=64 * 2**20, ge=0)
+    cache_max_bytes: int = Field(
+        default=20 * 2**30, ge=0, description="Bound of the disk cache; the least recently used go; 0 = off."
+    )
+    redis_cache_ttl_s: int = Field(
+        default=7 * 24 * 3600, ge=1, description="How long Redis keeps a cached factor."
+    )
+    redis_cache_max_entry_bytes: int = Field(
+        default=64 * 2**20, ge=0, description="Larger factors stay on the disk of their machine."
+    )
     work_dir: Path | None = Field(
         default=None, description="Scratch space of running jobs; default inside `home`."
     )
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where workers compute; `auto` takes a GPU when there is one."
+    )
     lease_s: float = Field(
         default=60.0, gt=0, description="A worker that is silent this long has lost the job."
     )
-    heartbeat_s: float = Field(default=5.0, gt=0)
+    heartbeat_s: float = Field(
+        default=5.0, gt=0, description="How often a worker renews its lease and hears of a cancellation."
+    )
     sweep_s: float = Field(
         default=5.0, gt=0, description="How often the keeper relays, sweeps and expires leases."
     )
-    max_attempts: int = Field(default=3, ge=1)
+    max_attempts: int = Field(default=3, ge=1, description="Starts of one job, after which it fails.")
     retry_base_s: float = Field(
         default=10.0, ge=0, description="First wait before another attempt; doubles each time."
     )
-    soft_time_limit_s: int = Field(default=6 * 3600, ge=1)
-    hard_time_limit_s: int = Field(default=6 * 3600 + 300, ge=1)
+    soft_time_limit_s: int = Field(
+        default=6 * 3600, ge=1, description="A job that runs longer fails with `time_limit`."
+    )
+    hard_time_limit_s: int = Field(
+        default=6 * 3600 + 300, ge=1, description="A job that does not stop at the soft limit is killed."
+    )
 
-    log_format: Literal["console", "json"] = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="`json` writes one object per line."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe messages that are logged."
+    )
 
     @field_validator("home", "hub_dir", "cache_dir", "work_dir")
     @classmethod
