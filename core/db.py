@@ -22,6 +22,7 @@ from core.errors import Busy
 
 POOL_SIZE = 10  # more connections than this only queue inside PostgreSQL for one API process
 WAIT_S = 5  # longest wait for a lock or for a connection, before the caller is told to come back
+_NO_TRANSACTION = "rebase_no_transaction"
 _SQLITE_TROUBLE = ("locked", "busy", "unable to open", "disk i/o", "is full")
 
 
@@ -31,7 +32,9 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.is_postgres = engine.dialect.name == "postgresql"
-        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLite is left alone: its driver opens no transaction unless `_begin_immediate` does.
+        options = {"isolation_level": "AUTOCOMMIT"} if self.is_postgres else {_NO_TRANSACTION: True}
+        self._autocommit = engine.execution_options(**options)
 
     @classmethod
     def open(cls, url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S) -> Database:
@@ -62,13 +65,13 @@ class Database:
 
 
 def make_engine(url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S) -> Engine:
-    """An engine with this project's timeouts. `wait_s` = 0 sets none (migrations may take long)."""
+    """An engine with this project's timeouts. `wait_s` = 0: migrations, which may take long."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(
-            parsed, pool_size=pool_size, pool_timeout=wait_s, connect_args={"timeout": wait_s}
+            parsed, pool_size=pool_size, pool_timeout=wait_s or 30, connect_args={"timeout": wait_s or 60}
         )
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_immediate)
@@ -94,7 +97,7 @@ def _configure_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    if connection.get_isolation_level() != "AUTOCOMMIT":
+    if not connection.get_execution_options().get(_NO_TRANSACTION):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

@@ -23,6 +23,7 @@ def run() -> None:
                 connection=connection,
                 target_metadata=Base.metadata,
                 render_as_batch=True,
+                transactional_ddl=True,  # SQLite can, once the driver is kept from committing by itself
                 compare_type=True,
                 compare_server_default=True,
             )

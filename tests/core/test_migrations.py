@@ -1,0 +1,82 @@
+"""Migrations go up and down, twice and at once, and make what the models say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, select
+
+import migrations
+from core.db import Database
+from core.tables import Base, Tenant
+from support.postgres import a_database, a_postgres
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database in which nothing was ever migrated."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'bare.db'}"
+        return
+    with a_postgres() as server, a_database(server) as url:
+        yield url
+
+
+def _tables(url: str) -> set[str]:
+    db = Database.open(url)
+    names = set(inspect(db.engine).get_table_names())
+    db.close()
+    return names
+
+
+def test_a_migrated_database_is_what_the_models_say(bare_url: str) -> None:
+    migrations.upgrade(bare_url)
+    db = Database.open(bare_url)
+    with db.engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        differences = compare_metadata(context, Base.metadata)
+    db.close()
+
+    assert differences == []
+
+
+def test_the_way_down_leaves_nothing_and_the_way_up_works_again(bare_url: str) -> None:
+    migrations.upgrade(bare_url)
+    migrations.downgrade(bare_url, "base")
+    assert _tables(bare_url) == {"alembic_version"}
+
+    migrations.upgrade(bare_url)
+    assert _tables(bare_url) >= set(Base.metadata.tables)
+
+
+def test_upgrading_twice_changes_nothing(bare_url: str) -> None:
+    migrations.upgrade(bare_url)
+    migrations.upgrade(bare_url)
+    db = Database.open(bare_url)
+    with db.read() as connection:
+        assert migrations.current(connection) == migrations.head()
+        assert connection.scalars(select(Tenant.id)).all() == ["default"]
+    db.close()
+
+
+def test_a_database_that_was_never_migrated_has_no_revision(bare_url: str) -> None:
+    db = Database.open(bare_url)
+    with db.read() as connection:
+        assert migrations.current(connection) is None
+    db.close()
+
+
+def test_processes_that_start_together_migrate_once(bare_url: str) -> None:
+    command = [sys.executable, "-c", "import sys, migrations; migrations.upgrade(sys.argv[1])", bare_url]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert _tables(bare_url) >= set(Base.metadata.tables)
