@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from transfer.catalogue import CopyParams, CrossLoraParams, MethodParams
 from transfer.precheck.result import Reason
 
-# [002] finds that copying works between a model and its tuned relatives and gets worse as the distance grows. At
+# [002]: copying works between a model and its tuned relatives, and gets worse as the distance grows. At
 # 0.15 the cosine between the weights is still 0.99.
 CLOSE_RELATIVES = 0.15
 # Cosine 0.5 between the weights. Unrelated trainings of one shape lie at √2 ± 0.05.
