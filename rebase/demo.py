@@ -15,7 +15,7 @@ from rich.table import Table
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
 from rebase.cli.tables import diagnostics_table, job_lines
-from rebase.cli.waiting import follow, verdict_of
+from rebase.cli.waiting import follow
 from rebase.client import Job, RebaseClient
 from rebase.stack.stack import Place
 
@@ -61,9 +61,7 @@ def tell(place: Place, examples: Path, out: Output) -> bool:
             client, client.precheck(build_request(adapter=Story.ADAPTER, target=Story.OTHER_FAMILY)), out
         )
         out.show(*job_lines(asked))
-        doubted = verdict_of(asked) in {"uncertain", "incompatible"} and bool(
-            (asked.result or {}).get("reasons")
-        )
+        doubted = asked.verdict in {"uncertain", "incompatible"} and bool((asked.result or {}).get("reasons"))
         if not doubted:
             out.note("The pre-check was expected to doubt this pair and say why.", style="bold red")
         return kept and doubted

@@ -83,8 +83,8 @@ def prune(
     as_json: options.AsJson = False,
 ) -> int:
     """Remove the least recently used entries until the rest fits."""
-    out = Output(as_json=as_json)
-    removed = _factor_cache(Settings()).prune(parse_size(to))
+    out, size = Output(as_json=as_json), parse_size(to)
+    removed = _factor_cache(Settings()).prune(size)
     out.document({"removed": removed.entries, "bytes": removed.bytes})
     out.show(f"Removed {removed.entries} entries, {format_size(removed.bytes)}.")
     return Exit.DONE

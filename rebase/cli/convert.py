@@ -44,6 +44,6 @@ def command(
             job = follow(client, job, out)
     out.document(job.model_dump(mode="json"))
     out.show(*job_lines(job))
-    if not job.is_done:
+    if not job.done:
         out.note(f"Follow it: rebase status {job.id} --wait")
     return exit_of(job)

@@ -28,7 +28,7 @@ def status(
     out = Output(as_json=as_json)
     with open_client(url) as client:
         job = client.job(job_id)
-        if wait and not job.is_done:
+        if wait and not job.done:
             job = follow(client, job, out)
         measured = client.diagnostics(job_id) if diagnostics else None
     document = job.model_dump(mode="json")

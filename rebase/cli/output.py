@@ -15,6 +15,8 @@ from rich.text import Text
 
 from core.errors import PublicError
 
+_PIPE_COLUMNS = 200
+
 
 class Output:
     """One command's two streams. Text from elsewhere is never read as markup."""
@@ -22,7 +24,9 @@ class Output:
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._out = Console(highlight=False, soft_wrap=True)
+        # A file or a pipe has no width: tables are not to be cut there.
+        width = None if sys.stdout.isatty() else _PIPE_COLUMNS
+        self._out = Console(highlight=False, soft_wrap=True, width=width)
 
     def show(self, *renderables: RenderableType) -> None:
         """A result for people; silent with --json, whose document says the same."""

@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rebase.cli.waiting import verdict_of
 from rebase.client import Job
 
 _VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "incompatible": "bold red"}
@@ -20,11 +19,10 @@ _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "canc
 def job_lines(job: Job) -> list[RenderableType]:
     """One job in a few lines: state, verdict with its reasons, result or error."""
     lines: list[RenderableType] = [_labelled("job", job.id, "")]
-    state = job.status if job.phase is None or job.is_done else f"{job.status} ({job.phase})"
+    state = job.status if job.phase is None or job.done else f"{job.status} ({job.phase})"
     lines.append(_labelled("state", state, _STATE_STYLES.get(job.status, "")))
-    verdict = verdict_of(job)
-    if verdict is not None:
-        lines.extend(verdict_lines(verdict, (job.result or {}).get("reasons") or ()))
+    if job.verdict is not None:
+        lines.extend(verdict_lines(job.verdict, (job.result or {}).get("reasons") or ()))
     output = (job.result or {}).get("output")
     if isinstance(output, dict):
         method = (job.result or {}).get("method") or {}
@@ -49,17 +47,18 @@ def verdict_lines(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> l
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """Jobs as rows."""
-    table = Table("id", "kind", "state", "adapter", "target", "created", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
+    for name in ("kind", "state", "adapter", "target", "created (UTC)"):
+        table.add_column(name)
     for job in jobs:
-        extra = job.model_extra or {}
-        request = extra.get("request") or {}
         table.add_row(
             job.id,
             job.kind,
             Text(job.status, style=_STATE_STYLES.get(job.status, "")),
-            Text(_repo(request.get("adapter"))),
-            Text(_repo(request.get("target"))),
-            Text(str(extra.get("created_at", ""))[:19]),
+            Text(_repo(job.request.get("adapter"))),
+            Text(_repo(job.request.get("target"))),
+            Text(str(job.created_at or "")[:19]),
         )
     return table
 

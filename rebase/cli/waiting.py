@@ -29,7 +29,7 @@ def follow(client: RebaseClient, job: Job, output: Output) -> Job:
 
 def show_progress(job: Job, progress: PhaseProgress) -> None:
     """One answer of the service as one step of news."""
-    if job.is_done:
+    if job.done:
         return
     now = job.progress
     if job.phase is None or now is None:
@@ -40,16 +40,10 @@ def show_progress(job: Job, progress: PhaseProgress) -> None:
 
 def exit_of(job: Job) -> Exit:
     """The exit code that a job's state means; a job that still runs is no failure."""
-    if job.succeeded and verdict_of(job) == "incompatible" and job.kind == "precheck":
+    if job.succeeded and job.kind == "precheck" and job.verdict == "incompatible":
         return Exit.INCOMPATIBLE
-    if job.succeeded or not job.is_done:
+    if job.succeeded or not job.done:
         return Exit.DONE
     if job.status == "rejected":
         return Exit.INCOMPATIBLE
     return exit_for_code(job.error.code) if job.error is not None else Exit.FAILED
-
-
-def verdict_of(job: Job) -> str | None:
-    """The pre-check's verdict, once there is one."""
-    verdict = (job.result or {}).get("verdict") or (job.model_extra or {}).get("verdict")
-    return verdict if isinstance(verdict, str) else None

@@ -57,12 +57,19 @@ def problem_of(response: httpx2.Response) -> ClientError:
             f"something answered {response.status_code} without a problem record",
         )
     fields = [entry for entry in body.get("errors") or [] if isinstance(entry, dict)]
-    pointer = body.get("pointer") or (fields[0].get("pointer") if fields else None)
     error = PublicError(
         code=body["code"],
-        message=str(body.get("detail") or body.get("title") or body["code"]),
+        message=_sentence(body, fields),
         hint=body.get("hint"),
-        pointer=pointer,
-        retryable=bool(body.get("retryable", response.status_code in {429, 503})),
+        pointer=fields[0].get("pointer") if fields else None,
+        retryable=bool(body.get("retryable")),
     )
     return ServiceError(response.status_code, error, fields)
+
+
+def _sentence(body: dict[str, Any], fields: list[dict[str, Any]]) -> str:
+    """The problem's own sentence, with the place of each wrong field."""
+    lines = [f"{field.get('pointer')}: {field.get('detail')}" for field in fields]
+    if len(lines) == 1:
+        return lines[0]
+    return "\n  ".join([str(body.get("detail") or body["code"]), *lines])

@@ -106,10 +106,10 @@ class RebaseClient:
         """`GET /jobs/{id}/events`, from after event `after`, until the service ends the stream of a finished
         job.
 
-        A dropped connection is resumed with Last-Event-ID; `patience_s` without one byte of news gives up.
+        A dropped connection is resumed with Last-Event-ID; an outage of `patience_s` gives up.
         """
         path = f"/jobs/{_segment(job_id)}/events"
-        last, deadline = after, time.monotonic() + patience_s
+        last, broken_at = after, None
         while True:
             headers = {} if last is None else {"Last-Event-ID": str(last)}
             try:
@@ -117,12 +117,14 @@ class RebaseClient:
                     if stream.response.is_error:
                         stream.response.read()
                         raise problem_of(stream.response)
+                    broken_at = None
                     for message in stream:
-                        last, deadline = int(message.id), time.monotonic() + patience_s
+                        last = int(message.id)
                         yield Event(id=last, type=message.event, data=json.loads(message.data))
                     return
             except httpx2.TransportError as exc:
-                if time.monotonic() > deadline:
+                broken_at = broken_at or time.monotonic()
+                if time.monotonic() - broken_at > patience_s:
                     raise ServiceUnreachable(self.base_url, _reason(exc)) from exc
                 time.sleep(_RETRY_S)
 
@@ -151,7 +153,7 @@ class RebaseClient:
                 last_answer = time.monotonic()
                 if on_update is not None and job != seen:
                     on_update(job)
-                if job.is_done:
+                if job.done:
                     return job
                 seen = job
             if timeout_s is not None and time.monotonic() - started > timeout_s:

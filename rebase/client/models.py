@@ -3,12 +3,13 @@ refused."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.errors import PublicError
-from core.states import TERMINAL, JobState
+from core.states import JobState
 
 
 class _Answer(BaseModel):
@@ -25,20 +26,19 @@ class Progress(_Answer):
 
 
 class Job(_Answer):
-    """`GET /jobs/{id}`. When `is_done`, exactly one of `result` and `error` is set."""
+    """`GET /jobs/{id}`. When `done`, exactly one of `result` and `error` is set."""
 
     id: str
-    kind: str = "convert"
+    kind: str
     status: str
+    done: bool
     phase: str | None = None
     progress: Progress | None = None
+    verdict: str | None = None
     result: dict[str, Any] | None = None
     error: PublicError | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """No worker will move this job any further by itself."""
-        return self.status in {state.value for state in TERMINAL}
+    created_at: datetime | None = None
+    request: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def succeeded(self) -> bool:

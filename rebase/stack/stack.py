@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.settings import Settings
-from migrations import upgrade
 from rebase.cli.exits import CommandFailed
 from rebase.client import RebaseClient
 from rebase.stack.child import Child
@@ -71,11 +70,8 @@ class Stack:
         env, logs = place.environment(), place.home / "logs"
         # -P: a folder named `core` or `service` where the user stands must not shadow ours.
         python = [sys.executable, "-P", "-m"]
-        package_root = str(Path(__file__).resolve().parents[2])
-        api = ["uvicorn", "service.main:app", "--app-dir", package_root, "--host", place.host]
-        api += ["--port", str(place.port), "--timeout-graceful-shutdown", "3"]
         self.children = [
-            Child("api", [*python, *api], env, logs / "api.log"),
+            Child("api", [*python, "service"], env, logs / "api.log"),
             Child("worker", [*python, "workers"], env, logs / "worker.log"),
         ]
 
@@ -87,6 +83,8 @@ class Stack:
 
     def start(self) -> None:
         """Migrate, start both children, return when the API says that it is ready. Raises CommandFailed."""
+        from migrations import upgrade  # half of a light command's start-up time
+
         self.place.home.mkdir(parents=True, exist_ok=True)
         if self.place.hub is not None:
             self.place.hub.mkdir(parents=True, exist_ok=True)
