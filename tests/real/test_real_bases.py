@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from support.real_repos import Base
 from transfer.interface import Role, Site
 from transfer.linalg import factorize
 from transfer.methods.anchors import align
 from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens, shared
-
-if TYPE_CHECKING:
-    from conftest import Base
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -54,9 +52,8 @@ def test_every_site_weight_is_the_models_own_parameter(base: Base) -> None:
 
 def test_norms_equal_the_models_own_norm_modules(base: Base) -> None:
     x = torch.randn(5, base.model.config.hidden_size, generator=torch.Generator().manual_seed(0)) * 3
-    after = (
-        "pre_feedforward_layernorm" if "gemma" in base.model.config.model_type else "post_attention_layernorm"
-    )
+    gemma = "gemma" in base.model.config.model_type
+    before_mlp = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
     for index, layer in enumerate(base.model.model.layers):
         with torch.inference_mode():
             attention, mlp = layer.input_layernorm(x), getattr(layer, before_mlp)(x)

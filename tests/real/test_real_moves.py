@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from core.requests import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3, SMOLLM2
+from support.real_repos import ADAPTER_REPO, Base, load_model
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, Kind, Tools, run
 from workers.report import Report
 from workers.watch import Silent
 
-if TYPE_CHECKING:
-    from conftest import Base
-
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-ADAPTER_REPO = "harbour/log-lora"
 NEXT_RELEASE = "harbour/SmolLM2-135M-next"
 NOISE = 0.05  # of each weight's own standard deviation: a small step of further training
 
@@ -74,7 +70,7 @@ def test_copy_to_the_next_release_keeps_nearly_all_of_the_effect(
 ) -> None:
     report = report_of(request(NEXT_RELEASE, method="copy"), "convert", tools, tmp_path / "moved")
     assert report.precheck.verdict == "compatible"
-    model = AutoModelForCausalLM.from_pretrained(next_release, dtype=torch.float32)
+    model = load_model(next_release)
     alone = real_adapter.held_out_loss(model, smollm2.tokenizer)
     moved = PeftModel.from_pretrained(model, str(tmp_path / "moved"))
     with_adapter = real_adapter.held_out_loss(moved, smollm2.tokenizer)

@@ -1,0 +1,70 @@
+"""The prepared models and the trained adapter as repos of a local hub folder, and one base opened both
+ways.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.requests import RepoRef
+from support import real_adapter, real_models
+from support.real_models import RealModel
+from transfer.vocabulary import Vocabulary
+from transfer.weights import ModelWeights
+from workers.hub.local import LocalHub
+from workers.tensors.model_reader import open_model
+
+ADAPTER_REPO = "harbour/log-lora"
+
+
+@dataclass(frozen=True)
+class Base:
+    """One real base, as the pipeline reads it and as Transformers runs it."""
+
+    weights: ModelWeights
+    vocabulary: Vocabulary
+    model: Any  # float32, eval
+    tokenizer: Any
+
+
+def fill_hub(root: Path) -> None:
+    """Put both bases and the adapter below `root` as owner/name folders."""
+    for model in real_models.MODELS.values():
+        _place(real_models.prepare(model), root / model.repo_id)
+    _place(real_adapter.trained_adapter(), root / ADAPTER_REPO)
+
+
+def open_base(root: Path, model: RealModel) -> Base:
+    """A base of that hub folder."""
+    hub = LocalHub(root)
+    config, reader, tokenizer_json = open_model(hub, hub.resolve(RepoRef(repo_id=model.repo_id)))
+    assert tokenizer_json is not None
+    return Base(
+        weights=ModelWeights(config, reader),
+        vocabulary=Vocabulary.from_tokenizer_json(tokenizer_json),
+        model=load_model(root / model.repo_id),
+        tokenizer=AutoTokenizer.from_pretrained(root / model.repo_id),
+    )
+
+
+def load_model(folder: Path) -> Any:
+    """A causal language model in float32, for evaluation."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
+def _place(files: Path, folder: Path) -> None:
+    """Hard links where the file system allows them, else copies: the weights take 800 MB."""
+    folder.mkdir(parents=True)
+    for file in files.iterdir():
+        try:
+            os.link(file, folder / file.name)
+        except OSError:
+            shutil.copyfile(file, folder / file.name)
