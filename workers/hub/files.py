@@ -99,7 +99,9 @@ def list_files(folder: Path, *, inside: Path, name: str) -> dict[str, os.stat_re
     found: dict[str, os.stat_result] = {}
     pending = [folder]
     while pending:
-        for entry in os.scandir(pending.pop()):
+        with os.scandir(pending.pop()) as scan:
+            entries = list(scan)
+        for entry in entries:
             if entry.name.startswith("."):
                 continue
             path = Path(entry.path)
