@@ -15,7 +15,14 @@ def test_every_setting_says_what_it_does() -> None:
 
 
 def test_the_operations_page_names_no_setting_that_does_not_exist() -> None:
-    compose_only = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "REDIS_MAXMEMORY", "PUBLISH", "GPU", "TEST_REDIS_URL"}
+    compose_only = {
+        "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
+        "REDIS_MAXMEMORY",
+        "PUBLISH",
+        "GPU",
+        "TEST_REDIS_URL",
+    }
     named = set(re.findall(r"REBASE_([A-Z_]+[A-Z])", OPERATIONS)) - compose_only
     assert {name.lower() for name in named} <= set(Settings.model_fields)
     assert named

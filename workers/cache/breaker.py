@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-import structlog
+from core.logs import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Breaker:

@@ -1,0 +1,19 @@
+"""`python -m migrations`: bring this deployment's database to the newest schema."""
+
+from __future__ import annotations
+
+from core.logs import configure_logging, get_logger
+from core.settings import get_settings
+from migrations import head, upgrade
+
+
+def main() -> None:
+    """Run once per upgrade, before the services; running it again, or twice at once, changes nothing."""
+    settings = get_settings()
+    configure_logging(settings)
+    upgrade(settings.resolved_database_url)
+    get_logger("migrations").info("database_is_current", revision=head())
+
+
+if __name__ == "__main__":
+    main()
