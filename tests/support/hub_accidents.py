@@ -114,8 +114,8 @@ def fetch(url: str, token: str, repo_id: str, path: str, cache: Path) -> None:
 
 
 if __name__ == "__main__":
-    what, *arguments = sys.argv[1:]
+    what, *words = sys.argv[1:]
     if what == "fetch":
-        fetch(*arguments[:4], Path(arguments[4]))
+        fetch(words[0], words[1], words[2], words[3], Path(words[4]))
     else:
-        {"crashes": crashes, "full": full}[what](Path(arguments[0]), Path(arguments[1]))
+        {"crashes": crashes, "full": full}[what](Path(words[0]), Path(words[1]))

@@ -439,6 +439,6 @@ def test_the_settings_choose_the_hub(
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     server.add_repo("acme/base", model, private=True)
     assert isinstance(make_hub(Settings(hub_dir=tmp_path)), LocalHub)
-    make_hub(Settings(hub_token="hf_acme")).check_read("acme/base")  # type: ignore[arg-type]
+    make_hub(Settings(hub_token="hf_acme")).check_read("acme/base")
     with pytest.raises(RepoNotFound):
         make_hub(Settings()).check_read("acme/base")

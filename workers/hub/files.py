@@ -1,6 +1,4 @@
-"""Files on disk as both hubs use them: reading by position, listing a folder safely, what a full disk
-means.
-"""
+"""Files on disk as both hubs use them: reading by position, listing safely, what a full disk means."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ _PIECE = 1 << 30
 
 @contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Turn the operating system's write errors into DiskFull, OutputForbidden or HubUnavailable about
-    `what`.
-    """
+    """Turn the system's write errors into DiskFull, OutputForbidden or HubUnavailable about `what`."""
     try:
         yield
     except OSError as exc:

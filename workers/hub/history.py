@@ -57,9 +57,7 @@ class History:
                 yield commit["id"], f"{commit['title']}\n\n{commit.get('message') or ''}"
 
     def _page(self, url: str) -> tuple[list[dict[str, Any]], str | None]:
-        """One page and the address of the next, which must be the Hub's own: the request carries the
-        token.
-        """
+        """One page, and the next one's address if it is the Hub's own: requests carry the token."""
         with hub_errors(f"the history of {self._repo_id}"):
             response = get_session().get(url, headers=self._headers)
             hf_raise_for_status(response)

@@ -37,9 +37,7 @@ from workers.hub.store import RepoStore
 
 
 class LocalHub:
-    """The hub port over a folder. Whoever runs the worker may read and write all of it; there are no
-    tokens.
-    """
+    """The hub port over a folder. There are no tokens: the worker reads and writes all of it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
@@ -80,9 +78,7 @@ class LocalHub:
         return legal_output(contract_name)
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
-        """OutputForbidden for a plain folder, an id without an owner, and where the worker has no write
-        access.
-        """
+        """OutputForbidden for a plain folder, an id without owner, and without write access."""
         folder = self._writable(repo_id)
         while not folder.exists():
             folder = folder.parent
@@ -116,9 +112,7 @@ class LocalHub:
     def publish(
         self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
     ) -> Published:
-        """One commit: the parent's files with those of `folder` added. `private` means nothing in a
-        folder.
-        """
+        """One commit: the parent's files and those of `folder`. `private` means nothing here."""
         self.check_write(repo_id)
         store = RepoStore(self._folder(repo_id), repo_id)
         sha, branch = store.commit(folder, message=message, parent=parent, create_pr=create_pr)

@@ -1,6 +1,4 @@
-"""The hub as the pipeline sees it: resolve, read, publish. Two real implementations: remote and local
-folder.
-"""
+"""The hub as the pipeline sees it: resolve, read, publish. Two implementations: remote, local folder."""
 
 from __future__ import annotations
 
@@ -39,23 +37,20 @@ class ByteSource(Protocol):
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises UnsafeFile when the file is shorter, HubUnavailable
-        on network trouble.
+        """Exactly `length` bytes from `offset`.
+
+        Raises UnsafeFile when the file is shorter, HubUnavailable on network trouble.
         """
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a writable buffer of bytes from `offset`, without a second copy in memory. Raises as `read`
-        does.
-        """
+        """Fill a writable buffer of bytes from `offset`, without a second copy. Raises as `read` does."""
 
 
 class HubPort(Protocol):
     """Every call raises errors of the `core.errors.HubError` tree and nothing else of its own."""
 
     def check_read(self, repo_id: str) -> None:
-        """Does our token read this repo right now? Called once per repo and job, before any cached byte is
-        used.
-        """
+        """Does our token read this repo right now? Asked once per repo and job, before any cached byte."""
 
     def resolve(self, ref: RepoRef) -> PinnedRepo:
         """Pin a ref to a commit sha and list its files."""
