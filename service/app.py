@@ -21,8 +21,9 @@ from core.errors import RebaseError, SettingsInvalid
 from core.jobs import JobStore
 from core.keeper import Keeper, Ring
 from core.settings import Settings
-from service import events, jobs, meta, problems, submit
+from service import auth, events, jobs, meta, problems, submit
 from service.edge import Edge
+from service.intake import Intake
 from service.metrics import Metrics
 from service.state import Service
 
@@ -41,7 +42,7 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     check_binding(settings)
     store = JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts)
     keeper = Keeper(store, ring or partial(broker.ring, broker.make_celery(settings)), settings.sweep_s)
-    service = Service(settings, store, keeper, Metrics(store, keeper), migrations.head())
+    service = Service(settings, store, keeper, Metrics(store, keeper), migrations.head(), Intake(store))
     app = FastAPI(
         title="Rebase",
         version=VERSION,
@@ -84,10 +85,12 @@ def check_binding(settings: Settings) -> None:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.keeper.start()
+    service.intake.start()
     # What was built so far lives as long as the process; looking through it again and again costs latency.
     gc.collect()
     gc.freeze()
     yield
+    service.intake.stop()
     service.keeper.stop()
     service.store.db.close()
 
@@ -102,6 +105,8 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
             shared = made.setdefault("components", {}).setdefault("schemas", {})
             shared.update(shape.pop("$defs", {}))
             shared["Problem"] = shape
+            made["components"]["securitySchemes"] = {"key": auth.SCHEME}
+            made["security"] = [{"key": []}, {}]
             app.openapi_schema = made
         return app.openapi_schema
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
+from functools import lru_cache
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -131,21 +132,24 @@ def is_local(scope: Scope | dict[str, Any], headers: Headers) -> bool:
     which it has made resolve to 127.0.0.1. Public names have a dot, local ones have none.
     """
     client = scope.get("client")
-    if client is not None and _is_public_address(client[0]):
-        return False
-    host = headers.get("host", "localhost").rsplit("@", 1)[-1]
-    name = host[1:].split("]")[0] if host.startswith("[") else host.split(":")[0]
+    return (client is None or _is_local_peer(client[0])) and _is_local_name(headers.get("host", "localhost"))
+
+
+@lru_cache(maxsize=1024)
+def _is_local_name(host: str) -> bool:
+    name = host[1:].split("]", maxsplit=1)[0] if host.startswith("[") else host.split(":", maxsplit=1)[0]
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return "." not in name or name.endswith(".localhost")
 
 
-def _is_public_address(address: str) -> bool:
-    """An IP address that is not this machine's. A peer without one came through a local socket."""
+@lru_cache(maxsize=1024)
+def _is_local_peer(address: str) -> bool:
+    """A loopback address; or none at all, which is how peers of a local socket show."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return False
+        return True
     mapped = getattr(parsed, "ipv4_mapped", None)
-    return not (mapped or parsed).is_loopback
+    return bool((mapped or parsed).is_loopback)

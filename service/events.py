@@ -12,8 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from core.errors import Busy
 from core.jobs import EventRecord, JobRecord
-from service.auth import TenantDep
-from service.state import ServiceDep
+from service.auth import CallerDep
 from service.views import progress_of
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -22,15 +21,15 @@ POLL_S = 0.5
 _MAX_ID = 2**63 - 1
 
 
-async def _existing(job_id: str, service: ServiceDep, tenant: TenantDep) -> JobRecord:
+async def _existing(job_id: str, caller: CallerDep) -> JobRecord:
     """A job that is not there is a 404, which must be said before the stream begins."""
-    return await run_in_threadpool(service.store.get, tenant, job_id)
+    return await run_in_threadpool(caller.service.store.get, caller.tenant, job_id)
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def get_events(
     job: Annotated[JobRecord, Depends(_existing)],
-    service: ServiceDep,
+    caller: CallerDep,
     last_event_id: Annotated[int, Header(ge=0, le=_MAX_ID)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
     """State moves, phases and what else is in the history, with rising ids; `progress` in between,
@@ -38,7 +37,7 @@ async def get_events(
     last, version = last_event_id, job.version - 1
     while True:
         try:
-            job, events = await run_in_threadpool(service.store.history, job.tenant_id, job.id, last)
+            job, events = await run_in_threadpool(caller.service.store.history, job.tenant_id, job.id, last)
         except Busy:
             await anyio.sleep(POLL_S)
             continue

@@ -12,8 +12,7 @@ from core.jobs.client_side import MAX_PAGE
 from core.requests import check_repo_id
 from core.states import JobState
 from service.answers import etag_of, job_answer, matches
-from service.auth import TenantDep
-from service.state import ServiceDep
+from service.auth import CallerDep
 from service.views import DiagnosticsView, JobListView, JobView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -23,8 +22,7 @@ RepoFilter = Annotated[str | None, AfterValidator(lambda value: value and check_
 
 @router.get("", response_model=JobListView)
 def list_jobs(
-    service: ServiceDep,
-    tenant: TenantDep,
+    caller: CallerDep,
     state: JobState | None = None,
     adapter: RepoFilter = None,
     target: RepoFilter = None,
@@ -32,37 +30,39 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
 ) -> Response:
     """Your jobs, newest first; `adapter` and `target` are repo ids."""
-    page = service.store.list(tenant, state=state, adapter=adapter, target=target, cursor=cursor, limit=limit)
+    page = caller.service.store.list(
+        caller.tenant, state=state, adapter=adapter, target=target, cursor=cursor, limit=limit
+    )
     return Response(JobListView.of(page).model_dump_json(), media_type="application/json")
 
 
 @router.get("/{job_id}", response_model=JobView, responses={304: {"description": "Not changed."}})
 def get_job(
-    job_id: str, service: ServiceDep, tenant: TenantDep, if_none_match: Annotated[str | None, Header()] = None
+    job_id: str, caller: CallerDep, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
     """One job. Send the last ETag as If-None-Match to be told 304 when nothing has changed."""
-    job = service.store.get(tenant, job_id)
+    job = caller.service.store.get(caller.tenant, job_id)
     if matches(if_none_match, etag_of(job)):
         return Response(status_code=304, headers={"ETag": etag_of(job)})
     return job_answer(job)
 
 
 @router.get("/{job_id}/diagnostics", response_model=DiagnosticsView)
-def get_diagnostics(job_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
+def get_diagnostics(job_id: str, caller: CallerDep) -> Response:
     """What the latest run measured, site by site. Empty before the pre-check has run."""
-    view = DiagnosticsView.of(job_id, service.store.diagnostics(tenant, job_id))
+    view = DiagnosticsView.of(job_id, caller.service.store.diagnostics(caller.tenant, job_id))
     return Response(view.model_dump_json(), media_type="application/json")
 
 
 @router.post("/{job_id}/cancel", response_model=JobView)
-def cancel_job(job_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
+def cancel_job(job_id: str, caller: CallerDep) -> Response:
     """Cancel: at once while nobody runs the job, else with its worker's next heartbeat."""
-    return job_answer(service.store.cancel(tenant, job_id))
+    return job_answer(caller.service.store.cancel(caller.tenant, job_id))
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
-def retry_job(job_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
+def retry_job(job_id: str, caller: CallerDep) -> Response:
     """Queue a failed, rejected or cancelled job again with a fresh budget of attempts."""
-    job = service.store.retry(tenant, job_id)
-    service.keeper.nudge()
+    job = caller.service.store.retry(caller.tenant, job_id)
+    caller.service.keeper.nudge()
     return job_answer(job, 202, created=True)

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from core.jobs import JobStore
 from core.keeper import Keeper
 from core.settings import Settings
+from service.intake import Intake
 from service.known_keys import KnownKeys
 from service.metrics import Metrics
 
@@ -23,6 +24,7 @@ class Service:
     keeper: Keeper
     metrics: Metrics
     migrations_head: str
+    intake: Intake
     known_keys: KnownKeys = field(default_factory=KnownKeys)
 
 

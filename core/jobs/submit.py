@@ -4,61 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, RequestInvalid
-from core.jobs.base import StoreBase, ring_again_at
+from core.jobs.base import StoreBase
+from core.jobs.insert import insert_jobs
 from core.jobs.records import JobRecord, Kind, new_id
 from core.requests import ConversionRequest
 from core.states import JobState
-from core.tables import IdempotencyKey, Job, JobEvent, Outbox
+from core.tables import IdempotencyKey, Job
 
 MAX_KEY_LENGTH = 255
 
-_JOB_COLUMNS = [
-    "id",
-    "tenant_id",
-    "kind",
-    "state",
-    "request",
-    "adapter_repo",
-    "target_repo",
-    "attempt",
-    "attempt_limit",
-    "cancel_requested",
-    "ring_after",
-    "rings",
-    "version",
-    "created_at",
-    "updated_at",
-]
-_INSERT_JOB = insert(Job).values(
-    {name: bindparam(f"p_{name}", type_=Job.__table__.c[name].type) for name in _JOB_COLUMNS}
-)
-_AT = Job.__table__.c.created_at.type
-_INSERT_EVENT = insert(JobEvent).values(
-    job_id=bindparam("p_id"),
-    at=bindparam("p_created_at", type_=_AT),
-    type="state",
-    data={"state": JobState.QUEUED.value},
-)
-_INSERT_BELL = insert(Outbox).values(
-    job_id=bindparam("p_id"),
-    tries=0,
-    next_at=bindparam("p_created_at", type_=_AT),
-    created_at=bindparam("p_created_at", type_=_AT),
-)
-# PostgreSQL takes all three in one statement and checks the foreign keys at its end: one round trip.
-_INSERT_ALL = _INSERT_BELL.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
-
 
 class Submitting(StoreBase):
-    """`submit`."""
+    """`submit`, one at a time or many at once."""
 
     _in_flight: set[tuple[str, str]] = set()  # noqa: RUF012  (one process, one set)
     _in_flight_lock = threading.Lock()
@@ -74,7 +39,7 @@ class Submitting(StoreBase):
         record = self._new_record(tenant_id, kind, request)
         if idempotency_key is None:
             with self.db.statement() as connection:
-                self._insert(connection, record)
+                insert_jobs(connection, [record])
             return record, True
         check_idempotency_key(idempotency_key)
         fingerprint = _fingerprint(kind, request)
@@ -83,7 +48,7 @@ class Submitting(StoreBase):
             earlier = self._earlier(connection, tenant_id, idempotency_key, fingerprint)
             if earlier is not None:
                 return earlier, False
-            self._insert(connection, record)
+            insert_jobs(connection, [record])
             connection.execute(
                 insert(IdempotencyKey).values(
                     tenant_id=tenant_id,
@@ -94,6 +59,13 @@ class Submitting(StoreBase):
                 )
             )
         return record, True
+
+    def submit_many(self, requests: Sequence[tuple[str, Kind, ConversionRequest]]) -> list[JobRecord]:
+        """Queue jobs (tenant, kind, request) in one transaction: all of them, or none. Raises Busy."""
+        records = [self._new_record(*request) for request in requests]
+        with self.db.write() as connection:
+            insert_jobs(connection, records)
+        return records
 
     def _new_record(self, tenant_id: str, kind: Kind, request: ConversionRequest) -> JobRecord:
         now: datetime = self.clock()
@@ -112,21 +84,6 @@ class Submitting(StoreBase):
             updated_at=now,
         )
         return JobRecord(**values)
-
-    def _insert(self, connection: Connection, record: JobRecord) -> None:
-        derived = {
-            "state": record.state.value,
-            "adapter_repo": record.request["adapter"]["repo_id"],
-            "target_repo": record.request["target"]["repo_id"],
-            "ring_after": ring_again_at(record.created_at, 0),
-            "rings": 0,
-        }
-        parameters = {f"p_{n}": derived[n] if n in derived else getattr(record, n) for n in _JOB_COLUMNS}
-        if self.db.is_postgres:
-            connection.execute(_INSERT_ALL, parameters)
-            return
-        for statement in (_INSERT_JOB, _INSERT_EVENT, _INSERT_BELL):
-            connection.execute(statement, parameters)
 
     @contextmanager
     def _only_user_of(self, tenant_id: str, key: str) -> Iterator[None]:

@@ -1,0 +1,68 @@
+"""New jobs as SQL: job, first event and bell of each, in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert
+
+from core.jobs.base import ring_again_at
+from core.jobs.records import JobRecord
+from core.states import JobState
+from core.tables import Job, JobEvent, Outbox
+
+_JOB_COLUMNS = [
+    "id",
+    "tenant_id",
+    "kind",
+    "state",
+    "request",
+    "adapter_repo",
+    "target_repo",
+    "attempt",
+    "attempt_limit",
+    "cancel_requested",
+    "ring_after",
+    "rings",
+    "version",
+    "created_at",
+    "updated_at",
+]
+_INSERT_JOB = insert(Job).values(
+    {name: bindparam(f"p_{name}", type_=Job.__table__.c[name].type) for name in _JOB_COLUMNS}
+)
+_AT = Job.__table__.c.created_at.type
+_INSERT_EVENT = insert(JobEvent).values(
+    job_id=bindparam("p_id"),
+    at=bindparam("p_created_at", type_=_AT),
+    type="state",
+    data={"state": JobState.QUEUED.value},
+)
+_INSERT_BELL = insert(Outbox).values(
+    job_id=bindparam("p_id"),
+    tries=0,
+    next_at=bindparam("p_created_at", type_=_AT),
+    created_at=bindparam("p_created_at", type_=_AT),
+)
+# PostgreSQL takes all three in one statement and checks the foreign keys at its end: one round trip.
+_INSERT_ALL = _INSERT_BELL.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
+
+
+def insert_jobs(connection: Connection, records: Sequence[JobRecord]) -> None:
+    """Write all of them, or none. On PostgreSQL any number of jobs is one round trip."""
+    parameters = [_parameters(record) for record in records]
+    together = connection.dialect.name == "postgresql"
+    for statement in (_INSERT_ALL,) if together else (_INSERT_JOB, _INSERT_EVENT, _INSERT_BELL):
+        connection.execute(statement, parameters if len(parameters) > 1 else parameters[0])
+
+
+def _parameters(record: JobRecord) -> dict[str, Any]:
+    derived = {
+        "state": record.state.value,
+        "adapter_repo": record.request["adapter"]["repo_id"],
+        "target_repo": record.request["target"]["repo_id"],
+        "ring_after": ring_again_at(record.created_at, 0),
+        "rings": 0,
+    }
+    return {f"p_{name}": derived[name] if name in derived else getattr(record, name) for name in _JOB_COLUMNS}
