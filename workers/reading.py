@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,17 +14,22 @@ from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
+from transfer.catalogue import AutoParams, MethodParams
 from transfer.errors import TransferError
 from transfer.pairing import Pairing, pair_sites
+from transfer.precheck import probe_pairs
 from transfer.pseudo import PairedEmbeddings
+from transfer.registry import get_method
 from transfer.vocabulary import SharedTokens, Vocabulary, shared
 from transfer.weights import ModelWeights, TensorReader
 from workers.hub.port import HubPort, PinnedRepo
 from workers.resolve import Pinned, check_different, pin, source_ref
-from workers.tensors.model_reader import open_adapter, open_model
+from workers.tensors.model_reader import ModelReader, open_adapter, open_model
+from workers.verify.forward import runs_whole
 from workers.watch import Watch
 
 T = TypeVar("T")
+_HEAD = re.compile(r"(lm_head|embed_out)\.(weight|bias)$")  # only the forward check reads it, and a few rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,8 @@ class Opened:
     pinned: Pinned
     source: ModelWeights
     target: ModelWeights
-    target_reader: TensorReader
+    source_reader: ModelReader
+    target_reader: ModelReader
     adapter: SourceAdapter
     pairing: Pairing
     vocabularies: SharedTokens | None
@@ -75,8 +82,10 @@ def read(
     adapter = _about("/adapter", lambda: read_adapter(config, adapter_reader, source))
     pairing = pair_sites(source, target, adapter.sites, layer_scale=request.method.layer_scale)
     vocabularies = _shared(source_tokenizer, target_tokenizer)
+    opened = Opened(pinned, source, target, source_reader, target_reader, adapter, pairing, vocabularies)
+    _announce(opened, request.method)
     watch.step(Phase.READING, 3, 3, "repos")
-    return Opened(pinned, source, target, target_reader, adapter, pairing, vocabularies)
+    return opened
 
 
 def paired_embeddings(opened: Opened, most: int) -> PairedEmbeddings | None:
@@ -102,6 +111,28 @@ def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
         if key.strip() == "license" and value.strip():
             return value.strip().strip("\"'")[:100]
     return None
+
+
+def _announce(opened: Opened, wanted: MethodParams) -> None:
+    """Tell the readers what will be read, so that a remote shard of which little is needed comes in ranges."""
+    pairs = opened.pairing.pairs if _reads_every_site(opened, wanted) else probe_pairs(opened.pairing)
+    sides = (
+        (opened.source, opened.source_reader, [pair.source for pair in pairs]),
+        (opened.target, opened.target_reader, [pair.target for pair in pairs]),
+    )
+    for weights, reader, sites in sides:
+        of_sites = {name for site in weights.sites for name in weights.tensors_of(site)}
+        reader.needed(name for site in sites for name in weights.tensors_of(site))
+        reader.needed(name for name in reader.infos() if name not in of_sites and not _HEAD.search(name))
+    if runs_whole(opened.target_reader):
+        opened.target_reader.needed(opened.target_reader.infos())
+
+
+def _reads_every_site(opened: Opened, wanted: MethodParams) -> bool:
+    """Will the method read base weights at every site? `auto` copies between equal shapes and reads none."""
+    if isinstance(wanted, AutoParams):
+        return any(pair.source_shape != pair.target_shape for pair in opened.pairing.pairs)
+    return bool(get_method(wanted.name).needs(wanted))
 
 
 def _shared(source: dict[str, Any] | None, target: dict[str, Any] | None) -> SharedTokens | None:

@@ -56,8 +56,7 @@ def check_forward(
     Raises VerificationFailed when logits are not finite or the adapter changes nothing.
     """
     text = dict(raw.get("text_config") or raw)
-    size = sum(4 * math.prod(info.shape) for info in reader.infos().values())
-    if size <= whole_model_bytes:
+    if runs_whole(reader, whole_model_bytes):
         kept: tuple[int, ...] | None = None
         scope = "whole model"
     else:
@@ -83,6 +82,11 @@ def check_forward(
     with torch.inference_mode():
         with_adapter = wrapped(ids, use_cache=False).logits.float()
     return _compare(scope, without, with_adapter)
+
+
+def runs_whole(reader: TensorReader, whole_model_bytes: int = WHOLE_MODEL_BYTES) -> bool:
+    """Is the model small enough to run whole in float32?"""
+    return sum(4 * math.prod(info.shape) for info in reader.infos().values()) <= whole_model_bytes
 
 
 def _compare(scope: str, without: Tensor, with_adapter: Tensor) -> ForwardCheck:
