@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from pydantic import ValidationError
+
 from core.errors import PublicError, RebaseError, public_error
 from rebase.client import ServiceError, ServiceUnreachable
 from transfer.errors import TransferError
@@ -48,4 +50,17 @@ def describe(exc: Exception) -> tuple[Exit, PublicError] | None:
     if isinstance(exc, RebaseError | TransferError):
         error = public_error(exc)
         return exit_for_code(error.code), error
+    if isinstance(exc, ValidationError) and exc.title == "Settings":
+        return Exit.USAGE, _bad_setting(exc)
     return None
+
+
+def _bad_setting(exc: ValidationError) -> PublicError:
+    """Which environment variable is wrong. Never its value: it may be a secret."""
+    first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = "_".join(str(part) for part in first["loc"])
+    return PublicError(
+        code="setting_invalid",
+        message=f"REBASE_{name.upper()}: {first['msg']}",
+        hint="Settings come from the environment and from a .env file where the command runs.",
+    )

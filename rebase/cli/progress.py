@@ -43,9 +43,18 @@ class PhaseProgress:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
-            self._finish_bar()
             self._bars.stop()
             self._bars = None
+
+    def finish(self) -> None:
+        """The last phase is over, and well: fill its bar."""
+        if self._bars is None or self._task is None:
+            return
+        task = next(task for task in self._bars.tasks if task.id == self._task)
+        # News may have been missed, and some phases have no count: a phase that is over is full all the same.
+        total = task.total or max(task.completed, 1)
+        self._bars.update(self._task, total=total, completed=total, eta="")
+        self._bars.stop_task(self._task)
 
     def update(
         self,
@@ -66,21 +75,10 @@ class PhaseProgress:
         self, bars: Progress, phase: str, done: int, total: int | None, unit: str, eta_s: float | None
     ) -> None:
         if phase != self._phase or self._task is None:
-            self._finish_bar()
+            self.finish()
             self._task = bars.add_task(phase, total=total, unit=unit, eta="")
         eta = f"about {eta_s:.0f} s left" if eta_s is not None and eta_s >= 1 else ""
         bars.update(self._task, completed=done, total=total, unit=unit, eta=eta)
-
-    def _finish_bar(self) -> None:
-        if self._bars is None or self._task is None:
-            return
-        task = next(task for task in self._bars.tasks if task.id == self._task)
-        # A phase without a count is over when the next one starts; give its pulsing bar an end.
-        total = task.total if task.total is not None else max(task.completed, 1)
-        self._bars.update(self._task, total=total, eta="")
-        if task.total is None or task.completed == 0:
-            self._bars.update(self._task, completed=total)
-        self._bars.stop_task(self._task)
 
     def _log(self, phase: str, done: int, total: int | None, unit: str) -> None:
         line = f"{phase}: {done}/{total} {unit}".rstrip() if total else phase

@@ -116,7 +116,9 @@ def run_locally(
     with quiet, PhaseProgress(out.err) as progress:
         watch = local.Shown(progress)
         try:
-            return local.run_here(request, kind, settings, folders, watch, out_dir)
+            report = local.run_here(request, kind, settings, folders, watch, out_dir)
+            progress.finish()
+            return report
         finally:
             if report_file is not None and watch.report is not None:
                 report_file.write_text(watch.report.to_json(), encoding="utf-8")

@@ -21,7 +21,10 @@ def follow(client: RebaseClient, job: Job, output: Output) -> Job:
     """Wait for the job with live progress. Ctrl-C leaves the job alone, says so, and goes up."""
     try:
         with PhaseProgress(output.err) as progress:
-            return client.wait(job.id, lambda seen: show_progress(seen, progress))
+            ended = client.wait(job.id, lambda seen: show_progress(seen, progress))
+            if ended.succeeded:
+                progress.finish()
+            return ended
     except KeyboardInterrupt:
         output.note(f"Job {job.id} goes on. Look: rebase status {job.id}   Stop it: rebase cancel {job.id}")
         raise

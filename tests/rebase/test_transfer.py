@@ -1,0 +1,171 @@
+"""`rebase transfer` and `precheck --local`: the pipeline in this process, folders in, a folder out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from core.requests import check_repo_id
+from rebase.folders import Aliases
+from support.command import REBASE, Command
+from support.running_service import clean_environment
+from support.tiny_models import save_adapter, save_base, tiny_model
+
+FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "rebase_report.json"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, its unchanged copy under another name, a base of another shape, and an adapter of the first."""
+    folder = tmp_path_factory.mktemp("models")
+    save_base(folder / "old", "llama", seed=0)
+    save_base(folder / "new", "llama", seed=1)
+    save_base(folder / "wider", "llama", seed=2, hidden_size=64, head_dim=16)
+    save_adapter(folder / "lora", tiny_model("llama", seed=0), r=4, target_modules=["q_proj", "v_proj"])
+    return folder
+
+
+@pytest.fixture
+def here(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Standing where the models lie, with a home of our own and nothing else of Rebase's set."""
+    monkeypatch.chdir(models)
+    monkeypatch.setenv("REBASE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REBASE_DEVICE", "cpu")
+    monkeypatch.delenv("REBASE_HUB_DIR", raising=False)
+    return tmp_path
+
+
+WARN = ("--set", "precheck.on_incompatible=warn")
+COPY = ("lora", "--source", "old", "--target", "new", "--method", "copy", *WARN)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_folders_become_a_folder_that_names_its_base_as_it_was_typed(here: Path, rebase: Command) -> None:
+    out = here / "deep" / "out"
+    done = rebase("transfer", *COPY, "--out", str(out), "--set", "output.dtype=float32")
+    assert done.code == 0, done.err
+    assert set(contents(out)) == FILES
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == ("new", 4)
+    assert "verdict" in done.out and "norm_ratio" in done.out and str(out) in done.out
+    assert "transferring: 4/4 sites" in done.err
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
+
+
+def test_the_same_transfer_gives_the_same_bytes(here: Path, rebase: Command) -> None:
+    for name in ("one", "two"):
+        assert rebase("transfer", *COPY, "--out", str(here / name)).code == 0
+    assert contents(here / "one") == contents(here / "two")
+
+
+def test_json_is_one_document_whatever_libraries_print(here: Path, models: Path) -> None:
+    env = clean_environment(here / "home", REBASE_DEVICE="cpu")
+    command = [
+        *REBASE,
+        "transfer",
+        *COPY,
+        "--out",
+        str(here / "out"),
+        "--json",
+        "--report",
+        str(here / "r.json"),
+    ]
+    process = subprocess.Popen(
+        command, env=env, cwd=models, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    assert set(document) == {"out", "verdict", "report"}
+    assert document["report"] == json.loads((here / "r.json").read_text())
+    assert "Warning" not in err
+
+
+def test_a_pair_that_cannot_be_carried_exits_3_and_leaves_the_reasons(here: Path, rebase: Command) -> None:
+    done = rebase(
+        *("transfer", "lora", "--source", "old", "--target", "wider", "--method", "copy"),
+        *("--out", str(here / "out"), "--report", str(here / "why.json"), "--json"),
+    )
+    assert done.code == 3
+    assert json.loads(done.out)["error"]["code"] in {"incompatible", "incompatible_pair"}
+    assert not (here / "out").exists()
+    assert list(here.glob(".rebase-*")) == []
+
+
+def test_an_output_folder_with_something_in_it_is_left_alone(here: Path, rebase: Command) -> None:
+    out = here / "out"
+    out.mkdir()
+    (out / "mine").write_text("mine")
+    done = rebase("transfer", *COPY, "--out", str(out))
+    assert done.code == 1
+    assert "not an empty folder" in done.err
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_an_empty_output_folder_is_filled(here: Path, rebase: Command) -> None:
+    (here / "out").mkdir()
+    assert rebase("transfer", *COPY, "--out", str(here / "out")).code == 0
+    assert set(contents(here / "out")) == FILES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("lora", "--target", "new", "--set", "rank=4", "--method", "copy"), 2, "method.rank"),
+        (("lora", "--source", "old", "--target", "new", "--set", "output.repo_id=a/b"), 2, "output.repo_id"),
+        (("old", "--source", "old", "--target", "new"), 1, "adapter_config.json"),
+        (("lora", "--source", "lora", "--target", "new"), 1, "lora"),
+        (("lora", "--source", "old", "--target", "old"), 2, "same base"),
+        (("lora", "--source", "old", "--target", "new", "--hub", "nowhere"), 1, "nowhere"),
+        (("no/body", "--source", "old", "--target", "new", "--hub", "."), 1, "no/body"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(
+    here: Path, rebase: Command, arguments: tuple[str, ...], code: int, text: str
+) -> None:
+    done = rebase("transfer", *arguments, "--out", str(here / "out"))
+    assert (done.code, done.out) == (code, "")
+    assert text in done.err
+    assert "Traceback" not in done.err and "unforeseen" not in done.err
+    assert not (here / "out").exists()
+
+
+def test_repos_of_a_local_hub_folder_go_by_their_names(here: Path, models: Path, rebase: Command) -> None:
+    for name in ("old", "lora"):
+        shutil.copytree(models / name, here / "hub" / "acme" / name)
+    done = rebase(
+        *("transfer", "acme/lora", "--source", "acme/old", "--target", "./new", "--method", "copy", *WARN),
+        *("--hub", str(here / "hub"), "--out", str(here / "out")),
+    )
+    assert done.code == 0, done.err
+    report = json.loads((here / "out" / "rebase_report.json").read_text())
+    assert (report["source"]["repo_id"], report["target"]["repo_id"]) == ("acme/old", "./new")
+
+
+def test_a_local_precheck_gives_the_verdict_and_writes_nothing(here: Path, rebase: Command) -> None:
+    done = rebase("precheck", *COPY, "--local", "--json")
+    document = json.loads(done.out)
+    assert document["verdict"] in {"compatible", "uncertain", "incompatible"}
+    assert (done.code == 3) == (document["verdict"] == "incompatible")
+    assert document["reasons"]
+
+
+def test_folders_of_one_name_get_aliases_of_their_own(tmp_path: Path) -> None:
+    typed = [str(tmp_path / name) for name in ("a/model", "b/model", "a/model", "c/-weird name-", "d/..x")]
+    for path in typed:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    aliases = Aliases()
+    given = [aliases.reference(path) for path in typed]
+    assert given[0] == given[2]
+    assert len(set(given)) == 4
+    for alias in given:
+        assert "/" not in check_repo_id(alias)
+    assert aliases.reference("acme/no-such-folder") == "acme/no-such-folder"
