@@ -114,7 +114,7 @@ def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
 
 
 def _announce(opened: Opened, wanted: MethodParams) -> None:
-    """Tell the readers what will be read, so that a remote shard of which little is needed comes in ranges."""
+    """Tell the readers what will be read: a remote shard of which little is needed then comes in ranges."""
     pairs = opened.pairing.pairs if _reads_every_site(opened, wanted) else probe_pairs(opened.pairing)
     sides = (
         (opened.source, opened.source_reader, [pair.source for pair in pairs]),
