@@ -35,7 +35,7 @@ class CopyParams(MethodParams):
     name: Literal["copy"] = "copy"
     pad: bool = Field(
         default=False,
-        description="Crop or zero-pad where shapes differ. A control for measurements, not a way to move a skill.",
+        description="Crop or zero-pad where shapes differ: a control to measure against, nothing more.",
     )
 
 
@@ -49,8 +49,9 @@ class CrossLoraParams(MethodParams):
     alignment: Literal["anchored", "projection", "index"] = Field(
         default="anchored",
         description=(
-            "How the two k-dimensional coordinate systems are matched: `anchored` by Procrustes on shared-vocabulary "
-            "embeddings, `projection` onto the target's subspace alone (equal shapes), `index` by singular-value order."
+            "How the two k-dimensional coordinate systems are matched: `anchored` by Procrustes on "
+            "shared-vocabulary embeddings, `projection` onto the target's subspace alone (equal shapes), "
+            "`index` by singular-value order."
         ),
     )
     anchor_tokens: int = Field(

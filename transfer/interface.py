@@ -26,7 +26,7 @@ class Role(StrEnum):
     Q = "q_proj"
     K = "k_proj"
     V = "v_proj"
-    O = "o_proj"
+    O = "o_proj"  # noqa: E741  (the field's own letter)
     GATE = "gate_proj"
     UP = "up_proj"
     DOWN = "down_proj"
@@ -119,7 +119,7 @@ class SiteEvidence(Protocol):
         """Truncated SVD of the base weight, rank clipped to min(o, i). FACTORS."""
 
     def paired(self, side: Side, port: Port) -> Tensor:
-        """Rows that match between the two sides, (n, width) float32: what the site reads or writes. EMBEDDINGS."""
+        """Paired rows of what the site reads or writes, (n, width) float32. EMBEDDINGS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +148,4 @@ class Method(Protocol, Generic[P_contra]):
     def carry(
         self, params: P_contra, state: Any, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> Carried:
-        """One site. `delta` is the source update times `site.scale`, in source shape; the result has target shape."""
+        """One site. `delta`: the source update times `site.scale`, source shape; the result: target shape."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_models import TINY_CONFIGS, FolderReader, save_adapter, save_base, tiny_model
 
+from support.tiny_models import TINY_CONFIGS, FolderReader, save_adapter, save_base, tiny_model
 from transfer.errors import UnsupportedModel, VerificationFailed
 from workers.verify.forward import check_forward
 from workers.verify.structure import check_structure
