@@ -1,7 +1,7 @@
-"""A really trained LoRA adapter on SmolLM2-135M-Instruct, for the harbour log; trained once per machine.
+"""Really trained LoRA adapters for the harbour log, on SmolLM2-135M-Instruct unless told otherwise.
 
     real_adapter.trained_adapter()    the folder as PEFT writes it (first time: about two minutes)
-    real_adapter.losses(folder)       held-out loss of the source before and after
+    real_adapter.losses(folder)       held-out loss of its base before and after
 
 r = 16 on all seven modules, two dozen steps of plain AdamW on one thread. The entry is named after the
 recipe's hash (settings, training text, base weights), so a changed recipe trains anew.
@@ -13,12 +13,14 @@ import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support import prepared, real_models
 from support.harbour_log import page
 from support.prepared import NotPrepared, timed
+from support.real_models import SMOLLM2, RealModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,29 +44,29 @@ class Recipe:
     seed: int = 7
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    def digest(self) -> str:
+    def digest(self, base: RealModel) -> str:
         """Hash of the settings, the text and the base's weights."""
-        whole = asdict(self) | {"text": page(TRAINING_SEED, self.entries), "base": real_models.SMOLLM2.sha256}
+        whole = asdict(self) | {"text": page(TRAINING_SEED, self.entries), "base": base.sha256}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 RECIPE = Recipe()
 
 
-def trained_adapter() -> Path:
+def trained_adapter(base: RealModel = SMOLLM2) -> Path:
     """Folder with adapter_config.json and adapter_model.safetensors. Raises NotPrepared."""
-    real_models.prepare(real_models.SMOLLM2)
-    return prepared.prepared_by(_entry(), "support.real_adapter")
+    real_models.prepare(base)
+    return prepared.prepared_by(_entry(base), "support.real_adapter", base.name)
 
 
 def losses(adapter: Path) -> dict[str, float]:
-    """Held-out loss of the source in nats per token: `before` (base alone) and `after` (with the adapter)."""
+    """Held-out loss of its base in nats per token: `before` (alone) and `after` (with the adapter)."""
     noted: dict[str, float] = prepared.record(adapter)["held_out"]
     return noted
 
 
-def _entry() -> str:
-    return f"harbour-log-lora-{RECIPE.digest()[:12]}"
+def _entry(base: RealModel) -> str:
+    return f"harbour-log-lora-{base.name}-{RECIPE.digest(base)[:12]}"
 
 
 def sequences(tokenizer: Any, text: str, tokens: int) -> Tensor:
@@ -77,19 +79,27 @@ def sequences(tokenizer: Any, text: str, tokens: int) -> Tensor:
     return torch.tensor(rows)
 
 
-def held_out_loss(model: Any, tokenizer: Any, tokens: int = RECIPE.tokens) -> float:
-    """Mean nats per token on entries that were not trained on."""
+def row_losses(model: Any, tokenizer: Any, entries: int = HELD_OUT_ENTRIES) -> Tensor:
+    """Mean nats per token of each sequence of entries that were not trained on. (n,) float32."""
     import torch
 
-    rows = sequences(tokenizer, page(HELD_OUT_SEED, HELD_OUT_ENTRIES), tokens)
+    rows = sequences(tokenizer, page(HELD_OUT_SEED, entries), RECIPE.tokens)
     model.eval()
+    parts = []
     with torch.no_grad():
-        batches = torch.split(rows, 4)
-        parts = [model(input_ids=batch, labels=batch).loss.item() * len(batch) for batch in batches]
-    return float(sum(parts) / len(rows))
+        for batch in torch.split(rows, 4):
+            logits = model(input_ids=batch).logits[:, :-1].float()
+            nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+            parts.append(nats.mean(dim=1))
+    return torch.cat(parts)
 
 
-def _train(files: Path) -> dict[str, Any]:
+def held_out_loss(model: Any, tokenizer: Any) -> float:
+    """Mean nats per token on entries that were not trained on."""
+    return float(row_losses(model, tokenizer).mean())
+
+
+def _train(source: RealModel, files: Path) -> dict[str, Any]:
     """Train by the recipe and save the adapter into `files`."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -98,10 +108,10 @@ def _train(files: Path) -> dict[str, Any]:
     torch.set_num_threads(1)  # the sums' order, hence the bytes, must not depend on the machine's cores
     torch.manual_seed(RECIPE.seed)
     seconds: dict[str, float] = {}
-    base_folder = real_models.prepare(real_models.SMOLLM2)
+    base_folder = real_models.prepare(source)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-    base.name_or_path = real_models.SMOLLM2.repo_id  # what the adapter names as its base
+    base.name_or_path = source.repo_id  # what the adapter names as its base
     config = LoraConfig(
         r=RECIPE.rank, lora_alpha=RECIPE.alpha, target_modules=list(RECIPE.modules), task_type="CAUSAL_LM"
     )
@@ -145,6 +155,7 @@ def _descend(model: Any, rows: Tensor) -> None:
 
 if __name__ == "__main__":
     try:
-        prepared.make(_entry(), _train)
+        trained = real_models.MODELS[sys.argv[1]]
+        prepared.make(_entry(trained), partial(_train, trained))
     except NotPrepared as problem:
         sys.exit(f"error: {problem}")

