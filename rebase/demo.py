@@ -12,12 +12,14 @@ from typing import Any
 
 from rich.table import Table
 
+from core.requests import RepoRef
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
 from rebase.cli.tables import diagnostics_table, job_lines
 from rebase.cli.waiting import follow
 from rebase.client import Job, RebaseClient
 from rebase.stack.stack import Place
+from workers.hub.local import LocalHub
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "rebase_report.json")
 
@@ -27,8 +29,8 @@ class Story:
 
     ADAPTER = "tiny/harbor-sql-lora"
     SOURCE = "tiny/harbor-1"
-    NEW_RELEASE = "tiny/harbor-1.1"
-    OTHER_FAMILY = "tiny/mountain-1"
+    NEW_RELEASE = "tiny/harbor-2"
+    OTHER_FAMILY = "tiny/lantern-1"
     TASK = Path("tasks/harbor-sql.jsonl")
 
 
@@ -93,9 +95,20 @@ def measure(place: Place, examples: Path, moved: Path) -> Losses:
         raise ValueError("the demo runs on a local hub folder")
     sys.path.insert(0, str(examples.parent))
     held_out_loss: Callable[..., Any] = importlib.import_module("examples.evaluate").held_out_loss
-    hub, task = place.hub, examples / Story.TASK
-    return Losses(
-        source_with_adapter=float(held_out_loss(hub / Story.SOURCE, hub / Story.ADAPTER, task)),
-        target_alone=float(held_out_loss(hub / Story.NEW_RELEASE, None, task)),
-        target_with_moved=float(held_out_loss(hub / Story.NEW_RELEASE, moved, task)),
+    importlib.import_module("transformers").logging.disable_progress_bar()
+    task = examples / Story.TASK
+    source, target, adapter = (
+        _folder_of(place.hub, repo) for repo in (Story.SOURCE, Story.NEW_RELEASE, Story.ADAPTER)
     )
+    return Losses(
+        source_with_adapter=float(held_out_loss(source, adapter, task)),
+        target_alone=float(held_out_loss(target, None, task)),
+        target_with_moved=float(held_out_loss(target, moved, task)),
+    )
+
+
+def _folder_of(hub: Path, repo_id: str) -> Path:
+    """The files of a repo's main branch, as Transformers and PEFT load them."""
+    local = LocalHub(hub)
+    pinned = local.resolve(RepoRef(repo_id=repo_id))
+    return local.fetch(pinned, next(iter(pinned.files))).parent

@@ -40,6 +40,7 @@ def command(
         kept = tell(place, examples, out)
         if serve:
             out.show("", f"Still serving at {place.url}  (logs: {place.home / 'logs'})")
+            out.show(f"  the API     {place.url}/docs", f"  every job   rebase jobs --url {place.url}")
             out.note("Ctrl-C stops it.")
             stack.serve()
             out.note("Stopping.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,24 +14,23 @@ def examples_folder() -> Path | None:
 
 
 def seed(hub: Path, examples: Path) -> None:
-    """Copy each bundled repo into `hub` where it is absent or another version; nothing else there is
-    touched."""
+    """Copy each bundled repo into `hub` where it is not yet; what people committed on top of it stays.
+
+    A copy from a checkout whose bundle was another one is set aside in a dot-folder, which no hub serves.
+    """
     for repo in sorted(path for path in (examples / "hub").glob("*/*") if path.is_dir()):
         goal = hub / repo.relative_to(examples / "hub")
-        if _same(repo, goal):
+        if _holds(goal, repo):
             continue
         goal.parent.mkdir(parents=True, exist_ok=True)
-        # Dot-folders are no repos, so a crash between here and the rename leaves nothing that is served.
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=hub) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=goal.parent) as scratch:
             shutil.copytree(repo, Path(scratch) / "repo")
             if goal.exists():
-                goal.replace(Path(scratch) / "old")
+                aside = tempfile.mkdtemp(prefix=f".{goal.name}-before-", dir=goal.parent)
+                goal.replace(Path(aside) / goal.name)
             (Path(scratch) / "repo").replace(goal)
 
 
-def _same(repo: Path, copy: Path) -> bool:
-    names = sorted(path.relative_to(repo) for path in repo.rglob("*") if path.is_file())
-    if not copy.is_dir() or sorted(p.relative_to(copy) for p in copy.rglob("*") if p.is_file()) != names:
-        return False
-    _, different, unreadable = filecmp.cmpfiles(repo, copy, [str(name) for name in names], shallow=False)
-    return not different and not unreadable
+def _holds(goal: Path, bundled: Path) -> bool:
+    """Is every commit of the bundled repo in the copy? Commits are named by their content."""
+    return all((goal / commit.relative_to(bundled)).is_file() for commit in bundled.glob("commits/*.json"))

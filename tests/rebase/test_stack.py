@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from core.requests import RepoRef
 from rebase.client import RebaseClient
 from rebase.stack.child import GRACE_S, Child
 from rebase.stack.hub_folder import seed
 from support.command import REBASE
 from support.running_service import clean_environment
+from workers.hub.local import LocalHub
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for leftovers in /proc")
 
@@ -200,21 +202,22 @@ def test_a_log_that_grew_too_long_makes_room(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "test.log.1").stat().st_size == 12 * 2**20
 
 
-def test_bundled_repos_are_copied_once_and_again_when_they_change(tmp_path: Path) -> None:
-    bundled = tmp_path / "examples" / "hub" / "tiny" / "base"
-    bundled.mkdir(parents=True)
-    (bundled / "config.json").write_text("{}")
-    hub = tmp_path / "home-hub"
-    mine = hub / "me" / "kept"
-    mine.mkdir(parents=True)
-    (mine / "file").write_text("mine")
-    seed(hub, tmp_path / "examples")
-    copy = hub / "tiny" / "base" / "config.json"
-    first = copy.stat().st_ino
-    seed(hub, tmp_path / "examples")
-    assert copy.stat().st_ino == first
-    (bundled / "config.json").write_text('{"new": 1}')
-    seed(hub, tmp_path / "examples")
-    assert copy.read_text() == '{"new": 1}'
-    assert (mine / "file").read_text() == "mine"
-    assert sorted(path.name for path in hub.iterdir()) == ["me", "tiny"]
+def test_bundled_repos_are_copied_once_and_give_way_to_another_bundle_without_loss(tmp_path: Path) -> None:
+    files, hub = tmp_path / "files", tmp_path / "home-hub"
+    for number in (1, 2):
+        files.mkdir(exist_ok=True)
+        (files / "config.json").write_text(f'{{"bundle": {number}}}')
+        bundle = LocalHub(tmp_path / f"examples-{number}" / "hub")
+        bundle.publish("tiny/base", files, message="", parent=None, private=False, create_pr=False)
+    seed(hub, tmp_path / "examples-1")
+    local = LocalHub(hub)
+    head = local.head("tiny/base")
+    assert head is not None
+    mine = local.publish("tiny/base", files, message="mine", parent=head.sha, private=False, create_pr=False)
+    seed(hub, tmp_path / "examples-1")
+    assert local.resolve(RepoRef(repo_id="tiny/base")).sha == mine.commit
+    seed(hub, tmp_path / "examples-2")
+    assert local.resolve(RepoRef(repo_id="tiny/base")) == LocalHub(tmp_path / "examples-2" / "hub").head(
+        "tiny/base"
+    )
+    assert list(hub.glob(f"tiny/.base-before-*/base/commits/{mine.commit}.json"))
