@@ -20,6 +20,10 @@ FACTORS_VERSION = 1
 # Left vectors below this share of the largest singular value are rounding noise of the float32 image W·V.
 _TINY = 1e-5
 
+# Directions computed beyond the k asked for. Near the cut, close eigenvalues mix within float32 rounding; the
+# Rayleigh–Ritz step can only separate what lies on its own side of it.
+_GUARD = 32
+
 # Float32 rows carry noise near 6e-8 of their largest direction, so products of two noise directions lie near
 # 4e-15 of the largest product: what is below this share is noise.
 _UNREACHED = 1e-12
@@ -94,23 +98,26 @@ def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """Top-k triplets of a tall W (m ≥ n): left (m, k), values (k,), right (n, k); and the energy they hold.
 
     The n×n Gram matrix gives the leading right subspace. Squaring has cost half of the digits, so one
-    Rayleigh–Ritz step in float64, on the m×k image W·right, separates close singular values and makes the
-    left side orthonormal.
+    Rayleigh–Ritz step in float64, on the image of that subspace under W, separates close singular values and
+    makes the left side orthonormal.
     """
     gram = _lower_gram(W)
     total = float(gram.diagonal().sum(dtype=torch.float64))
     if not math.isfinite(total):
         raise UnsupportedModel("A base weight holds NaN or Inf, so its singular directions do not exist.")
-    right = torch.linalg.eigh(gram, UPLO="L").eigenvectors[:, -k:]
-    image = (W @ right).double()
+    basis = torch.linalg.eigh(gram, UPLO="L").eigenvectors[:, -(k + _GUARD) :].double()
+    # The eigenvectors are orthonormal to 1e-6 only, which alone would mix close directions by 1e-4 and more.
+    # One Newton step towards the orthonormal factor squares that.
+    basis = basis @ (1.5 * torch.eye(basis.shape[1]).to(basis) - 0.5 * basis.T @ basis)
+    image = (W @ basis.float()).double()
     squares, rotation = torch.linalg.eigh(image.T @ image)
-    S, rotation = squares.flip(0).clamp_min(0.0).sqrt(), rotation.flip(1)
+    S, rotation = squares.flip(0)[:k].clamp_min(0.0).sqrt(), rotation.flip(1)[:, :k]
     left = image @ rotation / S.clamp_min(torch.finfo(S.dtype).tiny)
     solid = int(S.gt(_TINY * S[0]).sum())
     if solid < k:
         left = _complete(left, solid)
     energy = min(float(S.square().sum()) / total, 1.0) if total > 0.0 else 0.0
-    return left.float(), S.float(), right @ rotation.float(), energy
+    return left.float(), S.float(), (basis @ rotation).float(), energy
 
 
 def _lower_gram(W: Tensor, blocks: int = 8) -> Tensor:
