@@ -55,6 +55,21 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
+def make_sender(settings: Settings) -> Celery:
+    """The app of a process that only rings: it gives up at once, because whoever rings tries again by itself.
+
+    Without this a refused connection is tried for six seconds, per bell.
+    """
+    app = make_celery(settings)
+    app.conf.broker_transport_options |= {
+        "max_retries": 0,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
+    }
+    return app
+
+
 def ring(app: Celery, job_id: str) -> None:
     """Put one doorbell message on the queue. Raises what the transport raises; the caller tries again."""
     app.send_task(RING, args=[job_id], queue=QUEUE, ignore_result=True, retry=False)

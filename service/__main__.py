@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+
 import uvicorn
 
+from core.errors import SettingsInvalid
+from core.logs import configure_logging
 from core.settings import get_settings
-from service.main import app
+from service.app import create_app
 
 # Open event streams would hold a stopping server up for ever; clients resume them with Last-Event-ID.
 _GRACE_S = 3
 
 
-def main() -> None:
-    """Serve until SIGINT or SIGTERM. The app writes its own log line per request."""
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; 2 when the settings cannot be served. The app logs its own requests."""
     settings = get_settings()
+    configure_logging(settings)
+    try:
+        app = create_app(settings)
+    except SettingsInvalid as exc:
+        sys.stderr.write(f"{exc.message} {exc.hint}\n")
+        return 2
     uvicorn.run(
         app,
         host=settings.host,
@@ -23,7 +33,8 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

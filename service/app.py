@@ -41,7 +41,7 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     """
     check_binding(settings)
     store = JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts)
-    keeper = Keeper(store, ring or partial(broker.ring, broker.make_celery(settings)), settings.sweep_s)
+    keeper = Keeper(store, ring or partial(broker.ring, broker.make_sender(settings)), settings.sweep_s)
     service = Service(settings, store, keeper, Metrics(store, keeper), migrations.head(), Intake(store))
     app = FastAPI(
         title="Rebase",

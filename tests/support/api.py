@@ -1,0 +1,50 @@
+"""The real app, run by starlette's TestClient, with a broker that only takes notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from core.jobs import Claim, JobStore
+from core.settings import Settings
+from service.app import create_app
+
+BODY: dict[str, Any] = {
+    "adapter": {"repo_id": "acme/sql-lora"},
+    "target": {"repo_id": "acme/base-2"},
+}
+
+
+@dataclass
+class Api:
+    """A running app: its client, its store, and the job ids that it rang for."""
+
+    client: TestClient
+    store: JobStore
+    rung: list[str] = field(default_factory=list)
+
+    @classmethod
+    @contextmanager
+    def start(cls, database_url: str, home: Path, **settings: Any) -> Iterator[Api]:
+        """Start it, lifespan included."""
+        rung: list[str] = []
+        chosen = {"database_url": database_url, "home": home, "sweep_s": 0.2, **settings}
+        app = create_app(Settings(_env_file=None, **chosen), ring=rung.append)
+        with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+            yield cls(client, app.state.service.store, rung)
+
+    def submit(self, **changes: Any) -> str:
+        """A job's id."""
+        job_id: str = self.client.post("/convert", json={**BODY, **changes}).json()["id"]
+        return job_id
+
+    def claim(self, job_id: str) -> Claim:
+        """Be its worker."""
+        claim = self.store.claim(job_id, "worker", 60)
+        assert claim is not None
+        return claim
