@@ -17,7 +17,8 @@ from transfer.linalg import procrustes
 HELD_OUT_EVERY = 8
 
 # A held-out residual that is not below this share of its shuffled null says that the anchors carry next to
-# nothing. Two unrelated random bases score 1.00 ± 0.01 at a few hundred held-out anchors.
+# nothing. Unrelated random rows score 1.00 ± 0.03; SmolLM2-135M → Gemma-3-270M 0.84 to 0.98 per site, 0.92 on the
+# mean; a rotated copy of the same base 0.00.
 UNINFORMATIVE_ABOVE = 0.97
 
 
