@@ -130,7 +130,7 @@ def test_a_queued_job_whose_bell_was_lost_is_rung_again_and_again_less_often(
 ) -> None:
     _submit(store)
     store.relay(lambda _: None)
-    waits = []
+    waits: list[int] = []
     waited = 0
     while len(waits) < 4:
         clock.move(1)
@@ -168,7 +168,12 @@ def test_the_keeper_rings_soon_after_a_nudge_and_sweeps_by_itself(database_url: 
     store = JobStore(db)
     rung: list[str] = []
     heard = threading.Event()
-    keeper = Keeper(store, lambda job_id: (rung.append(job_id), heard.set())[0], interval=60)
+
+    def note(job_id: str) -> None:
+        rung.append(job_id)
+        heard.set()
+
+    keeper = Keeper(store, note, interval=60)
     keeper.start()
     try:
         (job_id,) = _submit(store)

@@ -53,7 +53,7 @@ def test_a_doubled_bell_for_an_ended_job_does_nothing(store: JobStore) -> None:
 
 def test_a_job_from_claim_to_success_shows_every_step(store: JobStore) -> None:
     claim = _running(store)
-    store.resolved(claim, **PINS)  # type: ignore[arg-type]
+    store.resolved(claim, **PINS)
     store.report(claim, Phase.TRANSFERRING, 3, 14, "sites", 8.5)
     store.save_diagnostics(claim, {"energy": 0.9}, [{"site": "0.q_proj"}, {"site": "0.v_proj"}], "compatible")
 
@@ -110,7 +110,7 @@ def test_a_heartbeat_extends_the_lease_and_progress_does_not(store: JobStore, cl
 STALE_WRITES: dict[str, Callable[[JobStore, Claim], object]] = {
     "heartbeat": lambda store, claim: store.heartbeat(claim, 60),
     "report": lambda store, claim: store.report(claim, Phase.READING, 1, 2),
-    "resolved": lambda store, claim: store.resolved(claim, **PINS),  # type: ignore[arg-type]
+    "resolved": lambda store, claim: store.resolved(claim, **PINS),
     "publishing": lambda store, claim: store.publishing(claim),
     "save_diagnostics": lambda store, claim: store.save_diagnostics(claim, {}, [], None),
     "succeed": lambda store, claim: store.succeed(claim, {}),
