@@ -21,14 +21,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.convert import peak_bytes
 from benchmarks.synthetic import LARGE, SMALL, Shape, realistic
 from transfer.catalogue import CrossLoraParams
 from transfer.interface import Factors, LowRank, Port, Role, Side, Site, SitePair
-from transfer.linalg import FACTORS_VERSION, factorize
+from transfer.linalg import FACTORS_VERSION, factorize, frobenius
 from transfer.methods.cross_lora import CrossLora
 from workers.cache.factors import FactorCache, FactorKey
+from workers.hub.files import FileSource
+from workers.tensors.safetensors_file import SafetensorsFile
 
 RANK = 320
 LORA_RANK = 16
@@ -36,6 +40,7 @@ ANCHORS = 4096
 DEPTHS: Mapping[Side, int] = {"source": 28, "target": 36}
 SHAPES: Mapping[Side, Shape] = {"source": SMALL, "target": LARGE}
 Weights = Mapping[tuple[Side, Role], Tensor]
+Shapes = Mapping[tuple[Side, Role], tuple[int, ...]]
 T = TypeVar("T")
 
 
@@ -71,6 +76,9 @@ class Given:
     def paired(self, side: Side, port: Port) -> Tensor:
         return self.rows[side, port]
 
+    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return compute()
+
 
 def draw(seed: int) -> Weights:
     """One layer of both bases, bf16 with falling spectra."""
@@ -80,6 +88,11 @@ def draw(seed: int) -> Weights:
         for side, shape in SHAPES.items()
         for module, (o, i) in shape.sites().items()
     }
+
+
+def shapes_of(weights: Weights) -> Shapes:
+    """(o, i) of every weight."""
+    return {key: tuple(weight.shape) for key, weight in weights.items()}
 
 
 def exact(W: Tensor, rank: int) -> Factors:
@@ -92,7 +105,7 @@ def exact(W: Tensor, rank: int) -> Factors:
 def same_signs(theirs: Factors, ours: Factors) -> tuple[Factors, int]:
     """`theirs` with each (u_j, v_j) turned as in `ours`, and how often the largest-entry rule disagrees.
 
-    It disagrees where the two largest entries of u_j, of opposite sign, tie within rounding: neither is wrong.
+    It disagrees where the two largest entries of u_j tie within rounding and differ in sign.
     """
     signs = torch.where((theirs.U * ours.U).sum(0) < 0, -1.0, 1.0)
     peaks = theirs.U.gather(0, theirs.U.abs().argmax(0, keepdim=True))[0]
@@ -110,9 +123,9 @@ def update(shape: tuple[int, int], seed: int) -> LowRank:
     )
 
 
-def carry(role: Role, weights: Weights, evidence: Given, alignment: str) -> LowRank:
+def carry(role: Role, shapes: Shapes, evidence: Given, alignment: str) -> LowRank:
     """One site through Cross-LoRA."""
-    source, target = ((weights[side, role].shape[0], weights[side, role].shape[1]) for side in DEPTHS)
+    source, target = ((shapes[side, role][0], shapes[side, role][1]) for side in DEPTHS)
     site = SitePair(Site(0, role), Site(0, role), source, target)
     params = CrossLoraParams.model_validate({"rank": RANK, "alignment": alignment})
     return CrossLora().carry(params, None, site, update(source, 3), evidence).delta
@@ -120,8 +133,6 @@ def carry(role: Role, weights: Weights, evidence: Given, alignment: str) -> LowR
 
 def difference(a: LowRank, b: LowRank) -> float:
     """‖a − b‖_F / ‖b‖_F, through the factors."""
-    from transfer.linalg import frobenius
-
     return frobenius(LowRank(torch.cat([a.B, -b.B], 1), torch.cat([a.A, b.A], 0))) / frobenius(b)
 
 
@@ -145,7 +156,9 @@ def against_exact(weights: Weights) -> list[dict[str, Any]]:
             raw = clock.time(f"{side} svd", lambda W=W: exact(W, RANK))  # type: ignore[misc]
             theirs[side], tied = same_signs(raw, ours[side])
             ties += tied
-        moved, wanted = (carry(role, weights, Given(factored), "index") for factored in (ours, theirs))
+        moved, wanted = (
+            carry(role, shapes_of(weights), Given(factored), "index") for factored in (ours, theirs)
+        )
         rows.append(
             {
                 "module": role.value,
@@ -174,7 +187,9 @@ def from_cache(weights: Weights) -> dict[str, float]:
                 for alignment in ("index", "anchored"):
                     clock.time(
                         f"{state} {alignment}",
-                        lambda r=role, f=factored, x=rows, a=alignment: carry(r, weights, Given(f, x), a),  # type: ignore[misc]
+                        lambda r=role, f=factored, x=rows, a=alignment: carry(
+                            r, shapes_of(weights), Given(f, x), a
+                        ),  # type: ignore[misc]
                     )
     return clock.seconds
 
@@ -200,20 +215,24 @@ def _anchor_rows(weights: Weights, role: Role) -> dict[tuple[Side, Port], Tensor
 
 def memory(layers: int) -> int:
     """Peak resident bytes above import of factorising and carrying that many layers, in this process."""
-    from benchmarks.convert import peak_bytes
-
     with tempfile.TemporaryDirectory(prefix="rebase-bench-") as folder:
-        drawn = Path(folder) / "layer.pt"
+        drawn = Path(folder) / "layer.safetensors"
         command = [sys.executable, "-m", "benchmarks.factors", "--draw", str(drawn)]
         subprocess.run(command, check=True)
         before = peak_bytes()
-        weights: Weights = torch.load(drawn, mmap=True)
+        reader = SafetensorsFile(FileSource(drawn, drawn.name), drawn.name)
         kept = []
         for _ in range(layers):
             for role in Role:
-                factored = {side: factorize(weights[side, role].float(), RANK) for side in DEPTHS}
-                kept.append(carry(role, weights, Given(factored), "index"))
+                kept.append(_from_file(reader, role))
         return peak_bytes() - before
+
+
+def _from_file(reader: SafetensorsFile, role: Role) -> LowRank:
+    """One site, its weights read for it alone."""
+    factored = {side: factorize(reader.read(f"{side}.{role.value}").float(), RANK) for side in DEPTHS}
+    shapes = {(side, role): reader.infos()[f"{side}.{role.value}"].shape for side in DEPTHS}
+    return carry(role, shapes, Given(factored), "index")
 
 
 def _memory_in_a_process(layers: int, threads: int) -> int:
@@ -271,7 +290,8 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.draw:
-        torch.save(draw(1), arguments.draw)
+        drawn = {f"{side}.{role.value}": weight for (side, role), weight in draw(1).items()}
+        save_file(drawn, arguments.draw)
     elif arguments.memory is not None:
         print(memory(arguments.memory))
     else:

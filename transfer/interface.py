@@ -7,7 +7,7 @@ modules were split (`q_proj`, never `qkv_proj`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -120,6 +120,13 @@ class SiteEvidence(Protocol):
 
     def paired(self, side: Side, port: Port) -> Tensor:
         """Paired rows of what the site reads or writes, (n, width) float32. EMBEDDINGS."""
+
+    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Small float32 tensors, none empty, that depend on the two bases and this site pair alone: computed
+        once per pair of bases and shared tokens, and found again by every further adapter. EMBEDDINGS.
+
+        `what` starts with a word for people, and names every setting and algorithm version they depend on.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ One layer's rows per side are kept at a time, so memory does not grow with depth
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +25,9 @@ from transfer.weights import ModelWeights
 # What `down` reads costs two products with the widest weights of the layer, n·d·ff each. At 4096 rows that
 # would be the larger part of a whole conversion; 1024 rows still give three anchors per direction at k = 320.
 INNER_ROWS = 1024
+
+# Part of `PairedEmbeddings.digest`: raise it whenever the same tokens may give other rows.
+ROWS_VERSION = 1
 
 _ATTENTION = frozenset({Role.Q, Role.K, Role.V})
 _MLP = frozenset({Role.GATE, Role.UP})
@@ -42,7 +47,8 @@ class _OneSide:
 class PairedEmbeddings:
     """Rows of both bases for the same tokens: row j of either side belongs to shared token j.
 
-    `inner_rows` bounds the rows of what `down` reads; they are spread evenly over the tokens.
+    Nothing is read before rows are asked for. `inner_rows` bounds the rows of what `down` reads; they are
+    spread evenly over the tokens.
     """
 
     def __init__(
@@ -64,6 +70,14 @@ class PairedEmbeddings:
     def tokens(self) -> int:
         """How many shared tokens are paired."""
         return self._sides["source"].ids.numel()
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells these rows from all others of the same two bases: SHA-256, in hex, of what they depend on."""
+        sha = hashlib.sha256(f"rows v{ROWS_VERSION}, {self._inner.numel()} inner, tokens ".encode())
+        for side in self._sides.values():
+            sha.update(side.ids.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes())
+        return sha.hexdigest()
 
     def rows(self, side: Side, site: Site, port: Port) -> Tensor:
         """What the site reads or writes, (n, width) float32; n is the same on both sides."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from transfer.interface import Evidence, Factors, Port, Side, Site, SitePair
 from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
 from transfer.weights import ModelWeights
-from workers.cache.factors import FactorCache, FactorKey
+from workers.cache.factors import FactorCache, FactorKey, PairKey
 from workers.hub.port import PinnedRepo
 
 
@@ -72,10 +73,29 @@ class PairEvidence:
 
     def paired(self, side: Side, port: Port) -> Tensor:
         """Rows that match between the two sides, (n, width) float32."""
+        return self._embeddings().rows(side, self._site(side), port).to(self.origin.device)
+
+    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors of this pair of bases, sites and shared tokens, from the cache or computed now."""
+        source, target = self.origin.source.repo, self.origin.target.repo
+        key = PairKey(
+            source_repo=source.repo_id,
+            source_sha=source.sha,
+            source_site=str(self.pair.source),
+            target_repo=target.repo_id,
+            target_sha=target.sha,
+            target_site=str(self.pair.target),
+            what=what,
+            anchors=self._embeddings().digest,
+        )
+        found = self.origin.cache.get_or_compute_pair(key, compute)
+        return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
+
+    def _embeddings(self) -> PairedEmbeddings:
         self._require(Evidence.EMBEDDINGS)
         if self.origin.embeddings is None:
             raise LookupError("no shared vocabulary was found; the pre-check must refuse this pair before")
-        return self.origin.embeddings.rows(side, self._site(side), port).to(self.origin.device)
+        return self.origin.embeddings
 
     def _weight(self, side: Side) -> Tensor:
         return self.origin.side(side).weights.weight(self._site(side)).to(self.origin.device)

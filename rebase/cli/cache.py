@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +55,7 @@ def ls(as_json: options.AsJson = False) -> int:
     entries = _factor_cache(settings).ls()
     rows = [
         {
-            "key": asdict(entry.key) if entry.key is not None else None,
+            "key": entry.key.fields if entry.key is not None else None,
             "bytes": entry.bytes,
             "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
         }
@@ -65,10 +64,9 @@ def ls(as_json: options.AsJson = False) -> int:
     total = sum(entry.bytes for entry in entries)
     out.document({"folder": str(settings.resolved_cache_dir), "entries": rows, "bytes": total})
     if entries:
-        table = Table("repo", "tensor", "rank", "size", "last used (UTC)", box=None, pad_edge=False)
+        table = Table("base", "what", "size", "last used (UTC)", box=None, pad_edge=False)
         for entry, row in zip(entries, rows, strict=True):
-            key = entry.key
-            named = (key.repo_id, key.tensor, str(key.rank)) if key else ("unreadable", "", "")
+            named = (entry.key.bases, entry.key.contents) if entry.key else ("unreadable", "")
             table.add_row(*map(Text, named), format_size(entry.bytes), str(row["last_used"])[:19])
         out.show(table)
     out.show(f"{len(entries)} entries, {format_size(total)} in {settings.resolved_cache_dir}")

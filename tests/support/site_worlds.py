@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,9 @@ class Evidence:
 
     def paired(self, side: Side, port: Port) -> Tensor:
         return self.rows[side, port]
+
+    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return compute()
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:

@@ -173,7 +173,7 @@ def test_a_method_asks_only_for_the_evidence_that_it_declares(raw, crosses):
 
     class Watched(_Untouchable):
         def __getattr__(self, name):
-            asked.add({"paired": "embeddings", "weight": "weights"}.get(name, name))
+            asked.add({"paired": "embeddings", "kept": "embeddings", "weight": "weights"}.get(name, name))
             return getattr(seen, name)
 
     _run(raw, site, delta, Watched())

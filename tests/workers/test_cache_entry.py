@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,18 +14,40 @@ from safetensors.torch import load
 
 from support.cache_processes import KEY, factors, same
 from transfer.interface import Factors
-from workers.cache.entry import CorruptEntryError, entry_size, read_entry, read_key, settle, write_entry
-from workers.cache.keys import FactorKey
+from workers.cache.entry import (
+    CorruptEntryError,
+    Entry,
+    entry_size,
+    read_entry,
+    read_key,
+    settle,
+    write_entry,
+)
+from workers.cache.keys import FactorKey, Key, PairKey
+
+PAIR = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "map v1", "c" * 64)
 
 
-def written(key: FactorKey = KEY, value: Factors | None = None) -> bytes:
+def packed(value: Factors) -> Entry:
+    return Entry({"U": value.U, "S": value.S, "V": value.V}, {"energy": value.energy})
+
+
+def unpacked(entry: Entry) -> Factors:
+    return Factors(*(entry.tensors[name] for name in "USV"), energy=entry.numbers["energy"])
+
+
+def encoded(key: Key, entry: Entry) -> bytes:
     buffer = io.BytesIO()
-    write_entry(buffer, key, value or factors(key.rank))
+    write_entry(buffer, key, entry)
     return buffer.getvalue()
 
 
+def written(key: FactorKey = KEY, value: Factors | None = None) -> bytes:
+    return encoded(key, packed(value or factors(key.rank)))
+
+
 def read(data: bytes, key: FactorKey = KEY) -> Factors:
-    return read_entry(io.BytesIO(data), len(data), key)
+    return unpacked(read_entry(io.BytesIO(data), len(data), key))
 
 
 GOOD = written()
@@ -36,7 +59,7 @@ def test_an_entry_comes_back_bit_for_bit() -> None:
 
 def test_the_same_factors_give_the_same_bytes_and_their_size_is_known_before() -> None:
     assert written() == GOOD
-    assert entry_size(KEY, factors()) == len(GOOD)
+    assert entry_size(KEY, packed(factors())) == len(GOOD)
 
 
 def test_an_entry_is_an_ordinary_safetensors_file_with_aligned_data() -> None:
@@ -53,7 +76,7 @@ def test_an_entry_says_which_key_it_belongs_to() -> None:
 def test_factors_are_settled_to_contiguous_float32() -> None:
     value = factors()
     odd = Factors(U=value.U.T.contiguous().T, S=value.S.double(), V=value.V, energy=value.energy)
-    assert same(settle(odd), value)
+    assert same(unpacked(settle(packed(odd))), value)
 
 
 def test_a_rank_clipped_to_the_matrix_is_kept() -> None:
@@ -122,7 +145,7 @@ def test_a_header_that_promises_more_than_the_file_holds_allocates_nothing() -> 
     )
     from workers.cache import entry
 
-    header = entry._header(KEY, entry._shapes_of(huge), 1.0, "0" * 64)
+    header = entry._header(KEY, packed(huge).shapes, {"energy": 1.0}, "0" * 64)
     with pytest.raises(CorruptEntryError, match="size"):
         read(header + b"\0" * 100)
 
@@ -131,6 +154,51 @@ def test_an_energy_that_is_not_finite_survives_the_trip() -> None:
     value = factors()
     strange = Factors(U=value.U, S=value.S, V=value.V, energy=math.inf)
     assert read(written(value=strange)).energy == math.inf
+
+
+def test_a_pairs_tensors_come_back_bit_for_bit_under_their_names() -> None:
+    tensors = {"rotation": torch.randn(3, 5), "measured": torch.tensor([0.1, 7.0])}
+    data = encoded(PAIR, Entry(tensors))
+    found = read_entry(io.BytesIO(data), len(data), PAIR)
+    assert set(found.tensors) == set(tensors)
+    assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
+    assert read_key(io.BytesIO(data), len(data)) == PAIR
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(PAIR)])
+def test_a_pairs_entry_under_another_pairs_key_is_refused(field: str) -> None:
+    data = encoded(PAIR, Entry({"rotation": torch.ones(2, 2)}))
+    other = replace(PAIR, **{field: "other"})
+    assert other.digest != PAIR.digest
+    with pytest.raises(CorruptEntryError):
+        read_entry(io.BytesIO(data), len(data), other)
+
+
+@pytest.mark.parametrize(
+    ("key", "entry"),
+    [
+        (KEY, Entry({"rotation": torch.ones(2, 2)})),
+        (KEY, Entry(packed(factors()).tensors)),
+        (KEY, packed(factors(rank=5))),
+        (KEY, Entry({**packed(factors()).tensors, "S": torch.ones(3)}, {"energy": 1.0})),
+        (KEY, Entry({**packed(factors()).tensors, "S": torch.ones(4, 1)}, {"energy": 1.0})),
+        (PAIR, Entry({})),
+        (PAIR, packed(factors())),
+    ],
+    ids=["names", "no energy", "rank", "short S", "flat S", "nothing", "numbers"],
+)
+def test_contents_that_their_key_cannot_have_are_refused(key: Key, entry: Entry) -> None:
+    data = encoded(key, entry)
+    with pytest.raises(CorruptEntryError, match="cannot have"):
+        read_entry(io.BytesIO(data), len(data), key)
+
+
+@pytest.mark.parametrize("shape", ["[Infinity]", "[1e400]", '["a"]', "7", "null"])
+def test_a_shape_that_is_no_shape_is_corrupt_and_nothing_worse(shape: str) -> None:
+    text = GOOD[8:].split(b"  ")[0].split(b'"shape":')
+    header = b'"shape":'.join([text[0], shape.encode() + text[1][text[1].index(b"]") + 1 :], *text[2:]])
+    with pytest.raises(CorruptEntryError):
+        read(len(header).to_bytes(8, "little") + header + b"\0" * 200)
 
 
 def test_a_digest_is_the_same_in_every_process_and_differs_with_every_field() -> None:

@@ -5,21 +5,28 @@ X: (n, k_s) and Y: (n, k_t) are the same n anchors seen in the source's and the 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from transfer.interface import Factors, Port
 from transfer.linalg import procrustes
+
+# Part of what names a kept alignment: raise it whenever the same rows and factors may give another fit.
+ALIGNMENT_VERSION = 1
 
 # Every eighth anchor is kept out of the fit: enough to measure with, and the fit barely misses them.
 HELD_OUT_EVERY = 8
 
 # A held-out residual that is not below this share of its shuffled null says that the anchors carry next to
-# nothing. Unrelated random rows score 1.00 ± 0.03; SmolLM2-135M → Gemma-3-270M 0.84 to 0.98 per site, 0.92 on the
-# mean; a rotated copy of the same base 0.00.
+# nothing. Unrelated random rows score 1.00 ± 0.03; SmolLM2-135M → Gemma-3-270M 0.84 to 0.98 per site, 0.92 on
+# the mean; a rotated copy of the same base 0.00.
 UNINFORMATIVE_ABOVE = 0.97
+
+_SAMPLED_ROWS = 16  # of U and of V in a fingerprint; hashing them whole would cost as much as reading them
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,17 @@ class Alignment:
         """Does the true pairing agree clearly better than a shuffled one?"""
         return self.residual < UNINFORMATIVE_ABOVE * self.null
 
+    def tensors(self, port: Port) -> dict[str, Tensor]:
+        """The alignment as float32 tensors named for its port; `from_tensors` takes them back."""
+        measured = torch.tensor([self.residual, self.null, float(self.fitted), self.reached])
+        return {f"rotation_{port}": self.rotation, f"measured_{port}": measured}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], port: Port) -> Alignment:
+        """What `tensors` gave, its measurements rounded to float32."""
+        residual, null, fitted, reached = tensors[f"measured_{port}"].tolist()
+        return cls(tensors[f"rotation_{port}"], residual, null, int(fitted), reached)
+
 
 def align(X: Tensor, Y: Tensor) -> Alignment:
     """Orthogonal Procrustes, measured on anchors that it has not seen."""
@@ -56,6 +74,25 @@ def align(X: Tensor, Y: Tensor) -> Alignment:
         fitted=int((~held_out).sum()),
         reached=float(rotation.square().sum()) / min(rotation.shape),
     )
+
+
+def alignment_name(source: Factors, target: Factors) -> str:
+    """Names the alignment of exactly these factors.
+
+    A rotation is of use with the singular vectors that it was fitted to and no others: factors that another
+    machine or device computed again may have other signs, or mix close directions otherwise.
+    """
+    k_s, k_t = source.S.numel(), target.S.numel()
+    return f"alignment v{ALIGNMENT_VERSION} {k_s}x{k_t} {_fingerprint(source)} {_fingerprint(target)}"
+
+
+def _fingerprint(factors: Factors) -> str:
+    """64 bits of a hash over S and evenly spread rows of U and V, in which each direction's sign shows."""
+    sha = hashlib.sha256(factors.S.cpu().numpy().tobytes())
+    for vectors in (factors.U, factors.V):
+        spread = torch.linspace(0, vectors.shape[0] - 1, min(vectors.shape[0], _SAMPLED_ROWS)).long()
+        sha.update(vectors[spread.to(vectors.device)].cpu().numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def _residual(moved: Tensor, wanted: Tensor) -> float:

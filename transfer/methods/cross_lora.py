@@ -20,7 +20,7 @@ from torch import Tensor
 from transfer.catalogue import CrossLoraParams
 from transfer.interface import Carried, Evidence, Factors, LowRank, Pair, Role, SiteEvidence, SitePair
 from transfer.linalg import frobenius
-from transfer.methods.anchors import Alignment, align
+from transfer.methods.anchors import Alignment, align, alignment_name
 from transfer.methods.refusals import require_equal_shapes, require_sites
 
 _WRITERS = frozenset({Role.O, Role.DOWN})  # their outputs go to the residual stream
@@ -81,7 +81,7 @@ def _turn(
     """Source coordinates → target coordinates; measurements and flags of the alignment."""
     if params.alignment == "index":
         k = min(source.S.numel(), target.S.numel())
-        B, A = _fit(kept.B, target.S.numel(), k), _fit(kept.A.T, target.S.numel(), k).T
+        B, A = _resized(kept.B, target.S.numel(), k), _resized(kept.A.T, target.S.numel(), k).T
         return {}, ("index_alignment",), LowRank(B, A)
     reads, writes = _alignments(site, source, target, evidence)
     turned = LowRank(writes.rotation.T @ kept.B, kept.A @ reads.rotation)
@@ -103,6 +103,15 @@ def _turn(
 def _alignments(
     site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence
 ) -> tuple[Alignment, Alignment]:
+    """How the two bases match in what the site reads and in what it writes: fitted once per pair of bases.
+
+    A fresh fit passes through the same tensors as a kept one, so that both give the same bytes.
+    """
+    found = evidence.kept(alignment_name(source, target), lambda: _fitted(site, source, target, evidence))
+    return Alignment.from_tensors(found, "in"), Alignment.from_tensors(found, "out")
+
+
+def _fitted(site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence) -> dict[str, Tensor]:
     """Procrustes for what the site reads (X V) and what it writes (Y U)."""
     X_s = evidence.paired("source", "in") @ source.V
     X_t = evidence.paired("target", "in") @ target.V
@@ -114,10 +123,10 @@ def _alignments(
         # Y = X Wᵀ, so Y U = X V diag(S) exactly: the o-wide product is never formed. The bias is left out,
         # being a constant that says nothing about directions of change.
         Y_s, Y_t = X_s * source.S, X_t * target.S
-    return reads, align(Y_s, Y_t)
+    return reads.tensors("in") | align(Y_s, Y_t).tensors("out")
 
 
-def _fit(coordinates: Tensor, rows: int, k: int) -> Tensor:
+def _resized(coordinates: Tensor, rows: int, k: int) -> Tensor:
     """The first k rows, zeros up to `rows`: index matching between unequal numbers of directions."""
     out = coordinates.new_zeros(rows, coordinates.shape[1])
     out[:k] = coordinates[:k]

@@ -13,85 +13,104 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from transfer.interface import Factors
-from workers.cache.keys import FactorKey
+from workers.cache.keys import Key, Shapes, key_of
 
-_META = "rebase.factors"
-_MAX_HEADER = 16 * 1024  # a real header is under 1 KiB plus the tensor's name
+_FACTS = "__metadata__"  # safetensors' own place for what is not a tensor
+_META = "rebase.cache"
+_MAX_HEADER = 16 * 1024  # a real header is under 1 KiB plus the names in its key
 _ALIGN = 64
-_NAMES = ("S", "U", "V")
 
 
 class CorruptEntryError(Exception):
     """The bytes are not the entry that the key names. Never leaves the cache."""
 
 
-def settle(factors: Factors) -> Factors:
-    """The same factors as the cache would give them back: contiguous float32 on the CPU."""
-    U, S, V = (t.detach().to("cpu", torch.float32).contiguous() for t in (factors.U, factors.S, factors.V))
-    return Factors(U=U, S=S, V=V, energy=float(factors.energy))
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is kept under one key: float32 tensors, none of them empty, and numbers, each by name."""
+
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each tensor's shape."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def in_order(self) -> Iterator[Tensor]:
+        """The tensors in the order in which they are written."""
+        return (self.tensors[name] for name in sorted(self.tensors))
 
 
-def entry_size(key: FactorKey, factors: Factors) -> int:
+def settle(entry: Entry) -> Entry:
+    """The same entry as the cache would give it back: contiguous float32 on the CPU."""
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in entry.tensors.items()
+    }
+    return Entry(tensors, {name: float(number) for name, number in entry.numbers.items()})
+
+
+def entry_size(key: Key, entry: Entry) -> int:
     """Bytes that `write_entry` will write."""
-    return len(_header(key, _shapes_of(factors), factors.energy, "0" * 64)) + sum(
-        t.numel() * 4 for t in _tensors(factors)
-    )
+    header = _header(key, entry.shapes, entry.numbers, "0" * 64)
+    return len(header) + sum(4 * tensor.numel() for tensor in entry.tensors.values())
 
 
-def write_entry(stream: BinaryIO, key: FactorKey, factors: Factors) -> None:
-    """Write settled factors. Raises what the stream raises."""
-    shapes = _shapes_of(factors)
-    digest = _digest(_header(key, shapes, factors.energy, ""), _tensors(factors))
-    stream.write(_header(key, shapes, factors.energy, digest))
-    for tensor in _tensors(factors):
+def write_entry(stream: BinaryIO, key: Key, entry: Entry) -> None:
+    """Write a settled entry. Raises what the stream raises."""
+    digest = _digest(_header(key, entry.shapes, entry.numbers, ""), entry.in_order)
+    stream.write(_header(key, entry.shapes, entry.numbers, digest))
+    for tensor in entry.in_order:
         stream.write(_bytes_of(tensor))
 
 
-def read_entry(stream: BinaryIO, size: int, key: FactorKey) -> Factors:
-    """The factors in a stream of `size` bytes. Raises CorruptEntryError unless every byte is as written
-    for this key.
+def read_entry(stream: BinaryIO, size: int, key: Key) -> Entry:
+    """The entry in a stream of `size` bytes. Raises CorruptEntryError unless every byte is as written for
+    this key.
     """
     header, fields = _read_header(stream, size)
     try:
-        shapes = {name: tuple(int(n) for n in fields[name]["shape"]) for name in _NAMES}
-        meta = json.loads(fields["__metadata__"][_META])
-        energy, digest = float(meta["energy"]), str(meta["sha256"])
-    except (KeyError, TypeError, ValueError) as exc:
+        meta = json.loads(fields.pop(_FACTS)[_META])
+        shapes = {name: tuple(int(n) for n in facts["shape"]) for name, facts in fields.items()}
+        numbers = {name: float(number) for name, number in meta["numbers"].items()}
+        digest = str(meta["sha256"])
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
         raise CorruptEntryError("header without the expected fields") from exc
-    if header != _header(key, shapes, energy, digest):
+    if header != _header(key, shapes, numbers, digest):
         raise CorruptEntryError("header of another entry, or damaged")
-    _check_shapes(shapes, key.rank, size - len(header))
-    tensors = {name: _read_tensor(stream, shapes[name]) for name in _NAMES}
+    _check_shapes(key, shapes, numbers, size - len(header))
+    entry = Entry({name: _read_tensor(stream, shapes[name]) for name in sorted(shapes)}, numbers)
     if stream.read(1):
         raise CorruptEntryError("longer than it says")
-    found = _digest(_header(key, shapes, energy, ""), (tensors[name] for name in _NAMES))
-    if found != digest:
+    if _digest(_header(key, shapes, numbers, ""), entry.in_order) != digest:
         raise CorruptEntryError("contents differ from their digest")
-    return Factors(U=tensors["U"], S=tensors["S"], V=tensors["V"], energy=energy)
+    return entry
 
 
-def read_key(stream: BinaryIO, size: int) -> FactorKey:
+def read_key(stream: BinaryIO, size: int) -> Key:
     """The key that an entry says it belongs to, from its header alone. Raises CorruptEntryError."""
     _, fields = _read_header(stream, size)
     try:
-        return FactorKey(**json.loads(fields["__metadata__"][_META])["key"])
-    except (KeyError, TypeError, ValueError) as exc:
+        return key_of(json.loads(fields[_FACTS][_META])["key"])
+    except (KeyError, RecursionError, TypeError, ValueError) as exc:
         raise CorruptEntryError("header without a key") from exc
 
 
-def _header(key: FactorKey, shapes: dict[str, tuple[int, ...]], energy: float, digest: str) -> bytes:
+def _header(key: Key, shapes: Shapes, numbers: Mapping[str, float], digest: str) -> bytes:
     """Length prefix and JSON, padded with spaces so that the data starts on a 64-byte boundary."""
-    meta = {"energy": repr(energy), "key": json.loads(key.canonical), "sha256": digest}
-    fields: dict[str, Any] = {"__metadata__": {_META: _dumps(meta)}}
+    spelled = {name: repr(number) for name, number in numbers.items()}
+    meta = {"key": key.fields, "numbers": spelled, "sha256": digest}
+    fields: dict[str, Any] = {_FACTS: {_META: _dumps(meta)}}
     start = 0
-    for name in _NAMES:
+    for name in sorted(shapes):
         end = start + 4 * math.prod(shapes[name])
         fields[name] = {"data_offsets": [start, end], "dtype": "F32", "shape": list(shapes[name])}
         start = end
@@ -115,16 +134,12 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
     return prefix + text, fields
 
 
-def _check_shapes(shapes: dict[str, tuple[int, ...]], rank: int, data: int) -> None:
-    """Refuse before anything is allocated: shapes must agree with each other, the rank and the file's
-    size.
-    """
-    try:
-        (k,), (o, k_u), (i, k_v) = shapes["S"], shapes["U"], shapes["V"]
-    except ValueError as exc:
-        raise CorruptEntryError("wrong number of dimensions") from exc
-    if not (0 < k == k_u == k_v <= rank) or min(o, i) < k or 4 * k * (1 + o + i) != data:
-        raise CorruptEntryError("shapes do not fit the rank or the size")
+def _check_shapes(key: Key, shapes: Shapes, numbers: Mapping[str, float], data: int) -> None:
+    """Refuse before anything is allocated: shapes must suit the key and add up to the file's size."""
+    if any(n < 1 for shape in shapes.values() for n in shape) or not key.fits(shapes, numbers):
+        raise CorruptEntryError("shapes that this key cannot have")
+    if 4 * sum(map(math.prod, shapes.values())) != data:
+        raise CorruptEntryError("shapes do not fit the size")
 
 
 def _read_tensor(stream: BinaryIO, shape: tuple[int, ...]) -> Tensor:
@@ -138,19 +153,11 @@ def _read_tensor(stream: BinaryIO, shape: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def _digest(header: bytes, tensors: Iterator[Tensor]) -> str:
+def _digest(header: bytes, tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256(header)
     for tensor in tensors:
         sha.update(_bytes_of(tensor))
     return sha.hexdigest()
-
-
-def _tensors(factors: Factors) -> Iterator[Tensor]:
-    yield from (factors.S, factors.U, factors.V)
-
-
-def _shapes_of(factors: Factors) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in zip(_NAMES, _tensors(factors), strict=True)}
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

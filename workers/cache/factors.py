@@ -1,9 +1,9 @@
-"""Truncated SVDs of base weights, computed once: disk, then Redis where there is one, then computed,
+"""What depends on base weights alone, computed once: disk, then Redis where there is one, then computed,
 filling both.
 
-Factors are the expensive part of several methods and depend on one base model only, so every later job on
-the same base finds them here. Who may see them is not decided here: the pipeline asks the hub whether
-this job may read the repo before it asks for any factor.
+Truncated SVDs depend on one base model, so every later job on the same base finds them here; alignments
+depend on two, so every later adapter between the two does. Who may see them is not decided here: the
+pipeline asks the hub whether this job may read the repos before it asks for anything.
 
 A cached rank-320 entry is not sliced to serve a request for rank 128: its leading 128 directions agree
 with a fresh rank-128 computation only to rounding, so a result would depend on what happened to be cached
@@ -13,25 +13,35 @@ with a fresh rank-128 computation only to rounding, so a result would depend on 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from transfer.interface import Factors
 from workers.cache.disk import DiskTier, StoredFile
-from workers.cache.entry import CorruptEntryError, entry_size, read_entry, read_key, settle, write_entry
-from workers.cache.keys import FactorKey
+from workers.cache.entry import (
+    CorruptEntryError,
+    Entry,
+    entry_size,
+    read_entry,
+    read_key,
+    settle,
+    write_entry,
+)
+from workers.cache.keys import FactorKey, Key, PairKey
 from workers.cache.locks import file_lock, redis_lock
 from workers.cache.redis_tier import RedisTier
 
-__all__ = ["CacheEntry", "CacheStats", "FactorCache", "FactorKey", "Pruned"]
+__all__ = ["CacheEntry", "CacheStats", "FactorCache", "FactorKey", "PairKey", "Pruned"]
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
     """One entry of the disk tier. `key` is None when the file cannot be read; the next use removes it."""
 
-    key: FactorKey | None
+    key: Key | None
     bytes: int
     last_used: float  # seconds since the epoch
 
@@ -96,14 +106,15 @@ class FactorCache:
         `compute` runs at most once at a time among everybody who shares a tier; what it raises goes to
         its caller, and the next one in line computes. Trouble with a tier is never raised.
         """
-        found = self._look_up(key)
-        if found is not None:
-            return found
-        if not self._disk.writable:  # nothing could be handed over through the folder, so do not queue there
-            return self._between_machines(key, compute)
-        lock = self._disk.folder / "locks" / f"{key.digest}.lock"
-        with file_lock(lock, lambda: self._disk.has(key.digest), self._wait_s):
-            return self._look_up(key) or self._between_machines(key, compute)
+        found = self._get(key, lambda: _packed(compute()))
+        U, S, V = (found.tensors[name] for name in "USV")
+        return Factors(U, S, V, found.numbers["energy"])
+
+    def get_or_compute_pair(
+        self, key: PairKey, compute: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The same for the named tensors of a pair of bases."""
+        return dict(self._get(key, lambda: Entry(compute())).tensors)
 
     def ls(self) -> list[CacheEntry]:
         """Entries of the disk tier, least recently used first."""
@@ -117,7 +128,17 @@ class FactorCache:
         removed = self._disk.prune(max_bytes)
         return Pruned(entries=len(removed), bytes=sum(f.bytes for f in removed))
 
-    def _look_up(self, key: FactorKey) -> Factors | None:
+    def _get(self, key: Key, compute: Callable[[], Entry]) -> Entry:
+        found = self._look_up(key)
+        if found is not None:
+            return found
+        if not self._disk.writable:  # nothing could be handed over through the folder, so do not queue there
+            return self._between_machines(key, compute)
+        lock = self._disk.folder / "locks" / f"{key.digest}.lock"
+        with file_lock(lock, lambda: self._disk.has(key.digest), self._wait_s):
+            return self._look_up(key) or self._between_machines(key, compute)
+
+    def _look_up(self, key: Key) -> Entry | None:
         found = self._disk.get(key.digest, lambda file, size: read_entry(file, size, key))
         if found is not None:
             self.stats.disk_hits += 1
@@ -128,7 +149,7 @@ class FactorCache:
             self._to_disk(key, found)
         return found
 
-    def _between_machines(self, key: FactorKey, compute: Callable[[], Factors]) -> Factors:
+    def _between_machines(self, key: Key, compute: Callable[[], Entry]) -> Entry:
         tier = self._redis
         if tier is None or not tier.available:
             return self._compute(key, compute)
@@ -137,39 +158,43 @@ class FactorCache:
         ):
             return self._look_up(key) or self._compute(key, compute)
 
-    def _compute(self, key: FactorKey, compute: Callable[[], Factors]) -> Factors:
-        factors = settle(compute())
+    def _compute(self, key: Key, compute: Callable[[], Entry]) -> Entry:
+        entry = settle(compute())
         self.stats.computed += 1
-        self._to_disk(key, factors)
-        self._to_redis(key, factors)
-        return factors
+        self._to_disk(key, entry)
+        self._to_redis(key, entry)
+        return entry
 
-    def _to_disk(self, key: FactorKey, factors: Factors) -> None:
-        size = entry_size(key, factors)
-        self._disk.put(key.digest, size, lambda file: write_entry(file, key, factors))
+    def _to_disk(self, key: Key, entry: Entry) -> None:
+        size = entry_size(key, entry)
+        self._disk.put(key.digest, size, lambda file: write_entry(file, key, entry))
 
-    def _to_redis(self, key: FactorKey, factors: Factors) -> None:
+    def _to_redis(self, key: Key, entry: Entry) -> None:
         if self._redis is None or not self._redis.available:
             return
-        if not self._redis.fits(entry_size(key, factors)):
+        if not self._redis.fits(entry_size(key, entry)):
             self._redis.say_not_shared(key.digest)
             return
         buffer = io.BytesIO()
-        write_entry(buffer, key, factors)
+        write_entry(buffer, key, entry)
         self._redis.put(key.digest, buffer.getvalue())
 
-    def _from_redis(self, key: FactorKey) -> Factors | None:
-        entry = self._redis.get(key.digest) if self._redis else None
-        if entry is None or self._redis is None:
+    def _from_redis(self, key: Key) -> Entry | None:
+        data = self._redis.get(key.digest) if self._redis else None
+        if data is None or self._redis is None:
             return None
         try:
-            return read_entry(io.BytesIO(entry), len(entry), key)
+            return read_entry(io.BytesIO(data), len(data), key)
         except CorruptEntryError:
             self._redis.remove(key.digest)
             return None
 
 
-def _key_of(file: StoredFile) -> FactorKey | None:
+def _packed(factors: Factors) -> Entry:
+    return Entry({"U": factors.U, "S": factors.S, "V": factors.V}, {"energy": factors.energy})
+
+
+def _key_of(file: StoredFile) -> Key | None:
     try:
         with file.path.open("rb") as stream:
             return read_key(stream, file.bytes)

@@ -1,22 +1,65 @@
-"""What a cached factorization is the factorization of."""
+"""What a cached computation is a computation of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any, ClassVar
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class FactorKey:
+class Key(ABC):
+    """Names one entry by everything that its contents depend on, so that it can never be out of date."""
+
+    kind: ClassVar[str]
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The kind and the key's own fields."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @cached_property
+    def canonical(self) -> str:
+        """`fields` as JSON with one spelling only."""
+        return json.dumps(self.fields, sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of `canonical` in hex; the entry's name in both tiers."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @abstractmethod
+    def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
+        """Can an entry of this key hold tensors of these names and shapes, and these numbers?"""
+
+    @property
+    @abstractmethod
+    def bases(self) -> str:
+        """The base model or models, for people."""
+
+    @property
+    @abstractmethod
+    def contents(self) -> str:
+        """What is kept of them, for people."""
+
+
+@dataclass(frozen=True)
+class FactorKey(Key):
     """One truncated SVD: a tensor of a base model at a pinned commit, the rank asked for, the algorithm's
     version.
 
     `tensor` names the matrix that was factorized and nothing else: for a slice of a fused tensor it must
     say which.
-    `sha` is the 40-hex commit, never a branch: an entry can then never be out of date.
+    `sha` is the 40-hex commit, never a branch.
     """
+
+    kind: ClassVar[str] = "factors"
 
     repo_id: str
     sha: str
@@ -24,12 +67,64 @@ class FactorKey:
     rank: int
     version: int
 
-    @cached_property
-    def canonical(self) -> str:
-        """The fields as JSON with one spelling only."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+    def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
+        """U (o, k), S (k,), V (i, k) with k of at most the rank asked for, and their energy."""
+        if set(shapes) != {"S", "U", "V"} or set(numbers) != {"energy"}:
+            return False
+        if [len(shapes[name]) for name in "SUV"] != [1, 2, 2]:
+            return False
+        (k,), (o, k_u), (i, k_v) = shapes["S"], shapes["U"], shapes["V"]
+        return k == k_u == k_v <= min(self.rank, o, i)
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of `canonical` in hex; the entry's name in both tiers."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()
+    @property
+    def bases(self) -> str:
+        """The repo."""
+        return self.repo_id
+
+    @property
+    def contents(self) -> str:
+        """The tensor and the rank."""
+        return f"{self.tensor}, rank {self.rank}"
+
+
+@dataclass(frozen=True)
+class PairKey(Key):
+    """Tensors that depend on two pinned bases, on a site of each and on the tokens that pair them.
+
+    `what` starts with a word for people, and names every setting and algorithm version. `anchors` is the
+    digest of the paired rows (`transfer.pseudo`).
+    """
+
+    kind: ClassVar[str] = "pair"
+
+    source_repo: str
+    source_sha: str
+    source_site: str
+    target_repo: str
+    target_sha: str
+    target_site: str
+    what: str
+    anchors: str
+
+    def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
+        """Any tensors: `what` says which. No numbers."""
+        return bool(shapes) and not numbers
+
+    @property
+    def bases(self) -> str:
+        """Both repos."""
+        return f"{self.source_repo} → {self.target_repo}"
+
+    @property
+    def contents(self) -> str:
+        """The sites, and what kind of thing it is."""
+        return f"{self.source_site} → {self.target_site}, {self.what.split(' ', 1)[0]}"
+
+
+_KINDS: Mapping[str, type[Key]] = {kind.kind: kind for kind in (FactorKey, PairKey)}
+
+
+def key_of(fields: Mapping[str, Any]) -> Key:
+    """The key that has these `fields`. Raises KeyError or TypeError where none has."""
+    own = dict(fields)
+    return _KINDS[own.pop("kind")](**own)
