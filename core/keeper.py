@@ -20,7 +20,8 @@ log = get_logger("keeper")
 # A burst is rung in small batches with a breath between them: bells are for jobs that take minutes, and
 # requests that wait for an answer come first.
 BATCH = 20
-BREATH_S = 0.05
+BREATH_S = 0.1
+GATHER_S = 0.05  # a nudge waits this long for others, so that a burst costs one batch and not one each
 
 
 class Ring(Protocol):
@@ -84,8 +85,7 @@ class Keeper:
                 self._stopping.wait(BREATH_S)
             else:
                 self._wake.wait(self._interval)
-                # Let a burst gather, so that it costs one batch and not one transaction each.
-                self._stopping.wait(BREATH_S)
+                self._stopping.wait(GATHER_S)
 
     def _relay_batch(self) -> bool:
         rung = self._store.relay(self._ring_one, limit=BATCH)
