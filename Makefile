@@ -26,8 +26,8 @@ $(READY): pyproject.toml requirements.lock
 	@rm -rf rebase_lora.egg-info build
 	@touch $@
 
-run: $(READY) ## start the stack, convert the bundled example, keep serving until Ctrl-C
-	@$(BIN)/rebase demo --serve
+run: $(READY) ## start the stack, convert the bundled example, keep serving until Ctrl-C (PORT=8000)
+	@$(BIN)/rebase demo --serve $(if $(PORT),--port $(PORT))
 
 demo: $(READY) ## the same conversion as a check: exits 0 when all is as promised, else 1
 	@$(BIN)/rebase demo

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +11,9 @@ from rich.text import Text
 
 from core.settings import Settings
 from rebase.cli import options
-from rebase.cli.exits import CommandFailed, Exit
+from rebase.cli.exits import Exit
 from rebase.cli.output import Output
+from rebase.stack.database import database_trouble, migrate_database
 
 if TYPE_CHECKING:
     from core.jobs import JobStore
@@ -29,21 +28,6 @@ def _store() -> JobStore:
     return JobStore(Database.open(Settings().resolved_database_url))
 
 
-@contextmanager
-def _database_trouble() -> Iterator[None]:
-    """A database that is absent or was never migrated is the operator's to mend; its URL may hold a
-    password."""
-    from sqlalchemy.exc import OperationalError, ProgrammingError
-
-    try:
-        yield
-    except (OperationalError, ProgrammingError) as exc:
-        raise CommandFailed(
-            "The database cannot be reached or has not been set up.",
-            hint="Check REBASE_DATABASE_URL, then run `rebase migrate`.",
-        ) from exc
-
-
 @keys.command("create")
 def keys_create(
     tenant: Annotated[
@@ -56,7 +40,7 @@ def keys_create(
     from core.keys import create
 
     out = Output(as_json=as_json)
-    with _database_trouble():
+    with database_trouble():
         key = create(_store(), tenant, name)
     out.document({"key": key, "tenant": tenant, "name": name})
     out.show(key)
@@ -70,7 +54,7 @@ def keys_ls(as_json: options.AsJson = False) -> int:
     from core.keys import list_keys
 
     out = Output(as_json=as_json)
-    with _database_trouble():
+    with database_trouble():
         found = list_keys(_store())
     out.document({"keys": [asdict(key) for key in found]})
     table = Table(
@@ -96,7 +80,7 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], as_json: o
     from core.keys import revoke
 
     out = Output(as_json=as_json)
-    with _database_trouble():
+    with database_trouble():
         revoke(_store(), key_id)
     out.document({"revoked": key_id})
     out.show("Revoked.")
@@ -105,11 +89,8 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], as_json: o
 
 def migrate(as_json: options.AsJson = False) -> int:
     """Bring the database of this deployment to the newest schema."""
-    from migrations import head, upgrade
-
     out = Output(as_json=as_json)
-    with _database_trouble():
-        upgrade(Settings().resolved_database_url)
-    out.document({"revision": head()})
-    out.show(f"The database is at revision {head()}.")
+    revision = migrate_database(Settings().resolved_database_url)
+    out.document({"revision": revision})
+    out.show(f"The database is at revision {revision}.")
     return Exit.DONE

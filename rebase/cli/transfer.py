@@ -109,6 +109,8 @@ def run_locally(
 
     if hub is not None and not hub.is_dir():
         raise CommandFailed(f"--hub {hub} is not a folder.")
+    if report_file is not None and (report_file.is_dir() or not report_file.absolute().parent.is_dir()):
+        raise CommandFailed(f"--report {report_file} cannot be written: its folder must exist.")
     settings = Settings(hub_dir=hub) if hub is not None else Settings()
     if out_dir is not None:
         local.check_out(out_dir)

@@ -77,6 +77,9 @@ def running(place: Place, out: Output) -> Iterator[Stack]:
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stack.stopping.set()
+        if stack.interruptible:
+            stack.interruptible = False
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -23,6 +23,7 @@ _POLL_S = 0.5
 _RETRY_S = 1.0
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
+Body = ConversionRequest | Mapping[str, Any]
 AnswerT = TypeVar("AnswerT", Job, JobList)
 
 
@@ -58,11 +59,12 @@ class RebaseClient:
         except (httpx2.TransportError, httpx2.InvalidURL):
             return False
 
-    def convert(self, request: ConversionRequest, *, idempotency_key: str | None = None) -> Job:
-        """`POST /convert`; the job as accepted."""
+    def convert(self, request: Body, *, idempotency_key: str | None = None) -> Job:
+        """`POST /convert`; the job as accepted. The request as a model, or as the JSON object that the API
+        takes."""
         return self._submit("/convert", request, idempotency_key)
 
-    def precheck(self, request: ConversionRequest, *, idempotency_key: str | None = None) -> Job:
+    def precheck(self, request: Body, *, idempotency_key: str | None = None) -> Job:
         """`POST /precheck`: a job that stops after the verdict."""
         return self._submit("/precheck", request, idempotency_key)
 
@@ -160,10 +162,12 @@ class RebaseClient:
                 raise TimeoutError(f"job {job_id} was still not done after {timeout_s:g} s")
             time.sleep(_POLL_S)
 
-    def _submit(self, path: str, request: ConversionRequest, idempotency_key: str | None) -> Job:
+    def _submit(self, path: str, request: Body, idempotency_key: str | None) -> Job:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        # Only what was said: defaults are the service's own.
-        body = request.model_dump(mode="json", exclude_unset=True)
+        body = request
+        if isinstance(request, ConversionRequest):
+            # Only what was said: defaults are the service's own.
+            body = request.model_dump(mode="json", exclude_unset=True)
         return self._job(self._call("POST", path, json=body, headers=headers))
 
     def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:

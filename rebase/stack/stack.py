@@ -15,6 +15,7 @@ from core.settings import Settings
 from rebase.cli.exits import CommandFailed
 from rebase.client import RebaseClient
 from rebase.stack.child import Child
+from rebase.stack.database import migrate_database
 
 _READY_S = 90.0
 _LOOK_S = 0.5
@@ -66,6 +67,8 @@ class Stack:
     def __init__(self, place: Place, say: Callable[[str], None]) -> None:
         self.place = place
         self.stopping = threading.Event()
+        # While nobody looks at `stopping`, a signal must break into what is being done.
+        self.interruptible = True
         self._say = say
         env, logs = place.environment(), place.home / "logs"
         # -P: a folder named `core` or `service` where the user stands must not shadow ours.
@@ -83,18 +86,17 @@ class Stack:
 
     def start(self) -> None:
         """Migrate, start both children, return when the API says that it is ready. Raises CommandFailed."""
-        from migrations import upgrade  # half of a light command's start-up time
-
         self.place.home.mkdir(parents=True, exist_ok=True)
         if self.place.hub is not None:
             self.place.hub.mkdir(parents=True, exist_ok=True)
-        upgrade(Settings(home=self.place.home).resolved_database_url)
+        migrate_database(Settings(home=self.place.home).resolved_database_url)
         for child in self.children:
             child.start()
         self._wait_until_ready()
 
     def serve(self) -> None:
         """Keep the children alive until `stopping` is set."""
+        self.interruptible = False
         while not self.stopping.wait(_LOOK_S):
             self.look_after()
 
@@ -109,6 +111,7 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything that was started, both at once, within a bounded time."""
+        self.interruptible = False
         for child in self.children:
             child.ask_to_stop()
         for child in self.children:
@@ -128,5 +131,4 @@ class Stack:
                     raise CommandFailed(
                         f"The API was not ready after {_READY_S:g} s.", hint=f"Logs: {self.place.home}/logs"
                     )
-                if self.stopping.wait(0.2):
-                    raise KeyboardInterrupt
+                time.sleep(0.2)

@@ -159,6 +159,28 @@ def test_an_empty_cache_lists_and_prunes_nothing(
     assert rebase("cache", "prune", "--to", "1G").out == "Removed 0 entries, 0 B.\n"
 
 
+def test_the_cache_lists_what_belongs_to_one_base_and_to_a_pair(
+    rebase: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from transfer.interface import Factors
+    from workers.cache.factors import FactorCache, FactorKey, PairKey
+
+    monkeypatch.setenv("REBASE_CACHE_DIR", str(tmp_path))
+    cache, ones = FactorCache(tmp_path, 10**6), torch.ones(2, 1)
+    one = FactorKey("acme/old", "a" * 40, "w", 320, 1)
+    two = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "alignment v1", "c")
+    cache.get_or_compute(one, lambda: Factors(ones, torch.ones(1), ones, 1.0))
+    cache.get_or_compute_pair(two, lambda: {"rotation": ones})
+
+    listed = " ".join(rebase("cache", "ls").out.split())
+    for words in ("w, rank 320", "acme/old → acme/new", "0.q_proj → 1.q_proj, alignment", "2 entries"):
+        assert words in listed
+    entries = json.loads(rebase("cache", "ls", "--json").out)["entries"]
+    assert [entry["key"] for entry in entries] == [one.fields, two.fields]
+
+
 def test_migrate_sets_up_a_database_and_says_what_is_wrong_with_one(
     rebase: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

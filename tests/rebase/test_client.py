@@ -42,6 +42,18 @@ def test_an_accepted_job_is_queued_with_the_services_own_defaults(client: Rebase
     assert client.job(job.id) == job
 
 
+def test_a_plain_object_is_judged_by_the_service_which_points_at_every_wrong_field(
+    client: RebaseClient,
+) -> None:
+    body = {"adapter": {"repo_id": "acme/a"}, "target": {"repo_id": "acme/b"}}
+    assert client.convert(body).status == "queued"
+    with pytest.raises(ServiceError) as caught:
+        client.convert(body | {"output": {"max_rank": 0}, "method": "magic"})
+    assert caught.value.error.code == "request_invalid"
+    assert "/output/max_rank: " in caught.value.error.message
+    assert "/method" in caught.value.error.message
+
+
 def test_one_idempotency_key_gives_one_job_and_refuses_another_body(client: RebaseClient) -> None:
     first = client.convert(request(), idempotency_key="once")
     assert client.convert(request(), idempotency_key="once").id == first.id

@@ -116,6 +116,20 @@ def test_a_killed_supervisor_takes_everything_with_it(up: Up) -> None:
     until(lambda: not members(up.home), GRACE_S + 10)
 
 
+def test_ctrl_c_while_starting_leaves_nobody(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*REBASE, "up", "--port", "0"], env=clean_environment(tmp_path), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("Starting")
+    until(lambda: len(members(tmp_path)) > 1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=GRACE_S + 20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    until(lambda: not members(tmp_path), 5)
+
+
 def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

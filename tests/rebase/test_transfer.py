@@ -125,6 +125,7 @@ def test_an_empty_output_folder_is_filled(here: Path, rebase: Command) -> None:
         (("lora", "--source", "lora", "--target", "new"), 1, "lora"),
         (("lora", "--source", "old", "--target", "old"), 2, "same base"),
         (("lora", "--source", "old", "--target", "new", "--hub", "nowhere"), 1, "nowhere"),
+        (("lora", "--source", "old", "--target", "new", "--report", "no/where.json"), 1, "no/where.json"),
         (("no/body", "--source", "old", "--target", "new", "--hub", "."), 1, "no/body"),
     ],
 )
