@@ -46,6 +46,34 @@ def _forward(model_type, ids):
     return weights, recorder
 
 
+def test_nothing_is_read_before_rows_are_asked_for():
+    weights = weights_of(tiny_model("llama"))
+    paired = PairedEmbeddings(weights, weights, IDS, OTHER_IDS)
+    assert paired.tokens == 5
+    assert len(paired.digest) == 64
+    assert weights._reader.reads == []
+    paired.rows("source", Site(0, Role.Q), "in")
+    assert len(set(weights._reader.reads)) == 2, "the embedding and the layer's norm"
+
+
+def test_the_digest_tells_tokens_order_sides_and_spread_apart():
+    weights = weights_of(tiny_model("llama"))
+
+    def digest(*arguments):
+        return PairedEmbeddings(weights, weights, *arguments).digest
+
+    assert digest(IDS, OTHER_IDS) == digest(IDS.int(), OTHER_IDS.clone())
+    others = [
+        (IDS, OTHER_IDS),
+        (OTHER_IDS, IDS),
+        (IDS, IDS),
+        (IDS[:4], OTHER_IDS[:4]),
+        (IDS.flip(0), OTHER_IDS.flip(0)),
+        (IDS, OTHER_IDS, 3),
+    ]
+    assert len({digest(*arguments) for arguments in others}) == len(others)
+
+
 def _rows_of(tensor, weights, role):
     rows = weights.architecture.rows(role)
     return tensor if rows is None else tensor[:, rows]

@@ -33,7 +33,8 @@ def packed(value: Factors) -> Entry:
 
 
 def unpacked(entry: Entry) -> Factors:
-    return Factors(*(entry.tensors[name] for name in "USV"), energy=entry.numbers["energy"])
+    U, S, V = (entry.tensors[name] for name in "USV")
+    return Factors(U, S, V, entry.numbers["energy"])
 
 
 def encoded(key: Key, entry: Entry) -> bytes:

@@ -13,15 +13,18 @@ from typing import NoReturn
 
 import pytest
 import redis
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from support.cache_processes import KEY, factors, same
 from support.redis_server import a_prefix, a_redis, own_redis
 from transfer.interface import Factors
-from workers.cache.factors import FactorCache, FactorKey
+from workers.cache.factors import FactorCache, FactorKey, PairKey
 
 BIG = 10**9
+PAIR = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "map v1", "c" * 64)
 
 
 def key(number: int) -> FactorKey:
@@ -268,6 +271,41 @@ def test_a_key_of_another_type_in_redis_is_a_miss(tmp_path: Path, redis_url: str
         client.rpush(f"{prefix}:entry:{KEY.digest}", "a list")
     cache = FactorCache(tmp_path, BIG, redis_url, redis_prefix=prefix)
     assert same(cache.get_or_compute(KEY, factors), factors())
+
+
+def rotation() -> dict[str, Tensor]:
+    return {"rotation": torch.arange(6.0).reshape(2, 3)}
+
+
+def test_a_pairs_tensors_go_through_the_same_tiers(tmp_path: Path, redis_url: str, prefix: str) -> None:
+    one = FactorCache(tmp_path / "a", BIG, redis_url, redis_prefix=prefix)
+    odd = {"rotation": rotation()["rotation"].double().T.contiguous().T}
+    fresh = one.get_or_compute_pair(PAIR, lambda: odd)
+    other = FactorCache(tmp_path / "b", BIG, redis_url, redis_prefix=prefix)
+    for found in (fresh, other.get_or_compute_pair(PAIR, never), other.get_or_compute_pair(PAIR, never)):
+        assert found.keys() == {"rotation"}
+        assert torch.equal(found["rotation"], rotation()["rotation"])
+        assert (found["rotation"].dtype, found["rotation"].stride()) == (torch.float32, (3, 1))
+    assert (other.stats.redis_hits, other.stats.disk_hits, other.stats.computed) == (1, 1, 0)
+
+
+def test_a_damaged_pair_entry_is_a_miss_in_either_tier(tmp_path: Path, redis_url: str, prefix: str) -> None:
+    cache = FactorCache(tmp_path, BIG, redis_url, redis_prefix=prefix)
+    cache.get_or_compute_pair(PAIR, rotation)
+    good = only_file(tmp_path).read_bytes()
+    only_file(tmp_path).write_bytes(good[:-1])
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(f"{prefix}:entry:{PAIR.digest}", good[:-1] + b"x")
+        assert torch.equal(cache.get_or_compute_pair(PAIR, rotation)["rotation"], rotation()["rotation"])
+        assert cache.stats.computed == 2
+        assert only_file(tmp_path).read_bytes() == client.get(f"{prefix}:entry:{PAIR.digest}") == good
+
+
+def test_both_kinds_are_listed_by_their_keys(tmp_path: Path) -> None:
+    cache = FactorCache(tmp_path, BIG)
+    cache.get_or_compute(KEY, factors)
+    cache.get_or_compute_pair(PAIR, rotation)
+    assert {entry.key for entry in cache.ls()} == {KEY, PAIR}
 
 
 def test_redis_works_without_a_disk_tier(tmp_path: Path, redis_url: str, prefix: str) -> None:

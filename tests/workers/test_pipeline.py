@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from core.errors import FileMissing, OutputExists, Rejected, RepoNotFound, RequestInvalid, UnsafeFile
 from core.requests import ConversionRequest
 from core.states import Phase
+from support.tiny_models import save_adapter, tiny_model
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
 from transfer.errors import IncompatiblePair, MalformedAdapter, TransferError, UnsupportedAdapter
 from workers.cache.factors import FactorCache
@@ -83,6 +84,20 @@ def test_the_same_request_gives_the_same_bytes(hub: Path) -> None:
     assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors", "rebase_report.json"]
     for name in files:
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+def test_a_second_adapter_between_the_same_bases_factorises_and_aligns_nothing(hub: Path) -> None:
+    method = {"name": "cross_lora", "rank": 16}
+    lora = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+    save_adapter(hub / "acme/other-skill", tiny_model("llama", seed=0), seed=9, **lora)
+    edit_json(hub / "acme/other-skill" / "adapter_config.json", base_model_name_or_path=OLD, revision=None)
+    convert(hub, method=method, out=hub.parent / "one")
+    cache = FactorCache(hub.parent / "cache", 2**30)
+    entries = {entry.key for entry in cache.ls()}
+    assert len(entries) == 3 * 14
+
+    convert(hub, adapter={"repo_id": "acme/other-skill"}, method=method, out=hub.parent / "two")
+    assert {entry.key for entry in cache.ls()} == entries
 
 
 def test_the_report_and_card_tell_where_everything_came_from(hub: Path) -> None:
