@@ -97,7 +97,7 @@ def measure(layers: int, threads: int) -> dict[str, Any]:
         "cold_s": round(cold["seconds"], 2),
         "warm_s": round(warm["seconds"], 2),
         "cold_over_warm": round(cold["seconds"] / warm["seconds"], 1),
-        "factors_computed": cold["computed"],
+        "computed": cold["computed"],
         "cold_peak_mb": round(cold["peak_above_import"] / 1e6),
         "warm_peak_mb": round(warm["peak_above_import"] / 1e6),
     }
