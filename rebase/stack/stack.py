@@ -61,15 +61,20 @@ def free_port(host: str, port: int) -> int:
 
 
 class Stack:
-    """`start`, then `serve` until `stopping` is set, then `stop`. Use as a context manager so that `stop` is
-    certain."""
+    """`start`, then `serve` until `stopping` is set, then `stop`: as a context manager, so that `stop` is
+    certain.
+
+    From `start` on, a thread restarts whatever falls.
+    """
 
     def __init__(self, place: Place, say: Callable[[str], None]) -> None:
         self.place = place
         self.stopping = threading.Event()
-        # While nobody looks at `stopping`, a signal must break into what is being done.
-        self.interruptible = True
+        # Starting and serving look at `stopping` themselves. What a caller does in between does not, so there
+        # a signal breaks in.
+        self.interruptible = False
         self._say = say
+        self._healer = threading.Thread(target=self._heal, name="healer", daemon=True)
         env, logs = place.environment(), place.home / "logs"
         # -P: a folder named `core` or `service` where the user stands must not shadow ours.
         python = [sys.executable, "-P", "-m"]
@@ -85,37 +90,46 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Migrate, start both children, return when the API says that it is ready. Raises CommandFailed."""
+        """Migrate, start both children, return when the API says that it is ready.
+
+        Raises CommandFailed, and KeyboardInterrupt once `stopping` is set.
+        """
         self.place.home.mkdir(parents=True, exist_ok=True)
         if self.place.hub is not None:
             self.place.hub.mkdir(parents=True, exist_ok=True)
         migrate_database(Settings(home=self.place.home).resolved_database_url)
+        self._go_on()
         for child in self.children:
             child.start()
         self._wait_until_ready()
+        self._healer.start()
+        self.interruptible = True
 
     def serve(self) -> None:
-        """Keep the children alive until `stopping` is set."""
+        """Return when `stopping` is set."""
         self.interruptible = False
-        while not self.stopping.wait(_LOOK_S):
-            self.look_after()
-
-    def look_after(self) -> None:
-        """Restart whatever fell; called twice a second."""
-        for child in self.children:
-            status = child.revive()
-            if status is not None:
-                self._say(
-                    f"The {child.name} ended with status {status} and is started again; see {child.log}"
-                )
+        self.stopping.wait()
 
     def stop(self) -> None:
         """Stop everything that was started, both at once, within a bounded time."""
         self.interruptible = False
+        self.stopping.set()
+        if self._healer.is_alive():
+            self._healer.join()
         for child in self.children:
             child.ask_to_stop()
         for child in self.children:
             child.stop()
+
+    def _heal(self) -> None:
+        """Restart whatever fell, until `stopping` is set."""
+        while not self.stopping.wait(_LOOK_S):
+            for child in self.children:
+                status = child.revive()
+                if status is not None:
+                    self._say(
+                        f"The {child.name} ended with status {status} and is started again; see {child.log}"
+                    )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_S
@@ -132,3 +146,9 @@ class Stack:
                         f"The API was not ready after {_READY_S:g} s.", hint=f"Logs: {self.place.home}/logs"
                     )
                 time.sleep(0.2)
+                self._go_on()
+
+    def _go_on(self) -> None:
+        """Give up a start that is no longer wanted, at a point where nothing is half done."""
+        if self.stopping.is_set():
+            raise KeyboardInterrupt
