@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 # A log that is no terminal gets a line at most this often within one phase.
@@ -30,8 +30,7 @@ class PhaseProgress:
             self._bars = Progress(
                 TextColumn("{task.description:<13}"),
                 BarColumn(bar_width=32),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}"),
+                TextColumn("{task.fields[count]}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[eta]}"),
                 console=self._console,
@@ -52,8 +51,9 @@ class PhaseProgress:
             return
         task = next(task for task in self._bars.tasks if task.id == self._task)
         # News may have been missed, and some phases have no count: a phase that is over is full all the same.
-        total = task.total or max(task.completed, 1)
-        self._bars.update(self._task, total=total, completed=total, eta="")
+        total, unit = task.total or 1, task.fields["unit"]
+        count = _count(total, task.total, unit)
+        self._bars.update(self._task, total=total, completed=total, count=count, eta="")
         self._bars.stop_task(self._task)
 
     def update(
@@ -76,14 +76,21 @@ class PhaseProgress:
     ) -> None:
         if phase != self._phase or self._task is None:
             self.finish()
-            self._task = bars.add_task(phase, total=total, unit=unit, eta="")
+            self._task = bars.add_task(phase, total=total, unit=unit, count="", eta="")
         eta = f"about {eta_s:.0f} s left" if eta_s is not None and eta_s >= 1 else ""
-        bars.update(self._task, completed=done, total=total, unit=unit, eta=eta)
+        count = _count(done, total, unit)
+        bars.update(self._task, completed=done, total=total, unit=unit, count=count, eta=eta)
 
     def _log(self, phase: str, done: int, total: int | None, unit: str) -> None:
-        line = f"{phase}: {done}/{total} {unit}".rstrip() if total else phase
+        count = _count(done, total, unit)
+        line = f"{phase}: {count}" if count else phase
         fresh = phase != self._phase or (total is not None and done >= total)
         if line == self._line or not (fresh or time.monotonic() - self._said_at >= _QUIET_S):
             return
         self._line, self._said_at = line, time.monotonic()
         self._console.print(Text(line))
+
+
+def _count(done: float, total: float | None, unit: str) -> str:
+    """`3/7 sites`, or nothing for a phase that cannot be counted."""
+    return f"{done:.0f}/{total:.0f} {unit}".rstrip() if total else ""

@@ -131,7 +131,8 @@ def test_progress_on_a_terminal_keeps_a_bar_for_every_phase() -> None:
         progress.update("transferring", 3, 7, "sites", 12.4)
         progress.update("verifying")
     final = stream.getvalue().split("resolving")[-1]
-    assert "transferring" in final and "7/7" in final and "verifying" in final
+    assert "transferring" in final and "7/7 sites" in final and "verifying" in final
+    assert "1/1" not in final
 
 
 @pytest.mark.parametrize(
