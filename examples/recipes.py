@@ -14,7 +14,15 @@ import torch
 from examples.evaluate import load
 from examples.text.corpus import corpus
 from examples.text.queries import examples
-from examples.train import Schedule, text_loss, token_stream, train_adapter, train_language, train_tokenizer
+from examples.train import (
+    Schedule,
+    relative_distance,
+    text_loss,
+    token_stream,
+    train_adapter,
+    train_language,
+    train_tokenizer,
+)
 
 Say = Callable[[str], None]
 
@@ -105,6 +113,8 @@ def train_harbor(shop: Workshop) -> dict[str, float]:
     shop.say("harbor-2: further training on new text")
     train_language(model, token_stream(both, tokenizer), plan.release, 6, shop.say)
     losses |= {f"harbor-2, {which}": text_loss(model, stream) for which, stream in held_out.items()}
+    first, _ = load(shop.folder("harbor-1"))
+    losses["relative weight distance"] = relative_distance(model, first)
     shop.save("harbor-2", model, tokenizer)
     return losses
 

@@ -143,3 +143,13 @@ def text_loss(model: Any, stream: Tensor) -> float:
         logits = model(input_ids=ids).logits.flatten(0, 1)
         total, count = total + float(cross_entropy(logits, wanted, reduction="sum")), count + len(wanted)
     return total / count
+
+
+def relative_distance(new: Any, old: Any) -> float:
+    """‖W_new − W_old‖ / ‖W_old‖, Frobenius, over all linear layers of two models of the same shape."""
+    before, moved, size = dict(old.named_parameters()), 0.0, 0.0
+    for name, weight in new.named_parameters():
+        if "_proj" in name:
+            moved += float((weight - before[name]).detach().square().sum())
+            size += float(before[name].detach().square().sum())
+    return math.sqrt(moved / size)
