@@ -38,8 +38,8 @@ from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, Tools, run
 from workers.watch import Silent
 
-ENTRIES = 80  # of held-out text: some 70 sequences of 96 tokens
-RANDOM_SEEDS = (1, 2, 3)
+ENTRIES = 32  # of held-out text: some two dozen sequences of 96 tokens
+RANDOM_SEEDS = (1, 2)
 MOVES: dict[str, dict[str, Any]] = {
     "anchored": {"name": "cross_lora", "alignment": "anchored"},
     "anchored, norm preserved": {"name": "cross_lora", "alignment": "anchored", "norm": "preserve"},
@@ -108,7 +108,7 @@ def row_of(name: str, losses: Tensor, alone: Tensor, native: Tensor) -> dict[str
         "loss": round(float(losses.mean()), 4),
         "change": round(float(change.mean()), 4),
         "standard_error": round(float(change.std()) / math.sqrt(len(change)), 4),
-        "recovered": round(float(change.mean() / (native - alone).mean()), 4),
+        "recovered": round(float(change.mean() / (native - alone).mean()), 4) + 0.0,  # no minus zero
     }
 
 
