@@ -139,6 +139,6 @@ def _anchors(measured: Mapping[str, float]) -> Iterator[Reason]:
     if (share := measured.get("flag_anchors_uninformative", 0.0)) > 0.0:
         text = (
             f"At {share:.0%} of the probed modules the shared tokens align the bases no better than a "
-            f"shuffled pairing does. {_MEASURED_GAP}"
+            "shuffled pairing does, and nothing else pairs them."
         )
         yield Reason("anchors_uninformative", text, "blocking" if share > MOST_UNINFORMATIVE else "doubt")
