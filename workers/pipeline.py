@@ -167,7 +167,8 @@ def _carry(
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
         carried = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
         deltas[pair.target] = LowRank(carried.delta.B.cpu(), carried.delta.A.cpu())
-        measured = finite({**carried.measurements, "layer_scale": pair.scale})
+        shared = {"layer_scale": pair.scale} if pair.scale != 1.0 else {}
+        measured = finite({**carried.measurements, **shared})
         rows.append(
             SiteRow(
                 source=str(pair.source),
