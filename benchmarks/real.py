@@ -1,6 +1,6 @@
 """What a trained adapter's skill is worth after a move between families: SmolLM2-135M → Gemma-3-270M.
 
-    python -m benchmarks.real_pair
+    python -m benchmarks.real
 
 A LoRA trained on the harbour log (an invented domain language) is moved by `cross_lora`, and Gemma's loss on
 held-out entries is compared with Gemma alone, with random updates of the same norms, and with a LoRA trained
