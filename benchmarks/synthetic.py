@@ -86,7 +86,7 @@ def realistic(o: int, i: int, role: str, generator: torch.Generator) -> Tensor:
         v = torch.randn(n, generator=generator)
         v /= v.norm()
         tall -= 2.0 * torch.outer(tall @ v, v)
-    weight = tall / tall.norm() * (0.02 * (o * i) ** 0.5)
+    weight: Tensor = tall / tall.norm() * (0.02 * (o * i) ** 0.5)
     return (weight if o >= i else weight.T).to(torch.bfloat16).contiguous()
 
 
