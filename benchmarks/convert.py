@@ -39,7 +39,8 @@ def child(hub: Path, cache: Path, out: Path, repos: list[str], threads: int) -> 
     from core.requests import ConversionRequest
     from workers.cache.factors import FactorCache
     from workers.hub.local import LocalHub
-    from workers.pipeline import Conversion, Tools, run
+    from workers.pipeline import Conversion, run
+    from workers.tools import Tools
     from workers.watch import Silent
 
     torch.set_num_threads(threads)

@@ -35,7 +35,8 @@ from support.real_models import GEMMA3, SMOLLM2
 from support.real_repos import ADAPTER_REPO, Base, fill_hub, open_base
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, Tools, run
+from workers.pipeline import Conversion, run
+from workers.tools import Tools
 from workers.watch import Silent
 
 ENTRIES = 32  # of held-out text: some two dozen sequences of 96 tokens

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import FileMissing
@@ -18,11 +18,9 @@ from core.states import Phase
 from rebase.cli.exits import CommandFailed
 from rebase.cli.progress import PhaseProgress
 from rebase.folders import WithFolders
-from workers.cache.factors import FactorCache
-from workers.device import pick_device
-from workers.hub.factory import make_hub
-from workers.pipeline import Kind, Tools, run
+from workers.pipeline import Kind, run
 from workers.report import Report
+from workers.tools import make_tools
 from workers.watch import Silent
 
 
@@ -69,11 +67,8 @@ def run_here(
 ) -> Report:
     """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""
     home = settings.resolved_home
-    tools = Tools(
-        hub=WithFolders(make_hub(settings), folders, home / "hashes"),
-        cache=_cache(settings),
-        device=pick_device(settings.device),
-    )
+    tools = make_tools(settings)
+    tools = replace(tools, hub=WithFolders(tools.hub, folders, home / "hashes"))
     # Beside the goal, so that the last step is a rename within one file system.
     place = out.absolute().parent if out is not None else settings.resolved_work_dir
     place.mkdir(parents=True, exist_ok=True)
@@ -102,13 +97,3 @@ def named_base(adapter: str) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None  # the pipeline reads the file again and says what is wrong with it
     return named if isinstance(named, str) and named and Path(named).is_dir() else None
-
-
-def _cache(settings: Settings) -> FactorCache:
-    return FactorCache(
-        settings.resolved_cache_dir,
-        settings.cache_max_bytes,
-        settings.redis_url.get_secret_value() if settings.redis_url else None,
-        settings.redis_cache_ttl_s,
-        settings.redis_cache_max_entry_bytes,
-    )

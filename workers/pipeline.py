@@ -21,9 +21,8 @@ from transfer.catalogue import MethodParams
 from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
 from transfer.registry import get_method
-from workers.cache.factors import FactorCache
 from workers.evidence import Base, EvidenceSource
-from workers.hub.port import HubPort, Published
+from workers.hub.port import Published
 from workers.judge import judge
 from workers.reading import Opened, licence_of, paired_embeddings, read, resolve
 from workers.report import (
@@ -38,20 +37,12 @@ from workers.report import (
     summarise,
 )
 from workers.resolve import OutputPlace, output_name, output_place
+from workers.tools import Tools
 from workers.verify.check import verify
 from workers.watch import Resolved, Watch
 from workers.writing import write_card_and_report, write_tensors
 
 Kind = Literal["convert", "precheck"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What a run works with."""
-
-    hub: HubPort
-    cache: FactorCache
-    device: torch.device
 
 
 @dataclass(frozen=True, slots=True)

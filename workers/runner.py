@@ -17,8 +17,9 @@ from core.settings import Settings
 from workers.heart import Heart
 from workers.hub.port import Published
 from workers.job_watch import JobWatch
-from workers.pipeline import Tools, run
+from workers.pipeline import run
 from workers.publish import marker_of, publish, result_of, verdict_of
+from workers.tools import Tools
 
 log = get_logger(__name__)
 

@@ -24,25 +24,14 @@ def desk() -> Desk:
     The imports wait until then: Celery gives a new child four seconds to report, and the tensor libraries
     take longer than that to load; the parent never needs them.
     """
-    from workers.cache.factors import FactorCache
-    from workers.device import pick_device
-    from workers.hub.factory import make_hub
-    from workers.pipeline import Tools
     from workers.runner import Desk
+    from workers.tools import make_tools
 
     settings = get_settings()
-    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
-    cache = FactorCache(
-        settings.resolved_cache_dir,
-        settings.cache_max_bytes,
-        redis_url,
-        settings.redis_cache_ttl_s,
-        settings.redis_cache_max_entry_bytes,
-    )
     return Desk(
         settings=settings,
         store=JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts),
-        tools=Tools(hub=make_hub(settings), cache=cache, device=pick_device(settings.device)),
+        tools=make_tools(settings),
         owner=f"{socket.gethostname()}:{os.getpid()}",
     )
 

@@ -17,8 +17,9 @@ from support.real_models import GEMMA3, SMOLLM2
 from support.real_repos import ADAPTER_REPO, Base, load_model
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, Kind, Tools, run
+from workers.pipeline import Conversion, Kind, run
 from workers.report import Report
+from workers.tools import Tools
 from workers.watch import Silent
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]

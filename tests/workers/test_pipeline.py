@@ -19,8 +19,9 @@ from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
 from transfer.errors import IncompatiblePair, MalformedAdapter, TransferError, UnsupportedAdapter
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, Tools, run
+from workers.pipeline import Conversion, run
 from workers.report import Report
+from workers.tools import Tools
 from workers.watch import Silent
 
 

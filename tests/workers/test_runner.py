@@ -31,8 +31,8 @@ from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.hub.port import Published
 from workers.job_watch import JobWatch
-from workers.pipeline import Tools
 from workers.runner import Desk, run_job
+from workers.tools import Tools
 
 
 @pytest.fixture(scope="module")
