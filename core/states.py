@@ -11,8 +11,9 @@
 SQL is the truth. Every move is one guarded UPDATE: `WHERE id AND state IN (sources)`, and for moves made by
 a worker also `AND attempt AND lease_owner`; zero rows updated means the job has moved on and the writer
 must drop what it holds. Cancellation is a flag (`cancel_requested`) that the worker reads with its heartbeat;
-jobs that nobody runs are cancelled at once. A job without a worker (lease past its end) goes back to `queued`
-until its attempts are spent, then to `failed` with code `worker_lost`.
+jobs that nobody runs are cancelled at once, unless they once came to publishing: their commit may stand, so a
+worker looks first. A job without a worker (lease past its end) goes back to `queued` until its attempts are
+spent, then to `failed` with code `worker_lost`.
 """
 
 from __future__ import annotations

@@ -67,10 +67,12 @@ def run(
     place = None
     if marker is not None and kind == "convert":
         repo_id = output_name(tools.hub, request)
+        # In this order: a commit that an earlier attempt makes after the search then finds the parent moved.
+        head = tools.hub.head(repo_id)
         published = tools.hub.find_commit(repo_id, marker)
         if published is not None:
             return published
-        place = output_place(tools.hub, request, pinned, repo_id)
+        place = output_place(tools.hub, request, pinned, repo_id, head)
     watch.resolved(
         Resolved(
             adapter_sha=pinned.adapter.sha,

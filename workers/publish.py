@@ -26,6 +26,11 @@ def publish(hub: HubPort, request: ConversionRequest, conversion: Conversion, ma
     if conversion.folder is None or conversion.place is None:
         raise ValueError("this conversion was not meant to be published")
     place, report = conversion.place, conversion.report
+    if request.output.create_pr:
+        # A pull request moves no branch, so the hub would take a second one: look as late as possible.
+        published = hub.find_commit(place.repo_id, marker)
+        if published is not None:
+            return published
     title = f"Move {report.adapter.repo_id} to {report.target.repo_id} ({report.method_used['name']})"
     try:
         return hub.publish(

@@ -96,10 +96,14 @@ def output_name(hub: HubPort, request: ConversionRequest) -> str:
     return hub.default_output(f"{owner}/{name}--{request.target.repo_id.split('/')[-1]}")
 
 
-def output_place(hub: HubPort, request: ConversionRequest, pinned: Pinned, repo_id: str) -> OutputPlace:
-    """See that we may write there before the work begins. Raises OutputForbidden or OutputExists."""
+def output_place(
+    hub: HubPort, request: ConversionRequest, pinned: Pinned, repo_id: str, head: PinnedRepo | None
+) -> OutputPlace:
+    """See that we may write there, on top of `head`, before the work begins.
+
+    Raises OutputForbidden or OutputExists.
+    """
     hub.check_write(repo_id, create_pr=request.output.create_pr)
-    head = hub.head(repo_id)
     if head is not None and not request.output.create_pr and not _may_follow(hub, head, pinned):
         raise OutputExists(
             f"'{repo_id}' exists and holds something else than this adapter's earlier conversion.",

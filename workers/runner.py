@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
@@ -19,6 +20,7 @@ from workers.hub.port import Published
 from workers.job_watch import JobWatch
 from workers.pipeline import run
 from workers.publish import marker_of, publish, result_of, verdict_of
+from workers.resolve import output_name
 from workers.tools import Tools
 
 log = get_logger(__name__)
@@ -82,6 +84,17 @@ def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
 
 def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
     """Write the end that an exception means. Losing the lease here means that somebody else will write it."""
+    try:
+        result = _standing(claim, desk, exc)
+        if result is not None:
+            log.info("already_published", commit=result["output"]["commit"])
+            _insist(lambda: desk.store.succeed(claim, result), desk.settings.lease_s)
+            return
+    except LeaseLost:
+        log.warning("lease_lost_while_settling")
+        return
+    except Exception as trouble:  # nobody knows yet whether a commit stands: another attempt looks again
+        exc = trouble
     if isinstance(exc, SoftTimeLimitExceeded):
         exc = TimeLimit(
             f"The job ran longer than {desk.settings.soft_time_limit_s} s.",
@@ -102,6 +115,18 @@ def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
             _insist(lambda: desk.store.fail(claim, error, wait), desk.settings.lease_s)
     except LeaseLost:
         log.warning("lease_lost_while_settling")
+
+
+def _standing(claim: Claim, desk: Desk, exc: Exception) -> dict[str, Any] | None:
+    """The result of a commit that this job has made, whatever went wrong after it.
+
+    None where there is none, and where another attempt will look anyway.
+    """
+    if claim.kind == "precheck" or public_error(exc).retryable or not desk.store.may_be_published(claim):
+        return None
+    hub = desk.tools.hub
+    published = hub.find_commit(output_name(hub, claim.request), marker_of(claim.job_id))
+    return result_of(hub, published, None) if published is not None else None
 
 
 def _insist(write: Callable[[], object], patience_s: float) -> None:

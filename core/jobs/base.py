@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select
 
 from core.clock import Clock, utcnow
 from core.db import Database
@@ -36,6 +36,13 @@ def add_event(
 def add_move(connection: Connection, job_id: str, at: datetime, state: JobState, **data: Any) -> None:
     """Append a state move: type `state`, data `{"state": …}` with what else there is to say."""
     add_event(connection, job_id, at, "state", {"state": state.value, **data})
+
+
+def began_publishing(connection: Connection, job_id: str) -> bool:
+    """Did any attempt come as far as publishing? Then a commit may stand, whatever became of its worker."""
+    published = JobEvent.data["state"].as_string() == JobState.PUBLISHING.value
+    query = select(JobEvent.id).where(JobEvent.job_id == job_id, JobEvent.type == "state", published)
+    return connection.scalar(query.limit(1)) is not None
 
 
 def add_bells(connection: Connection, job_ids: Iterable[str], at: datetime) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, delete, select, update
 
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs.base import StoreBase, add_bells, add_event, add_move, queued_values
+from core.jobs.base import StoreBase, add_bells, add_event, add_move, began_publishing, queued_values
 from core.jobs.records import Diagnostics, EventRecord, JobPage, JobRecord, decode_cursor, encode_cursor
 from core.states import TERMINAL, JobState
 from core.tables import Job, JobEvent, SiteDiagnostics
@@ -56,8 +56,9 @@ class ClientSide(StoreBase):
     def cancel(self, tenant_id: str, job_id: str) -> JobRecord:
         """Cancel at once when nobody runs the job, else set the flag that its worker reads.
 
-        Cancelling twice is fine. Raises NotFound, StateConflict when the job has ended otherwise or is being
-        published: what may stand on the hub already must not be called cancelled.
+        What may stand on the hub already must not be called cancelled: a job that once came to publishing is
+        left to its next worker, which looks first. Cancelling twice is fine. Raises NotFound, StateConflict
+        when the job has ended otherwise or is being published.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -69,7 +70,7 @@ class ClientSide(StoreBase):
             if job.state is JobState.PUBLISHING:
                 raise StateConflict("It is too late to cancel: the result is being published.")
             changed = update(Job).where(Job.id == job_id).values(version=Job.version + 1, updated_at=now)
-            if job.state is JobState.RUNNING:
+            if job.state is JobState.RUNNING or began_publishing(connection, job_id):
                 connection.execute(changed.values(cancel_requested=True))
                 add_event(connection, job_id, now, "cancel_requested")
             else:

@@ -13,7 +13,7 @@ from typing import TypeVarTuple
 from sqlalchemy import Connection, Select, case, delete, func, or_, select, update
 
 from core.errors import PublicError, WorkerLost
-from core.jobs.base import StoreBase, add_bells, add_move, queued_values, ring_again_at
+from core.jobs.base import StoreBase, add_bells, add_move, began_publishing, queued_values, ring_again_at
 from core.jobs.client_side import CANCELLED
 from core.states import LEASED, TERMINAL, JobState
 from core.tables import Job, Outbox
@@ -136,12 +136,13 @@ class KeeperSide(StoreBase):
         rows = connection.execute(_some(query.where(held, Job.lease_expires_at <= now))).all()
         counts = {JobState.QUEUED: 0, JobState.FAILED: 0, JobState.CANCELLED: 0}
         for row in rows:
-            state = after_worker_lost(row.attempt, row.attempt_limit, cancel_requested=row.cancel_requested)
+            cancel = row.cancel_requested and not began_publishing(connection, row.id)
+            state = after_worker_lost(row.attempt, row.attempt_limit, cancel=cancel)
             counts[state] += 1
             if state is JobState.QUEUED:
                 self._requeue(connection, row.id, now, WorkerLost.code)
             else:
-                self._end(connection, row.id, now, state, CANCELLED if row.cancel_requested else LOST)
+                self._end(connection, row.id, now, state, CANCELLED if cancel else LOST)
         return counts[JobState.QUEUED], counts[JobState.FAILED], counts[JobState.CANCELLED]
 
     def _ring_again(self, connection: Connection, now: datetime) -> int:
@@ -188,9 +189,9 @@ class KeeperSide(StoreBase):
         add_move(connection, job_id, now, state, reason=error.code)
 
 
-def after_worker_lost(attempt: int, limit: int, *, cancel_requested: bool) -> JobState:
-    """Where a job goes when its lease has run out."""
-    if cancel_requested:
+def after_worker_lost(attempt: int, limit: int, *, cancel: bool) -> JobState:
+    """Where a job goes when its lease has run out. `cancel`: somebody asked to, and nothing can stand yet."""
+    if cancel:
         return JobState.CANCELLED
     return JobState.QUEUED if attempt < limit else JobState.FAILED
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, or_, select, update
 
 from core.errors import Cancelled, LeaseLost, PublicError
-from core.jobs.base import StoreBase, add_event, add_move
+from core.jobs.base import StoreBase, add_event, add_move, began_publishing
 from core.jobs.client_side import CANCELLED
 from core.jobs.records import Claim
 from core.requests import ConversionRequest
@@ -119,6 +119,11 @@ class WorkerSide(StoreBase):
                 raise Cancelled(CANCELLED.message)
             self._move(connection, claim, JobState.PUBLISHING)
 
+    def may_be_published(self, claim: Claim) -> bool:
+        """May a commit of this job stand on the hub, made by this attempt or an earlier one?"""
+        with self.db.read() as connection:
+            return began_publishing(connection, claim.job_id)
+
     def save_diagnostics(
         self, claim: Claim, summary: dict[str, Any], sites: list[dict[str, Any]], verdict: str | None
     ) -> None:
@@ -159,7 +164,7 @@ class WorkerSide(StoreBase):
                 attempt=claim.attempt,
                 limit=row.attempt_limit,
                 retryable=retry_in_s is not None,
-                cancel_requested=row.cancel_requested,
+                cancel=row.cancel_requested and not began_publishing(connection, claim.job_id),
             )
             shown = CANCELLED if state is JobState.CANCELLED else error
             wait: datetime | None = None
@@ -195,9 +200,9 @@ class WorkerSide(StoreBase):
         add_move(connection, claim.job_id, now, state, **({"reason": reason} if reason else {}))
 
 
-def after_failure(*, attempt: int, limit: int, retryable: bool, cancel_requested: bool) -> JobState:
-    """Where a job goes when an attempt has failed."""
-    if cancel_requested:
+def after_failure(*, attempt: int, limit: int, retryable: bool, cancel: bool) -> JobState:
+    """Where a job goes when an attempt has failed. `cancel`: somebody asked to, and nothing can stand yet."""
+    if cancel:
         return JobState.CANCELLED
     return JobState.RETRY_WAIT if retryable and attempt < limit else JobState.FAILED
 

@@ -108,6 +108,49 @@ def test_a_job_that_is_being_published_or_has_ended_cannot_be_cancelled(store: J
         store.cancel(TENANT, job_id)
 
 
+def _lost_while_publishing(store: JobStore, clock: HandClock) -> str:
+    """A job that is queued again because its worker died between `publishing` and `succeed`."""
+    job_id = _submit(store)
+    claim = store.claim(job_id, "worker", 60)
+    assert claim is not None
+    store.publishing(claim)
+    clock.move(61)
+    store.sweep()
+    assert store.get(TENANT, job_id).state is JobState.QUEUED
+    return job_id
+
+
+def test_a_job_that_may_have_been_published_is_not_called_cancelled_before_a_worker_has_looked(
+    store: JobStore, clock: HandClock
+) -> None:
+    job_id = _lost_while_publishing(store, clock)
+
+    job = store.cancel(TENANT, job_id)
+
+    assert (job.state, job.cancel_requested) == (JobState.QUEUED, True)
+    claim = store.claim(job_id, "worker", 60)
+    assert claim is not None
+    assert store.heartbeat(claim, 60)
+    clock.move(61)
+    assert store.sweep().cancelled == 0
+    claim = store.claim(job_id, "worker", 60)
+    assert claim is not None
+    assert store.fail(claim, ERROR, None) is JobState.FAILED
+
+
+def test_a_worker_that_found_no_commit_cancels_a_job_that_may_have_been_published(
+    store: JobStore, clock: HandClock
+) -> None:
+    job_id = _lost_while_publishing(store, clock)
+    store.cancel(TENANT, job_id)
+    claim = store.claim(job_id, "worker", 60)
+    assert claim is not None
+
+    store.cancelled(claim)
+
+    assert store.get(TENANT, job_id).state is JobState.CANCELLED
+
+
 def test_a_retried_job_starts_afresh_with_a_new_budget_and_a_new_bell(store: JobStore) -> None:
     job_id = _submit(store)
     claim = store.claim(job_id, "worker", 60)

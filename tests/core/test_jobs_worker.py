@@ -224,4 +224,4 @@ def test_a_failure_of_a_job_that_is_to_be_cancelled_ends_it_cancelled(store: Job
     ],
 )
 def test_where_a_failed_attempt_leads(attempt: int, retryable: bool, cancel: bool, state: JobState) -> None:
-    assert after_failure(attempt=attempt, limit=3, retryable=retryable, cancel_requested=cancel) is state
+    assert after_failure(attempt=attempt, limit=3, retryable=retryable, cancel=cancel) is state

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from billiard.exceptions import SoftTimeLimitExceeded
 
+from core.clock import utcnow
 from core.db import Database
 from core.errors import Busy, DiskFull, HubUnavailable, LeaseLost
 from core.jobs import JobStore
@@ -198,6 +201,87 @@ def test_an_answer_lost_after_the_commit_does_not_commit_twice(office: Office) -
     assert office.commits(job_id) == 1
     assert job.result is not None
     assert job.result["verdict"] == "compatible"
+
+
+def test_a_job_whose_commit_stands_is_not_called_cancelled(office: Office) -> None:
+    job_id = office.submit()
+    troubled = _Hub(office.root / "hub")
+    troubled.after = _raises(HubUnavailable("The answer got lost."))
+    run_job(job_id, office.desk(troubled))
+
+    assert office.store.cancel(DEFAULT_TENANT, job_id).state is JobState.RETRY_WAIT
+    run_job(job_id, office.desk())
+
+    job = office.job(job_id)
+    assert job.state is JobState.SUCCEEDED
+    assert office.commits(job_id) == 1
+
+
+def test_a_job_that_came_to_publishing_is_cancelled_once_no_commit_was_found(office: Office) -> None:
+    job_id = office.submit()
+    troubled = _Hub(office.root / "hub")
+    troubled.before = _raises(HubUnavailable("The Hub is away."))
+    run_job(job_id, office.desk(troubled))
+
+    office.store.cancel(DEFAULT_TENANT, job_id)
+    run_job(job_id, office.desk())
+
+    assert office.job(job_id).state is JobState.CANCELLED
+    assert office.commits(job_id) == 0
+
+
+@pytest.mark.parametrize("error", [SoftTimeLimitExceeded(), ZeroDivisionError("a bug")])
+def test_trouble_after_the_commit_does_not_call_the_job_failed(office: Office, error: Exception) -> None:
+    job_id = office.submit()
+    troubled = _Hub(office.root / "hub")
+    troubled.after = _raises(error)
+    run_job(job_id, office.desk(troubled))
+
+    job = office.job(job_id)
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    assert office.commits(job_id) == 1
+
+
+@pytest.mark.parametrize("create_pr", [False, True])
+@pytest.mark.parametrize("moment", ["find_commit", "publishing"])
+def test_a_worker_that_lost_its_job_and_commits_late_does_not_make_two_commits(
+    office: Office, monkeypatch: pytest.MonkeyPatch, moment: str, create_pr: bool
+) -> None:
+    """`moment`: when the first worker's commit lands, as seen from the second one."""
+    job_id = office.submit(output={"repo_id": "acme/out", "create_pr": create_pr})
+    late: list[Callable[[], None]] = []
+    first = _Hub(office.root / "hub")
+
+    def hang(*args: Any, **kwargs: Any) -> Published:
+        late.append(lambda: LocalHub.publish(first, *args, **kwargs) and None)
+        raise LeaseLost("the rest of this worker is played by `late`")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # it still has its files
+        patch.setattr(first, "publish", hang)
+        run_job(job_id, office.desk(first))
+        patch.setattr(office.store, "clock", lambda: utcnow() + timedelta(hours=1))
+        office.store.sweep()
+
+    second = LocalHub(office.root / "hub")
+    if moment == "find_commit":
+        original = second.find_commit
+
+        def find_commit(repo_id: str, marker: str) -> Published | None:
+            found = original(repo_id, marker)
+            while late:
+                late.pop()()
+            return found
+
+        monkeypatch.setattr(second, "find_commit", find_commit)
+    else:
+        _Stepped(monkeypatch, Phase.VERIFYING, late.pop())
+    run_job(job_id, office.desk(second, owner="worker-2"))
+
+    assert office.job(job_id).state is JobState.SUCCEEDED
+    assert office.commits(job_id) == 1
+    refs = office.root / "hub" / "acme" / "out" / "refs"
+    assert len([path for path in refs.rglob("*") if path.is_file()]) == 1
 
 
 def test_somebody_elses_commit_in_between_is_not_overwritten(office: Office) -> None:
