@@ -43,7 +43,7 @@ class Plan:
 FULL: Final = Plan(
     documents=8000,
     harbor=Schedule(steps=1200, rate=3e-3, batch=8),
-    release=Schedule(steps=500, rate=1e-3, batch=8),
+    release=Schedule(steps=400, rate=1.6e-4, batch=8),
     lantern=Schedule(steps=600, rate=3e-3, batch=8),
     skill=Schedule(steps=300, rate=3e-3),
     questions=4000,
