@@ -26,6 +26,7 @@ from workers.hub.port import HubPort, PinnedRepo
 from workers.resolve import Pinned, check_different, pin, source_ref
 from workers.tensors.model_reader import ModelReader, open_adapter, open_model
 from workers.verify.forward import runs_whole
+from workers.verify.structure import empty_model
 from workers.watch import Watch
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ def read(
     watch.step(Phase.READING, 1, 3, "repos")
     target_config, target_reader, target_tokenizer = _about("/target", lambda: open_model(hub, pinned.target))
     target = _about("/target", lambda: ModelWeights(target_config, target_reader))
+    _about("/target", lambda: empty_model(target_config))  # or verification would fail after all the work
     watch.step(Phase.READING, 2, 3, "repos")
     adapter = _about("/adapter", lambda: read_adapter(config, adapter_reader, source))
     pairing = pair_sites(source, target, adapter.sites, layer_scale=request.method.layer_scale)

@@ -16,7 +16,13 @@ from core.requests import ConversionRequest
 from core.states import Phase
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
-from transfer.errors import IncompatiblePair, MalformedAdapter, TransferError, UnsupportedAdapter
+from transfer.errors import (
+    IncompatiblePair,
+    MalformedAdapter,
+    TransferError,
+    UnsupportedAdapter,
+    UnsupportedModel,
+)
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run
@@ -228,6 +234,15 @@ def test_a_source_that_does_not_fit_the_adapter_is_refused(hub: Path) -> None:
     with pytest.raises(MalformedAdapter) as caught:
         convert(hub, source={"repo_id": OTHER})
     assert caught.value.pointer == "/source"
+
+
+def test_a_target_that_transformers_cannot_build_is_refused_before_the_work(hub: Path) -> None:
+    edit_json(hub / NEW / "config.json", hidden_act="nonsense")
+    watch = Recorder()
+    with pytest.raises(UnsupportedModel) as caught:
+        convert(hub, watch=watch)
+    assert caught.value.pointer == "/target"
+    assert watch.phases == [Phase.RESOLVING, Phase.READING]
 
 
 def test_target_and_source_must_differ(hub: Path) -> None:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from support.tiny_models import TINY_CONFIGS, FolderReader, save_adapter, save_base, tiny_model
 from transfer.errors import UnsupportedModel, VerificationFailed
+from transfer.interface import LowRank, Role, Site
+from workers.verify.check import changed_layers
 from workers.verify.forward import check_forward
 from workers.verify.structure import check_structure
 
@@ -116,6 +118,49 @@ def test_an_adapter_that_breaks_the_forward_pass_is_refused(tmp_path: Path) -> N
 
     with pytest.raises(VerificationFailed, match="not finite"):
         check_forward(_config(base), FolderReader.of(base), adapter, [0, 1], _CPU)
+
+
+def test_a_target_that_lacks_a_tensor_is_not_run_on_random_numbers(tmp_path: Path) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, base / "model.safetensors")
+
+    with pytest.raises(UnsupportedModel, match=r"model\.norm\.weight"):
+        check_forward(_config(base), FolderReader.of(base), adapter, [0, 1], _CPU)
+
+
+def test_a_target_whose_vocabulary_contradicts_its_weights_is_refused_by_tensor(tmp_path: Path) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+
+    with pytest.raises(UnsupportedModel, match=r"embed_tokens|lm_head"):
+        check_forward({**_config(base), "vocab_size": 5000}, FolderReader.of(base), adapter, [0, 1], _CPU)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hidden_act": "nonsense"},
+        {"rope_scaling": {"type": "linear"}},
+        {"pad_token_id": 10**6},
+        {"max_position_embeddings": "many"},
+    ],
+)
+def test_a_target_that_transformers_cannot_build_is_refused_by_name(
+    tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+
+    with pytest.raises(UnsupportedModel, match=r"config\.json"):
+        check_structure({**_config(base), **wrong}, adapter, _shapes(adapter))
+
+
+def test_the_forward_pass_runs_layers_whose_update_is_not_zero() -> None:
+    zero, update = LowRank(torch.zeros(4, 1), torch.ones(1, 4)), LowRank(torch.ones(4, 1), torch.ones(1, 4))
+    deltas = {Site(layer, Role.Q): update if layer > 1 else zero for layer in range(4)}
+
+    assert changed_layers(deltas) == [2, 3]
+    assert changed_layers({Site(0, Role.Q): zero}) == [0]
 
 
 def test_an_architecture_that_transformers_does_not_ship_is_refused_without_running_its_code(

@@ -28,14 +28,21 @@ def verify(
     check_norms(opened, deltas)
     shapes = {name: tuple(tensor.shape) for name, tensor in built.tensors.items()}
     tensors = check_structure(opened.target.config, folder, shapes)
-    layers = sorted({site.layer for site in deltas})
-    forward = check_forward(opened.target.config, opened.target_reader, folder, layers, device)
+    forward = check_forward(
+        opened.target.config, opened.target_reader, folder, changed_layers(deltas), device
+    )
     return Verification(
         tensors=tensors,
         forward_scope=forward.scope,
         logit_change=forward.logit_change,
         mean_kl=forward.mean_kl,
     )
+
+
+def changed_layers(deltas: Mapping[Site, LowRank]) -> list[int]:
+    """The layers whose update is not zero; all adapted ones when there is none."""
+    changed = {site.layer for site, delta in deltas.items() if delta.B.any() and delta.A.any()}
+    return sorted(changed or {site.layer for site in deltas})
 
 
 def check_norms(opened: Opened, deltas: Mapping[Site, LowRank]) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from transfer.errors import VerificationFailed
+from transfer.errors import UnsupportedModel, VerificationFailed
 from transfer.weights import TensorReader
 from workers.verify.structure import adapter_config, model_config
 
@@ -53,7 +53,8 @@ def check_forward(
 ) -> ForwardCheck:
     """Run the target with and without the adapter in `folder`, which adapts `layers`.
 
-    Raises VerificationFailed when logits are not finite or the adapter changes nothing.
+    Raises VerificationFailed when logits are not finite or the adapter changes nothing, UnsupportedModel when
+    the target is not complete.
     """
     text = dict(raw.get("text_config") or raw)
     if runs_whole(reader, whole_model_bytes):
@@ -65,10 +66,16 @@ def check_forward(
     config = _cut(text, kept)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config(config))]
     state = dict(_weights(reader, kept, int(text["vocab_size"])))
-    model = model_class.from_pretrained(
-        None, config=model_config(config), state_dict=state, dtype=torch.float32
+    model, loading = model_class.from_pretrained(
+        None,
+        config=model_config(config),
+        state_dict=state,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
     del state
+    _check_complete(loading)
     model = model.to(device).eval()
     ids = torch.arange(1, _PROBE_TOKENS + 1, device=device).remainder(int(config["vocab_size"]))[None]
     with torch.inference_mode():
@@ -87,6 +94,17 @@ def check_forward(
 def runs_whole(reader: TensorReader, whole_model_bytes: int = WHOLE_MODEL_BYTES) -> bool:
     """Is the model small enough to run whole in float32?"""
     return sum(4 * math.prod(info.shape) for info in reader.infos().values()) <= whole_model_bytes
+
+
+def _check_complete(loading: Mapping[str, Any]) -> None:
+    """Transformers fills what it does not find with random numbers, and a pass on those proves nothing."""
+    lacking = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if lacking:
+        raise UnsupportedModel(
+            f"The target's weights lack '{lacking[0]}' in the shape that its config.json implies.",
+            hint="Name a revision of the base whose config.json suits its weights.",
+            pointer="/target",
+        )
 
 
 def _compare(scope: str, without: Tensor, with_adapter: Tensor) -> ForwardCheck:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from billiard.exceptions import SoftTimeLimitExceeded
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as hf_logging
@@ -30,6 +31,21 @@ def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
+def empty_model(raw: Mapping[str, Any]) -> Any:
+    """The model without memory for weights. Raises UnsupportedModel when transformers cannot build it."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(model_config(raw))  # type: ignore[no-untyped-call]
+    except (UnsupportedModel, SoftTimeLimitExceeded):
+        raise
+    except Exception as exc:  # each of its many configs and models fails in its own way
+        raise UnsupportedModel(
+            f"The installed transformers cannot build this model from its config.json: "
+            f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}",
+            hint="Name a revision of the base whose config.json suits its weights.",
+        ) from exc
+
+
 def adapter_config(folder: Path) -> LoraConfig:
     """The written adapter_config.json, read by PEFT itself."""
     config = PeftConfig.from_pretrained(str(folder))
@@ -46,10 +62,8 @@ def check_structure(raw: Mapping[str, Any], folder: Path, shapes: Mapping[str, t
     `shapes` holds the file's tensors. The target is built without memory, so its size does not matter.
     Returns the number of tensors that match. Raises VerificationFailed naming what does not fit.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config(raw))  # type: ignore[no-untyped-call]
     try:
-        wrapped = get_peft_model(model, adapter_config(folder), low_cpu_mem_usage=True)
+        wrapped = get_peft_model(empty_model(raw), adapter_config(folder), low_cpu_mem_usage=True)
     except ValueError as exc:
         raise VerificationFailed(f"PEFT refuses the converted adapter on the target: {exc}") from exc
     expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(wrapped).items()}
