@@ -176,10 +176,18 @@ class InternalError(RebaseError):
     code = "internal"
 
 
+def printable(text: str) -> str:
+    """Text that may quote a stranger's file, with control characters spelled out; line breaks stay."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def public_error(exc: BaseException) -> PublicError:
     """The record for any exception; unforeseen ones keep their cause for the log only."""
     if isinstance(exc, RebaseError | TransferError):
-        fields: dict[str, Any] = {"message": exc.message, "hint": exc.hint, "pointer": exc.pointer}
+        fields: dict[str, Any] = {"message": printable(exc.message), "hint": exc.hint, "pointer": exc.pointer}
         return PublicError(code=exc.code, retryable=getattr(exc, "retryable", False), **fields)
     return PublicError(
         code=InternalError.code,

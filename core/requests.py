@@ -19,7 +19,7 @@ def check_repo_id(value: str) -> str:
     """A repo id as the Hub accepts it (`owner/name`, or a bare legacy name); never a path."""
     if (
         len(value) > MAX_REPO_ID
-        or not _REPO_ID.match(value)
+        or not _REPO_ID.fullmatch(value)
         or ".." in value
         or value.endswith((".", "-", ".git"))
     ):

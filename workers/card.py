@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 from workers.report import Report
 
 _TABLE_ROWS = 40
+_MARKUP = re.compile(r"[\\`*<>\[\]|]")
 _VERDICT_WORDS = {
     "compatible": "compatible: the two bases are close enough for this method",
     "uncertain": "uncertain: the weights alone cannot tell, so measure before you use it",
@@ -61,7 +63,7 @@ def _summary(report: Report) -> list[str]:
         "",
         f"**Verdict before the move:** {_VERDICT_WORDS[report.precheck.verdict]}.",
         "",
-        *[f"- {reason.message}" for reason in report.precheck.reasons],
+        *[f"- {_plain(reason.message)}" for reason in report.precheck.reasons],
         "",
         "| | |",
         "|---|---|",
@@ -76,7 +78,7 @@ def _summary(report: Report) -> list[str]:
 
 def _caveats(report: Report) -> list[str]:
     lines = [*report.caveats, *report.warnings]
-    return ["## What to know before you use it", "", *[f"- {line}" for line in lines], ""]
+    return ["## What to know before you use it", "", *[f"- {_plain(line)}" for line in lines], ""]
 
 
 def _diagnostics(report: Report) -> list[str]:
@@ -109,7 +111,7 @@ def _verification(report: Report) -> list[str]:
 
 def _licences(licences: dict[str, str | None]) -> list[str]:
     lines = [
-        f"- `{repo}`: {licence or 'no licence named in its card'}"
+        f"- `{repo}`: {_plain(licence or 'no licence named in its card')}"
         for repo, licence in sorted(licences.items())
     ]
     return [
@@ -119,6 +121,11 @@ def _licences(licences: dict[str, str | None]) -> list[str]:
         "",
         *lines,
     ]
+
+
+def _plain(text: str) -> str:
+    """One line without markup: sentences may quote what strangers wrote into their files."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from core.errors import Rejected
+from core.errors import Rejected, printable
 from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
@@ -188,7 +188,7 @@ def _opening(request: ConversionRequest, opened: Opened, params: MethodParams, p
         dropped_sites=[str(site) for site in opened.pairing.dropped],
         unused_source_layers=list(opened.pairing.unused_source_layers),
         not_carried=list(opened.adapter.not_carried),
-        warnings=[*pinned.warnings, *opened.adapter.warnings],
+        warnings=[printable(warning) for warning in (*pinned.warnings, *opened.adapter.warnings)],
     )
 
 

@@ -30,6 +30,7 @@ from workers.verify.structure import empty_model
 from workers.watch import Watch
 
 T = TypeVar("T")
+_MAX_CARD_BYTES = 2**20  # long cards have some ten thousand
 _HEAD = re.compile(r"(lm_head|embed_out)\.(weight|bias)$")  # only the forward check reads it, and a few rows
 
 
@@ -102,6 +103,8 @@ def paired_embeddings(opened: Opened, most: int) -> PairedEmbeddings | None:
 
 def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
     """The licence that a repo's own card names, if it has a card and the card has one."""
+    if not 0 < repo.files.get("README.md", 0) <= _MAX_CARD_BYTES:
+        return None
     try:
         text = hub.fetch(repo, "README.md").read_text(encoding="utf-8", errors="replace")
     except FileMissing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,29 @@ def test_a_source_of_another_name_is_a_warning(hub: Path) -> None:
     shutil.copytree(hub / OLD, hub / "mirror" / "renamed")
     outcome = convert(hub, source={"repo_id": "mirror/renamed"})
     assert any("mirror/renamed" in warning for warning in outcome.report.warnings)
+
+
+def test_names_from_an_adapter_stay_plain_text_in_the_card(hub: Path) -> None:
+    named = "x\n\n# Trust me\n<img src=//evil> [click](http://evil) \x1b[31m"
+    edit_json(hub / ADAPTER / "adapter_config.json", base_model_name_or_path=named)
+    (hub / ADAPTER / "README.md").write_text("---\nlicense: <b>mine</b>\n---\n")
+    outcome = convert(hub, source={"repo_id": OLD})
+
+    assert outcome.folder is not None
+    card = (outcome.folder / "README.md").read_text()
+    assert "Trust me" in card
+    assert not any(line.startswith("# Trust") for line in card.splitlines())
+    assert not re.search(r"(?<!\\)[<\[]", card)
+    assert "\x1b" not in card
+    assert not any("\x1b" in warning for warning in outcome.report.warnings)
+
+
+def test_the_card_of_a_source_repo_is_not_read_when_it_is_absurdly_large(hub: Path) -> None:
+    (hub / OLD / "README.md").write_text("---\nlicense: mit\n---\n" + "x" * 2**21)
+    outcome = convert(hub)
+
+    assert outcome.folder is not None
+    assert "`acme/old`: no licence named" in (outcome.folder / "README.md").read_text()
 
 
 def test_a_source_that_does_not_fit_the_adapter_is_refused(hub: Path) -> None:
