@@ -48,7 +48,7 @@ def make_celery(settings: Settings) -> Celery:
         worker_max_tasks_per_child=50,
         worker_hijack_root_logger=False,
         task_soft_time_limit=settings.soft_time_limit_s,
-        task_time_limit=settings.hard_time_limit_s,
+        task_time_limit=settings.resolved_hard_time_limit_s,
         task_serializer="json",
         accept_content=["json"],
         event_queue_ttl=5,

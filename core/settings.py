@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _HOME = Path(".rebase")
@@ -57,7 +57,10 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="A worker that is silent this long has lost the job."
     )
     heartbeat_s: float = Field(
-        default=5.0, gt=0, description="How often a worker renews its lease and hears of a cancellation."
+        default=5.0,
+        gt=0,
+        validate_default=True,
+        description="How often a worker renews its lease and hears of a cancellation.",
     )
     sweep_s: float = Field(
         default=5.0, gt=0, description="How often the keeper relays, sweeps and expires leases."
@@ -69,8 +72,10 @@ class Settings(BaseSettings):
     soft_time_limit_s: int = Field(
         default=6 * 3600, ge=1, description="A job that runs longer fails with `time_limit`."
     )
-    hard_time_limit_s: int = Field(
-        default=6 * 3600 + 300, ge=1, description="A job that does not stop at the soft limit is killed."
+    hard_time_limit_s: int | None = Field(
+        default=None,
+        ge=1,
+        description="Kills a job that goes on; default: five minutes after the soft limit.",
     )
 
     log_format: Literal["console", "json"] = Field(
@@ -84,6 +89,19 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _in_time(cls, value: float, info: ValidationInfo) -> float:
+        """One late beat must not cost the job."""
+        if value > info.data.get("lease_s", value * 2) / 2:
+            raise ValueError("must be at most half of REBASE_LEASE_S")
+        return value
+
+    @property
+    def resolved_hard_time_limit_s(self) -> int:
+        """When a job's process is killed, in seconds after its start."""
+        return self.hard_time_limit_s or self.soft_time_limit_s + 300
 
     @property
     def resolved_home(self) -> Path:

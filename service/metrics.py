@@ -12,6 +12,7 @@ from core.errors import Busy
 from core.jobs import JobStore
 from core.keeper import Keeper
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
@@ -36,8 +37,8 @@ class Metrics:
         self.registry.register(_Jobs(store, keeper))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. `route` is a path template, so that ids make no new series."""
-        self._requests.labels(method, route, str(status)).inc()
+        """Count one request. `route` is a path template; what a client makes up becomes no new series."""
+        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
 

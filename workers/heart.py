@@ -6,7 +6,7 @@ import threading
 import time
 from types import TracebackType
 
-from core.errors import Busy, Cancelled, LeaseLost
+from core.errors import Cancelled, LeaseLost
 from core.jobs import Claim, JobStore
 from core.logs import get_logger
 
@@ -55,7 +55,7 @@ class Heart:
             except LeaseLost:
                 self._lost.set()
                 return
-            except Busy:
+            except Exception:  # whatever ails the database, the next beat may reach it
                 log.warning("heartbeat_failed", exc_info=True)
                 if time.monotonic() - last > self._lease_s:
                     self._lost.set()

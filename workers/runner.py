@@ -22,6 +22,7 @@ from workers.pipeline import run
 from workers.publish import marker_of, publish, result_of, verdict_of
 from workers.resolve import output_name
 from workers.tools import Tools
+from workers.writing import disk_trouble
 
 log = get_logger(__name__)
 
@@ -64,7 +65,10 @@ def run_job(job_id: str, desk: Desk) -> None:
 def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
     watch = JobWatch(desk.store, claim, heart)
     marker = marker_of(claim.job_id)
-    scratch.mkdir(parents=True, exist_ok=True)
+    for left in scratch.parent.glob(f"{claim.job_id}-*"):  # by a worker that was killed, or has lost this job
+        shutil.rmtree(left, ignore_errors=True)
+    with disk_trouble():
+        scratch.mkdir(parents=True, exist_ok=True)
     outcome = run(claim.request, claim.kind, desk.tools, watch, scratch / "adapter", marker=marker)
     heart.check()
     if isinstance(outcome, Published):

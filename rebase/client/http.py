@@ -21,6 +21,7 @@ from rebase.client.models import Event, Job, JobList, MethodInfo
 PATIENCE_S = 30.0
 _POLL_S = 0.5
 _RETRY_S = 1.0
+_LOOPBACK = re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/|$)", re.ASCII)
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 Body = ConversionRequest | Mapping[str, Any]
@@ -37,7 +38,10 @@ class RebaseClient:
         self.base_url = base_url.rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx2.Client(
-            base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=5.0)
+            base_url=self.base_url,
+            headers=headers,
+            timeout=httpx2.Timeout(timeout_s, connect=5.0),
+            trust_env=not _LOOPBACK.match(self.base_url),  # a proxy does not lead to this machine
         )
 
     def __enter__(self) -> Self:

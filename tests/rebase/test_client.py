@@ -42,6 +42,18 @@ def test_an_accepted_job_is_queued_with_the_services_own_defaults(client: Rebase
     assert client.job(job.id) == job
 
 
+def test_a_service_on_this_machine_is_not_asked_through_a_proxy(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+
+    with RebaseClient(service.url) as client:
+        assert client.ready()
+
+
 def test_a_plain_object_is_judged_by_the_service_which_points_at_every_wrong_field(
     client: RebaseClient,
 ) -> None:

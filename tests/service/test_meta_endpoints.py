@@ -140,6 +140,15 @@ def test_a_real_server_serves_and_stops_cleanly_with_a_stream_open(sqlite_url: s
     assert submitted["request_id"]
 
 
+def test_made_up_http_methods_make_no_new_figures(client: TestClient) -> None:
+    for name in ("FIRST", "SECOND"):
+        assert client.request(name, "/livez").status_code == 405
+
+    figures = client.get("/metrics").text
+    assert "FIRST" not in figures
+    assert 'rebase_http_requests_total{method="other",route="/livez",status="405"} 2.0' in figures
+
+
 def test_a_service_that_may_not_be_served_says_why_and_exits(tmp_path: Path) -> None:
     env = {**os.environ, "REBASE_HOST": "0.0.0.0", "REBASE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "service"]

@@ -21,6 +21,13 @@ NAMES = [
 ]
 
 
+def test_patterns_without_number_are_refused() -> None:
+    with pytest.raises(MalformedAdapter, match="rank_pattern"):
+        AdapterConfig.parse(
+            {"peft_type": "LORA", "r": 4, "rank_pattern": {f"m{n}": 4 for n in range(20_000)}}
+        )
+
+
 def test_a_plain_config_is_read():
     config = AdapterConfig.parse(PLAIN | {"base_model_name_or_path": "acme/base", "revision": "main"})
     assert (config.rank, config.alpha, config.base_model, config.revision) == (8, 16.0, "acme/base", "main")

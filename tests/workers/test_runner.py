@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from support.databases import (  # noqa: F401  (fixtures)
 )
 from support.tiny_repos import ADAPTER, NEW, OTHER, make_hub
 from workers.cache.factors import FactorCache
+from workers.heart import Heart
 from workers.hub.local import LocalHub
 from workers.hub.port import Published
 from workers.job_watch import JobWatch
@@ -276,7 +279,8 @@ def test_a_worker_that_lost_its_job_and_commits_late_does_not_make_two_commits(
         monkeypatch.setattr(second, "find_commit", find_commit)
     else:
         _Stepped(monkeypatch, Phase.VERIFYING, late.pop())
-    run_job(job_id, office.desk(second, owner="worker-2"))
+    elsewhere = office.settings.model_copy(update={"home": office.root / "other-machine"})
+    run_job(job_id, replace(office.desk(second, owner="worker-2"), settings=elsewhere))
 
     assert office.job(job_id).state is JobState.SUCCEEDED
     assert office.commits(job_id) == 1
@@ -304,6 +308,56 @@ def test_somebody_elses_commit_in_between_is_not_overwritten(office: Office) -> 
     assert job.error is not None
     assert job.error["code"] == "output_exists"
     assert office.commits(job_id) == 0
+
+
+def test_what_a_killed_worker_left_of_this_job_is_removed(office: Office) -> None:
+    job_id = office.submit()
+    left = office.root / "home" / "work" / f"{job_id}-0" / "adapter"
+    left.mkdir(parents=True)
+    (left / "adapter_model.safetensors").write_bytes(b"half")
+    other = office.root / "home" / "work" / ("0" * 32 + "-1")
+    other.mkdir()
+    run_job(job_id, office.desk())
+
+    assert list((office.root / "home" / "work").iterdir()) == [other]
+
+
+def test_a_disk_without_room_for_the_scratch_folder_is_no_unforeseen_error(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = office.submit()
+    original = Path.mkdir
+
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        if job_id in path.name:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    run_job(job_id, office.desk())
+
+    assert office.job(job_id).state is JobState.RETRY_WAIT
+
+
+def test_a_heart_beats_on_after_an_odd_error_of_the_database(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = office.store.claim(office.submit(), "worker-1", 5)
+    assert claim is not None
+    beats: list[bool] = []
+    original = office.store.heartbeat
+
+    def heartbeat(*args: Any) -> bool:
+        beats.append(len(beats) > 0)
+        if not beats[-1]:
+            raise RuntimeError("odd")
+        return original(*args)
+
+    monkeypatch.setattr(office.store, "heartbeat", heartbeat)
+    with Heart(office.store, claim, every_s=0.02, lease_s=5) as heart:
+        threading.Event().wait(0.3)
+        heart.check()
+    assert len(beats) > 2
 
 
 def test_an_unforeseen_error_ends_the_job_without_its_cause_in_public(office: Office) -> None:

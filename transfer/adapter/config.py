@@ -11,6 +11,7 @@ from transfer.adapter.patterns import matches_suffix, matches_whole
 from transfer.errors import MalformedAdapter, UnsupportedAdapter
 
 FILE = "adapter_config.json"
+MAX_PATTERNS = 10_000  # one per module of the deepest models; each is held against every module
 MAX_RANK = 4096  # above the width of most models, let alone of any published adapter
 
 # LoRA variants whose update is not s·B·A on the untouched base; PEFT sets each key only when it is in use.
@@ -159,6 +160,8 @@ def _pairs(raw: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:
     value = raw.get(key) or {}
     if not isinstance(value, Mapping):
         raise _malformed(f"{key} should be an object")
+    if len(value) > MAX_PATTERNS:
+        raise _malformed(f"{key} has {len(value)} entries; at most {MAX_PATTERNS} are read")
     return tuple(value.items())
 
 
