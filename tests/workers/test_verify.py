@@ -14,7 +14,7 @@ from transfer.errors import UnsupportedModel, VerificationFailed
 from transfer.interface import LowRank, Role, Site
 from workers.verify.check import changed_layers
 from workers.verify.forward import check_forward
-from workers.verify.structure import check_structure
+from workers.verify.structure import check_structure, model_config
 
 _MODULES = {
     "gpt2": ["c_attn", "c_fc"],
@@ -153,6 +153,34 @@ def test_a_target_that_transformers_cannot_build_is_refused_by_name(
 
     with pytest.raises(UnsupportedModel, match=r"config\.json"):
         check_structure({**_config(base), **wrong}, adapter, _shapes(adapter))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {
+            "attn_implementation": "stranger/kernel"
+        },  # code from a repo, where the package `kernels` is installed
+        {"_attn_implementation": "stranger/kernel"},
+        {"experts_implementation": "stranger/kernel"},
+        {"dtype": "int8"},
+        {"return_dict": False},
+    ],
+)
+def test_a_config_does_not_decide_what_code_runs_the_target(tmp_path: Path, how: dict[str, object]) -> None:
+    base, adapter = _pair(tmp_path, "llama")
+    config = {**_config(base), **how}
+
+    check_structure(config, adapter, _shapes(adapter))
+    assert check_forward(config, FolderReader.of(base), adapter, [0, 1], _CPU).logit_change > 0
+
+
+def test_a_nested_config_does_not_decide_it_either() -> None:
+    text = {"model_type": "gemma3_text", "attn_implementation": "stranger/kernel"}
+
+    config = model_config({"model_type": "gemma3", "text_config": text})
+
+    assert config.get_text_config()._attn_implementation != "stranger/kernel"
 
 
 def test_the_forward_pass_runs_layers_whose_update_is_not_zero() -> None:

@@ -14,6 +14,23 @@ from transformers.utils import logging as hf_logging
 
 from transfer.errors import UnsupportedModel, VerificationFailed
 
+# A stranger's config.json does not choose code: an attention implementation may be the name of a repo to load
+# a kernel from. Nor does it choose the dtype and the form of the answer, which are ours here.
+_HOW_TO_RUN = frozenset(
+    {
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+        "auto_map",
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+        "return_dict",
+        "use_return_dict",
+    }
+)
+
 # Its bars would stand between a worker's log lines.
 hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -26,9 +43,17 @@ def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
             f"The installed transformers does not know the architecture '{model_type}'.",
             hint="Upgrade the worker, or ask for a base of a known architecture.",
         )
-    known = {key: value for key, value in raw.items() if key not in ("auto_map", "quantization_config")}
-    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(known)
+    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(_what_it_is(raw))
     return config
+
+
+def _what_it_is(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without what says how to run the model, at any depth."""
+    return {
+        key: _what_it_is(value) if isinstance(value, Mapping) else value
+        for key, value in raw.items()
+        if key not in _HOW_TO_RUN
+    }
 
 
 def empty_model(raw: Mapping[str, Any]) -> Any:
