@@ -19,6 +19,7 @@
     ├── Rejected                the pre-check said incompatible
     ├── WorkerLost              the worker died too often on this job
     ├── TimeLimit               the job ran past its time limit
+    ├── OutOfMemory             the worker's machine or GPU is too small for the job
     ├── Cancelled, LeaseLost    control flow of a running job, never shown as failures
     └── InternalError           anything unforeseen; the public sentence says nothing of its cause
 
@@ -160,6 +161,10 @@ class WorkerLost(RebaseError):
 
 class TimeLimit(RebaseError):
     code = "time_limit"
+
+
+class OutOfMemory(RebaseError):
+    code = "out_of_memory"
 
 
 class Cancelled(RebaseError):

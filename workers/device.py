@@ -9,6 +9,13 @@ import torch
 from core.errors import RequestInvalid
 
 
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Did an allocation fail, on the GPU or in main memory? For the latter torch has no type of its own."""
+    if isinstance(exc, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc)
+
+
 def pick_device(wish: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device of this worker. Raises RequestInvalid when CUDA is demanded but absent."""
     if wish == "cuda" and not torch.cuda.is_available():

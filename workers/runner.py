@@ -11,10 +11,11 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from core.errors import Busy, Cancelled, LeaseLost, Rejected, TimeLimit, public_error
+from core.errors import Busy, Cancelled, LeaseLost, OutOfMemory, Rejected, TimeLimit, public_error
 from core.jobs import Claim, JobStore
 from core.logs import bound, get_logger
 from core.settings import Settings
+from workers.device import is_out_of_memory
 from workers.heart import Heart
 from workers.hub.port import Published
 from workers.job_watch import JobWatch
@@ -104,6 +105,11 @@ def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
             f"The job ran longer than {desk.settings.soft_time_limit_s} s.",
             hint="Raise REBASE_SOFT_TIME_LIMIT_S, or use a faster machine or method.",
         )
+    if is_out_of_memory(exc):
+        exc = OutOfMemory(
+            f"The worker ran out of memory on device '{desk.tools.device.type}'.",
+            hint="Use a machine or GPU with more memory, REBASE_DEVICE=cpu, or a lower rank.",
+        ).with_traceback(exc.__traceback__)
     error = public_error(exc)
     try:
         if isinstance(exc, Cancelled):

@@ -373,6 +373,28 @@ def test_an_unforeseen_error_ends_the_job_without_its_cause_in_public(office: Of
     assert "secret detail" not in str(job.error)
 
 
+def _allocate_too_much() -> None:
+    torch.empty(2**50)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [_raises(MemoryError()), _raises(torch.OutOfMemoryError("CUDA out of memory")), _allocate_too_much],
+)
+def test_a_machine_that_is_too_small_is_named_as_the_cause(
+    office: Office, trouble: Callable[[], None]
+) -> None:
+    job_id = office.submit()
+    troubled = _Hub(office.root / "hub")
+    troubled.before = trouble
+    run_job(job_id, office.desk(troubled))
+
+    job = office.job(job_id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "out_of_memory"
+
+
 class _Stepped:
     """Runs something the first time a phase is told."""
 
