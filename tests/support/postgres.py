@@ -64,9 +64,31 @@ def own_postgres() -> Iterator[str]:
         if user is not None:
             shutil.chown(folder, user)
         data, port = Path(folder, "data"), _free_port()
-        init = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8"]
+        init = [
+            str(binaries / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+        ]
         subprocess.run(init, user=user, check=True, capture_output=True, cwd=folder)
-        serve = [binaries / "postgres", "-D", data, "-p", str(port), "-k", folder, "-h", "127.0.0.1", "-F"]
+        serve = [
+            str(binaries / "postgres"),
+            "-D",
+            str(data),
+            "-p",
+            str(port),
+            "-k",
+            folder,
+            "-h",
+            "127.0.0.1",
+            "-F",
+        ]
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(serve, user=user, stdout=log, stderr=log, cwd=folder)
         url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
