@@ -76,7 +76,8 @@ def ls(as_json: options.AsJson = False) -> int:
 @commands.command("prune")
 def prune(
     to: Annotated[
-        str, typer.Option("--to", metavar="SIZE", help="Keep at most this much: 0, 500M, 20G.")
+        str,
+        typer.Option("--to", metavar="SIZE", help="Keep at most this much, e.g. 500M; by default nothing."),
     ] = "0",
     as_json: options.AsJson = False,
 ) -> int:

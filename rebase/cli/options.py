@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Adapter = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter: owner/name[@revision].")]
+Adapter = Annotated[
+    str, typer.Argument(metavar="ADAPTER", help="The adapter: owner/name or owner/name@revision.")
+]
 Target = Annotated[str, typer.Option("--target", metavar="REPO", help="The base model to move it to.")]
 Source = Annotated[
     str | None,

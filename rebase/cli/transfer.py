@@ -33,7 +33,9 @@ LocalHub = Annotated[
 
 
 def command(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, or owner/name[@revision].")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="A folder, owner/name or owner/name@revision.")
+    ],
     target: options.Target,
     out_dir: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The new adapter; must be new or empty.")
@@ -50,7 +52,7 @@ def command(
     hub: LocalHub = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Convert an adapter right here: folders or Hub repos in, a PEFT folder out."""
+    """Convert an adapter right here: adapter and bases from folders or Hub repos, a PEFT folder out."""
     out = Output(as_json=as_json)
     request, folders = local_request(adapter, target, source, method, settings)
     if request.output.repo_id is not None:
