@@ -11,7 +11,16 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from core.errors import Busy, Cancelled, LeaseLost, OutOfMemory, Rejected, TimeLimit, public_error
+from core.errors import (
+    Busy,
+    Cancelled,
+    InternalError,
+    LeaseLost,
+    OutOfMemory,
+    Rejected,
+    TimeLimit,
+    public_error,
+)
 from core.jobs import Claim, JobStore
 from core.logs import bound, get_logger
 from core.settings import Settings
@@ -121,7 +130,9 @@ def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
         else:
             # The store knows the budget of attempts; this only says how long to wait if one is left.
             wait = desk.settings.retry_base_s * 2 ** (claim.attempt - 1) if error.retryable else None
-            log.error("failed", code=error.code, retry_in_s=wait, exc_info=exc)
+            # A typed error says all there is to say; only what nobody foresaw needs its traceback.
+            cause = exc if error.code == InternalError.code else None
+            log.error("failed", code=error.code, message=error.message, retry_in_s=wait, exc_info=cause)
             _insist(lambda: desk.store.fail(claim, error, wait), desk.settings.lease_s)
     except LeaseLost:
         log.warning("lease_lost_while_settling")

@@ -42,7 +42,10 @@ def write_tensors(folder: Path, built: BuiltAdapter) -> None:
     """Weights and PEFT config. Raises DiskFull."""
     with disk_trouble():
         folder.mkdir(parents=True, exist_ok=False)
-        save_file(built.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        weights = folder / "adapter_model.safetensors"
+        save_file(built.tensors, weights, metadata={"format": "pt"})
+        # The library writes for the owner alone; the other files follow the process's umask.
+        weights.chmod(folder.stat().st_mode & 0o666)
         text = json.dumps(built.config, indent=2, sort_keys=True, allow_nan=False) + "\n"
         (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
