@@ -6,6 +6,7 @@ paths. Everything else, and every write, is the other hub's.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +23,15 @@ class Aliases:
     name."""
 
     def __init__(self) -> None:
-        self.folders: dict[str, str] = {}  # alias → the folder as typed
+        self.folders: dict[str, str] = {}  # alias → the folder's absolute path
 
     def reference(self, typed: str) -> str:
         """What the request should say for `typed`: an alias for a directory, else `typed` itself."""
         if not Path(typed).is_dir():
             return typed
-        typed = typed.rstrip("/") or "/"
+        path = os.path.abspath(typed)  # links stay as they are: a download's folder is named by its link
         for alias, folder in self.folders.items():
-            if folder == typed:
+            if folder == path:
                 return alias
         stem = (
             re.sub(r"[^A-Za-z0-9_-]+", "-", Path(typed).resolve().name).strip("-")[: MAX_REPO_ID - 8]
@@ -39,15 +40,15 @@ class Aliases:
         alias = stem if re.match(r"[A-Za-z0-9_]", stem) else f"folder-{stem}"
         while alias in self.folders:
             alias = f"{stem}-{len(self.folders) + 1}"
-        self.folders[check_repo_id(alias)] = typed
+        self.folders[check_repo_id(alias)] = path
         return alias
 
 
 class WithFolders:
     """The hub port over `inner`, with folders of this machine readable under their aliases.
 
-    A pinned folder calls itself by the path that was typed, which is what PEFT needs in
-    `base_model_name_or_path`.
+    A pinned folder calls itself by its absolute path: in `base_model_name_or_path` PEFT finds the base by it,
+    wherever it is run.
     """
 
     def __init__(self, inner: HubPort, folders: Mapping[str, str], hashes: Path) -> None:

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterable
 
-from workers.report import Report
+from workers.hub.port import is_folder
+from workers.report import RepoAt, Report
 
 _TABLE_ROWS = 40
 _MARKUP = re.compile(r"[\\`*<>\[\]|]")
@@ -67,9 +68,9 @@ def _summary(report: Report) -> list[str]:
         "",
         "| | |",
         "|---|---|",
-        f"| adapter | `{report.adapter.repo_id}@{report.adapter.sha}` |",
-        f"| source base | `{report.source.repo_id}@{report.source.sha}` |",
-        f"| target base | `{report.target.repo_id}@{report.target.sha}` |",
+        f"| adapter | {_pinned(report.adapter)} |",
+        f"| source base | {_pinned(report.source)} |",
+        f"| target base | {_pinned(report.target)} |",
         f"| method | `{method['name']}` ({parameters or 'no parameters'}) |",
         f"| written as | rank {report.output.get('rank')}, {report.output.get('dtype')} |",
         "",
@@ -121,6 +122,13 @@ def _licences(licences: dict[str, str | None]) -> list[str]:
         "",
         *lines,
     ]
+
+
+def _pinned(repo: RepoAt) -> str:
+    """A repo at its commit; a folder has none, so its content's hash is called what it is."""
+    if is_folder(repo.repo_id):
+        return f"`{repo.repo_id}` (content `{repo.sha}`)"
+    return f"`{repo.repo_id}@{repo.sha}`"
 
 
 def _plain(text: str) -> str:

@@ -22,7 +22,7 @@ from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
 from transfer.registry import get_method
 from workers.evidence import Base, EvidenceSource
-from workers.hub.port import Published
+from workers.hub.port import Published, is_folder
 from workers.judge import judge
 from workers.reading import Opened, licence_of, paired_embeddings, read, resolve
 from workers.report import (
@@ -110,7 +110,7 @@ def run(
         dtype=request.output.dtype,
         max_rank=request.output.max_rank,
         base_model=pinned.target.repo_id,
-        revision=pinned.target.sha,
+        revision=None if is_folder(pinned.target.repo_id) else pinned.target.sha,
     )
     report = _with_sites(report, opened, rows, built, request)
     watch.diagnosed(report)

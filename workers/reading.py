@@ -58,6 +58,8 @@ def resolve(
     watch.step(Phase.RESOLVING, 1, 3, "repos")
     ref, warnings = source_ref(request, config)
     source = pin(hub, ref, "/source")
+    if config.get("base_model_name_or_path") == source.repo_id:
+        warnings = ()  # a folder has another name in the request than in the adapter
     watch.step(Phase.RESOLVING, 2, 3, "repos")
     target = pin(hub, request.target, "/target")
     check_different(source, target)

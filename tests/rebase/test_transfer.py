@@ -48,16 +48,43 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_folders_become_a_folder_that_names_its_base_as_it_was_typed(here: Path, rebase: Command) -> None:
+def test_folders_become_a_folder_that_names_its_base_by_its_absolute_path(
+    here: Path, models: Path, rebase: Command
+) -> None:
     out = here / "deep" / "out"
     done = rebase("transfer", *COPY, "--out", str(out), "--set", "output.dtype=float32")
     assert done.code == 0, done.err
     assert set(contents(out)) == FILES
     config = json.loads((out / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["r"]) == ("new", 4)
+    assert (config["base_model_name_or_path"], config["revision"], config["r"]) == (f"{models}/new", None, 4)
+    assert f"| target base | `{models}/new` (content `" in (out / "README.md").read_text()
     assert "verdict" in done.out and "norm_ratio" in done.out and str(out) in done.out
     assert "transferring: 4/4 sites" in done.err
     assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
+
+
+def test_peft_loads_the_result_from_any_folder(
+    here: Path, rebase: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    assert rebase("transfer", *COPY, "--out", str(here / "out")).code == 0
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = AutoPeftModelForCausalLM.from_pretrained("out")
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 4
+
+
+def test_the_result_can_be_moved_on_without_naming_its_base(
+    here: Path, rebase: Command, monkeypatch: pytest.MonkeyPatch, models: Path
+) -> None:
+    assert rebase("transfer", *COPY, "--out", str(here / "one")).code == 0
+    monkeypatch.chdir(here)
+    again = ("one", "--target", str(models / "old"), "--method", "copy", *WARN, "--out", "two")
+    assert rebase("transfer", *again).code == 0
+    report = json.loads((here / "two" / "rebase_report.json").read_text())
+    assert report["source"]["repo_id"] == f"{models}/new"
+    assert not [warning for warning in report["warnings"] if "as its base" in warning]
 
 
 def test_the_same_transfer_gives_the_same_bytes(here: Path, rebase: Command) -> None:
@@ -148,7 +175,7 @@ def test_repos_of_a_local_hub_folder_go_by_their_names(here: Path, models: Path,
     )
     assert done.code == 0, done.err
     report = json.loads((here / "out" / "rebase_report.json").read_text())
-    assert (report["source"]["repo_id"], report["target"]["repo_id"]) == ("acme/old", "./new")
+    assert (report["source"]["repo_id"], report["target"]["repo_id"]) == ("acme/old", f"{models}/new")
 
 
 def test_a_local_precheck_gives_the_verdict_and_writes_nothing(here: Path, rebase: Command) -> None:

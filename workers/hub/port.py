@@ -21,6 +21,12 @@ class PinnedRepo:
         return f"{self.repo_id}@{self.sha}"
 
 
+def is_folder(repo_id: str) -> bool:
+    """A folder of this machine goes by its absolute path, which no repo id can be. It has no revisions; its sha
+    is a hash of its content."""
+    return repo_id.startswith("/")
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """Where a commit landed."""
