@@ -6,7 +6,6 @@ paths. Everything else, and every write, is the other hub's.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ class Aliases:
         """What the request should say for `typed`: an alias for a directory, else `typed` itself."""
         if not Path(typed).is_dir():
             return typed
-        path = os.path.abspath(typed)  # links stay as they are: a download's folder is named by its link
+        path = str(Path(typed).absolute())  # links stay as they are: what they lead to may move
         for alias, folder in self.folders.items():
             if folder == path:
                 return alias

@@ -3,14 +3,39 @@ other."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_INTERRUPTED = 130  # the shell's own convention
+
 
 def main() -> None:
     """Entry point of the console script."""
-    import sys
     import warnings
 
-    from rebase.cli.app import run
+    with leaving_on_ctrl_c():
+        from rebase.cli.app import run
 
     if not sys.warnoptions:  # what libraries tell their developers is no business of this command's users
         warnings.simplefilter("ignore")
     raise SystemExit(run())
+
+
+@contextmanager
+def leaving_on_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process on the spot, with a word. For imports, which leave nothing to tidy up: within
+    them KeyboardInterrupt may come out as another error, or abort the process."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        os.write(2, b"Interrupted.\n")
+        os._exit(_INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -62,7 +63,15 @@ def _root(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code. Nothing but KeyboardInterrupt's code and these ever leave."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # whoever read our words has left; what is still unsaid goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    argv = list(arguments)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     output = Output(as_json="--json" in argv)
@@ -70,7 +79,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
     try:
-        return int(app(args=argv, prog_name="rebase", standalone_mode=False) or Exit.DONE)
+        code = int(app(args=argv, prog_name="rebase", standalone_mode=False) or Exit.DONE)
+        if code == Exit.INTERRUPTED:  # what the framework makes of Ctrl-C
+            output.note("Interrupted.")
     except TyperException as exc:
         return _usage(exc, output)
     except (KeyboardInterrupt, typer.Abort):
@@ -85,6 +96,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return known[0]
         output.error(_unforeseen(debug))
         return Exit.FAILED
+    return code
 
 
 def _usage(exc: TyperException, output: Output) -> int:

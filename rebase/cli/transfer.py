@@ -11,7 +11,7 @@ import typer
 from core.errors import RequestInvalid
 from core.requests import ConversionRequest
 from core.settings import Settings
-from rebase.cli import options
+from rebase.cli import leaving_on_ctrl_c, options
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
@@ -82,7 +82,8 @@ def local_request(
     """The request, with the folders among its repos under aliases: (request, alias → folder)."""
     aliases = Aliases()
     if source is None and Path(adapter).is_dir():
-        from rebase.local import named_base
+        with leaving_on_ctrl_c():
+            from rebase.local import named_base
 
         source = named_base(adapter)
     request = build_request(
@@ -107,7 +108,8 @@ def run_locally(
 ) -> Report:
     """Run with progress on stderr; whatever libraries print stays off stdout when one document was
     promised."""
-    from rebase import local
+    with leaving_on_ctrl_c():
+        from rebase import local
 
     if hub is not None and not hub.is_dir():
         raise CommandFailed(f"--hub {hub} is not a folder.")

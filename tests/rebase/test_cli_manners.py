@@ -30,6 +30,20 @@ sys.exit(f"{heavy} was loaded" if heavy else int(code))
 """
 
 
+INTERRUPTED_AT = """
+import signal
+import sys
+from rebase.cli import main
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupt())
+main()
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -206,6 +220,20 @@ def test_make_alone_lists_every_target() -> None:
     listed, _ = process.communicate(timeout=60)
     targets = {line.split()[1] for line in listed.splitlines()}
     assert targets >= {"setup", "run", "demo", "test", "lint", "bench", "chaos", "docs", "lock"}
+
+
+@pytest.mark.parametrize("module", ["typer", "torch", "transformers"])
+def test_ctrl_c_while_modules_are_loading_is_one_word(tmp_path: Path, module: str) -> None:
+    arguments = ["transfer", ".", "--source", "..", "--target", str(ROOT), "--out", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_AT, module, *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(tmp_path),
+    )
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "Interrupted.\n")
 
 
 def test_an_unreachable_service_is_told_apart_from_a_bug() -> None:

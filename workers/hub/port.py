@@ -22,8 +22,8 @@ class PinnedRepo:
 
 
 def is_folder(repo_id: str) -> bool:
-    """A folder of this machine goes by its absolute path, which no repo id can be. It has no revisions; its sha
-    is a hash of its content."""
+    """A folder of this machine goes by its absolute path, which no repo id can be. It has no revisions; its
+    sha is a hash of its content."""
     return repo_id.startswith("/")
 
 
