@@ -1,8 +1,10 @@
 """The load: N keep-alive connections that each send the next request when the last answer is in.
 
-    python -m benchmarks.load_client PORT SECONDS CLIENTS
+    python -m benchmarks.load_client PORT SECONDS CLIENTS [RATE]
 
-Plain streams and a process of its own, so that the client is not what is measured. Prints one JSON object.
+With RATE (requests per second, all connections together) each connection waits for its turn instead, so that
+latency is measured below saturation. Plain streams and a process of its own, so that the client is not what
+is measured. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -30,10 +32,16 @@ def _request(port: int) -> bytes:
     return head.encode() + BODY
 
 
-async def _connection(port: int, until: float, seconds: list[float], refused: list[int]) -> None:
+async def _connection(
+    port: int, first: float, gap: float, until: float, seconds: list[float], refused: list[int]
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     request = _request(port)
+    turn = first
     while time.perf_counter() < until:
+        if gap:
+            await asyncio.sleep(max(turn - time.perf_counter(), 0.0))
+            turn += gap
         started = time.perf_counter()
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -46,13 +54,15 @@ async def _connection(port: int, until: float, seconds: list[float], refused: li
     writer.close()
 
 
-async def drive(port: int, duration_s: float, clients: int) -> dict[str, object]:
+async def drive(port: int, duration_s: float, clients: int, rate: float = 0.0) -> dict[str, object]:
     """Latencies in ms, sorted, of accepted requests; refusals; the wall-clock time they took."""
     seconds: list[float] = []
     refused: list[int] = []
     started = time.perf_counter()
     until = started + duration_s
-    await asyncio.gather(*(_connection(port, until, seconds, refused) for _ in range(clients)))
+    gap = clients / rate if rate else 0.0
+    turns = [started + gap * number / clients for number in range(clients)]
+    await asyncio.gather(*(_connection(port, first, gap, until, seconds, refused) for first in turns))
     took = time.perf_counter() - started
     return {"ms": sorted(round(s * 1000, 2) for s in seconds), "refused": len(refused), "seconds": took}
 
@@ -60,4 +70,10 @@ async def drive(port: int, duration_s: float, clients: int) -> dict[str, object]
 if __name__ == "__main__":
     import uvloop
 
-    print(json.dumps(uvloop.run(drive(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))))
+    print(
+        json.dumps(
+            uvloop.run(
+                drive(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:]))
+            )
+        )
+    )
