@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from core.jobs.client_side import MAX_PAGE
@@ -20,18 +20,28 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 RepoFilter = Annotated[str | None, AfterValidator(lambda value: value and check_repo_id(value))]
 
 
+class JobsQuery(BaseModel):
+    """What `GET /jobs` can be asked. A misspelt filter is refused: ignored, it would list every job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: JobState | None = None
+    adapter: RepoFilter = None
+    target: RepoFilter = None
+    cursor: str | None = Field(default=None, max_length=64)
+    limit: int = Field(default=50, ge=1, le=MAX_PAGE)
+
+
 @router.get("", response_model=JobListView)
-def list_jobs(
-    caller: CallerDep,
-    state: JobState | None = None,
-    adapter: RepoFilter = None,
-    target: RepoFilter = None,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
-) -> Response:
+def list_jobs(caller: CallerDep, query: Annotated[JobsQuery, Query()]) -> Response:
     """Your jobs, newest first; `adapter` and `target` are repo ids."""
     page = caller.service.store.list(
-        caller.tenant, state=state, adapter=adapter, target=target, cursor=cursor, limit=limit
+        caller.tenant,
+        state=query.state,
+        adapter=query.adapter,
+        target=query.target,
+        cursor=query.cursor,
+        limit=query.limit,
     )
     return Response(JobListView.of(page).model_dump_json(), media_type="application/json")
 

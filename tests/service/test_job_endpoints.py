@@ -102,6 +102,7 @@ def test_jobs_are_filtered(api: Api) -> None:
         ("cursor=nope", "/cursor"),
         ("adapter=a%00b", "/adapter"),
         ("target=../x", "/target"),
+        ("status=failed", "/status"),
     ],
 )
 def test_a_query_that_does_not_fit_is_pointed_at(client: TestClient, query: str, pointer: str) -> None:
