@@ -76,14 +76,19 @@ def ls(as_json: options.AsJson = False) -> int:
 @commands.command("prune")
 def prune(
     to: Annotated[
-        str,
-        typer.Option("--to", metavar="SIZE", help="Keep at most this much, e.g. 500M; by default nothing."),
-    ] = "0",
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="SIZE",
+            help="Keep at most this much, e.g. 500M; default: REBASE_CACHE_MAX_BYTES. 0 empties the cache.",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Remove the least recently used entries until the rest fits."""
-    out, size = Output(as_json=as_json), parse_size(to)
-    removed = _factor_cache(Settings()).prune(size)
+    out, settings = Output(as_json=as_json), Settings()
+    size = parse_size(to) if to is not None else settings.cache_max_bytes
+    removed = _factor_cache(settings).prune(size)
     out.document({"removed": removed.entries, "bytes": removed.bytes})
     out.show(f"Removed {removed.entries} entries, {format_size(removed.bytes)}.")
     return Exit.DONE

@@ -185,6 +185,7 @@ def test_the_cache_lists_what_belongs_to_one_base_and_to_a_pair(
 
     monkeypatch.setenv("REBASE_CACHE_DIR", str(tmp_path))
     cache, ones = FactorCache(tmp_path, 10**6), torch.ones(2, 1)
+    monkeypatch.setenv("REBASE_CACHE_MAX_BYTES", str(10**6))
     one = FactorKey("acme/old", "a" * 40, "w", 320, 1)
     two = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "alignment v1", "c")
     cache.get_or_compute(one, lambda: Factors(ones, torch.ones(1), ones, 1.0))
@@ -195,6 +196,9 @@ def test_the_cache_lists_what_belongs_to_one_base_and_to_a_pair(
         assert words in listed
     entries = json.loads(rebase("cache", "ls", "--json").out)["entries"]
     assert [entry["key"] for entry in entries] == [one.fields, two.fields]
+
+    assert "Removed 0 entries" in rebase("cache", "prune").out
+    assert "Removed 2 entries" in rebase("cache", "prune", "--to", "0").out
 
 
 def test_migrate_sets_up_a_database_and_says_what_is_wrong_with_one(
