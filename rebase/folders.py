@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.errors import OutputForbidden
+from core.errors import OutputForbidden, RequestInvalid
 from core.requests import MAX_REPO_ID, RepoRef, check_repo_id
 from workers.hub.content import HashCache
 from workers.hub.plain import PlainFolder
@@ -25,9 +25,12 @@ class Aliases:
         self.folders: dict[str, str] = {}  # alias → the folder's absolute path
 
     def reference(self, typed: str) -> str:
-        """What the request should say for `typed`: an alias for a directory, else `typed` itself."""
-        if not Path(typed).is_dir():
-            return typed
+        """What the request should say for `typed`: an alias for a directory, else `typed` itself.
+
+        Raises RequestInvalid for what is neither a directory nor a repo id.
+        """
+        if not typed or not Path(typed).is_dir():
+            return _repo_reference(typed)
         path = str(Path(typed).absolute())  # links stay as they are: what they lead to may move
         for alias, folder in self.folders.items():
             if folder == path:
@@ -41,6 +44,18 @@ class Aliases:
             alias = f"{stem}-{len(self.folders) + 1}"
         self.folders[check_repo_id(alias)] = path
         return alias
+
+
+def _repo_reference(typed: str) -> str:
+    """`typed` when it can be a repo on the Hub."""
+    try:
+        check_repo_id(typed.partition("@")[0])
+    except ValueError as exc:
+        raise RequestInvalid(
+            f"There is no folder '{typed}', and it is no Hub repo id.",
+            hint="A Hub repo is written owner/name or owner/name@revision.",
+        ) from exc
+    return typed
 
 
 class WithFolders:

@@ -8,6 +8,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,13 +50,27 @@ class Shown(Silent):
 
 def check_out(out: Path) -> None:
     """An output folder must be new or empty, in a place that can be written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CommandFailed(f"{out} exists and is not an empty folder.", hint="Name a new folder with --out.")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
+    with _making(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CommandFailed(
+                f"{out} exists and is not an empty folder.", hint="Name a new folder with --out."
+            )
+        parent = out.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise CommandFailed(f"{out} cannot be made: {parent} is no folder that can be written.")
+
+
+@contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    """What the operating system has against `folder`, in a sentence."""
+    try:
+        yield
+    except OSError as exc:
+        raise CommandFailed(
+            f"{folder} cannot be made: {exc.strerror}.", hint="Name a folder in a place that can be written."
+        ) from exc
 
 
 def run_here(
@@ -71,8 +87,9 @@ def run_here(
     tools = replace(tools, hub=WithFolders(tools.hub, folders, home / "hashes"))
     # Beside the goal, so that the last step is a rename within one file system.
     place = out.absolute().parent if out is not None else settings.resolved_work_dir
-    place.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=place))
+    with _making(out or place):
+        place.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=place))
     try:
         outcome = run(request, kind, tools, watch, scratch / "adapter", marker=None)
         report = getattr(outcome, "report", None)

@@ -10,7 +10,7 @@ from rebase.cli import options
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
 from rebase.cli.tables import job_lines
-from rebase.cli.waiting import exit_of, follow, open_client
+from rebase.cli.waiting import exit_of, follow, open_client, why
 
 
 def command(
@@ -42,8 +42,9 @@ def command(
         if wait:
             out.note(f"Job {job.id} accepted.")
             job = follow(client, job, out)
+        reasons = why(client, job)
     out.document(job.model_dump(mode="json"))
-    out.show(*job_lines(job))
+    out.show(*job_lines(job, reasons))
     if not job.done:
         out.note(f"Follow it: rebase status {job.id} --wait")
     return exit_of(job)

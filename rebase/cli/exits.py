@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from pydantic import ValidationError
 
-from core.errors import PublicError, RebaseError, public_error
+from core.errors import PublicError, RebaseError, Unauthorised, public_error
 from rebase.client import ServiceError, ServiceUnreachable
 from transfer.errors import TransferError
 
@@ -30,6 +30,7 @@ _BY_CODE: dict[str, Exit] = {
     "incompatible_pair": Exit.INCOMPATIBLE,
     "service_unreachable": Exit.UNREACHABLE,
 }
+_KEY_HINT = "Set REBASE_API_KEY to a key of this service; `rebase keys create` on its side makes one."
 
 
 class CommandFailed(RebaseError):
@@ -46,7 +47,10 @@ def exit_for_code(code: str) -> Exit:
 def describe(exc: Exception) -> tuple[Exit, PublicError] | None:
     """Exit code and record of an error that was foreseen; None for one that was not."""
     if isinstance(exc, ServiceError | ServiceUnreachable):
-        return exit_for_code(exc.error.code), exc.error
+        error = exc.error
+        if error.code == Unauthorised.code:  # the service's hint speaks of headers
+            error = error.model_copy(update={"hint": _KEY_HINT})
+        return exit_for_code(error.code), error
     if isinstance(exc, RebaseError | TransferError):
         error = public_error(exc)
         return exit_for_code(error.code), error

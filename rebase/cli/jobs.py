@@ -11,7 +11,7 @@ from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.tables import diagnostics_table, job_lines, jobs_table
-from rebase.cli.waiting import exit_of, follow, open_client
+from rebase.cli.waiting import exit_of, follow, open_client, why
 from rebase.client import Job
 
 
@@ -31,9 +31,10 @@ def status(
         if wait and not job.done:
             job = follow(client, job, out)
         measured = client.diagnostics(job_id) if diagnostics else None
+        reasons = measured or why(client, job)
     document = job.model_dump(mode="json")
     out.document(document if measured is None else {**document, "diagnostics": measured})
-    out.show(*job_lines(job))
+    out.show(*job_lines(job, reasons))
     if measured is not None:
         out.show(diagnostics_table(measured))
     return exit_of(job)

@@ -16,13 +16,16 @@ _VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "inco
 _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}
 
 
-def job_lines(job: Job) -> list[RenderableType]:
-    """One job in a few lines: state, verdict with its reasons, result or error."""
+def job_lines(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[RenderableType]:
+    """One job in a few lines: state, verdict with its reasons, result or error. Without a result, the reasons
+    are those of its diagnostics."""
     lines: list[RenderableType] = [_labelled("job", job.id, "")]
     state = job.status if job.phase is None or job.done else f"{job.status} ({job.phase})"
     lines.append(_labelled("state", state, _STATE_STYLES.get(job.status, "")))
     if job.verdict is not None:
-        lines.extend(verdict_lines(job.verdict, (job.result or {}).get("reasons") or ()))
+        measured = ((diagnostics or {}).get("summary") or {}).get("precheck") or {}
+        reasons = (job.result or measured).get("reasons") or ()
+        lines.extend(verdict_lines(job.verdict, reasons))
     output = (job.result or {}).get("output")
     if isinstance(output, dict):
         method = (job.result or {}).get("method") or {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from core.errors import RequestInvalid
+from core.errors import HubError, Rejected, RequestInvalid
 from core.requests import ConversionRequest
 from core.settings import Settings
 from rebase.cli import leaving_on_ctrl_c, options
@@ -18,6 +18,7 @@ from rebase.cli.progress import PhaseProgress
 from rebase.cli.request import build_request
 from rebase.cli.tables import diagnostics_table, verdict_lines
 from rebase.folders import Aliases
+from transfer.errors import MalformedAdapter
 
 if TYPE_CHECKING:
     from workers.report import Report
@@ -123,6 +124,18 @@ def run_locally(
         watch = local.Shown(progress)
         try:
             report = local.run_here(request, kind, settings, folders, watch, out_dir)
+        except (HubError, MalformedAdapter) as exc:
+            if exc.pointer == "/source" and request.source is None:
+                exc.hint = (
+                    "Name the base that the adapter was trained on: --source DIR, or --source owner/name."
+                )
+            raise
+        except Rejected:
+            if watch.report is not None:
+                found = watch.report.precheck
+                out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
+            raise
+        else:
             progress.finish()
             return report
         finally:

@@ -4,7 +4,9 @@ its end."""
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from core.states import JobState
 from rebase.cli.exits import Exit, exit_for_code
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
@@ -30,6 +32,11 @@ def follow(client: RebaseClient, job: Job, output: Output) -> Job:
         raise
 
 
+def why(client: RebaseClient, job: Job) -> dict[str, Any] | None:
+    """The diagnostics of a rejected job: every reason, where its error tells only the decisive ones."""
+    return client.diagnostics(job.id) if job.status == JobState.REJECTED.value else None
+
+
 def show_progress(job: Job, progress: PhaseProgress) -> None:
     """One answer of the service as one step of news."""
     if job.done:
@@ -47,6 +54,6 @@ def exit_of(job: Job) -> Exit:
         return Exit.INCOMPATIBLE
     if job.succeeded or not job.done:
         return Exit.DONE
-    if job.status == "rejected":
+    if job.status == JobState.REJECTED.value:
         return Exit.INCOMPATIBLE
     return exit_for_code(job.error.code) if job.error is not None else Exit.FAILED

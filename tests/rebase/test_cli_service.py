@@ -83,6 +83,20 @@ def test_a_finished_job_shows_verdict_reasons_place_and_measurements(
     assert document["diagnostics"]["sites"][0]["target"] == "0.q_proj"
 
 
+def test_a_rejected_job_shows_every_reason(at_service: RunningService, rebase: Command) -> None:
+    job_id = queued_job(rebase)
+    reasons = [{"message": "The bases differ."}, {"message": "So do their words."}]
+
+    def reject(claim: Claim) -> None:
+        at_service.store.save_diagnostics(claim, {"precheck": {"reasons": reasons}}, [], "incompatible")
+        at_service.store.reject(claim, PublicError(code="incompatible", message="The bases differ."))
+
+    finish(at_service, job_id, reject)
+    done = rebase("status", job_id)
+    assert done.code == 3
+    assert "- The bases differ." in done.out and "- So do their words." in done.out
+
+
 def test_a_precheck_that_finds_a_pair_incompatible_exits_3(
     at_service: RunningService, rebase: Command
 ) -> None:
@@ -193,7 +207,7 @@ def test_the_api_key_travels_from_the_environment(
         made = json.loads(rebase("keys", "create", "--tenant", "acme", "--name", "ci", "--json").out)
         refused = rebase("jobs")
         assert refused.code == 1
-        assert "API key" in refused.err
+        assert "API key" in refused.err and "Set REBASE_API_KEY" in refused.err
         monkeypatch.setenv("REBASE_API_KEY", made["key"])
         assert rebase("jobs").out == "No jobs.\n"
         listed = rebase("keys", "ls", "--json").out

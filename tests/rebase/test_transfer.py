@@ -27,6 +27,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_base(folder / "new", "llama", seed=1)
     save_base(folder / "wider", "llama", seed=2, hidden_size=64, head_dim=16)
     save_adapter(folder / "lora", tiny_model("llama", seed=0), r=4, target_modules=["q_proj", "v_proj"])
+    shutil.copytree(folder / "lora", folder / "orphan")
+    config = json.loads((folder / "orphan" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "acme/nowhere"
+    (folder / "orphan" / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -127,6 +131,21 @@ def test_a_pair_that_cannot_be_carried_exits_3_and_leaves_the_reasons(here: Path
     assert list(here.glob(".rebase-*")) == []
 
 
+def test_a_refusal_shows_every_reason(here: Path, rebase: Command) -> None:
+    arguments = [argument for argument in COPY if argument not in WARN]
+    done = rebase("transfer", *arguments, "--out", str(here / "out"), "--report", str(here / "why.json"))
+    reasons = json.loads((here / "why.json").read_text())["precheck"]["reasons"]
+    assert done.code == 3
+    assert len(reasons) > 1
+    assert all(reason["message"] in done.out for reason in reasons)
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(here: Path, rebase: Command) -> None:
+    done = rebase("transfer", *COPY, "--out", "/proc/nope")
+    assert done.code == 1
+    assert done.err.count("/proc/nope cannot be made") == 1 and "unforeseen" not in done.err
+
+
 def test_an_output_folder_with_something_in_it_is_left_alone(here: Path, rebase: Command) -> None:
     out = here / "out"
     out.mkdir()
@@ -153,6 +172,10 @@ def test_an_empty_output_folder_is_filled(here: Path, rebase: Command) -> None:
         (("lora", "--source", "old", "--target", "old"), 2, "same base"),
         (("lora", "--source", "old", "--target", "new", "--hub", "nowhere"), 1, "nowhere"),
         (("lora", "--source", "old", "--target", "new", "--report", "no/where.json"), 1, "no/where.json"),
+        (("./none", "--source", "old", "--target", "new"), 2, "no folder './none'"),
+        (("lora", "--source", "old", "--target", "/no/folder"), 2, "owner/name"),
+        (("lora", "--source", "old", "--target", ""), 2, "no folder"),
+        (("orphan", "--target", "new", "--hub", "."), 1, "--source DIR"),
         (("no/body", "--source", "old", "--target", "new", "--hub", "."), 1, "no/body"),
     ],
 )
