@@ -7,7 +7,7 @@ One layer's tensors are drawn and written again for every layer: factorising doe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,18 @@ def _shards(
 
 
 def _tokenizer() -> dict[str, Any]:
-    """A byte-level BPE vocabulary of distinct strings, the same for every synthetic base."""
+    """Distinct three-letter tokens, the same for every synthetic base."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = np.random.default_rng(0).permutation(26**3)[:VOCABULARY]
-    vocabulary = {
-        letters[w // 676] + letters[w // 26 % 26] + letters[w % 26]: position
-        for position, w in enumerate(words.tolist())
-    }
+    return byte_level_tokenizer(
+        letters[w // 676] + letters[w // 26 % 26] + letters[w % 26] for w in words.tolist()
+    )
+
+
+def byte_level_tokenizer(tokens: Iterable[str]) -> dict[str, Any]:
+    """A tokenizer.json of byte-level BPE whose token j is the j-th string."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    vocabulary = {token: position for position, token in enumerate(tokens)}
     return {
         "version": "1.0",
         "added_tokens": [],

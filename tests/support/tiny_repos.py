@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.synthetic import byte_level_tokenizer
 from support.tiny_models import save_adapter, save_base, tiny_model
 
 OLD, NEW, OTHER, ADAPTER = "acme/old", "acme/new", "acme/other", "acme/skill"
@@ -50,14 +51,4 @@ def edit_json(path: Path, **changes: Any) -> None:
 def tokenizer(size: int) -> dict[str, Any]:
     """A byte-level BPE tokenizer.json with `size` distinct two-letter tokens."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    vocabulary = {letters[n // 26] + letters[n % 26]: n for n in range(size)}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
-    }
+    return byte_level_tokenizer(letters[n // 26] + letters[n % 26] for n in range(size))
