@@ -63,12 +63,91 @@ class CrossLoraParams(MethodParams):
     )
 
 
-AnyMethodParams = Annotated[AutoParams | CopyParams | CrossLoraParams, Field(discriminator="name")]
+class DenseParams(MethodParams):
+    """What the methods that mix whole base weights share."""
+
+    rank: int = Field(
+        default=64, ge=1, le=4096, description="Rank kept of the dense result; what is lost is reported."
+    )
+
+
+class DifferenceParams(DenseParams):
+    """Add the base's own move to the update, cut to a rank [002, SimpleDifference]."""
+
+    name: Literal["difference"] = "difference"
+    gamma: float = Field(
+        default=1.0, ge=-10.0, le=10.0, description="Factor of W_t − W_s; the paper takes +1."
+    )
+
+
+class LinearParams(MethodParams):
+    """Apply the linear map that best turns one base weight into the other [002, SimpleLinear]."""
+
+    name: Literal["linear"] = "linear"
+    side: Literal["output", "input"] = Field(
+        default="output",
+        description="`output` maps what the site writes, `input` (the paper's orientation) what it reads.",
+    )
+    ridge: float = Field(
+        default=1e-3, ge=1e-8, le=1e3, description="λ as a share of the Gram matrix's mean eigenvalue."
+    )
+
+
+class WeightAverageParams(DenseParams):
+    """The mean of tuned source and target as an update of the target: a baseline to be beaten [000]."""
+
+    name: Literal["weight_average"] = "weight_average"
+
+
+class TiesParams(DenseParams):
+    """Trim, elect signs and average the update with the way back to the source: a baseline [000, TIES]."""
+
+    name: Literal["ties"] = "ties"
+    density: float = Field(
+        default=0.2, gt=0.0, le=1.0, description="Share of entries that each side keeps, by magnitude."
+    )
+
+
+class ProLoraParams(MethodParams):
+    """Move the parts inside and outside of the base's leading directions apart [002, ProLoRA]."""
+
+    name: Literal["prolora"] = "prolora"
+    energy: float = Field(
+        default=0.95, gt=0.0, le=1.0, description="Share of ‖W‖² that the leading directions of a base hold."
+    )
+    rank: int = Field(
+        default=1024, ge=1, le=16384, description="Most singular directions computed of each base weight."
+    )
+    perp: Literal["complement", "residual"] = Field(
+        default="complement",
+        description="The part outside: off both source subspaces, or all that is not inside both.",
+    )
+    truncate: bool = Field(
+        default=True, description="Cut the result to the adapter's rank; otherwise both parts' ranks add up."
+    )
+
+
+AnyMethodParams = Annotated[
+    AutoParams
+    | CopyParams
+    | DifferenceParams
+    | LinearParams
+    | WeightAverageParams
+    | TiesParams
+    | CrossLoraParams
+    | ProLoraParams,
+    Field(discriminator="name"),
+]
 
 PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "auto": AutoParams,
     "copy": CopyParams,
+    "difference": DifferenceParams,
+    "linear": LinearParams,
+    "weight_average": WeightAverageParams,
+    "ties": TiesParams,
     "cross_lora": CrossLoraParams,
+    "prolora": ProLoraParams,
 }
 
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)

@@ -9,9 +9,25 @@ from typing import Any
 from transfer.interface import Method
 from transfer.methods.copy import Copy
 from transfer.methods.cross_lora import CrossLora
+from transfer.methods.difference import Difference
+from transfer.methods.linear import Linear
+from transfer.methods.prolora import ProLora
+from transfer.methods.ties import Ties
+from transfer.methods.weight_average import WeightAverage
 
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
-    {method.name: method for method in (Copy(), CrossLora())}
+    {
+        method.name: method
+        for method in (
+            Copy(),
+            Difference(),
+            Linear(),
+            WeightAverage(),
+            Ties(),
+            CrossLora(),
+            ProLora(),
+        )
+    }
 )
 
 

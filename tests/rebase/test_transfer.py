@@ -15,6 +15,7 @@ from rebase.folders import Aliases
 from support.command import REBASE, Command
 from support.running_service import clean_environment
 from support.tiny_models import save_adapter, save_base, tiny_model
+from transfer.catalogue import PARAMS_BY_NAME
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "rebase_report.json"}
 
@@ -220,3 +221,19 @@ def test_folders_of_one_name_get_aliases_of_their_own(tmp_path: Path) -> None:
     for alias in given:
         assert "/" not in check_repo_id(alias)
     assert aliases.reference("acme/no-such-folder") == "acme/no-such-folder"
+
+
+@pytest.mark.parametrize("name", sorted(set(PARAMS_BY_NAME) - {"auto"}))
+def test_every_method_runs_by_name_and_leaves_its_measurements_in_the_report(
+    name: str, here: Path, rebase: Command
+) -> None:
+    out, report = here / name, here / f"{name}.json"
+    where = ["lora", "--source", "old", "--target", "new", "--method", name, *WARN]
+    if name == "cross_lora":  # these folders have no tokenizer, so no shared tokens either
+        where += ["--set", "alignment=projection"]
+    done = rebase("transfer", *where, "--out", str(out), "--report", str(report))
+    assert done.code == 0, done.err
+    found = json.loads(report.read_text())
+    assert found["method_requested"]["name"] == name
+    assert all(row["measurements"]["update_norm"] > 0.0 for row in found["sites"])
+    assert "update_norm" in (out / "README.md").read_text()

@@ -1,0 +1,39 @@
+"""Weight averaging, a baseline of [000]: ΔW_t = ½ (W_s + ΔW_s + W_t) − W_t, cut to a rank.
+
+The mean of the tuned source and the target, as an update of the target. It exists to be beaten: between
+identical bases it carries half of the adapter.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from transfer.catalogue import WeightAverageParams
+from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
+from transfer.methods.dense import cut
+from transfer.methods.refusals import require_equal_shapes
+
+
+class WeightAverage:
+    """Reads both weights: ½ (ΔW_s + W_s − W_t). Not linear in the update."""
+
+    name: ClassVar[str] = "weight_average"
+
+    def needs(self, params: WeightAverageParams) -> frozenset[Evidence]:
+        """Both base weights."""
+        return frozenset({Evidence.WEIGHTS})
+
+    def prepare(self, params: WeightAverageParams, pair: Pair) -> None:
+        """Raises IncompatiblePair, listing the sites, when shapes differ."""
+        require_equal_shapes(pair, "weight_average", "Across shapes use cross_lora.")
+
+    def carry(
+        self, params: WeightAverageParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
+    ) -> Carried:
+        """ΔW (o, i) → an update of rank ≤ `rank`."""
+        half = torch.sub(evidence.weight("source"), evidence.weight("target")).mul_(0.5)
+        base_norm = float(half.norm())
+        update, measured = cut(half.addmm_(delta.B, delta.A, alpha=0.5), params.rank, delta)
+        return Carried(update, measured | {"base_norm": base_norm})
