@@ -82,6 +82,17 @@ def factorize(W: Tensor, rank: int) -> Factors:
     return Factors(U.contiguous(), S, V.contiguous(), energy)
 
 
+def compress(update: Tensor, rank: int) -> tuple[LowRank, float]:
+    """Best approximation of a dense update (o, i) of rank ≤ `rank`, and the share of ‖ΔW‖²_F that it lost.
+
+    The dense counterpart of `truncate`, with √S split in the same way. An update of zero loses nothing.
+    """
+    factors = factorize(update, rank)
+    root = factors.S.sqrt()
+    lost = 1.0 - factors.energy if bool(factors.S.any()) else 0.0
+    return LowRank(factors.U * root, root[:, None] * factors.V.T), lost
+
+
 def procrustes(X: Tensor, Y: Tensor) -> Tensor:
     """R (p, q) with orthonormal rows or columns on the evidence's span, minimising ‖X R − Y‖_F.
 

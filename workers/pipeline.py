@@ -18,6 +18,7 @@ from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
 from transfer.catalogue import MethodParams
+from transfer.dare import dare
 from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
 from transfer.registry import get_method
@@ -159,6 +160,8 @@ def _carry(
         delta = opened.adapter.delta(pair.source).scaled(pair.scale)
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
         carried = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
+        if params.dare is not None:
+            carried = dare(carried, params.dare, pair.target)
         deltas[pair.target] = LowRank(carried.delta.B.cpu(), carried.delta.A.cpu())
         shared = {"layer_scale": pair.scale} if pair.scale != 1.0 else {}
         measured = finite({**carried.measurements, **shared})

@@ -237,3 +237,13 @@ def test_every_method_runs_by_name_and_leaves_its_measurements_in_the_report(
     assert found["method_requested"]["name"] == name
     assert all(row["measurements"]["update_norm"] > 0.0 for row in found["sites"])
     assert "update_norm" in (out / "README.md").read_text()
+
+
+def test_any_method_can_be_thinned_out_from_the_command_line(here: Path, rebase: Command) -> None:
+    report = here / "thin.json"
+    dare = ("--set", "method.dare.p=0.8", "--set", "method.dare.seed=3")
+    done = rebase("transfer", *COPY, *dare, "--out", str(here / "thin"), "--report", str(report))
+    assert done.code == 0, done.err
+    found = json.loads(report.read_text())
+    assert found["method_used"]["dare"] == {"p": 0.8, "mode": "random", "rank": None, "seed": 3}
+    assert all(0.0 < row["measurements"]["dare_lost_energy"] < 1.0 for row in found["sites"])

@@ -7,7 +7,7 @@ import torch
 
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model, weights_of
 from transfer.adapter import AdapterConfig, read_adapter
-from transfer.catalogue import AutoParams, CopyParams, CrossLoraParams
+from transfer.catalogue import AutoParams, CopyParams, CrossLoraParams, DareParams, parse_params
 from transfer.interface import Evidence, Role
 from transfer.linalg import factorize
 from transfer.pairing import pair_sites
@@ -109,6 +109,31 @@ def test_equal_shapes_with_unrelated_weights_are_incompatible_for_copying(tmp_pa
     assert result.verdict == "incompatible"
     assert result.measurements["relative_distance"] == pytest.approx(2**0.5, abs=0.1)
     assert "unrelated_bases" in codes
+
+
+@pytest.mark.parametrize("name", ["linear", "prolora", "difference", "weight_average", "ties"])
+def test_no_weight_space_method_is_allowed_between_unrelated_weights(tmp_path, name):
+    result, codes = _check(tmp_path, _base(seed=9), parse_params(name), _tokens())
+    assert result.verdict == "incompatible"
+    assert "unrelated_bases" in codes
+
+
+@pytest.mark.parametrize("name", ["difference", "weight_average", "ties"])
+def test_a_baseline_is_never_better_than_uncertain_and_says_what_is_left_of_the_adapter(tmp_path, name):
+    result, codes = _check(
+        tmp_path, _perturbed(_base(), 0.3), parse_params({"name": name, "rank": 1}), _tokens()
+    )
+    assert result.verdict != "compatible"
+    assert {"baseline", "little_skill"} <= set(codes)
+    assert result.measurements["skill_kept"] < 0.5
+
+
+def test_thinning_out_is_a_doubt_that_auto_hands_on(tmp_path):
+    result, codes = _check(tmp_path, _perturbed(_base(), 0.01), AutoParams(dare=DareParams()), _tokens())
+    assert result.method == "copy"
+    assert result.params.dare == DareParams()
+    assert result.verdict == "uncertain"
+    assert "dare" in codes
 
 
 def test_unrelated_bases_of_other_shape_are_incompatible_as_their_anchors_carry_nothing(tmp_path):

@@ -5,20 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from transfer.interface import LowRank
-from transfer.linalg import factorize, frobenius, inner
+from transfer.linalg import compress, frobenius, inner
 
 
 def cut(update: Tensor, rank: int, delta: LowRank) -> tuple[LowRank, dict[str, float]]:
     """Best approximation of a dense update (o, i) at this rank, and what became of the adapter's `delta`.
 
     `lost_energy`: the share of ‖update‖²_F outside the rank. `skill_kept` = ⟨result, ΔW_s⟩ / ‖ΔW_s‖²: 1 when
-    the result still holds all of the adapter's own update, whatever else it holds. √S is split evenly.
+    the result still holds all of the adapter's own update, whatever else it holds.
     """
-    factors = factorize(update, rank)
-    root = factors.S.sqrt()
-    moved = LowRank(factors.U * root, root[:, None] * factors.V.T)
+    moved, lost = compress(update, rank)
     after, before = frobenius(moved), frobenius(delta)
-    measured = {"update_norm": after, "lost_energy": 1.0 - factors.energy if after > 0.0 else 0.0}
+    measured = {"update_norm": after, "lost_energy": lost}
     if before > 0.0:
         measured |= {"norm_ratio": after / before, "skill_kept": inner(moved, delta) / before**2}
     return moved, measured

@@ -29,7 +29,9 @@ def choose(params: MethodParams, measured: Mapping[str, float]) -> tuple[MethodP
     distance = measured.get("relative_distance")
     if measured["shapes_equal"] == 1.0 and distance is not None and distance <= SHARED_COORDINATES:
         why = f"auto chose copy: shapes agree and the bases differ by {distance:.3f} of their norm."
-        return CopyParams(layer_scale=params.layer_scale), (Reason("auto_copy", why, "info"),)
+        return CopyParams(layer_scale=params.layer_scale, dare=params.dare), (
+            Reason("auto_copy", why, "info"),
+        )
     unlike = (
         "shapes differ"
         if measured["shapes_equal"] < 1.0
@@ -38,4 +40,6 @@ def choose(params: MethodParams, measured: Mapping[str, float]) -> tuple[MethodP
         else "the base weights are zero"
     )
     why = f"auto chose cross_lora with anchored alignment: {unlike}, so copying would mean nothing."
-    return CrossLoraParams(layer_scale=params.layer_scale), (Reason("auto_cross_lora", why, "info"),)
+    return CrossLoraParams(layer_scale=params.layer_scale, dare=params.dare), (
+        Reason("auto_cross_lora", why, "info"),
+    )

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from transfer.catalogue import CopyParams, CrossLoraParams, MethodParams
+from transfer.catalogue import (
+    CopyParams,
+    CrossLoraParams,
+    DareParams,
+    DenseParams,
+    LinearParams,
+    MethodParams,
+    ProLoraParams,
+)
 from transfer.precheck.result import Reason
 
 # [002]: copying works between a model and its tuned relatives, and gets worse as the distance grows. At
@@ -27,6 +35,9 @@ FEWEST_ANCHORS = 64
 LEAST_ENERGY_KEPT = 0.05
 # Below this, more of the update is lost than kept.
 HALF_ENERGY_KEPT = 0.5
+# ⟨ΔW_t, ΔW_s⟩ / ‖ΔW_s‖²: below half, the rank went to the bases' difference rather than to the adapter.
+HALF_SKILL_KEPT = 0.5
+LEAST_SKILL_KEPT = 0.05
 # Share of probe sites whose anchors say nothing: a majority decides.
 MOST_UNINFORMATIVE = 0.5
 # Tokenizers of one family after a few added tokens keep over 0.99; below this they are different tokenizers.
@@ -47,8 +58,14 @@ def reasons(params: MethodParams, measured: Mapping[str, float]) -> Iterator[Rea
     yield from _update(measured)
     if isinstance(params, CopyParams):
         yield from _copy(params, measured)
+    if isinstance(params, DenseParams | LinearParams | ProLoraParams):
+        yield from _unrelated(measured)
+    if isinstance(params, DenseParams):
+        yield from _dense(params, measured)
     if isinstance(params, CrossLoraParams):
         yield from _cross_lora(params, measured)
+    if params.dare is not None:
+        yield from _dare(params.dare)
 
 
 def _sites(measured: Mapping[str, float]) -> Iterator[Reason]:
@@ -98,9 +115,33 @@ def _copy(params: CopyParams, measured: Mapping[str, float]) -> Iterator[Reason]
             text = "Cropping and padding between different shapes carries no meaning; it is only a control."
             yield Reason("padded", text, "doubt")
         return  # without pad, the method's own refusal says it
-    if measured.get("relative_distance", 0.0) > UNRELATED:
+    yield from _unrelated(measured)
+
+
+def _unrelated(measured: Mapping[str, float]) -> Iterator[Reason]:
+    """For methods that take coordinate j of one base for coordinate j of the other, on one side at least."""
+    if measured["shapes_equal"] == 1.0 and measured.get("relative_distance", 0.0) > UNRELATED:
         text = "The bases have equal shapes but unrelated weights, so the same update means something else."
         yield Reason("unrelated_bases", text, "blocking")
+
+
+def _dense(params: DenseParams, measured: Mapping[str, float]) -> Iterator[Reason]:
+    text = (
+        f"{params.name} mixes the bases' own difference into the update: a baseline, seldom the best choice."
+    )
+    yield Reason("baseline", text, "doubt")
+    kept = measured.get("skill_kept")
+    if kept is not None and kept < HALF_SKILL_KEPT:
+        text = f"At rank {params.rank} the result holds {kept:.0%} of the adapter's own update."
+        yield Reason("little_skill", text, "blocking" if kept < LEAST_SKILL_KEPT else "doubt")
+
+
+def _dare(params: DareParams) -> Iterator[Reason]:
+    if params.mode == "magnitude":
+        text = "dare.mode=magnitude rescales the largest entries only, so the update becomes much larger."
+        yield Reason("dare_magnitude", text, "doubt")
+    text = f"DARE drops {params.p:.0%} of the entries, and cutting the rest to a rank loses part of it."
+    yield Reason("dare", text, "doubt")
 
 
 def _cross_lora(params: CrossLoraParams, measured: Mapping[str, float]) -> Iterator[Reason]:
