@@ -128,6 +128,16 @@ def test_a_baseline_is_never_better_than_uncertain_and_says_what_is_left_of_the_
     assert result.measurements["skill_kept"] < 0.5
 
 
+def test_prolora_says_when_it_drops_most_of_the_update(tmp_path):
+    close = _perturbed(_base(), 0.01)
+    whole, codes = _check(tmp_path / "a", close, parse_params({"name": "prolora", "energy": 1.0}), _tokens())
+    assert whole.verdict == "compatible"
+    assert "little_energy" not in codes
+    half, codes = _check(tmp_path / "b", close, parse_params({"name": "prolora", "energy": 0.9}), _tokens())
+    assert half.verdict == "uncertain"
+    assert "little_energy" in codes
+
+
 def test_thinning_out_is_a_doubt_that_auto_hands_on(tmp_path):
     result, codes = _check(tmp_path, _perturbed(_base(), 0.01), AutoParams(dare=DareParams()), _tokens())
     assert result.method == "copy"
