@@ -139,7 +139,7 @@ def _dense(params: DenseParams, measured: Mapping[str, float]) -> Iterator[Reaso
 
 
 def _prolora(measured: Mapping[str, float]) -> Iterator[Reason]:
-    """The bundled pair keeps 0.42 here and ends seven times as far from the native loss as a copy does."""
+    """The bundled pair keeps 0.42 here, and its loss is seven times that of a copy."""
     if "energy_parallel" not in measured:
         return
     kept = measured["energy_parallel"] + measured["energy_orthogonal"]
