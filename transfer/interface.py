@@ -7,7 +7,7 @@ modules were split (`q_proj`, never `qkv_proj`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -17,6 +17,7 @@ from torch import Tensor
 from transfer.catalogue import MethodParams
 
 Side = Literal["source", "target"]
+Space = Literal["delta", "factors"]
 Port = Literal["in", "out"]
 
 
@@ -101,12 +102,41 @@ class SitePair:
 
 
 @dataclass(frozen=True, slots=True)
+class Kernels:
+    """Inner products of N anchors, float64. K: (N, N) between their source updates; k: (N,) from those to the
+    adapter that is moved; G: (N, N) between their target updates; `own`: the adapter's inner product with
+    itself."""
+
+    K: Tensor
+    k: Tensor
+    G: Tensor
+    own: float
+
+
+class Anchors(Protocol):
+    """A pool of tasks with an adapter on both bases, at the sites that all of these and the adapter have."""
+
+    @property
+    def domains(self) -> Sequence[str]:
+        """A label per anchor."""
+
+    @property
+    def pairs(self) -> tuple[SitePair, ...]:
+        """The site pairs at which every anchor has an update on both sides."""
+
+    def kernels(self, pair: SitePair, space: Space) -> Kernels:
+        """Inner products at one site pair. Raises IncompatiblePair where `space` has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
-    """Both bases as far as a method's `prepare` may look: configs and paired sites. No tensors."""
+    """Both bases as far as a method's `prepare` may look: configs, paired sites, and for a method that needs
+    ANCHORS the pool's inner products. No tensors of a base or an adapter."""
 
     source_config: Mapping[str, Any]
     target_config: Mapping[str, Any]
     sites: tuple[SitePair, ...]
+    anchors: Anchors | None = None
 
 
 class SiteEvidence(Protocol):
@@ -128,6 +158,9 @@ class SiteEvidence(Protocol):
         `what` starts with a word for people, and names every setting and algorithm version they depend on.
         """
 
+    def anchors(self) -> Sequence[LowRank]:
+        """The anchors' updates of this target site, in the pool's order, each (o_t, i_t). ANCHORS."""
+
 
 @dataclass(frozen=True, slots=True)
 class Carried:
@@ -136,6 +169,26 @@ class Carried:
     delta: LowRank
     measurements: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorWeight:
+    """One anchor's part in a prediction: its weight, its leverage h_ii in [0, 1], and its relative error when
+    it is left out and predicted from the others."""
+
+    weight: float
+    leverage: float
+    loo_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """State of a job that has something to tell as a whole. `measurements`: finite floats; `anchors`: one per
+    anchor; `curve`: what each setting gave when anchors were left out."""
+
+    measurements: Mapping[str, float]
+    anchors: tuple[AnchorWeight, ...] = ()
+    curve: tuple[Mapping[str, float], ...] = ()
 
 
 P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
@@ -150,7 +203,10 @@ class Method(Protocol, Generic[P_contra]):
         """The evidence that `carry` will ask for with these parameters."""
 
     def prepare(self, params: P_contra, pair: Pair) -> Any:
-        """Once per job: small state for `carry`. Raises IncompatiblePair before any expensive work."""
+        """Once per job: small state for `carry`. Raises IncompatiblePair before any expensive work.
+
+        The state may carry measurements of the whole job: `Prepared` says how.
+        """
 
     def carry(
         self, params: P_contra, state: Any, site: SitePair, delta: LowRank, evidence: SiteEvidence

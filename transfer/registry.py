@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from transfer.interface import Method
+from transfer.methods.anchor_ridge import AnchorRidge
 from transfer.methods.copy import Copy
 from transfer.methods.cross_lora import CrossLora
 from transfer.methods.difference import Difference
@@ -26,6 +27,7 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
             Ties(),
             CrossLora(),
             ProLora(),
+            AnchorRidge(),
         )
     }
 )

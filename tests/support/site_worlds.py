@@ -6,22 +6,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from transfer.interface import Factors, LowRank, Pair, Port, Role, Side, Site, SitePair
+from transfer.interface import Factors, Kernels, LowRank, Pair, Port, Role, Side, Site, SitePair, Space
 from transfer.linalg import factorize
+from transfer.pool.kernel import gram, site_kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """SiteEvidence from given tensors. `rows`: (side, port) → paired rows."""
+    """SiteEvidence from given tensors. `rows`: (side, port) → paired rows; `pool`: an anchor's updates."""
 
     weights: dict[Side, Tensor]
     rows: dict[tuple[Side, Port], Tensor]
+    pool: tuple[tuple[LowRank, LowRank], ...] = ()
 
     def weight(self, side: Side) -> Tensor:
         return self.weights[side]
@@ -34,6 +36,40 @@ class Evidence:
 
     def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         return compute()
+
+    def anchors(self) -> Sequence[LowRank]:
+        return [target for _, target in self.pool]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Anchors in memory. `updates`: per site pair, every anchor's updates on both sides; `moved`: per site
+    pair, the update of the adapter that is moved."""
+
+    updates: Mapping[SitePair, Sequence[tuple[LowRank, LowRank]]]
+    moved: Mapping[SitePair, LowRank]
+    domains: Sequence[str]
+
+    @property
+    def pairs(self) -> tuple[SitePair, ...]:
+        return tuple(self.updates)
+
+    def kernels(self, pair: SitePair, space: Space) -> Kernels:
+        sources, targets = zip(*self.updates[pair], strict=True)
+        moved = self.moved[pair]
+        k = gram(sources, [moved], space)[:, 0]
+        own = float(gram([moved], [moved], space))
+        return Kernels(site_kernel(sources, space), k, site_kernel(targets, space), own)
+
+
+def anchor_updates(
+    source: tuple[int, int], target: tuple[int, int], seed: int, count: int = 5, rank: int = 3
+) -> tuple[tuple[LowRank, LowRank], ...]:
+    """Random updates of `count` anchors at one site."""
+    return tuple(
+        (update(*source, rank, seed + 100 * n), update(*target, rank, seed + 100 * n + 50))
+        for n in range(count)
+    )
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:
@@ -69,9 +105,16 @@ def site_pair(
     return SitePair(Site(0, role), Site(0, role), source, target, scale)
 
 
-def pair_of(*sites: SitePair) -> Pair:
-    """What `prepare` sees."""
-    return Pair({}, {}, sites)
+def pair_of(
+    *sites: SitePair, seen: Evidence | None = None, delta: LowRank | None = None, domains: str = "abcab"
+) -> Pair:
+    """What `prepare` sees, with a pool: that of `seen` for one site, or random ones."""
+    updates = {
+        site: seen.pool if seen else anchor_updates(site.source_shape, site.target_shape, seed=9 + n)
+        for n, site in enumerate(sites)
+    }
+    moved = {site: delta or update(*site.source_shape, 2, seed=77) for site in sites}
+    return Pair({}, {}, sites, Pool(updates, moved, domains) if sites else None)
 
 
 def dense(delta: LowRank) -> Tensor:
@@ -90,10 +133,13 @@ def evidence(
     anchors: int,
     seed: int,
     rows: dict[tuple[Side, Port], Tensor] | None = None,
+    pool: tuple[tuple[LowRank, LowRank], ...] | None = None,
 ) -> Evidence:
-    """Evidence with the given rows, or with rows that are random and unrelated on the two sides."""
+    """Evidence with the given rows and anchors, or with random ones that are unrelated on the two sides."""
     made: dict[tuple[Side, Port], Tensor] = {}
     for number, (side, W) in enumerate((("source", source), ("target", target))):
         made[side, "in"] = gaussian(anchors, W.shape[1], seed=seed + 10 * number)  # type: ignore[index]
         made[side, "out"] = gaussian(anchors, W.shape[0], seed=seed + 10 * number + 1)  # type: ignore[index]
-    return Evidence({"source": source, "target": target}, made | (rows or {}))
+    (o_s, i_s), (o_t, i_t) = source.shape, target.shape
+    pool = pool or anchor_updates((o_s, i_s), (o_t, i_t), seed + 30)
+    return Evidence({"source": source, "target": target}, made | (rows or {}), pool)

@@ -41,9 +41,16 @@ VARIANTS = [
     ({"name": "prolora", "energy": 1.0}, False),
     ({"name": "prolora", "energy": 0.8, "perp": "complement"}, False),
     ({"name": "prolora", "energy": 1.0, "perp": "residual"}, False),
+    ({"name": "anchor_ridge", "predictor": "mean"}, True),
+    ({"name": "anchor_ridge", "penalty": 1e-8}, True),
+    ({"name": "anchor_ridge", "predictor": "topk_ridge", "penalty": 1e-8}, True),
+    ({"name": "anchor_ridge", "predictor": "per_tensor_ridge", "penalty": 1e-8}, True),
+    ({"name": "anchor_ridge", "predictor": "per_tensor_pca", "penalty": 1e-8, "count": 256}, True),
+    ({"name": "anchor_ridge", "predictor": "procrustes"}, True),
 ]
-# These add a move of the base itself, so that neither a scaled nor a zero update scales the result.
-AFFINE = {"difference", "weight_average", "ties"}
+# These add a move of the base itself, or a pool's mean, so that neither a scaled nor a zero update scales the
+# result.
+AFFINE = {"difference", "weight_average", "ties", "anchor_ridge"}
 PROPORTIONAL = [variant for variant in VARIANTS if variant[0]["name"] not in AFFINE]
 each_variant = pytest.mark.parametrize(
     ("raw", "crosses"), VARIANTS, ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else ""
@@ -55,24 +62,24 @@ each_proportional_variant = pytest.mark.parametrize(
 )
 each_exact_variant = pytest.mark.parametrize(
     ("raw", "crosses"),
-    # An energy below 1 leaves the mixed parts behind, by design.
-    [variant for variant in VARIANTS if variant[0].get("energy", 1.0) == 1.0],
+    # An energy below 1 leaves the mixed parts behind, and the mean of a pool does not look, by design.
+    [v for v in VARIANTS if v[0].get("energy", 1.0) == 1.0 and v[0].get("predictor") != "mean"],
     ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else "",
 )
 each_role = pytest.mark.parametrize("role", [Role.Q, Role.DOWN])
 RANK = 4
 
 
-def _run(raw, site, delta, seen):
+def _run(raw, site, delta, seen, pair=None):
     params = parse_params(raw)
     method = get_method(params.name)
-    state = method.prepare(params, pair_of(site))
+    state = method.prepare(params, pair or pair_of(site, seen=seen, delta=delta))
     return method.carry(params, state, site, delta, seen)
 
 
 def _promised(raw, rank):
     """The rank that a method promises for an update of this rank."""
-    return parse_params(raw).rank if raw["name"] in AFFINE else rank
+    return (parse_params(raw).rank or rank) if raw["name"] in AFFINE else rank
 
 
 def _case(crosses, role, seed=0):
@@ -96,7 +103,8 @@ def test_identical_bases_and_full_rank_give_the_identical_update(raw, crosses, r
     rows = gaussian(200, 32, seed=2)
     shared = {(side, port): rows for side in ("source", "target") for port in ("in", "out")}
     delta = update(32, 32, RANK, 3)
-    carried = _run(raw, site_pair((32, 32), (32, 32), role), delta, evidence(W, W, 200, 4, shared))
+    pool = tuple((u, u) for u in (delta, *(update(32, 32, 3, seed) for seed in (10, 20, 30))))
+    carried = _run(raw, site_pair((32, 32), (32, 32), role), delta, evidence(W, W, 200, 4, shared, pool))
     share = 0.5 if raw["name"] == "weight_average" else 1.0  # the mean of a tuned base and the base
     assert relative_error(dense(carried.delta), share * dense(delta)) < 1e-4
 
@@ -204,5 +212,5 @@ def test_a_method_asks_only_for_the_evidence_that_it_declares(raw, crosses):
             asked.add({"paired": "embeddings", "kept": "embeddings", "weight": "weights"}.get(name, name))
             return getattr(seen, name)
 
-    _run(raw, site, delta, Watched())
+    _run(raw, site, delta, Watched(), pair_of(site, seen=seen, delta=delta))
     assert asked == needs

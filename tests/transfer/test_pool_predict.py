@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from support.site_worlds import dense, orthogonal, update
-from transfer.interface import LowRank, Role, Site
-from transfer.pool.kernel import combine, site_kernel, total
-from transfer.pool.predict import Kernels, leave_one_out, mean, pca, procrustes, ridge, scale_of, topk
+from transfer.interface import Kernels, LowRank
+from transfer.pool.kernel import combine, gram, site_kernel
+from transfer.pool.predict import leave_one_out, mean, pca, procrustes, ridge, scale_of, topk
 
 N, D, E = 7, 40, 30
 RNG = np.random.default_rng(5)
@@ -19,7 +19,7 @@ centring = pytest.mark.parametrize("center", [True, False])
 
 
 def _kernels(X=X, x=x, Y=Y):
-    return Kernels(*(torch.from_numpy(part) for part in (X @ X.T, X @ x, Y @ Y.T)))
+    return Kernels(*(torch.from_numpy(part) for part in (X @ X.T, X @ x, Y @ Y.T)), own=float(x @ x))
 
 
 def _primal_ridge(X, Y, x, penalty, center):
@@ -56,7 +56,7 @@ def test_pca_is_ridge_on_the_leading_components(center):
 @centring
 def test_topk_is_ridge_on_the_nearest_by_cosine_and_nothing_for_the_rest(center):
     near = np.argsort(-(X @ x) / np.linalg.norm(X, axis=1))[:4]
-    found = topk(_kernels(), float(np.linalg.norm(x)), 4, 0.3, center=center)
+    found = topk(_kernels(), 4, 0.3, center=center)
     _same(found, _primal_ridge(X[near], Y[near], x, 0.3, center))
     assert not found[[i for i in range(N) if i not in near]].any()
 
@@ -104,7 +104,7 @@ def test_kernels_come_from_factors_and_do_not_depend_on_them():
     assert np.allclose(K.numpy(), flat @ flat.T, rtol=1e-6)
     turned = [LowRank(-2.0 * u.B, -0.5 * u.A) for u in updates]
     assert torch.allclose(site_kernel(turned), K, rtol=1e-6)
-    assert torch.equal(total({Site(1, Role.Q): K, Site(0, Role.K): 2 * K}), 2 * K + K)
+    assert torch.allclose(gram(updates[:1], turned), K[:1], rtol=1e-6)
 
 
 def test_a_combination_of_updates_is_exact_and_leaves_unused_ones_out():

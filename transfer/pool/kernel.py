@@ -1,39 +1,84 @@
 """Inner products between updates: all that prediction from a pool needs to know of them.
 
 K_ij = Σ_sites ⟨ΔW_i, ΔW_j⟩ with ⟨B_iA_i, B_jA_j⟩ = Σ (B_iᵀB_j) ∘ (A_iA_jᵀ): nothing dense is built, and how
-each update is factored does not matter (raw factors of one ΔW can point in opposite directions).
+each update is factored does not matter (raw factors of one ΔW can point in opposite directions). The literal
+reading of [003] compares those raw factors: ⟨A_i, A_j⟩ + ⟨B_i, B_j⟩, equal ranks only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from transfer.interface import LowRank, Site
-from transfer.linalg import inner
+from transfer.errors import IncompatiblePair
+from transfer.interface import LowRank, Space
+
+KERNEL_VERSION = 1  # part of every cache key: raise it whenever `gram` may give other bytes
 
 
-def site_kernel(updates: Sequence[LowRank]) -> Tensor:
+def gram(ours: Sequence[LowRank], theirs: Sequence[LowRank], space: Space = "delta") -> Tensor:
+    """Inner products at one site, (len(ours), len(theirs)) float64.
+
+    Raises IncompatiblePair in space `factors` when ranks differ: vectors of unlike length have no product.
+    """
+    if space == "factors":
+        _require_equal_ranks([*ours, *theirs])
+        left = torch.stack([torch.cat([u.B.double().flatten(), u.A.double().flatten()]) for u in ours])
+        right = torch.stack([torch.cat([u.B.double().flatten(), u.A.double().flatten()]) for u in theirs])
+        return left @ right.T
+    outs = _stack(ours, "B").T @ _stack(theirs, "B")
+    ins = _stack(ours, "A") @ _stack(theirs, "A").T
+    return _block_sums(outs.mul_(ins), [u.rank for u in ours], [u.rank for u in theirs])
+
+
+def site_kernel(updates: Sequence[LowRank], space: Space = "delta") -> Tensor:
     """⟨ΔW_i, ΔW_j⟩ at one site, (n, n) float64, symmetric to the last bit."""
-    n = len(updates)
-    kernel = torch.zeros(n, n, dtype=torch.float64)
-    for i in range(n):
-        for j in range(i + 1):
-            kernel[i, j] = kernel[j, i] = inner(updates[i], updates[j])
-    return kernel
+    found = gram(updates, updates, space)
+    return (found + found.T) / 2
 
 
-def total(kernels: Mapping[Site, Tensor]) -> Tensor:
-    """The kernel of whole adapters: the sum over sites, in site order for equal bytes."""
-    return torch.stack([kernels[site] for site in sorted(kernels)]).sum(0)
+def combine(updates: Sequence[LowRank], weights: Tensor, space: Space = "delta") -> LowRank:
+    """Σ c_i ΔW_i as factors of rank Σ r_i, exact; anchors of weight 0 are left out.
 
-
-def combine(updates: Sequence[LowRank], weights: Tensor) -> LowRank:
-    """Σ c_i ΔW_i as factors of rank Σ r_i; anchors of weight 0 are left out. Exact."""
+    In space `factors` Σ c_i B_i and Σ c_i A_i, of the anchors' common rank: another update than the sum.
+    """
     used = [(update, float(c)) for update, c in zip(updates, weights, strict=True) if float(c) != 0.0]
     if not used:
         o, i = updates[0].shape
-        return LowRank(torch.zeros(o, 1), torch.zeros(1, i))
+        return LowRank(updates[0].B.new_zeros(o, 1), updates[0].A.new_zeros(1, i))
+    if space == "factors":
+        _require_equal_ranks([u for u, _ in used])
+        B = torch.stack([u.B.double() * c for u, c in used]).sum(0)
+        A = torch.stack([u.A.double() * c for u, c in used]).sum(0)
+        return LowRank(B.float(), A.float())
     return LowRank(torch.cat([u.B * c for u, c in used], 1), torch.cat([u.A for u, _ in used], 0))
+
+
+def _stack(updates: Sequence[LowRank], part: str) -> Tensor:
+    """[B_1 … B_n] (o, Σr), or A_1 over … over A_n (Σr, i), float64."""
+    if part == "B":
+        return torch.cat([update.B for update in updates], 1).double()
+    return torch.cat([update.A for update in updates], 0).double()
+
+
+def _block_sums(products: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """Sums of a (Σrows, Σcolumns) matrix over its blocks."""
+    ends_down, ends_across = list(accumulate(rows)), list(accumulate(columns))
+    down = [products[end - n : end].sum(0) for end, n in zip(ends_down, rows, strict=True)]
+    across = torch.stack(down)
+    return torch.stack(
+        [across[:, end - n : end].sum(1) for end, n in zip(ends_across, columns, strict=True)], 1
+    )
+
+
+def _require_equal_ranks(updates: Sequence[LowRank]) -> None:
+    ranks = sorted({update.rank for update in updates})
+    if len(ranks) > 1:
+        raise IncompatiblePair(
+            f"space=factors compares raw factors of one rank; these have {', '.join(map(str, ranks))}.",
+            hint="Use space=delta.",
+            pointer="/method/space",
+        )

@@ -7,22 +7,13 @@ of the residual from x − x̄: c = 1/N + (I − 11ᵀ/N) a. λ is absolute here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from transfer.interface import Kernels
+
 # Directions of a kernel below this share of its largest eigenvalue are rounding, not data.
 _NULL = 1e-10
-
-
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """K: (n, n) between source anchors; k: (n,) from them to the held-out one; G: (n, n) between targets."""
-
-    K: Tensor
-    k: Tensor
-    G: Tensor
 
 
 def mean(kernels: Kernels) -> Tensor:
@@ -41,26 +32,39 @@ def ridge(kernels: Kernels, penalty: float, *, center: bool = True) -> Tensor:
 def pca(kernels: Kernels, components: int, penalty: float, *, center: bool = True) -> Tensor:
     """`per_tensor_pca`: ridge on the leading principal components of the sources alone."""
     K, k = _centred(kernels) if center else (kernels.K, kernels.k)
-    values, vectors = _leading(K, components)
+    values, vectors = leading(K, components)
     return _uncentred(vectors @ ((vectors.T @ k) / (values + penalty)), center)
 
 
-def topk(kernels: Kernels, own_norm: float, count: int, penalty: float, *, center: bool = True) -> Tensor:
+def topk(kernels: Kernels, count: int, penalty: float, *, center: bool = True) -> Tensor:
     """`topk_ridge`: ridge on the `count` anchors of highest cosine to the held-out update."""
-    n = kernels.K.shape[0]
-    cosines = kernels.k / (kernels.K.diagonal().sqrt() * own_norm).clamp_min(torch.finfo(torch.float64).tiny)
-    near = torch.sort(cosines, descending=True, stable=True).indices[:count].sort().values
-    part = Kernels(kernels.K[near][:, near], kernels.k[near], kernels.G[near][:, near])
-    weights = torch.zeros(n, dtype=torch.float64)
-    weights[near] = ridge(part, penalty, center=center)
+    sizes = kernels.K.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    near = torch.sort(kernels.k / sizes, descending=True, stable=True).indices[:count].sort().values
+    weights = kernels.k.new_zeros(kernels.k.numel())
+    weights[near] = ridge(subset(kernels, near), penalty, center=center)
     return weights
+
+
+def subset(kernels: Kernels, rows: Tensor) -> Kernels:
+    """The same for some of the anchors."""
+    return Kernels(kernels.K[rows][:, rows], kernels.k[rows], kernels.G[rows][:, rows], kernels.own)
+
+
+def held_out(kernels: Kernels, i: int) -> Kernels:
+    """Anchor i as if it were the adapter to predict, from the other anchors."""
+    rest = torch.tensor([j for j in range(kernels.k.numel()) if j != i])
+    return Kernels(
+        kernels.K[rest][:, rest], kernels.K[rest, i], kernels.G[rest][:, rest], float(kernels.K[i, i])
+    )
 
 
 def procrustes(kernels: Kernels, *, center: bool = True) -> Tensor:
     """x R with R = argmin over orthogonal R of ‖X R − Y‖_F, within the span of the anchors."""
     K, k = _centred(kernels) if center else (kernels.K, kernels.k)
-    G = _twice(kernels.G) if center else kernels.G
-    (from_values, P), (to_values, Q) = _leading(K, K.shape[0]), _leading(G, G.shape[0])
+    G = centred(kernels.G) if center else kernels.G
+    (from_values, P), (to_values, Q) = leading(K, K.shape[0]), leading(G, G.shape[0])
+    if not from_values.numel() or not to_values.numel():  # equal anchors: nothing but their mean is known
+        return _uncentred(torch.zeros_like(k), center)
     core = from_values.sqrt()[:, None] * (P.T @ Q) * to_values.sqrt()
     U, _, Vh = torch.linalg.svd(core, full_matrices=False)
     coordinates = (P.T @ k) / from_values.sqrt()
@@ -69,7 +73,7 @@ def procrustes(kernels: Kernels, *, center: bool = True) -> Tensor:
 
 def scale_of(kernel: Tensor, *, center: bool = True) -> float:
     """Mean eigenvalue of the (centred) kernel: the unit in which λ is given."""
-    used = _twice(kernel) if center else kernel
+    used = centred(kernel) if center else kernel
     return float(used.diagonal().mean())
 
 
@@ -79,37 +83,40 @@ def leave_one_out(kernels: Kernels, penalties: Tensor, *, center: bool = True) -
     Ridge is a linear smoother Ŷ = H Y, so the held-out residual is (y_i − ŷ_i)/(1 − h_ii) exactly, the mean's
     own refit included, and its norm is √[(I − H) G (I − H)ᵀ]_ii / (1 − h_ii).
     """
-    n = kernels.K.shape[0]
-    K = _twice(kernels.K) if center else kernels.K
+    K = centred(kernels.K) if center else kernels.K
     values, vectors = torch.linalg.eigh(K)
     values = values.clamp_min(0.0)
-    base = torch.full((n, n), 1.0 / n if center else 0.0, dtype=torch.float64)
+    if center:  # I − H has no part along the mean; taken out here, it cannot come back as rounding
+        vectors = vectors - vectors.mean(0, keepdim=True)
     errors = []
     for penalty in penalties.tolist():
-        left = (
-            torch.eye(n, dtype=torch.float64) - base - (vectors * (values / (values + penalty))) @ vectors.T
-        )
+        left = (vectors * (penalty / (values + penalty))) @ vectors.T
         squares = ((left @ kernels.G) * left).sum(1).clamp_min(0.0)
-        errors.append(squares.sqrt() / left.diagonal())
+        errors.append(squares.sqrt() / left.diagonal().clamp_min(torch.finfo(torch.float64).tiny))
     return torch.stack(errors)
 
 
-def _twice(kernel: Tensor) -> Tensor:
+def centred(kernel: Tensor) -> Tensor:
     """The kernel of centred rows: (I − 11ᵀ/N) K (I − 11ᵀ/N)."""
     rows = kernel.mean(0, keepdim=True)
     return kernel - rows - rows.T + kernel.mean()
 
 
-def _centred(kernels: Kernels) -> tuple[Tensor, Tensor]:
+def centred_row(kernels: Kernels) -> Tensor:
+    """k of centred rows, the held-out one by the anchors' mean."""
     k = kernels.k - kernels.K.mean(1)
-    return _twice(kernels.K), k - k.mean()
+    return k - k.mean()
+
+
+def _centred(kernels: Kernels) -> tuple[Tensor, Tensor]:
+    return centred(kernels.K), centred_row(kernels)
 
 
 def _uncentred(a: Tensor, center: bool) -> Tensor:
     return a - a.mean() + 1.0 / a.numel() if center else a
 
 
-def _leading(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def leading(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues that are data, and their vectors, largest first."""
     values, vectors = torch.linalg.eigh(kernel)
     values, vectors = values.flip(0), vectors.flip(1)
