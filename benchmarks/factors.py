@@ -86,7 +86,7 @@ class Given:
         if self.cache is None:
             return compute()
         sides = ("bench/source", _SHA, self.role, "bench/target", _SHA, self.role)
-        return self.cache.get_or_compute_pair(PairKey(*sides, what, "random rows"), compute)
+        return self.cache.get_or_compute_tensors(PairKey(*sides, what, "random rows"), compute)
 
 
 def draw(seed: int) -> Weights:

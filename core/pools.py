@@ -1,7 +1,7 @@
 """Anchor pools: tasks that have an adapter on both bases, from which a further one is predicted [003].
 
-One shape for `POST /anchor-pools`, for `rebase transfer --pool FILE` and, with every revision a commit, for what
-a registered pool keeps.
+One shape for `POST /anchor-pools`, for `rebase transfer --pool FILE` and, with every revision a commit, for
+what a registered pool keeps.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ class PoolRequest(_Model):
             for number, anchor in enumerate(self.anchors):
                 ref: RepoRef = getattr(anchor, side)
                 if ref in seen:
-                    raise ValueError(
-                        f"anchors[{seen[ref]}].{side} and anchors[{number}].{side} are the same: {ref}"
-                    )
+                    raise ValueError(f"anchors[{number}].{side} is anchors[{seen[ref]}].{side} again: {ref}")
                 seen[ref] = number
         return self
 
@@ -88,3 +86,6 @@ class NoPools:
     def covering(self, source_repo: str, target_repo: str) -> Pool | None:
         """There is none."""
         return None
+
+
+NO_POOLS = NoPools()

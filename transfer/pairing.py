@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transfer.errors import IncompatiblePair
 from transfer.interface import Site, SitePair
@@ -23,6 +23,12 @@ class Pairing:
     layers: tuple[int, ...]
     unused_source_layers: tuple[int, ...]
     dropped: tuple[Site, ...]
+
+
+def narrowed(pairing: Pairing, pairs: tuple[SitePair, ...]) -> Pairing:
+    """The same with only these of its pairs; source sites that feed nothing any more count as dropped."""
+    lost = {pair.source for pair in pairing.pairs} - {pair.source for pair in pairs}
+    return replace(pairing, pairs=pairs, dropped=tuple(sorted({*pairing.dropped, *lost})))
 
 
 def layer_map(source_layers: int, target_layers: int) -> tuple[int, ...]:

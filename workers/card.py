@@ -25,6 +25,7 @@ def write_card(report: Report, licences: dict[str, str | None]) -> str:
             *_metadata(report),
             *_summary(report),
             *_caveats(report),
+            *_pool(report),
             *_diagnostics(report),
             *_verification(report),
             *_licences(licences),
@@ -80,6 +81,37 @@ def _summary(report: Report) -> list[str]:
 def _caveats(report: Report) -> list[str]:
     lines = [*report.caveats, *report.warnings]
     return ["## What to know before you use it", "", *[f"- {_plain(line)}" for line in lines], ""]
+
+
+def _pool(report: Report) -> list[str]:
+    """The anchors by weight, the heaviest first."""
+    if report.pool is None:
+        return []
+    anchors = sorted(report.pool.anchors, key=lambda anchor: -abs(anchor.weight))
+    rows = [
+        _row(
+            [
+                _pinned(anchor.target),
+                _plain(anchor.domain),
+                *map(_figure, (anchor.weight, anchor.leverage, anchor.loo_error)),
+            ]
+        )
+        for anchor in anchors[:_TABLE_ROWS]
+    ]
+    more = len(anchors) - len(rows)
+    tail = [f"{more} more anchor(s) are in `rebase_report.json`.", ""] if more > 0 else []
+    return [
+        "## The tasks that it was predicted from",
+        "",
+        "The update is a weighted sum of these adapters of the target base. The error is what the others "
+        "make of an anchor that is left out, relative to its norm.",
+        "",
+        _row(["anchor", "domain", "weight", "leverage", "error when left out"]),
+        _row(["---"] * 5),
+        *rows,
+        "",
+        *tail,
+    ]
 
 
 def _diagnostics(report: Report) -> list[str]:

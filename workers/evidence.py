@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from transfer.interface import Evidence, Factors, Port, Side, Site, SitePair
+from transfer.interface import Evidence, Factors, LowRank, Port, Side, Site, SitePair
 from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
 from transfer.weights import ModelWeights
 from workers.cache.factors import FactorCache, FactorKey, PairKey
 from workers.hub.port import PinnedRepo
+from workers.pool import PoolOffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class EvidenceSource:
     cache: FactorCache
     device: torch.device
     embeddings: PairedEmbeddings | None
+    offer: PoolOffer | None = None
 
     def at(self, pair: SitePair, declared: frozenset[Evidence]) -> PairEvidence:
         """Evidence for one pair, limited to what the method declared."""
@@ -88,8 +90,15 @@ class PairEvidence:
             what=what,
             anchors=self._embeddings().digest,
         )
-        found = self.origin.cache.get_or_compute_pair(key, compute)
+        found = self.origin.cache.get_or_compute_tensors(key, compute)
         return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
+
+    def anchors(self) -> Sequence[LowRank]:
+        """The pool's updates of this target site, each read when it is asked for."""
+        self._require(Evidence.ANCHORS)
+        if self.origin.offer is None:
+            raise LookupError("there is no pool; the method must refuse before")
+        return self.origin.offer.open().updates("target", self.pair.target)
 
     def _embeddings(self) -> PairedEmbeddings:
         self._require(Evidence.EMBEDDINGS)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from transfer.catalogue import MethodParams
+from transfer.interface import SitePair
 from transfer.precheck import PROBE_NEEDS, precheck
 from workers.evidence import EvidenceSource
 from workers.reading import Opened
 from workers.report import Precheck, ReasonRow, finite
 
 
-def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams) -> tuple[MethodParams, Precheck]:
-    """The verdict, and the parameters of the method that it is about (`auto` is resolved here)."""
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The verdict, the parameters of the method that it is about (`auto` is resolved here), what that method
+    prepared, and the site pairs that it can carry."""
+
+    precheck: Precheck
+    params: MethodParams
+    prepared: Any
+    pairs: tuple[SitePair, ...]
+
+
+def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams) -> Judged:
+    """The pre-check on this deployment's evidence."""
     found = precheck(
         opened.source,
         opened.target,
@@ -20,7 +35,8 @@ def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams) -> tup
         wanted,
         probes=lambda pair: evidence.at(pair, PROBE_NEEDS),
         device=evidence.device,
+        offer=evidence.offer,
     )
     reasons = [ReasonRow(code=r.code, message=r.message, weight=r.weight) for r in found.reasons]
     document = Precheck(verdict=found.verdict, reasons=reasons, measurements=finite(found.measurements))
-    return found.params, document
+    return Judged(document, found.params, found.prepared, found.pairs)

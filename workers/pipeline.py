@@ -7,27 +7,26 @@ Nothing here knows about jobs, SQL or Celery: `workers.runner` does. `rebase tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from core.errors import Rejected, printable
+from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
-from transfer.catalogue import MethodParams
 from transfer.dare import dare
 from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
+from transfer.pairing import narrowed
 from transfer.registry import get_method
 from workers.evidence import Base, EvidenceSource
 from workers.hub.port import Published, is_folder
-from workers.judge import judge
+from workers.judge import Judged, judge
+from workers.pool import offer_pool, told_of_pool
 from workers.reading import Opened, licence_of, paired_embeddings, read, resolve
 from workers.report import (
-    Precheck,
     RepoAt,
     Report,
     SiteRow,
@@ -56,7 +55,14 @@ class Conversion:
 
 
 def run(
-    request: ConversionRequest, kind: Kind, tools: Tools, watch: Watch, folder: Path, *, marker: str | None
+    request: ConversionRequest,
+    kind: Kind,
+    tools: Tools,
+    watch: Watch,
+    folder: Path,
+    *,
+    marker: str | None,
+    pools: Pools = NO_POOLS,
 ) -> Conversion | Published:
     """Convert (or only pre-check) and leave a verified adapter in `folder`, which must not exist yet.
 
@@ -84,11 +90,13 @@ def run(
         )
     )
     opened = read(request, tools.hub, pinned, adapter_config, adapter_reader, watch)
-    evidence = _evidence(opened, tools, request.method)
+    evidence = _evidence(opened, tools, request, pools, watch)
 
     watch.step(Phase.PRECHECKING)
-    params, precheck = judge(opened, evidence, request.method)
-    report = _opening(request, opened, params, precheck)
+    judged = judge(opened, evidence, request.method)
+    precheck = judged.precheck
+    opened = replace(opened, pairing=narrowed(opened.pairing, judged.pairs))
+    report = _opening(request, opened, judged, evidence)
     watch.diagnosed(report)
     if (
         precheck.verdict == "incompatible"
@@ -103,7 +111,7 @@ def run(
     if kind == "precheck":
         return Conversion(report, None, None)
 
-    deltas, rows = _carry(opened, evidence, params, tools.device, watch)
+    deltas, rows = _carry(opened, evidence, judged, watch)
     watch.step(Phase.TRANSFERRING)
     built = build_adapter(
         opened.target,
@@ -127,25 +135,30 @@ def run(
     return Conversion(report, folder, place)
 
 
-def _evidence(opened: Opened, tools: Tools, params: MethodParams) -> EvidenceSource:
-    most = getattr(params, "anchor_tokens", 4096)
+def _evidence(
+    opened: Opened, tools: Tools, request: ConversionRequest, pools: Pools, watch: Watch
+) -> EvidenceSource:
+    most = getattr(request.method, "anchor_tokens", 4096)
     return EvidenceSource(
         source=Base(opened.pinned.source, opened.source),
         target=Base(opened.pinned.target, opened.target),
         cache=tools.cache,
         device=tools.device,
         embeddings=paired_embeddings(opened, most),
+        offer=offer_pool(request, opened, pools, tools, watch),
     )
 
 
 def _carry(
-    opened: Opened, evidence: EvidenceSource, params: MethodParams, device: torch.device, watch: Watch
+    opened: Opened, evidence: EvidenceSource, judged: Judged, watch: Watch
 ) -> tuple[dict[Site, LowRank], list[SiteRow]]:
     """Every site in turn, so that memory does not grow with depth."""
+    params, state, device = judged.params, judged.prepared, evidence.device
     method = get_method(params.name)
     pairs = opened.pairing.pairs
-    state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs))
     needs = method.needs(params)
+    if state is None:  # a method that refused in the pre-check says so again, now as an error
+        state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs))
     if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
         raise IncompatiblePair(
             "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",
@@ -177,8 +190,9 @@ def _carry(
     return deltas, rows
 
 
-def _opening(request: ConversionRequest, opened: Opened, params: MethodParams, precheck: Precheck) -> Report:
+def _opening(request: ConversionRequest, opened: Opened, judged: Judged, evidence: EvidenceSource) -> Report:
     pinned = opened.pinned
+    pool, of_pool = told_of_pool(judged.prepared, evidence.offer, opened)
     return Report(
         rebase_version=rebase_version(),
         libraries=library_versions(),
@@ -186,12 +200,13 @@ def _opening(request: ConversionRequest, opened: Opened, params: MethodParams, p
         source=RepoAt(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
         target=RepoAt(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
         method_requested=request.method.model_dump(mode="json"),
-        method_used=params.model_dump(mode="json"),
-        precheck=precheck,
+        method_used=judged.params.model_dump(mode="json"),
+        precheck=judged.precheck,
+        pool=pool,
         dropped_sites=[str(site) for site in opened.pairing.dropped],
         unused_source_layers=list(opened.pairing.unused_source_layers),
         not_carried=list(opened.adapter.not_carried),
-        warnings=[printable(warning) for warning in (*pinned.warnings, *opened.adapter.warnings)],
+        warnings=[printable(warning) for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool)],
     )
 
 

@@ -16,6 +16,7 @@ from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
 from transfer.catalogue import AutoParams, MethodParams
 from transfer.errors import TransferError
+from transfer.interface import Evidence
 from transfer.pairing import Pairing, pair_sites
 from transfer.precheck import probe_pairs
 from transfer.pseudo import PairedEmbeddings
@@ -30,6 +31,7 @@ from workers.verify.structure import empty_model
 from workers.watch import Watch
 
 T = TypeVar("T")
+OF_BASES = frozenset({Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS})  # what needs base weights
 _MAX_CARD_BYTES = 2**20  # long cards have some ten thousand
 _HEAD = re.compile(r"(lm_head|embed_out)\.(weight|bias)$")  # only the forward check reads it, and a few rows
 
@@ -122,7 +124,7 @@ def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
 
 def _announce(opened: Opened, wanted: MethodParams) -> None:
     """Tell the readers what will be read: a remote shard of which little is needed then comes in ranges."""
-    pairs = opened.pairing.pairs if _reads_every_site(opened, wanted) else probe_pairs(opened.pairing)
+    pairs = opened.pairing.pairs if _reads_every_site(opened, wanted) else probe_pairs(opened.pairing.pairs)
     sides = (
         (opened.source, opened.source_reader, [pair.source for pair in pairs]),
         (opened.target, opened.target_reader, [pair.target for pair in pairs]),
@@ -139,7 +141,7 @@ def _reads_every_site(opened: Opened, wanted: MethodParams) -> bool:
     """Will the method read base weights at every site? `auto` copies between equal shapes and reads none."""
     if isinstance(wanted, AutoParams):
         return any(pair.source_shape != pair.target_shape for pair in opened.pairing.pairs)
-    return bool(get_method(wanted.name).needs(wanted))
+    return bool(get_method(wanted.name).needs(wanted) & OF_BASES)
 
 
 def _shared(source: dict[str, Any] | None, target: dict[str, Any] | None) -> SharedTokens | None:

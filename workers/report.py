@@ -53,6 +53,25 @@ class SiteRow(_Part):
     flags: list[str]
 
 
+class AnchorRow(_Part):
+    """One anchor's part in a prediction: weight c_i, leverage h_ii, and relative error when left out."""
+
+    source: RepoAt
+    target: RepoAt
+    domain: str
+    weight: float
+    leverage: float
+    loo_error: float
+
+
+class PoolPart(_Part):
+    """The anchor pool that a prediction came from; `curve`: each setting tried, and its error."""
+
+    id: str | None
+    anchors: list[AnchorRow]
+    curve: list[dict[str, float]]
+
+
 class Verification(_Part):
     """What was checked before publishing. `forward_scope` says how much of the target really ran."""
 
@@ -80,6 +99,7 @@ class Report(_Part):
     unused_source_layers: list[int] = []
     not_carried: list[str] = []
     warnings: list[str] = []
+    pool: PoolPart | None = None
     output: dict[str, Any] = {}
     verification: Verification | None = None
     caveats: list[str] = []

@@ -189,7 +189,7 @@ def test_the_cache_lists_what_belongs_to_one_base_and_to_a_pair(
     one = FactorKey("acme/old", "a" * 40, "w", 320, 1)
     two = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "alignment v1", "c")
     cache.get_or_compute(one, lambda: Factors(ones, torch.ones(1), ones, 1.0))
-    cache.get_or_compute_pair(two, lambda: {"rotation": ones})
+    cache.get_or_compute_tensors(two, lambda: {"rotation": ones})
 
     listed = " ".join(rebase("cache", "ls").out.split())
     for words in ("w, rank 320", "acme/old → acme/new", "0.q_proj → 1.q_proj, alignment", "2 entries"):

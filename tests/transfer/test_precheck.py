@@ -265,12 +265,12 @@ def test_probes_are_the_first_middle_and_last_layer(tmp_path):
     deep = _base(num_hidden_layers=9)
     adapter = _adapter(tmp_path, _base())
     pairing = pair_sites(_base(), deep, adapter.sites, layer_scale=True)
-    assert sorted({pair.target.layer for pair in probe_pairs(pairing)}) == [0, 4, 8]
-    assert {pair.target.role for pair in probe_pairs(pairing)} == set(Role)
+    assert sorted({pair.target.layer for pair in probe_pairs(pairing.pairs)}) == [0, 4, 8]
+    assert {pair.target.role for pair in probe_pairs(pairing.pairs)} == set(Role)
 
 
 def test_everything_a_probe_may_be_asked_for_is_declared():
-    assert {Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS} == PROBE_NEEDS
+    assert set(Evidence) - {Evidence.ACTIVATIONS, Evidence.VALIDATION} == PROBE_NEEDS
 
 
 def test_the_gravest_reason_decides():

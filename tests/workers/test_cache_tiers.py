@@ -280,9 +280,10 @@ def rotation() -> dict[str, Tensor]:
 def test_a_pairs_tensors_go_through_the_same_tiers(tmp_path: Path, redis_url: str, prefix: str) -> None:
     one = FactorCache(tmp_path / "a", BIG, redis_url, redis_prefix=prefix)
     odd = {"rotation": rotation()["rotation"].double().T.contiguous().T}
-    fresh = one.get_or_compute_pair(PAIR, lambda: odd)
+    fresh = one.get_or_compute_tensors(PAIR, lambda: odd)
     other = FactorCache(tmp_path / "b", BIG, redis_url, redis_prefix=prefix)
-    for found in (fresh, other.get_or_compute_pair(PAIR, never), other.get_or_compute_pair(PAIR, never)):
+    again = [other.get_or_compute_tensors(PAIR, never) for _ in range(2)]
+    for found in (fresh, *again):
         assert found.keys() == {"rotation"}
         assert torch.equal(found["rotation"], rotation()["rotation"])
         assert (found["rotation"].dtype, found["rotation"].stride()) == (torch.float32, (3, 1))
@@ -291,12 +292,12 @@ def test_a_pairs_tensors_go_through_the_same_tiers(tmp_path: Path, redis_url: st
 
 def test_a_damaged_pair_entry_is_a_miss_in_either_tier(tmp_path: Path, redis_url: str, prefix: str) -> None:
     cache = FactorCache(tmp_path, BIG, redis_url, redis_prefix=prefix)
-    cache.get_or_compute_pair(PAIR, rotation)
+    cache.get_or_compute_tensors(PAIR, rotation)
     good = only_file(tmp_path).read_bytes()
     only_file(tmp_path).write_bytes(good[:-1])
     with redis.Redis.from_url(redis_url) as client:
         client.set(f"{prefix}:entry:{PAIR.digest}", good[:-1] + b"x")
-        assert torch.equal(cache.get_or_compute_pair(PAIR, rotation)["rotation"], rotation()["rotation"])
+        assert torch.equal(cache.get_or_compute_tensors(PAIR, rotation)["rotation"], rotation()["rotation"])
         assert cache.stats.computed == 2
         assert only_file(tmp_path).read_bytes() == client.get(f"{prefix}:entry:{PAIR.digest}") == good
 
@@ -304,7 +305,7 @@ def test_a_damaged_pair_entry_is_a_miss_in_either_tier(tmp_path: Path, redis_url
 def test_both_kinds_are_listed_by_their_keys(tmp_path: Path) -> None:
     cache = FactorCache(tmp_path, BIG)
     cache.get_or_compute(KEY, factors)
-    cache.get_or_compute_pair(PAIR, rotation)
+    cache.get_or_compute_tensors(PAIR, rotation)
     assert {entry.key for entry in cache.ls()} == {KEY, PAIR}
 
 

@@ -235,9 +235,9 @@ def test_a_warm_pre_check_reads_the_weights_of_its_probes_and_computes_nothing(
     )
     assert "anchor_residual_in" in result.measurements
     assert cache.stats.computed == computed
-    probed = {name for p in probe_pairs(pairing) for name in later.weights["source"].tensors_of(p.source)}
-    assert later.reads <= probed
-    assert {p.target.layer for p in probe_pairs(pairing)} != set(range(LAYERS))
+    probes = probe_pairs(pairing.pairs)
+    assert later.reads <= {name for p in probes for name in later.weights["source"].tensors_of(p.source)}
+    assert {p.target.layer for p in probes} != set(range(LAYERS))
 
 
 def test_kept_tensors_must_be_declared(

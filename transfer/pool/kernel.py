@@ -45,10 +45,10 @@ def combine(updates: Sequence[LowRank], weights: Tensor, space: Space = "delta")
 
     In space `factors` Σ c_i B_i and Σ c_i A_i, of the anchors' common rank: another update than the sum.
     """
-    used = [(update, float(c)) for update, c in zip(updates, weights, strict=True) if float(c) != 0.0]
+    used = [(updates[number], c) for number, c in enumerate(weights.tolist()) if c != 0.0]
     if not used:
-        o, i = updates[0].shape
-        return LowRank(updates[0].B.new_zeros(o, 1), updates[0].A.new_zeros(1, i))
+        first = updates[0]
+        return LowRank(torch.zeros_like(first.B[:, :1]), torch.zeros_like(first.A[:1]))
     if space == "factors":
         _require_equal_ranks([u for u, _ in used])
         B = torch.stack([u.B.double() * c for u, c in used]).sum(0)

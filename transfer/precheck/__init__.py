@@ -5,12 +5,13 @@ What those can and cannot show is said in `rules`, next to each threshold.
 """
 
 from transfer.precheck.choose import choose
-from transfer.precheck.judge import PROBE_NEEDS, precheck
+from transfer.precheck.judge import PROBE_NEEDS, Offer, precheck
 from transfer.precheck.measure import probe_pairs
 from transfer.precheck.result import PrecheckResult, Reason, Verdict, Weight
 
 __all__ = [
     "PROBE_NEEDS",
+    "Offer",
     "PrecheckResult",
     "Reason",
     "Verdict",

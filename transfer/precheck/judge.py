@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
 import torch
 
 from transfer.adapter.read import SourceAdapter
-from transfer.catalogue import AutoParams, CrossLoraParams, MethodParams
+from transfer.catalogue import AnchorRidgeParams, AutoParams, CrossLoraParams, MethodParams
 from transfer.errors import IncompatiblePair
-from transfer.interface import Evidence, Pair
+from transfer.interface import Anchors, Evidence, Pair, Prepared, SitePair
 from transfer.pairing import Pairing
 from transfer.precheck import measure
 from transfer.precheck.choose import choose
@@ -18,9 +22,20 @@ from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
 
 # What the evidence of a probe site must be able to give.
-PROBE_NEEDS = frozenset({Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS})
+PROBE_NEEDS = frozenset({Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS, Evidence.ANCHORS})
 
 _CPU = torch.device("cpu")
+
+
+class Offer(Protocol):
+    """A pool of anchors that may be used; opening it reads every anchor's headers."""
+
+    @property
+    def count(self) -> int:
+        """How many anchors."""
+
+    def open(self) -> Anchors:
+        """The same pool on every call. Raises IncompatiblePair when it cannot be used."""
 
 
 def precheck(
@@ -33,35 +48,78 @@ def precheck(
     *,
     probes: measure.Probes,
     device: torch.device = _CPU,
+    offer: Offer | None = None,
 ) -> PrecheckResult:
     """Judge this move with this method; `auto` is resolved first, on the same measurements.
 
     `probes` gives a site pair's evidence and is called for a few layers only, when a measurement needs it.
     A method that refuses the pair ends in `incompatible` with its own sentence, before anything expensive.
     """
-    pairs = measure.probe_pairs(pairing)
-    pair = Pair(source.config, target.config, pairing.pairs)
+    bases = (source.config, target.config)
     measured = measure.static(adapter, pairing, vocabularies)
-    refused = _refusal(params, pair)
-    if not refused:
-        measured |= measure.weights(adapter, pairs, probes)
-    chosen, why = choose(params, measured)
-    if not refused and _can_probe(chosen, measured):
-        measured |= measure.carried(get_method(chosen.name), chosen, adapter, pairs, probes, device)
-    found = (*_architectures(source, target), *why, *refused, *reasons(chosen, measured))
-    return PrecheckResult(verdict_of(found), found, measured, chosen)
-
-
-def _refusal(params: MethodParams, pair: Pair) -> tuple[Reason, ...]:
-    """The method's own refusal, if any. `auto` chooses among methods that do not refuse."""
+    if offer is not None:
+        measured["pool_anchors"] = float(offer.count)
+    chosen: MethodParams = params
+    why: tuple[Reason, ...] = ()
+    ready = _ready(params, bases, pairing, offer)
+    if not ready.refused:
+        measured |= measure.weights(adapter, measure.probe_pairs(pairing.pairs), probes)
     if isinstance(params, AutoParams):
-        return ()
+        chosen, why, ready = _chosen(params, measured, bases, pairing, offer)
+    if not ready.refused and _can_probe(chosen, measured):
+        method, places = get_method(chosen.name), measure.probe_pairs(ready.pairs)
+        measured |= measure.carried(method, chosen, ready.state, adapter, places, probes, device)
+    if isinstance(ready.state, Prepared):
+        measured |= ready.state.measurements
+        measured["sites_covered"] *= len(ready.pairs) / len(pairing.pairs)
+    found = (*_architectures(source, target), *why, *ready.refused, *reasons(chosen, measured))
+    return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, ready.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What a method prepared for which site pairs, or why it refused."""
+
+    state: Any
+    pairs: tuple[SitePair, ...]
+    refused: tuple[Reason, ...] = ()
+
+
+def _ready(
+    params: MethodParams,
+    bases: tuple[Mapping[str, Any], Mapping[str, Any]],
+    pairing: Pairing,
+    offer: Offer | None,
+) -> _Ready:
+    """`auto` prepares nothing: it chooses among methods that do not refuse."""
+    if isinstance(params, AutoParams):
+        return _Ready(None, pairing.pairs)
+    method = get_method(params.name)
     try:
-        get_method(params.name).prepare(params, pair)
+        pooled = Evidence.ANCHORS in method.needs(params)
+        anchors = offer.open() if pooled and offer is not None else None
+        pairs = anchors.pairs if anchors is not None else pairing.pairs
+        return _Ready(method.prepare(params, Pair(*bases, pairs, anchors)), pairs)
     except IncompatiblePair as refusal:
         message = f"{refusal.message} {refusal.hint}" if refusal.hint else refusal.message
-        return (Reason("refused_by_method", message, "blocking"),)
-    return ()
+        return _Ready(None, pairing.pairs, (Reason("refused_by_method", message, "blocking"),))
+
+
+def _chosen(
+    params: AutoParams,
+    measured: dict[str, float],
+    bases: tuple[Mapping[str, Any], Mapping[str, Any]],
+    pairing: Pairing,
+    offer: Offer | None,
+) -> tuple[MethodParams, tuple[Reason, ...], _Ready]:
+    """What `auto` chooses; a pool that turns out to be unusable is left aside, and that is said."""
+    chosen, why = choose(params, measured)
+    ready = _ready(chosen, bases, pairing, offer)
+    if ready.refused and isinstance(chosen, AnchorRidgeParams):
+        unusable = Reason("pool_unusable", ready.refused[0].message, "doubt")
+        chosen, why = choose(params, {k: v for k, v in measured.items() if k != "pool_anchors"})
+        return chosen, (unusable, *why), _ready(chosen, bases, pairing, offer)
+    return chosen, why, ready
 
 
 def _can_probe(params: MethodParams, measured: dict[str, float]) -> bool:

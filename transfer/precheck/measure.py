@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -17,11 +18,11 @@ from transfer.vocabulary import SharedTokens
 Probes = Callable[[SitePair], SiteEvidence]
 
 
-def probe_pairs(pairing: Pairing) -> tuple[SitePair, ...]:
+def probe_pairs(pairs: Sequence[SitePair]) -> tuple[SitePair, ...]:
     """Every paired site of the first, middle and last target layer that has any."""
-    layers = sorted({pair.target.layer for pair in pairing.pairs})
+    layers = sorted({pair.target.layer for pair in pairs})
     chosen = {layers[0], layers[len(layers) // 2], layers[-1]} if layers else set()
-    return tuple(pair for pair in pairing.pairs if pair.target.layer in chosen)
+    return tuple(pair for pair in pairs if pair.target.layer in chosen)
 
 
 def static(adapter: SourceAdapter, pairing: Pairing, vocabularies: SharedTokens | None) -> dict[str, float]:
@@ -74,6 +75,7 @@ def weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes) -
 def carried(
     method: Method[MethodParams],
     params: MethodParams,
+    state: Any,
     adapter: SourceAdapter,
     pairs: Sequence[SitePair],
     probes: Probes,
@@ -84,7 +86,7 @@ def carried(
     for pair in pairs:
         delta = adapter.delta(pair.source)
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
-        results.append(method.carry(params, None, pair, on_device, probes(pair)))
+        results.append(method.carry(params, state, pair, on_device, probes(pair)))
     measured = _means([result.measurements for result in results])
     for flag in sorted({flag for result in results for flag in result.flags}):
         measured[f"flag_{flag}"] = sum(flag in result.flags for result in results) / len(results)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from transfer.catalogue import MethodParams
+from transfer.interface import SitePair
 
 Verdict = Literal["compatible", "uncertain", "incompatible"]
 Weight = Literal["info", "doubt", "blocking"]
@@ -23,12 +24,15 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class PrecheckResult:
-    """`params`: of the method that was judged; for `auto`, of the method that it chose."""
+    """`params`: of the method that was judged; for `auto`, of the method that it chose. `prepared`: what that
+    method prepared; `pairs`: the site pairs that it can carry."""
 
     verdict: Verdict
     reasons: tuple[Reason, ...]
     measurements: dict[str, float]
     params: MethodParams
+    prepared: Any
+    pairs: tuple[SitePair, ...]
 
     @property
     def method(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from transfer.catalogue import (
+    AnchorRidgeParams,
     CopyParams,
     CrossLoraParams,
     DareParams,
@@ -43,6 +44,15 @@ MOST_UNINFORMATIVE = 0.5
 # Tokenizers of one family after a few added tokens keep over 0.99; below this they are different tokenizers.
 SAME_TOKENIZER = 0.9
 
+# Pools. An anchor left out is predicted with this relative error at most (1 is what predicting zero gives);
+# below the second figure more of it is right than wrong.
+LEAST_POOL_ERROR = 1.0
+HALF_POOL_ERROR = 0.7
+# [003]: on three of five tasks the ridge prediction was the pool's mean.
+IS_THE_MEAN = 0.99
+HALF_SPAN = 0.5
+FEW_TASKS = 8
+
 # benchmarks/results/2026-11-22-real-pair.md: SmolLM2-135M to Gemma-3-270M, `make bench NAME=real`.
 _MEASURED_GAP = (
     "On the one real pair of families measured so far, it kept about 1% of what training on the target "
@@ -66,6 +76,8 @@ def reasons(params: MethodParams, measured: Mapping[str, float]) -> Iterator[Rea
         yield from _prolora(measured)
     if isinstance(params, CrossLoraParams):
         yield from _cross_lora(params, measured)
+    if isinstance(params, AnchorRidgeParams):
+        yield from _anchor_ridge(params, measured)
     if params.dare is not None:
         yield from _dare(params.dare)
 
@@ -196,3 +208,29 @@ def _anchors(measured: Mapping[str, float]) -> Iterator[Reason]:
             "shuffled pairing does, and nothing else pairs them."
         )
         yield Reason("anchors_uninformative", text, "blocking" if share > MOST_UNINFORMATIVE else "doubt")
+
+
+def _anchor_ridge(params: AnchorRidgeParams, measured: Mapping[str, float]) -> Iterator[Reason]:
+    """What a pool knows of itself: its own anchors, predicted each from the others."""
+    if "loo_error" not in measured:
+        return  # the method's own refusal says it
+    count, error, mean = (measured[name] for name in ("anchors", "loo_error", "loo_error_mean"))
+    text = (
+        f"Each of the pool's {count:.0f} tasks, predicted from the others, is missed by {error:.0%} of its "
+        f"norm (by their mean: {mean:.0%})."
+    )
+    useless = error >= LEAST_POOL_ERROR
+    yield Reason(
+        "pool_error", text, "blocking" if useless else "doubt" if error > HALF_POOL_ERROR else "info"
+    )
+    share = measured["span_share"]
+    text = f"The pool's source adapters span {share:.0%} of this update; the rest cannot come over."
+    yield Reason("outside_pool", text, "doubt" if share < HALF_SPAN else "info")
+    if params.predictor != "mean" and measured.get("cosine_to_mean", 0.0) > IS_THE_MEAN:
+        text = "The prediction is the pool's mean, which would be the same for any adapter."
+        yield Reason("pool_mean", text, "doubt")
+    if measured["domain_entropy"] == 0.0:
+        text = "The pool has one domain only; outside of it predictions can turn out worse than none [003]."
+        yield Reason("narrow_pool", text, "doubt")
+    if count < FEW_TASKS:
+        yield Reason("small_pool", f"A pool of {count:.0f} tasks says little.", "doubt")

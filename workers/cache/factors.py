@@ -30,11 +30,11 @@ from workers.cache.entry import (
     settle,
     write_entry,
 )
-from workers.cache.keys import FactorKey, Key, PairKey
+from workers.cache.keys import FactorKey, Key, PairKey, PoolKey
 from workers.cache.locks import file_lock, redis_lock
 from workers.cache.redis_tier import RedisTier
 
-__all__ = ["CacheEntry", "CacheStats", "FactorCache", "FactorKey", "PairKey", "Pruned"]
+__all__ = ["CacheEntry", "CacheStats", "FactorCache", "FactorKey", "PairKey", "PoolKey", "Pruned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +110,10 @@ class FactorCache:
         U, S, V = (found.tensors[name] for name in "USV")
         return Factors(U, S, V, found.numbers["energy"])
 
-    def get_or_compute_pair(
-        self, key: PairKey, compute: Callable[[], Mapping[str, Tensor]]
+    def get_or_compute_tensors(
+        self, key: PairKey | PoolKey, compute: Callable[[], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The same for the named tensors of a pair of bases."""
+        """The same for named tensors: of a pair of bases, or of a pool of anchors."""
         return dict(self._get(key, lambda: Entry(compute())).tensors)
 
     def ls(self) -> list[CacheEntry]:

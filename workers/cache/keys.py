@@ -121,7 +121,38 @@ class PairKey(Key):
         return f"{self.source_site} → {self.target_site}, {self.what.split(' ', 1)[0]}"
 
 
-_KINDS: Mapping[str, type[Key]] = {kind.kind: kind for kind in (FactorKey, PairKey)}
+@dataclass(frozen=True)
+class PoolKey(Key):
+    """Inner products between the anchors of one side of a pool at one site: (N, N), in two float32 parts.
+
+    `anchors` is the digest of the adapters' repos and commits, in order.
+    """
+
+    kind: ClassVar[str] = "pool"
+
+    anchors: str
+    count: int
+    site: str
+    space: str
+    version: int
+
+    def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
+        """Two square parts, no numbers."""
+        square = (self.count, self.count)
+        return dict(shapes) == {"high": square, "low": square} and not numbers
+
+    @property
+    def bases(self) -> str:
+        """The pool."""
+        return f"{self.count} anchors {self.anchors[:12]}"
+
+    @property
+    def contents(self) -> str:
+        """The site."""
+        return f"{self.site}, inner products of {self.space}"
+
+
+_KINDS: Mapping[str, type[Key]] = {kind.kind: kind for kind in (FactorKey, PairKey, PoolKey)}
 
 
 def key_of(fields: Mapping[str, Any]) -> Key:

@@ -57,7 +57,7 @@ def check_norms(opened: Opened, deltas: Mapping[Site, LowRank]) -> None:
                 f"The update at site {pair.target} vanished: the method kept nothing of site {pair.source}.",
                 hint="Try another method; see /diagnostics for what each site kept.",
             )
-        if after > MAX_GROWTH * before:
+        if 0.0 < MAX_GROWTH * before < after:
             raise VerificationFailed(
                 f"The update at site {pair.target} grew from {before:.3g} to {after:.3g} in norm.",
                 hint="Try another method or alignment.",

@@ -1,0 +1,267 @@
+"""Anchor pools from names to a prediction: registered, opened, used, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import Rejected, RepoNotFound, RequestInvalid
+from core.pools import NO_POOLS, PoolRequest, Pools
+from core.requests import ConversionRequest
+from support.tiny_models import save_adapter, tiny_model
+from support.tiny_pools import MIXTURE, MODULES, OnePool, body, make_anchors, make_mixture
+from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub, perturb
+from transfer.errors import IncompatiblePair, MalformedAdapter, TransferError
+from workers.cache.factors import FactorCache
+from workers.cache.keys import PoolKey
+from workers.hub.local import LocalHub
+from workers.pipeline import Conversion, run
+from workers.register import register
+from workers.tools import Tools
+from workers.watch import Silent
+
+WARN = {"on_incompatible": "warn"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_hub(tmp_path_factory.mktemp("hub"))
+    make_anchors(root)
+    make_mixture(root)
+    return root
+
+
+@pytest.fixture
+def hub(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "hub"))
+
+
+def tools_of(hub: Path) -> Tools:
+    return Tools(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
+
+
+def pool_request(**changes: Any) -> PoolRequest:
+    return PoolRequest.model_validate(body() | changes)
+
+
+def convert(hub: Path, pools: Pools, *, method: Any = None, **changes: Any) -> Conversion:
+    request: dict[str, Any] = {
+        "adapter": {"repo_id": MIXTURE},
+        "target": {"repo_id": NEW},
+        "method": method or {"name": "anchor_ridge", "penalty": 1e-9},
+        "output": {"dtype": "float32"},
+        "precheck": WARN,
+    }
+    out = changes.pop("out", hub.parent / "out")
+    kind = changes.pop("kind", "convert")
+    validated = ConversionRequest.model_validate(request | changes)
+    outcome = run(validated, kind, tools_of(hub), Silent(), out, marker=None, pools=pools)
+    assert isinstance(outcome, Conversion)
+    return outcome
+
+
+def updates(folder: Path) -> dict[str, torch.Tensor]:
+    """Module → dense update of an adapter whose scale is in its factors or is α/r."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scale = config["lora_alpha"] / config["r"]
+    return {
+        name: scale * tensors[name.replace("lora_A", "lora_B")] @ tensors[name]
+        for name in tensors
+        if "lora_A" in name
+    }
+
+
+@pytest.mark.parametrize(
+    "predictor", ["global_ridge", "per_tensor_ridge", "per_tensor_pca", "procrustes", "topk_ridge"]
+)
+def test_an_adapter_that_is_a_mixture_of_anchors_becomes_that_mixture_on_the_new_base(
+    hub: Path, predictor: str
+) -> None:
+    method = {"name": "anchor_ridge", "predictor": predictor, "penalty": 1e-9, "count": 3}
+    outcome = convert(hub, OnePool(pool_request()), method=method)
+    assert outcome.folder is not None
+    found = updates(outcome.folder)
+    wanted = updates(hub / MIXTURE)
+    assert set(found) == set(wanted)
+    for name in found:
+        torch.testing.assert_close(
+            found[name], wanted[name], rtol=1e-3, atol=1e-3 * float(wanted[name].norm())
+        )
+
+
+def test_the_report_names_every_anchor_with_its_weight_and_commit_and_the_card_shows_them(hub: Path) -> None:
+    outcome = convert(hub, OnePool(pool_request()), method={"name": "anchor_ridge", "pool": "f" * 32})
+    pool = outcome.report.pool
+    assert pool is not None and pool.id == "f" * 32
+    assert [anchor.source.repo_id for anchor in pool.anchors] == [f"acme/task-{n}-old" for n in range(4)]
+    assert all(len(anchor.target.sha) == 40 for anchor in pool.anchors)
+    assert sum(anchor.weight for anchor in pool.anchors) == pytest.approx(1.0)
+    assert len(pool.curve) > 10
+    assert {"loo_error", "span_share", "cosine_to_mean", "domain_entropy"} <= set(
+        outcome.report.precheck.measurements
+    )
+    assert outcome.folder is not None
+    card = (outcome.folder / "README.md").read_text()
+    assert "acme/task-3-new@" in card and "The tasks that it was predicted from" in card
+    codes = {reason.code for reason in outcome.report.precheck.reasons}
+    assert {"pool_error", "outside_pool", "small_pool"} <= codes
+
+
+def test_a_second_prediction_computes_no_inner_products_and_gives_the_same_bytes(hub: Path) -> None:
+    one = convert(hub, OnePool(pool_request()), out=hub.parent / "one")
+    kept = {entry.key for entry in tools_of(hub).cache.ls() if isinstance(entry.key, PoolKey)}
+    assert len(kept) == 2 * len(MODULES) * 2, "both sides of every site"
+    convert(hub, OnePool(pool_request()), adapter={"repo_id": ADAPTER}, out=hub.parent / "other")
+    again = convert(hub, OnePool(pool_request()), out=hub.parent / "two")
+    assert {entry.key for entry in tools_of(hub).cache.ls() if isinstance(entry.key, PoolKey)} == kept
+    assert one.folder is not None and again.folder is not None
+    for path in one.folder.iterdir():
+        assert path.read_bytes() == (again.folder / path.name).read_bytes()
+
+
+def test_a_warm_second_prediction_reads_each_anchor_once_and_target_anchors_only_where_they_weigh(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transfer.adapter.read import SourceAdapter
+
+    register(pool_request(), tools_of(hub), Silent())
+    read: list[tuple[int, Any]] = []
+    plain = SourceAdapter.delta
+
+    def watched(self: SourceAdapter, site: Any) -> Any:
+        read.append((id(self), site))
+        return plain(self, site)
+
+    monkeypatch.setattr(SourceAdapter, "delta", watched)
+    method = {"name": "anchor_ridge", "predictor": "topk_ridge", "count": 1, "penalty": 1e-9}
+    convert(hub, OnePool(pool_request()), method=method, kind="precheck")
+    per_adapter = {reader: sum(1 for who, _ in read if who == reader) for reader, _ in read}
+    sites = 2 * len(MODULES)
+    # Four sources at every site, one target at the probed sites (both of its layers), and the adapter itself.
+    assert sorted(per_adapter.values())[:4] == [sites] * 4
+    assert len(per_adapter) == 4 + 1 + 1
+
+
+def test_auto_uses_a_pool_that_covers_distant_bases_and_leaves_an_unusable_one_aside(hub: Path) -> None:
+    perturb(hub / NEW, 1.5)
+    outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
+    assert outcome.report.method_used["name"] == "anchor_ridge"
+    assert "auto_anchor_ridge" in {reason.code for reason in outcome.report.precheck.reasons}
+    shutil.rmtree(hub / "acme/task-2-new")
+    outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
+    assert outcome.report.method_used["name"] == "cross_lora"
+    assert "pool_unusable" in {reason.code for reason in outcome.report.precheck.reasons}
+    assert convert(hub, NO_POOLS, method="auto", kind="precheck").report.method_used["name"] == "cross_lora"
+
+
+def test_close_bases_are_copied_between_whatever_pools_there_are(hub: Path) -> None:
+    outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
+    assert outcome.report.method_used["name"] == "copy"
+
+
+def test_without_a_pool_the_verdict_says_what_to_do(hub: Path) -> None:
+    with pytest.raises(Rejected, match="No anchor pool"):
+        convert(hub, NO_POOLS, method="anchor_ridge", precheck={})
+    with pytest.raises(IncompatiblePair, match="No anchor pool"):
+        convert(hub, NO_POOLS, method="anchor_ridge")
+
+
+def test_a_pool_of_other_bases_is_refused_with_the_field(hub: Path) -> None:
+    other = pool_request(target={"repo_id": OTHER})
+    with pytest.raises(IncompatiblePair, match=OTHER) as refused:
+        convert(hub, OnePool(other), method={"name": "anchor_ridge", "pool": "f" * 32})
+    assert refused.value.pointer == "/method/pool"
+
+
+def test_modules_that_not_every_anchor_has_are_left_out_and_that_is_said(hub: Path) -> None:
+    for which, base in (("old", OLD), ("new", NEW)):
+        folder = hub / f"acme/task-1-{which}"
+        shutil.rmtree(folder)
+        save_adapter(folder, tiny_model("llama", seed=0), seed=8, r=3, target_modules=["q_proj", "v_proj"])
+        edit_json(folder / "adapter_config.json", base_model_name_or_path=base, revision=None)
+    outcome = convert(hub, OnePool(pool_request()))
+    assert {row.target.split(".")[1] for row in outcome.report.sites} == {"q_proj", "v_proj"}
+    assert len(outcome.report.dropped_sites) == 2 * (len(MODULES) - 2)
+    assert outcome.report.precheck.measurements["sites_covered"] == pytest.approx(2 / 7)
+
+
+def test_registering_pins_every_commit_measures_the_pool_and_warms_the_cache(hub: Path) -> None:
+    result = register(pool_request(), tools_of(hub), Silent())
+    pinned = PoolRequest.model_validate(result["pool"])
+    refs = [pinned.source, pinned.target, *(r for a in pinned.anchors for r in (a.source, a.target))]
+    assert all(len(ref.revision) == 40 for ref in refs)
+    assert result["sites"] == 2 * len(MODULES)
+    assert result["warnings"] == []
+    assert result["measurements"]["anchors"] == 4.0
+    assert result["measurements"]["loo_error"] > 0.0
+    json.dumps(result, allow_nan=False)
+    outcome = convert(hub, OnePool(pinned))
+    assert outcome.report.pool is not None
+    assert outcome.report.warnings == []
+
+
+def test_an_anchor_that_names_another_base_is_a_warning(hub: Path) -> None:
+    edit_json(hub / "acme/task-2-new/adapter_config.json", base_model_name_or_path="acme/elsewhere")
+    (warning,) = register(pool_request(), tools_of(hub), Silent())["warnings"]
+    assert "acme/task-2-new" in warning and "acme/elsewhere" in warning
+
+
+def _gone(hub: Path) -> None:
+    shutil.rmtree(hub / "acme/task-3-new")
+
+
+def _broken(hub: Path) -> None:
+    path = hub / "acme/task-3-new/adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[min(tensors)][0, 0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _empty(hub: Path) -> None:
+    path = hub / "acme/task-3-new/adapter_model.safetensors"
+    save_file({n: torch.zeros_like(t) for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def _wrong_base(hub: Path) -> None:
+    folder = hub / "acme/task-3-new"
+    shutil.rmtree(folder)
+    wide = tiny_model("gpt_neox", seed=5, hidden_size=48, num_hidden_layers=3)
+    save_adapter(folder, wide, r=2, target_modules=["query_key_value"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "words"),
+    [
+        (_gone, RepoNotFound, "task-3-new"),
+        (_broken, MalformedAdapter, "NaN"),
+        (_empty, RequestInvalid, "changes nothing"),
+        (_wrong_base, TransferError, "task-3-new"),
+    ],
+    ids=["gone", "broken", "empty", "of another base"],
+)
+def test_registering_a_pool_with_a_bad_anchor_points_at_it(
+    hub: Path, damage: Any, error: type[Exception], words: str
+) -> None:
+    damage(hub)
+    with pytest.raises(error, match=words) as raised:
+        register(pool_request(), tools_of(hub), Silent())
+    assert getattr(raised.value, "pointer", None) == "/anchors/3/target"
+
+
+def test_an_adapter_that_is_an_anchor_itself_is_told_so(hub: Path) -> None:
+    outcome = convert(hub, OnePool(pool_request()), adapter={"repo_id": "acme/task-1-old"})
+    assert any("itself an anchor" in warning for warning in outcome.report.warnings)
+
+
+def test_a_base_that_moved_on_since_the_pool_was_registered_is_a_warning(hub: Path) -> None:
+    pinned = PoolRequest.model_validate(register(pool_request(), tools_of(hub), Silent())["pool"])
+    perturb(hub / NEW, 0.01)
+    outcome = convert(hub, OnePool(pinned))
+    assert any("was registered with" in warning for warning in outcome.report.warnings)

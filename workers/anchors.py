@@ -1,0 +1,236 @@
+"""An anchor pool opened for one conversion: every adapter's headers read, tensors one site at a time.
+
+Inner products between anchors depend on the pool alone, so they are cached under its pinned commits; only
+those with the adapter that is moved are computed anew. The hub's access check comes before that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from core.errors import RebaseError
+from core.pools import AnchorSpec, Pool, PoolRequest
+from core.states import Phase
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import SourceAdapter, read_adapter
+from transfer.errors import IncompatiblePair, TransferError
+from transfer.interface import Kernels, LowRank, Side, Site, SitePair, Space
+from transfer.pairing import Pairing
+from transfer.pool.kernel import KERNEL_VERSION, gram, site_kernel
+from transfer.weights import ModelWeights
+from workers.cache.factors import FactorCache
+from workers.cache.keys import PoolKey
+from workers.hub.port import HubPort, PinnedRepo
+from workers.resolve import pin
+from workers.tensors.model_reader import open_adapter
+from workers.watch import Watch
+
+SIDES: tuple[Side, Side] = ("source", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """One task's two adapters, open."""
+
+    repos: dict[Side, PinnedRepo]
+    adapters: dict[Side, SourceAdapter]
+    domain: str
+    named_bases: dict[Side, str | None]
+
+
+@dataclass(slots=True)
+class OpenPool:
+    """Implements `transfer.interface.Anchors`. `pairs`: where every anchor has an update on both sides, and
+    the adapter one. `adapter`: the one that is moved; None while a pool is being registered."""
+
+    id: str | None
+    anchors: tuple[Anchor, ...]
+    pairs: tuple[SitePair, ...]
+    adapter: SourceAdapter | None
+    cache: FactorCache
+    device: torch.device
+    _kernels: dict[tuple[SitePair, Space], Kernels] = field(default_factory=dict)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """A label per anchor."""
+        return tuple(anchor.domain for anchor in self.anchors)
+
+    def kernels(self, pair: SitePair, space: Space) -> Kernels:
+        """Inner products at one site pair, computed once per job."""
+        found = self._kernels.get((pair, space))
+        if found is None:
+            found = self._kernels[pair, space] = self._computed(pair, space)
+        return found
+
+    def updates(self, side: Side, site: Site) -> Updates:
+        """Every anchor's update of one site on the worker's device, each read when it is asked for."""
+        return Updates(self, side, site)
+
+    def pinned(self, request: PoolRequest, source: PinnedRepo, target: PinnedRepo) -> PoolRequest:
+        """The pool with commits for revisions."""
+        anchors = [
+            {
+                "source": {"repo_id": spec.source.repo_id, "revision": anchor.repos["source"].sha},
+                "target": {"repo_id": spec.target.repo_id, "revision": anchor.repos["target"].sha},
+                "domain": spec.domain,
+            }
+            for spec, anchor in zip(request.anchors, self.anchors, strict=True)
+        ]
+        return PoolRequest.model_validate(
+            {
+                "name": request.name,
+                "source": {"repo_id": request.source.repo_id, "revision": source.sha},
+                "target": {"repo_id": request.target.repo_id, "revision": target.sha},
+                "anchors": anchors,
+            }
+        )
+
+    def _computed(self, pair: SitePair, space: Space) -> Kernels:
+        sources: list[LowRank] = []
+
+        def updates() -> list[LowRank]:
+            if not sources:
+                sources.extend(self.updates("source", pair.source))
+            return sources
+
+        K = self._between("source", pair.source, space, updates)
+        G = self._between("target", pair.target, space, lambda: list(self.updates("target", pair.target)))
+        if self.adapter is None:
+            return Kernels(K, torch.zeros(len(self.anchors), dtype=torch.float64), G, 0.0)
+        moved = _to(self.adapter.delta(pair.source), self.device)
+        k = gram(updates(), [moved], space)[:, 0].cpu()
+        return Kernels(K, k, G, float(gram([moved], [moved], space)))
+
+    def _between(
+        self, side: Side, site: Site, space: Space, updates: Callable[[], Sequence[LowRank]]
+    ) -> Tensor:
+        """K or G of one site, from the cache or computed now, (N, N) float64."""
+        key = PoolKey(
+            anchors=_digest(anchor.repos[side] for anchor in self.anchors),
+            count=len(self.anchors),
+            site=str(site),
+            space=space,
+            version=KERNEL_VERSION,
+        )
+        found = self.cache.get_or_compute_tensors(key, lambda: _split(site_kernel(updates(), space)))
+        return found["high"].double() + found["low"].double()
+
+
+@dataclass(frozen=True, slots=True)
+class Updates(Sequence[LowRank]):
+    """The anchors' updates of one site and side. An anchor that is left out of a prediction is never read."""
+
+    pool: OpenPool
+    side: Side
+    site: Site
+
+    def __len__(self) -> int:
+        return len(self.pool.anchors)
+
+    @overload
+    def __getitem__(self, at: int) -> LowRank: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[LowRank]: ...
+    def __getitem__(self, at: int | slice) -> LowRank | list[LowRank]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        return _to(self.pool.anchors[at].adapters[self.side].delta(self.site), self.pool.device)
+
+
+def open_pool(
+    pool: Pool,
+    hub: HubPort,
+    bases: dict[Side, ModelWeights],
+    pairing: Pairing,
+    adapter: SourceAdapter | None,
+    cache: FactorCache,
+    device: torch.device,
+    watch: Watch,
+    *,
+    pointer: Callable[[int, Side], str],
+) -> OpenPool:
+    """Check access to every anchor, pin it, and check its headers against its base.
+
+    `pointer` names an anchor in the request, for errors. Raises what hub and reader raise, and
+    IncompatiblePair when no site is common to all anchors and the adapter.
+    """
+    anchors = []
+    total = len(pool.spec.anchors)
+    for number, spec in enumerate(pool.spec.anchors):
+        watch.step(Phase.READING, number, total, "anchors")
+        anchors.append(_open_anchor(spec, hub, bases, partial(pointer, number)))
+    pairs = tuple(
+        pair
+        for pair in pairing.pairs
+        if all(
+            pair.source in anchor.adapters["source"].sites and pair.target in anchor.adapters["target"].sites
+            for anchor in anchors
+        )
+    )
+    if not pairs:
+        raise IncompatiblePair(
+            "No module is adapted by every anchor of the pool and by the adapter.",
+            hint="Leave anchors out that adapt other modules than the rest.",
+            pointer=pointer(_narrowest(anchors), "source"),
+        )
+    watch.step(Phase.READING, total, total, "anchors")
+    return OpenPool(pool.id, tuple(anchors), pairs, adapter, cache, device)
+
+
+def _open_anchor(
+    spec: AnchorSpec, hub: HubPort, bases: dict[Side, ModelWeights], pointer: Callable[[Side], str]
+) -> Anchor:
+    repos: dict[Side, PinnedRepo] = {}
+    adapters: dict[Side, SourceAdapter] = {}
+    named: dict[Side, str | None] = {}
+    for side in SIDES:
+        ref = spec.source if side == "source" else spec.target
+        try:
+            repos[side] = pin(hub, ref, pointer(side))
+            config, reader = open_adapter(hub, repos[side])
+            adapters[side] = read_adapter(AdapterConfig.parse(config), reader, bases[side])
+        except (RebaseError, TransferError) as exc:
+            if exc.pointer == "/source":
+                exc.hint = f"An anchor's {side} adapter must be one of the pool's {side} base."
+            about_anchor(exc, str(ref), pointer(side))
+            raise
+        base: Any = config.get("base_model_name_or_path")
+        named[side] = base[:200] if isinstance(base, str) and base else None
+    return Anchor(repos, adapters, spec.domain, named)
+
+
+def about_anchor(exc: RebaseError | TransferError, name: str, pointer: str) -> None:
+    """Let an error say that it is about this anchor: not about the request's own adapter or base."""
+    exc.message = f"Anchor {name}: {exc.message}"
+    exc.args = (exc.message,)
+    exc.pointer = pointer
+
+
+def _narrowest(anchors: Sequence[Anchor]) -> int:
+    """The anchor that adapts the fewest modules: the likeliest reason for an empty intersection."""
+    return min(range(len(anchors)), key=lambda n: min(len(anchors[n].adapters[side].sites) for side in SIDES))
+
+
+def _digest(repos: Any) -> str:
+    """Which anchors, in which order, at which commits."""
+    names = [[repo.repo_id, repo.sha] for repo in repos]
+    return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).hexdigest()
+
+
+def _split(kernel: Tensor) -> dict[str, Tensor]:
+    """float64 as the sum of two float32 tensors, which is what the cache holds: 48 bits of 53."""
+    high = kernel.float()
+    return {"high": high, "low": (kernel - high.double()).float()}
+
+
+def _to(delta: LowRank, device: torch.device) -> LowRank:
+    return LowRank(delta.B.to(device), delta.A.to(device))

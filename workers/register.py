@@ -1,0 +1,103 @@
+"""Registering an anchor pool: names are pinned, adapters read, and what the pool can predict is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.errors import RebaseError, RequestInvalid
+from core.pools import Pool, PoolRequest
+from core.states import Phase
+from transfer.catalogue import AnchorRidgeParams
+from transfer.errors import MalformedAdapter, TransferError
+from transfer.interface import Pair, Side
+from transfer.linalg import frobenius
+from transfer.pairing import pair_sites
+from transfer.registry import get_method
+from transfer.weights import ModelWeights
+from workers.anchors import SIDES, OpenPool, about_anchor, open_pool
+from workers.report import finite
+from workers.resolve import check_different, pin
+from workers.tensors.model_reader import open_model
+from workers.tools import Tools
+from workers.watch import Watch
+
+
+def register(request: PoolRequest, tools: Tools, watch: Watch) -> dict[str, Any]:
+    """The registering job's result: `pool` with every revision a commit, `sites`, `warnings`, `measurements`.
+
+    Every tensor of every anchor is read: a broken or empty adapter is found here, and the inner products that
+    every later prediction needs are cached. Raises what hub and readers raise, pointing at the anchor.
+    """
+    watch.step(Phase.RESOLVING, 0, 2, "bases")
+    source, target = pin(tools.hub, request.source, "/source"), pin(tools.hub, request.target, "/target")
+    check_different(source, target)
+    watch.step(Phase.READING)
+    bases: dict[Side, ModelWeights] = {}
+    for side, repo in zip(SIDES, (source, target), strict=True):
+        try:
+            config, reader, _ = open_model(tools.hub, repo)
+            bases[side] = ModelWeights(config, reader)
+        except (RebaseError, TransferError) as exc:
+            exc.pointer = exc.pointer or f"/{side}"
+            raise
+    pairing = pair_sites(bases["source"], bases["target"], bases["source"].sites, layer_scale=True)
+    pool = open_pool(
+        Pool(None, request),
+        tools.hub,
+        bases,
+        pairing,
+        None,
+        tools.cache,
+        tools.device,
+        watch,
+        pointer=lambda number, side: f"/anchors/{number}/{side}",
+    )
+    _check_updates(pool, watch)
+    for done, pair in enumerate(pool.pairs):
+        watch.step(Phase.FACTORIZING, done, len(pool.pairs), "sites")
+        pool.kernels(pair, "delta")
+    watch.step(Phase.FACTORIZING, len(pool.pairs), len(pool.pairs), "sites")
+    return {
+        "pool": pool.pinned(request, source, target).model_dump(mode="json"),
+        "sites": len(pool.pairs),
+        "warnings": _warnings(pool, request),
+        "measurements": _measured(pool, bases),
+    }
+
+
+def _check_updates(pool: OpenPool, watch: Watch) -> None:
+    """Every adapter changes something at the common sites, and no tensor of it is broken."""
+    for number, anchor in enumerate(pool.anchors):
+        watch.step(Phase.PRECHECKING, number, len(pool.anchors), "anchors")
+        for side in SIDES:
+            sites = sorted({getattr(pair, side) for pair in pool.pairs})
+            try:
+                size = sum(frobenius(anchor.adapters[side].delta(site)) for site in sites)
+            except MalformedAdapter as exc:
+                about_anchor(exc, str(anchor.repos[side]), f"/anchors/{number}/{side}")
+                raise
+            if size == 0.0:
+                raise RequestInvalid(
+                    f"{anchor.repos[side]} changes nothing at the modules that all anchors share.",
+                    hint="Leave this anchor out.",
+                    pointer=f"/anchors/{number}/{side}",
+                )
+
+
+def _measured(pool: OpenPool, bases: dict[Side, ModelWeights]) -> dict[str, float]:
+    """How well the pool predicts its own anchors, each from the others."""
+    pair = Pair(bases["source"].config, bases["target"].config, pool.pairs, pool)
+    told = get_method("anchor_ridge").prepare(AnchorRidgeParams(), pair).measurements
+    names = ("anchors", "domains", "domain_entropy", "loo_error", "loo_error_mean", "penalty")
+    return finite({name: told[name] for name in names})
+
+
+def _warnings(pool: OpenPool, request: PoolRequest) -> list[str]:
+    """Anchors that say that they were trained on another base than the pool's."""
+    named = {"source": request.source.repo_id, "target": request.target.repo_id}
+    return [
+        f"{anchor.repos[side].repo_id} names '{base}' as its base; the pool says '{named[side]}'."
+        for anchor in pool.anchors
+        for side in SIDES
+        if (base := anchor.named_bases[side]) is not None and base != named[side]
+    ]
