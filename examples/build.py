@@ -65,7 +65,7 @@ def _publish(shop: Workshop, hub_dir: Path) -> None:
 
 
 @contextmanager
-def _repeatable() -> Iterator[None]:
+def repeatable() -> Iterator[None]:
     """One thread (another number sums in another order) and deterministic kernels, for the time being."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
@@ -85,7 +85,7 @@ def build(out: Path, plan: Plan, say: Say = print) -> dict[str, float]:
     (out / "tasks").mkdir(parents=True, exist_ok=True)
     task = out / "tasks" / TASK
     write_task(task, examples("held-out", plan.held_out, 11))
-    with _repeatable(), tempfile.TemporaryDirectory() as scratch:
+    with repeatable(), tempfile.TemporaryDirectory() as scratch:
         shop = Workshop(Path(scratch), plan, say)
         losses = train_harbor(shop) | train_lantern(shop)
         train_skill(shop, "harbor-1", "harbor-sql-lora")

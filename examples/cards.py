@@ -49,3 +49,15 @@ CARDS: Final = {
         "library_name: peft\nbase_model: tiny/harbor-1\nbase_model_relation: adapter\ntags: [lora]\n",
     ),
 }
+
+
+def anchor_card(repo: str, base: str, task: str) -> str:
+    """The card of one anchor of the bundled pool."""
+    text = (
+        f"A LoRA (rank 4, all seven linear modules) on tiny/{base}, one of a pool of tasks that have\n"
+        "an adapter on both harbor models. It answers a question about the harbour's register in the\n"
+        f"notation {task}."
+    )
+    extra = f"library_name: peft\nbase_model: tiny/{base}\nbase_model_relation: adapter\ntags: [lora]\n"
+    card = _card(repo.removeprefix("tiny/"), text, extra)
+    return card.replace("examples/build.py", "examples/pool.py")

@@ -110,15 +110,15 @@ def train_adapter(
     schedule: Schedule,
     seed: int,
     say: Callable[[str], None],
+    rank: int = 8,
 ) -> Any:
-    """A rank-8 LoRA on all seven linear modules, trained on the answers of `items`; returns the PEFT
-    model."""
+    """A LoRA on all seven linear modules, trained on the answers of `items`; returns the PEFT model."""
     from peft import LoraConfig, get_peft_model
 
     roles = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     torch.manual_seed(seed)
     adapted = get_peft_model(
-        model, LoraConfig(r=8, lora_alpha=16, target_modules=roles, task_type="CAUSAL_LM")
+        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=roles, task_type="CAUSAL_LM")
     )
     chance = torch.Generator().manual_seed(seed)
 

@@ -24,6 +24,11 @@ _TINY = 1e-5
 # Rayleigh–Ritz step can only separate what lies on its own side of it.
 _GUARD = 32
 
+# From this rank on an update is a sum of many, and Gram matrices are cheaper than QR.
+_WIDE = 128
+_WIDE_NULL = 1e-14  # squares of singular values below this share are float64 rounding
+_SMALLEST = 1e-300
+
 # Float32 rows carry noise near 6e-8 of their largest direction, so products of two noise directions lie near
 # 4e-15 of the largest product: what is below this share is noise.
 _UNREACHED = 1e-12
@@ -58,12 +63,38 @@ def truncate(delta: LowRank, rank: int) -> tuple[LowRank, float]:
 
     √S is split evenly between the factors so that neither overflows in half precision.
     """
+    if delta.rank > _WIDE and 2 * rank < delta.rank:
+        return _truncate_wide(delta, rank)
     U, S, V = thin_svd(delta)
     kept = S[:rank]
     root = kept.sqrt()
     total = float(S.double().square().sum())
     lost = float(S[rank:].double().square().sum()) / total if total > 0.0 else 0.0
     return LowRank(U[:, :rank] * root, root[:, None] * V[:, :rank].T), lost
+
+
+def _truncate_wide(delta: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The same for a sum of many updates, of which few directions are wanted: two eigenproblems of r×r Gram
+    matrices instead of QR of both factors, half the time at r = 800. With BᵀB = RᵀR, the eigenvalues of
+    R (A Aᵀ) Rᵀ are the squares of the singular values. Float64 keeps those above 1e-7 of the largest.
+    """
+    B, A = delta.B.double(), delta.A.double()
+    values, vectors = torch.linalg.eigh(B.T @ B)
+    root = values.clamp_min(0.0).sqrt()
+    R = root[:, None] * vectors.T
+    squares, W = torch.linalg.eigh(R @ (A @ A.T) @ R.T)
+    total = float(squares.clamp_min(0.0).sum())
+    kept, W = squares[-rank:].flip(0).clamp_min(0.0), W[:, -rank:].flip(1)
+    solid = kept > _WIDE_NULL * kept[:1]
+    kept, W = kept * solid, W * solid
+    inverse = torch.where(root > _WIDE_NULL**0.5 * root[-1], 1.0 / root.clamp_min(_SMALLEST), 0.0)
+    U = B @ (vectors @ (inverse[:, None] * W))
+    half = kept.sqrt().sqrt()
+    SV = (W.T @ R) @ A  # rows σ_j v_jᵀ
+    thin = torch.where(half > 0.0, 1.0 / half.clamp_min(_SMALLEST), 0.0)
+    U, V = _fix_gauge(U, SV.T)
+    lost = 1.0 - float(kept.sum()) / total if total > 0.0 else 0.0
+    return LowRank((U * half).float(), (thin[:, None] * V.T).float()), max(0.0, lost)
 
 
 def factorize(W: Tensor, rank: int) -> Factors:

@@ -148,3 +148,30 @@ def test_procrustes_recovers_a_rotation_and_leaves_unreached_directions_at_zero(
     few = procrustes(X[:5], X[:5] @ Q)
     assert float(few.square().sum()) == pytest.approx(5.0, abs=1e-3)
     assert relative_error(X[:5] @ few, X[:5] @ Q) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(300, 260), (700, 90), (90, 700)])
+@pytest.mark.parametrize("falling", [False, True])
+def test_a_sum_of_many_updates_is_cut_exactly_too(shape, falling):
+    """Above rank 128 by Gram matrices: the same result as the SVD of the dense update, and the same loss."""
+    o, i = shape
+    share = torch.logspace(0, -4 if falling else 0, 200)
+    wide = LowRank(gaussian(o, 200, seed=1) * share, gaussian(200, i, seed=2))
+    cut, lost = truncate(wide, 6)
+    W = dense(wide)
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    assert cut.rank == 6
+    assert relative_error(dense(cut), (U[:, :6] * S[:6]) @ Vh[:6]) < 1e-4
+    assert lost == pytest.approx(float(S[6:].square().sum() / S.square().sum()), abs=1e-9)
+    assert float((cut.B.norm(dim=0) / cut.A.norm(dim=1)).log().abs().max()) < 1e-4
+
+
+def test_a_wide_sum_of_low_rank_is_cut_to_what_there_is():
+    few = update(150, 140, 3, seed=4)
+    wide = LowRank(torch.cat([few.B] * 50, 1), torch.cat([few.A] * 50, 0))
+    cut, lost = truncate(wide, 8)
+    assert relative_error(dense(cut), 50 * dense(few)) < 1e-5
+    assert lost < 1e-9
+    zero, nothing = truncate(wide.scaled(0.0), 8)
+    assert not dense(zero).any()
+    assert nothing == 0.0
