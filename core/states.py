@@ -56,7 +56,7 @@ MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.RUNNING: frozenset(
         {
             JobState.PUBLISHING,
-            JobState.SUCCEEDED,  # a pre-check job ends here, with nothing to publish
+            JobState.SUCCEEDED,  # pre-checks and anchor pools end here, with nothing to publish
             JobState.REJECTED,
             JobState.FAILED,
             JobState.CANCELLED,
@@ -73,6 +73,21 @@ MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
+
+
+class PoolState(StrEnum):
+    """Where an anchor pool is. Nobody stores it: it follows from the job that registers the pool."""
+
+    VALIDATING = "validating"
+    READY = "ready"
+    INVALID = "invalid"
+
+
+def pool_state_of(job: JobState) -> PoolState:
+    """A pool is ready when its job has succeeded; a job that ended otherwise can be retried."""
+    if job not in TERMINAL:
+        return PoolState.VALIDATING
+    return PoolState.READY if job is JobState.SUCCEEDED else PoolState.INVALID
 
 
 def sources_of(state: JobState) -> frozenset[JobState]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alembic import context
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from core.db import make_engine
 from core.settings import get_settings
@@ -17,6 +19,8 @@ def run() -> None:
     """Run the scripts in one transaction, so that a failed migration leaves nothing behind."""
     url = context.config.attributes.get("url") or get_settings().resolved_database_url
     engine = make_engine(url, wait_s=0)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _without_foreign_keys)
     try:
         with engine.connect() as connection:
             context.configure(
@@ -31,8 +35,18 @@ def run() -> None:
                 if engine.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _LOCK})
                 context.run_migrations()
+                if engine.dialect.name == "sqlite":
+                    broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+                    if broken:
+                        raise RuntimeError(f"rows without their parents after migrating: {broken[:5]}")
     finally:
         engine.dispose()
+
+
+def _without_foreign_keys(connection: Any, _entry: Any) -> None:
+    """A table that is built anew is dropped in between, which would take along all rows that refer to it.
+    SQLite hears of this only outside a transaction; whether all parents are there is checked at the end."""
+    connection.execute("PRAGMA foreign_keys=OFF")
 
 
 run()

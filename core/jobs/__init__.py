@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from core.jobs.client_side import ClientSide
 from core.jobs.keeper_side import KeeperSide, Swept
-from core.jobs.records import Claim, Diagnostics, EventRecord, JobPage, JobRecord, Kind
+from core.jobs.pools_side import PoolPage, PoolRecord, PoolsSide, TenantPools
+from core.jobs.records import (
+    Claim,
+    ConversionKind,
+    Diagnostics,
+    EventRecord,
+    JobPage,
+    JobRecord,
+    JobRequest,
+    Kind,
+)
 from core.jobs.submit import Submitting, check_idempotency_key
 from core.jobs.worker_side import WorkerSide
 
 
-class JobStore(Submitting, ClientSide, WorkerSide, KeeperSide):
-    """All of it: the service uses the first two sides, workers the third, the keeper the last."""
+class JobStore(PoolsSide, ClientSide, WorkerSide, KeeperSide):
+    """All of it: the service submits and uses the first two sides, workers the third, the keeper the last."""
 
 
 __all__ = [
     "Claim",
+    "ConversionKind",
     "Diagnostics",
     "EventRecord",
     "JobPage",
     "JobRecord",
+    "JobRequest",
     "JobStore",
     "Kind",
+    "PoolPage",
+    "PoolRecord",
+    "Submitting",
     "Swept",
+    "TenantPools",
     "check_idempotency_key",
 ]

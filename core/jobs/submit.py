@@ -42,7 +42,7 @@ class Submitting(StoreBase):
                 insert_jobs(connection, [record])
             return record, True
         check_idempotency_key(idempotency_key)
-        fingerprint = _fingerprint(kind, request)
+        fingerprint = fingerprint_of(kind, request)
         with self._only_user_of(tenant_id, idempotency_key), self.db.write() as connection:
             self._lock_key(connection, tenant_id, idempotency_key)
             earlier = self._earlier(connection, tenant_id, idempotency_key, fingerprint)
@@ -132,7 +132,7 @@ def check_idempotency_key(key: str) -> None:
         raise RequestInvalid(f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
 
 
-def _fingerprint(kind: Kind, request: ConversionRequest) -> str:
+def fingerprint_of(kind: Kind, request: ConversionRequest) -> str:
     """SHA-256 of the request with its defaults filled in, so that `null` and `left out` are the same."""
     return hashlib.sha256(f"{kind}\n{request.model_dump_json()}".encode()).hexdigest()
 
