@@ -4,7 +4,7 @@
 
 Adds `tiny/harbor-<task>-lora-1` and `-2` to DIR/hub, and writes DIR/anchor-pool.json, the body of
 `POST /anchor-pools`.
-The bases must be in DIR/hub already (`python -m examples.build`). About eight minutes on one core.
+The bases must be in DIR/hub already (`python -m examples.build`). About six minutes on one core.
 """
 
 from __future__ import annotations

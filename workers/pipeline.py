@@ -158,7 +158,9 @@ def _carry(
     pairs = opened.pairing.pairs
     needs = method.needs(params)
     if state is None:  # a method that refused in the pre-check says so again, now as an error
-        state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs))
+        offer = evidence.offer if Evidence.ANCHORS in needs else None
+        anchors = offer.open() if offer is not None else None
+        state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs, anchors))
     if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
         raise IncompatiblePair(
             "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from examples.build import build
+from examples.pool import SMOKE as POOL_SMOKE
+from examples.pool import build_pool
 from examples.recipes import SMOKE
 
 
@@ -17,6 +19,7 @@ def _bytes(root: Path) -> dict[str, bytes]:
 def test_two_runs_of_the_build_give_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         build(tmp_path / name, SMOKE, say=lambda _: None)
+        build_pool(tmp_path / name, POOL_SMOKE, say=lambda _: None)
     first = _bytes(tmp_path / "one")
     assert first == _bytes(tmp_path / "two")
     assert [path for path in first if path.endswith("adapter_model.safetensors")]

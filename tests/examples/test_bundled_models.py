@@ -9,11 +9,16 @@ import pytest
 
 from core.requests import RepoRef
 from examples.evaluate import held_out_loss, samples
+from examples.pool import BASES, pool_body, repo_of
+from examples.text.formats import TASKS, parse, task_examples
+from examples.text.queries import examples, write_task
 from workers.hub.local import LocalHub
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 _TASK = _EXAMPLES / "tasks" / "harbor-sql.jsonl"
 _MODELS = ("harbor-1", "harbor-2", "lantern-1")
+_ANCHORS = [repo_of(task, base).removeprefix("tiny/") for task in TASKS for base in BASES]
+_REPOS = (*_MODELS, "harbor-sql-lora", *_ANCHORS)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +37,14 @@ def test_the_bundled_hub_stays_under_ten_megabytes():
     assert sum(file.stat().st_size for file in (_EXAMPLES / "hub").rglob("*")) < 10_000_000
 
 
-@pytest.mark.parametrize("name", [*_MODELS, "harbor-sql-lora"])
+@pytest.mark.parametrize("name", _REPOS)
 def test_every_bundled_repo_says_what_it_is_and_under_which_licence(name):
     card = (_folder(name) / "README.md").read_text()
     assert "license: apache-2.0" in card
-    assert "examples/build.py" in card
+    assert "examples/build.py" in card or "examples/pool.py" in card
 
 
-@pytest.mark.parametrize("name", [*_MODELS, "harbor-sql-lora"])
+@pytest.mark.parametrize("name", _REPOS)
 def test_every_bundled_file_is_what_its_commit_says(name):
     hub = LocalHub(_EXAMPLES / "hub")
     pinned = hub.resolve(RepoRef(repo_id=f"tiny/{name}"))
@@ -81,3 +86,36 @@ def test_the_text_has_a_note_on_its_origin():
     note = (_EXAMPLES / "text" / "README.md").read_text()
     files = {path.name for path in (_EXAMPLES / "text").rglob("*") if path.suffix in (".py", ".txt")}
     assert {name for name in files - {"__init__.py"} if name not in note} == set()
+
+
+def test_the_bundled_pool_names_a_pair_of_bundled_adapters_for_every_task():
+    body = json.loads((_EXAMPLES / "anchor-pool.json").read_text())
+    assert body == pool_body()
+    named = {anchor[side]["repo_id"] for anchor in body["anchors"] for side in ("source", "target")}
+    assert named == {f"tiny/{name}" for name in _ANCHORS}
+    for number, base in enumerate(BASES, start=1):
+        config = json.loads((_folder(f"harbor-json-lora-{number}") / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == f"tiny/{base}"
+
+
+def test_anchors_have_learned_their_task(tmp_path):
+    """A few held-out questions of one task per base: far below the base's own loss."""
+    task = TASKS[0]
+    path = tmp_path / "task.jsonl"
+    write_task(path, task_examples(task, "held-out", 12, 11))
+    for base in BASES:
+        adapter = _folder(repo_of(task, base).removeprefix("tiny/"))
+        assert held_out_loss(_folder(base), adapter, path) < held_out_loss(_folder(base), None, path) - 3
+
+
+def test_every_task_writes_the_same_query_in_its_own_way():
+    item = examples("train", 1, 3)[0]
+    query = parse(item.answer)
+    answers = {task.name: task_examples(task, "train", 1, 3)[0] for task in TASKS}
+    assert len({example.answer for example in answers.values()}) == len(TASKS)
+    for name, example in answers.items():
+        assert example.prompt == item.prompt.removesuffix("SQL:") + f"{name}:"
+        assert query.column in example.answer
+        assert all(column in example.answer for column, _ in query.filters)
+    with pytest.raises(ValueError, match="not a statement"):
+        parse(" DROP TABLE arrivals;")

@@ -173,6 +173,14 @@ def test_without_a_pool_the_verdict_says_what_to_do(hub: Path) -> None:
         convert(hub, NO_POOLS, method="anchor_ridge")
 
 
+def test_a_refusal_of_the_pool_is_the_same_sentence_as_an_error(hub: Path) -> None:
+    """The mixture has twice the anchors' rank."""
+    method = {"name": "anchor_ridge", "space": "factors"}
+    with pytest.raises(IncompatiblePair, match="one rank") as refused:
+        convert(hub, OnePool(pool_request()), method=method)
+    assert refused.value.pointer == "/method/space"
+
+
 def test_a_pool_of_other_bases_is_refused_with_the_field(hub: Path) -> None:
     other = pool_request(target={"repo_id": OTHER})
     with pytest.raises(IncompatiblePair, match=OTHER) as refused:
