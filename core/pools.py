@@ -60,7 +60,7 @@ class PoolRequest(_Model):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A pool that can be used. `id` is None for one that was never registered (a file on the command line)."""
+    """A pool that can be used. `id` is None for one that was never registered: a file on the command line."""
 
     id: str | None
     spec: PoolRequest

@@ -4,7 +4,8 @@ tenants ─┬─ api_keys              who may call; only hashes of keys are st
          └─ jobs ─┬─ outbox       bells still to be rung, written in the job's own transaction
                   ├─ job_events   append-only history, read by server-sent events
                   ├─ site_diagnostics
-                  └─ idempotency_keys
+                  ├─ idempotency_keys
+                  └─ anchor_pools     a job of kind `pool` registers one; both have the same id
 """
 
 from __future__ import annotations
@@ -99,12 +100,13 @@ class ApiKey(Base):
 
 
 class Job(Base):
-    """One conversion or pre-check. `version` rises with every visible change and is the ETag."""
+    """One conversion, pre-check or registration of an anchor pool. `version` rises with every visible
+    change and is the ETag."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(_one_of("state", [state.value for state in JobState]), name="state"),
-        CheckConstraint(_one_of("kind", ["convert", "precheck"]), name="kind"),
+        CheckConstraint(_one_of("kind", ["convert", "precheck", "pool"]), name="kind"),
         Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
         Index(
             "ix_jobs_active",
@@ -120,8 +122,8 @@ class Job(Base):
     kind: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))
     request: Mapped[JsonObject]
-    adapter_repo: Mapped[str] = mapped_column(String(200))
-    target_repo: Mapped[str] = mapped_column(String(200))
+    adapter_repo: Mapped[str] = mapped_column(String(200))  # of kind `pool`: its source base
+    target_repo: Mapped[str] = mapped_column(String(200))  # of kind `pool`: its target base
 
     # Who works on it. `attempt` only ever rises, so it fences writes even after a person's retry.
     attempt: Mapped[int] = mapped_column(default=0)
@@ -199,4 +201,31 @@ class IdempotencyKey(Base):
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime]
+
+
+class AnchorPool(Base):
+    """An anchor pool, found by its tenant and the two bases. Its id is that of the job which registers it.
+
+    What it holds stands in the job: `request` as it was sent, `result["pool"]` with every revision a commit.
+    So does its state (`core.states.pool_state_of`).
+    """
+
+    __tablename__ = "anchor_pools"
+    __table_args__ = (
+        Index(
+            "ix_anchor_pools_tenant_id_source_repo_target_repo_id",
+            "tenant_id",
+            "source_repo",
+            "target_repo",
+            "id",
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str | None] = mapped_column(String(100))
+    source_repo: Mapped[str] = mapped_column(String(200))
+    target_repo: Mapped[str] = mapped_column(String(200))
+    anchors: Mapped[int]  # how many
     created_at: Mapped[datetime]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from core.jobs import JobRecord, JobStore, Kind
+from core.jobs import ConversionKind, JobRecord, JobStore
 from core.requests import ConversionRequest
 
 LARGEST = 100
@@ -23,7 +23,7 @@ THREADS = 2  # one gathers and writes while the other waits for its flush
 class _Waiting:
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[JobRecord]
-    request: tuple[str, Kind, ConversionRequest]
+    request: tuple[str, ConversionKind, ConversionRequest]
 
 
 class Intake:
@@ -50,7 +50,7 @@ class Intake:
             thread.join(10)
         self._threads = []
 
-    async def submit(self, tenant_id: str, kind: Kind, request: ConversionRequest) -> JobRecord:
+    async def submit(self, tenant_id: str, kind: ConversionKind, request: ConversionRequest) -> JobRecord:
         """Queue a job; returns once it is committed. Raises what `JobStore.submit` raises."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loop, loop.create_future(), (tenant_id, kind, request))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from core.jobs.records import Kind
+from core.jobs import ConversionKind
 from core.requests import ConversionRequest, refuse_unavailable
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
@@ -42,7 +42,7 @@ async def precheck(
 
 
 async def _submit(
-    caller: Caller, kind: Kind, request: ConversionRequest, idempotency_key: str | None
+    caller: Caller, kind: ConversionKind, request: ConversionRequest, idempotency_key: str | None
 ) -> Response:
     refuse_unavailable(request)
     if idempotency_key is None:

@@ -21,8 +21,10 @@ from core.errors import (
     TimeLimit,
     public_error,
 )
-from core.jobs import Claim, JobStore
+from core.jobs import Claim, ConversionKind, JobStore, TenantPools
 from core.logs import bound, get_logger
+from core.pools import PoolRequest
+from core.requests import ConversionRequest
 from core.settings import Settings
 from workers.device import is_out_of_memory
 from workers.heart import Heart
@@ -30,6 +32,7 @@ from workers.hub.port import Published
 from workers.job_watch import JobWatch
 from workers.pipeline import run
 from workers.publish import marker_of, publish, result_of, verdict_of
+from workers.register import register
 from workers.resolve import output_name
 from workers.tools import Tools
 from workers.writing import disk_trouble
@@ -74,26 +77,38 @@ def run_job(job_id: str, desk: Desk) -> None:
 
 def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
     watch = JobWatch(desk.store, claim, heart)
-    marker = marker_of(claim.job_id)
     for left in scratch.parent.glob(f"{claim.job_id}-*"):  # by a worker that was killed, or has lost this job
         shutil.rmtree(left, ignore_errors=True)
+    if isinstance(claim.request, PoolRequest):
+        result = register(claim.request, desk.tools, watch)
+        heart.check()
+    else:
+        result = _convert(claim, claim.request, desk, heart, watch, scratch)
+    _insist(lambda: desk.store.succeed(claim, result), desk.settings.lease_s)
+    log.info("succeeded")
+
+
+def _convert(
+    claim: Claim, request: ConversionRequest, desk: Desk, heart: Heart, watch: JobWatch, scratch: Path
+) -> dict[str, Any]:
+    """The result of a conversion, published, or of a pre-check."""
+    marker = marker_of(claim.job_id)
     with disk_trouble():
         scratch.mkdir(parents=True, exist_ok=True)
-    outcome = run(claim.request, claim.kind, desk.tools, watch, scratch / "adapter", marker=marker)
+    kind: ConversionKind = "precheck" if claim.kind == "precheck" else "convert"
+    pools = TenantPools(desk.store, claim.tenant_id)
+    outcome = run(request, kind, desk.tools, watch, scratch / "adapter", marker=marker, pools=pools)
     heart.check()
     if isinstance(outcome, Published):
         log.info("already_published", commit=outcome.commit)
         desk.store.publishing(claim)
-        result = result_of(desk.tools.hub, outcome, None)
-    elif outcome.folder is None:
-        result = verdict_of(outcome.report)
-    else:
-        desk.store.publishing(claim)
-        published = publish(desk.tools.hub, claim.request, outcome, marker)
-        log.info("published", repo=published.repo_id, commit=published.commit)
-        result = result_of(desk.tools.hub, published, outcome.report)
-    _insist(lambda: desk.store.succeed(claim, result), desk.settings.lease_s)
-    log.info("succeeded")
+        return result_of(desk.tools.hub, outcome, None)
+    if outcome.folder is None:
+        return verdict_of(outcome.report)
+    desk.store.publishing(claim)
+    published = publish(desk.tools.hub, request, outcome, marker)
+    log.info("published", repo=published.repo_id, commit=published.commit)
+    return result_of(desk.tools.hub, published, outcome.report)
 
 
 def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
@@ -141,12 +156,15 @@ def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
 def _standing(claim: Claim, desk: Desk, exc: Exception) -> dict[str, Any] | None:
     """The result of a commit that this job has made, whatever went wrong after it.
 
-    None where there is none, and where another attempt will look anyway.
+    None where there is none, and where another attempt will look anyway. Only conversions publish.
     """
-    if claim.kind == "precheck" or public_error(exc).retryable or not desk.store.may_be_published(claim):
+    request = claim.request
+    if claim.kind == "precheck" or isinstance(request, PoolRequest):
+        return None
+    if public_error(exc).retryable or not desk.store.may_be_published(claim):
         return None
     hub = desk.tools.hub
-    published = hub.find_commit(output_name(hub, claim.request), marker_of(claim.job_id))
+    published = hub.find_commit(output_name(hub, request), marker_of(claim.job_id))
     return result_of(hub, published, None) if published is not None else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection, delete, select, update
 
@@ -11,7 +12,7 @@ from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs.base import StoreBase, add_bells, add_event, add_move, began_publishing, queued_values
 from core.jobs.records import Diagnostics, EventRecord, JobPage, JobRecord, decode_cursor, encode_cursor
 from core.states import TERMINAL, JobState
-from core.tables import Job, JobEvent, SiteDiagnostics
+from core.tables import AnchorPool, Job, JobEvent, SiteDiagnostics
 
 MAX_PAGE = 200
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -60,7 +61,6 @@ class ClientSide(StoreBase):
         left to its next worker, which looks first. Cancelling twice is fine. Raises NotFound, StateConflict
         when the job has ended otherwise or is being published.
         """
-        now = self.clock()
         with self.db.write() as connection:
             job = _load(connection, tenant_id, job_id, lock=True)
             if job.state is JobState.CANCELLED or job.cancel_requested:
@@ -69,27 +69,13 @@ class ClientSide(StoreBase):
                 raise StateConflict(f"The job has already ended: it is '{job.state.value}'.")
             if job.state is JobState.PUBLISHING:
                 raise StateConflict("It is too late to cancel: the result is being published.")
-            changed = update(Job).where(Job.id == job_id).values(version=Job.version + 1, updated_at=now)
-            if job.state is JobState.RUNNING or began_publishing(connection, job_id):
-                connection.execute(changed.values(cancel_requested=True))
-                add_event(connection, job_id, now, "cancel_requested")
-            else:
-                connection.execute(
-                    changed.values(
-                        state=JobState.CANCELLED.value,
-                        cancel_requested=True,
-                        not_before=None,
-                        finished_at=now,
-                        error=CANCELLED.model_dump(),
-                    )
-                )
-                add_move(connection, job_id, now, JobState.CANCELLED)
+            cancel_locked(connection, job, self.clock())
             return _load(connection, tenant_id, job_id)
 
     def retry(self, tenant_id: str, job_id: str) -> JobRecord:
         """Queue an ended job again with a fresh budget of attempts; what the last run left is cleared.
 
-        Raises NotFound, StateConflict when the job succeeded or has not ended.
+        Raises NotFound, StateConflict when the job succeeded or has not ended, or its pool was deleted.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -98,6 +84,11 @@ class ClientSide(StoreBase):
                 state = job.state.value
                 raise StateConflict(
                     f"Only failed, rejected or cancelled jobs can be retried; it is '{state}'."
+                )
+            pool = select(AnchorPool.id).where(AnchorPool.id == job_id)
+            if job.kind == "pool" and connection.scalar(pool) is None:
+                raise StateConflict(
+                    "The anchor pool of this job was deleted.", hint="Register it again: POST /anchor-pools."
                 )
             cleared = dict.fromkeys(
                 ("error", "result", "diagnostics", "verdict", "started_at", "finished_at")
@@ -129,8 +120,7 @@ class ClientSide(StoreBase):
         limit: int = 50,
     ) -> JobPage:
         """Newest first. `adapter` and `target` are repo ids. Raises RequestInvalid for a foreign cursor."""
-        if not 1 <= limit <= MAX_PAGE:
-            raise RequestInvalid(f"'limit' must be between 1 and {MAX_PAGE}.", pointer="/limit")
+        check_limit(limit)
         query = select(Job.__table__).where(Job.tenant_id == tenant_id).order_by(Job.id.desc())
         if state is not None:
             query = query.where(Job.state == state.value)
@@ -146,8 +136,38 @@ class ClientSide(StoreBase):
         return JobPage(jobs=jobs, next_cursor=encode_cursor(jobs[-1].id) if len(rows) > limit else None)
 
 
+def cancel_locked(connection: Connection, job: JobRecord, now: datetime) -> None:
+    """Cancel a job that has not ended, whose row the caller has locked; see `ClientSide.cancel`."""
+    changed = update(Job).where(Job.id == job.id).values(version=Job.version + 1, updated_at=now)
+    if job.state is JobState.RUNNING or began_publishing(connection, job.id):
+        connection.execute(changed.values(cancel_requested=True))
+        add_event(connection, job.id, now, "cancel_requested")
+        return
+    connection.execute(
+        changed.values(
+            state=JobState.CANCELLED.value,
+            cancel_requested=True,
+            not_before=None,
+            finished_at=now,
+            error=CANCELLED.model_dump(),
+        )
+    )
+    add_move(connection, job.id, now, JobState.CANCELLED)
+
+
+def is_job_id(text: str) -> bool:
+    """Can this be an id? A foreign string may hold what the database refuses."""
+    return _JOB_ID.fullmatch(text) is not None
+
+
+def check_limit(limit: int) -> None:
+    """Raises RequestInvalid for a page that is too small or too large."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise RequestInvalid(f"'limit' must be between 1 and {MAX_PAGE}.", pointer="/limit")
+
+
 def _load(connection: Connection, tenant_id: str, job_id: str, *, lock: bool = False) -> JobRecord:
-    if not _JOB_ID.fullmatch(job_id):  # a foreign string may hold what the database refuses
+    if not is_job_id(job_id):
         raise NotFound("There is no such job.")
     query = select(Job.__table__).where(Job.id == job_id, Job.tenant_id == tenant_id)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()

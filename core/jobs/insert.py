@@ -58,9 +58,10 @@ def insert_jobs(connection: Connection, records: Sequence[JobRecord]) -> None:
 
 
 def _parameters(record: JobRecord) -> dict[str, Any]:
+    moved = record.request["source" if record.kind == "pool" else "adapter"]
     derived = {
         "state": record.state.value,
-        "adapter_repo": record.request["adapter"]["repo_id"],
+        "adapter_repo": moved["repo_id"],
         "target_repo": record.request["target"]["repo_id"],
         "ring_after": ring_again_at(record.created_at, 0),
         "rings": 0,

@@ -13,10 +13,18 @@ from typing import Any, Literal
 from sqlalchemy import Row
 
 from core.errors import RequestInvalid
+from core.pools import PoolRequest
 from core.requests import ConversionRequest
 from core.states import TERMINAL, JobState
 
-Kind = Literal["convert", "precheck"]
+ConversionKind = Literal["convert", "precheck"]
+Kind = Literal["convert", "precheck", "pool"]
+JobRequest = ConversionRequest | PoolRequest
+
+
+def request_model(kind: Kind) -> type[JobRequest]:
+    """What `jobs.request` holds for this kind."""
+    return PoolRequest if kind == "pool" else ConversionRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class Claim:
     job_id: str
     tenant_id: str
     kind: Kind
-    request: ConversionRequest
+    request: JobRequest
     attempt: int
     owner: str
 

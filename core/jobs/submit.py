@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, func, insert, select
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, RequestInvalid
 from core.jobs.base import StoreBase
 from core.jobs.insert import insert_jobs
-from core.jobs.records import JobRecord, Kind, new_id
+from core.jobs.records import ConversionKind, JobRecord, JobRequest, Kind, new_id
 from core.requests import ConversionRequest
 from core.states import JobState
 from core.tables import IdempotencyKey, Job
@@ -29,7 +30,11 @@ class Submitting(StoreBase):
     _in_flight_lock = threading.Lock()
 
     def submit(
-        self, tenant_id: str, kind: Kind, request: ConversionRequest, idempotency_key: str | None = None
+        self,
+        tenant_id: str,
+        kind: ConversionKind,
+        request: ConversionRequest,
+        idempotency_key: str | None = None,
     ) -> tuple[JobRecord, bool]:
         """Queue a job; with a key that was used before for the same request, return that job and False.
 
@@ -41,18 +46,33 @@ class Submitting(StoreBase):
             with self.db.statement() as connection:
                 insert_jobs(connection, [record])
             return record, True
+        write = partial(insert_jobs, records=[record])
+        return self._submit_once(record, fingerprint_of(kind, request), idempotency_key, write)
+
+    def submitted(
+        self, tenant_id: str, kind: Kind, request: JobRequest, idempotency_key: str
+    ) -> JobRecord | None:
+        """The job that this key and request made before, if they did. Raises IdempotencyMismatch."""
         check_idempotency_key(idempotency_key)
-        fingerprint = fingerprint_of(kind, request)
-        with self._only_user_of(tenant_id, idempotency_key), self.db.write() as connection:
-            self._lock_key(connection, tenant_id, idempotency_key)
-            earlier = self._earlier(connection, tenant_id, idempotency_key, fingerprint)
+        with self.db.read() as connection:
+            return self._earlier(connection, tenant_id, idempotency_key, fingerprint_of(kind, request))
+
+    def _submit_once(
+        self, record: JobRecord, fingerprint: str, key: str, write: Callable[[Connection], None]
+    ) -> tuple[JobRecord, bool]:
+        """`write` in a transaction that also takes the key; else the job that the key made before."""
+        check_idempotency_key(key)
+        tenant_id = record.tenant_id
+        with self._only_user_of(tenant_id, key), self.db.write() as connection:
+            self._lock_key(connection, tenant_id, key)
+            earlier = self._earlier(connection, tenant_id, key, fingerprint)
             if earlier is not None:
                 return earlier, False
-            insert_jobs(connection, [record])
+            write(connection)
             connection.execute(
                 insert(IdempotencyKey).values(
                     tenant_id=tenant_id,
-                    key=idempotency_key,
+                    key=key,
                     fingerprint=fingerprint,
                     job_id=record.id,
                     created_at=record.created_at,
@@ -60,14 +80,16 @@ class Submitting(StoreBase):
             )
         return record, True
 
-    def submit_many(self, requests: Sequence[tuple[str, Kind, ConversionRequest]]) -> list[JobRecord]:
+    def submit_many(
+        self, requests: Sequence[tuple[str, ConversionKind, ConversionRequest]]
+    ) -> list[JobRecord]:
         """Queue jobs (tenant, kind, request) in one transaction: all of them, or none. Raises Busy."""
         records = [self._new_record(*request) for request in requests]
         with self.db.write() as connection:
             insert_jobs(connection, records)
         return records
 
-    def _new_record(self, tenant_id: str, kind: Kind, request: ConversionRequest) -> JobRecord:
+    def _new_record(self, tenant_id: str, kind: Kind, request: JobRequest) -> JobRecord:
         now: datetime = self.clock()
         values: dict[str, Any] = dict.fromkeys(JobRecord.__slots__)
         values.update(
@@ -132,7 +154,7 @@ def check_idempotency_key(key: str) -> None:
         raise RequestInvalid(f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
 
 
-def fingerprint_of(kind: Kind, request: ConversionRequest) -> str:
+def fingerprint_of(kind: Kind, request: JobRequest) -> str:
     """SHA-256 of the request with its defaults filled in, so that `null` and `left out` are the same."""
     return hashlib.sha256(f"{kind}\n{request.model_dump_json()}".encode()).hexdigest()
 

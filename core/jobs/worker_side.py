@@ -14,8 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, 
 from core.errors import Cancelled, LeaseLost, PublicError
 from core.jobs.base import StoreBase, add_event, add_move, began_publishing
 from core.jobs.client_side import CANCELLED
-from core.jobs.records import Claim
-from core.requests import ConversionRequest
+from core.jobs.records import Claim, request_model
 from core.states import LEASED, JobState, Phase, sources_of
 from core.tables import Job, SiteDiagnostics
 
@@ -49,7 +48,7 @@ class WorkerSide(StoreBase):
             if row is None:
                 return None
             add_move(connection, job_id, now, JobState.RUNNING, attempt=row.attempt)
-        request = ConversionRequest.model_validate(row.request)
+        request = request_model(row.kind).model_validate(row.request)
         return Claim(job_id, row.tenant_id, row.kind, request, row.attempt, owner)
 
     def heartbeat(self, claim: Claim, lease_s: float) -> bool:
