@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from transfer.catalogue import parse_params
-from transfer.interface import Factors, LowRank, Pair, Port, Role, Side, Site, SitePair
+from transfer.interface import Factors, Kernels, LowRank, Pair, Port, Role, Side, Site, SitePair, Space
 from transfer.linalg import factorize
+from transfer.pool.kernel import gram, site_kernel
 from transfer.registry import get_method
 
 METHODS: Final[dict[str, dict[str, Any]]] = {
@@ -37,11 +38,13 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "prolora": {"name": "prolora"},
     "cross_lora projection": {"name": "cross_lora", "alignment": "projection"},
     "cross_lora anchored": {"name": "cross_lora", "alignment": "anchored"},
+    "anchor_ridge": {"name": "anchor_ridge"},
 }
 SHAPES: Final = {"q_proj": (1536, 1536), "up_proj": (8960, 1536)}  # a 1.5B model
 _RANK: Final = 16
 _ANCHORS: Final = 4096
 _REPEATS: Final = 3
+_POOL: Final = 16
 
 
 @dataclass
@@ -50,10 +53,14 @@ class _Evidence:
 
     weights: dict[Side, Tensor]
     rows: dict[tuple[Side, Port], Tensor]
+    pool: list[LowRank] = field(default_factory=list)
     known: dict[tuple[Side, int], Factors] = field(default_factory=dict)
 
     def weight(self, side: Side) -> Tensor:
         return self.weights[side]
+
+    def anchors(self) -> list[LowRank]:
+        return self.pool
 
     def factors(self, side: Side, rank: int) -> Factors:
         if (side, rank) not in self.known:
@@ -66,6 +73,24 @@ class _Evidence:
     def kept(self, what: str, compute: Any) -> dict[str, Tensor]:
         made: dict[str, Tensor] = compute()
         return made
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Anchors in memory, the same updates on both sides."""
+
+    pairs: tuple[SitePair, ...]
+    updates: list[LowRank]
+    moved: LowRank
+
+    @property
+    def domains(self) -> list[str]:
+        return [str(number % 4) for number in range(len(self.updates))]
+
+    def kernels(self, pair: SitePair, space: Space) -> Kernels:
+        K = site_kernel(self.updates, space)
+        k = gram(self.updates, [self.moved], space)[:, 0]
+        return Kernels(K, k, K, float(gram([self.moved], [self.moved], space)))
 
 
 class _Peak:
@@ -105,8 +130,13 @@ def one(name: str, role: str) -> dict[str, float]:
         rows[side, "out"] = torch.randn(_ANCHORS, o, generator=made)
     delta = LowRank(torch.randn(o, _RANK, generator=made), torch.randn(_RANK, i, generator=made))
     site = SitePair(Site(0, Role(role)), Site(0, Role(role)), (o, i), (o, i))
-    method, evidence = get_method(params.name), _Evidence(weights, rows)
-    state = method.prepare(params, Pair({}, {}, (site,)))
+    made_pool = [
+        LowRank(torch.randn(o, _RANK, generator=made), torch.randn(_RANK, i, generator=made))
+        for _ in range(_POOL if name == "anchor_ridge" else 0)
+    ]
+    method, evidence = get_method(params.name), _Evidence(weights, rows, made_pool)
+    anchors = _Pool((site,), made_pool, delta) if made_pool else None
+    state = method.prepare(params, Pair({}, {}, (site,), anchors))
     begun = time.perf_counter()
     if "factors" in method.needs(params):
         for side in weights:

@@ -33,6 +33,7 @@ from core.requests import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3, SMOLLM2
 from support.real_repos import ADAPTER_REPO, Base, fill_hub, open_base
+from transfer.gap import gap_recovered
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run
@@ -104,12 +105,14 @@ def moved_losses(hub: Path, scratch: Path, gemma: Base) -> Iterator[tuple[str, T
 def row_of(name: str, losses: Tensor, alone: Tensor, native: Tensor) -> dict[str, Any]:
     """Mean loss, paired change against Gemma alone with its standard error, and share of the native gain."""
     change = losses - alone
+    score, base, oracle = (-float(row.mean()) for row in (losses, alone, native))
+    recovered = gap_recovered(score, base=base, oracle=oracle)
     return {
         "name": name,
         "loss": round(float(losses.mean()), 4),
         "change": round(float(change.mean()), 4),
         "standard_error": round(float(change.std()) / math.sqrt(len(change)), 4),
-        "recovered": round(float(change.mean() / (native - alone).mean()), 4) + 0.0,  # no minus zero
+        "recovered": round(recovered, 4) + 0.0,  # no minus zero
     }
 
 

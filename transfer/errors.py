@@ -5,6 +5,7 @@
     ├── MalformedAdapter        the adapter's own files contradict themselves
     ├── UnsupportedModel        no table row for the architecture, or weights that cannot be read
     ├── IncompatiblePair        this method cannot carry this adapter between these bases
+    ├── GapTooSmall             training on the target gains too little to measure a share of it
     └── VerificationFailed      the result is not what it should be; nothing is published
 
 Each carries a stable `code`, one public sentence (`message`), and where it helps the request field or
@@ -50,6 +51,12 @@ class IncompatiblePair(TransferError):
     """The method's conditions do not hold for this pair; raised before any expensive work."""
 
     code = "incompatible_pair"
+
+
+class GapTooSmall(TransferError):
+    """A share of next to nothing would be noise."""
+
+    code = "gap_too_small"
 
 
 class VerificationFailed(TransferError):
