@@ -1,0 +1,1 @@
+"""What paired activations say about two bases: how alike layers are, and the linear maps between sites."""

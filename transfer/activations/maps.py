@@ -1,0 +1,110 @@
+"""Closed-form maps between two sites from second moments of paired activations.
+
+    x_s ≈ M_in x_t,    M_in  = X_sX_tᵀ (X_tX_tᵀ + λI)⁻¹
+    y_t ≈ M_out y_s,   M_out = Y_tY_sᵀ (Y_sY_sᵀ + λI)⁻¹
+
+Uncentred: an offset could not be folded into a LoRA without a bias. Only d×d sums are kept, so any amount of
+text costs the same memory, and they belong to the pair of bases: a further adapter costs two products a site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from transfer.interface import LowRank
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over paired rows: `source` Σ x_s x_sᵀ (p, p), `target` Σ x_t x_tᵀ (q, q), `cross` Σ x_s x_tᵀ
+    (p, q)."""
+
+    source: Tensor
+    target: Tensor
+    cross: Tensor
+    rows: int = 0
+
+    @classmethod
+    def zeros(cls, source_width: int, target_width: int, device: torch.device | str = "cpu") -> Moments:
+        """Nothing seen yet; float64."""
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        return cls(
+            empty(source_width, source_width),
+            empty(target_width, target_width),
+            empty(source_width, target_width),
+        )
+
+    def add(self, source: Tensor, target: Tensor) -> None:
+        """Paired rows (n, p) and (n, q). Products in float32 within the call, sums in float64."""
+        source, target = source.float(), target.float()
+        self.source += source.T @ source
+        self.target += target.T @ target
+        self.cross += source.T @ target
+        self.rows += source.shape[0]
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.source + other.source,
+            self.target + other.target,
+            self.cross + other.cross,
+            self.rows + other.rows,
+        )
+
+
+def map_in(moments: Moments, ridge: float) -> Tensor:
+    """M_in (p, q): what the target reads, as the source would have read it. λ in mean eigenvalues."""
+    return _solve(moments.cross, moments.target, ridge)
+
+
+def map_out(moments: Moments, ridge: float) -> Tensor:
+    """M_out (q, p): what the source site writes, as the target site would write it."""
+    return _solve(moments.cross.T, moments.source, ridge)
+
+
+def read_r2(A: Tensor, M_in: Tensor, held_out: Moments) -> float:
+    """1 − ‖A (x_s − M_in x_t)‖² / ‖A x_s‖² over held-out rows: does the adapter (A: (r, p)) read the same
+    thing? 1 is perfect, 0 what reading nothing gives; it can be negative."""
+    A, M = A.double(), M_in.double()
+    whole = _energy(A, held_out.source)
+    missed = whole - 2.0 * float(((A @ held_out.cross) * (A @ M)).sum()) + _energy(A @ M, held_out.target)
+    return 1.0 - missed / whole if whole > 0.0 else 0.0
+
+
+def write_r2(B: Tensor, M_out: Tensor, held_out: Moments) -> float:
+    """1 − ‖P (y_t − M_out y_s)‖² / ‖P y_t‖² over held-out rows, P the projector on M_out·B (B: (p, r)): does
+    the target write there what the source writes?"""
+    basis = torch.linalg.qr(M_out.double() @ B.double()).Q.T
+    whole = _energy(basis, held_out.target)
+    mapped = basis @ M_out.double()
+    missed = (
+        whole - 2.0 * float(((basis @ held_out.cross.T) * mapped).sum()) + _energy(mapped, held_out.source)
+    )
+    return 1.0 - missed / whole if whole > 0.0 else 0.0
+
+
+def carried(delta: LowRank, M_in: Tensor, M_out: Tensor) -> LowRank:
+    """A' = A M_in, B' = M_out B: the update on the target, of the same rank."""
+    return LowRank((M_out.to(delta.B) @ delta.B), delta.A @ M_in.to(delta.A))
+
+
+def _solve(cross: Tensor, gram: Tensor, ridge: float) -> Tensor:
+    """cross (gram + λI)⁻¹ with λ = ridge × mean eigenvalue, float64."""
+    penalty = ridge * float(gram.diagonal().mean())
+    system = gram + penalty * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    factor, trouble = torch.linalg.cholesky_ex(system)
+    if int(trouble) != 0:  # λ too small for a rank-deficient sum: the pseudoinverse is its limit
+        inverse: Tensor = torch.linalg.pinv(system, hermitian=True)
+        return cross @ inverse
+    solved: Tensor = torch.cholesky_solve(cross.T, factor).T
+    return solved
+
+
+def _energy(M: Tensor, gram: Tensor) -> float:
+    """Σ ‖M x‖² = ⟨M gram, M⟩."""
+    return float(((M @ gram) * M).sum())
