@@ -30,7 +30,7 @@ class Aliases:
         Raises RequestInvalid for what is neither a directory nor a repo id.
         """
         if not typed or not Path(typed).is_dir():
-            return _repo_reference(typed)
+            return repo_reference(typed)
         path = str(Path(typed).absolute())  # links stay as they are: what they lead to may move
         for alias, folder in self.folders.items():
             if folder == path:
@@ -46,8 +46,8 @@ class Aliases:
         return alias
 
 
-def _repo_reference(typed: str) -> str:
-    """`typed` when it can be a repo on the Hub."""
+def repo_reference(typed: str) -> str:
+    """`typed` when it can be a repo on the Hub. Raises RequestInvalid."""
     try:
         check_repo_id(typed.partition("@")[0])
     except ValueError as exc:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import FileMissing
+from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.settings import Settings
 from core.states import Phase
@@ -80,6 +81,7 @@ def run_here(
     folders: dict[str, str],
     watch: Shown,
     out: Path | None,
+    pools: Pools = NO_POOLS,
 ) -> Report:
     """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""
     home = settings.resolved_home
@@ -91,7 +93,7 @@ def run_here(
         place.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=place))
     try:
-        outcome = run(request, kind, tools, watch, scratch / "adapter", marker=None)
+        outcome = run(request, kind, tools, watch, scratch / "adapter", marker=None, pools=pools)
         report = getattr(outcome, "report", None)
         if not isinstance(report, Report):
             raise TypeError("a run without a marker ends with a report")

@@ -8,11 +8,13 @@ from fastapi import APIRouter, Header
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from core.errors import RequestInvalid
 from core.jobs import ConversionKind
 from core.requests import ConversionRequest, refuse_unavailable
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
 from service.views import JobView
+from transfer.catalogue import AnchorRidgeParams
 
 router = APIRouter(tags=["jobs"])
 
@@ -45,6 +47,8 @@ async def _submit(
     caller: Caller, kind: ConversionKind, request: ConversionRequest, idempotency_key: str | None
 ) -> Response:
     refuse_unavailable(request)
+    if isinstance(request.method, AnchorRidgeParams) and request.method.pool is not None:
+        await run_in_threadpool(_check_pool, caller, kind, request, request.method.pool, idempotency_key)
     if idempotency_key is None:
         job = await caller.service.intake.submit(caller.tenant, kind, request)
     else:
@@ -53,3 +57,30 @@ async def _submit(
         )
     caller.service.keeper.nudge()
     return job_answer(job, 202, created=True)
+
+
+def _check_pool(
+    caller: Caller,
+    kind: ConversionKind,
+    request: ConversionRequest,
+    pool_id: str,
+    idempotency_key: str | None,
+) -> None:
+    """Can the pool that the request names be used for it? What a key has made before is not asked again.
+
+    Raises NotFound, StateConflict (not ready) and RequestInvalid (other bases).
+    """
+    store, tenant = caller.service.store, caller.tenant
+    if idempotency_key is not None and store.submitted(tenant, kind, request, idempotency_key) is not None:
+        return
+    spec = store.pool_for_use(tenant, pool_id).spec
+    for side, asked, has in (
+        ("source", request.source, spec.source),
+        ("target", request.target, spec.target),
+    ):
+        if asked is not None and asked.repo_id != has.repo_id:
+            raise RequestInvalid(
+                f"This anchor pool is about the {side} base '{has.repo_id}', not '{asked.repo_id}'.",
+                hint="Name a pool between these two bases; GET /anchor-pools lists yours.",
+                pointer="/method/pool",
+            )

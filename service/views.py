@@ -33,7 +33,8 @@ class ResolvedView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job. When `done`, exactly one of `result` and `error` is not null."""
+    """A job; of kind `pool`, one that registers an anchor pool. When `done`, exactly one of `result` and
+    `error` is not null."""
 
     id: str
     kind: Kind
@@ -79,11 +80,7 @@ class JobView(BaseModel):
             result=job.result if job.state is JobState.SUCCEEDED else None,
             error=PublicError.model_construct(**job.error) if job.done and job.error else None,
             request=job.request,
-            links={
-                "self": f"/jobs/{job.id}",
-                "diagnostics": f"/jobs/{job.id}/diagnostics",
-                "events": f"/jobs/{job.id}/events",
-            },
+            links=_links_of(job),
         )
 
 
@@ -139,6 +136,12 @@ def progress_of(job: JobRecord) -> ProgressView | None:
     return ProgressView.model_construct(
         done=job.progress_done, total=job.progress_total, unit=job.progress_unit, eta_s=job.progress_eta_s
     )
+
+
+def _links_of(job: JobRecord) -> dict[str, str]:
+    here = f"/jobs/{job.id}"
+    links = {"self": here, "diagnostics": f"{here}/diagnostics", "events": f"{here}/events"}
+    return {**links, "pool": f"/anchor-pools/{job.id}"} if job.kind == "pool" else links
 
 
 def _resolved_of(job: JobRecord) -> ResolvedView | None:

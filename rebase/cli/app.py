@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 
 from core.errors import InternalError, PublicError
 from core.settings import Settings
-from rebase.cli import cache, convert, database, demo, jobs, methods, precheck, transfer, up
+from rebase.cli import cache, convert, database, demo, jobs, methods, pools, precheck, transfer, up
 from rebase.cli.exits import Exit, describe
 from rebase.cli.output import Output
 
@@ -37,6 +37,7 @@ app.command("jobs")(jobs.list_jobs)
 app.command("cancel")(jobs.cancel)
 app.command("retry")(jobs.retry)
 app.command("methods")(methods.command)
+app.add_typer(pools.commands, name="pools")
 app.add_typer(cache.commands, name="cache")
 app.add_typer(database.keys, name="keys")
 app.command("migrate")(database.migrate)

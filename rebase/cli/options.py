@@ -38,4 +38,14 @@ Home = Annotated[
     typer.Option("--home", metavar="DIR", help="Folder for database, cache and logs; default: .rebase."),
 ]
 
+PoolFile = Annotated[
+    str | None,
+    typer.Option(
+        "--pool",
+        metavar="FILE.json",
+        help="Anchors to predict from, as for `rebase pools add`; here folders are allowed, and the two "
+        "bases may be left out.",
+    ),
+]
+
 DEFAULT_URL = "http://127.0.0.1:8000"

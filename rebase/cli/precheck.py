@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from core.errors import RequestInvalid
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
@@ -23,17 +24,23 @@ def command(
     settings: options.Settings = None,
     local: Annotated[bool, typer.Option("--local", help="Here, without a service; folders allowed.")] = False,
     hub: LocalHub = None,
+    pool: options.PoolFile = None,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
     """Ask whether an adapter can move to another base. Exit code 3 when it cannot."""
     out = Output(as_json=as_json)
     if local:
-        request, folders = local_request(adapter, target, source, method, settings)
-        found = run_locally(request, "precheck", folders, hub, out).precheck
+        request, folders, pools = local_request(adapter, target, source, method, settings, pool)
+        found = run_locally(request, "precheck", folders, hub, out, pools=pools).precheck
         out.document(found.model_dump(mode="json"))
         out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
         return Exit.INCOMPATIBLE if found.verdict == "incompatible" else Exit.DONE
+    if pool is not None:
+        raise RequestInvalid(
+            "--pool is for --local: a service knows the pools that were registered with it.",
+            hint="Register it with `rebase pools add` and name it with --set pool=ID.",
+        )
     request = build_request(
         adapter=adapter, target=target, source=source, method=method, settings=settings or ()
     )

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from core.errors import PublicError
 from rebase.client import Job
 
 _VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "incompatible": "bold red"}
@@ -19,9 +20,9 @@ _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "canc
 def job_lines(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[RenderableType]:
     """One job in a few lines: state, verdict with its reasons, result or error. Without a result, the reasons
     are those of its diagnostics."""
-    lines: list[RenderableType] = [_labelled("job", job.id, "")]
+    lines: list[RenderableType] = [labelled("job", job.id, "")]
     state = job.status if job.phase is None or job.done else f"{job.status} ({job.phase})"
-    lines.append(_labelled("state", state, _STATE_STYLES.get(job.status, "")))
+    lines.append(labelled("state", state, _STATE_STYLES.get(job.status, "")))
     if job.verdict is not None:
         measured = ((diagnostics or {}).get("summary") or {}).get("precheck") or {}
         reasons = (job.result or measured).get("reasons") or ()
@@ -29,22 +30,29 @@ def job_lines(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[Re
     output = (job.result or {}).get("output")
     if isinstance(output, dict):
         method = (job.result or {}).get("method") or {}
-        lines.append(_labelled("method", str(method.get("name", "")), ""))
-        lines.append(_labelled("adapter", f"{output.get('repo_id')}@{output.get('commit')}", ""))
-        lines.append(_labelled("", str(output.get("pull_request") or output.get("url") or ""), ""))
-    if job.error is not None:
-        lines.append(_labelled("error", f"{job.error.message} [{job.error.code}]", "red"))
-        if job.error.hint:
-            lines.append(_labelled("", job.error.hint, ""))
+        lines.append(labelled("method", str(method.get("name", "")), ""))
+        lines.append(labelled("adapter", f"{output.get('repo_id')}@{output.get('commit')}", ""))
+        lines.append(labelled("", str(output.get("pull_request") or output.get("url") or ""), ""))
+    if job.kind == "pool":
+        lines.append(labelled("pool", f"rebase pools show {job.id}"))
+    lines.extend(error_lines(job.error))
     return lines
+
+
+def error_lines(error: PublicError | None) -> list[Text]:
+    """What went wrong and what to do, if anything did."""
+    if error is None:
+        return []
+    lines = [labelled("error", f"{error.message} [{error.code}]", "red")]
+    return [*lines, labelled("", error.hint)] if error.hint else lines
 
 
 def verdict_lines(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> list[Text]:
     """The verdict and why."""
-    lines = [_labelled("verdict", verdict, _VERDICT_STYLES.get(verdict, ""))]
+    lines = [labelled("verdict", verdict, _VERDICT_STYLES.get(verdict, ""))]
     for reason in reasons:
         message = reason if isinstance(reason, str) else str(reason.get("message", reason))
-        lines.append(_labelled("", f"- {message}", ""))
+        lines.append(labelled("", f"- {message}", ""))
     return lines
 
 
@@ -59,7 +67,7 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
             job.id,
             job.kind,
             Text(job.status, style=_STATE_STYLES.get(job.status, "")),
-            Text(_repo(job.request.get("adapter"))),
+            Text(_repo(job.request.get("adapter" if job.kind != "pool" else "source"))),
             Text(_repo(job.request.get("target"))),
             Text(str(job.created_at or "")[:19]),
         )
@@ -82,7 +90,8 @@ def diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _labelled(label: str, text: str, style: str) -> Text:
+def labelled(label: str, text: str, style: str = "") -> Text:
+    """One line of a description."""
     return Text.assemble((f"{label:<9} ", "dim"), (text, style))
 
 

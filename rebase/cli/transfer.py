@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from core.errors import HubError, Rejected, RequestInvalid
+from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.settings import Settings
 from rebase.cli import leaving_on_ctrl_c, options
@@ -18,6 +19,7 @@ from rebase.cli.progress import PhaseProgress
 from rebase.cli.request import build_request
 from rebase.cli.tables import diagnostics_table, verdict_lines
 from rebase.folders import Aliases
+from rebase.pool_files import local_pool
 from transfer.errors import MalformedAdapter
 
 if TYPE_CHECKING:
@@ -50,17 +52,20 @@ def command(
             "--report", metavar="FILE.json", help="Also write the evidence here, even of a refusal."
         ),
     ] = None,
+    pool: options.PoolFile = None,
     hub: LocalHub = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Convert an adapter right here: adapter and bases from folders or Hub repos, a PEFT folder out."""
     out = Output(as_json=as_json)
-    request, folders = local_request(adapter, target, source, method, settings)
+    request, folders, pools = local_request(adapter, target, source, method, settings, pool)
     if request.output.repo_id is not None:
         raise RequestInvalid(
             "transfer publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
         )
-    evidence = run_locally(request, "convert", folders, hub, out, out_dir=out_dir, report_file=report)
+    evidence = run_locally(
+        request, "convert", folders, hub, out, pools=pools, out_dir=out_dir, report_file=report
+    )
     out.document(
         {
             "out": str(out_dir),
@@ -78,9 +83,15 @@ def command(
 
 
 def local_request(
-    adapter: str, target: str, source: str | None, method: str | None, settings: list[str] | None
-) -> tuple[ConversionRequest, dict[str, str]]:
-    """The request, with the folders among its repos under aliases: (request, alias → folder)."""
+    adapter: str,
+    target: str,
+    source: str | None,
+    method: str | None,
+    settings: list[str] | None,
+    pool: str | None,
+) -> tuple[ConversionRequest, dict[str, str], Pools]:
+    """The request, with the folders among its repos and anchors under aliases: (request, alias → folder,
+    what `pool` names)."""
     aliases = Aliases()
     if source is None and Path(adapter).is_dir():
         with leaving_on_ctrl_c():
@@ -94,7 +105,8 @@ def local_request(
         method=method,
         settings=settings or (),
     )
-    return request, aliases.folders
+    pools = local_pool(pool, request, aliases) if pool is not None else NO_POOLS
+    return request, aliases.folders, pools
 
 
 def run_locally(
@@ -104,6 +116,7 @@ def run_locally(
     hub: Path | None,
     out: Output,
     *,
+    pools: Pools = NO_POOLS,
     out_dir: Path | None = None,
     report_file: Path | None = None,
 ) -> Report:
@@ -123,7 +136,7 @@ def run_locally(
     with quiet, PhaseProgress(out.err) as progress:
         watch = local.Shown(progress)
         try:
-            report = local.run_here(request, kind, settings, folders, watch, out_dir)
+            report = local.run_here(request, kind, settings, folders, watch, out_dir, pools)
         except (HubError, MalformedAdapter) as exc:
             if exc.pointer == "/source" and request.source is None:
                 exc.hint = (

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from rebase.client.errors import ServiceError, ServiceUnreachable
 from rebase.client.http import RebaseClient
-from rebase.client.models import Event, Job, JobList, MethodInfo, Progress
+from rebase.client.models import AnchorPool, AnchorPoolList, Event, Job, JobList, MethodInfo, Progress
 
 __all__ = [
+    "AnchorPool",
+    "AnchorPoolList",
     "Event",
     "Job",
     "JobList",

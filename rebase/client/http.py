@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import httpx2
-from pydantic import ValidationError
 
-from core.errors import RequestInvalid
 from core.requests import ConversionRequest
 from rebase.client.errors import ServiceError, ServiceUnreachable, problem_of
 from rebase.client.models import Event, Job, JobList, MethodInfo
+from rebase.client.pools import PoolCalls
+from rebase.client.wire import reason_of, segment
 
 # Restarting a service takes seconds; a wait that began well outlives that.
 PATIENCE_S = 30.0
 _POLL_S = 0.5
 _RETRY_S = 1.0
-_LOOPBACK = re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/|$)", re.ASCII)
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 Body = ConversionRequest | Mapping[str, Any]
-AnswerT = TypeVar("AnswerT", Job, JobList)
 
 
-class RebaseClient:
+class RebaseClient(PoolCalls):
     """Talks to one service. Use as a context manager, or call `close`.
 
     Every call raises ServiceError (the service said no) or ServiceUnreachable (nobody answered).
     """
-
-    def __init__(self, base_url: str, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self.base_url = base_url.rstrip("/")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx2.Client(
-            base_url=self.base_url,
-            headers=headers,
-            timeout=httpx2.Timeout(timeout_s, connect=5.0),
-            trust_env=not _LOOPBACK.match(self.base_url),  # a proxy does not lead to this machine
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self._http.close()
 
     def ready(self) -> bool:
         """Does the service say that it can work?"""
@@ -74,7 +47,7 @@ class RebaseClient:
 
     def job(self, job_id: str) -> Job:
         """`GET /jobs/{id}`."""
-        return self._job(self._call("GET", f"/jobs/{_segment(job_id)}"))
+        return self._job(self._call("GET", f"/jobs/{segment(job_id)}"))
 
     def jobs(
         self, *, state: str | None = None, adapter: str | None = None, target: str | None = None
@@ -91,15 +64,15 @@ class RebaseClient:
 
     def diagnostics(self, job_id: str) -> dict[str, Any]:
         """`GET /jobs/{id}/diagnostics`: summary and per-site rows."""
-        return self._object(self._call("GET", f"/jobs/{_segment(job_id)}/diagnostics"))
+        return self._object(self._call("GET", f"/jobs/{segment(job_id)}/diagnostics"))
 
     def cancel(self, job_id: str) -> Job:
         """`POST /jobs/{id}/cancel`."""
-        return self._job(self._call("POST", f"/jobs/{_segment(job_id)}/cancel"))
+        return self._job(self._call("POST", f"/jobs/{segment(job_id)}/cancel"))
 
     def retry(self, job_id: str) -> Job:
         """`POST /jobs/{id}/retry`."""
-        return self._job(self._call("POST", f"/jobs/{_segment(job_id)}/retry"))
+        return self._job(self._call("POST", f"/jobs/{segment(job_id)}/retry"))
 
     def methods(self) -> list[MethodInfo]:
         """`GET /methods`."""
@@ -114,7 +87,7 @@ class RebaseClient:
 
         A dropped connection is resumed with Last-Event-ID; an outage of `patience_s` gives up.
         """
-        path = f"/jobs/{_segment(job_id)}/events"
+        path = f"/jobs/{segment(job_id)}/events"
         last, broken_at = after, None
         while True:
             headers = {} if last is None else {"Last-Event-ID": str(last)}
@@ -131,7 +104,7 @@ class RebaseClient:
             except httpx2.TransportError as exc:
                 broken_at = broken_at or time.monotonic()
                 if time.monotonic() - broken_at > patience_s:
-                    raise ServiceUnreachable(self.base_url, _reason(exc)) from exc
+                    raise ServiceUnreachable(self.base_url, reason_of(exc)) from exc
                 time.sleep(_RETRY_S)
 
     def wait(
@@ -174,40 +147,5 @@ class RebaseClient:
             body = request.model_dump(mode="json", exclude_unset=True)
         return self._job(self._call("POST", path, json=body, headers=headers))
 
-    def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        try:
-            response = self._http.request(method, path, **options)
-        except (httpx2.TransportError, httpx2.InvalidURL) as exc:
-            raise ServiceUnreachable(self.base_url, _reason(exc)) from exc
-        if not response.is_success:
-            raise problem_of(response)
-        return response
-
     def _job(self, response: httpx2.Response) -> Job:
         return self._parse(Job, response)
-
-    def _object(self, response: httpx2.Response) -> dict[str, Any]:
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise ServiceUnreachable(self.base_url, "its answer is not one of this API's")
-        return body
-
-    def _parse(self, model: type[AnswerT], response: httpx2.Response) -> AnswerT:
-        try:
-            return model.model_validate(self._object(response))
-        except ValidationError as exc:
-            raise ServiceUnreachable(self.base_url, "its answer is not one of this API's") from exc
-
-
-def _segment(job_id: str) -> str:
-    """A job id as one path segment; anything else would be a way to another endpoint."""
-    if not _JOB_ID.fullmatch(job_id):
-        raise RequestInvalid(f"{job_id!r} is not a job id.", pointer="/id")
-    return job_id
-
-
-def _reason(exc: Exception) -> str:
-    return str(exc) or type(exc).__name__

@@ -53,6 +53,46 @@ class JobList(_Answer):
     next_cursor: str | None = None
 
 
+class Repo(_Answer):
+    """A repo at a branch, tag or commit."""
+
+    repo_id: str
+    revision: str = "main"
+
+
+class Anchor(_Answer):
+    """One task's adapter on either base of a pool."""
+
+    source: Repo
+    target: Repo
+    domain: str = ""
+
+
+class AnchorPool(_Answer):
+    """`GET /anchor-pools/{id}`. Once `ready`, every revision in it is a commit; once `invalid`, `error` is
+    set."""
+
+    id: str
+    name: str | None = None
+    state: str
+    source: Repo
+    target: Repo
+    anchor_count: int
+    anchors: tuple[Anchor, ...] = ()
+    sites: int | None = None
+    warnings: tuple[str, ...] = ()
+    measurements: dict[str, float] = Field(default_factory=dict)
+    error: PublicError | None = None
+    created_at: datetime | None = None
+
+
+class AnchorPoolList(_Answer):
+    """One page of `GET /anchor-pools`, newest first; `next_cursor` is None on the last page."""
+
+    pools: list[AnchorPool] = Field(default_factory=list)
+    next_cursor: str | None = None
+
+
 class MethodInfo(_Answer):
     """One entry of `GET /methods`: `parameters` is a JSON schema."""
 

@@ -1,0 +1,143 @@
+"""`rebase pools add|ls|show|rm`: anchor pools of a running service."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from core.states import PoolState
+from rebase.cli import options
+from rebase.cli.exits import Exit, exit_for_code
+from rebase.cli.output import Output
+from rebase.cli.tables import error_lines, labelled
+from rebase.cli.waiting import follow, open_client
+from rebase.client import AnchorPool
+from rebase.client.models import Repo
+from rebase.pool_files import read_pool
+
+commands = typer.Typer(
+    help="Register adapters that exist on two bases; the method anchor_ridge predicts from them.",
+    no_args_is_help=True,
+)
+
+PoolId = Annotated[str, typer.Argument(metavar="ID", help="The pool's id.")]
+_STYLES = {PoolState.READY.value: "green", PoolState.INVALID.value: "red"}
+_COMMIT_LENGTH, _SHOWN = 40, 12
+
+
+@commands.command("add")
+def add(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE.json", help="The body of POST /anchor-pools; - is standard input.")
+    ],
+    idempotency_key: Annotated[
+        str | None, typer.Option("--idempotency-key", metavar="KEY", help="The same key gives the same pool.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the validation to its end.")] = False,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """Register an anchor pool; the service reads and measures it before it is ready."""
+    out = Output(as_json=as_json)
+    request = read_pool(file)
+    with open_client(url) as client:
+        pool = client.register_pool(request, idempotency_key=idempotency_key)
+        if wait:
+            out.note(f"Pool {pool.id} accepted.")
+            follow(client, client.job(pool.id), out)
+            pool = client.pool(pool.id)
+    out.document(pool.model_dump(mode="json"))
+    out.show(*_lines(pool))
+    if pool.state == PoolState.VALIDATING:
+        out.note(f"Follow it: rebase status {pool.id} --wait")
+    return _exit_of(pool)
+
+
+@commands.command("ls")
+def ls(
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="REPO", help="Only from this base.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", metavar="REPO", help="Only to this base.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """List anchor pools, newest first."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        found = list(islice(client.pools(source=source, target=target), limit))
+    out.document({"pools": [pool.model_dump(mode="json") for pool in found]})
+    if not found:
+        out.show("No pools.")
+        return Exit.DONE
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
+    for name in ("name", "state", "anchors", "source", "target", "created (UTC)"):
+        table.add_column(name)
+    for pool in found:
+        repos = [Text(pool.source.repo_id), Text(pool.target.repo_id)]
+        state, created = _state(pool), Text(str(pool.created_at or "")[:19])
+        table.add_row(pool.id, Text(pool.name or ""), state, str(pool.anchor_count), *repos, created)
+    out.show(table)
+    return Exit.DONE
+
+
+@commands.command("show")
+def show(pool_id: PoolId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False) -> int:
+    """Show one anchor pool: its state, what was measured, every anchor."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        pool = client.pool(pool_id)
+    out.document(pool.model_dump(mode="json"))
+    out.show(*_lines(pool))
+    table = Table("domain", "source", "target", box=None, pad_edge=False)
+    for anchor in pool.anchors:
+        table.add_row(*map(Text, (anchor.domain, _named(anchor.source), _named(anchor.target))))
+    out.show("", table)
+    return _exit_of(pool)
+
+
+@commands.command("rm")
+def rm(pool_id: PoolId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False) -> int:
+    """Delete an anchor pool; jobs that are still to use it will fail."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        client.delete_pool(pool_id)
+    out.document({"deleted": pool_id})
+    out.show(f"Deleted {pool_id}.")
+    return Exit.DONE
+
+
+def _lines(pool: AnchorPool) -> list[RenderableType]:
+    lines: list[RenderableType] = [labelled("pool", f"{pool.id}  {pool.name or ''}".rstrip())]
+    lines.append(Text.assemble(labelled("state", ""), _state(pool)))
+    lines.append(labelled("source", _named(pool.source)))
+    lines.append(labelled("target", _named(pool.target)))
+    sites = "" if pool.sites is None else f" at {pool.sites} common sites"
+    lines.append(labelled("anchors", f"{pool.anchor_count}{sites}"))
+    lines += [labelled("", f"{name} {value:.4g}") for name, value in sorted(pool.measurements.items())]
+    lines += [labelled("warning", warning, "yellow") for warning in pool.warnings]
+    return [*lines, *error_lines(pool.error)]
+
+
+def _state(pool: AnchorPool) -> Text:
+    return Text(pool.state, style=_STYLES.get(pool.state, ""))
+
+
+def _named(repo: Repo) -> str:
+    """A repo with its branch, or the first digits of its commit."""
+    revision = repo.revision[:_SHOWN] if len(repo.revision) == _COMMIT_LENGTH else repo.revision
+    return repo.repo_id if revision == "main" else f"{repo.repo_id}@{revision}"
+
+
+def _exit_of(pool: AnchorPool) -> Exit:
+    """As for a job: a pool that is still being validated is no failure."""
+    if pool.state != PoolState.INVALID:
+        return Exit.DONE
+    return exit_for_code(pool.error.code) if pool.error is not None else Exit.FAILED

@@ -1,0 +1,80 @@
+"""The wire under the client: one connection pool, typed errors, answers parsed or refused."""
+
+from __future__ import annotations
+
+import re
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from core.errors import RequestInvalid
+from rebase.client.errors import ServiceUnreachable, problem_of
+
+_LOOPBACK = re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/|$)", re.ASCII)
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+
+class Wire:
+    """Talks to one service. Every call raises ServiceError or ServiceUnreachable."""
+
+    def __init__(self, base_url: str, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx2.Client(
+            base_url=self.base_url,
+            headers=headers,
+            timeout=httpx2.Timeout(timeout_s, connect=5.0),
+            trust_env=not _LOOPBACK.match(self.base_url),  # a proxy does not lead to this machine
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except (httpx2.TransportError, httpx2.InvalidURL) as exc:
+            raise ServiceUnreachable(self.base_url, reason_of(exc)) from exc
+        if not response.is_success:
+            raise problem_of(response)
+        return response
+
+    def _object(self, response: httpx2.Response) -> dict[str, Any]:
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise ServiceUnreachable(self.base_url, "its answer is not one of this API's")
+        return body
+
+    def _parse(self, model: type[AnswerT], response: httpx2.Response) -> AnswerT:
+        try:
+            return model.model_validate(self._object(response))
+        except ValidationError as exc:
+            raise ServiceUnreachable(self.base_url, "its answer is not one of this API's") from exc
+
+
+def segment(id_: str, what: str = "a job") -> str:
+    """An id as one path segment; anything else would be a way to another endpoint."""
+    if not _ID.fullmatch(id_):
+        raise RequestInvalid(f"{id_!r} is not {what} id.", pointer="/id")
+    return id_
+
+
+def reason_of(exc: Exception) -> str:
+    """What a failed connection says of itself."""
+    return str(exc) or type(exc).__name__

@@ -1,0 +1,81 @@
+"""What the API shows of an anchor pool. As in `service.views`, nothing is validated again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from core.errors import PublicError
+from core.jobs import PoolPage, PoolRecord
+from core.pools import AnchorSpec
+from core.requests import RepoRef
+from core.states import PoolState
+
+
+class PoolView(BaseModel):
+    """An anchor pool. Once `ready`, revisions are commits, and `sites` and `measurements` are known; once
+    `invalid`, `error` says why."""
+
+    id: str
+    name: str | None
+    state: PoolState
+    source: RepoRef
+    target: RepoRef
+    anchor_count: int
+    anchors: list[AnchorSpec]
+    sites: int | None = Field(description="Modules that all anchors have in common, as pairs of both bases.")
+    warnings: list[str]
+    measurements: dict[str, float] = Field(description="How well the pool predicts its own anchors.")
+    error: PublicError | None
+    created_at: datetime
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, pool: PoolRecord) -> PoolView:
+        """The view of a record."""
+        job, document = pool.job, pool.document
+        result = job.result if pool.state is PoolState.READY and job.result is not None else {}
+        error = job.error if pool.state is PoolState.INVALID else None
+        return cls.model_construct(
+            id=pool.id,
+            name=pool.name,
+            state=pool.state,
+            source=_ref(document["source"]),
+            target=_ref(document["target"]),
+            anchor_count=pool.anchor_count,
+            anchors=[_anchor(anchor) for anchor in document["anchors"]],
+            sites=result.get("sites"),
+            warnings=result.get("warnings", []),
+            measurements=result.get("measurements", {}),
+            error=PublicError.model_construct(**error) if error else None,
+            created_at=job.created_at,
+            links={
+                "self": f"/anchor-pools/{pool.id}",
+                "job": f"/jobs/{pool.id}",
+                "events": f"/jobs/{pool.id}/events",
+            },
+        )
+
+
+class PoolListView(BaseModel):
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+
+    pools: list[PoolView]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: PoolPage) -> PoolListView:
+        """The view of a page."""
+        pools = [PoolView.of(pool) for pool in page.pools]
+        return cls.model_construct(pools=pools, next_cursor=page.next_cursor)
+
+
+def _ref(stored: dict[str, Any]) -> RepoRef:
+    return RepoRef.model_construct(**stored)
+
+
+def _anchor(stored: dict[str, Any]) -> AnchorSpec:
+    source, target = _ref(stored["source"]), _ref(stored["target"])
+    return AnchorSpec.model_construct(source=source, target=target, domain=stored["domain"])

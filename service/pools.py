@@ -1,0 +1,74 @@
+"""`/anchor-pools`: register, look, page, delete. Registering is a job with the same id as the pool."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from core.jobs import PoolRecord
+from core.jobs.client_side import MAX_PAGE
+from core.pools import PoolRequest
+from core.states import PoolState
+from service.answers import retry_after_s
+from service.auth import CallerDep
+from service.jobs import RepoFilter
+from service.pool_views import PoolListView, PoolView
+from service.submit import IdempotencyKey
+
+router = APIRouter(prefix="/anchor-pools", tags=["anchor pools"])
+
+
+class PoolsQuery(BaseModel):
+    """What `GET /anchor-pools` can be asked. A misspelt filter is refused: ignored, it would list every
+    pool."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: RepoFilter = None
+    target: RepoFilter = None
+    cursor: str | None = Field(default=None, max_length=64)
+    limit: int = Field(default=50, ge=1, le=MAX_PAGE)
+
+
+@router.post("", status_code=202, response_model=PoolView, response_description="Accepted.")
+async def register_pool(
+    request: PoolRequest, caller: CallerDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Register adapters that exist on two bases. They are read and measured before the pool is ready."""
+    store = caller.service.store
+    pool, _ = await run_in_threadpool(store.submit_pool, caller.tenant, request, idempotency_key)
+    caller.service.keeper.nudge()
+    return _answer(pool, 202, created=True)
+
+
+@router.get("", response_model=PoolListView)
+def list_pools(caller: CallerDep, query: Annotated[PoolsQuery, Query()]) -> Response:
+    """Your pools, newest first; `source` and `target` are the repo ids of base models."""
+    page = caller.service.store.list_pools(
+        caller.tenant, source=query.source, target=query.target, cursor=query.cursor, limit=query.limit
+    )
+    return Response(PoolListView.of(page).model_dump_json(), media_type="application/json")
+
+
+@router.get("/{pool_id}", response_model=PoolView)
+def get_pool(pool_id: str, caller: CallerDep) -> Response:
+    """One pool. Once it is ready, every revision in it is a commit."""
+    return _answer(caller.service.store.get_pool(caller.tenant, pool_id))
+
+
+@router.delete("/{pool_id}", status_code=204, response_class=Response)
+def delete_pool(pool_id: str, caller: CallerDep) -> Response:
+    """Delete a pool, and cancel its validation. Jobs that are still to use it will fail."""
+    caller.service.store.delete_pool(caller.tenant, pool_id)
+    return Response(status_code=204)
+
+
+def _answer(pool: PoolRecord, status: int = 200, *, created: bool = False) -> Response:
+    headers = {"Location": f"/anchor-pools/{pool.id}"} if created else {}
+    if pool.state is PoolState.VALIDATING:
+        headers["Retry-After"] = str(retry_after_s(pool.job))
+    return Response(PoolView.of(pool).model_dump_json(), status, headers, "application/json")
