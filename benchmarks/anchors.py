@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from benchmarks.synthetic import LARGE, VOCABULARY
 from core.pools import Pool, PoolRequest
 from core.requests import RepoRef
+from core.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.catalogue import AnchorRidgeParams
@@ -157,7 +158,16 @@ def _open(tools: Tools, anchors: int, moved: str) -> OpenPool:
     pairing = pair_sites(bases["source"], bases["target"], adapter.sites, layer_scale=True)
     pool = Pool(None, _request(anchors))
     return open_pool(
-        pool, tools.hub, bases, pairing, adapter, tools.cache, tools.device, Silent(), pointer=lambda *_: ""
+        pool,
+        tools.hub,
+        bases,
+        pairing,
+        adapter,
+        tools.cache,
+        tools.device,
+        Silent(),
+        phase=Phase.READING,
+        pointer=lambda *_: "",
     )
 
 

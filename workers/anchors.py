@@ -156,17 +156,18 @@ def open_pool(
     device: torch.device,
     watch: Watch,
     *,
+    phase: Phase,
     pointer: Callable[[int, Side], str],
 ) -> OpenPool:
     """Check access to every anchor, pin it, and check its headers against its base.
 
-    `pointer` names an anchor in the request, for errors. Raises what hub and reader raise, and
+    `phase` is told as progress; `pointer` names an anchor in the request, for errors. Raises what hub and reader raise, and
     IncompatiblePair when no site is common to all anchors and the adapter.
     """
     anchors = []
     total = len(pool.spec.anchors)
     for number, spec in enumerate(pool.spec.anchors):
-        watch.step(Phase.READING, number, total, "anchors")
+        watch.step(phase, number, total, "anchors")
         anchors.append(_open_anchor(spec, hub, bases, partial(pointer, number)))
     pairs = tuple(
         pair
@@ -182,7 +183,7 @@ def open_pool(
             hint="Leave anchors out that adapt other modules than the rest.",
             pointer=pointer(_narrowest(anchors), "source"),
         )
-    watch.step(Phase.READING, total, total, "anchors")
+    watch.step(phase, total, total, "anchors")
     return OpenPool(pool.id, tuple(anchors), pairs, adapter, cache, device)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from core.errors import RebaseError
 from core.pools import Pool, Pools
 from core.requests import ConversionRequest
+from core.states import Phase
 from transfer.catalogue import AnchorRidgeParams, AutoParams
 from transfer.errors import IncompatiblePair, TransferError
 from transfer.interface import Prepared, Side
@@ -52,6 +53,7 @@ class PoolOffer:
                     self.tools.cache,
                     self.tools.device,
                     self.watch,
+                    phase=Phase.PRECHECKING,
                     pointer=lambda number, side: "/method/pool" if self.asked else "/method",
                 )
             except (RebaseError, TransferError) as exc:

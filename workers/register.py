@@ -50,6 +50,7 @@ def register(request: PoolRequest, tools: Tools, watch: Watch) -> dict[str, Any]
         tools.cache,
         tools.device,
         watch,
+        phase=Phase.READING,
         pointer=lambda number, side: f"/anchors/{number}/{side}",
     )
     _check_updates(pool, watch)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PairedPositions:
-    """Token positions on either side, equally many, rising. Coverages: the paired share of the tokens that stand
-    for text."""
+    """Token positions on either side, equally many, rising. Coverages: the paired share of those tokens that
+    stand for text."""
 
     source: Tensor
     target: Tensor

@@ -224,7 +224,7 @@ def _anchor_ridge(params: AnchorRidgeParams, measured: Mapping[str, float]) -> I
         "pool_error", text, "blocking" if useless else "doubt" if error > HALF_POOL_ERROR else "info"
     )
     share = measured["span_share"]
-    text = f"The pool's source adapters span {share:.0%} of this update; the rest cannot come over."
+    text = f"The pool's source adapters span {share:.1%} of this update; the rest cannot come over."
     yield Reason("outside_pool", text, "doubt" if share < HALF_SPAN else "info")
     if params.predictor != "mean" and measured.get("cosine_to_mean", 0.0) > IS_THE_MEAN:
         text = "The prediction is the pool's mean, which would be the same for any adapter."
