@@ -161,8 +161,8 @@ def open_pool(
 ) -> OpenPool:
     """Check access to every anchor, pin it, and check its headers against its base.
 
-    `phase` is told as progress; `pointer` names an anchor in the request, for errors. Raises what hub and reader raise, and
-    IncompatiblePair when no site is common to all anchors and the adapter.
+    `phase` is told as progress; `pointer` names an anchor in the request, for errors. Raises what hub and
+    reader raise, and IncompatiblePair when no site is common to all anchors and the adapter.
     """
     anchors = []
     total = len(pool.spec.anchors)
