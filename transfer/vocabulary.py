@@ -2,14 +2,15 @@
 
 Byte-level BPE spells bytes with a printable alphabet (GPT-2's); sentencepiece-like models write a space as ▁
 and unknown bytes as <0xNN>. Both are turned back into the bytes that a token stands for. Added tokens (chat
-markers, padding, …) mean whatever their model was taught, so they are never shared.
+markers, padding, …) mean whatever their model was taught, so they are never shared; only a row that an
+adapter trained for one of them is carried to the added token of the same spelling.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -40,10 +41,13 @@ class SharedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """`tokens`: bytes → id without added tokens. `pieces`: the tokenizer's own spelling → id, with them."""
+    """`tokens`: bytes → id without added tokens. `pieces`: the tokenizer's own spelling → id, with them.
+    `added`: spelling → id of the added tokens alone.
+    """
 
     tokens: Mapping[bytes, int]
     pieces: Mapping[str, int]
+    added: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_tokenizer_json(cls, raw: Mapping[str, Any]) -> Vocabulary:
@@ -58,7 +62,7 @@ class Vocabulary:
         own = {piece: id_ for piece, id_ in vocabulary.items() if piece not in added and id_ not in taken}
         byte_level = any(part.get("type") == "ByteLevel" for part in _parts(raw))
         spell = _from_byte_level if byte_level else _as_text if kind == "WordLevel" else _from_sentencepiece
-        return cls(tokens=_bytes_to_id(own, spell), pieces={**vocabulary, **added})
+        return cls(tokens=_bytes_to_id(own, spell), pieces={**vocabulary, **added}, added=added)
 
 
 def shared(a: Vocabulary, b: Vocabulary) -> SharedTokens:
@@ -74,6 +78,26 @@ def shared(a: Vocabulary, b: Vocabulary) -> SharedTokens:
         jaccard=count / max(len(a.tokens) + len(b.tokens) - count, 1),
         identical=dict(a.pieces) == dict(b.pieces),
     )
+
+
+def counterparts(a: Vocabulary, b: Vocabulary, a_rows: int, b_rows: int) -> Tensor:
+    """For each row of a's table the row of the same token in b's table, or −1: (a_rows,) int64.
+
+    Equal vocabularies are equal row by row, the unnamed rows behind the last token included. Otherwise tokens
+    pair by their bytes and added tokens by their spelling. No row of b has two partners.
+    """
+    rows = torch.full((a_rows,), -1, dtype=torch.long)
+    both = shared(a, b)
+    if both.identical:
+        common = min(a_rows, b_rows)
+        rows[:common] = torch.arange(common)
+        return rows
+    added = [(a.added[piece], b.added[piece]) for piece in sorted(a.added.keys() & b.added.keys())]
+    pairs = torch.tensor(added, dtype=torch.long).view(len(added), 2)
+    ours, theirs = torch.cat([both.source_ids, pairs[:, 0]]), torch.cat([both.target_ids, pairs[:, 1]])
+    inside = (ours < a_rows) & (theirs < b_rows)
+    rows[ours[inside]] = theirs[inside]
+    return rows
 
 
 def _bytes_to_id(pieces: Mapping[str, int], spell: Any) -> dict[bytes, int]:

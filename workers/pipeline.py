@@ -37,6 +37,7 @@ from workers.report import (
     summarise,
 )
 from workers.resolve import OutputPlace, output_name, output_place
+from workers.token_rows import carry_tokens, plan_tokens
 from workers.tools import Tools
 from workers.verify.check import verify
 from workers.watch import Resolved, Watch
@@ -96,7 +97,8 @@ def run(
     judged = judge(opened, evidence, request.method)
     precheck = judged.precheck
     opened = replace(opened, pairing=narrowed(opened.pairing, judged.pairs))
-    report = _opening(request, opened, judged, evidence)
+    tokens = plan_tokens(opened, tools.hub, judged.params.name)
+    report = tokens.told(_opening(request, opened, judged, evidence))
     watch.diagnosed(report)
     if (
         precheck.verdict == "incompatible"
@@ -121,7 +123,9 @@ def run(
         base_model=pinned.target.repo_id,
         revision=None if is_folder(pinned.target.repo_id) else pinned.target.sha,
     )
-    report = _with_sites(report, opened, rows, built, request)
+    carried = carry_tokens(tokens, opened, built, request.output.dtype)
+    built = carried.built
+    report = carried.summed(_with_sites(carried.told(report), opened, rows, built, request))
     watch.diagnosed(report)
 
     write_tensors(folder, built)

@@ -132,7 +132,8 @@ def _announce(opened: Opened, wanted: MethodParams) -> None:
     for weights, reader, sites in sides:
         of_sites = {name for site in weights.sites for name in weights.tensors_of(site)}
         reader.needed(name for site in sites for name in weights.tensors_of(site))
-        reader.needed(name for name in reader.infos() if name not in of_sites and not _HEAD.search(name))
+        others = [name for name in reader.infos() if name not in of_sites]
+        reader.needed(name for name in others if opened.adapter.tables or not _HEAD.search(name))
     if runs_whole(opened.target_reader):
         opened.target_reader.needed(opened.target_reader.infos())
 

@@ -190,16 +190,51 @@ def test_fully_trained_modules_are_listed_and_warned_about(tmp_path):
     model = tiny_model("llama")
     weights = weights_of(model)
     adapter = _read(tmp_path, model, weights, **_lora("llama", modules_to_save=["lm_head", "norm"]))
-    assert {"lm_head", "model.norm", "model.layers.0.input_layernorm"} <= set(adapter.not_carried)
-    assert any("lm_head" in warning for warning in adapter.warnings)
+    assert {"model.norm", "model.layers.0.input_layernorm"} <= set(adapter.not_carried)
+    assert any("model.norm" in warning for warning in adapter.warnings)
 
 
-def test_retrained_tokens_are_listed_and_warned_about(tmp_path):
+def test_a_whole_trained_head_is_a_table_with_a_row_per_token(tmp_path):
     model = tiny_model("llama")
+    adapter = _read(tmp_path, model, weights_of(model), **_lora("llama", modules_to_save=["lm_head"]))
+    (table,) = adapter.tables
+    assert (table.module, table.rows, table.ids, table.named) == ("lm_head", 96, None, True)
+    assert torch.equal(adapter.table_rows(table, 3, 9), model.lm_head.weight[3:9])
+    assert (adapter.not_carried, adapter.warnings) == ([], [])
+
+
+@pytest.mark.parametrize("indices", [[6, 5], {"embed_tokens": [6, 5]}])
+def test_retrained_tokens_are_rows_in_the_order_of_the_config(indices, tmp_path):
+    model = tiny_model("llama")
+    adapter = _read(tmp_path, model, weights_of(model), **_lora("llama", trainable_token_indices=indices))
+    (table,) = adapter.tables
+    assert (table.module, table.ids) == ("model.embed_tokens", (6, 5))
+    assert torch.equal(adapter.table_rows(table, 0, 1)[0], model.get_input_embeddings().weight[6])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("tied", [True, False])
+def test_copies_of_the_base_beside_trained_tokens_are_no_training(tied, tmp_path):
+    model = tiny_model("llama", tie_word_embeddings=tied)
     weights = weights_of(model)
-    adapter = _read(tmp_path, model, weights, **_lora("llama", trainable_token_indices=[5, 6]))
-    assert adapter.not_carried == ["model.embed_tokens"]
-    assert "retrained tokens" in adapter.warnings[0]
+    wrapped = with_adapter(model, **_lora("llama", trainable_token_indices=[5, 6]))
+    wrapped.save_pretrained(str(tmp_path), save_embedding_layers=True)
+    config, reader = open_adapter_folder(tmp_path)
+    assert any("base_layer" in name for name in reader.infos())
+    adapter = read_adapter(AdapterConfig.parse(config), reader, weights)
+    assert [table.module for table in adapter.tables if table.ids] == ["model.embed_tokens"]
+    assert (adapter.not_carried, adapter.warnings) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("indices", "rows", "complaint"),
+    [([5], (2, 32), "names 1 of them"), ([5, 6], (2, 16), "does not fit"), ([-1, 6], (2, 32), "token ids")],
+)
+def test_rows_of_tokens_that_contradict_config_or_base_are_refused(indices, rows, complaint):
+    weights, config, tensors = _plain()
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    with pytest.raises(MalformedAdapter, match=complaint):
+        _open(weights, config | {"trainable_token_indices": indices}, tensors | {name: torch.zeros(rows)})
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

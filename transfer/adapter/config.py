@@ -46,7 +46,8 @@ class AdapterConfig:
     fan_in_fan_out: bool
     bias: str
     modules_to_save: tuple[str, ...]
-    trains_tokens: bool
+    token_indices: Mapping[str, tuple[int, ...]]  # module → trained tokens; "" is the input embedding
+    ties_tables: bool  # input and output tables were trained as one (`ensure_weight_tying`)
     base_model: str | None
     revision: str | None
 
@@ -80,7 +81,8 @@ class AdapterConfig:
             fan_in_fan_out=_flag(raw, "fan_in_fan_out"),
             bias=_bias(raw.get("bias")),
             modules_to_save=_names(raw, "modules_to_save"),
-            trains_tokens=bool(raw.get("trainable_token_indices")),
+            token_indices=_token_indices(raw.get("trainable_token_indices")),
+            ties_tables=_flag(raw, "ensure_weight_tying"),
             base_model=_text(raw, "base_model_name_or_path"),
             revision=_text(raw, "revision"),
         )
@@ -170,6 +172,22 @@ def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = (value,) if isinstance(value, str) else value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise _malformed(f"{key} should be a list of names")
+    return tuple(value)
+
+
+def _token_indices(value: Any) -> dict[str, tuple[int, ...]]:
+    by_module = value if isinstance(value, Mapping) else {"": value}
+    indices = {str(module): _token_ids(ids) for module, ids in by_module.items() if ids}
+    if len(indices) > MAX_PATTERNS:
+        raise _malformed(f"trainable_token_indices has {len(indices)} modules")
+    return indices
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or any(
+        isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < 2**31 for id_ in value
+    ):
+        raise _malformed("trainable_token_indices should hold lists of token ids")
     return tuple(value)
 
 

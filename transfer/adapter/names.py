@@ -13,8 +13,11 @@ from transfer.errors import MalformedAdapter, UnsupportedAdapter
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.[^.]+)?\.weight")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.[^.]+){0,2}")
 _EMBEDDING_LORA = re.compile(r"(?P<module>.+)\.lora_embedding_[AB](\.[^.]+)?")
-_TOKENS = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_(delta|indices)(\.[^.]+)?")
+_TOKENS = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta(\.[^.]+)?")
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(\.[^.]+)*")
+_SAVED_MATRIX = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.[^.]+)?)?\.weight")
+# What the wrappers keep of the base itself; PEFT writes it when it is told to save the embeddings.
+_BASE_COPY = re.compile(r"(?P<module>.+?)\.((token_adapter\.)?base_layer|original_module)\.[^.]+")
 _VOCABULARY_MODULES = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
 
 
@@ -32,6 +35,8 @@ class SortedNames:
     """What the tensors of an adapter are, by their names alone."""
 
     modules: dict[str, ModuleTensors] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)  # module → tensor with the rows of single tokens
+    tables: dict[str, str] = field(default_factory=dict)  # embedding or output head → its whole matrix
     not_carried: dict[str, str] = field(default_factory=dict)  # module → how it was trained
     unknown: list[str] = field(default_factory=list)  # tensor names of no known kind
 
@@ -53,7 +58,11 @@ def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNa
         elif match := _EMBEDDING_LORA.fullmatch(bare):
             found.not_carried[match["module"]] = "LoRA on the embedding"
         elif match := _TOKENS.fullmatch(bare):
-            found.not_carried[match["module"]] = "retrained tokens"
+            found.tokens[match["module"]] = name
+        elif (match := _BASE_COPY.fullmatch(bare)) and _is_trained(match["module"], saved):
+            continue
+        elif (match := _SAVED_MATRIX.fullmatch(bare)) and is_table(match["module"]):
+            found.tables[match["module"]] = name  # `x.weight` sorts last, and it is what PEFT loads
         elif match := _SAVED.fullmatch(bare):
             found.not_carried[match["module"]] = "fully trained module"
         elif (module := _fully_trained(bare, saved)) is not None:
@@ -68,16 +77,21 @@ def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNa
     return found
 
 
-def _fully_trained(bare: str, saved: tuple[str, ...]) -> str | None:
-    """The module of a whole saved tensor: one of `modules_to_save` or inside it, or an embedding saved along.
+def is_table(module: str) -> bool:
+    """Are the rows of this module tokens?"""
+    return module.rpartition(".")[2] in _VOCABULARY_MODULES
 
-    `base_layer` is the base's own weight under an adapted embedding. PEFT compares name endings.
-    """
-    module = bare.rpartition(".")[0].removesuffix(".base_layer")
-    if module.rpartition(".")[2] in _VOCABULARY_MODULES:
-        return module
+
+def _fully_trained(bare: str, saved: tuple[str, ...]) -> str | None:
+    """The module of a whole saved tensor, when it is one of `modules_to_save` or inside it."""
+    module = bare.rpartition(".")[0]
+    return module if _is_trained(module, saved) else None
+
+
+def _is_trained(module: str, saved: tuple[str, ...]) -> bool:
+    """Is it a table, or part of a module that the config names? PEFT compares name endings."""
     ancestors = accumulate(module.split("."), "{}.{}".format)
-    return module if any(ancestor.endswith(saved) for ancestor in ancestors) else None
+    return is_table(module) or any(ancestor.endswith(saved) for ancestor in ancestors)
 
 
 def _place(found: SortedNames, module: str, part: str, name: str) -> None:
@@ -93,7 +107,7 @@ def _place(found: SortedNames, module: str, part: str, name: str) -> None:
 
 def _refuse_module(module: str) -> None:
     parts = module.split(".")
-    if parts[-1] in _VOCABULARY_MODULES:
+    if is_table(module):
         raise UnsupportedAdapter(
             f"The adapter has LoRA on {module[:200]}, whose rows are tokens; that is not carried.",
             hint="Train without the embedding and the output head among the target modules.",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.names import ModuleTensors, SortedNames, sort_names
+from transfer.adapter.tables import StoredTable, stored_tables
 from transfer.errors import MalformedAdapter, UnsupportedAdapter
 from transfer.interface import LowRank, Site
 from transfer.linalg import factorize
@@ -40,7 +41,8 @@ class _Module:
 class SourceAdapter:
     """Updates of one adapter on one base. `delta` reads when it is called and keeps nothing but measurements.
 
-    `warnings`: sentences for people. `not_carried`: modules whose training is left behind.
+    `warnings`: sentences for people. `not_carried`: modules whose training is left behind. `tables`: trained
+    token rows, which no site holds; whoever carries the adapter decides about them.
     `measurements`: filled as sites are read; DoRA sites get `dora_lost_energy`.
     """
 
@@ -51,6 +53,7 @@ class SourceAdapter:
         base: ModelWeights,
         warnings: list[str],
         not_carried: list[str],
+        tables: tuple[StoredTable, ...] = (),
     ) -> None:
         self._modules = modules
         self._reader = reader
@@ -59,6 +62,7 @@ class SourceAdapter:
         self.rank: int = max(module.rank for module in modules.values())
         self.warnings = warnings
         self.not_carried = not_carried
+        self.tables = tables
         self.measurements: dict[Site, dict[str, float]] = {}
 
     def delta(self, site: Site) -> LowRank:
@@ -71,6 +75,12 @@ class SourceAdapter:
             return LowRank(B.contiguous(), A)
         magnitude = self._role_rows(site, self._read(module.magnitude).reshape(-1))
         return self._dora(site, B, A, magnitude, module.rank)
+
+    def table_rows(self, table: StoredTable, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a trained table, in their stored dtype. MalformedAdapter on NaN or Inf."""
+        rows = self._reader.read_rows(table.tensor, start, stop)
+        _check_finite(rows, table.tensor)
+        return rows
 
     def _dora(self, site: Site, B: Tensor, A: Tensor, magnitude: Tensor, rank: int) -> LowRank:
         weight = self._base.weight(site)
@@ -114,11 +124,13 @@ def read_adapter(config: AdapterConfig, reader: TensorReader, base: ModelWeights
             if site in modules:
                 raise MalformedAdapter(f"{modules[site].name} and {name} are the same module of the base.")
             modules[site] = checked
-    if not modules and found.not_carried:
-        raise UnsupportedAdapter(f"The adapter trained nothing but {_listed(list(found.not_carried))}.")
+    others = sorted({*found.not_carried, *found.tables, *found.tokens})
+    if not modules and others:
+        raise UnsupportedAdapter(f"The adapter trained nothing but {_listed(others)}.")
     if not modules:
         raise MalformedAdapter("The adapter has no LoRA tensors for any module that its config targets.")
-    return SourceAdapter(modules, reader, base, *_left_behind(found, ignored, config))
+    tables = stored_tables(found, config, infos, base.architecture.hidden)
+    return SourceAdapter(modules, reader, base, *_left_behind(found, ignored, config), tables)
 
 
 def _refuse_unknown(found: SortedNames, base: ModelWeights) -> None:
@@ -196,7 +208,7 @@ def _left_behind(
         for module, what in found.not_carried.items()
     ]
     left = list(found.not_carried)
-    if config.trains_tokens and not found.not_carried:
+    if config.token_indices and not found.tokens:
         warnings.append("The config names retrained tokens, but the file holds none; nothing is carried.")
     if ignored:
         warnings.append(

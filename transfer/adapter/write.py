@@ -6,8 +6,8 @@ applies is 1, whether it reads global or per-module values and whether or not it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,40 @@ def build_adapter(
         tensors[f"{prefix}.lora_B.weight"] = torch.nn.functional.pad(stored.B, (0, pad)).contiguous()
     config = _config(target, tuple(modules), rank, base_model, revision)
     return BuiltAdapter(dict(sorted(tensors.items())), config, rank, measurements)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTable:
+    """Token rows for one module of the target: those of `ids` (ascending), or all where that is None."""
+
+    module: str
+    ids: tuple[int, ...] | None
+    rows: Tensor
+
+
+def with_tables(built: BuiltAdapter, tables: Sequence[WrittenTable], *, tie: bool) -> BuiltAdapter:
+    """The adapter with token rows as PEFT (0.15 and later) stores them.
+
+    tie: the target has one table for input and output, which stays one. Single rows need only the embedding
+    then; whole tables are given for both modules.
+    """
+    tensors, config = dict(built.tensors), dict(built.config)
+    for table in tables:
+        part = "weight" if table.ids is None else "token_adapter.trainable_tokens_delta"
+        tensors[f"base_model.model.{table.module}.{part}"] = table.rows
+    whole = [_last(table.module) for table in tables if table.ids is None]
+    single = {_last(table.module): list(table.ids) for table in tables if table.ids is not None}
+    if whole:
+        config["modules_to_save"] = sorted(whole)
+    if single:
+        config["trainable_token_indices"] = single
+    if tie and whole:
+        config["ensure_weight_tying"] = True
+    return replace(built, tensors=dict(sorted(tensors.items())), config=config)
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _check_sites(target: ModelWeights, deltas: Mapping[Site, LowRank]) -> None:
