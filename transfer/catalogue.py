@@ -78,6 +78,21 @@ class CrossLoraParams(MethodParams):
         default="keep",
         description="`preserve` rescales each site to the Frobenius norm of the source's update.",
     )
+    orthogonalize: bool = Field(
+        default=False,
+        description=(
+            "Move the update's singular directions apart from their sizes, and make the moved directions "
+            "orthogonal again [2505.15875, read for one update]."
+        ),
+    )
+    sweep: tuple[Annotated[int, Field(ge=1, le=16384)], ...] = Field(
+        default=(),
+        max_length=8,
+        description=(
+            "Further ranks to measure in the same pass, as 80, 160, 320 and 480 in the paper. Factors are "
+            "computed once, at the largest; the adapter is still moved at `rank`."
+        ),
+    )
 
 
 class DenseParams(MethodParams):
