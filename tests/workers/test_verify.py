@@ -9,10 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from support.tiny_models import TINY_CONFIGS, FolderReader, save_adapter, save_base, tiny_model
+from support.tiny_models import (
+    TINY_CONFIGS,
+    FolderReader,
+    save_adapter,
+    save_base,
+    tiny_model,
+    with_adapter,
+)
 from transfer.errors import UnsupportedModel, VerificationFailed
 from transfer.interface import LowRank, Role, Site
 from workers.verify.check import changed_layers
+from workers.verify.cut import Cut
 from workers.verify.forward import check_forward
 from workers.verify.structure import check_structure, model_config
 
@@ -79,6 +87,53 @@ def test_the_whole_model_pass_agrees_with_transformers_and_peft(tmp_path: Path) 
     assert check_forward(
         _config(base), FolderReader.of(base), adapter, [0, 1], _CPU
     ).logit_change == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"trainable_token_indices": {"embed_tokens": [7, 1500, 2900]}},
+        {"trainable_token_indices": {"embed_tokens": [2900], "lm_head": [5, 2000]}},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_tying:UserWarning")
+def test_trained_token_rows_pass_whole_and_as_a_slice_that_holds_them(
+    tmp_path: Path, lora: dict[str, object], tied: bool
+) -> None:
+    of_base: dict[str, object] = {"vocab_size": 3000, "tie_word_embeddings": tied}
+    base = save_base(tmp_path / "base", "llama", **of_base)
+    wrapped = with_adapter(tiny_model("llama", **of_base), r=4, target_modules=["q_proj"], **lora)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+            elif "lora_" not in name and parameter.requires_grad:
+                parameter.add_(1.0)
+    wrapped.save_pretrained(str(tmp_path / "adapter"))
+    adapter, reader = tmp_path / "adapter", FolderReader.of(base)
+
+    assert check_structure(_config(base), adapter, _shapes(adapter)) == len(_shapes(adapter))
+    whole = check_forward(_config(base), reader, adapter, [0, 1], _CPU)
+    part = check_forward(_config(base), reader, adapter, [0, 1], _CPU, whole_model_bytes=0)
+    assert whole.logit_change > 0
+    assert part.logit_change > 0
+
+
+def test_a_slice_keeps_the_values_of_rows_it_moves(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama", vocab_size=3000)
+    lora = {"r": 4, "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [2900, 7]}}
+    adapter = save_adapter(tmp_path / "adapter", tiny_model("llama", vocab_size=3000), **lora)
+    cut = Cut.of((1,), 3000, adapter)
+
+    place = cut.retrained(adapter)["embed_tokens"][0]
+    table = dict(cut.weights(FolderReader.of(base)))["model.embed_tokens.weight"]
+    stored = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    assert (place, table.shape[0]) == (1023, 1024)
+    assert torch.equal(table[place], stored[2900])
+    assert torch.equal(table[:1023], stored[:1023])
 
 
 def test_a_tensor_without_a_place_in_the_target_is_named(tmp_path: Path) -> None:
