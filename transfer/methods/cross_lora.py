@@ -8,19 +8,23 @@ The paper's least-squares step has no residual for orthonormal bases, so it leav
 readings: `index` takes both as the identity (j-th direction to j-th direction), `anchored` fits them by
 orthogonal Procrustes on rows that the two models share, and `projection` (equal shapes, [002]'s reading)
 stays in the common coordinates and only projects: ΔW_t = U_tU_tᵀ ΔW_s V_tV_tᵀ.
+
+`orthogonalize` keeps the update's own directions from getting into each other's way (`methods.directions`),
+`sweep` measures further ranks on the same factors (`methods.ranks`).
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from transfer.catalogue import CrossLoraParams
 from transfer.interface import Carried, Evidence, Factors, LowRank, Pair, Role, SiteEvidence, SitePair
 from transfer.linalg import frobenius
 from transfer.methods.anchors import Alignment, align, alignment_name
+from transfer.methods.directions import decouple, recouple
+from transfer.methods.ranks import energies, leading, leading_coordinates, swept
 from transfer.methods.refusals import require_equal_shapes, require_sites
 
 _WRITERS = frozenset({Role.O, Role.DOWN})  # their outputs go to the residual stream
@@ -47,21 +51,33 @@ class CrossLora:
     def carry(
         self, params: CrossLoraParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> Carried:
-        """ΔW (o_s, i_s) → ΔW (o_t, i_t) of the same rank, with the measurements of docs/methods.md."""
-        source = evidence.factors("source", params.rank)
-        target = evidence.factors("target", params.rank)
+        """ΔW (o_s, i_s) → ΔW (o_t, i_t) of the same rank, with the measurements of docs/methods.md.
+
+        With a sweep, factors are computed once at the largest rank and their leading `rank` directions used.
+        """
+        most = max((params.rank, *params.sweep))
+        widest_s, widest_t = evidence.factors("source", most), evidence.factors("target", most)
+        source, target = leading(widest_s, params.rank), leading(widest_t, params.rank)
         before = frobenius(delta)
+        delta, sizes = decouple(delta) if params.orthogonalize else (delta, None)
         measured: dict[str, float] = {}
         flags: tuple[str, ...] = ()
         if params.alignment == "projection":
-            kept = moved = _into(target, LowRank(target.U.T @ delta.B, delta.A @ target.V))
+            whole = LowRank(widest_t.U.T @ delta.B, delta.A @ widest_t.V)
+            kept = turned = leading_coordinates(whole, params.rank)
         else:
-            kept = LowRank(source.U.T @ delta.B, delta.A @ source.V)
+            whole = LowRank(widest_s.U.T @ delta.B, delta.A @ widest_s.V)
+            kept = leading_coordinates(whole, params.rank)
             measured, flags, turned = _turn(params, site, kept, source, target, evidence)
-            moved = _into(target, turned)
+        if sizes is not None:
+            turned, found = recouple(turned, sizes)
+            measured |= found
+        moved = _into(target, turned)
         if params.norm == "preserve" and (norm := frobenius(moved)) > 0.0:
             moved = moved.scaled(before / norm)
-        measured |= _energies(before, kept, moved, source, target)
+        measured |= energies(before, kept, moved, source, target)
+        exact = params.alignment != "anchored"
+        measured |= swept(params.sweep, before, whole, widest_s, widest_t, exact_norm=exact)
         return Carried(moved, measured, flags)
 
 
@@ -131,23 +147,3 @@ def _resized(coordinates: Tensor, rows: int, k: int) -> Tensor:
     out = coordinates.new_zeros(rows, coordinates.shape[1])
     out[:k] = coordinates[:k]
     return out
-
-
-def _energies(
-    before: float, kept: LowRank, moved: LowRank, source: Factors, target: Factors
-) -> dict[str, float]:
-    """How much of both weights the factors hold and of the update survives; ratios need a non-zero update."""
-    after = frobenius(moved)
-    measured = {
-        "energy_source": source.energy,
-        "energy_target": target.energy,
-        "update_norm": after,
-    }
-    if before > 0.0:
-        measured |= {"energy_kept": min((frobenius(kept) / before) ** 2, 1.0), "norm_ratio": after / before}
-    for name, ours, theirs in (("", source.U, target.U), ("_in", source.V, target.V)):
-        if ours.shape[0] == theirs.shape[0]:
-            k = min(ours.shape[1], theirs.shape[1])
-            overlap = torch.linalg.matrix_norm(ours.T @ theirs).square() / k
-            measured[f"subspace_overlap{name}"] = min(float(overlap), 1.0)
-    return measured
