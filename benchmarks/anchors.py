@@ -38,6 +38,7 @@ from transfer.methods.anchor_ridge import AnchorRidge
 from transfer.pairing import pair_sites
 from transfer.weights import ModelWeights
 from workers.anchors import OpenPool, open_pool
+from workers.base import Base
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.register import register
@@ -148,14 +149,16 @@ def step(name: str, root: Path, anchors: int) -> dict[str, float]:
 
 
 def _open(tools: Tools, anchors: int, moved: str) -> OpenPool:
-    bases: dict[Side, ModelWeights] = {}
+    bases: dict[Side, Base] = {}
     sides: dict[Side, str] = {"source": "acme/old", "target": "acme/new"}
     for side, repo_id in sides.items():
-        config, reader, _ = open_model(tools.hub, tools.hub.resolve(RepoRef(repo_id=repo_id)))
-        bases[side] = ModelWeights(config, reader)
+        pinned = tools.hub.resolve(RepoRef(repo_id=repo_id))
+        config, reader, _ = open_model(tools.hub, pinned)
+        bases[side] = Base(pinned, ModelWeights(config, reader))
     raw, file = open_adapter(tools.hub, tools.hub.resolve(RepoRef(repo_id=moved)))
-    adapter = read_adapter(AdapterConfig.parse(raw), file, bases["source"])
-    pairing = pair_sites(bases["source"], bases["target"], adapter.sites, layer_scale=True)
+    adapter = read_adapter(AdapterConfig.parse(raw), file, bases["source"].weights)
+    old, new = bases["source"].weights, bases["target"].weights
+    pairing = pair_sites(old, new, adapter.sites, layer_scale=True)
     pool = Pool(None, _request(anchors))
     return open_pool(
         pool,

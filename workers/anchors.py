@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, overload
@@ -25,7 +25,7 @@ from transfer.errors import IncompatiblePair, TransferError
 from transfer.interface import Kernels, LowRank, Side, Site, SitePair, Space
 from transfer.pairing import Pairing
 from transfer.pool.kernel import KERNEL_VERSION, gram, site_kernel
-from transfer.weights import ModelWeights
+from workers.base import Base
 from workers.cache.factors import FactorCache
 from workers.cache.keys import PoolKey
 from workers.hub.port import HubPort, PinnedRepo
@@ -54,6 +54,7 @@ class OpenPool:
     id: str | None
     anchors: tuple[Anchor, ...]
     pairs: tuple[SitePair, ...]
+    bases: dict[Side, Base]
     adapter: SourceAdapter | None
     cache: FactorCache
     device: torch.device
@@ -115,7 +116,7 @@ class OpenPool:
     ) -> Tensor:
         """K or G of one site, from the cache or computed now, (N, N) float64."""
         key = PoolKey(
-            anchors=_digest(anchor.repos[side] for anchor in self.anchors),
+            anchors=_digest([self.bases[side].repo, *(anchor.repos[side] for anchor in self.anchors)]),
             count=len(self.anchors),
             site=str(site),
             space=space,
@@ -149,7 +150,7 @@ class Updates(Sequence[LowRank]):
 def open_pool(
     pool: Pool,
     hub: HubPort,
-    bases: dict[Side, ModelWeights],
+    bases: dict[Side, Base],
     pairing: Pairing,
     adapter: SourceAdapter | None,
     cache: FactorCache,
@@ -184,11 +185,11 @@ def open_pool(
             pointer=pointer(_narrowest(anchors), "source"),
         )
     watch.step(phase, total, total, "anchors")
-    return OpenPool(pool.id, tuple(anchors), pairs, adapter, cache, device)
+    return OpenPool(pool.id, tuple(anchors), pairs, bases, adapter, cache, device)
 
 
 def _open_anchor(
-    spec: AnchorSpec, hub: HubPort, bases: dict[Side, ModelWeights], pointer: Callable[[Side], str]
+    spec: AnchorSpec, hub: HubPort, bases: dict[Side, Base], pointer: Callable[[Side], str]
 ) -> Anchor:
     repos: dict[Side, PinnedRepo] = {}
     adapters: dict[Side, SourceAdapter] = {}
@@ -198,7 +199,7 @@ def _open_anchor(
         try:
             repos[side] = pin(hub, ref, pointer(side))
             config, reader = open_adapter(hub, repos[side])
-            adapters[side] = read_adapter(AdapterConfig.parse(config), reader, bases[side])
+            adapters[side] = read_adapter(AdapterConfig.parse(config), reader, bases[side].weights)
         except (RebaseError, TransferError) as exc:
             if exc.pointer == "/source":
                 exc.hint = f"An anchor's {side} adapter must be one of the pool's {side} base."
@@ -221,8 +222,8 @@ def _narrowest(anchors: Sequence[Anchor]) -> int:
     return min(range(len(anchors)), key=lambda n: min(len(anchors[n].adapters[side].sites) for side in SIDES))
 
 
-def _digest(repos: Any) -> str:
-    """Which anchors, in which order, at which commits."""
+def _digest(repos: Iterable[PinnedRepo]) -> str:
+    """Which anchors of which base, in which order, at which commits. A DoRA's update depends on the base."""
     names = [[repo.repo_id, repo.sha] for repo in repos]
     return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).hexdigest()
 

@@ -11,18 +11,11 @@ from torch import Tensor
 from transfer.interface import Evidence, Factors, LowRank, Port, Side, Site, SitePair
 from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
-from transfer.weights import ModelWeights
+from workers.base import Base
 from workers.cache.factors import FactorCache, FactorKey, PairKey
-from workers.hub.port import PinnedRepo
 from workers.pool import PoolOffer
 
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """One base model: its pinned repo and its weights."""
-
-    repo: PinnedRepo
-    weights: ModelWeights
+__all__ = ["Base", "EvidenceSource", "PairEvidence"]
 
 
 @dataclass(frozen=True, slots=True)

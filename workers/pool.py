@@ -14,6 +14,7 @@ from transfer.catalogue import AnchorRidgeParams, AutoParams
 from transfer.errors import IncompatiblePair, TransferError
 from transfer.interface import Prepared, Side
 from workers.anchors import SIDES, Anchor, OpenPool, open_pool
+from workers.base import Base
 from workers.hub.port import is_folder
 from workers.reading import Opened
 from workers.report import AnchorRow, PoolPart, RepoAt
@@ -47,7 +48,10 @@ class PoolOffer:
                 self._open = open_pool(
                     self.pool,
                     self.tools.hub,
-                    {"source": self.opened.source, "target": self.opened.target},
+                    {
+                        "source": Base(self.opened.pinned.source, self.opened.source),
+                        "target": Base(self.opened.pinned.target, self.opened.target),
+                    },
                     self.opened.pairing,
                     self.opened.adapter,
                     self.tools.cache,

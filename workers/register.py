@@ -15,6 +15,7 @@ from transfer.pairing import pair_sites
 from transfer.registry import get_method
 from transfer.weights import ModelWeights
 from workers.anchors import SIDES, OpenPool, about_anchor, open_pool
+from workers.base import Base
 from workers.report import finite
 from workers.resolve import check_different, pin
 from workers.tensors.model_reader import open_model
@@ -32,15 +33,16 @@ def register(request: PoolRequest, tools: Tools, watch: Watch) -> dict[str, Any]
     source, target = pin(tools.hub, request.source, "/source"), pin(tools.hub, request.target, "/target")
     check_different(source, target)
     watch.step(Phase.READING)
-    bases: dict[Side, ModelWeights] = {}
+    bases: dict[Side, Base] = {}
     for side, repo in zip(SIDES, (source, target), strict=True):
         try:
             config, reader, _ = open_model(tools.hub, repo)
-            bases[side] = ModelWeights(config, reader)
+            bases[side] = Base(repo, ModelWeights(config, reader))
         except (RebaseError, TransferError) as exc:
             exc.pointer = exc.pointer or f"/{side}"
             raise
-    pairing = pair_sites(bases["source"], bases["target"], bases["source"].sites, layer_scale=True)
+    old, new = bases["source"].weights, bases["target"].weights
+    pairing = pair_sites(old, new, old.sites, layer_scale=True)
     pool = open_pool(
         Pool(None, request),
         tools.hub,
@@ -62,7 +64,7 @@ def register(request: PoolRequest, tools: Tools, watch: Watch) -> dict[str, Any]
         "pool": pool.pinned(request, source, target).model_dump(mode="json"),
         "sites": len(pool.pairs),
         "warnings": _warnings(pool, request),
-        "measurements": _measured(pool, bases),
+        "measurements": _measured(pool),
     }
 
 
@@ -85,9 +87,10 @@ def _check_updates(pool: OpenPool, watch: Watch) -> None:
                 )
 
 
-def _measured(pool: OpenPool, bases: dict[Side, ModelWeights]) -> dict[str, float]:
+def _measured(pool: OpenPool) -> dict[str, float]:
     """How well the pool predicts its own anchors, each from the others."""
-    pair = Pair(bases["source"].config, bases["target"].config, pool.pairs, pool)
+    source, target = (pool.bases[side].weights.config for side in SIDES)
+    pair = Pair(source, target, pool.pairs, pool)
     told = get_method("anchor_ridge").prepare(AnchorRidgeParams(), pair).measurements
     names = ("anchors", "domains", "domain_entropy", "loo_error", "loo_error_mean", "penalty")
     return finite({name: told[name] for name in names})

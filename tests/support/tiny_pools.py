@@ -21,7 +21,7 @@ SHARES = (0.6, 0.4)
 
 
 def make_anchors(root: Path, count: int = 4) -> PoolRequest:
-    """`acme/task-N-old` and `acme/task-N-new`: the same update on OLD and on NEW, which are close relatives."""
+    """`acme/task-N-old` and `acme/task-N-new`: the same update on OLD and on NEW, close relatives."""
     for number in range(count):
         old, new = (root / f"acme/task-{number}-{which}" for which in ("old", "new"))
         save_adapter(old, tiny_model("llama", seed=0), seed=40 + number, r=2, target_modules=MODULES)

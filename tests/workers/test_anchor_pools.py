@@ -149,6 +149,24 @@ def test_a_warm_second_prediction_reads_each_anchor_once_and_target_anchors_only
     assert len(per_adapter) == 4 + 1 + 1
 
 
+def test_inner_products_of_dora_anchors_belong_to_the_commit_of_their_base(hub: Path) -> None:
+    """A DoRA's update is computed from its base's weights."""
+    for number in range(4):
+        for which, base in (("old", OLD), ("new", NEW)):
+            folder = hub / f"acme/task-{number}-{which}"
+            shutil.rmtree(folder)
+            model = tiny_model("llama", seed=0)
+            save_adapter(folder, model, seed=number, r=2, target_modules=["q_proj"], use_dora=True)
+            edit_json(folder / "adapter_config.json", base_model_name_or_path=base, revision=None)
+    warm = register(pool_request(), tools_of(hub), Silent())
+    perturb(hub / OLD, 0.5)
+    again = register(pool_request(), tools_of(hub), Silent())
+    shutil.rmtree(hub.parent / "cache")
+    cold = register(pool_request(), tools_of(hub), Silent())
+    assert again == cold
+    assert again["measurements"] != warm["measurements"]
+
+
 def test_auto_uses_a_pool_that_covers_distant_bases_and_leaves_an_unusable_one_aside(hub: Path) -> None:
     perturb(hub / NEW, 1.5)
     outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")

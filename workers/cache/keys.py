@@ -125,7 +125,7 @@ class PairKey(Key):
 class PoolKey(Key):
     """Inner products between the anchors of one side of a pool at one site: (N, N), in two float32 parts.
 
-    `anchors` is the digest of the adapters' repos and commits, in order.
+    `anchors` is the digest of their base's and the adapters' repos and commits, in order.
     """
 
     kind: ClassVar[str] = "pool"
