@@ -50,6 +50,7 @@ main()
         (["methods"], 0),
         (["status", "0" * 32, "--url", "http://127.0.0.1:1"], 4),
         (["convert", "a/b", "--target", "c/d", "--url", "http://127.0.0.1:1"], 4),
+        (["pools", "ls", "--url", "http://127.0.0.1:1"], 4),
         (["transfer", "a/b", "--target", "c/d", "--out", "x", "--set", "nonsense"], 2),
         (["up", "--help"], 0),
     ],

@@ -223,6 +223,19 @@ def test_folders_of_one_name_get_aliases_of_their_own(tmp_path: Path) -> None:
     assert aliases.reference("acme/no-such-folder") == "acme/no-such-folder"
 
 
+def _pool_of_two(folder: Path) -> Path:
+    """A pool in which two further adapters of the one shape lie on both bases."""
+    anchors = []
+    for number in (1, 2):
+        for side in ("old", "new"):
+            place = folder / f"task-{number}-{side}"
+            modules = ["q_proj", "v_proj"]
+            save_adapter(place, tiny_model("llama", seed=0), seed=number, r=2, target_modules=modules)
+        anchors.append({"source": f"task-{number}-old", "target": f"task-{number}-new"})
+    (folder / "pool.json").write_text(json.dumps({"anchors": anchors}))
+    return folder / "pool.json"
+
+
 @pytest.mark.parametrize("name", sorted(set(PARAMS_BY_NAME) - {"auto"}))
 def test_every_method_runs_by_name_and_leaves_its_measurements_in_the_report(
     name: str, here: Path, rebase: Command
@@ -231,6 +244,8 @@ def test_every_method_runs_by_name_and_leaves_its_measurements_in_the_report(
     where = ["lora", "--source", "old", "--target", "new", "--method", name, *WARN]
     if name == "cross_lora":  # these folders have no tokenizer, so no shared tokens either
         where += ["--set", "alignment=projection"]
+    if name == "anchor_ridge":
+        where += ["--pool", str(_pool_of_two(here))]
     done = rebase("transfer", *where, "--out", str(out), "--report", str(report))
     assert done.code == 0, done.err
     found = json.loads(report.read_text())
