@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from support.formulas import World, cross_lora
 from support.site_worlds import (
     Evidence,
     dense,
@@ -21,7 +22,6 @@ from support.site_worlds import (
 from transfer.catalogue import CrossLoraParams, parse_params
 from transfer.interface import LowRank, Role
 from transfer.linalg import factorize
-from transfer.methods.anchors import HELD_OUT_EVERY
 from transfer.methods.cross_lora import CrossLora
 from transfer.methods.directions import decouple, recouple
 from transfer.methods.ranks import leading
@@ -39,57 +39,18 @@ def _world(source, target, r=4):
     return site_pair(source, target), update(*source, r, 7), seen
 
 
-def _svd(W, k):
-    """Exact SVD with the largest entry of every left vector positive."""
-    U, _, Vh = np.linalg.svd(W.double().numpy(), full_matrices=False)
-    U, V = U[:, :k], Vh[:k].T
-    signs = np.sign(U[np.abs(U).argmax(0), np.arange(U.shape[1])])
-    return U * signs, V * signs
-
-
-def _polar(X, Y):
-    P, _, Qh = np.linalg.svd(X.T @ Y, full_matrices=False)
-    return P @ Qh
-
-
-def _maps(alignment, k, seen):
-    """M_out (o_t, o_s) and M_in (i_t, i_s) of Cross-LoRA for a site that writes W x, float64."""
-    W = {side: seen.weight(side).double().numpy() for side in ("source", "target")}
-    (U_s, V_s), (U_t, V_t) = (_svd(seen.weight(side), k) for side in ("source", "target"))
-    if alignment == "projection":
-        return U_t @ U_t.T, V_t @ V_t.T
-    if alignment == "index":
-        Q_out = Q_in = np.eye(U_s.shape[1], U_t.shape[1])
-    else:
-        X = {side: seen.paired(side, "in").double().numpy() for side in W}
-        fit = np.arange(800) % HELD_OUT_EVERY != HELD_OUT_EVERY - 1
-        Q_in = _polar(X["source"][fit] @ V_s, X["target"][fit] @ V_t)
-        Q_out = _polar(X["source"][fit] @ W["source"].T @ U_s, X["target"][fit] @ W["target"].T @ U_t)
-    return U_t @ Q_out.T @ U_s.T, V_t @ Q_in.T @ V_s.T
-
-
-def _straightened(M_out, M_in, D, r):
-    """X Σ² (Σ² XᵀX Σ²)^(−1/2) by eigenvalues, on either side, with the source's singular values between."""
-    U, S, Vh = np.linalg.svd(D)
-    U, S, V = U[:, :r], S[:r], Vh[:r].T
-    sides = []
-    for M, directions in ((M_out, U), (M_in, V)):
-        weighted = M @ directions * S**2
-        values, vectors = np.linalg.eigh(weighted.T @ weighted)
-        sides.append(weighted @ vectors @ np.diag(values**-0.5) @ vectors.T)
-    straight = sides[0] @ np.diag(S) @ sides[1].T
-    return straight * np.linalg.norm(M_out @ D @ M_in.T) / np.linalg.norm(straight)
-
-
 @pytest.mark.parametrize("k", [9, 400])
 @pytest.mark.parametrize("shapes", SHAPE_PAIRS)
 @pytest.mark.parametrize("alignment", ["anchored", "projection", "index"])
 def test_orthogonalized_results_agree_with_the_formula_in_float64(alignment, shapes, k):
     source, target = shapes if alignment != "projection" else (shapes[0], shapes[0])
     site, delta, seen = _world(source, target)
-    params = CrossLoraParams(rank=k, alignment=alignment, orthogonalize=True)
-    carried = _carry(params, site, delta, seen)
-    wanted = _straightened(*_maps(alignment, k, seen), dense(delta).numpy(), 4)
+    options = {"rank": k, "alignment": alignment, "orthogonalize": True}
+    carried = _carry(CrossLoraParams(**options), site, delta, seen)
+    W_s, W_t = (seen.weight(side).double().numpy() for side in ("source", "target"))
+    X_s, X_t = (seen.paired(side, "in").double().numpy() for side in ("source", "target"))
+    rows = {"reads": (X_s, X_t), "writes": (X_s @ W_s.T, X_t @ W_t.T)}
+    wanted = cross_lora(World(W_s, W_t, dense(delta).numpy(), 4, **rows, options=options))
     assert relative_error(dense(carried.delta), torch.from_numpy(wanted)) < 1e-4
 
 
