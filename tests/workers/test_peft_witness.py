@@ -107,8 +107,8 @@ def test_the_target_with_our_adapter_computes_what_the_formula_says(
         reference = model(tokens).logits
     effect = (reference - alone).norm()
     assert effect > 0.01 * alone.norm()
-    assert (served - reference).norm() < 1e-3 * effect
-    assert (merged - reference).norm() < 1e-3 * effect
+    assert (served - reference).norm() < 1e-4 * effect
+    assert (merged - reference).norm() < 1e-4 * effect
 
 
 def moved(hub: Path, raw: dict[str, Any], target: str, work: Path) -> Path:
