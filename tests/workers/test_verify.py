@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from support.tiny_models import (
     TINY_CONFIGS,
@@ -120,6 +121,26 @@ def test_trained_token_rows_pass_whole_and_as_a_slice_that_holds_them(
     part = check_forward(_config(base), reader, adapter, [0, 1], _CPU, whole_model_bytes=0)
     assert whole.logit_change > 0
     assert part.logit_change > 0
+
+
+@pytest.mark.parametrize("whole_model_bytes", [2**30, 0])
+def test_the_text_part_of_a_larger_model_is_run(tmp_path: Path, whole_model_bytes: int) -> None:
+    vision = {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 16, "image_size": 28}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=TINY_CONFIGS["gemma3_text"] | {"num_hidden_layers": 4},
+        vision_config=vision | {"patch_size": 14},
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    names = [f"model.language_model.layers.{layer}.self_attn.q_proj" for layer in range(4)]
+    lora = {"r": 4, "target_modules": names, "trainable_token_indices": {"embed_tokens": [5]}}
+    adapter = save_adapter(tmp_path / "adapter", model, **lora)
+    raw, reader = _config(tmp_path / "base"), FolderReader.of(tmp_path / "base")
+
+    assert check_structure(raw, adapter, _shapes(adapter)) == 9
+    check = check_forward(raw, reader, adapter, [1, 2, 3], _CPU, whole_model_bytes=whole_model_bytes)
+    assert check.logit_change > 0
 
 
 def test_a_slice_keeps_the_values_of_rows_it_moves(tmp_path: Path) -> None:

@@ -107,10 +107,9 @@ class Cut:
         # Layers were renumbered, and every layer of the part is an adapted one.
         config.layers_to_transform = None
         config.layers_pattern = None
-        if indices := self.retrained(folder):
-            config.trainable_token_indices = indices
-        else:
-            config.trainable_token_indices = None
+        if isinstance(config.target_modules, list | set):  # full names inside a larger model
+            config.target_modules = [new for name in config.target_modules if (new := self._renamed(name))]
+        config.trainable_token_indices = self.retrained(folder) or None
         return config
 
     def retrained(self, folder: Path) -> dict[str, list[int]]:
