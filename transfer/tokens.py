@@ -135,25 +135,25 @@ def moved_rows(
 ) -> tuple[Tensor, float]:
     """The new base's rows + D, cast, and ‖stored − exact‖/‖D‖: how much of the change rounding took.
 
-    ids: ascending target rows that are stored; None for all. At most two such tables are in memory.
+    ids: ascending target rows that are stored; None for all. One table of the result is all that is held.
     Raises VerificationFailed for rows that the dtype cannot hold.
     """
-    own = target.read(0, target.rows) if ids is None else target.at(ids)
-    out = own.to(DTYPES[dtype])  # the same memory where the dtypes agree: each row is read before it is set
+    step = max(1, _BLOCK // target.width)
+    out = torch.empty(target.rows if ids is None else ids.numel(), target.width, dtype=DTYPES[dtype])
+    for start in range(0, out.shape[0], step):
+        stop = min(start + step, out.shape[0])
+        out[start:stop] = target.read(start, stop) if ids is None else target.at(ids[start:stop])
     wrong, size = 0.0, 0.0
     for source, change in blocks:
-        targets = target_of[source]
-        here = targets >= 0
-        place = targets[here] if ids is None else torch.searchsorted(ids, targets[here])
-        D = change[here]
-        exact = own[place].float() + D
+        targets, order = target_of[source].sort()
+        known = targets >= 0
+        targets, D = targets[known], change[order[known]]
+        exact = target.at(targets).float() + D
         stored = exact.to(out.dtype)
-        out[place] = stored
+        out[targets if ids is None else torch.searchsorted(ids, targets)] = stored
         wrong += float((stored.float() - exact).square().sum())
         size += float(D.square().sum())
-    if not all(
-        bool(torch.isfinite(block).all()) for block in torch.split(out, max(1, _BLOCK // target.width))
-    ):
+    if not all(bool(torch.isfinite(block).all()) for block in torch.split(out, step)):
         raise VerificationFailed(
             f"The trained rows of {target.name} do not fit into {dtype}: values become infinite.",
             hint="Ask for output.dtype bfloat16 or float32.",
