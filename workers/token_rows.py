@@ -6,10 +6,9 @@ everything else is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,47 +17,23 @@ from core.errors import printable
 from transfer.adapter.tables import StoredTable
 from transfer.adapter.write import BuiltAdapter, WrittenTable, with_tables
 from transfer.errors import TransferError
-from transfer.tokens import (
-    HEADS,
-    SHARED_COORDINATES,
-    Side,
-    Survey,
-    Table,
-    beyond,
-    changes,
-    moved_rows,
-    side_of,
-    survey,
-    table_name,
-)
+from transfer.tokens import SHARED_COORDINATES, beyond, changes, moved_rows, survey
 from transfer.vocabulary import Vocabulary, counterparts
 from workers.hub.port import HubPort
 from workers.reading import Opened
 from workers.report import Report
 from workers.tensors.model_reader import open_model
-from workers.verify.structure import model_config
+from workers.token_tables import Part, is_tied, module_of, parts_of, places, table_of
 
 _NAMED = 5  # how many tokens a warning names
 _COARSE = 0.25  # share of the trained change that rounding may take before it is worth a warning
-_LOADERS = (
-    "Trained token rows were carried. PEFT loads them; vLLM and llama.cpp refuse adapters that have them, so "
-    "merge this one into its base with PEFT (merge_and_unload) before you serve it there."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A trained table of the adapter, and the tables of its base it stands for: both where they are one."""
-
-    stored: StoredTable
-    sides: tuple[Side, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPlan:
     """What will be carried, and sentences about what will not."""
 
-    parts: tuple[_Part, ...] = ()
+    parts: tuple[Part, ...] = ()
     target_of: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     names: dict[int, str] = field(default_factory=dict)
     not_carried: tuple[str, ...] = ()
@@ -99,11 +74,13 @@ def plan_tokens(opened: Opened, hub: HubPort, method: str) -> TokenPlan:
     if vocabularies is None:
         reason = reason or "one of the two bases has no tokenizer.json that can be read"
         return _nothing(stored, reason)
-    parts, unknown = _parts(opened)
+    parts, unknown = parts_of(opened)
     refused = _nothing(unknown, "the bases have no such table of tokens")
     source, target = vocabularies
-    rows = max((_at(opened, "source", part.sides[0]).rows for part in parts), default=0)
-    target_rows = min((_at(opened, "target", side).rows for part in parts for side in part.sides), default=0)
+    rows = max((table_of(opened, "source", part.sides[0]).rows for part in parts), default=0)
+    target_rows = min(
+        (table_of(opened, "target", side).rows for part in parts for side in part.sides), default=0
+    )
     return TokenPlan(
         parts=parts,
         target_of=counterparts(source, target, rows, target_rows),
@@ -119,22 +96,23 @@ def carry_tokens(plan: TokenPlan, opened: Opened, built: BuiltAdapter, dtype: st
     lost_parts: list[str] = []
     tables: list[WrittenTable] = []
     summary: dict[str, float] = {}
-    tied = _is_tied(opened.target.config)
+    tied = is_tied(opened.target.config)
     for part in plan.parts:
-        base = _at(opened, "source", part.sides[0])
+        base = table_of(opened, "source", part.sides[0])
         read = partial(changes, opened.adapter, part.stored, base)
         found = survey(read(), plan.target_of)
         lost = sorted({*found.lost, *beyond(part.stored, base)})
         if lost:
             warnings.append(_about_lost(part.stored.module, lost, plan.names))
+        warnings += _about_unnamed(part.stored, plan)
         if not found.targets.numel():
             if lost:
                 lost_parts.append(part.stored.module)
             continue
-        for side, ids in _places(part.sides, found, _at(opened, "target", part.sides[0]).rows, tied):
-            target = _at(opened, "target", side)
+        for side, ids in places(part.sides, found, table_of(opened, "target", part.sides[0]).rows, tied):
+            target = table_of(opened, "target", side)
             rows, error = moved_rows(read(), plan.target_of, target, ids, dtype)
-            name = _module(opened, side)
+            name = module_of(opened, side)
             tables.append(WrittenTable(name, None if ids is None else tuple(ids.tolist()), rows))
             summary |= {
                 f"token_rows.{side}.carried": float(found.targets.numel()),
@@ -147,7 +125,7 @@ def carry_tokens(plan: TokenPlan, opened: Opened, built: BuiltAdapter, dtype: st
         return CarriedTokens(built, {}, tuple(lost_parts), tuple(warnings))
     one = tied and any(len(part.sides) == 2 for part in plan.parts)
     return CarriedTokens(
-        with_tables(built, tables, tie=one), summary, tuple(lost_parts), (*warnings, _LOADERS)
+        with_tables(built, tables, tie=one), summary, tuple(lost_parts), (*warnings, _about_loaders(summary))
     )
 
 
@@ -174,90 +152,6 @@ def _vocabularies(opened: Opened, hub: HubPort) -> tuple[Vocabulary, Vocabulary]
     return found[0], found[1]
 
 
-def _parts(opened: Opened) -> tuple[tuple[_Part, ...], list[StoredTable]]:
-    """(parts, tables that one of the bases does not have), following how PEFT applies them to the source.
-
-    With one table for input and output, rows of single tokens in the embedding hold for both, unless the head
-    has rows of its own; so does a whole table that PEFT loads into the base itself.
-    """
-    tied = _is_tied(opened.source.config)
-    by_side: dict[Side, StoredTable] = {}
-    unknown: list[StoredTable] = []
-    for stored in opened.adapter.tables:
-        side = side_of(opened.source.architecture, stored.module)
-        if side is None or side in by_side or not _have(opened, side):
-            unknown.append(stored)
-        else:
-            by_side[side] = stored
-    both: tuple[Side, ...] = ("input", "output")
-    first = by_side.get("input", by_side.get("output"))
-    if first is not None and tied and _have(opened, "input") and _is_one(opened, by_side):
-        return (_Part(first, both),), unknown
-    return tuple(_Part(stored, (side,)) for side, stored in sorted(by_side.items())), unknown
-
-
-def _is_one(opened: Opened, by_side: dict[Side, StoredTable]) -> bool:
-    """Do the tables found stand for the one table of a tied base?"""
-    head, embedding = by_side.get("output"), by_side.get("input")
-    if any(stored.tied for stored in by_side.values()) or (embedding is not None and not embedding.named):
-        return True
-    if embedding is None:
-        return head is not None and not head.named
-    if embedding.ids is None:
-        return False  # PEFT copies the embedding alone and leaves the head as it is
-    return head is None or head.ids == embedding.ids or not head.named
-
-
-def _places(
-    sides: tuple[Side, ...], found: Survey, rows: int, tied: bool
-) -> Iterator[tuple[Side, Tensor | None]]:
-    """The target's tables to write, each with its single rows, or None for the whole table.
-
-    Where the target has one table, PEFT ties single rows of the embedding to the head. So a change of the
-    embedding alone is stored whole there, and a change of both as single rows of the embedding alone.
-    """
-    single = found.form(rows) == "rows"
-    if tied and len(sides) == 2 and single:
-        yield "input", found.targets
-        return
-    for side in sides:
-        yield side, found.targets if single and not (tied and side == "input") else None
-
-
-def _have(opened: Opened, side: Side) -> bool:
-    """Do both bases have this table, with a row of the hidden width per token?"""
-    tables = (_table(opened, "source", side), _table(opened, "target", side))
-    return all(table is not None and table.width == opened.source.architecture.hidden for table in tables)
-
-
-def _table(opened: Opened, which: Literal["source", "target"], side: Side) -> Table | None:
-    """A table of a base; input and output are the same one where the base ties them."""
-    base, reader = (
-        (opened.source, opened.source_reader) if which == "source" else (opened.target, opened.target_reader)
-    )
-    name = table_name(base.architecture, reader.infos(), "input" if _is_tied(base.config) else side)
-    return None if name is None else Table(reader, name)
-
-
-def _at(opened: Opened, which: Literal["source", "target"], side: Side) -> Table:
-    """A table that `_have` has found."""
-    table = _table(opened, which, side)
-    if table is None:
-        raise ValueError(f"the {which} base has no {side} table")
-    return table
-
-
-def _is_tied(config: Mapping[str, Any]) -> bool:
-    """Is the head the embedding? The default differs by family, so transformers' own config is asked."""
-    return bool(getattr(model_config(config), "tie_word_embeddings", False))
-
-
-def _module(opened: Opened, side: Side) -> str:
-    """The table's module in the target as transformers builds it."""
-    architecture = opened.target.architecture
-    return f"{architecture.root}{architecture.family.embedding}" if side == "input" else HEADS[0]
-
-
 def _nothing(stored: Iterable[StoredTable], reason: str) -> TokenPlan:
     modules = tuple(table.module for table in stored)
     return TokenPlan(
@@ -270,12 +164,35 @@ def _nothing(stored: Iterable[StoredTable], reason: str) -> TokenPlan:
 
 
 def _about_lost(module: str, lost: list[int], names: Mapping[int, str]) -> str:
-    shown = ", ".join(repr(names[id_])[:40] if id_ in names else f"row {id_}" for id_ in lost[:_NAMED])
-    more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
     return (
         f"{len(lost)} trained row(s) of {module} are not carried, because the target has no such token or no "
-        f"row for it: {shown}{more}."
+        f"row for it: {_listed(lost, names)}."
     )
+
+
+def _about_unnamed(stored: StoredTable, plan: TokenPlan) -> list[str]:
+    """New tokens often take spare rows behind the vocabulary; only the adapter's own tokenizer knows them."""
+    rows = [id_ for id_ in stored.ids or () if id_ < len(plan.target_of) and plan.target_of[id_] >= 0]
+    unnamed = sorted({id_ for id_ in rows if id_ not in plan.names})
+    if not unnamed:
+        return []
+    return [
+        f"{len(unnamed)} trained row(s) of {stored.module} belong to no token of the source base's tokenizer "
+        f"and were carried by their position: {_listed(unnamed, plan.names)}. Use the adapter's tokenizer."
+    ]
+
+
+def _about_loaders(summary: Mapping[str, float]) -> str:
+    count = sum(int(value) for name, value in summary.items() if name.endswith(".carried"))
+    return (
+        f"{count} trained token row(s) were carried. PEFT loads them; vLLM and llama.cpp refuse adapters "
+        "that have any: merge this one into its base with PEFT (merge_and_unload) before you serve it there."
+    )
+
+
+def _listed(rows: list[int], names: Mapping[int, str]) -> str:
+    shown = ", ".join(repr(names[id_])[:40] if id_ in names else f"row {id_}" for id_ in rows[:_NAMED])
+    return shown if len(rows) <= _NAMED else f"{shown} and {len(rows) - _NAMED} more"
 
 
 def _about_rounding(module: str, error: float, dtype: str) -> str:

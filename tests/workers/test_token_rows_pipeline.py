@@ -339,6 +339,18 @@ def test_an_added_token_goes_to_the_added_token_of_the_same_spelling(tmp_path: P
     assert any("'<gone>'" in warning for warning in report.warnings)
 
 
+def test_rows_that_no_tokenizer_names_keep_their_position_between_equal_vocabularies(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    for repo in (OLD, NEW):
+        write_tokenizer(hub, repo, tokenizer(90))
+    train(hub, add_to_tokens("model.embed_tokens", rows({5: 0.3, 93: 0.3})), trainable_token_indices=[5, 93])
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5, 93]}
+    assert any("row 93" in warning and "tokenizer" in warning for warning in report.warnings)
+
+
 def test_a_target_with_fewer_rows_takes_only_the_rows_it_has(tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     make(hub, new={"vocab_size": 64})
