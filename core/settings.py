@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on.")
     auth: Literal["none", "keys"] = Field(default="none", description="`none` is allowed on loopback only.")
-    max_body_bytes: int = Field(default=64 * 1024, ge=1024, description="Longer request bodies are refused.")
+    max_body_bytes: int = Field(default=256 * 1024, ge=1024, description="Longer request bodies are refused.")
 
     cache_dir: Path | None = Field(default=None, description="Factor cache on disk; default inside `home`.")
     cache_max_bytes: int = Field(

@@ -40,9 +40,9 @@ def _chunks(size: int) -> Iterator[bytes]:
         ("POST", "/convert", {"content": b"[]", "headers": JSON}, 422, "request_invalid"),
         ("POST", "/convert", {"content": b"{}"}, 415, "unsupported_media_type"),
         ("POST", "/convert", {"data": {"adapter": "a/b"}}, 415, "unsupported_media_type"),
-        ("POST", "/convert", {"content": b"x" * 70_000, "headers": JSON}, 413, "body_too_large"),
-        ("POST", "/convert", {"content": _chunks(70_000), "headers": JSON}, 413, "body_too_large"),
-        ("POST", "/nowhere", {"content": b"x" * 70_000, "headers": JSON}, 413, "body_too_large"),
+        ("POST", "/convert", {"content": b"x" * 300_000, "headers": JSON}, 413, "body_too_large"),
+        ("POST", "/convert", {"content": _chunks(300_000), "headers": JSON}, 413, "body_too_large"),
+        ("POST", "/nowhere", {"content": b"x" * 300_000, "headers": JSON}, 413, "body_too_large"),
     ],
 )
 def test_an_error_is_a_problem_record(
@@ -66,7 +66,7 @@ def test_a_wrong_method_names_the_right_ones(client: TestClient) -> None:
 
 
 def test_a_body_just_inside_the_limit_is_read(client: TestClient) -> None:
-    padding = " " * (64 * 1024 - 100)
+    padding = " " * (256 * 1024 - 100)
     body = b'{"adapter": {"repo_id": "a/b"}, "target": {"repo_id": "c/d"}' + padding.encode() + b"}"
 
     assert client.post("/convert", content=body, headers=JSON).status_code == 202
