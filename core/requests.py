@@ -54,6 +54,13 @@ class OutputSpec(_Model):
     create_pr: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     max_rank: int | None = Field(default=None, ge=1, le=4096)
+    token_rows: bool = Field(
+        default=True,
+        description=(
+            "Carry retrained token rows where that has a meaning. PEFT loads them; vLLM and llama.cpp want a "
+            "plain LoRA, which false gives."
+        ),
+    )
 
     @field_validator("repo_id")
     @classmethod

@@ -97,7 +97,7 @@ def run(
     judged = judge(opened, evidence, request.method)
     precheck = judged.precheck
     opened = replace(opened, pairing=narrowed(opened.pairing, judged.pairs))
-    tokens = plan_tokens(opened, tools.hub, judged.params.name)
+    tokens = plan_tokens(opened, tools.hub, judged.params.name, wanted=request.output.token_rows)
     report = tokens.told(_opening(request, opened, judged, evidence))
     watch.diagnosed(report)
     if (

@@ -64,12 +64,12 @@ class CarriedTokens:
         )
 
 
-def plan_tokens(opened: Opened, hub: HubPort, method: str) -> TokenPlan:
+def plan_tokens(opened: Opened, hub: HubPort, method: str, *, wanted: bool = True) -> TokenPlan:
     """Which trained tables the method can carry. Tokenizers are read again, only when there are any."""
     stored = opened.adapter.tables
     if not stored:
         return TokenPlan()
-    reason = _obstacle(opened, method)
+    reason = _obstacle(opened, method) if wanted else "the request asks for a plain LoRA (output.token_rows)"
     vocabularies = None if reason else _vocabularies(opened, hub)
     if vocabularies is None:
         reason = reason or "one of the two bases has no tokenizer.json that can be read"
@@ -186,7 +186,7 @@ def _about_loaders(summary: Mapping[str, float]) -> str:
     count = sum(int(value) for name, value in summary.items() if name.endswith(".carried"))
     return (
         f"{count} trained token row(s) were carried. PEFT loads them; vLLM and llama.cpp refuse adapters "
-        "that have any: merge this one into its base with PEFT (merge_and_unload) before you serve it there."
+        "that have any: merge this one with PEFT first (merge_and_unload), or ask for output.token_rows=false."
     )
 
 

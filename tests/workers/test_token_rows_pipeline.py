@@ -455,6 +455,18 @@ def test_norms_in_modules_to_save_stay_behind_while_rows_are_carried(tmp_path: P
     assert config_of(out)["trainable_token_indices"] == {"lm_head": [5]}
 
 
+def test_who_asks_for_a_plain_adapter_gets_one_and_is_told_what_stayed_behind(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    train(hub, add_to_tables(lm_head=rows({5: 0.3})), modules_to_save=["lm_head"])
+    report, out = convert(hub, output={"dtype": "float32", "token_rows": False})
+
+    assert report.not_carried == ["lm_head"]
+    assert any("output.token_rows" in warning for warning in report.warnings)
+    assert all(".lora_" in name for name in load_file(out / "adapter_model.safetensors"))
+    assert "trainable_token_indices" not in config_of(out)
+
+
 def test_rows_that_do_not_fit_the_dtype_are_refused(tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     make(hub)
