@@ -186,7 +186,7 @@ def _about_loaders(summary: Mapping[str, float]) -> str:
     count = sum(int(value) for name, value in summary.items() if name.endswith(".carried"))
     return (
         f"{count} trained token row(s) were carried. PEFT loads them; vLLM and llama.cpp refuse adapters "
-        "that have any: merge this one with PEFT first (merge_and_unload), or ask for output.token_rows=false."
+        "that have any. For those, merge it with PEFT (merge_and_unload), or set output.token_rows=false."
     )
 
 
