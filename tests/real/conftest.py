@@ -8,6 +8,7 @@ import pytest
 
 from support import real_adapter
 from support.real_models import GEMMA3, SMOLLM2
+from support.real_release import add_next_release
 from support.real_repos import Base, fill_hub, open_base
 
 
@@ -32,3 +33,9 @@ def smollm2(hub_root: Path) -> Base:
 @pytest.fixture(scope="session")
 def gemma3(hub_root: Path) -> Base:
     return open_base(hub_root, GEMMA3)
+
+
+@pytest.fixture(scope="session")
+def next_release(hub_root: Path) -> Path:
+    """SmolLM2 with every linear weight slightly changed."""
+    return add_next_release(hub_root)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 
 from core.requests import ConversionRequest
 from support import real_adapter
-from support.real_models import GEMMA3, SMOLLM2
+from support.real_models import GEMMA3
+from support.real_release import NEXT_RELEASE
 from support.real_repos import ADAPTER_REPO, Base, load_model
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
@@ -23,24 +22,6 @@ from workers.tools import Tools
 from workers.watch import Silent
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
-
-NEXT_RELEASE = "harbour/SmolLM2-135M-next"
-NOISE = 0.05  # of each weight's own standard deviation: a small step of further training
-
-
-@pytest.fixture(scope="module")
-def next_release(hub_root: Path) -> Path:
-    """SmolLM2 with every linear weight slightly changed."""
-    folder = hub_root / NEXT_RELEASE
-    shutil.copytree(hub_root / SMOLLM2.repo_id, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    weights = load_file(hub_root / SMOLLM2.repo_id / "model.safetensors")
-    noise = torch.Generator().manual_seed(5)
-    for name, weight in weights.items():
-        if name.endswith("_proj.weight"):
-            step = torch.randn(weight.shape, generator=noise) * weight.float().std() * NOISE
-            weights[name] = (weight.float() + step).to(weight.dtype)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.fixture

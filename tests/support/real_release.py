@@ -1,0 +1,49 @@
+"""A close release of SmolLM2 in a local hub folder, and a small adapter to move to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from support.real_models import SMOLLM2
+from support.real_repos import ADAPTER_REPO
+
+NEXT_RELEASE = "harbour/SmolLM2-135M-next"
+NOISE = 0.05  # of each weight's own standard deviation: a small step of further training
+
+PART_REPO = "harbour/log-lora-part"
+PART_LAYERS = (0, 10, 20, 29)  # of 30; with these alone the trained adapter still gains 1.5 of its 4.4 nats
+
+
+def add_next_release(root: Path) -> Path:
+    """SmolLM2 with every linear weight slightly changed."""
+    folder = root / NEXT_RELEASE
+    shutil.copytree(root / SMOLLM2.repo_id, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(root / SMOLLM2.repo_id / "model.safetensors")
+    noise = torch.Generator().manual_seed(5)
+    for name, weight in weights.items():
+        if name.endswith("_proj.weight"):
+            step = torch.randn(weight.shape, generator=noise) * weight.float().std() * NOISE
+            weights[name] = (weight.float() + step).to(weight.dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def add_part_of_the_adapter(root: Path) -> Path:
+    """The trained adapter in a few layers only: a sixth of the work to move, and still a skill to lose."""
+    folder = root / PART_REPO
+    folder.mkdir(parents=True)
+    config = json.loads((root / ADAPTER_REPO / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"layers_to_transform": PART_LAYERS}))
+    tensors = load_file(root / ADAPTER_REPO / "adapter_model.safetensors")
+    kept = {name: t for name, t in tensors.items() if _layer(name) in PART_LAYERS}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _layer(name: str) -> int:
+    return int(name.partition(".layers.")[2].partition(".")[0])
