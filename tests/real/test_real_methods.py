@@ -17,7 +17,7 @@ from peft import PeftModel
 
 from rebase.cli.app import run
 from support.real_adapter import row_losses
-from support.real_release import NEXT_RELEASE, PART_LAYERS, PART_REPO, add_part_of_the_adapter
+from support.real_release import NEXT_RELEASE, PART_LAYERS, PART_REPO, add_part_of_the_adapter, add_pool
 from support.real_repos import Base, load_model
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -104,3 +104,30 @@ def test_a_method_carries_its_share_to_a_close_release(
         print(f"\n{chosen}: {verdict}, {loss:.3f} nats, {recovered:.0%} of the gain", end=" ")
     assert recovered == pytest.approx(METHODS[chosen], abs=GIVE)
     assert recovered > 0.5 or verdict != "compatible"
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_task_that_a_pool_knows_comes_back_from_it_and_a_pool_without_it_gives_nothing(
+    release: Release, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = add_pool(hub_root)
+    known, unknown = tmp_path / "known.json", tmp_path / "unknown.json"
+    known.write_text(json.dumps(pool))
+    unknown.write_text(json.dumps(pool | {"anchors": pool["anchors"][1:]}))
+    shares, verdicts = [], []
+    for file in (known, unknown):
+        out = tmp_path / f"moved by {file.stem}"
+        line = ["transfer", PART_REPO, "--target", NEXT_RELEASE, "--method", "anchor_ridge", "--json"]
+        line += ["--pool", str(file), "--out", str(out), "--set", "penalty=1e-6"]
+        assert run([*line, "--set", "precheck.on_incompatible=warn"]) == 0
+        report = json.loads(capsys.readouterr().out)["report"]
+        assert len(report["sites"]) == SITES
+        shares.append((release.alone - release.loss(out)) / (release.alone - release.untouched))
+        verdicts.append(report["precheck"]["verdict"])
+    with capsys.disabled():
+        print(
+            f"\nanchor_ridge: {shares[0]:.0%} from a pool that has the task, {shares[1]:.0%} without", end=" "
+        )
+    assert shares[0] == pytest.approx(1.0, abs=GIVE)
+    assert abs(shares[1]) < GIVE
+    assert verdicts == ["incompatible", "incompatible"]  # three tasks that say nothing of each other

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,6 +44,26 @@ def add_part_of_the_adapter(root: Path) -> Path:
     kept = {name: t for name, t in tensors.items() if _layer(name) in PART_LAYERS}
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def add_pool(root: Path) -> dict[str, Any]:
+    """A pool for the move to the release: the part itself, and two of the same size that point elsewhere.
+
+    Its body as `--pool` takes it. Every anchor is the same on both bases: between them, copying is right.
+    """
+    tensors = load_file(root / PART_REPO / "adapter_model.safetensors")
+    anchors = [{"source": PART_REPO, "target": PART_REPO, "domain": "log"}]
+    for seed in (1, 2):
+        name = f"{PART_REPO}-other-{seed}"
+        shutil.copytree(root / PART_REPO, root / name)
+        noise = torch.Generator().manual_seed(seed)
+        other = {
+            key: t[torch.randperm(t.shape[0], generator=noise)] if "lora_B" in key else t.flip(1).contiguous()
+            for key, t in tensors.items()
+        }
+        save_file(other, root / name / "adapter_model.safetensors", metadata={"format": "pt"})
+        anchors.append({"source": name, "target": name, "domain": "elsewhere"})
+    return {"source": SMOLLM2.repo_id, "target": NEXT_RELEASE, "anchors": anchors}
 
 
 def _layer(name: str) -> int:
