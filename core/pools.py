@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from core.errors import NotFound
 from core.requests import RepoRef
@@ -43,6 +43,13 @@ class PoolRequest(_Model):
     source: RepoRef
     target: RepoRef
     anchors: tuple[AnchorSpec, ...] = Field(min_length=FEWEST_ANCHORS, max_length=MOST_ANCHORS)
+
+    @field_validator("name")
+    @classmethod
+    def _for_people(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("must be printable text on one line")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> PoolRequest:

@@ -88,11 +88,19 @@ def _reference(value: Any, field: str, file: str, here: Path, aliases: Aliases) 
         return value
     try:
         folder = here / value
-        typed = aliases.reference(str(folder)) if value and folder.is_dir() else repo_reference(value)
+        typed = aliases.reference(str(folder)) if value and _is_dir(folder) else repo_reference(value)
         return parse_repo(typed, field=field)
     except RequestInvalid as exc:
         exc.message = f"{file}: {exc.message}" if exc.pointer else f"{file}: {field}: {exc.message}"
         raise
+
+
+def _is_dir(path: Path) -> bool:
+    """No folder either when the operating system will not even look: a name that is too long, say."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _read(file: str) -> dict[str, Any]:

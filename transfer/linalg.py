@@ -63,7 +63,7 @@ def truncate(delta: LowRank, rank: int) -> tuple[LowRank, float]:
 
     √S is split evenly between the factors so that neither overflows in half precision.
     """
-    if delta.rank > _WIDE and 2 * rank < delta.rank:
+    if _WIDE < delta.rank < min(delta.shape) and 2 * rank < delta.rank:  # beyond that, QR is the smaller work
         return _truncate_wide(delta, rank)
     U, S, V = thin_svd(delta)
     kept = S[:rank]

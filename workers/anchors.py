@@ -16,13 +16,14 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from core.errors import RebaseError
+from core.errors import RebaseError, RequestInvalid
 from core.pools import AnchorSpec, Pool, PoolRequest
 from core.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
 from transfer.errors import IncompatiblePair, TransferError
 from transfer.interface import Kernels, LowRank, Side, Site, SitePair, Space
+from transfer.linalg import FACTORS_VERSION
 from transfer.pairing import Pairing
 from transfer.pool.kernel import KERNEL_VERSION, gram, site_kernel
 from workers.base import Base
@@ -58,6 +59,10 @@ class OpenPool:
     adapter: SourceAdapter | None
     cache: FactorCache
     device: torch.device
+    watch: Watch
+    phase: Phase
+    pointer: Callable[[int, Side], str]
+    lenient: bool
     _kernels: dict[tuple[SitePair, Space], Kernels] = field(default_factory=dict)
 
     @property
@@ -69,6 +74,7 @@ class OpenPool:
         """Inner products at one site pair, computed once per job."""
         found = self._kernels.get((pair, space))
         if found is None:
+            self.watch.step(self.phase, len(self._kernels), len(self.pairs), "sites")
             found = self._kernels[pair, space] = self._computed(pair, space)
         return found
 
@@ -121,9 +127,10 @@ class OpenPool:
             site=str(site),
             space=space,
             version=KERNEL_VERSION,
+            factors_version=FACTORS_VERSION,
         )
         found = self.cache.get_or_compute_tensors(key, lambda: _split(site_kernel(updates(), space)))
-        return found["high"].double() + found["low"].double()
+        return torch.ldexp(found["high"].double() + found["low"].double(), found["exponent"].double())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,14 @@ class Updates(Sequence[LowRank]):
     def __getitem__(self, at: int | slice) -> LowRank | list[LowRank]:
         if isinstance(at, slice):
             return [self[number] for number in range(*at.indices(len(self)))]
-        return _to(self.pool.anchors[at].adapters[self.side].delta(self.site), self.pool.device)
+        anchor = self.pool.anchors[at]
+        try:
+            return _to(anchor.adapters[self.side].delta(self.site), self.pool.device)
+        except TransferError as exc:
+            about_anchor(exc, str(anchor.repos[self.side]), self.pool.pointer(at, self.side))
+            if self.pool.lenient:
+                raise unusable(exc) from exc
+            raise
 
 
 def open_pool(
@@ -159,17 +173,21 @@ def open_pool(
     *,
     phase: Phase,
     pointer: Callable[[int, Side], str],
+    lenient: bool = False,
 ) -> OpenPool:
     """Check access to every anchor, pin it, and check its headers against its base.
 
-    `phase` is told as progress; `pointer` names an anchor in the request, for errors. Raises what hub and
-    reader raise, and IncompatiblePair when no site is common to all anchors and the adapter.
+    `phase` is told as progress; `pointer` names an anchor in the request, for errors; `lenient`: an anchor
+    that turns out broken later is an IncompatiblePair, so that `auto` can leave the pool aside. Raises what
+    hub and reader raise, RequestInvalid for one adapter under two names, and IncompatiblePair when no site is
+    common to all anchors and the adapter.
     """
     anchors = []
     total = len(pool.spec.anchors)
     for number, spec in enumerate(pool.spec.anchors):
         watch.step(phase, number, total, "anchors")
         anchors.append(_open_anchor(spec, hub, bases, partial(pointer, number)))
+    _refuse_doubles(anchors, pointer)
     pairs = tuple(
         pair
         for pair in pairing.pairs
@@ -185,7 +203,9 @@ def open_pool(
             pointer=pointer(_narrowest(anchors), "source"),
         )
     watch.step(phase, total, total, "anchors")
-    return OpenPool(pool.id, tuple(anchors), pairs, bases, adapter, cache, device)
+    return OpenPool(
+        pool.id, tuple(anchors), pairs, bases, adapter, cache, device, watch, phase, pointer, lenient
+    )
 
 
 def _open_anchor(
@@ -210,6 +230,26 @@ def _open_anchor(
     return Anchor(repos, adapters, spec.domain, named)
 
 
+def _refuse_doubles(anchors: Sequence[Anchor], pointer: Callable[[int, Side], str]) -> None:
+    """One adapter under two names, such as a branch and its commit, would count twice."""
+    for side in SIDES:
+        seen: dict[str, int] = {}
+        for number, anchor in enumerate(anchors):
+            name = str(anchor.repos[side])
+            if name in seen:
+                raise RequestInvalid(
+                    f"Anchors {seen[name]} and {number} have the same {side} adapter, {name}.",
+                    hint="Name every adapter once.",
+                    pointer=pointer(number, side),
+                )
+            seen[name] = number
+
+
+def unusable(exc: RebaseError | TransferError) -> IncompatiblePair:
+    """The same trouble as a reason to do without the pool."""
+    return IncompatiblePair(f"The anchor pool cannot be used. {exc.message}")
+
+
 def about_anchor(exc: RebaseError | TransferError, name: str, pointer: str) -> None:
     """Let an error say that it is about this anchor: not about the request's own adapter or base."""
     exc.message = f"Anchor {name}: {exc.message}"
@@ -229,9 +269,12 @@ def _digest(repos: Iterable[PinnedRepo]) -> str:
 
 
 def _split(kernel: Tensor) -> dict[str, Tensor]:
-    """float64 as the sum of two float32 tensors, which is what the cache holds: 48 bits of 53."""
-    high = kernel.float()
-    return {"high": high, "low": (kernel - high.double()).float()}
+    """float64 as the sum of two float32 tensors, which is what the cache holds (48 bits of 53), times a power
+    of two that keeps the largest entry near 1: squares of extreme updates leave float32's range."""
+    _, exponent = torch.frexp(kernel.abs().max())
+    small = torch.ldexp(kernel, -exponent)
+    high = small.float()
+    return {"high": high, "low": (small - high.double()).float(), "exponent": exponent.float().reshape(1)}
 
 
 def _to(delta: LowRank, device: torch.device) -> LowRank:

@@ -164,6 +164,7 @@ def _carry(
     if state is None:  # a method that refused in the pre-check says so again, now as an error
         offer = evidence.offer if Evidence.ANCHORS in needs else None
         anchors = offer.open() if offer is not None else None
+        pairs = anchors.pairs if anchors is not None else pairs
         state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs, anchors))
     if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
         raise IncompatiblePair(
@@ -182,7 +183,8 @@ def _carry(
         if params.dare is not None:
             carried = dare(carried, params.dare, pair.target)
         deltas[pair.target] = LowRank(carried.delta.B.cpu(), carried.delta.A.cpu())
-        shared = {"layer_scale": pair.scale} if pair.scale != 1.0 else {}
+        # What is predicted from a pool is the target layer's own update, which is not shared out.
+        shared = {"layer_scale": pair.scale} if pair.scale != 1.0 and Evidence.ANCHORS not in needs else {}
         measured = finite({**carried.measurements, **shared})
         rows.append(
             SiteRow(

@@ -13,7 +13,7 @@ from core.states import Phase
 from transfer.catalogue import AnchorRidgeParams, AutoParams
 from transfer.errors import IncompatiblePair, TransferError
 from transfer.interface import Prepared, Side
-from workers.anchors import SIDES, Anchor, OpenPool, open_pool
+from workers.anchors import SIDES, Anchor, OpenPool, open_pool, unusable
 from workers.base import Base
 from workers.hub.port import is_folder
 from workers.reading import Opened
@@ -21,6 +21,7 @@ from workers.report import AnchorRow, PoolPart, RepoAt
 from workers.tools import Tools
 from workers.watch import Watch
 
+_NAMED = 5
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -58,12 +59,13 @@ class PoolOffer:
                     self.tools.device,
                     self.watch,
                     phase=Phase.PRECHECKING,
+                    lenient=not self.asked,
                     pointer=lambda number, side: "/method/pool" if self.asked else "/method",
                 )
             except (RebaseError, TransferError) as exc:
                 if self.asked or getattr(exc, "retryable", False) or isinstance(exc, IncompatiblePair):
                     raise
-                raise IncompatiblePair(f"The anchor pool cannot be used. {exc.message}") from exc
+                raise unusable(exc) from exc
         return self._open
 
 
@@ -98,7 +100,27 @@ def offer_pool(
                 hint="Name a pool between these two bases.",
                 pointer="/method/pool",
             )
+    if not _same_way(pool, request, opened):
+        if not asked:
+            return None
+        raise IncompatiblePair(
+            "The anchor pool is about other commits of this repo, which holds both bases.",
+            hint="Name a pool between these two revisions.",
+            pointer="/method/pool",
+        )
     return PoolOffer(pool, opened, tools, watch, asked)
+
+
+def _same_way(pool: Pool, request: ConversionRequest, opened: Opened) -> bool:
+    """Where one repo holds both bases its name does not tell them apart, so that their revisions must."""
+    spec, pinned = pool.spec, opened.pinned
+    if pinned.source.repo_id != pinned.target.repo_id:
+        return True
+    asked_source = request.source.revision if request.source else None
+    return spec.source.revision in {pinned.source.sha, asked_source} and spec.target.revision in {
+        pinned.target.sha,
+        request.target.revision,
+    }
 
 
 def told_of_pool(
@@ -120,6 +142,7 @@ def told_of_pool(
     ]
     curve = [dict(row) for row in prepared.curve]
     return PoolPart(id=offer.pool.id, anchors=rows, curve=curve), (
+        *_left_out(offer),
         *_other_commits(offer, opened),
         *_itself(offer, opened),
     )
@@ -128,6 +151,14 @@ def told_of_pool(
 def _at(anchor: Anchor, side: Side) -> RepoAt:
     repo = anchor.repos[side]
     return RepoAt(repo_id=repo.repo_id, sha=repo.sha)
+
+
+def _left_out(offer: PoolOffer) -> list[str]:
+    """Modules of the target that the adapter reaches and some anchor does not."""
+    left = [str(p.target) for p in offer.opened.pairing.pairs if p not in set(offer.open().pairs)]
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    named = f"{', '.join(left[:_NAMED])}{more}"
+    return [f"{len(left)} module(s) get no update, as not every anchor has them: {named}."] if left else []
 
 
 def _other_commits(offer: PoolOffer, opened: Opened) -> list[str]:

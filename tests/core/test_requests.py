@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from core.pools import PoolRequest
 from core.requests import RepoRef
 
 
@@ -20,3 +21,17 @@ def test_a_repo_id_is_one_line_and_no_path(repo_id: str) -> None:
 def test_a_revision_is_one_word(revision: str) -> None:
     with pytest.raises(ValidationError):
         RepoRef(repo_id="acme/x", revision=revision)
+
+
+def test_a_pool_has_a_name_that_can_be_shown() -> None:
+    body = {
+        "source": {"repo_id": "acme/old"},
+        "target": {"repo_id": "acme/new"},
+        "anchors": [
+            {"source": {"repo_id": f"acme/o{n}"}, "target": {"repo_id": f"acme/n{n}"}} for n in range(2)
+        ],
+    }
+    assert PoolRequest.model_validate(body | {"name": "Häfen und Lieder"}).name == "Häfen und Lieder"
+    for name in ("a\x00b", "a\nb", "\x1b[2J"):
+        with pytest.raises(ValidationError, match="printable"):
+            PoolRequest.model_validate(body | {"name": name})

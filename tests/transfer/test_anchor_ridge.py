@@ -243,3 +243,30 @@ def test_leverage_of_one_kernel_lies_between_its_mean_share_and_one():
         held = leverage(AnchorRidgeParams(), kernels, penalty)
         assert bool(((held >= 1 / N - 1e-9) & (held <= 1.0)).all())
     assert fit(AnchorRidgeParams(), kernels).weights.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("predictor", ["topk_ridge", "per_tensor_pca"])
+def test_a_count_that_is_not_given_may_be_all_of_the_pool(predictor):
+    """A fold lacks one anchor; the prediction itself must not."""
+    pool, moved, wanted = world("linear", count=4)
+    _, carried = predict(AnchorRidgeParams(predictor=predictor, penalty=1e-9, rank=24), pool, moved)
+    assert all(relative_error(dense(carried[s].delta), dense(wanted[s])) < 1e-3 for s in SITES)
+
+
+@pytest.mark.parametrize("predictor", ["per_tensor_ridge", "per_tensor_pca", "global_ridge"])
+def test_the_cosine_to_the_mean_is_that_of_the_predictions(predictor):
+    pool, moved, _ = world("random")
+    params = AnchorRidgeParams(predictor=predictor, penalty=1e-3, rank=24)
+    state, carried = predict(params, pool, moved)
+    found = np.concatenate([dense(carried[s].delta).numpy().ravel() for s in SITES])
+    mean = vectors(pool, 1).mean(0)
+    cosine = found @ mean / np.linalg.norm(found) / np.linalg.norm(mean)
+    assert state.measurements["cosine_to_mean"] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_equal_anchors_leave_no_rounding_to_fit():
+    pool, moved, _ = world("random", count=3)
+    twins = {s: [(pool.updates[s][0][0], target) for _, target in pool.updates[s]] for s in SITES}
+    params = AnchorRidgeParams(predictor="per_tensor_ridge", penalty=1e-9)
+    state, _ = predict(params, Pool(twins, moved, "abc"), moved)
+    assert [row.weight for row in state.anchors] == pytest.approx([1 / 3] * 3, abs=1e-6)

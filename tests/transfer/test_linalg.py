@@ -153,7 +153,7 @@ def test_procrustes_recovers_a_rotation_and_leaves_unreached_directions_at_zero(
 @pytest.mark.parametrize("shape", [(300, 260), (700, 90), (90, 700)])
 @pytest.mark.parametrize("falling", [False, True])
 def test_a_sum_of_many_updates_is_cut_exactly_too(shape, falling):
-    """Above rank 128 by Gram matrices: the same result as the SVD of the dense update, and the same loss."""
+    """By Gram matrices above rank 128: the same result as the SVD of the dense update, and the same loss."""
     o, i = shape
     share = torch.logspace(0, -4 if falling else 0, 200)
     wide = LowRank(gaussian(o, 200, seed=1) * share, gaussian(200, i, seed=2))
@@ -162,7 +162,8 @@ def test_a_sum_of_many_updates_is_cut_exactly_too(shape, falling):
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     assert cut.rank == 6
     assert relative_error(dense(cut), (U[:, :6] * S[:6]) @ Vh[:6]) < 1e-4
-    assert lost == pytest.approx(float(S[6:].square().sum() / S.square().sum()), abs=1e-9)
+    # Above the smaller side QR is used, whose singular values are handed on in float32.
+    assert lost == pytest.approx(float(S[6:].square().sum() / S.square().sum()), abs=1e-7)
     assert float((cut.B.norm(dim=0) / cut.A.norm(dim=1)).log().abs().max()) < 1e-4
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import Rejected, RepoNotFound, RequestInvalid
 from core.pools import NO_POOLS, PoolRequest, Pools
-from core.requests import ConversionRequest
+from core.requests import ConversionRequest, RepoRef
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_pools import MIXTURE, MODULES, OnePool, body, make_anchors, make_mixture
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub, perturb
@@ -27,6 +27,16 @@ from workers.tools import Tools
 from workers.watch import Silent
 
 WARN = {"on_incompatible": "warn"}
+
+
+def make_alike(hub: Path) -> None:
+    """Anchors that predict each other: the first one with a little of their own."""
+    first = load_file(hub / "acme/task-0-old/adapter_model.safetensors")
+    for number in range(1, 4):
+        for which in ("old", "new"):
+            path = hub / f"acme/task-{number}-{which}/adapter_model.safetensors"
+            own = load_file(path)
+            save_file({n: first[n] + 0.1 * own[n] for n in own}, path, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +180,10 @@ def test_inner_products_of_dora_anchors_belong_to_the_commit_of_their_base(hub: 
 def test_auto_uses_a_pool_that_covers_distant_bases_and_leaves_an_unusable_one_aside(hub: Path) -> None:
     perturb(hub / NEW, 1.5)
     outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
+    assert outcome.report.method_used["name"] == "cross_lora", "unrelated tasks do not predict each other"
+    assert any("misses its own tasks" in reason.message for reason in outcome.report.precheck.reasons)
+    make_alike(hub)
+    outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
     assert outcome.report.method_used["name"] == "anchor_ridge"
     assert "auto_anchor_ridge" in {reason.code for reason in outcome.report.precheck.reasons}
     shutil.rmtree(hub / "acme/task-2-new")
@@ -206,6 +220,23 @@ def test_a_pool_of_other_bases_is_refused_with_the_field(hub: Path) -> None:
     assert refused.value.pointer == "/method/pool"
 
 
+def test_between_two_commits_of_one_repo_a_pool_goes_one_way_only(hub: Path) -> None:
+    shas: list[str] = []
+    for base in (OLD, NEW):
+        parent = shas[-1] if shas else None
+        how: dict[str, Any] = {"message": "a release", "private": False, "create_pr": False}
+        made = LocalHub(hub).publish("acme/both", hub / base, parent=parent, **how)
+        shas.append(made.commit)
+    first, second = ({"repo_id": "acme/both", "revision": sha} for sha in shas)
+    pools = OnePool(pool_request(source=first, target=second))
+    assert convert(hub, pools, source=first, target=second).report.pool is not None
+    with pytest.raises(IncompatiblePair, match="other commits") as refused:
+        convert(hub, pools, source=second, target=first, out=hub.parent / "back")
+    assert refused.value.pointer == "/method/pool"
+    perturbed = convert(hub, pools, source=second, target=first, method="auto", kind="precheck")
+    assert "pool_anchors" not in perturbed.report.precheck.measurements
+
+
 def test_modules_that_not_every_anchor_has_are_left_out_and_that_is_said(hub: Path) -> None:
     for which, base in (("old", OLD), ("new", NEW)):
         folder = hub / f"acme/task-1-{which}"
@@ -237,6 +268,62 @@ def test_an_anchor_that_names_another_base_is_a_warning(hub: Path) -> None:
     edit_json(hub / "acme/task-2-new/adapter_config.json", base_model_name_or_path="acme/elsewhere")
     (warning,) = register(pool_request(), tools_of(hub), Silent())["warnings"]
     assert "acme/task-2-new" in warning and "acme/elsewhere" in warning
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_an_anchor_that_is_broken_at_a_common_module_is_named_or_left_aside(hub: Path, auto: bool) -> None:
+    perturb(hub / NEW, 1.5)
+    _broken(hub)
+    if auto:
+        report = convert(hub, OnePool(pool_request()), method="auto", kind="precheck").report
+        assert report.method_used["name"] == "cross_lora"
+        assert any("task-3-new" in reason.message for reason in report.precheck.reasons)
+        return
+    with pytest.raises(MalformedAdapter, match="task-3-new") as raised:
+        convert(hub, OnePool(pool_request()))
+    assert raised.value.pointer == "/method/pool"
+
+
+def test_one_adapter_under_two_names_counts_once(hub: Path) -> None:
+    sha = LocalHub(hub).resolve(RepoRef(repo_id="acme/task-0-old")).sha
+    anchors = body()["anchors"]
+    anchors[2]["source"] = {"repo_id": "acme/task-0-old", "revision": sha}
+    with pytest.raises(RequestInvalid, match="Anchors 0 and 2") as raised:
+        register(pool_request(anchors=anchors), tools_of(hub), Silent())
+    assert raised.value.pointer == "/anchors/2/source"
+
+
+@pytest.mark.parametrize("size", [1e15, 1e-15])
+def test_the_size_of_updates_does_not_change_how_well_a_pool_predicts(hub: Path, size: float) -> None:
+    """Their inner products leave the range of float32, in which the cache keeps them."""
+    usual = register(pool_request(), tools_of(hub), Silent())["measurements"]["loo_error"]
+    for number in range(4):
+        path = hub / f"acme/task-{number}-new/adapter_model.safetensors"
+        scaled = {name: tensor * size for name, tensor in load_file(path).items()}
+        save_file(scaled, path, metadata={"format": "pt"})
+    found = register(pool_request(), tools_of(hub), Silent())["measurements"]["loo_error"]
+    assert found == pytest.approx(usual, rel=1e-5)
+
+
+def test_what_a_stranger_wrote_as_a_base_is_spelled_out(hub: Path) -> None:
+    edit_json(hub / "acme/task-2-new/adapter_config.json", base_model_name_or_path="\ud800\x1b[2J")
+    (warning,) = register(pool_request(), tools_of(hub), Silent())["warnings"]
+    assert warning.isprintable()
+    warning.encode()
+
+
+def test_a_refused_pool_is_the_same_refusal_where_it_has_fewer_modules(hub: Path) -> None:
+    for number in range(4):
+        for which, base in (("old", OLD), ("new", NEW)):
+            folder = hub / f"acme/task-{number}-{which}"
+            shutil.rmtree(folder)
+            save_adapter(folder, tiny_model("llama", seed=0), seed=number, r=2, target_modules=["v_proj"])
+            edit_json(folder / "adapter_config.json", base_model_name_or_path=base, revision=None)
+    with pytest.raises(IncompatiblePair, match="one rank"):
+        convert(hub, OnePool(pool_request()), method={"name": "anchor_ridge", "space": "factors"})
+    report = convert(hub, OnePool(pool_request())).report
+    assert any("get no update" in warning for warning in report.warnings)
+    assert report.precheck.measurements["sites"] == 2.0
 
 
 def _gone(hub: Path) -> None:

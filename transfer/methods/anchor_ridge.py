@@ -73,11 +73,12 @@ class AnchorRidge:
             )
         kernels = {site: pool.kernels(site, params.space) for site in pair.sites}
         whole = _whole(kernels)
+        _require_finite(whole)
         if params.predictor.startswith("per_tensor"):
             fits = {site.target: fit(params, found) for site, found in kernels.items()}
         else:
             fits = dict.fromkeys((site.target for site in kernels), fit(params, whole))
-        return _told(params, pool, whole, fits)
+        return _told(params, pool, kernels, whole, fits)
 
     def carry(
         self,
@@ -97,11 +98,18 @@ class AnchorRidge:
             "loo_error": _relative(found.errors, found.sizes),
             "loo_error_mean": _relative(found.mean_errors, found.sizes),
         }
-        if (before := frobenius(delta)) > 0.0:
+        if (before := frobenius(delta) / site.scale) > 0.0:  # the adapter's own, before layers share it
             measured["norm_ratio"] = measured["update_norm"] / before
         if params.predictor.startswith("per_tensor"):
             measured |= {"penalty": found.penalty, "count": float(found.count)}
         return Carried(moved, measured)
+
+
+def _require_finite(whole: Kernels) -> None:
+    if not all(bool(part.isfinite().all()) for part in (whole.K, whole.k, whole.G)):
+        raise IncompatiblePair(
+            "Some updates of the pool or of the adapter are too large to compare.", pointer="/method/pool"
+        )
 
 
 def _whole(kernels: Mapping[SitePair, Kernels]) -> Kernels:
@@ -117,7 +125,13 @@ def _whole(kernels: Mapping[SitePair, Kernels]) -> Kernels:
     )
 
 
-def _told(params: AnchorRidgeParams, pool: Anchors, whole: Kernels, fits: Mapping[Site, Fit]) -> Prediction:
+def _told(
+    params: AnchorRidgeParams,
+    pool: Anchors,
+    kernels: Mapping[SitePair, Kernels],
+    whole: Kernels,
+    fits: Mapping[Site, Fit],
+) -> Prediction:
     """The prediction with what it says about itself, summed over sites where each has its own weights."""
     sites = [fits[site] for site in sorted(fits)]
     if not params.predictor.startswith("per_tensor"):
@@ -126,7 +140,6 @@ def _told(params: AnchorRidgeParams, pool: Anchors, whole: Kernels, fits: Mappin
     means = torch.stack([found.mean_errors for found in sites]).square().sum(0).sqrt()
     sizes = torch.stack([found.sizes for found in sites]).square().sum(0).sqrt()
     weights = torch.stack([found.weights for found in sites]).mean(0)
-    penalty = sites[0].penalty or 1e-3
     measured = {
         "anchors": float(weights.numel()),
         "domains": float(len(set(pool.domains))),
@@ -136,11 +149,15 @@ def _told(params: AnchorRidgeParams, pool: Anchors, whole: Kernels, fits: Mappin
         "span_share": span_share(whole, center=False),
         "span_share_centred": span_share(whole, center=True),
     }
-    if (cosine := cosine_to_mean(weights, whole.G)) is not None:
+    G = {site.target: found.G for site, found in kernels.items()}
+    if (cosine := cosine_to_mean([(fits[site].weights, G[site]) for site in sorted(fits)])) is not None:
         measured["cosine_to_mean"] = cosine
     if len(sites) == 1:
         measured |= {"penalty": sites[0].penalty, "count": float(sites[0].count)}
-    held = leverage(params, whole, penalty)
+    own = [(kernels[site], fits[site.target]) for site in sorted(kernels, key=lambda site: site.target)]
+    if len(sites) == 1:
+        own = [(whole, sites[0])]
+    held = torch.stack([leverage(params, found, one.penalty or 1e-3) for found, one in own]).mean(0)
     rows = tuple(
         AnchorWeight(float(c), float(h), float(e / s) if s > 0.0 else 0.0)
         for c, h, e, s in zip(weights, held, errors, sizes, strict=True)

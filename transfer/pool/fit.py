@@ -61,6 +61,8 @@ def fit(params: AnchorRidgeParams, kernels: Kernels) -> Fit:
         {"penalty": p, "count": float(c), "loo_error": error}
         for (p, c), error in zip(settings, relative, strict=True)
     )
+    if params.count is None and count == max(c for _, c in settings):
+        count = n  # the most that a fold could use is all that the whole pool has
     weights = weigh(params, kernels, penalty * unit, count)
     return Fit(weights, errors[best], mean_errors, sizes, penalty, count, curve)
 
@@ -107,11 +109,16 @@ def span_share(kernels: Kernels, *, center: bool) -> float:
     return min(1.0, float(((vectors.T @ k).square() / values).sum()) / own)
 
 
-def cosine_to_mean(weights: Tensor, G: Tensor) -> float | None:
-    """Cosine between the prediction and the mean of the anchors; None when either is zero."""
-    mean = torch.full_like(weights, 1.0 / weights.numel())
-    size = float(weights @ G @ weights) * float(mean @ G @ mean)
-    return float(weights @ G @ mean) / size**0.5 if size > 0.0 else None
+def cosine_to_mean(sites: Sequence[tuple[Tensor, Tensor]]) -> float | None:
+    """Cosine between the whole prediction and the mean of the anchors, from (weights (N,), G (N, N)) of every
+    site; None when either is zero."""
+    across = ours = means = 0.0
+    for weights, G in sites:
+        mean = torch.full_like(weights, 1.0 / weights.numel())
+        across += float(weights @ G @ mean)
+        ours += float(weights @ G @ weights)
+        means += float(mean @ G @ mean)
+    return across / (ours**0.5 * means**0.5) if ours > 0.0 and means > 0.0 else None
 
 
 def _settings(params: AnchorRidgeParams, n: int) -> Sequence[tuple[float, int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transfer.errors import IncompatiblePair
 from transfer.interface import LowRank, Space
 
-KERNEL_VERSION = 1  # part of every cache key: raise it whenever `gram` may give other bytes
+KERNEL_VERSION = 2  # part of every cache key: raise it whenever `gram` may give other bytes
 
 
 def gram(ours: Sequence[LowRank], theirs: Sequence[LowRank], space: Space = "delta") -> Tensor:

@@ -72,9 +72,10 @@ def procrustes(kernels: Kernels, *, center: bool = True) -> Tensor:
 
 
 def scale_of(kernel: Tensor, *, center: bool = True) -> float:
-    """Mean eigenvalue of the (centred) kernel: the unit in which λ is given."""
-    used = centred(kernel) if center else kernel
-    return float(used.diagonal().mean())
+    """Mean eigenvalue of the (centred) kernel: the unit in which λ is given. 0 for equal anchors."""
+    whole = float(kernel.diagonal().mean())
+    used = float(centred(kernel).diagonal().mean()) if center else whole
+    return used if used > _NULL * whole else 0.0  # equal anchors leave rounding
 
 
 def leave_one_out(kernels: Kernels, penalties: Tensor, *, center: bool = True) -> Tensor:

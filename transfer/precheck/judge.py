@@ -16,7 +16,7 @@ from transfer.pairing import Pairing
 from transfer.precheck import measure
 from transfer.precheck.choose import choose
 from transfer.precheck.result import PrecheckResult, Reason, verdict_of
-from transfer.precheck.rules import FEWEST_ANCHORS, reasons
+from transfer.precheck.rules import FEWEST_ANCHORS, LEAST_POOL_ERROR, reasons
 from transfer.registry import get_method
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
@@ -71,6 +71,7 @@ def precheck(
         measured |= measure.carried(method, chosen, ready.state, adapter, places, probes, device)
     if isinstance(ready.state, Prepared):
         measured |= ready.state.measurements
+        measured["sites"] = float(len(ready.pairs))
         measured["sites_covered"] *= len(ready.pairs) / len(pairing.pairs)
     found = (*_architectures(source, target), *why, *ready.refused, *reasons(chosen, measured))
     return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, ready.pairs)
@@ -115,11 +116,21 @@ def _chosen(
     """What `auto` chooses; a pool that turns out to be unusable is left aside, and that is said."""
     chosen, why = choose(params, measured)
     ready = _ready(chosen, bases, pairing, offer)
-    if ready.refused and isinstance(chosen, AnchorRidgeParams):
-        unusable = Reason("pool_unusable", ready.refused[0].message, "doubt")
+    if isinstance(chosen, AnchorRidgeParams) and (trouble := _pool_trouble(ready)) is not None:
+        unusable = Reason("pool_unusable", trouble, "doubt")
         chosen, why = choose(params, {k: v for k, v in measured.items() if k != "pool_anchors"})
         return chosen, (unusable, *why), _ready(chosen, bases, pairing, offer)
     return chosen, why, ready
+
+
+def _pool_trouble(ready: _Ready) -> str | None:
+    """Why a pool is no choice for `auto`: it cannot be read, or cannot even predict itself."""
+    if ready.refused:
+        return ready.refused[0].message
+    error = ready.state.measurements["loo_error"]
+    if error < LEAST_POOL_ERROR:
+        return None
+    return f"An anchor pool was left aside: it misses its own tasks by {error:.0%} of their norm."
 
 
 def _can_probe(params: MethodParams, measured: dict[str, float]) -> bool:

@@ -123,7 +123,8 @@ class PairKey(Key):
 
 @dataclass(frozen=True)
 class PoolKey(Key):
-    """Inner products between the anchors of one side of a pool at one site: (N, N), in two float32 parts.
+    """Inner products between the anchors of one side of a pool at one site: (N, N), in two float32 parts and
+    a power of two.
 
     `anchors` is the digest of their base's and the adapters' repos and commits, in order.
     """
@@ -135,11 +136,12 @@ class PoolKey(Key):
     site: str
     space: str
     version: int
+    factors_version: int  # a DoRA's update is expanded by the same algorithm as base weights
 
     def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
-        """Two square parts, no numbers."""
+        """Two square parts and the exponent, no numbers."""
         square = (self.count, self.count)
-        return dict(shapes) == {"high": square, "low": square} and not numbers
+        return dict(shapes) == {"high": square, "low": square, "exponent": (1,)} and not numbers
 
     @property
     def bases(self) -> str:
