@@ -48,6 +48,8 @@ class Opened:
     adapter: SourceAdapter
     pairing: Pairing
     vocabularies: SharedTokens | None
+    source_tokenizer: dict[str, Any] | None  # tokenizer.json
+    target_tokenizer: dict[str, Any] | None
 
 
 def resolve(
@@ -89,7 +91,18 @@ def read(
     adapter = _about("/adapter", lambda: read_adapter(config, adapter_reader, source))
     pairing = pair_sites(source, target, adapter.sites, layer_scale=request.method.layer_scale)
     vocabularies = _shared(source_tokenizer, target_tokenizer)
-    opened = Opened(pinned, source, target, source_reader, target_reader, adapter, pairing, vocabularies)
+    opened = Opened(
+        pinned,
+        source,
+        target,
+        source_reader,
+        target_reader,
+        adapter,
+        pairing,
+        vocabularies,
+        source_tokenizer,
+        target_tokenizer,
+    )
     _announce(opened, request.method)
     watch.step(Phase.READING, 3, 3, "repos")
     return opened

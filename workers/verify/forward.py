@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from peft import get_peft_model, set_peft_model_state_dict
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from transfer.errors import UnsupportedModel, VerificationFailed
+from transfer.errors import VerificationFailed
 from transfer.weights import TensorReader
+from workers.load import load_causal_lm
 from workers.verify.cut import VOCABULARY_ROWS, Cut
-from workers.verify.structure import model_config
 
 _SLICE_LAYERS = 2
 _PROBE_TOKENS = 32
@@ -59,19 +58,7 @@ def check_forward(
         cut = Cut.of(kept, int(text["vocab_size"]), folder)
         scope = f"real weights of layers {', '.join(map(str, kept))}, vocabulary cut to {VOCABULARY_ROWS}"
     config = cut.config(text)
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config(config))]
-    state = dict(cut.weights(reader))
-    model, loading = model_class.from_pretrained(
-        None,
-        config=model_config(config),
-        state_dict=state,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    del state
-    _check_complete(loading)
-    model = model.to(device).eval()
+    model = load_causal_lm(config, dict(cut.weights(reader)), torch.float32, "/target").to(device).eval()
     ids = _probe(int(config["vocab_size"]), cut.retrained(folder)).to(device)
     with torch.inference_mode():
         without = model(ids, use_cache=False).logits.float()
@@ -98,17 +85,6 @@ def _probe(vocabulary: int, retrained: Mapping[str, Sequence[int]]) -> Tensor:
 def runs_whole(reader: TensorReader, whole_model_bytes: int = WHOLE_MODEL_BYTES) -> bool:
     """Is the model small enough to run whole in float32?"""
     return sum(4 * math.prod(info.shape) for info in reader.infos().values()) <= whole_model_bytes
-
-
-def _check_complete(loading: Mapping[str, Any]) -> None:
-    """Transformers fills what it does not find with random numbers, and a pass on those proves nothing."""
-    lacking = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
-    if lacking:
-        raise UnsupportedModel(
-            f"The target's weights lack '{lacking[0]}' in the shape that its config.json implies.",
-            hint="Name a revision of the base whose config.json suits its weights.",
-            pointer="/target",
-        )
 
 
 def _compare(scope: str, without: Tensor, with_adapter: Tensor) -> ForwardCheck:

@@ -1,0 +1,42 @@
+"""What every method's parameters share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DareParams(BaseModel):
+    """Drop entries of the carried update and rescale the others, after any method [000, DARE]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    p: float = Field(default=0.9, gt=0.0, lt=1.0, description="Share of entries dropped.")
+    mode: Literal["random", "magnitude"] = Field(
+        default="random",
+        description="`random` is unbiased; `magnitude` (literal) makes the update several times as long.",
+    )
+    rank: int | None = Field(
+        default=None, ge=1, le=4096, description="Rank of the result; null keeps the update's own."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Decides which entries are dropped.")
+
+
+class MethodParams(BaseModel):
+    """What every method's parameters share. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    layer_scale: bool = Field(
+        default=True,
+        description="Divide an update by the number of target layers that share its source layer.",
+    )
+    dare: DareParams | None = Field(default=None, description="Thin the carried update out; off by default.")
+
+
+class AutoParams(MethodParams):
+    """Pick a method by documented rules from the pre-check's evidence; refuse when none is fit."""
+
+    name: Literal["auto"] = "auto"

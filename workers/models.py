@@ -1,0 +1,159 @@
+"""Base models that run: transformers' own classes filled from a repo's tensors, and the tokenizer beside.
+
+Nothing is loaded by name and no code of a repo is ever run: the config picks one of the classes that ship
+with transformers, and tensors come through the same checked readers as everywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from transfer.architectures import Architecture
+from transfer.interface import LowRank, Site
+from transfer.weights import ModelWeights, TensorReader
+from workers.load import load_causal_lm
+from workers.verify.cut import Cut
+
+# Without its BOS in front Gemma reads text as noise (6.9 nats a token instead of 4.0), and a tokenizer.json
+# that was converted from another format may have lost the step that adds it.
+_NEEDS_BOS = ("gemma",)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text as one model sees it: token ids, and for each the (start, end) of its characters in the text.
+    Special tokens have no width."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A causal language model with its tokenizer, in eval mode, no parameter requiring a gradient.
+
+    `eos`: ids that end a text. `bos`: what stands in front of one, or None.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    architecture: Architecture
+    device: torch.device
+    bos: int | None
+    eos: tuple[int, ...]
+
+    def encode(self, text: str, limit: int | None = None) -> Encoded:
+        """The text's tokens, BOS in front where this model has one; at most `limit` of them."""
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        ids, offsets = list(found.ids), list(found.offsets)
+        if self.bos is not None:
+            ids, offsets = [self.bos, *ids], [(0, 0), *offsets]
+        return Encoded(ids[:limit], offsets[:limit])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, without special tokens."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def module(self, site: Site) -> Any:
+        """The linear module that computes this site, perhaps together with others."""
+        name = self.architecture.module(site).removeprefix(self.architecture.root)
+        return self.model.get_submodule(f"{self.architecture.family.root}{name}")
+
+    def rows(self, site: Site) -> slice | Tensor | None:
+        """Which of the module's outputs belong to the site; None for all."""
+        return self.architecture.rows(site.role)
+
+
+def load(
+    weights: ModelWeights,
+    reader: TensorReader,
+    tokenizer: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> TextModel:
+    """The whole text model on `device`. Raises UnsupportedModel when its weights are not complete."""
+    raw = weights.config
+    text = dict(raw.get("text_config") or raw)
+    model = load_causal_lm(text, dict(Cut().weights(reader)), dtype).to(device).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    words = Tokenizer.from_str(json.dumps(tokenizer))
+    words.no_truncation()
+    words.no_padding()
+    return TextModel(
+        model=model,
+        tokenizer=words,
+        architecture=weights.architecture,
+        device=device,
+        bos=_bos(words, text),
+        eos=_eos(text),
+    )
+
+
+@contextmanager
+def updated(base: TextModel, deltas: Mapping[Site, LowRank]) -> Iterator[None]:
+    """The model computes y = W x + B (A x) at these sites until the block is left.
+
+    B and A may require gradients, and may change between calls as long as they stay the same tensors; they
+    lie on the model's device.
+    """
+    modules: dict[str, list[Site]] = {}
+    for site in deltas:
+        modules.setdefault(base.architecture.module(site), []).append(site)
+    with ExitStack() as hooks:
+        for sites in modules.values():
+            handle = base.module(sites[0]).register_forward_hook(_adding(base, sites, deltas))
+            hooks.callback(handle.remove)
+        yield
+
+
+def _adding(base: TextModel, sites: list[Site], deltas: Mapping[Site, LowRank]) -> Any:
+    places = [(site, base.rows(site)) for site in sites]
+
+    def add(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        if len(places) == 1 and places[0][1] is None:
+            return output + _through(x, deltas[places[0][0]])
+        extra = torch.zeros_like(output)
+        for site, rows in places:
+            part = _through(x, deltas[site])
+            if rows is None:
+                extra = extra + part
+            elif isinstance(rows, slice):
+                extra[..., rows] = part
+            else:
+                extra = extra.index_copy(-1, rows.to(part.device), part)
+        return output + extra
+
+    return add
+
+
+def _through(x: Tensor, delta: LowRank) -> Tensor:
+    return ((x.to(delta.A.dtype) @ delta.A.T) @ delta.B.T).to(x.dtype)
+
+
+def _bos(words: Tokenizer, config: Mapping[str, Any]) -> int | None:
+    """What the tokenizer itself puts in front; for a family that needs one, the config's BOS."""
+    added = words.encode("a", add_special_tokens=True).ids
+    plain = words.encode("a", add_special_tokens=False).ids
+    if len(added) > len(plain) and added[0] != plain[0]:
+        return int(added[0])
+    needed = str(config.get("model_type", "")).startswith(_NEEDS_BOS)
+    bos = config.get("bos_token_id")
+    return int(bos) if needed and isinstance(bos, int) else None
+
+
+def _eos(config: Mapping[str, Any]) -> tuple[int, ...]:
+    found = config.get("eos_token_id")
+    if isinstance(found, int):
+        return (found,)
+    return tuple(int(id_) for id_ in found) if isinstance(found, list) else ()
