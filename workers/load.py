@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate import cpu_offload, init_empty_weights
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from transfer.errors import UnsupportedModel
+from transfer.weights import TensorReader
+from workers.verify.cut import Cut
 from workers.verify.structure import model_config
 
 
@@ -38,3 +41,36 @@ def load_causal_lm(
             pointer=pointer,
         )
     return model
+
+
+def streamed_causal_lm(
+    config: Mapping[str, Any], reader: TensorReader, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """The same model with its weights left in their files: a module's are read before it runs."""
+    settings = model_config(config)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    with init_empty_weights():
+        model = model_class(settings).to(dtype)
+    model.tie_weights()
+    return cpu_offload(model, execution_device=device, state_dict=_Stored(reader, model, dtype))
+
+
+class _Stored(Mapping[str, Tensor]):
+    """A model's state as a mapping that reads each tensor when it is asked for."""
+
+    def __init__(self, reader: TensorReader, model: Any, dtype: torch.dtype) -> None:
+        self._reader, self._dtype = reader, dtype
+        self._names = {new: name for name, new in Cut().names(reader)}
+        tied = model.all_tied_weights_keys if hasattr(model, "all_tied_weights_keys") else {}
+        for own, shared in dict(tied).items():
+            if own not in self._names and shared in self._names:
+                self._names[own] = self._names[shared]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader.read(self._names[name]).to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -17,9 +17,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from transfer.architectures import Architecture
+from transfer.errors import UnsupportedModel
 from transfer.interface import LowRank, Site
 from transfer.weights import ModelWeights, TensorReader
-from workers.load import load_causal_lm
+from workers.load import load_causal_lm, streamed_causal_lm
 from workers.verify.cut import Cut
 
 # Without its BOS in front Gemma reads text as noise (6.9 nats a token instead of 4.0), and a tokenizer.json
@@ -34,6 +35,22 @@ class Encoded:
 
     ids: list[int]
     offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A tokenizer as a model uses it."""
+
+    tokenizer: Tokenizer
+    bos: int | None
+
+    def encode(self, text: str, limit: int | None = None) -> Encoded:
+        """The text's tokens, BOS in front where this model has one; at most `limit` of them."""
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        ids, offsets = list(found.ids), list(found.offsets)
+        if self.bos is not None:
+            ids, offsets = [self.bos, *ids], [(0, 0), *offsets]
+        return Encoded(ids[:limit], offsets[:limit])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +69,7 @@ class TextModel:
 
     def encode(self, text: str, limit: int | None = None) -> Encoded:
         """The text's tokens, BOS in front where this model has one; at most `limit` of them."""
-        found = self.tokenizer.encode(text, add_special_tokens=False)
-        ids, offsets = list(found.ids), list(found.offsets)
-        if self.bos is not None:
-            ids, offsets = [self.bos, *ids], [(0, 0), *offsets]
-        return Encoded(ids[:limit], offsets[:limit])
+        return Words(self.tokenizer, self.bos).encode(text, limit)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, without special tokens."""
@@ -79,24 +92,47 @@ def load(
     tokenizer: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    *,
+    streamed: bool = False,
 ) -> TextModel:
-    """The whole text model on `device`. Raises UnsupportedModel when its weights are not complete."""
-    raw = weights.config
-    text = dict(raw.get("text_config") or raw)
-    model = load_causal_lm(text, dict(Cut().weights(reader)), dtype).to(device).eval()
+    """The whole text model on `device`. Raises UnsupportedModel when its weights are not complete.
+
+    `streamed` leaves the weights where they are; each module's are read while it runs, and forgotten.
+    """
+    text = _text_config(weights.config)
+    if streamed:
+        model = streamed_causal_lm(text, reader, device, dtype)
+    else:
+        model = load_causal_lm(text, dict(Cut().weights(reader)), dtype).to(device)
+    model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    words = Tokenizer.from_str(json.dumps(tokenizer))
-    words.no_truncation()
-    words.no_padding()
+    words = words_of(tokenizer, weights.config)
     return TextModel(
         model=model,
-        tokenizer=words,
+        tokenizer=words.tokenizer,
         architecture=weights.architecture,
         device=device,
-        bos=_bos(words, text),
+        bos=words.bos,
         eos=_eos(text),
     )
+
+
+def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
+    """The tokenizer of a tokenizer.json, with the BOS that this model wants. Raises UnsupportedModel."""
+    try:
+        words = Tokenizer.from_str(json.dumps(tokenizer))
+    except Exception as exc:  # the library raises plain Exception for whatever it cannot read
+        raise UnsupportedModel(
+            "The base's tokenizer.json cannot be read.", hint="Save the tokenizer again with transformers."
+        ) from exc
+    words.no_truncation()
+    words.no_padding()
+    return Words(words, _bos(words, _text_config(config)))
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(config.get("text_config") or config)
 
 
 @contextmanager

@@ -65,12 +65,18 @@ class Cut:
         part.update(pad_token_id=None, bos_token_id=None, eos_token_id=None)
         return part
 
+    def names(self, reader: TensorReader) -> Iterator[tuple[str, str]]:
+        """The names in the repo and in this part."""
+        for name in sorted(reader.infos()):
+            new = self._renamed(name)
+            if new is not None and not _NOT_TEXT.search(name):
+                yield name, new
+
     def weights(self, reader: TensorReader) -> Iterator[tuple[str, Tensor]]:
         """The target's tensors of this part in float32."""
-        for name, info in sorted(reader.infos().items()):
-            new = self._renamed(name)
-            if new is None or _NOT_TEXT.search(name):
-                continue
+        infos = reader.infos()
+        for name, new in self.names(reader):
+            info = infos[name]
             cut = self.layers is not None and _VOCABULARY.search(name) and info.shape[0] == self.vocabulary
             if cut and len(info.shape) == 2:
                 rows = [reader.read_rows(name, 0, self.first)]

@@ -1,0 +1,66 @@
+"""The places of a layer where activations are taken: several sites read the same thing, none write the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transfer.interface import Port, Role, Side, Site, SitePair
+from transfer.weights import ModelWeights
+
+_READ = {
+    Role.Q: ("attention_in", Role.Q),
+    Role.K: ("attention_in", Role.Q),
+    Role.V: ("attention_in", Role.Q),
+    Role.O: ("o_in", Role.O),
+    Role.GATE: ("mlp_in", Role.UP),
+    Role.UP: ("mlp_in", Role.UP),
+    Role.DOWN: ("down_in", Role.DOWN),
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """`name`: such as `mlp_in`; `role` and `port`: a site at which it can be seen."""
+
+    layer: int
+    name: str
+    role: Role
+    port: Port
+
+    @property
+    def site(self) -> Site:
+        """A site that reads or writes here."""
+        return Site(self.layer, self.role)
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.name}"
+
+    def width(self, base: ModelWeights) -> int:
+        """How many numbers a token has here."""
+        o, i = base.shape(self.site)
+        return i if self.port == "in" else o
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PlacePair:
+    """A place of the source and the one of the target that is read or written in its stead."""
+
+    source: Place
+    target: Place
+
+    def at(self, side: Side) -> Place:
+        """That side's place."""
+        return self.source if side == "source" else self.target
+
+
+def place_of(site: Site, port: Port) -> Place:
+    """Where this site reads or writes."""
+    if port == "out":
+        return Place(site.layer, f"{site.role.value}_out", site.role, port)
+    name, role = _READ[site.role]
+    return Place(site.layer, name, role, port)
+
+
+def places_of(pair: SitePair, port: Port) -> PlacePair:
+    """The places of both sides of a site pair."""
+    return PlacePair(place_of(pair.source, port), place_of(pair.target, port))

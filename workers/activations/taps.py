@@ -1,0 +1,73 @@
+"""Activations as a model runs: forward hooks that keep the rows of chosen positions and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfer.interface import Side
+from workers.activations.ports import Place
+from workers.activations.text import Passage
+from workers.models import TextModel
+
+
+@torch.inference_mode()
+def rows_at(base: TextModel, side: Side, passage: Passage, places: Iterable[Place]) -> dict[Place, Tensor]:
+    """What the model reads or writes at the passage's paired positions: place → (positions, width) float32.
+
+    A bias is left out of what a site writes: it is the same at every token, and the update does not touch it.
+    """
+    found: dict[Place, Tensor] = {}
+    at = passage.at(side).to(base.device)
+    modules: dict[str, list[Place]] = {}
+    for place in places:
+        modules.setdefault(base.architecture.module(place.site), []).append(place)
+    with ExitStack() as hooks:
+        for wanted in modules.values():
+            module = base.module(wanted[0].site)
+            handle = module.register_forward_hook(_keeping(base, wanted, at, found))
+            hooks.callback(handle.remove)
+        _run(base, passage.ids(side))
+    return found
+
+
+@torch.inference_mode()
+def layers_at(base: TextModel, side: Side, passage: Passage) -> list[Tensor]:
+    """The residual stream after each layer at the paired positions: (positions, hidden) float32 each."""
+    at = passage.at(side).to(base.device)
+    found: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        found.append(hidden[0, at].float())
+
+    with ExitStack() as hooks:
+        for layer in range(base.architecture.layers):
+            name = f"{base.architecture.family.root}{base.architecture.stem(layer)}"
+            hooks.callback(base.model.get_submodule(name).register_forward_hook(keep).remove)
+        _run(base, passage.ids(side))
+    return found
+
+
+def _run(base: TextModel, ids: Sequence[int]) -> None:
+    """The body alone: no logits, which for a large vocabulary cost more than the layers."""
+    base.model.base_model(torch.tensor([list(ids)], device=base.device), use_cache=False)
+
+
+def _keeping(base: TextModel, wanted: list[Place], at: Tensor, found: dict[Place, Tensor]) -> Any:
+    def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for place in wanted:
+            if place.port == "in":
+                found[place] = inputs[0][0, at].float()
+                continue
+            written = output[0, at].float()
+            if module.bias is not None:
+                written = written - module.bias.float()
+            rows = base.rows(place.site)
+            found[place] = written if rows is None else written[:, rows]
+
+    return keep

@@ -1,0 +1,120 @@
+"""A text cut into passages that both tokenizers have read, with the positions at which they read the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from transfer.activations.positions import paired_positions
+from transfer.interface import Side
+from workers.models import Encoded
+
+WINDOW = 512  # tokens of a passage, at most; a state depends on what stands before it, not on the window
+_PIECE = 1600  # characters: some 400 tokens of English, fewer than the window in nearly every language
+HELD_OUT_EVERY = 8  # every eighth passage measures what the others fitted
+
+
+class Reads(Protocol):
+    """Whatever cuts a text into tokens as a model does."""
+
+    def encode(self, text: str, limit: int | None = None) -> Encoded:
+        """Ids and character offsets, BOS in front where the model has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One stretch of text: each side's ids, and equally many positions on either side, rising."""
+
+    source_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    source_at: Tensor
+    target_at: Tensor
+    held_out: bool
+
+    def ids(self, side: Side) -> tuple[int, ...]:
+        """That side's tokens."""
+        return self.source_ids if side == "source" else self.target_ids
+
+    def at(self, side: Side) -> Tensor:
+        """That side's paired positions."""
+        return self.source_at if side == "source" else self.target_at
+
+    @property
+    def positions(self) -> int:
+        """How many are paired."""
+        return int(self.source_at.numel())
+
+
+@dataclass(frozen=True, slots=True)
+class PairedText:
+    """Passages in the order of the text. Coverages: the share of either side's tokens that found a partner.
+
+    `digest` tells these pairs from all others.
+    """
+
+    passages: tuple[Passage, ...]
+    source_coverage: float
+    target_coverage: float
+    digest: str
+
+    @property
+    def positions(self) -> int:
+        """Paired positions in all."""
+        return sum(passage.positions for passage in self.passages)
+
+
+def pair_text(source: Reads, target: Reads, documents: Iterable[str], most: int) -> PairedText:
+    """Read documents until `most` positions are paired (the last passage is kept whole)."""
+    passages: list[Passage] = []
+    found = 0
+    tokens = {"source": 0, "target": 0}
+    sha = hashlib.sha256()
+    for piece in _pieces(documents):
+        if found >= most:
+            break
+        ours, theirs = source.encode(piece, WINDOW), target.encode(piece, WINDOW)
+        pairs = paired_positions(ours.offsets, theirs.offsets)
+        # A sequence's first token draws attention as a sink and has states of its own kind, many times as long.
+        keep = (pairs.source > 0) & (pairs.target > 0)
+        passage = Passage(
+            tuple(ours.ids),
+            tuple(theirs.ids),
+            pairs.source[keep],
+            pairs.target[keep],
+            held_out=len(passages) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1,
+        )
+        if passage.positions == 0:
+            continue
+        passages.append(passage)
+        found += passage.positions
+        tokens["source"] += _of_text(ours.offsets)
+        tokens["target"] += _of_text(theirs.offsets)
+        for part in (passage.source_ids, passage.target_ids, passage.source_at.tolist()):
+            sha.update(f"{len(part)}:{','.join(map(str, part))};".encode())
+    return PairedText(
+        tuple(passages),
+        found / max(tokens["source"], 1),
+        found / max(tokens["target"], 1),
+        sha.hexdigest(),
+    )
+
+
+def _pieces(documents: Iterable[str]) -> Iterator[str]:
+    """Documents in stretches of some hundred tokens, cut between words where there are any."""
+    for document in documents:
+        rest = document.strip()
+        while len(rest) > _PIECE:
+            cut = rest.rfind(" ", _PIECE // 2, _PIECE)
+            cut = cut if cut > 0 else _PIECE
+            yield rest[:cut]
+            rest = rest[cut:].strip()
+        if rest:
+            yield rest
+
+
+def _of_text(offsets: Sequence[tuple[int, int]]) -> int:
+    return sum(end > start for start, end in offsets)
