@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
 from transfer.catalogue import MethodParams
 
+if TYPE_CHECKING:
+    from transfer.activations.maps import Moments, PairedRows
+
 Side = Literal["source", "target"]
 Space = Literal["delta", "factors"]
 Port = Literal["in", "out"]
+PORTS: tuple[Port, Port] = ("in", "out")
 
 
 class Role(StrEnum):
@@ -40,6 +44,7 @@ class Evidence(StrEnum):
     FACTORS = "factors"
     EMBEDDINGS = "embeddings"  # shared-vocabulary pseudo-activations
     ACTIVATIONS = "activations"
+    HEADS = "heads"  # maps trained through both bases
     ANCHORS = "anchors"
     VALIDATION = "validation"
 
@@ -157,6 +162,20 @@ class SiteEvidence(Protocol):
 
         `what` starts with a word for people, and names every setting and algorithm version they depend on.
         """
+
+    def moments(self, port: Port) -> Moments:
+        """Sums over what both sides read or write on the same text. ACTIVATIONS."""
+
+    def held_out(self, port: Port) -> PairedRows:
+        """Some rows of passages that `moments` has not seen. ACTIVATIONS."""
+
+    def rows(self, port: Port, most: int) -> PairedRows:
+        """The first `most` rows of those that `moments` sums up, the semantic primes' before the corpus's.
+        ACTIVATIONS."""
+
+    def kept_at(self, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """As `kept`, for what depends on the two bases, their text and the place where this site reads or
+        writes; sites that read the same share it. ACTIVATIONS."""
 
     def anchors(self) -> Sequence[LowRank]:
         """The anchors' updates of this target site, in the pool's order, each (o_t, i_t). ANCHORS."""

@@ -7,10 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 from transfer.interface import Method
+from transfer.methods.activation import Activation
 from transfer.methods.anchor_ridge import AnchorRidge
 from transfer.methods.copy import Copy
 from transfer.methods.cross_lora import CrossLora
 from transfer.methods.difference import Difference
+from transfer.methods.geometric import Geometric
 from transfer.methods.linear import Linear
 from transfer.methods.prolora import ProLora
 from transfer.methods.ties import Ties
@@ -28,6 +30,8 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
             CrossLora(),
             ProLora(),
             AnchorRidge(),
+            Geometric(),
+            Activation(),
         )
     }
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from transfer.activations.maps import Moments, PairedRows
 from transfer.interface import Factors, Kernels, LowRank, Pair, Port, Role, Side, Site, SitePair, Space
 from transfer.linalg import factorize
 from transfer.pool.kernel import gram, site_kernel
@@ -19,10 +20,10 @@ from transfer.pool.kernel import gram, site_kernel
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """SiteEvidence from given tensors. `rows`: (side, port) → paired rows; `pool`: an anchor's updates."""
+    """SiteEvidence from given tensors. `pairs`: (side, port) → paired rows; `pool`: an anchor's updates."""
 
     weights: dict[Side, Tensor]
-    rows: dict[tuple[Side, Port], Tensor]
+    pairs: dict[tuple[Side, Port], Tensor]
     pool: tuple[tuple[LowRank, LowRank], ...] = ()
 
     def weight(self, side: Side) -> Tensor:
@@ -32,10 +33,29 @@ class Evidence:
         return factorize(self.weights[side], rank)
 
     def paired(self, side: Side, port: Port) -> Tensor:
-        return self.rows[side, port]
+        return self.pairs[side, port]
 
     def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         return compute()
+
+    def kept_at(self, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return compute()
+
+    def moments(self, port: Port) -> Moments:
+        rows = self._split(port)[0]
+        return rows.moments()
+
+    def held_out(self, port: Port) -> PairedRows:
+        return self._split(port)[1]
+
+    def rows(self, port: Port, most: int) -> PairedRows:
+        rows = self._split(port)[0]
+        return PairedRows(rows.source[:most], rows.target[:most])
+
+    def _split(self, port: Port) -> tuple[PairedRows, PairedRows]:
+        X, Y = self.paired("source", port), self.paired("target", port)
+        held_out = torch.arange(X.shape[0]) % 8 == 7
+        return PairedRows(X[~held_out], Y[~held_out]), PairedRows(X[held_out], Y[held_out])
 
     def anchors(self) -> Sequence[LowRank]:
         return [target for _, target in self.pool]

@@ -20,7 +20,7 @@ from transfer.activations.cka import (
     without_outliers,
 )
 from transfer.activations.layers import coverage, monotone_map
-from transfer.activations.maps import Moments, carried, map_in, map_out, read_r2, write_r2
+from transfer.activations.maps import Moments, PairedRows, carried, map_in, map_out, read_r2, write_r2
 
 
 def test_the_biased_estimator_is_fooled_by_independent_gaussians_and_ours_is_not():
@@ -141,14 +141,14 @@ def test_an_update_moves_exactly_onto_a_base_whose_coordinates_are_turned():
     moved = carried(delta, M_in, M_out)
     assert moved.rank == 3
     assert relative_error(dense(moved), Q @ dense(delta) @ R.T) < 1e-4
-    assert read_r2(delta.A, M_in, inputs) == pytest.approx(1.0, abs=1e-5)
-    assert write_r2(delta.B, M_out, outputs) == pytest.approx(1.0, abs=1e-5)
+    assert read_r2(delta.A, M_in, PairedRows(X, X.double() @ R.T)) == pytest.approx(1.0, abs=1e-5)
+    assert write_r2(delta.B, M_out, PairedRows(Y, Y.double() @ Q.T)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_what_an_adapter_reads_and_writes_is_judged_on_rows_that_were_not_fitted():
     X_s, noise = gaussian(900, 10, seed=1), gaussian(900, 10, seed=2)
     X_t = torch.cat([X_s[:, :5], noise[:, 5:]], 1)  # half of what the source reads is not there
-    fitted, held_out = _moments(X_s[:600], X_t[:600]), _moments(X_s[600:], X_t[600:])
+    fitted, held_out = _moments(X_s[:600], X_t[:600]), PairedRows(X_s[600:], X_t[600:])
     M_in, M_out = map_in(fitted, 1e-6), map_out(fitted, 1e-6)
     knows, misses = torch.eye(10)[:2], torch.eye(10)[6:8]
     assert read_r2(knows, M_in, held_out) > 0.99

@@ -180,7 +180,7 @@ def test_a_sweep_asks_for_each_bases_factors_once_at_the_largest_rank():
             asked.append((side, rank))
             return super().factors(side, rank)
 
-    watched = Watched(seen.weights, seen.rows)
+    watched = Watched(seen.weights, seen.pairs)
     _carry(CrossLoraParams(rank=8, sweep=(4, 16, 12)), site, delta, watched)
     assert asked == [("source", 16), ("target", 16)]
 

@@ -45,6 +45,11 @@ VARIANTS = [
     ({"name": "prolora", "energy": 1.0}, False),
     ({"name": "prolora", "energy": 0.8, "perp": "complement"}, False),
     ({"name": "prolora", "energy": 1.0, "perp": "residual"}, False),
+    ({"name": "cross_lora", "alignment": "activations"}, True),
+    ({"name": "activation", "ridge": 1e-9}, True),
+    ({"name": "activation", "ridge": 1e-9, "norm": "preserve"}, True),
+    ({"name": "geometric"}, True),
+    ({"name": "geometric", "lock_rounds": 0}, True),
     ({"name": "anchor_ridge", "predictor": "mean"}, True),
     ({"name": "anchor_ridge", "penalty": 1e-8}, True),
     ({"name": "anchor_ridge", "predictor": "topk_ridge", "penalty": 1e-8}, True),
@@ -70,6 +75,12 @@ each_exact_variant = pytest.mark.parametrize(
     [v for v in VARIANTS if v[0].get("energy", 1.0) == 1.0 and v[0].get("predictor") != "mean"],
     ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else "",
 )
+EVIDENCE_OF = {
+    "paired": "embeddings",
+    "kept": "embeddings",
+    "weight": "weights",
+    **dict.fromkeys(("moments", "held_out", "rows", "kept_at"), "activations"),
+}
 each_role = pytest.mark.parametrize("role", [Role.Q, Role.DOWN])
 RANK = 4
 
@@ -213,7 +224,7 @@ def test_a_method_asks_only_for_the_evidence_that_it_declares(raw, crosses):
 
     class Watched(_Untouchable):
         def __getattr__(self, name):
-            asked.add({"paired": "embeddings", "kept": "embeddings", "weight": "weights"}.get(name, name))
+            asked.add(EVIDENCE_OF.get(name, name))
             return getattr(seen, name)
 
     _run(raw, site, delta, Watched(), pair_of(site, seen=seen, delta=delta))

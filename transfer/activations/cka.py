@@ -87,9 +87,13 @@ def without_outliers(rows: Tensor, times: float = 50.0) -> Tensor:
     A handful of such dimensions carry nearly all of a layer's norm and say nothing of its geometry; the
     similarity of two models would be the similarity of these.
     """
+    return rows[:, ~outliers(rows, times)]
+
+
+def outliers(rows: Tensor, times: float = 50.0) -> Tensor:
+    """Which dimensions of rows (n, d) those are: (d,) bool."""
     power = rows.double().square().mean(0)
-    keep = power <= times * power.median()
-    return rows[:, keep]
+    return power > times * power.median()
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -57,6 +57,20 @@ class Moments:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PairedRows:
+    """Paired rows as they came: `source` (n, p), `target` (n, q), float32."""
+
+    source: Tensor
+    target: Tensor
+
+    def moments(self) -> Moments:
+        """Their sums."""
+        sums = Moments.zeros(self.source.shape[1], self.target.shape[1], self.source.device)
+        sums.add(self.source, self.target)
+        return sums
+
+
 def map_in(moments: Moments, ridge: float) -> Tensor:
     """M_in (p, q): what the target reads, as the source would have read it. λ in mean eigenvalues."""
     return _solve(moments.cross, moments.target, ridge)
@@ -67,25 +81,22 @@ def map_out(moments: Moments, ridge: float) -> Tensor:
     return _solve(moments.cross.T, moments.source, ridge)
 
 
-def read_r2(A: Tensor, M_in: Tensor, held_out: Moments) -> float:
+def read_r2(A: Tensor, M_in: Tensor, held_out: PairedRows) -> float:
     """1 − ‖A (x_s − M_in x_t)‖² / ‖A x_s‖² over held-out rows: does the adapter (A: (r, p)) read the same
     thing? 1 is perfect, 0 what reading nothing gives; it can be negative."""
     A, M = A.double(), M_in.double()
-    whole = _energy(A, held_out.source)
-    missed = whole - 2.0 * float(((A @ held_out.cross) * (A @ M)).sum()) + _energy(A @ M, held_out.target)
-    return 1.0 - missed / whole if whole > 0.0 else 0.0
+    wanted = held_out.source.double() @ A.T
+    got = held_out.target.double() @ (A @ M).T
+    return _explained(wanted, got)
 
 
-def write_r2(B: Tensor, M_out: Tensor, held_out: Moments) -> float:
+def write_r2(B: Tensor, M_out: Tensor, held_out: PairedRows) -> float:
     """1 − ‖P (y_t − M_out y_s)‖² / ‖P y_t‖² over held-out rows, P the projector on M_out·B (B: (p, r)): does
     the target write there what the source writes?"""
-    basis = torch.linalg.qr(M_out.double() @ B.double()).Q.T
-    whole = _energy(basis, held_out.target)
-    mapped = basis @ M_out.double()
-    missed = (
-        whole - 2.0 * float(((basis @ held_out.cross.T) * mapped).sum()) + _energy(mapped, held_out.source)
-    )
-    return 1.0 - missed / whole if whole > 0.0 else 0.0
+    basis = torch.linalg.qr(M_out.double() @ B.double()).Q
+    wanted = held_out.target.double() @ basis
+    got = held_out.source.double() @ (M_out.double().T @ basis)
+    return _explained(wanted, got)
 
 
 def carried(delta: LowRank, M_in: Tensor, M_out: Tensor) -> LowRank:
@@ -105,6 +116,6 @@ def _solve(cross: Tensor, gram: Tensor, ridge: float) -> Tensor:
     return solved
 
 
-def _energy(M: Tensor, gram: Tensor) -> float:
-    """Σ ‖M x‖² = ⟨M gram, M⟩."""
-    return float(((M @ gram) * M).sum())
+def _explained(wanted: Tensor, got: Tensor) -> float:
+    whole = float(wanted.square().sum())
+    return 1.0 - float((wanted - got).square().sum()) / whole if whole > 0.0 else 0.0

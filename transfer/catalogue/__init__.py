@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
+from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
 from transfer.catalogue.base import AutoParams, DareParams, MethodParams
 from transfer.catalogue.pools import AnchorRidgeParams
 from transfer.catalogue.weights import (
@@ -26,6 +27,7 @@ from transfer.catalogue.weights import (
 
 __all__ = [
     "PARAMS_BY_NAME",
+    "ActivationParams",
     "AnchorRidgeParams",
     "AnyMethodParams",
     "AutoParams",
@@ -34,8 +36,10 @@ __all__ = [
     "DareParams",
     "DenseParams",
     "DifferenceParams",
+    "GeometricParams",
     "LinearParams",
     "MethodParams",
+    "PairedTextParams",
     "ProLoraParams",
     "TiesParams",
     "WeightAverageParams",
@@ -52,7 +56,9 @@ AnyMethodParams = Annotated[
     | TiesParams
     | CrossLoraParams
     | ProLoraParams
-    | AnchorRidgeParams,
+    | AnchorRidgeParams
+    | GeometricParams
+    | ActivationParams,
     Field(discriminator="name"),
 ]
 
@@ -66,6 +72,8 @@ PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "cross_lora": CrossLoraParams,
     "prolora": ProLoraParams,
     "anchor_ridge": AnchorRidgeParams,
+    "geometric": GeometricParams,
+    "activation": ActivationParams,
 }
 
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)

@@ -33,6 +33,13 @@ class MethodParams(BaseModel):
         default=True,
         description="Divide an update by the number of target layers that share its source layer.",
     )
+    fold: bool = Field(
+        default=False,
+        description=(
+            "Where the source is deeper, add up the updates of all its layers that belong to one target "
+            "layer and cut the sum to the adapter's rank; otherwise each target layer takes one layer's."
+        ),
+    )
     dare: DareParams | None = Field(default=None, description="Thin the carried update out; off by default.")
 
 

@@ -26,16 +26,22 @@ class CrossLoraParams(MethodParams):
     rank: int = Field(
         default=320, ge=1, le=16384, description="Singular directions kept of each base weight."
     )
-    alignment: Literal["anchored", "projection", "index"] = Field(
+    alignment: Literal["anchored", "activations", "projection", "index"] = Field(
         default="anchored",
         description=(
             "How the two k-dimensional coordinate systems are matched: `anchored` by Procrustes on "
-            "shared-vocabulary embeddings, `projection` onto the target's subspace alone (equal shapes), "
+            "shared-vocabulary embeddings, `activations` by Procrustes on what both bases compute from the "
+            "same text, `projection` onto the target's subspace alone (equal shapes), "
             "`index` by singular-value order."
         ),
     )
     anchor_tokens: int = Field(
-        default=4096, ge=64, le=65536, description="Most shared tokens used as paired evidence by `anchored`."
+        default=4096,
+        ge=64,
+        le=65536,
+        description=(
+            "Most shared tokens used as paired evidence by `anchored`, most token positions by `activations`."
+        ),
     )
     norm: Literal["keep", "preserve"] = Field(
         default="keep",

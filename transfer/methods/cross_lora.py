@@ -4,10 +4,11 @@ With rank-k factors W ≈ U diag(S) Vᵀ of each base, the update's coordinates 
 
     ΔW_t = U_t · Q_outᵀ · C · Q_in · V_tᵀ.
 
-The paper's least-squares step has no residual for orthonormal bases, so it leaves Q_out and Q_in open. Three
+The paper's least-squares step has no residual for orthonormal bases, so it leaves Q_out and Q_in open. Four
 readings: `index` takes both as the identity (j-th direction to j-th direction), `anchored` fits them by
-orthogonal Procrustes on rows that the two models share, and `projection` (equal shapes, [002]'s reading)
-stays in the common coordinates and only projects: ΔW_t = U_tU_tᵀ ΔW_s V_tV_tᵀ.
+orthogonal Procrustes on embeddings that the two models share, `activations` on what both compute from one
+text, and `projection` (equal shapes, [002]'s reading) stays in the common coordinates and only projects:
+ΔW_t = U_tU_tᵀ ΔW_s V_tV_tᵀ.
 
 `orthogonalize` keeps the update's own directions from getting into each other's way (`methods.directions`),
 `sweep` measures further ranks on the same factors (`methods.ranks`).
@@ -20,7 +21,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from transfer.catalogue import CrossLoraParams
-from transfer.interface import Carried, Evidence, Factors, LowRank, Pair, Role, SiteEvidence, SitePair
+from transfer.interface import (
+    PORTS,
+    Carried,
+    Evidence,
+    Factors,
+    LowRank,
+    Pair,
+    Port,
+    Role,
+    SiteEvidence,
+    SitePair,
+)
 from transfer.linalg import frobenius
 from transfer.methods.anchors import Alignment, align, alignment_name
 from transfer.methods.directions import decouple, recouple
@@ -36,9 +48,9 @@ class CrossLora:
     name: ClassVar[str] = "cross_lora"
 
     def needs(self, params: CrossLoraParams) -> frozenset[Evidence]:
-        """Factors of both bases; `anchored` also shared-vocabulary rows."""
-        anchors = {Evidence.EMBEDDINGS} if params.alignment == "anchored" else set()
-        return frozenset({Evidence.FACTORS} | anchors)
+        """Factors of both bases; `anchored` also shared-vocabulary rows, `activations` those of a text."""
+        pairs = {"anchored": {Evidence.EMBEDDINGS}, "activations": {Evidence.ACTIVATIONS}}
+        return frozenset({Evidence.FACTORS} | pairs.get(params.alignment, set()))
 
     def prepare(self, params: CrossLoraParams, pair: Pair) -> None:
         """Raises IncompatiblePair when `projection` meets unequal shapes, listing the sites."""
@@ -76,7 +88,7 @@ class CrossLora:
         if params.norm == "preserve" and (norm := frobenius(moved)) > 0.0:
             moved = moved.scaled(before / norm)
         measured |= energies(before, kept, moved, source, target)
-        exact = params.alignment != "anchored"
+        exact = params.alignment not in {"anchored", "activations"}
         measured |= swept(params.sweep, before, whole, widest_s, widest_t, exact_norm=exact)
         return Carried(moved, measured, flags)
 
@@ -99,7 +111,10 @@ def _turn(
         k = min(source.S.numel(), target.S.numel())
         B, A = _resized(kept.B, target.S.numel(), k), _resized(kept.A.T, target.S.numel(), k).T
         return {}, ("index_alignment",), LowRank(B, A)
-    reads, writes = _alignments(site, source, target, evidence)
+    if params.alignment == "activations":
+        reads, writes = (_on_text(params, port, source, target, evidence) for port in PORTS)
+    else:
+        reads, writes = _alignments(site, source, target, evidence)
     turned = LowRank(writes.rotation.T @ kept.B, kept.A @ reads.rotation)
     measured = {
         "anchor_tokens": float(reads.fitted),
@@ -140,6 +155,20 @@ def _fitted(site: SitePair, source: Factors, target: Factors, evidence: SiteEvid
         # being a constant that says nothing about directions of change.
         Y_s, Y_t = X_s * source.S, X_t * target.S
     return reads.tensors("in") | align(Y_s, Y_t).tensors("out")
+
+
+def _on_text(
+    params: CrossLoraParams, port: Port, source: Factors, target: Factors, evidence: SiteEvidence
+) -> Alignment:
+    """The same from what both bases read or write on one text, seen in the factors' coordinates."""
+
+    def fit() -> dict[str, Tensor]:
+        rows = evidence.rows(port, params.anchor_tokens)
+        ours, theirs = (source.V, target.V) if port == "in" else (source.U, target.U)
+        return align(rows.source @ ours, rows.target @ theirs).tensors(port)
+
+    name = f"{alignment_name(source, target)} rows {params.anchor_tokens}"
+    return Alignment.from_tensors(evidence.kept_at(port, name, fit), port)
 
 
 def _resized(coordinates: Tensor, rows: int, k: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The places of a layer where activations are taken: several sites read the same thing, none write the same."""
+"""The places of a layer where activations are taken: several sites read the same, none write the same."""
 
 from __future__ import annotations
 

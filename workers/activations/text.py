@@ -78,7 +78,8 @@ def pair_text(source: Reads, target: Reads, documents: Iterable[str], most: int)
             break
         ours, theirs = source.encode(piece, WINDOW), target.encode(piece, WINDOW)
         pairs = paired_positions(ours.offsets, theirs.offsets)
-        # A sequence's first token draws attention as a sink and has states of its own kind, many times as long.
+        # A sequence's first token serves attention as a sink; its states are of their own kind and many times
+        # as long.
         keep = (pairs.source > 0) & (pairs.target > 0)
         passage = Passage(
             tuple(ours.ids),

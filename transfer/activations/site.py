@@ -1,0 +1,32 @@
+"""What paired activations say at one site: its maps, and how well they serve one adapter."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from transfer.activations.maps import PairedRows, map_in, map_out, read_r2, write_r2
+from transfer.interface import LowRank, Port, SiteEvidence
+
+# Part of what names kept maps: raise it whenever the same sums may give other maps.
+MAPS_VERSION = 1
+
+
+def site_map(evidence: SiteEvidence, port: Port, ridge: float) -> tuple[Tensor, PairedRows]:
+    """M_in (i_s, i_t) or M_out (o_t, o_s), float32, and rows that it was not fitted to. Kept per pair of
+    bases: a further adapter costs two small products a site."""
+
+    def fit() -> dict[str, Tensor]:
+        moments, rows = evidence.moments(port), evidence.held_out(port)
+        M = map_in(moments, ridge) if port == "in" else map_out(moments, ridge)
+        return {"map": M.float(), "source": rows.source, "target": rows.target}
+
+    found = evidence.kept_at(port, f"map v{MAPS_VERSION} ridge {ridge:.9g}", fit)
+    return found["map"], PairedRows(found["source"], found["target"])
+
+
+def seen_by(delta: LowRank, evidence: SiteEvidence, ridge: float) -> dict[str, float]:
+    """`read_r2` of A·M_in and `write_r2` of M_out·B on held-out tokens: what share of what the adapter reads
+    does the target know, and of what the target writes there does the source tell? At most 1; 0 is chance."""
+    M_in, reads = site_map(evidence, "in", ridge)
+    M_out, writes = site_map(evidence, "out", ridge)
+    return {"read_r2": read_r2(delta.A, M_in, reads), "write_r2": write_r2(delta.B, M_out, writes)}

@@ -1,0 +1,57 @@
+"""Parameters of the methods that look at paired activations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from transfer.catalogue.base import MethodParams
+
+
+class PairedTextParams(MethodParams):
+    """What methods share that run both bases over one text."""
+
+    positions: int = Field(
+        default=16384,
+        ge=256,
+        le=2**24,
+        description="Paired token positions of the corpus that are read; fewer when the text ends.",
+    )
+
+
+class ActivationParams(PairedTextParams):
+    """Closed-form maps between what the two bases read and write on the same text."""
+
+    name: Literal["activation"] = "activation"
+    ridge: float = Field(
+        default=0.1,
+        ge=1e-9,
+        le=1e3,
+        description="λ in mean eigenvalues: small over-fits single directions, large shrinks the update.",
+    )
+    norm: Literal["keep", "preserve"] = Field(
+        default="keep",
+        description="`preserve` rescales each site to the Frobenius norm of the source's update.",
+    )
+
+
+class GeometricParams(PairedTextParams):
+    """Turn the update by the orthogonal map between the bases' activations [000, geometric alignment]."""
+
+    name: Literal["geometric"] = "geometric"
+    anchors: int = Field(
+        default=4096,
+        ge=64,
+        le=65536,
+        description="Most paired positions that are matched: semantic primes first, then the corpus.",
+    )
+    lock_rounds: int = Field(
+        default=4,
+        ge=0,
+        le=100,
+        description=(
+            "Times that the weights of anchors are raised whose images point away from their partners "
+            "(anchor locks); 0 leaves the locks out."
+        ),
+    )

@@ -1,0 +1,90 @@
+"""Which text both bases are to read for a request, and whether they are to read one at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.requests import ConversionRequest
+from transfer.catalogue import CrossLoraParams, GeometricParams, MethodParams, PairedTextParams
+from transfer.interface import Evidence
+from transfer.registry import METHODS
+from workers.activations.collector import Collector
+from workers.activations.evidence import Activations
+from workers.activations.text import pair_text
+from workers.bases import Bases, Stored
+from workers.corpus import primes, texts
+from workers.reading import Opened
+from workers.tools import Tools
+from workers.watch import Watch
+
+_POSITIONS = 16384  # where the method does not say
+_OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.HEADS})
+
+
+def reads_text(request: ConversionRequest) -> bool:
+    """Does the method need paired activations, or did the request ask the pre-check for them?"""
+    if request.precheck.activations is not None and request.precheck.activations:
+        return True
+    method = METHODS.get(request.method.name)
+    return method is not None and bool(method.needs(request.method) & _OF_TEXT)
+
+
+def gather(
+    request: ConversionRequest,
+    opened: Opened,
+    bases: Bases,
+    tools: Tools,
+    corpus_file: Path | None,
+    watch: Watch,
+) -> Activations | None:
+    """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
+    if not reads_text(request):
+        return None
+    corpus = texts(request.corpus, corpus_file, tools.hub)
+    params = request.method
+    documents = corpus.documents
+    if isinstance(params, GeometricParams):
+        documents = (*primes().documents, *documents)
+    text = pair_text(bases.words("source"), bases.words("target"), documents, _positions(params))
+    collector = Collector(
+        bases=bases,
+        text=text,
+        budget=tools.activation_bytes,
+        scratch=tools.scratch,
+        step=lambda done, total: None,
+        keep_rows=_rows(params),
+    )
+    found = Activations(
+        source=opened.pinned.source,
+        target=opened.pinned.target,
+        corpus=corpus,
+        text=text,
+        collector=collector,
+        cache=tools.cache,
+        watch=watch,
+    )
+    collector.step = found.step
+    return found
+
+
+def stored_bases(opened: Opened, tools: Tools) -> Bases:
+    """The request's bases, none loaded."""
+    return Bases(
+        Stored(opened.source, opened.source_reader, opened.source_tokenizer),
+        Stored(opened.target, opened.target_reader, opened.target_tokenizer),
+        tools.device,
+        tools.model_bytes,
+    )
+
+
+def _positions(params: MethodParams) -> int:
+    return params.positions if isinstance(params, PairedTextParams) else _POSITIONS
+
+
+def _rows(params: MethodParams) -> int:
+    """How many rows a method wants to see one by one."""
+    if isinstance(params, GeometricParams):
+        return params.anchors
+    if isinstance(params, CrossLoraParams) and params.alignment == "activations":
+        return params.anchor_tokens
+    return 0
