@@ -5,6 +5,7 @@
     ├── MalformedAdapter        the adapter's own files contradict themselves
     ├── UnsupportedModel        no table row for the architecture, or weights that cannot be read
     ├── IncompatiblePair        this method cannot carry this adapter between these bases
+    ├── TrainingFailed          the loss of a method that trains is no longer a number, or it has no text
     ├── GapTooSmall             training on the target gains too little to measure a share of it
     └── VerificationFailed      the result is not what it should be; nothing is published
 
@@ -51,6 +52,12 @@ class IncompatiblePair(TransferError):
     """The method's conditions do not hold for this pair; raised before any expensive work."""
 
     code = "incompatible_pair"
+
+
+class TrainingFailed(TransferError):
+    """Training cannot go on: a loss that is not finite, or nothing to train on. The settings can mend it."""
+
+    code = "training_failed"
 
 
 class GapTooSmall(TransferError):
