@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +68,7 @@ class Saving:
 @dataclass(slots=True)
 class Descent:
     """What happened. `losses`: one a step; `held_out`: (steps done, measurement), from 0 steps on;
-    `best_step`: after how many steps the best parameters were seen; `stopped`: all steps are done, or patience
+    `best_step`: after how many steps the best parameters were seen; `stopped`: all steps done, or patience
     is spent."""
 
     losses: list[float] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Descent:
 
 def descend(
     parameters: Mapping[str, Tensor],
-    loss: Callable[[int], Tensor],
+    loss: Callable[[int], Tensor | Iterator[Tensor]],
     schedule: Schedule,
     *,
     watch: Watch,
@@ -96,6 +96,7 @@ def descend(
     """Lower `loss(step)` in place; at the end the parameters are the best held-out ones, else the last.
 
     `loss` must depend on nothing but the parameters, `seed` and the step (`batch_rows` draws such batches).
+    It may yield parts that add up; no more than one part's graph is then held at a time.
     `identity`: JSON values that say what is trained on; a checkpoint of another one is not used. Raises
     TrainingFailed when the loss or its gradient is not finite, and whatever `watch` raises to stop.
     """
@@ -145,18 +146,21 @@ class _State:
         self.told = Descent()
         self.saved_step, self.saved_at = 0, time.monotonic()
 
-    def step(self, loss: Callable[[int], Tensor]) -> None:
+    def step(self, loss: Callable[[int], Tensor | Iterator[Tensor]]) -> None:
         """One update of every parameter."""
         done = len(self.told.losses)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(done)
         device = next(iter(self.parameters.values())).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.schedule.precision == "bfloat16"):
-            value = loss(done)
-        value.backward()  # type: ignore[no-untyped-call]
+            whole = loss(done)
+            value = 0.0
+            for part in [whole] if isinstance(whole, Tensor) else whole:
+                value += float(part.detach())
+                part.backward()  # type: ignore[no-untyped-call]
         clip = self.schedule.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), clip)
-        self.told.losses.append(float(value.detach()))
+        self.told.losses.append(value)
         if not (math.isfinite(self.told.losses[-1]) and math.isfinite(float(norm))):
             raise TrainingFailed(
                 f"The loss stopped being a finite number at step {done + 1} of {self.schedule.steps}.",

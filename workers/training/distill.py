@@ -1,0 +1,239 @@
+"""`distill`: a fresh adapter of the target, trained on what the source and its adapter write; no text of the
+task is needed. After Trans-LoRA [2405.17258] and TiTok [2510.04682].
+
+    min over B, A:  − w_ce Σ_kept log P_{T+BA}(token) + w_shift · (how T+BA differs from T, against how S+Δ
+    differs from S)
+
+Samples that are held out tell, without labels, when to stop and how much was recovered. Tokenizers differ, so
+figures are nats per byte of written text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from transfer.catalogue.distill import DistillSettings
+from transfer.interface import LowRank, Site
+from transfer.linalg import truncate
+from transfer.vocabulary import SharedTokens
+from workers.models import TextModel, updated
+from workers.training.checkpoint import identity_of
+from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
+from workers.training.rows import Row, rows_of, stacked
+from workers.training.samples import Written
+from workers.training.written import chosen, digest, written_by
+from workers.watch import Watch
+
+_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of a batch
+_SMALLEST_GAIN = 0.01  # nats per byte; a share of less would be noise
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """`deltas`: the target's update on the CPU, scale included; `measurements`: finite floats of the whole
+    job; `curve`: held-out loss in nats per learnt token against steps."""
+
+    deltas: dict[Site, LowRank]
+    measurements: dict[str, float]
+    curve: tuple[Mapping[str, float], ...]
+
+
+def distill(
+    source: TextModel,
+    target: TextModel,
+    source_deltas: Mapping[Site, LowRank],
+    sites: Mapping[Site, tuple[int, int]],
+    params: DistillSettings,
+    *,
+    rank: int | None = None,
+    init: Mapping[Site, LowRank] | None = None,
+    shared: SharedTokens | None = None,
+    watch: Watch,
+    checkpoint_dir: Path | None = None,
+) -> Distilled:
+    """Write, then train. `sites`: of the target, with (outputs, inputs); `rank`: None takes the adapter's;
+    `init`: what to begin with, at the sites that it has. Both bases are loaded.
+
+    Files below `checkpoint_dir` let the same call go on where it was stopped. Raises TrainingFailed.
+    """
+    on_source = {site: _on(delta, source.device) for site, delta in source_deltas.items()}
+    journal = checkpoint_dir / "samples.jsonl" if checkpoint_dir else None
+    written = written_by(source, on_source, params, watch=watch, path=journal)
+    wide = rank or max(delta.rank for delta in source_deltas.values())
+    begun = starting(sites, wide, init, params.seed)
+    return train(target, written, begun, params, watch=watch, checkpoint_dir=checkpoint_dir)
+
+
+def train(
+    target: TextModel,
+    written: Written,
+    begun: Mapping[Site, LowRank],
+    params: DistillSettings,
+    *,
+    watch: Watch,
+    checkpoint_dir: Path | None = None,
+) -> Distilled:
+    """The second half of `distill`, which needs the target alone."""
+    rows = rows_of(target, written.samples, params)
+    apart = min(max(round(params.held_out * len(rows)), 1), len(rows) - 1)
+    # Samples that were written side by side share prompts; every so-manieth is held out, not the last ones.
+    chosen_rows = {at * len(rows) // apart for at in range(apart)}
+    held_out = [row for at, row in enumerate(rows) if at in chosen_rows]
+    learnt = [row for at, row in enumerate(rows) if at not in chosen_rows]
+    deltas = {site: _leaves(_on(delta, target.device)) for site, delta in begun.items()}
+    parameters = {
+        f"{site}.{name}": getattr(delta, name) for site, delta in deltas.items() for name in ("A", "B")
+    }
+    alone = losses(target, held_out)
+    with updated(target, deltas):
+        told = descend(
+            parameters,
+            lambda step: _parts(target, learnt, step, params),
+            Schedule(
+                params.steps,
+                params.learning_rate,
+                params.warmup,
+                clip=params.clip,
+                precision=params.precision,
+            ),
+            watch=watch,
+            seed=params.seed,
+            saving=Saving(checkpoint_dir / "descent.safetensors") if checkpoint_dir else None,
+            held_out=HeldOut(
+                lambda: losses(target, held_out).kept, every=params.evaluate_every, patience=params.patience
+            ),
+            identity=_identity(params, written, begun),
+        )
+        carried = losses(target, held_out)
+    done = {site: LowRank(delta.B.detach().cpu(), delta.A.detach().cpu()) for site, delta in deltas.items()}
+    curve = tuple({"steps": float(step), "held_out": value} for step, value in told.held_out)
+    return Distilled(done, _measured(written, rows, held_out, alone, carried, told), curve)
+
+
+def refine(
+    source: TextModel,
+    target: TextModel,
+    source_deltas: Mapping[Site, LowRank],
+    carried: Mapping[Site, LowRank],
+    params: DistillSettings,
+    *,
+    shared: SharedTokens | None = None,
+    watch: Watch,
+    checkpoint_dir: Path | None = None,
+) -> Distilled:
+    """The same for an update that another method has carried: it is where training begins."""
+    sites = {site: delta.shape for site, delta in carried.items()}
+    rank = max(delta.rank for delta in carried.values())
+    return distill(
+        source, target, source_deltas, sites, params,
+        rank=rank, init=carried, shared=shared, watch=watch, checkpoint_dir=checkpoint_dir,
+    )  # fmt: skip
+
+
+def starting(
+    sites: Mapping[Site, tuple[int, int]],
+    rank: int,
+    init: Mapping[Site, LowRank] | None,
+    seed: int,
+) -> dict[Site, LowRank]:
+    """Factors of one rank: what `init` gives, then B zero and A uniform within ±1/√inputs, as PEFT begins."""
+    noise = torch.Generator().manual_seed(seed)
+    found = {}
+    for site, (o, i) in sorted(sites.items()):
+        A = (2.0 * torch.rand(rank, i, generator=noise) - 1.0) / math.sqrt(i)
+        B = torch.zeros(o, rank)
+        given = init.get(site) if init else None
+        if given is not None:
+            given = truncate(given, rank)[0] if given.rank > rank else given
+            B[:, : given.rank], A[: given.rank] = given.B.cpu(), given.A.cpu()
+        found[site] = LowRank(B, A)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """`per_byte`: nats of all that was written by its bytes; `kept`: nats per token that is learnt."""
+
+    per_byte: float
+    kept: float
+
+
+@torch.no_grad()
+def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
+    """How well the model, as it now is, foretells the rows."""
+    whole = kept = learnt = 0.0
+    for part in _split(target, rows):
+        ids, written, weights = stacked(part, target.device)
+        nats = -chosen(target.model(input_ids=ids, use_cache=False).logits[:, :-1], ids[:, 1:])
+        whole += float((nats * written).sum())
+        kept += float((nats * weights).sum())
+        learnt += float(weights.sum())
+    return Losses(whole / max(sum(row.bytes for row in rows), 1), kept / max(learnt, 1.0))
+
+
+def _parts(target: TextModel, rows: Sequence[Row], step: int, params: DistillSettings) -> Iterator[Tensor]:
+    """The loss of a step, in parts whose logits fit."""
+    batch = [rows[at] for at in batch_rows(params.seed, step, len(rows), params.batch)]
+    total = max(sum(sum(row.kept) for row in batch), 1)
+    for part in _split(target, batch):
+        ids, _, kept = stacked(part, target.device)
+        logits = target.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        yield params.w_ce * -(chosen(logits, ids[:, 1:]) * kept).sum() / total
+
+
+def _split(target: TextModel, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    room = _LOGITS.get(target.device.type, 2**26)
+    longest = max(len(row.ids) for row in rows)
+    size = max(1, room // (longest * int(target.model.config.vocab_size)))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _measured(
+    written: Written, rows: list[Row], held_out: list[Row], alone: Losses, carried: Losses, told: Descent
+) -> dict[str, float]:
+    """Figures for the report. `distill_recovered`: of what the teacher foretells its own text better than the
+    target alone, the share that the target now does; 1 is the teacher itself."""
+    size = max(sum(row.bytes for row in held_out), 1)
+    teacher = -sum(sum(row.sample.teacher) for row in held_out) / size
+    source = -sum(sum(row.sample.source) for row in held_out) / size
+    gap = alone.per_byte - teacher
+    recovered = (
+        {"distill_recovered": (alone.per_byte - carried.per_byte) / gap} if gap > _SMALLEST_GAIN else {}
+    )
+    return {
+        "distill_samples": float(len(written.samples)),
+        "distill_tokens": float(written.tokens),
+        **{f"distill_dropped_{why}": float(count) for why, count in sorted(written.dropped.items())},
+        "distill_learnt_share": sum(sum(row.kept) for row in rows)
+        / max(sum(sum(row.written) for row in rows), 1),
+        "distill_steps": float(len(told.losses)),
+        "distill_best_step": float(told.best_step),
+        "distill_nats_alone": alone.per_byte,
+        "distill_nats_carried": carried.per_byte,
+        "distill_nats_source": source,
+        "distill_nats_teacher": teacher,
+        **recovered,
+    }
+
+
+def _identity(params: DistillSettings, written: Written, begun: Mapping[Site, LowRank]) -> dict[str, str]:
+    return {
+        "settings": identity_of(**params.model_dump(mode="json")),
+        "text": identity_of(texts=[sample.text for sample in written.samples]),
+        "begun": digest(begun),
+    }
+
+
+def _on(delta: LowRank, device: torch.device) -> LowRank:
+    return LowRank(delta.B.to(device, torch.float32), delta.A.to(device, torch.float32))
+
+
+def _leaves(delta: LowRank) -> LowRank:
+    return LowRank(delta.B.clone().requires_grad_(), delta.A.clone().requires_grad_())

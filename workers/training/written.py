@@ -1,0 +1,214 @@
+"""The corpus of `distill`: what the source and its adapter write, what each token owes to the adapter.
+
+Token scores after TiTok [2510.04682], text from the adapter itself after Trans-LoRA [2405.17258]; no text of
+the task is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.states import Phase
+from transfer.catalogue.distill import DistillSettings
+from transfer.errors import TrainingFailed
+from transfer.interface import LowRank, Site
+from workers.models import TextModel, updated
+from workers.training.checkpoint import identity_of
+from workers.training.samples import Journal, Sample, Written, flaw
+from workers.training.sampling import context, opened, opening, write
+from workers.watch import Watch
+
+_BATCH = 32  # samples written side by side
+_ENOUGH = 3  # times the tokens asked for: when so many are drawn, what is usable must do
+_PASSES = 8  # over the prompts; later ones write little that is new
+_LOGITS = 2**26  # numbers in one pass's logits
+
+
+def written_by(
+    source: TextModel,
+    deltas: Mapping[Site, LowRank],
+    params: DistillSettings,
+    *,
+    watch: Watch,
+    path: Path | None = None,
+) -> Written:
+    """Samples of S+Δ with `params.tokens` usable tokens, or what there is after three times as many.
+
+    `path`: where they are kept as they come. Raises TrainingFailed when fewer than two can be used.
+    """
+    prompts = _prompts(source, params)
+    journal = Journal(path, _identity(source, deltas, params))
+    found = journal.read()
+    while not _enough(found, params, len(prompts)):
+        watch.step(Phase.COLLECTING, min(found.tokens, params.tokens), params.tokens, "tokens")
+        batch = _batch(source, deltas, params, prompts, found)
+        journal.append(found.batches, *batch)
+        found.add(*batch)
+    watch.step(Phase.COLLECTING, params.tokens, params.tokens, "tokens")
+    if len(found.samples) < 2:
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(found.dropped.items()))
+        raise TrainingFailed(
+            f"The source and its adapter wrote no text to train on ({reasons or 'none at all'}).",
+            hint="Give prompts of the adapter's task, or another temperature.",
+            pointer="/method/prompts",
+        )
+    return found
+
+
+def log_probabilities(base: TextModel, rows: Sequence[list[int]]) -> list[list[float]]:
+    """log P of each id of each row but its first, given those before it."""
+    found: list[list[float]] = []
+    size = max(1, _LOGITS // (max(map(len, rows), default=1) * int(base.model.config.vocab_size)))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        ids = right_padded(part).to(base.device)
+        with torch.no_grad():
+            logs = chosen(base.model(input_ids=ids, use_cache=False).logits[:, :-1], ids[:, 1:]).tolist()
+        found += [logs[at][: len(row) - 1] for at, row in enumerate(part)]
+    return found
+
+
+def right_padded(rows: Sequence[list[int]]) -> Tensor:
+    """(n, longest) int64, zeros behind, where causal models do not look."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids
+
+
+def chosen(logits: Tensor, ids: Tensor) -> Tensor:
+    """log softmax of logits (…, vocabulary) at ids (…): (…) float32."""
+    logits = logits.float()
+    picked: Tensor = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
+    return picked
+
+
+def _prompts(source: TextModel, params: DistillSettings) -> list[list[int]]:
+    """Ids that writing begins from; a long prompt keeps its beginning-of-text token and its end."""
+    room = context(source) - _length(source, params)
+    first = opening(source)
+    head = [] if first is None else [first]
+    bodies = [source.encode(prompt).ids[int(source.bos is not None) :] for prompt in params.prompts or ("",)]
+    found = [[*head, *body[-(room - len(head)) :]] for body in bodies]
+    if not all(found):
+        raise TrainingFailed(
+            "The source has no token that begins or ends a text, so it cannot write from nothing.",
+            hint="Give prompts of the adapter's task.",
+            pointer="/method/prompts",
+        )
+    return found
+
+
+def _length(source: TextModel, params: DistillSettings) -> int:
+    return min(params.length, context(source) // 2)
+
+
+def _enough(found: Written, params: DistillSettings, prompts: int) -> bool:
+    if found.tokens >= params.tokens or found.drawn >= _ENOUGH * params.tokens:
+        return True
+    passes = found.batches * _size(params, prompts) / prompts
+    if params.temperature == 0.0:
+        return passes >= 1
+    return params.prompts is not None and passes >= _PASSES
+
+
+def _size(params: DistillSettings, prompts: int) -> int:
+    needed = -(-params.tokens // params.length)
+    return min(_BATCH, prompts) if params.temperature == 0.0 else min(_BATCH, needed)
+
+
+def _batch(
+    source: TextModel,
+    deltas: Mapping[Site, LowRank],
+    params: DistillSettings,
+    prompts: list[list[int]],
+    found: Written,
+) -> tuple[list[Sample], Counter[str], int]:
+    """Usable samples, the flaws of the others, and how many tokens were drawn."""
+    size = _size(params, len(prompts))
+    begun = [prompts[(found.batches * size + at) % len(prompts)] for at in range(size)]
+    with updated(source, deltas):
+        drawn = write(
+            source,
+            begun,
+            _length(source, params),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            seed=params.seed * 1_000_003 + found.batches,
+        )
+    known = {sample.text for sample in found.samples}
+    dropped: Counter[str] = Counter()
+    fresh: dict[str, tuple[int, bool]] = {}
+    for prompt, ids in zip(begun, drawn, strict=True):
+        ended = ids[-1] in source.eos
+        body = ids[:-1] if ended else ids
+        asked, text = source.decode(prompt), source.decode([*prompt, *body]).rstrip("\ufffd")
+        start = _common(asked, text)
+        why = flaw(text[start:], body, prompted=params.prompts is not None)
+        why = why or ("twice" if text in known or text in fresh else None)
+        if why:
+            dropped[why] += 1
+        else:
+            fresh[text] = (start, ended)
+    samples = _scored(source, deltas, fresh)
+    return samples, dropped, sum(map(len, drawn))
+
+
+def _common(a: str, b: str) -> int:
+    """Characters that both begin with: a token may reach over the prompt's end."""
+    for at, (ours, theirs) in enumerate(zip(a, b, strict=False)):
+        if ours != theirs:
+            return at
+    return min(len(a), len(b))
+
+
+def _scored(
+    source: TextModel, deltas: Mapping[Site, LowRank], texts: Mapping[str, tuple[int, bool]]
+) -> list[Sample]:
+    """Both models read each text again, cut into tokens as the tokenizer cuts it."""
+    read = [opened(source, text, context(source)) for text in texts]
+    rows = [encoded.ids for encoded in read]
+    alone = log_probabilities(source, rows)
+    with updated(source, deltas):
+        teacher = log_probabilities(source, rows)
+    samples = []
+    for number, (text, (prompt, ended)) in enumerate(texts.items()):
+        spans = read[number].offsets
+        own = [at for at in range(1, len(spans)) if spans[at][1] > max(prompt, spans[at][0])]
+        samples.append(
+            Sample(
+                text=text,
+                prompt=prompt,
+                spans=[spans[at] for at in own],
+                teacher=[teacher[number][at - 1] for at in own],
+                source=[alone[number][at - 1] for at in own],
+                ended=ended,
+            )
+        )
+    return samples
+
+
+def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: DistillSettings) -> str:
+    """What decides the samples: settings of the sampling and the update. The bases are the job's own."""
+    wanted = {"tokens", "prompts", "temperature", "top_p", "length", "seed"}
+    return identity_of(
+        settings=params.model_dump(mode="json", include=wanted),
+        deltas=digest(deltas),
+        vocabulary=int(source.model.config.vocab_size),
+    )
+
+
+def digest(deltas: Mapping[Site, LowRank]) -> str:
+    """Of every factor's bytes."""
+    sha = hashlib.sha256()
+    for site in sorted(deltas):
+        sha.update(str(site).encode())
+        for factor in (deltas[site].A, deltas[site].B):
+            sha.update(factor.detach().cpu().float().contiguous().numpy().data)
+    return sha.hexdigest()
