@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from core.errors import NotAvailable
-from transfer.catalogue import AnyMethodParams, AutoParams
+from transfer.catalogue import AnyMethodParams, AutoParams, Thresholds
 
 # The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no '-' or '.' at the ends.
 _REPO_ID = re.compile(r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*$", re.ASCII)
@@ -73,9 +73,17 @@ class OutputSpec(_Model):
 
 
 class PrecheckSpec(_Model):
-    """What happens when the pre-check finds the pair incompatible."""
+    """How the pair is judged, and what happens when it is found incompatible."""
 
     on_incompatible: Literal["reject", "warn"] = "reject"
+    activations: bool | None = Field(
+        default=None,
+        description=(
+            "Let both bases read the corpus and compare what they make of it. Null does so for methods that "
+            "need it anyway."
+        ),
+    )
+    thresholds: Thresholds = Field(default_factory=Thresholds)
 
 
 def _method_from_name(value: Any) -> Any:

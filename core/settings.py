@@ -53,6 +53,17 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where workers compute; `auto` takes a GPU when there is one."
     )
+    model_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "Memory for base models that run; null takes most of what is free. Bases that do not fit "
+            "together run in turn, and one that does not fit alone is read layer by layer."
+        ),
+    )
+    activation_bytes: int = Field(
+        default=4 * 2**30, ge=0, description="Memory for sums over activations; less means more passes."
+    )
     lease_s: float = Field(
         default=60.0, gt=0, description="A worker that is silent this long has lost the job."
     )

@@ -45,6 +45,7 @@ class Evidence(StrEnum):
     EMBEDDINGS = "embeddings"  # shared-vocabulary pseudo-activations
     ACTIVATIONS = "activations"
     HEADS = "heads"  # maps trained through both bases
+    TRAINED = "trained"  # an update of the target, trained as a whole
     ANCHORS = "anchors"
     VALIDATION = "validation"
 

@@ -40,17 +40,43 @@ def layer_map(source_layers: int, target_layers: int) -> tuple[int, ...]:
     return tuple((2 * t + 1) * source_layers // (2 * target_layers) for t in range(target_layers))
 
 
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """`nearest`: target layer → source layer. `homes`: source layer → target layer. Both rise."""
+
+    nearest: tuple[int, ...]
+    homes: tuple[int, ...]
+
+
+def proportional(source_layers: int, target_layers: int) -> Layers:
+    """Both ways by relative depth alone."""
+    return Layers(layer_map(source_layers, target_layers), layer_map(target_layers, source_layers))
+
+
 def pair_sites(
-    source: ModelWeights, target: ModelWeights, adapter_sites: Iterable[Site], layer_scale: bool
+    source: ModelWeights,
+    target: ModelWeights,
+    adapter_sites: Iterable[Site],
+    layer_scale: bool,
+    *,
+    fold: bool = False,
+    layers: Layers | None = None,
 ) -> Pairing:
-    """Match every adapted source site to the target sites that take its update.
+    """Match every adapted source site to the target sites that take its update; by relative depth unless
+    `layers` are given.
 
     With `layer_scale` an update is divided by the number of target layers that share its source layer, so
-    that their sum keeps its size. Raises IncompatiblePair when nothing is left to carry.
+    that their sum keeps its size. With `fold`, where the source is deeper, every source layer goes to its
+    home: target sites then take several updates, whose pairs stand side by side. Raises IncompatiblePair when
+    nothing is left to carry.
     """
     adapted = sorted(known := set(adapter_sites))
-    layers = layer_map(source.layers, target.layers)
-    shared_by = Counter(layers)
+    ways = layers or proportional(source.layers, target.layers)
+    folded = fold and source.layers > target.layers
+    feeding = [[s for s, home in enumerate(ways.homes) if home == t] for t in range(target.layers)]
+    if not folded:
+        feeding = [[layer] for layer in ways.nearest]
+    shared_by = Counter(layer for some in feeding for layer in some)
     pairs = tuple(
         SitePair(
             source=site,
@@ -60,7 +86,8 @@ def pair_sites(
             scale=1 / shared_by[site.layer] if layer_scale else 1.0,
         )
         for place in target.sites
-        if (site := Site(layers[place.layer], place.role)) in known
+        for layer in feeding[place.layer]
+        if (site := Site(layer, place.role)) in known
     )
     fed = {pair.source for pair in pairs}
     if not pairs:
@@ -72,7 +99,7 @@ def pair_sites(
         )
     return Pairing(
         pairs=pairs,
-        layers=layers,
-        unused_source_layers=tuple(sorted({site.layer for site in adapted} - set(layers))),
+        layers=ways.nearest,
+        unused_source_layers=tuple(sorted({site.layer for site in adapted} - set(shared_by))),
         dropped=tuple(site for site in adapted if site not in fed),
     )

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from transfer.activations.maps import Moments, PairedRows
 from transfer.interface import Evidence, Factors, LowRank, Port, Side, Site, SitePair
 from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
+from workers.activations.evidence import Activations
 from workers.base import Base
 from workers.cache.factors import FactorCache, FactorKey, PairKey
 from workers.pool import PoolOffer
@@ -28,6 +30,7 @@ class EvidenceSource:
     device: torch.device
     embeddings: PairedEmbeddings | None
     offer: PoolOffer | None = None
+    activations: Activations | None = None
 
     def at(self, pair: SitePair, declared: frozenset[Evidence]) -> PairEvidence:
         """Evidence for one pair, limited to what the method declared."""
@@ -86,6 +89,23 @@ class PairEvidence:
         found = self.origin.cache.get_or_compute_tensors(key, compute)
         return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
 
+    def moments(self, port: Port) -> Moments:
+        """Sums over what both sides read or write on the same text."""
+        return self._activations().moments(self.pair, port)
+
+    def held_out(self, port: Port) -> PairedRows:
+        """Rows that `moments` has not seen."""
+        return self._activations().held_out(self.pair, port)
+
+    def rows(self, port: Port, most: int) -> PairedRows:
+        """The first rows of those that it has."""
+        return self._activations().rows(self.pair, port, most)
+
+    def kept_at(self, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors of this pair of bases, text and place, from the cache or computed now."""
+        found = self._activations().kept_at(self.pair, port, what, compute)
+        return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
+
     def anchors(self) -> Sequence[LowRank]:
         """The pool's updates of this target site, each read when it is asked for."""
         self._require(Evidence.ANCHORS)
@@ -98,6 +118,12 @@ class PairEvidence:
         if self.origin.embeddings is None:
             raise LookupError("no shared vocabulary was found; the pre-check must refuse this pair before")
         return self.origin.embeddings
+
+    def _activations(self) -> Activations:
+        self._require(Evidence.ACTIVATIONS)
+        if self.origin.activations is None:
+            raise LookupError("no text was read; the pipeline gathers it for methods that declare it")
+        return self.origin.activations
 
     def _weight(self, side: Side) -> Tensor:
         return self.origin.side(side).weights.weight(self._site(side)).to(self.origin.device)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transfer.catalogue import MethodParams
+from transfer.catalogue import MethodParams, Thresholds
 from transfer.interface import SitePair
-from transfer.precheck import PROBE_NEEDS, precheck
+from transfer.precheck import PROBE_NEEDS, precheck, probe_pairs
 from workers.evidence import EvidenceSource
 from workers.reading import Opened
 from workers.report import Precheck, ReasonRow, finite
@@ -24,8 +24,11 @@ class Judged:
     pairs: tuple[SitePair, ...]
 
 
-def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams) -> Judged:
+def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams, thresholds: Thresholds) -> Judged:
     """The pre-check on this deployment's evidence."""
+    activations = evidence.activations
+    if activations is not None:
+        activations.plan(probe_pairs(opened.pairing.pairs))
     found = precheck(
         opened.source,
         opened.target,
@@ -36,6 +39,8 @@ def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams) -> Jud
         probes=lambda pair: evidence.at(pair, PROBE_NEEDS),
         device=evidence.device,
         offer=evidence.offer,
+        text=activations.measured(thresholds.similar) if activations is not None else None,
+        thresholds=thresholds,
     )
     reasons = [ReasonRow(code=r.code, message=r.message, weight=r.weight) for r in found.reasons]
     document = Precheck(verdict=found.verdict, reasons=reasons, measurements=finite(found.measurements))

@@ -39,10 +39,11 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A tokenizer as a model uses it."""
+    """A tokenizer as a model uses it. `context`: the longest sequence that the model was made for."""
 
     tokenizer: Tokenizer
     bos: int | None
+    context: int = 2**31
 
     def encode(self, text: str, limit: int | None = None) -> Encoded:
         """The text's tokens, BOS in front where this model has one; at most `limit` of them."""
@@ -62,10 +63,15 @@ class TextModel:
 
     model: Any
     tokenizer: Tokenizer
-    architecture: Architecture
+    weights: ModelWeights
     device: torch.device
     bos: int | None
     eos: tuple[int, ...]
+
+    @property
+    def architecture(self) -> Architecture:
+        """Sizes and module names."""
+        return self.weights.architecture
 
     def encode(self, text: str, limit: int | None = None) -> Encoded:
         """The text's tokens, BOS in front where this model has one; at most `limit` of them."""
@@ -80,6 +86,17 @@ class TextModel:
         """The linear module that computes this site, perhaps together with others."""
         name = self.architecture.module(site).removeprefix(self.architecture.root)
         return self.model.get_submodule(f"{self.architecture.family.root}{name}")
+
+    def bias(self, site: Site) -> Tensor | None:
+        """The site's bias, (o,) float32 on the model's device, or None. Streamed models read it again."""
+        whole = self.module(site).bias
+        if whole is None:
+            return None
+        rows = self.rows(site)
+        if whole.is_meta:
+            found = self.weights.bias(site)
+            return None if found is None else found.to(self.device)
+        return (whole if rows is None else whole[rows]).detach().float()
 
     def rows(self, site: Site) -> slice | Tensor | None:
         """Which of the module's outputs belong to the site; None for all."""
@@ -111,7 +128,7 @@ def load(
     return TextModel(
         model=model,
         tokenizer=words.tokenizer,
-        architecture=weights.architecture,
+        weights=weights,
         device=device,
         bos=words.bos,
         eos=_eos(text),
@@ -128,7 +145,8 @@ def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
         ) from exc
     words.no_truncation()
     words.no_padding()
-    return Words(words, _bos(words, _text_config(config)))
+    text = _text_config(config)
+    return Words(words, _bos(words, text), _context(text))
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,6 +204,11 @@ def _bos(words: Tokenizer, config: Mapping[str, Any]) -> int | None:
     needed = str(config.get("model_type", "")).startswith(_NEEDS_BOS)
     bos = config.get("bos_token_id")
     return int(bos) if needed and isinstance(bos, int) else None
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    known = (config.get(key) for key in ("max_position_embeddings", "n_positions"))
+    return min((size for size in known if isinstance(size, int) and size > 0), default=2**31)
 
 
 def _eos(config: Mapping[str, Any]) -> tuple[int, ...]:

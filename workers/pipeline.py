@@ -16,12 +16,16 @@ from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
+from transfer.catalogue import AnchorRidgeParams
 from transfer.dare import dare
 from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
-from transfer.pairing import narrowed
+from transfer.pairing import Pairing, narrowed, pair_sites
 from transfer.registry import get_method
+from workers.activations.evidence import Activations
+from workers.activations.gather import gather, stored_bases
 from workers.evidence import Base, EvidenceSource
+from workers.fold import folded
 from workers.hub.port import Published, is_folder
 from workers.judge import Judged, judge
 from workers.pool import offer_pool, told_of_pool
@@ -64,6 +68,7 @@ def run(
     *,
     marker: str | None,
     pools: Pools = NO_POOLS,
+    corpus_file: Path | None = None,
 ) -> Conversion | Published:
     """Convert (or only pre-check) and leave a verified adapter in `folder`, which must not exist yet.
 
@@ -91,10 +96,13 @@ def run(
         )
     )
     opened = read(request, tools.hub, pinned, adapter_config, adapter_reader, watch)
-    evidence = _evidence(opened, tools, request, pools, watch)
+    bases = stored_bases(opened, tools)
+    activations = gather(request, opened, bases, tools, corpus_file, watch)
+    opened = replace(opened, pairing=_paired(opened, request, activations))
+    evidence = _evidence(opened, tools, request, pools, activations, watch)
 
     watch.step(Phase.PRECHECKING)
-    judged = judge(opened, evidence, request.method)
+    judged = judge(opened, evidence, request.method, request.precheck.thresholds)
     precheck = judged.precheck
     opened = replace(opened, pairing=narrowed(opened.pairing, judged.pairs))
     tokens = plan_tokens(opened, tools.hub, judged.params.name, wanted=request.output.token_rows)
@@ -140,7 +148,12 @@ def run(
 
 
 def _evidence(
-    opened: Opened, tools: Tools, request: ConversionRequest, pools: Pools, watch: Watch
+    opened: Opened,
+    tools: Tools,
+    request: ConversionRequest,
+    pools: Pools,
+    activations: Activations | None,
+    watch: Watch,
 ) -> EvidenceSource:
     most = getattr(request.method, "anchor_tokens", 4096)
     return EvidenceSource(
@@ -150,6 +163,24 @@ def _evidence(
         device=tools.device,
         embeddings=paired_embeddings(opened, most),
         offer=offer_pool(request, opened, pools, tools, watch),
+        activations=activations,
+    )
+
+
+def _paired(opened: Opened, request: ConversionRequest, activations: Activations | None) -> Pairing:
+    """Sites by similarity of layers where both bases read a text, else by relative depth."""
+    params = request.method
+    if activations is None and not params.fold:
+        return opened.pairing
+    # A pool predicts the target layer's own update, which is not made of several.
+    fold = params.fold and not isinstance(params, AnchorRidgeParams)
+    return pair_sites(
+        opened.source,
+        opened.target,
+        opened.adapter.sites,
+        params.layer_scale,
+        fold=fold,
+        layers=activations.layers if activations is not None else None,
     )
 
 
@@ -173,7 +204,9 @@ def _carry(
             pointer="/method",
         )
     phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
-    deltas: dict[Site, LowRank] = {}
+    if evidence.activations is not None:
+        evidence.activations.plan(pairs)
+    deltas: dict[Site, list[LowRank]] = {}
     rows: list[SiteRow] = []
     for done, pair in enumerate(pairs):
         watch.step(phase, done, len(pairs), "sites")
@@ -182,7 +215,7 @@ def _carry(
         carried = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
         if params.dare is not None:
             carried = dare(carried, params.dare, pair.target)
-        deltas[pair.target] = LowRank(carried.delta.B.cpu(), carried.delta.A.cpu())
+        deltas.setdefault(pair.target, []).append(LowRank(carried.delta.B.cpu(), carried.delta.A.cpu()))
         # What is predicted from a pool is the target layer's own update, which is not shared out.
         shared = {"layer_scale": pair.scale} if pair.scale != 1.0 and Evidence.ANCHORS not in needs else {}
         measured = finite({**carried.measurements, **shared})
@@ -195,7 +228,7 @@ def _carry(
             )
         )
     watch.step(phase, len(pairs), len(pairs), "sites")
-    return deltas, rows
+    return folded(deltas, rows)
 
 
 def _opening(request: ConversionRequest, opened: Opened, judged: Judged, evidence: EvidenceSource) -> Report:

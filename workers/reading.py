@@ -28,6 +28,7 @@ from workers.resolve import Pinned, check_different, pin, source_ref
 from workers.tensors.model_reader import ModelReader, open_adapter, open_model
 from workers.verify.forward import runs_whole
 from workers.verify.structure import empty_model
+from workers.wants import reads_text
 from workers.watch import Watch
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def read(
         source_tokenizer,
         target_tokenizer,
     )
-    _announce(opened, request.method)
+    _announce(opened, request)
     watch.step(Phase.READING, 3, 3, "repos")
     return opened
 
@@ -135,9 +136,11 @@ def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
     return None
 
 
-def _announce(opened: Opened, wanted: MethodParams) -> None:
+def _announce(opened: Opened, request: ConversionRequest) -> None:
     """Tell the readers what will be read: a remote shard of which little is needed then comes in ranges."""
-    pairs = opened.pairing.pairs if _reads_every_site(opened, wanted) else probe_pairs(opened.pairing.pairs)
+    pairs = opened.pairing.pairs
+    if not _reads_every_site(opened, request.method):
+        pairs = probe_pairs(pairs)
     sides = (
         (opened.source, opened.source_reader, [pair.source for pair in pairs]),
         (opened.target, opened.target_reader, [pair.target for pair in pairs]),
@@ -147,6 +150,9 @@ def _announce(opened: Opened, wanted: MethodParams) -> None:
         reader.needed(name for site in sites for name in weights.tensors_of(site))
         others = [name for name in reader.infos() if name not in of_sites]
         reader.needed(name for name in others if opened.adapter.tables or not _HEAD.search(name))
+    if reads_text(request):
+        for reader in (opened.source_reader, opened.target_reader):
+            reader.needed(reader.infos())
     if runs_whole(opened.target_reader):
         opened.target_reader.needed(opened.target_reader.infos())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,11 +17,18 @@ from workers.hub.port import HubPort
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The hub, the factor cache and the device."""
+    """The hub, the factor cache and the device.
+
+    `activation_bytes`: sums over activations that are held at a time. `model_bytes`: what running models may
+    take; None: most of what is free. `scratch`: where a run may leave rows while it works.
+    """
 
     hub: HubPort
     cache: FactorCache
     device: torch.device
+    activation_bytes: int = 4 * 2**30
+    model_bytes: int | None = None
+    scratch: Path = Path(tempfile.gettempdir())
 
 
 def make_tools(settings: Settings) -> Tools:
@@ -31,4 +40,11 @@ def make_tools(settings: Settings) -> Tools:
         settings.redis_cache_ttl_s,
         settings.redis_cache_max_entry_bytes,
     )
-    return Tools(hub=make_hub(settings), cache=cache, device=pick_device(settings.device))
+    return Tools(
+        hub=make_hub(settings),
+        cache=cache,
+        device=pick_device(settings.device),
+        activation_bytes=settings.activation_bytes,
+        model_bytes=settings.model_bytes,
+        scratch=settings.resolved_work_dir,
+    )

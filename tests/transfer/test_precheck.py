@@ -270,7 +270,7 @@ def test_probes_are_the_first_middle_and_last_layer(tmp_path):
 
 
 def test_everything_a_probe_may_be_asked_for_is_declared():
-    assert set(Evidence) - {Evidence.ACTIVATIONS, Evidence.VALIDATION} == PROBE_NEEDS
+    assert set(Evidence) - {Evidence.HEADS, Evidence.TRAINED, Evidence.VALIDATION} == PROBE_NEEDS
 
 
 def test_the_gravest_reason_decides():

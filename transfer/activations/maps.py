@@ -9,6 +9,7 @@ text costs the same memory, and they belong to the pair of bases: a further adap
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +84,8 @@ def map_out(moments: Moments, ridge: float) -> Tensor:
 
 def read_r2(A: Tensor, M_in: Tensor, held_out: PairedRows) -> float:
     """1 − ‖A (x_s − M_in x_t)‖² / ‖A x_s‖² over held-out rows: does the adapter (A: (r, p)) read the same
-    thing? 1 is perfect, 0 what reading nothing gives; it can be negative."""
+    thing? 1 is perfect, 0 what reading nothing gives; it can be negative.
+    NaN where nothing was held out, or nothing is read."""
     A, M = A.double(), M_in.double()
     wanted = held_out.source.double() @ A.T
     got = held_out.target.double() @ (A @ M).T
@@ -118,4 +120,4 @@ def _solve(cross: Tensor, gram: Tensor, ridge: float) -> Tensor:
 
 def _explained(wanted: Tensor, got: Tensor) -> float:
     whole = float(wanted.square().sum())
-    return 1.0 - float((wanted - got).square().sum()) / whole if whole > 0.0 else 0.0
+    return 1.0 - float((wanted - got).square().sum()) / whole if whole > 0.0 else math.nan

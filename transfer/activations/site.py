@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from transfer.activations.maps import PairedRows, map_in, map_out, read_r2, write_r2
@@ -9,6 +11,7 @@ from transfer.interface import LowRank, Port, SiteEvidence
 
 # Part of what names kept maps: raise it whenever the same sums may give other maps.
 MAPS_VERSION = 1
+USUAL_RIDGE = 0.1  # λ in mean eigenvalues, the default of `activation`
 
 
 def site_map(evidence: SiteEvidence, port: Port, ridge: float) -> tuple[Tensor, PairedRows]:
@@ -29,4 +32,5 @@ def seen_by(delta: LowRank, evidence: SiteEvidence, ridge: float) -> dict[str, f
     does the target know, and of what the target writes there does the source tell? At most 1; 0 is chance."""
     M_in, reads = site_map(evidence, "in", ridge)
     M_out, writes = site_map(evidence, "out", ridge)
-    return {"read_r2": read_r2(delta.A, M_in, reads), "write_r2": write_r2(delta.B, M_out, writes)}
+    found = {"read_r2": read_r2(delta.A, M_in, reads), "write_r2": write_r2(delta.B, M_out, writes)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
 from transfer.catalogue.base import AutoParams, DareParams, MethodParams
 from transfer.catalogue.pools import AnchorRidgeParams
+from transfer.catalogue.thresholds import Thresholds
 from transfer.catalogue.weights import (
     CopyParams,
     CrossLoraParams,
@@ -41,6 +42,7 @@ __all__ = [
     "MethodParams",
     "PairedTextParams",
     "ProLoraParams",
+    "Thresholds",
     "TiesParams",
     "WeightAverageParams",
     "describe",

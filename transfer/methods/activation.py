@@ -6,6 +6,7 @@ M_in and M_out are ridge regressions between what the two bases' sites read and 
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from transfer.activations.maps import carried, read_r2, write_r2
@@ -44,4 +45,4 @@ class Activation:
             "write_r2": write_r2(delta.B, M_out, writes),
             "norm_ratio": after / before if before > 0.0 else 0.0,
         }
-        return Carried(moved, measured)
+        return Carried(moved, {name: value for name, value in measured.items() if math.isfinite(value)})

@@ -9,7 +9,13 @@ from typing import Any, Protocol
 import torch
 
 from transfer.adapter.read import SourceAdapter
-from transfer.catalogue import AnchorRidgeParams, AutoParams, CrossLoraParams, MethodParams
+from transfer.catalogue import (
+    AnchorRidgeParams,
+    AutoParams,
+    CrossLoraParams,
+    MethodParams,
+    Thresholds,
+)
 from transfer.errors import IncompatiblePair
 from transfer.interface import Anchors, Evidence, Pair, Prepared, SitePair
 from transfer.pairing import Pairing
@@ -22,9 +28,12 @@ from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
 
 # What the evidence of a probe site must be able to give.
-PROBE_NEEDS = frozenset({Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS, Evidence.ANCHORS})
+PROBE_NEEDS = frozenset(
+    {Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS, Evidence.ANCHORS, Evidence.ACTIVATIONS}
+)
 
 _CPU = torch.device("cpu")
+_THRESHOLDS = Thresholds()
 
 
 class Offer(Protocol):
@@ -49,16 +58,21 @@ def precheck(
     probes: measure.Probes,
     device: torch.device = _CPU,
     offer: Offer | None = None,
+    text: Mapping[str, float] | None = None,
+    thresholds: Thresholds = _THRESHOLDS,
 ) -> PrecheckResult:
     """Judge this move with this method; `auto` is resolved first, on the same measurements.
 
     `probes` gives a site pair's evidence and is called for a few layers only, when a measurement needs it.
+    `text`: what both bases made of one text, where they read one; their sites then have activations.
     A method that refuses the pair ends in `incompatible` with its own sentence, before anything expensive.
     """
     bases = (source.config, target.config)
     measured = measure.static(adapter, pairing, vocabularies)
     if offer is not None:
         measured["pool_anchors"] = float(offer.count)
+    if text is not None:
+        measured |= text
     chosen: MethodParams = params
     why: tuple[Reason, ...] = ()
     ready = _ready(params, bases, pairing, offer)
@@ -69,11 +83,13 @@ def precheck(
     if not ready.refused and _can_probe(chosen, measured):
         method, places = get_method(chosen.name), measure.probe_pairs(ready.pairs)
         measured |= measure.carried(method, chosen, ready.state, adapter, places, probes, device)
+    if not ready.refused and text is not None and "read_r2" not in measured:
+        measured |= measure.on_text(adapter, measure.probe_pairs(pairing.pairs), probes, device)
     if isinstance(ready.state, Prepared):
         measured |= ready.state.measurements
         measured["sites"] = float(len(ready.pairs))
         measured["sites_covered"] *= len(ready.pairs) / len(pairing.pairs)
-    found = (*_architectures(source, target), *why, *ready.refused, *reasons(chosen, measured))
+    found = (*_architectures(source, target), *why, *ready.refused, *reasons(chosen, measured, thresholds))
     return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, ready.pairs)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from transfer.activations.site import USUAL_RIDGE, seen_by
 from transfer.adapter.read import SourceAdapter
 from transfer.catalogue import MethodParams
 from transfer.interface import Carried, LowRank, Method, SiteEvidence, SitePair
@@ -91,6 +92,18 @@ def carried(
     for flag in sorted({flag for result in results for flag in result.flags}):
         measured[f"flag_{flag}"] = sum(flag in result.flags for result in results) / len(results)
     return measured
+
+
+def on_text(
+    adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes, device: torch.device
+) -> dict[str, float]:
+    """Means of the read and write R² over the probe sites, whatever the method does there."""
+    rows = []
+    for pair in pairs:
+        delta = adapter.delta(pair.source)
+        on_device = LowRank(delta.B.to(device), delta.A.to(device))
+        rows.append(seen_by(on_device, probes(pair), USUAL_RIDGE))
+    return _means(rows)
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -17,8 +17,9 @@ from transfer.catalogue import (
     LinearParams,
     MethodParams,
     ProLoraParams,
+    Thresholds,
 )
-from transfer.precheck.result import Reason
+from transfer.precheck.result import Reason, Weight
 
 # [002]: copying works between a model and its tuned relatives, and gets worse as the distance grows. At
 # 0.15 the cosine between the weights is still 0.99.
@@ -60,12 +61,13 @@ _MEASURED_GAP = (
 )
 
 
-def reasons(params: MethodParams, measured: Mapping[str, float]) -> Iterator[Reason]:
+def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
     """Every finding about this move with this method."""
     yield from _sites(measured)
     yield from _tokenizers(measured)
     yield from _distance(measured)
     yield from _update(measured)
+    yield from _on_text(measured, thresholds)
     if isinstance(params, CopyParams):
         yield from _copy(params, measured)
     if isinstance(params, DenseParams | LinearParams | ProLoraParams):
@@ -121,6 +123,39 @@ def _update(measured: Mapping[str, float]) -> Iterator[Reason]:
     if ratio > LARGE_UPDATE:
         text = f"The update is {ratio:.2f} times as large as the weights; large updates transfer worse."
         yield Reason("large_update", text, "doubt")
+
+
+def _on_text(measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
+    """What both bases made of one text."""
+    if (coverage := measured.get("cka_coverage")) is not None:
+        text = (
+            f"{coverage:.0%} of the target's layers have a source layer that sees the same text alike "
+            f"(debiased CKA above {thresholds.similar:g})."
+        )
+        weight: Weight = (
+            "blocking"
+            if coverage < thresholds.coverage_uncertain
+            else "doubt"
+            if coverage < thresholds.coverage_compatible
+            else "info"
+        )
+        yield Reason("layer_coverage", text, weight)
+    if "read_r2" not in measured or "write_r2" not in measured:
+        return
+    reads, writes = measured["read_r2"], measured["write_r2"]
+    text = (
+        f"On held-out text the target knows {max(reads, 0.0):.0%} of what this adapter reads, and "
+        f"{max(writes, 0.0):.0%} of what it would write there follows from the source."
+    )
+    lower = min(reads, writes)
+    weight = (
+        "blocking"
+        if lower < thresholds.r2_uncertain
+        else "doubt"
+        if lower < thresholds.r2_compatible
+        else "info"
+    )
+    yield Reason("adapter_on_text", text, weight)
 
 
 def _copy(params: CopyParams, measured: Mapping[str, float]) -> Iterator[Reason]:

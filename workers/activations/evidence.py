@@ -1,4 +1,4 @@
-"""Paired activations as evidence: what is kept of them per pair of bases, and the layer map that they imply."""
+"""Paired activations as evidence: what is kept of them per pair of bases, and the layers that they pair."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from core.states import Phase
+from transfer.activations.layers import monotone_map
 from transfer.activations.maps import Moments, PairedRows
 from transfer.interface import PORTS, Port, SitePair
+from transfer.pairing import Layers
 from workers.activations.collector import Collected, Collector
 from workers.activations.ports import PlacePair, places_of
 from workers.activations.similarity import POSITIONS, SIMILARITY_VERSION, Similarity, measure
@@ -59,6 +61,25 @@ class Activations:
         return Similarity(
             kept["matrix"].double(), tuple(kept["biased"].tolist()), int(kept["positions"].item())
         )
+
+    @property
+    def layers(self) -> Layers:
+        """The layer maps of greatest similarity, both ways."""
+        matrix = self.similarity.matrix
+        return Layers(monotone_map(matrix), monotone_map(matrix.T))
+
+    def measured(self, similar: float) -> dict[str, float]:
+        """What the pre-check is told of the text as a whole; CKA above `similar` counts as alike."""
+        found = self.similarity
+        along = [float(found.matrix[s, t]) for t, s in enumerate(found.layers)]
+        return {
+            "cka_coverage": found.covered(similar),
+            "cka_mean": sum(along) / len(along),
+            "cka_biased_mean": sum(found.biased) / len(found.biased),
+            "text_positions": float(self.text.positions),
+            "token_coverage_source": self.text.source_coverage,
+            "token_coverage_target": self.text.target_coverage,
+        }
 
     def plan(self, pairs: Sequence[SitePair]) -> None:
         """In which order sites will be asked for."""

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from core.requests import ConversionRequest
 from transfer.catalogue import CrossLoraParams, GeometricParams, MethodParams, PairedTextParams
-from transfer.interface import Evidence
-from transfer.registry import METHODS
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
 from workers.activations.text import pair_text
@@ -15,18 +13,10 @@ from workers.bases import Bases, Stored
 from workers.corpus import primes, texts
 from workers.reading import Opened
 from workers.tools import Tools
+from workers.wants import reads_text
 from workers.watch import Watch
 
 _POSITIONS = 16384  # where the method does not say
-_OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.HEADS})
-
-
-def reads_text(request: ConversionRequest) -> bool:
-    """Does the method need paired activations, or did the request ask the pre-check for them?"""
-    if request.precheck.activations is not None and request.precheck.activations:
-        return True
-    method = METHODS.get(request.method.name)
-    return method is not None and bool(method.needs(request.method) & _OF_TEXT)
 
 
 def gather(
@@ -40,7 +30,7 @@ def gather(
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
     if not reads_text(request):
         return None
-    corpus = texts(request.corpus, corpus_file, tools.hub)
+    corpus = texts(getattr(request, "corpus", None), corpus_file, tools.hub)
     params = request.method
     documents = corpus.documents
     if isinstance(params, GeometricParams):

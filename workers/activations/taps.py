@@ -59,15 +59,14 @@ def _run(base: TextModel, ids: Sequence[int]) -> None:
 
 
 def _keeping(base: TextModel, wanted: list[Place], at: Tensor, found: dict[Place, Tensor]) -> Any:
-    def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for place in wanted:
             if place.port == "in":
                 found[place] = inputs[0][0, at].float()
                 continue
+            rows, bias = base.rows(place.site), base.bias(place.site)
             written = output[0, at].float()
-            if module.bias is not None:
-                written = written - module.bias.float()
-            rows = base.rows(place.site)
-            found[place] = written if rows is None else written[:, rows]
+            written = written if rows is None else written[:, rows]
+            found[place] = written if bias is None else written - bias
 
     return keep

@@ -15,11 +15,15 @@ from workers.models import Encoded
 
 WINDOW = 512  # tokens of a passage, at most; a state depends on what stands before it, not on the window
 _PIECE = 1600  # characters: some 400 tokens of English, fewer than the window in nearly every language
-HELD_OUT_EVERY = 8  # every eighth passage measures what the others fitted
+HELD_OUT_EVERY = 8  # passages; the second, tenth, … measure what the others fitted
 
 
 class Reads(Protocol):
     """Whatever cuts a text into tokens as a model does."""
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model was made for."""
 
     def encode(self, text: str, limit: int | None = None) -> Encoded:
         """Ids and character offsets, BOS in front where the model has one."""
@@ -73,29 +77,21 @@ def pair_text(source: Reads, target: Reads, documents: Iterable[str], most: int)
     found = 0
     tokens = {"source": 0, "target": 0}
     sha = hashlib.sha256()
+    ours_most, theirs_most = (min(WINDOW, side.context) for side in (source, target))
     for piece in _pieces(documents):
-        if found >= most:
-            break
-        ours, theirs = source.encode(piece, WINDOW), target.encode(piece, WINDOW)
-        pairs = paired_positions(ours.offsets, theirs.offsets)
-        # A sequence's first token serves attention as a sink; its states are of their own kind and many times
-        # as long.
-        keep = (pairs.source > 0) & (pairs.target > 0)
-        passage = Passage(
-            tuple(ours.ids),
-            tuple(theirs.ids),
-            pairs.source[keep],
-            pairs.target[keep],
-            held_out=len(passages) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1,
-        )
-        if passage.positions == 0:
-            continue
-        passages.append(passage)
-        found += passage.positions
-        tokens["source"] += _of_text(ours.offsets)
-        tokens["target"] += _of_text(theirs.offsets)
-        for part in (passage.source_ids, passage.target_ids, passage.source_at.tolist()):
-            sha.update(f"{len(part)}:{','.join(map(str, part))};".encode())
+        rest = piece
+        while rest and found < most:
+            ours, theirs = source.encode(rest, ours_most), target.encode(rest, theirs_most)
+            passage = _passage(ours, theirs, held_out=len(passages) % HELD_OUT_EVERY == 1)
+            rest = _unread(rest, ours, theirs, ours_most, theirs_most)
+            if passage.positions == 0:
+                continue
+            passages.append(passage)
+            found += passage.positions
+            tokens["source"] += _of_text(ours.offsets)
+            tokens["target"] += _of_text(theirs.offsets)
+            for part in (passage.source_ids, passage.target_ids, passage.source_at.tolist()):
+                sha.update(f"{len(part)}:{','.join(map(str, part))};".encode())
     return PairedText(
         tuple(passages),
         found / max(tokens["source"], 1),
@@ -115,6 +111,24 @@ def _pieces(documents: Iterable[str]) -> Iterator[str]:
             rest = rest[cut:].strip()
         if rest:
             yield rest
+
+
+def _passage(ours: Encoded, theirs: Encoded, *, held_out: bool) -> Passage:
+    pairs = paired_positions(ours.offsets, theirs.offsets)
+    # A sequence's first token serves attention as a sink; its states are of their own kind and many times as
+    # long.
+    keep = (pairs.source > 0) & (pairs.target > 0)
+    return Passage(tuple(ours.ids), tuple(theirs.ids), pairs.source[keep], pairs.target[keep], held_out)
+
+
+def _unread(text: str, ours: Encoded, theirs: Encoded, ours_most: int, theirs_most: int) -> str:
+    """What a window was too short for: the text behind the last token that both sides still had."""
+    full = [
+        side.offsets[-1][1]
+        for side, most in ((ours, ours_most), (theirs, theirs_most))
+        if len(side.ids) == most and side.offsets[-1][1] > 0
+    ]
+    return text[min(full) :].strip() if full else ""
 
 
 def _of_text(offsets: Sequence[tuple[int, int]]) -> int:

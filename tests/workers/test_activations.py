@@ -1,0 +1,219 @@
+"""Both bases read one text: what is taken from them, what is summed, and what is kept for the next adapter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.synthetic import byte_level_tokenizer
+from support.site_worlds import relative_error
+from support.tiny_models import TINY_CONFIGS, tiny_model, weights_of
+from transfer.interface import PORTS, LowRank, Role, Site, SitePair
+from workers.activations.collector import Collector
+from workers.activations.ports import Place, place_of, places_of
+from workers.activations.similarity import measure
+from workers.activations.taps import layers_at, rows_at
+from workers.activations.text import WINDOW, PairedText, pair_text
+from workers.bases import Bases, Stored
+from workers.models import TextModel, load, updated, words_of
+
+CPU = torch.device("cpu")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = [*LETTERS, "Ġ", ".", ",", *(c.upper() for c in LETTERS)]
+TEXT = "".join(chr(97 + (7 * n * n + 3 * n) % 26) + (" " if n % 5 == 4 else "") for n in range(3000))
+
+
+def _stored(model, tokens=WORDS) -> Stored:
+    weights = weights_of(model)
+    return Stored(weights, weights._reader, byte_level_tokenizer(tokens))
+
+
+def _bases(room: int | None = None, **changes) -> Bases:
+    source = tiny_model("llama", seed=1)
+    target = tiny_model("gpt_neox", seed=2, hidden_size=48, num_hidden_layers=3)
+    return Bases(_stored(source), _stored(target, list(reversed(WORDS))), CPU, room, **changes)
+
+
+def _text(bases: Bases, most: int = 1500) -> PairedText:
+    return pair_text(bases.words("source"), bases.words("target"), [TEXT], most)
+
+
+def _pairs(*roles: Role) -> list[SitePair]:
+    return [
+        SitePair(Site(layer, role), Site(layer, role), (1, 1), (1, 1)) for layer in range(2) for role in roles
+    ]
+
+
+def _collector(bases: Bases, tmp_path: Path, budget: int = 2**30, keep_rows: int = 0) -> Collector:
+    return Collector(bases, _text(bases), budget, tmp_path, lambda done, total: None, keep_rows)
+
+
+@pytest.mark.parametrize("model_type", list(TINY_CONFIGS))
+def test_what_a_site_writes_is_its_weight_times_what_it_reads(model_type: str) -> None:
+    """Fused, transposed and interleaved modules alike; biases are left out."""
+    stored = _stored(tiny_model(model_type, seed=3))
+    base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    text = pair_text(words := words_of(stored.tokenizer or {}, stored.weights.config), words, [TEXT], 100)
+    sites = stored.weights.sites
+    found = rows_at(base, "source", text.passages[0], [place_of(s, port) for s in sites for port in PORTS])
+    for site in sites:
+        x, y = found[place_of(site, "in")], found[place_of(site, "out")]
+        assert x.shape == (text.passages[0].positions, stored.weights.shape(site)[1])
+        assert relative_error(y, x @ stored.weights.weight(site).T) < 1e-5, site
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt2", "gpt_neox"])
+def test_an_update_in_memory_is_the_update_in_the_weights(model_type: str) -> None:
+    """The hooks that add B (A x) against a model whose weights were changed."""
+    model = tiny_model(model_type, seed=4)
+    stored = _stored(model)
+    base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    noise = torch.Generator().manual_seed(1)
+    deltas = {}
+    for site in stored.weights.sites:
+        o, i = stored.weights.shape(site)
+        deltas[site] = LowRank(
+            torch.randn(o, 2, generator=noise) * 0.1, torch.randn(2, i, generator=noise) * 0.1
+        )
+        module, rows = base.module(site), base.rows(site)
+        with torch.no_grad():
+            weight = module.weight.T if model_type == "gpt2" else module.weight
+            change = deltas[site].B @ deltas[site].A
+            weight[slice(None) if rows is None else rows] += change
+    ids = torch.arange(1, 30)[None]
+    merged = base.model(ids).logits
+    again = _stored(tiny_model(model_type, seed=4))
+    plain = load(again.weights, again.reader, again.tokenizer or {}, CPU)
+    with updated(plain, deltas):
+        assert relative_error(plain.model(ids).logits, merged) < 1e-5
+    assert relative_error(plain.model(ids).logits, merged) > 1e-2  # and it is gone afterwards
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2", "gpt_neox"])
+def test_a_base_that_is_read_layer_by_layer_computes_the_same(model_type: str) -> None:
+    stored = _stored(tiny_model(model_type, seed=5))
+    ids = torch.arange(3, 40)[None]
+    whole = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    streamed = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU, streamed=True)
+    assert all(parameter.is_meta for parameter in streamed.model.parameters())
+    with torch.inference_mode():
+        assert relative_error(streamed.model(ids).logits, whole.model(ids).logits) < 1e-6
+    assert all(parameter.is_meta for parameter in streamed.model.parameters())
+
+
+def test_positions_pair_where_both_tokenizers_end_a_token() -> None:
+    """The second tokenizer joins letters; only ends that both have are pairs, and the first token is none."""
+    letters = byte_level_tokenizer(WORDS)
+    joined = byte_level_tokenizer([*WORDS, "ab", "cd"])
+    joined["model"]["merges"] = ["a b", "c d"]
+    config = tiny_model("llama").config.to_dict()
+    text = pair_text(words_of(letters, config), words_of(joined, config), ["xabcdxab"], 100)
+    (passage,) = text.passages
+    assert passage.source_at.tolist() == [2, 4, 5, 7]
+    assert passage.target_at.tolist() == [1, 2, 3, 4]
+    assert text.source_coverage == pytest.approx(4 / 8)
+    assert text.target_coverage == pytest.approx(4 / 5)
+
+
+def test_a_long_document_is_cut_into_windows_and_every_eighth_is_held_out() -> None:
+    bases = _bases()
+    text = _text(bases, most=10**6)
+    assert all(len(p.source_ids) <= WINDOW for p in text.passages)
+    assert [p.held_out for p in text.passages] == [n % 8 == 1 for n in range(len(text.passages))]
+    assert text.digest == _text(_bases(), most=10**6).digest
+    assert text.digest != _text(bases, most=600).digest
+
+
+def test_sums_do_not_depend_on_how_many_passes_gather_them(tmp_path: Path) -> None:
+    places = [places_of(pair, port) for pair in _pairs(Role.Q, Role.DOWN) for port in PORTS]
+    passes = []
+    found = []
+    for budget in (2**30, 1):
+        collector = _collector(_bases(), tmp_path, budget, keep_rows=64)
+        collector.step = lambda done, total, budget=budget: passes.append(budget) if done == 0 else None
+        collector.plan(places)
+        found.append([collector.get(place) for place in places])
+    assert passes.count(2**30) == 1
+    assert passes.count(1) == len(set(places))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.moments.cross, other.moments.cross)
+        assert torch.equal(one.rows.source, other.rows.source)
+        assert torch.equal(one.held_out.target, other.held_out.target)
+
+
+def test_bases_that_do_not_fit_together_take_turns_and_give_the_same_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.activations.collector.SPILL_BYTES", 60_000)  # several chunks
+    places = [places_of(pair, port) for pair in _pairs(Role.Q, Role.UP) for port in PORTS]
+    both, turns = _bases(), _bases(room=max(_bases().source.bytes, _bases().target.bytes))
+    assert both.together
+    assert not turns.together
+    one, other = (_collector(bases, tmp_path) for bases in (both, turns))
+    for collector in (one, other):
+        collector.plan(places)
+    for place in places:
+        assert torch.equal(one.get(place).moments.cross, other.get(place).moments.cross)
+        assert torch.equal(one.get(place).moments.target, other.get(place).moments.target)
+    assert list(tmp_path.iterdir()) == []  # rows that waited on disk are gone
+
+
+def test_a_base_larger_than_memory_is_streamed(tmp_path: Path) -> None:
+    place = places_of(_pairs(Role.V)[0], "out")
+    whole, tight = (_collector(_bases(room), tmp_path) for room in (None, 1))
+    for collector in (whole, tight):
+        collector.plan([place])
+    assert torch.equal(whole.get(place).moments.cross, tight.get(place).moments.cross)
+
+
+def test_memory_for_sums_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    bases = _bases()
+    place = places_of(_pairs(Role.Q)[0], "in")
+    short, long = (
+        Collector(bases, _text(bases, most), 2**30, tmp_path, lambda done, total: None, 32)
+        for most in (600, 2400)
+    )
+    one, other = short.get(place), long.get(place)
+    assert other.moments.rows > 2 * one.moments.rows
+    assert one.rows.source.shape == other.rows.source.shape == (32, 32)
+
+
+def test_a_model_is_most_like_itself_layer_by_layer() -> None:
+    model = tiny_model("llama", seed=1, num_hidden_layers=4)
+    bases = Bases(_stored(model), _stored(model), CPU)
+    found = measure(bases, _text(bases), lambda done, total: None)
+    assert found.layers == (0, 1, 2, 3)
+    assert torch.allclose(found.matrix.diagonal(), torch.ones(4, dtype=torch.float64), atol=1e-6)
+    assert found.covered(0.7) == 1.0
+
+
+def test_the_stream_after_the_last_layer_is_what_the_final_norm_reads() -> None:
+    stored = _stored(tiny_model("llama", seed=6))
+    base: TextModel = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    passage = _text(Bases(stored, stored, CPU)).passages[0]
+    last = layers_at(base, "source", passage)[-1]
+    with torch.inference_mode():
+        logits = base.model(torch.tensor([passage.source_ids])).logits[0, passage.source_at]
+        assert relative_error(base.model.lm_head(base.model.model.norm(last)), logits) < 1e-5
+
+
+def test_sites_that_read_the_same_share_a_place() -> None:
+    assert place_of(Site(1, Role.Q), "in") == place_of(Site(1, Role.V), "in")
+    assert place_of(Site(1, Role.GATE), "in") == place_of(Site(1, Role.UP), "in")
+    assert place_of(Site(1, Role.Q), "out") != place_of(Site(1, Role.K), "out")
+    assert isinstance(place_of(Site(0, Role.O), "in"), Place)
+
+
+def test_a_base_without_a_tokenizer_says_so() -> None:
+    from core.errors import RequestInvalid
+
+    bases = _bases()
+    bases.target = replace(bases.target, tokenizer=None)
+    with pytest.raises(RequestInvalid, match=r"target base has no tokenizer\.json") as caught:
+        bases.words("target")
+    assert caught.value.pointer == "/target"
+    assert json.dumps(caught.value.message)
