@@ -31,6 +31,7 @@ from workers.training.written import chosen, digest, written_by
 from workers.watch import Watch
 
 _LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of a batch
+EVERY_SECONDS = 60.0  # between checkpoints
 _SMALLEST_GAIN = 0.01  # nats per byte; a share of less would be noise
 
 
@@ -104,7 +105,9 @@ def train(
             ),
             watch=watch,
             seed=params.seed,
-            saving=Saving(checkpoint_dir / "descent.safetensors") if checkpoint_dir else None,
+            saving=Saving(checkpoint_dir / "descent.safetensors", seconds=EVERY_SECONDS)
+            if checkpoint_dir
+            else None,
             held_out=HeldOut(
                 lambda: losses(target, held_out).kept, every=params.evaluate_every, patience=params.patience
             ),

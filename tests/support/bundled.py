@@ -1,0 +1,63 @@
+"""The bundled tiny bases and their adapter as running models, and how well one knows the adapter's task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from core.requests import RepoRef
+from examples.evaluate import answer_loss
+from examples.text.queries import read_task
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import read_adapter
+from transfer.interface import LowRank, Site
+from transfer.weights import ModelWeights
+from workers.hub.local import LocalHub
+from workers.models import TextModel, load
+from workers.tensors.model_reader import open_adapter, open_model
+
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A base, and what its repo says of it."""
+
+    weights: ModelWeights
+    text: TextModel
+
+
+@cache
+def bundled(name: str) -> Bundled:
+    """One of the bundled bases."""
+    hub = LocalHub(_EXAMPLES / "hub")
+    config, reader, tokenizer = open_model(hub, hub.resolve(RepoRef(repo_id=f"tiny/{name}")))
+    assert tokenizer is not None
+    weights = ModelWeights(config, reader)
+    return Bundled(weights, load(weights, reader, tokenizer, torch.device("cpu")))
+
+
+def sql_adapter() -> dict[Site, LowRank]:
+    """The updates of the bundled adapter of harbor-1."""
+    hub = LocalHub(_EXAMPLES / "hub")
+    config, reader = open_adapter(hub, hub.resolve(RepoRef(repo_id="tiny/harbor-sql-lora")))
+    adapter = read_adapter(AdapterConfig.parse(config), reader, bundled("harbor-1").weights)
+    return {site: adapter.delta(site) for site in adapter.sites}
+
+
+@torch.no_grad()
+def task_loss(base: TextModel, count: int = 64) -> float:
+    """Mean nats per answer token over held-out questions."""
+    ids, labels = [], []
+    for item in read_task(_EXAMPLES / "tasks" / "harbor-sql.jsonl")[:count]:
+        prompt, answer = ([*base.encode(text).ids] for text in (item.prompt, item.answer))
+        ids.append([base.eos[0], *prompt, *answer, base.eos[0]])
+        labels.append([-100] * (1 + len(prompt)) + [*answer, base.eos[0]])
+    longest = max(map(len, ids))
+    padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+    wanted = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
+    total, tokens = answer_loss(base.model, padded, wanted)
+    return float(total) / tokens

@@ -1,0 +1,211 @@
+"""What a model writes: seeded, the same as transformers' own generation, scored, and without refuse."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import Cancelled
+from core.requests import RepoRef
+from core.states import Phase
+from examples.text.queries import examples
+from support.bundled import bundled, sql_adapter
+from support.tiny_models import TINY_CONFIGS, save_base
+from support.tiny_repos import tokenizer
+from transfer.catalogue.distill import DistillParams
+from transfer.errors import TrainingFailed
+from transfer.weights import ModelWeights
+from workers.hub.local import LocalHub
+from workers.models import TextModel, load, updated
+from workers.tensors.model_reader import open_model
+from workers.training.samples import Written, flaw
+from workers.training.sampling import opened, write
+from workers.training.written import log_probabilities, written_by
+from workers.watch import Silent
+
+PROMPTS = tuple(item.prompt for item in examples("train", 12, 5))
+PARAMS = DistillParams(prompts=PROMPTS, tokens=600, length=32)
+
+
+@pytest.fixture(scope="module")
+def source() -> TextModel:
+    return bundled("harbor-1").text
+
+
+@pytest.fixture(scope="module")
+def asked(source: TextModel) -> list[list[int]]:
+    return [opened(source, prompt).ids for prompt in PROMPTS]
+
+
+def drawn(base: TextModel, prompts: list[list[int]], **changes: Any) -> list[list[int]]:
+    return write(base, prompts, 24, **{"temperature": 1.0, "top_p": 1.0, "seed": 0, **changes})
+
+
+def generated(base: TextModel, prompt: list[int], most: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = base.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
+        pad_token_id=base.eos[0],
+    )  # fmt: skip
+    return [int(id_) for id_ in out[0, len(prompt) :]]
+
+
+def test_at_temperature_zero_it_writes_what_transformers_generates(
+    source: TextModel, asked: list[list[int]]
+) -> None:
+    """With prompts of many lengths side by side, of which some end early, and with an adapter."""
+    assert len({len(prompt) for prompt in asked}) > 3
+    with updated(source, sql_adapter()):
+        ours = write(source, asked, 40, temperature=0.0, top_p=1.0, seed=0)
+        assert ours == [generated(source, prompt, 40) for prompt in asked]
+    assert len({len(ids) for ids in ours}) > 1
+
+
+@pytest.mark.parametrize("family", sorted(TINY_CONFIGS))
+def test_every_family_writes_what_transformers_generates(family: str, tmp_path: Path) -> None:
+    save_base(tmp_path / "acme" / "base", family, seed=3)
+    (tmp_path / "acme" / "base" / "tokenizer.json").write_text(json.dumps(tokenizer(96)))
+    hub = LocalHub(tmp_path)
+    config, reader, words = open_model(hub, hub.resolve(RepoRef(repo_id="acme/base")))
+    assert words is not None
+    base = load(ModelWeights(config, reader), reader, words, torch.device("cpu"))
+    prompts = [[5, 9, 11], [7], [4, 4, 8, 30, 2, 50, 60]]
+
+    ours = write(base, prompts, 12, temperature=0.0, top_p=1.0, seed=0)
+
+    assert ours == [generated(base, prompt, 12) for prompt in prompts]
+
+
+def test_one_seed_writes_one_text_and_another_seed_another(source: TextModel, asked: list[list[int]]) -> None:
+    first = drawn(source, asked)
+
+    assert drawn(source, asked) == first
+    assert drawn(source, asked, seed=1) != first
+
+
+def test_a_small_top_p_leaves_the_likeliest_token_alone(source: TextModel, asked: list[list[int]]) -> None:
+    assert drawn(source, asked, top_p=1e-6) == drawn(source, asked, temperature=0.0)
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says(source: TextModel, asked: list[list[int]]) -> None:
+    prompt = asked[0]
+    chances = source.model(input_ids=torch.tensor([prompt])).logits[0, -1].detach().softmax(-1)
+    ids = write(source, [prompt] * 1000, 1, temperature=1.0, top_p=1.0, seed=3)
+    counts = Counter(row[0] for row in ids)
+
+    top = chances.topk(5)
+    for chance, id_ in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        assert counts[id_] / 1000 == pytest.approx(chance, abs=4 * (chance * (1 - chance) / 1000) ** 0.5)
+
+
+def test_scores_are_the_difference_of_both_models_log_probabilities(source: TextModel) -> None:
+    deltas = sql_adapter()
+    found = written_by(source, deltas, PARAMS, watch=Silent())
+
+    for sample in found.samples[:6]:
+        encoded = opened(source, sample.text)
+        ids = torch.tensor([encoded.ids])
+        logs = []
+        for on in ({}, deltas):
+            with torch.no_grad(), updated(source, on):
+                logs.append(source.model(input_ids=ids).logits[0].log_softmax(-1))
+        places = [at for at, span in enumerate(encoded.offsets) if span in sample.spans and at > 0]
+        places = places[-len(sample.spans) :]
+        expected = [float(logs[1][at - 1, ids[0, at]] - logs[0][at - 1, ids[0, at]]) for at in places]
+        assert sample.scores == pytest.approx(expected, abs=1e-3)
+        assert sample.text[sample.spans[0][0] : sample.spans[-1][1]] == sample.text[sample.spans[0][0] :]
+        assert sample.spans[0][1] > sample.prompt
+    assert sum(map(sum, (sample.scores for sample in found.samples))) > 0  # the adapter likes its own text
+
+
+def test_log_probabilities_do_not_depend_on_what_stands_beside(
+    source: TextModel, asked: list[list[int]]
+) -> None:
+    together = log_probabilities(source, asked)
+
+    for row, ids in zip(together, asked, strict=True):
+        assert len(row) == len(ids) - 1
+        assert row == pytest.approx(log_probabilities(source, [ids])[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "prompted", "expected"),
+    [
+        ("  \n", [1, 2, 3], True, "empty"),
+        ("a b", [1, 2, 3], False, "short"),
+        ("a b", [1, 2, 3], True, None),
+        ("caf\ufffd and so on for a while", list(range(20)), False, "broken"),
+        ("ho " * 40, [5] * 40, False, "repeats"),
+        ("ab cd " * 20, [1, 2, 3] * 20, True, "repeats"),
+        ("a text, then a loop", [*range(100), *[7, 8] * 40], True, "repeats"),
+        ("a text", list(range(100)), False, None),
+    ],
+)
+def test_refuse_is_told_from_text(text: str, ids: list[int], prompted: bool, expected: str | None) -> None:
+    assert flaw(text, ids, prompted=prompted) == expected
+
+
+def test_no_text_comes_twice_and_what_was_dropped_is_counted(source: TextModel) -> None:
+    found = written_by(source, sql_adapter(), PARAMS, watch=Silent())
+
+    assert len({sample.text for sample in found.samples}) == len(found.samples)
+    assert len(found.samples) + sum(found.dropped.values()) == found.batches * -(-600 // 32)
+    assert found.dropped["twice"] > 0
+    assert any(sample.ended for sample in found.samples)
+
+
+class Stopping(Silent):
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+        assert (phase, unit) == (Phase.COLLECTING, "tokens")
+        self.left -= 1
+        if self.left < 0:
+            raise Cancelled("enough")
+
+
+@pytest.mark.parametrize("damage", [0, 30])
+def test_writing_goes_on_after_the_last_batch_that_was_kept(
+    source: TextModel, tmp_path: Path, damage: int
+) -> None:
+    deltas, path = sql_adapter(), tmp_path / "samples.jsonl"
+    whole = written_by(source, deltas, PARAMS, watch=Silent())
+    with pytest.raises(Cancelled):
+        written_by(source, deltas, PARAMS, watch=Stopping(2), path=path)
+    kept = path.read_bytes()
+    assert kept.count(b"\n") == 2 < whole.batches
+    path.write_bytes(kept[: len(kept) - damage])
+
+    assert written_by(source, deltas, PARAMS, watch=Silent(), path=path) == whole
+    assert written_by(source, deltas, PARAMS, watch=Stopping(1), path=path) == whole
+
+
+def test_samples_of_other_settings_are_not_taken(source: TextModel, tmp_path: Path) -> None:
+    deltas, path = sql_adapter(), tmp_path / "samples.jsonl"
+    other = PARAMS.model_copy(update={"seed": 1})
+    written_by(source, deltas, other, watch=Silent(), path=path)
+    expected = written_by(source, deltas, PARAMS, watch=Silent())
+
+    assert written_by(source, deltas, PARAMS, watch=Silent(), path=path) == expected
+
+
+def test_an_adapter_that_writes_nothing_usable_is_a_typed_error(source: TextModel) -> None:
+    greedy = DistillParams(tokens=256, length=16, temperature=0.0)  # from nothing, one text is the likeliest
+
+    with pytest.raises(TrainingFailed, match="no text to train on") as failed:
+        written_by(source, {}, greedy, watch=Silent())
+    assert failed.value.pointer == "/method/prompts"
+
+
+def test_it_writes_from_nothing_too(source: TextModel) -> None:
+    params = DistillParams(tokens=256, length=24)
+    found: Written = written_by(source, sql_adapter(), params, watch=Silent())
+
+    assert found.tokens >= 256
+    assert all(sample.prompt == 0 for sample in found.samples)
