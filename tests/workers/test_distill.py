@@ -17,8 +17,8 @@ from transfer.catalogue.distill import DistillParams, RefineParams
 from transfer.interface import LowRank, Role, Site
 from transfer.training.speech import spread, threshold
 from workers.models import TextModel, updated
-from workers.training.distill import Distilled, distill, losses, refine, starting
-from workers.training.rows import rows_of
+from workers.training.distill import Distilled, distill, refine, starting
+from workers.training.rows import losses, rows_of
 from workers.training.samples import Sample
 from workers.watch import Silent
 

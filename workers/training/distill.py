@@ -11,12 +11,11 @@ figures are nats per byte of written text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from transfer.catalogue.distill import DistillSettings
 from transfer.interface import LowRank, Site
@@ -25,12 +24,11 @@ from transfer.vocabulary import SharedTokens
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.training.rows import Row, rows_of, stacked
+from workers.training.rows import Losses, Row, losses, parts, rows_of
 from workers.training.samples import Written
-from workers.training.written import chosen, digest, written_by
+from workers.training.written import digest, written_by
 from workers.watch import Watch
 
-_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of a batch
 EVERY_SECONDS = 60.0  # between checkpoints
 _SMALLEST_GAIN = 0.01  # nats per byte; a share of less would be noise
 
@@ -95,7 +93,11 @@ def train(
     with updated(target, deltas):
         told = descend(
             parameters,
-            lambda step: _parts(target, learnt, step, params),
+            lambda step: parts(
+                target,
+                [learnt[at] for at in batch_rows(params.seed, step, len(learnt), params.batch)],
+                params.w_ce,
+            ),
             Schedule(
                 params.steps,
                 params.learning_rate,
@@ -157,45 +159,6 @@ def starting(
             B[:, : given.rank], A[: given.rank] = given.B.cpu(), given.A.cpu()
         found[site] = LowRank(B, A)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """`per_byte`: nats of all that was written by its bytes; `kept`: nats per token that is learnt."""
-
-    per_byte: float
-    kept: float
-
-
-@torch.no_grad()
-def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
-    """How well the model, as it now is, foretells the rows."""
-    whole = kept = learnt = 0.0
-    for part in _split(target, rows):
-        ids, written, weights = stacked(part, target.device)
-        nats = -chosen(target.model(input_ids=ids, use_cache=False).logits[:, :-1], ids[:, 1:])
-        whole += float((nats * written).sum())
-        kept += float((nats * weights).sum())
-        learnt += float(weights.sum())
-    return Losses(whole / max(sum(row.bytes for row in rows), 1), kept / max(learnt, 1.0))
-
-
-def _parts(target: TextModel, rows: Sequence[Row], step: int, params: DistillSettings) -> Iterator[Tensor]:
-    """The loss of a step, in parts whose logits fit."""
-    batch = [rows[at] for at in batch_rows(params.seed, step, len(rows), params.batch)]
-    total = max(sum(sum(row.kept) for row in batch), 1)
-    for part in _split(target, batch):
-        ids, _, kept = stacked(part, target.device)
-        logits = target.model(input_ids=ids, use_cache=False).logits[:, :-1]
-        yield params.w_ce * -(chosen(logits, ids[:, 1:]) * kept).sum() / total
-
-
-def _split(target: TextModel, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    room = _LOGITS.get(target.device.type, 2**26)
-    longest = max(len(row.ids) for row in rows)
-    size = max(1, room // (longest * int(target.model.config.vocab_size)))
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def _measured(

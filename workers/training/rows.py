@@ -1,8 +1,8 @@
-"""Samples as the target reads them: its own tokens, and which of them it is to learn."""
+"""Samples as the target reads them: its own tokens, which of them it is to learn, and its losses on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from transfer.training.speech import spread, threshold
 from workers.models import TextModel
 from workers.training.samples import Sample
 from workers.training.sampling import context, opened
-from workers.training.written import right_padded
+from workers.training.written import chosen, right_padded
+
+_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,41 @@ def stacked(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, 
         written[at, : len(row.written)] = torch.tensor(row.written, dtype=torch.float32)
         kept[at, : len(row.kept)] = torch.tensor(row.kept, dtype=torch.float32)
     return ids.to(device), written.to(device), kept.to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """`per_byte`: nats of all that was written by its bytes; `kept`: nats per token that is learnt."""
+
+    per_byte: float
+    kept: float
+
+
+@torch.no_grad()
+def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
+    """How well the model, as it now is, foretells the rows."""
+    whole = kept = learnt = 0.0
+    for part in _split(target, rows):
+        ids, written, weights = stacked(part, target.device)
+        nats = -chosen(target.model(input_ids=ids, use_cache=False).logits[:, :-1], ids[:, 1:])
+        whole += float((nats * written).sum())
+        kept += float((nats * weights).sum())
+        learnt += float(weights.sum())
+    return Losses(whole / max(sum(row.bytes for row in rows), 1), kept / max(learnt, 1.0))
+
+
+def parts(target: TextModel, rows: Sequence[Row], weight: float) -> Iterator[Tensor]:
+    """Mean cross-entropy of the tokens that are learnt, times `weight`, in parts whose logits fit."""
+    total = max(sum(sum(row.kept) for row in rows), 1)
+    for part in _split(target, rows):
+        ids, _, kept = stacked(part, target.device)
+        logits = target.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        yield weight * -(chosen(logits, ids[:, 1:]) * kept).sum() / total
+
+
+def _split(target: TextModel, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    room = _LOGITS.get(target.device.type, 2**26)
+    longest = max(len(row.ids) for row in rows)
+    size = max(1, room // (longest * int(target.model.config.vocab_size)))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
