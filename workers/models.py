@@ -89,7 +89,7 @@ class TextModel:
 
     def bias(self, site: Site) -> Tensor | None:
         """The site's bias, (o,) float32 on the model's device, or None. Streamed models read it again."""
-        whole = self.module(site).bias
+        whole: Tensor | None = self.module(site).bias
         if whole is None:
             return None
         rows = self.rows(site)

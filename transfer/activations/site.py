@@ -23,7 +23,7 @@ def site_map(evidence: SiteEvidence, port: Port, ridge: float) -> tuple[Tensor, 
         M = map_in(moments, ridge) if port == "in" else map_out(moments, ridge)
         return {"map": M.float(), "source": rows.source, "target": rows.target}
 
-    found = evidence.kept_at(port, f"map v{MAPS_VERSION} ridge {ridge:.9g}", fit)
+    found = evidence.kept_at(port, f"map_{port} v{MAPS_VERSION} ridge {ridge:.9g}", fit)
     return found["map"], PairedRows(found["source"], found["target"])
 
 

@@ -1,9 +1,9 @@
 """Sums over paired activations, gathered when they are asked for and never all at once.
 
 Moments of wide sites are large (11008 wide: 3 GB for both sides), and a model has hundreds of sites. So a
-pass over the text gathers as many places as fit into a budget, beginning with the one that is asked for and going
-on in the order in which the others will be. Memory does not grow with the text: only sums and a few rows are
-kept.
+pass over the text gathers as many places as fit into a budget, beginning with the one that is asked for and
+going on in the order in which the others will be. Memory does not grow with the text: only sums and a few
+rows are kept.
 """
 
 from __future__ import annotations

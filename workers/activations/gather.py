@@ -30,7 +30,7 @@ def gather(
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
     if not reads_text(request):
         return None
-    corpus = texts(getattr(request, "corpus", None), corpus_file, tools.hub)
+    corpus = texts(corpus_file)
     params = request.method
     documents = corpus.documents
     if isinstance(params, GeometricParams):

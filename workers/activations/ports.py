@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transfer.interface import Port, Role, Side, Site, SitePair
 from transfer.weights import ModelWeights
 
+STREAM = "stream"  # the residual stream behind a layer
 _READ = {
     Role.Q: ("attention_in", Role.Q),
     Role.K: ("attention_in", Role.Q),
@@ -54,7 +55,18 @@ class PlacePair:
 
 
 def place_of(site: Site, port: Port) -> Place:
-    """Where this site reads or writes."""
+    """Where this site reads or writes.
+
+    What gate and up write is looked at behind the activation, where `down` reads it: the same neurons. In
+    front of it there are more of them than directions that a weight can reach (the stream is narrower), so a
+    regression would be blind to most of what an update may write there; and a turn of the stream would pass
+    for a turn among neurons, which the activation does not allow. What o and down write is looked at in the
+    stream behind the layer: alone they span a part of it only, and an update may write anywhere.
+    """
+    if port == "out" and site.role in {Role.GATE, Role.UP}:
+        return Place(site.layer, "down_in", Role.DOWN, "in")
+    if port == "out" and site.role in {Role.O, Role.DOWN}:
+        return Place(site.layer, STREAM, Role.DOWN, "out")
     if port == "out":
         return Place(site.layer, f"{site.role.value}_out", site.role, port)
     name, role = _READ[site.role]

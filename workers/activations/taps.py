@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transfer.interface import Side
-from workers.activations.ports import Place
+from workers.activations.ports import STREAM, Place
 from workers.activations.text import Passage
 from workers.models import TextModel
 
@@ -24,9 +24,17 @@ def rows_at(base: TextModel, side: Side, passage: Passage, places: Iterable[Plac
     found: dict[Place, Tensor] = {}
     at = passage.at(side).to(base.device)
     modules: dict[str, list[Place]] = {}
+    layers: list[Place] = []
     for place in places:
-        modules.setdefault(base.architecture.module(place.site), []).append(place)
+        if place.name == STREAM:
+            layers.append(place)
+        else:
+            modules.setdefault(base.architecture.module(place.site), []).append(place)
     with ExitStack() as hooks:
+        for place in layers:
+            hooks.callback(
+                _layer(base, place.layer).register_forward_hook(_streaming(place, at, found)).remove
+            )
         for wanted in modules.values():
             module = base.module(wanted[0].site)
             handle = module.register_forward_hook(_keeping(base, wanted, at, found))
@@ -42,15 +50,29 @@ def layers_at(base: TextModel, side: Side, passage: Passage) -> list[Tensor]:
     found: list[Tensor] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        found.append(hidden[0, at].float())
+        found.append(_hidden(output)[0, at].float())
 
     with ExitStack() as hooks:
         for layer in range(base.architecture.layers):
-            name = f"{base.architecture.family.root}{base.architecture.stem(layer)}"
-            hooks.callback(base.model.get_submodule(name).register_forward_hook(keep).remove)
+            hooks.callback(_layer(base, layer).register_forward_hook(keep).remove)
         _run(base, passage.ids(side))
     return found
+
+
+def _layer(base: TextModel, layer: int) -> Any:
+    return base.model.get_submodule(f"{base.architecture.family.root}{base.architecture.stem(layer)}")
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _streaming(place: Place, at: Tensor, found: dict[Place, Tensor]) -> Any:
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        found[place] = _hidden(output)[0, at].float()
+
+    return keep
 
 
 def _run(base: TextModel, ids: Sequence[int]) -> None:

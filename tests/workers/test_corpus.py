@@ -1,0 +1,76 @@
+"""What both bases read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import RequestInvalid
+from workers.corpus import Corpus, default_corpus, primes, read_file, texts
+
+
+def test_the_bundled_text_is_long_enough_varied_and_the_same_everywhere() -> None:
+    corpus = default_corpus()
+    whole = "\n".join(corpus.documents)
+    assert len(whole) > 30_000
+    assert len(corpus.documents) == len(set(corpus.documents))
+    for sign in ("SELECT", "def merge", "Theorem", "ferry", "Grossmutter", "invoice", "Question:"):
+        assert sign in whole
+    assert texts(None).digest == corpus.digest
+
+
+def test_every_prime_stands_in_several_frames() -> None:
+    corpus = primes()
+    for word in ("I ", "know", "good", "before", "near", "because", "touch", "live"):
+        assert sum(word in document for document in corpus.documents) >= 3, word
+
+
+def test_plain_text_is_cut_at_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_text("one\ntwo\n\nthree\n\n\n\none\ntwo\n")
+    assert read_file(tmp_path / "some.txt").documents == ("one\ntwo", "three")
+
+
+@given(st.lists(st.text(min_size=1)))
+def test_json_lines_give_their_texts(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> None:
+    path = tmp_path_factory.mktemp("corpus") / "some.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    wanted = tuple(dict.fromkeys(s for text in documents if (s := text.strip())))
+    if not wanted:
+        with pytest.raises(RequestInvalid, match="holds no text"):
+            read_file(path)
+    elif all(_can_be_written(text) for text in wanted):
+        assert read_file(path).documents == wanted
+
+
+def _can_be_written(text: str) -> bool:
+    return not any(0xD800 <= ord(character) < 0xE000 for character in text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"text": "fine"}\nnonsense', "no JSON in line 2"),
+        ("a.jsonl", b'{"text": "fine"}\n{"body": "x"}', "no string 'text' in line 2"),
+        ("a.jsonl", b"[1]", "no string 'text' in line 1"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.txt", b"  \n\n ", "holds no text"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RequestInvalid, match=says) as caught:
+        read_file(tmp_path / name)
+    assert str(tmp_path / name) in caught.value.message
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestInvalid, match="No such file"):
+        texts(tmp_path / "none.txt")
+
+
+def test_the_digest_tells_where_documents_end() -> None:
+    assert Corpus.of(["ab", "c"], "x").digest != Corpus.of(["a", "bc"], "x").digest

@@ -1,0 +1,50 @@
+"""A corpus from a file of this machine: plain text or JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.errors import RequestInvalid
+from workers.corpus.corpus import Corpus
+
+MAX_BYTES = 256 * 2**20
+_FIELD = "text"
+
+
+def read_file(path: Path) -> Corpus:
+    """`.jsonl`: one object a line with its text under `text`; any other file: documents with an empty line
+    between them. Raises RequestInvalid that names the file, and for JSON the line."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _unusable(path, f"has more than {MAX_BYTES} bytes", "Give a part of it.")
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as exc:
+        raise _unusable(path, "is not UTF-8 text", "Save it as UTF-8.") from exc
+    except OSError as exc:
+        raise _unusable(path, f"cannot be read: {exc.strerror}", "Check its name.") from exc
+    lines = path.suffix == ".jsonl"
+    corpus = Corpus.of(_of_lines(path, text) if lines else text.split("\n\n"), path.name)
+    if not corpus.documents:
+        raise _unusable(path, "holds no text", "Give a file with some text in it.")
+    return corpus
+
+
+def _of_lines(path: Path, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as exc:
+            raise _unusable(path, f"is no JSON in line {number}", "Put one object on each line.") from exc
+        document = found.get(_FIELD) if isinstance(found, dict) else None
+        if not isinstance(document, str):
+            hint = f'Lines look like {{"{_FIELD}": "…"}}.'
+            raise _unusable(path, f"has no string '{_FIELD}' in line {number}", hint)
+        yield document
+
+
+def _unusable(path: Path, what: str, hint: str) -> RequestInvalid:
+    return RequestInvalid(f"The corpus {path} {what}.", hint=hint, pointer="/corpus")
