@@ -1,7 +1,7 @@
 """The text that is read when a request names none: some 39 kB of several kinds, written for this project.
 
 `everyday` holds stories, letters, news, instructions and a little German, French, Spanish and Italian;
-`formal` code, tables, mathematics and questions with answers; `technical` prose from this project's own pages.
+`formal` code, tables, mathematics, questions with answers; `technical` prose from this project's own pages.
 """
 
 from __future__ import annotations
