@@ -178,6 +178,9 @@ class SiteEvidence(Protocol):
         """As `kept`, for what depends on the two bases, their text and the place where this site reads or
         writes; sites that read the same share it. ACTIVATIONS."""
 
+    def trained(self) -> LowRank:
+        """This target site's part of an update that was trained as a whole, (o_t, i_t). TRAINED."""
+
     def anchors(self) -> Sequence[LowRank]:
         """The anchors' updates of this target site, in the pool's order, each (o_t, i_t). ANCHORS."""
 

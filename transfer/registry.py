@@ -12,6 +12,7 @@ from transfer.methods.anchor_ridge import AnchorRidge
 from transfer.methods.copy import Copy
 from transfer.methods.cross_lora import CrossLora
 from transfer.methods.difference import Difference
+from transfer.methods.distill import Distill
 from transfer.methods.geometric import Geometric
 from transfer.methods.linear import Linear
 from transfer.methods.prolora import ProLora
@@ -32,6 +33,7 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
             AnchorRidge(),
             Geometric(),
             Activation(),
+            Distill(),
         )
     }
 )

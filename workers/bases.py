@@ -63,9 +63,13 @@ class Bases:
                 stored.reader,
                 self._tokenizer(side),
                 self.device,
-                streamed=stored.bytes > self._room(),
+                streamed=not self.fits(side),
             )
         return self._loaded[side]
+
+    def fits(self, side: Side) -> bool:
+        """Is there room for that model by itself, so that it need not be streamed?"""
+        return self.stored(side).bytes <= self._room()
 
     def words(self, side: Side) -> Words:
         """That side's tokenizer alone. Raises RequestInvalid where the repo has none that can be read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ class EvidenceSource:
     embeddings: PairedEmbeddings | None
     offer: PoolOffer | None = None
     activations: Activations | None = None
+    trained: Mapping[Site, LowRank] | None = None
 
     def at(self, pair: SitePair, declared: frozenset[Evidence]) -> PairEvidence:
         """Evidence for one pair, limited to what the method declared."""
@@ -105,6 +106,14 @@ class PairEvidence:
         """Tensors of this pair of bases, text and place, from the cache or computed now."""
         found = self._activations().kept_at(self.pair, port, what, compute)
         return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
+
+    def trained(self) -> LowRank:
+        """This target site's part of the trained update."""
+        self._require(Evidence.TRAINED)
+        if self.origin.trained is None:
+            raise LookupError("nothing was trained; the pipeline trains for methods that declare it")
+        found = self.origin.trained[self.pair.target]
+        return LowRank(found.B.to(self.origin.device), found.A.to(self.origin.device))
 
     def anchors(self) -> Sequence[LowRank]:
         """The pool's updates of this target site, each read when it is asked for."""

@@ -16,7 +16,7 @@ from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
-from transfer.catalogue import AnchorRidgeParams
+from transfer.catalogue import AnchorRidgeParams, DistillParams
 from transfer.dare import dare
 from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
@@ -24,6 +24,7 @@ from transfer.pairing import Pairing, narrowed, pair_sites
 from transfer.registry import get_method
 from workers.activations.evidence import Activations
 from workers.activations.gather import gather, stored_bases
+from workers.bases import Bases
 from workers.evidence import Base, EvidenceSource
 from workers.fold import folded
 from workers.hub.port import Published, is_folder
@@ -43,6 +44,8 @@ from workers.report import (
 from workers.resolve import OutputPlace, output_name, output_place
 from workers.token_rows import carry_tokens, plan_tokens
 from workers.tools import Tools
+from workers.training.distill import Distilled
+from workers.training.run import refined, trained
 from workers.verify.check import verify
 from workers.watch import Resolved, Watch
 from workers.writing import write_card_and_report, write_tensors
@@ -121,7 +124,7 @@ def run(
     if kind == "precheck":
         return Conversion(report, None, None)
 
-    deltas, rows = _carry(opened, evidence, judged, watch)
+    deltas, rows, learnt = _carry(opened, evidence, judged, bases, tools, watch)
     watch.step(Phase.TRANSFERRING)
     built = build_adapter(
         opened.target,
@@ -133,7 +136,7 @@ def run(
     )
     carried = carry_tokens(tokens, opened, built, request.output.dtype)
     built = carried.built
-    report = carried.summed(_with_sites(carried.told(report), opened, rows, built, request))
+    report = carried.summed(_with_sites(carried.told(report), opened, rows, built, request, learnt))
     watch.diagnosed(report)
 
     write_tensors(folder, built)
@@ -185,8 +188,8 @@ def _paired(opened: Opened, request: ConversionRequest, activations: Activations
 
 
 def _carry(
-    opened: Opened, evidence: EvidenceSource, judged: Judged, watch: Watch
-) -> tuple[dict[Site, LowRank], list[SiteRow]]:
+    opened: Opened, evidence: EvidenceSource, judged: Judged, bases: Bases, tools: Tools, watch: Watch
+) -> tuple[dict[Site, LowRank], list[SiteRow], Distilled | None]:
     """Every site in turn, so that memory does not grow with depth."""
     params, state, device = judged.params, judged.prepared, evidence.device
     method = get_method(params.name)
@@ -204,7 +207,11 @@ def _carry(
             pointer="/method",
         )
     phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
-    if evidence.activations is not None:
+    learnt: Distilled | None = None
+    if isinstance(params, DistillParams):
+        learnt = trained(opened, bases, evidence, pairs, params, tools, watch)
+        evidence = replace(evidence, trained=learnt.deltas)
+    elif evidence.activations is not None:
         evidence.activations.plan(pairs)
     deltas: dict[Site, list[LowRank]] = {}
     rows: list[SiteRow] = []
@@ -228,7 +235,11 @@ def _carry(
             )
         )
     watch.step(phase, len(pairs), len(pairs), "sites")
-    return folded(deltas, rows)
+    whole, merged = folded(deltas, rows)
+    if params.refine is not None:
+        learnt = refined(opened, bases, whole, params.refine, tools, watch)
+        whole = learnt.deltas
+    return whole, merged, learnt
 
 
 def _opening(request: ConversionRequest, opened: Opened, judged: Judged, evidence: EvidenceSource) -> Report:
@@ -252,7 +263,12 @@ def _opening(request: ConversionRequest, opened: Opened, judged: Judged, evidenc
 
 
 def _with_sites(
-    report: Report, opened: Opened, rows: list[SiteRow], built: BuiltAdapter, request: ConversionRequest
+    report: Report,
+    opened: Opened,
+    rows: list[SiteRow],
+    built: BuiltAdapter,
+    request: ConversionRequest,
+    learnt: Distilled | None,
 ) -> Report:
     by_target = {str(site): finite(measured) for site, measured in built.measurements.items()}
     merged = [
@@ -263,7 +279,7 @@ def _with_sites(
     return report.model_copy(
         update={
             "sites": merged,
-            "summary": summarise(merged),
+            "summary": summarise(merged) | (finite(learnt.measurements) if learnt else {}),
             "output": {
                 "rank": built.rank,
                 "dtype": request.output.dtype,

@@ -28,7 +28,7 @@ from workers.resolve import Pinned, check_different, pin, source_ref
 from workers.tensors.model_reader import ModelReader, open_adapter, open_model
 from workers.verify.forward import runs_whole
 from workers.verify.structure import empty_model
-from workers.wants import reads_text
+from workers.wants import runs_bases
 from workers.watch import Watch
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ def _announce(opened: Opened, request: ConversionRequest) -> None:
         reader.needed(name for site in sites for name in weights.tensors_of(site))
         others = [name for name in reader.infos() if name not in of_sites]
         reader.needed(name for name in others if opened.adapter.tables or not _HEAD.search(name))
-    if reads_text(request):
+    if runs_bases(request):
         for reader in (opened.source_reader, opened.target_reader):
             reader.needed(reader.infos())
     if runs_whole(opened.target_reader):

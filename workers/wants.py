@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.requests import ConversionRequest
+from transfer.catalogue import DistillParams
 from transfer.interface import Evidence
 from transfer.registry import METHODS
 
@@ -19,3 +20,9 @@ def reads_text(request: ConversionRequest) -> bool:
 def _method_reads(request: ConversionRequest) -> bool:
     method = METHODS.get(request.method.name)
     return method is not None and bool(method.needs(request.method) & _OF_TEXT)
+
+
+def runs_bases(request: ConversionRequest) -> bool:
+    """Will both bases run as models, so that all of their weights are read?"""
+    trains = isinstance(request.method, DistillParams) or request.method.refine is not None
+    return trains or reads_text(request)

@@ -59,6 +59,8 @@ VARIANTS = [
 ]
 # These add a move of the base itself, or a pool's mean, so that neither a scaled nor a zero update scales the
 # result.
+# Trained through both models, so there is nothing to hold to a law at one constructed site.
+TRAINED = {"distill"}
 AFFINE = {"difference", "weight_average", "ties", "anchor_ridge"}
 PROPORTIONAL = [variant for variant in VARIANTS if variant[0]["name"] not in AFFINE]
 each_variant = pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def _case(crosses, role, seed=0):
 
 
 def test_every_registered_method_is_covered_here_and_published():
-    assert {raw["name"] for raw, _ in VARIANTS} == set(METHODS)
+    assert {raw["name"] for raw, _ in VARIANTS} == set(METHODS) - TRAINED
     assert set(METHODS) == set(PARAMS_BY_NAME) - {"auto"}
 
 

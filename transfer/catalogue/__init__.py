@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 
 from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
 from transfer.catalogue.base import AutoParams, DareParams, MethodParams
+from transfer.catalogue.distill import DistillParams, DistillSettings, RefineParams
 from transfer.catalogue.pools import AnchorRidgeParams
 from transfer.catalogue.thresholds import Thresholds
 from transfer.catalogue.weights import (
@@ -37,11 +38,14 @@ __all__ = [
     "DareParams",
     "DenseParams",
     "DifferenceParams",
+    "DistillParams",
+    "DistillSettings",
     "GeometricParams",
     "LinearParams",
     "MethodParams",
     "PairedTextParams",
     "ProLoraParams",
+    "RefineParams",
     "Thresholds",
     "TiesParams",
     "WeightAverageParams",
@@ -60,7 +64,8 @@ AnyMethodParams = Annotated[
     | ProLoraParams
     | AnchorRidgeParams
     | GeometricParams
-    | ActivationParams,
+    | ActivationParams
+    | DistillParams,
     Field(discriminator="name"),
 ]
 
@@ -76,6 +81,7 @@ PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "anchor_ridge": AnchorRidgeParams,
     "geometric": GeometricParams,
     "activation": ActivationParams,
+    "distill": DistillParams,
 }
 
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)

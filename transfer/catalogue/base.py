@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from transfer.catalogue.written import RefineParams
+
 
 class DareParams(BaseModel):
     """Drop entries of the carried update and rescale the others, after any method [000, DARE]."""
@@ -39,6 +41,10 @@ class MethodParams(BaseModel):
             "Where the source is deeper, add up the updates of all its layers that belong to one target "
             "layer and cut the sum to the adapter's rank; otherwise each target layer takes one layer's."
         ),
+    )
+    refine: RefineParams | None = Field(
+        default=None,
+        description="Train the carried update on a little text that the source writes; off by default.",
     )
     dare: DareParams | None = Field(default=None, description="Thin the carried update out; off by default.")
 

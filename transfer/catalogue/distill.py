@@ -2,84 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from transfer.catalogue.base import MethodParams
+from transfer.catalogue.activations import PairedTextParams
+from transfer.catalogue.written import DistillSettings, RefineParams
 
-
-class DistillSettings(BaseModel):
-    """How text is sampled, which of it is learnt from, and how long: shared by `distill` and `refine`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tokens: int = Field(
-        default=20_000, ge=256, le=5_000_000, description="Tokens that the source and its adapter write."
-    )
-    prompts: tuple[Annotated[str, Field(min_length=1, max_length=4000)], ...] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=1024,
-        description="Unlabelled inputs of the task, each continued in turn; null lets it write from nothing.",
-    )
-    temperature: float = Field(
-        default=1.0, ge=0.0, le=2.0, description="Of the sampling; 0 always takes the likeliest token."
-    )
-    top_p: float = Field(
-        default=0.95, gt=0.0, le=1.0, description="Share of the probability that tokens are drawn from."
-    )
-    length: int = Field(
-        default=128,
-        ge=16,
-        le=4096,
-        description="Most tokens written per sample; a sample is one training sequence.",
-    )
-    filter: Literal["speaks", "none"] = Field(
-        default="speaks",
-        description=(
-            "`speaks` learns from the tokens that the adapter makes likelier [2510.04682]; `none` from all."
-        ),
-    )
-    keep: float = Field(
-        default=0.7,
-        gt=0.0,
-        le=1.0,
-        description="Share of the written tokens that `speaks` keeps: those that the adapter lifts most.",
-    )
-    steps: int = Field(default=60, ge=1, le=100_000, description="Most steps of training.")
-    batch: int = Field(default=8, ge=1, le=1024, description="Samples in a step.")
-    learning_rate: float = Field(default=4e-4, gt=0.0, le=0.1, description="AdamW's, after the warm-up.")
-    warmup: int = Field(default=4, ge=0, le=10_000, description="Steps over which the learning rate rises.")
-    clip: float = Field(default=1.0, ge=0.0, le=1e6, description="Longest gradient; 0 leaves it as it is.")
-    w_ce: float = Field(
-        default=1.0, ge=0.0, le=1e3, description="Weight of the cross-entropy on the tokens that are kept."
-    )
-    w_shift: float = Field(
-        default=0.0,
-        ge=0.0,
-        le=1e3,
-        description="Weight of matching how the adapter shifts probabilities, where both tokenizers pair up.",
-    )
-    held_out: float = Field(
-        default=0.1, gt=0.0, le=0.5, description="Share of the samples that is measured on, never trained on."
-    )
-    evaluate_every: int = Field(
-        default=10, ge=1, le=10_000, description="Steps between measurements on held-out samples."
-    )
-    patience: int = Field(
-        default=3,
-        ge=0,
-        le=1000,
-        description="Measurements in a row without a better one that end the training; 0 does all steps.",
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="What products are computed in; parameters stay float32."
-    )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Decides what is written and its order.")
+__all__ = ["DistillParams", "DistillSettings", "RefineParams"]
 
 
-class DistillParams(MethodParams, DistillSettings):
+class DistillParams(PairedTextParams, DistillSettings):
     """Train a fresh adapter on text that the source and its adapter write [2405.17258, 2510.04682]."""
 
     name: Literal["distill"] = "distill"
@@ -90,13 +23,3 @@ class DistillParams(MethodParams, DistillSettings):
         default="zero",
         description="Begin with no update, or with the one that closed-form maps of activations carry.",
     )
-
-
-class RefineParams(DistillSettings):
-    """Train a carried update on a little text that the source and its adapter write."""
-
-    tokens: int = Field(
-        default=8_000, ge=256, le=5_000_000, description="Tokens that the source and its adapter write."
-    )
-    steps: int = Field(default=30, ge=1, le=100_000, description="Most steps of training.")
-    learning_rate: float = Field(default=2e-4, gt=0.0, le=0.1, description="AdamW's, after the warm-up.")

@@ -150,7 +150,9 @@ def _pool_trouble(ready: _Ready) -> str | None:
 
 
 def _can_probe(params: MethodParams, measured: dict[str, float]) -> bool:
-    """Anchored alignment cannot be tried without anchors; the rules then say so."""
+    """Anchored alignment cannot be tried without anchors; the rules then say so. Nothing is trained either."""
+    if get_method(params.name).needs(params) & {Evidence.TRAINED, Evidence.HEADS}:
+        return False  # training is no pre-check
     anchored = isinstance(params, CrossLoraParams) and params.alignment == "anchored"
     return not anchored or measured.get("shared_tokens", 0.0) >= FEWEST_ANCHORS
 

@@ -14,6 +14,7 @@ from transfer.catalogue import (
     CrossLoraParams,
     DareParams,
     DenseParams,
+    DistillParams,
     LinearParams,
     MethodParams,
     ProLoraParams,
@@ -60,6 +61,11 @@ _MEASURED_GAP = (
     "gains; retraining may be cheaper than trusting the result."
 )
 
+_TRAINS = (
+    "distill trains: {tokens} tokens that the source writes, at most {steps} steps. Whether it worked is "
+    "measured on held-out text of the same kind."
+)
+
 
 def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
     """Every finding about this move with this method."""
@@ -67,7 +73,9 @@ def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thr
     yield from _tokenizers(measured)
     yield from _distance(measured)
     yield from _update(measured)
-    yield from _on_text(measured, thresholds)
+    yield from _on_text(measured, thresholds, trains=isinstance(params, DistillParams))
+    if isinstance(params, DistillParams):
+        yield Reason("trains", _TRAINS.format(tokens=params.tokens, steps=params.steps), "info")
     if isinstance(params, CopyParams):
         yield from _copy(params, measured)
     if isinstance(params, DenseParams | LinearParams | ProLoraParams):
@@ -125,15 +133,16 @@ def _update(measured: Mapping[str, float]) -> Iterator[Reason]:
         yield Reason("large_update", text, "doubt")
 
 
-def _on_text(measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
-    """What both bases made of one text."""
+def _on_text(measured: Mapping[str, float], thresholds: Thresholds, *, trains: bool) -> Iterator[Reason]:
+    """What both bases made of one text. Training learns from what the source writes and needs no map."""
+    gravest: Weight = "doubt" if trains else "blocking"
     if (coverage := measured.get("cka_coverage")) is not None:
         text = (
             f"{coverage:.0%} of the target's layers have a source layer that sees the same text alike "
             f"(debiased CKA above {thresholds.similar:g})."
         )
         weight: Weight = (
-            "blocking"
+            gravest
             if coverage < thresholds.coverage_uncertain
             else "doubt"
             if coverage < thresholds.coverage_compatible
@@ -149,7 +158,7 @@ def _on_text(measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[
     )
     lower = min(reads, writes)
     weight = (
-        "blocking"
+        gravest
         if lower < thresholds.r2_uncertain
         else "doubt"
         if lower < thresholds.r2_compatible

@@ -1,8 +1,7 @@
 """`distill`: a fresh adapter of the target, trained on what the source and its adapter write; no text of the
 task is needed. After Trans-LoRA [2405.17258] and TiTok [2510.04682].
 
-    min over B, A:  − w_ce Σ_kept log P_{T+BA}(token) + w_shift · (how T+BA differs from T, against how S+Δ
-    differs from S)
+    min over B, A:  − Σ_kept log P_{T+BA}(token)
 
 Samples that are held out tell, without labels, when to stop and how much was recovered. Tokenizers differ, so
 figures are nats per byte of written text.
@@ -96,7 +95,7 @@ def train(
             lambda step: parts(
                 target,
                 [learnt[at] for at in batch_rows(params.seed, step, len(learnt), params.batch)],
-                params.w_ce,
+                1.0,
             ),
             Schedule(
                 params.steps,

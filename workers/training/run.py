@@ -1,0 +1,128 @@
+"""`distill` and `refine` inside a job: which models, which sites, and where a killed worker goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from transfer.activations.maps import carried
+from transfer.activations.site import USUAL_RIDGE, site_map
+from transfer.catalogue import DistillParams, DistillSettings, MethodParams
+from transfer.errors import TrainingFailed
+from transfer.interface import Evidence, LowRank, Site, SitePair
+from workers.bases import Bases
+from workers.evidence import EvidenceSource
+from workers.fold import folded
+from workers.reading import Opened
+from workers.tools import Tools
+from workers.training.distill import Distilled, starting, train
+from workers.training.written import written_by
+from workers.watch import Watch
+
+
+def trained(
+    opened: Opened,
+    bases: Bases,
+    evidence: EvidenceSource,
+    pairs: tuple[SitePair, ...],
+    params: DistillParams,
+    tools: Tools,
+    watch: Watch,
+) -> Distilled:
+    """The target's update at every paired site. Raises TrainingFailed when training brought nothing."""
+    sites = {pair.target: pair.target_shape for pair in pairs}
+    init = _closed_form(opened, evidence, pairs) if params.init == "closed_form" else None
+    rank = params.rank or max(opened.adapter.delta(site).rank for site in opened.adapter.sites)
+    return _run(opened, bases, starting(sites, rank, init, params.seed), params, tools, watch)
+
+
+def refined(
+    opened: Opened,
+    bases: Bases,
+    deltas: Mapping[Site, LowRank],
+    settings: DistillSettings,
+    tools: Tools,
+    watch: Watch,
+) -> Distilled:
+    """A carried update, trained on; it stays what it was where training brings nothing."""
+    rank = max(delta.rank for delta in deltas.values())
+    sites = {site: delta.shape for site, delta in deltas.items()}
+    begun = starting(sites, rank, deltas, settings.seed)
+    return _run(opened, bases, begun, settings, tools, watch, may_stay=True)
+
+
+def trains(params: MethodParams) -> bool:
+    """Does a job with this method train anything?"""
+    return isinstance(params, DistillParams) or params.refine is not None
+
+
+def _run(
+    opened: Opened,
+    bases: Bases,
+    begun: Mapping[Site, LowRank],
+    params: DistillSettings,
+    tools: Tools,
+    watch: Watch,
+    *,
+    may_stay: bool = False,
+) -> Distilled:
+    """Write, then train; the source is let go in between where there is no room for both."""
+    if not bases.fits("target"):
+        raise TrainingFailed(
+            "The target does not fit into this worker's memory, so it cannot be trained here.",
+            hint="Ask for a worker with a larger device, or raise REBASE_MODEL_BYTES if there is room.",
+            pointer="/method",
+        )
+    deltas = {site: opened.adapter.delta(site) for site in opened.adapter.sites}
+    folder = _checkpoints(opened, params, tools)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = bases.model("source")
+    on_source = {site: _to(delta, source.device) for site, delta in deltas.items()}
+    written = written_by(source, on_source, params, watch=watch, path=folder / "samples.jsonl")
+    del source, on_source
+    found = train(bases.model("target"), written, begun, params, watch=watch, checkpoint_dir=folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    if found.measurements["distill_best_step"] == 0.0 and not may_stay:
+        raise TrainingFailed(
+            "Training never foretold the held-out text better than the target alone does.",
+            hint="Sample more tokens, lower the learning rate, or give prompts of the adapter's task.",
+            pointer="/method",
+        )
+    return found
+
+
+def _closed_form(
+    opened: Opened, evidence: EvidenceSource, pairs: tuple[SitePair, ...]
+) -> dict[Site, LowRank]:
+    """What `activation` would carry."""
+    if evidence.activations is not None:
+        evidence.activations.plan(pairs)
+    parts: dict[Site, list[LowRank]] = {}
+    for pair in pairs:
+        seen = evidence.at(pair, frozenset({Evidence.ACTIVATIONS}))
+        delta = _to(opened.adapter.delta(pair.source).scaled(pair.scale), evidence.device)
+        maps = (site_map(seen, port, USUAL_RIDGE)[0] for port in ("in", "out"))
+        parts.setdefault(pair.target, []).append(_to(carried(delta, *maps), "cpu"))
+    return folded(parts, [])[0]
+
+
+def _checkpoints(opened: Opened, params: DistillSettings, tools: Tools) -> Path:
+    """A folder of this adapter, these bases and these settings: whoever takes the job over finds it."""
+    pinned = opened.pinned
+    named = [
+        pinned.adapter.repo_id,
+        pinned.adapter.sha,
+        pinned.source.sha,
+        pinned.target.repo_id,
+        pinned.target.sha,
+        params.model_dump(mode="json"),
+    ]
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    return tools.scratch / "training" / digest[:32]
+
+
+def _to(delta: LowRank, device: object) -> LowRank:
+    return LowRank(delta.B.to(device), delta.A.to(device))  # type: ignore[call-overload]
