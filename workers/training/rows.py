@@ -53,12 +53,15 @@ def rows_of(target: TextModel, samples: Sequence[Sample], params: DistillSetting
     for sample, found, row, mine in zip(samples, read, scores, own, strict=True):
         ids, spans = list(found.ids), list(found.offsets)
         kept = [its and score >= least for score, its in zip(row, mine, strict=True)]
-        if sample.ended and target.eos:
+        end = spans[-1][1] if spans else 0
+        if sample.ended and target.eos and end == len(sample.text):
             ids.append(target.eos[0])
             spans.append((len(sample.text), len(sample.text)))
             kept.append(True)
         own_here = [*mine, *[False] * (len(ids) - len(mine))]
-        rows.append(Row(sample, ids, spans, own_here[1:], kept[1:], sample.bytes))
+        rows.append(
+            Row(sample, ids, spans, own_here[1:], kept[1:], len(sample.text[sample.prompt : end].encode()))
+        )
     return rows
 
 

@@ -36,11 +36,6 @@ class Sample:
         """log P(S+Δ) − log P(S) of each written token."""
         return [ours - alone for ours, alone in zip(self.teacher, self.source, strict=True)]
 
-    @property
-    def bytes(self) -> int:
-        """Length of what was written, in UTF-8."""
-        return len(self.text[self.prompt :].encode())
-
 
 @dataclass(slots=True)
 class Written:
