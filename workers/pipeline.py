@@ -16,7 +16,7 @@ from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
-from transfer.catalogue import AnchorRidgeParams, DistillParams
+from transfer.catalogue import AnchorRidgeParams, DistillParams, Thresholds
 from transfer.dare import dare
 from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
@@ -32,9 +32,11 @@ from workers.judge import Judged, judge
 from workers.pool import offer_pool, told_of_pool
 from workers.reading import Opened, licence_of, paired_embeddings, read, resolve
 from workers.report import (
+    LayerMap,
     RepoAt,
     Report,
     SiteRow,
+    TextRead,
     caveats,
     finite,
     library_versions,
@@ -255,10 +257,29 @@ def _opening(request: ConversionRequest, opened: Opened, judged: Judged, evidenc
         method_used=judged.params.model_dump(mode="json"),
         precheck=judged.precheck,
         pool=pool,
+        layer_map=_layer_map(evidence.activations, request.precheck.thresholds),
         dropped_sites=[str(site) for site in opened.pairing.dropped],
         unused_source_layers=list(opened.pairing.unused_source_layers),
         not_carried=list(opened.adapter.not_carried),
         warnings=[printable(warning) for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool)],
+    )
+
+
+def _layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
+    """Which layers see the same text alike, where both bases read one."""
+    if activations is None:
+        return None
+    found, text, corpus = activations.similarity, activations.text, activations.corpus
+    return LayerMap(
+        similarity=found.matrix.tolist(),
+        layers=list(found.layers),
+        coverage=found.covered(thresholds.similar),
+        threshold=thresholds.similar,
+        positions=found.positions,
+        coverage_source=text.source_coverage,
+        coverage_target=text.target_coverage,
+        biased=list(found.biased),
+        corpus=TextRead(name=corpus.name, digest=corpus.digest, documents=len(corpus.documents)),
     )
 
 

@@ -58,7 +58,7 @@ def test_what_a_site_writes_is_its_weight_times_what_it_reads(model_type: str) -
     stored = _stored(tiny_model(model_type, seed=3))
     base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
     text = pair_text(words := words_of(stored.tokenizer or {}, stored.weights.config), words, [TEXT], 100)
-    others = {Role.O, Role.DOWN, Role.GATE, Role.UP}  # these are looked at further on
+    others = {Role.GATE, Role.UP}  # these are looked at further on
     sites = [site for site in stored.weights.sites if site.role not in others]
     found = rows_at(base, "source", text.passages[0], [place_of(s, port) for s in sites for port in PORTS])
     for site in sites:
@@ -207,7 +207,8 @@ def test_sites_that_read_the_same_share_a_place() -> None:
     assert place_of(Site(1, Role.GATE), "in") == place_of(Site(1, Role.UP), "in")
     assert place_of(Site(1, Role.Q), "out") != place_of(Site(1, Role.K), "out")
     assert place_of(Site(1, Role.GATE), "out") == place_of(Site(1, Role.DOWN), "in")  # the neurons
-    assert place_of(Site(1, Role.O), "out") == place_of(Site(1, Role.DOWN), "out")  # the stream
+    assert place_of(Site(1, Role.O), "out") != place_of(Site(1, Role.DOWN), "out")
+    assert place_of(Site(1, Role.O), "out", "stream") == place_of(Site(1, Role.DOWN), "out", "stream")
     assert isinstance(place_of(Site(0, Role.O), "in"), Place)
 
 
@@ -220,3 +221,12 @@ def test_a_base_without_a_tokenizer_says_so() -> None:
         bases.words("target")
     assert caught.value.pointer == "/target"
     assert json.dumps(caught.value.message)
+
+
+def test_the_stream_is_what_the_layer_gives_on() -> None:
+    stored = _stored(tiny_model("llama", seed=6))
+    base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    passage = _text(Bases(stored, stored, CPU)).passages[0]
+    place = place_of(Site(1, Role.O), "out", "stream")
+    found = rows_at(base, "source", passage, [place])[place]
+    assert torch.equal(found, layers_at(base, "source", passage)[1])

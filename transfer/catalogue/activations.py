@@ -18,6 +18,12 @@ class PairedTextParams(MethodParams):
         le=2**24,
         description="Paired token positions of the corpus that are read; fewer when the text ends.",
     )
+    writes: Literal["own", "stream"] = Field(
+        default="own",
+        description=(
+            "Where to look at what o and down write: their own outputs, or the whole stream behind the layer."
+        ),
+    )
 
 
 class ActivationParams(PairedTextParams):

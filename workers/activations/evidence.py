@@ -15,7 +15,7 @@ from transfer.activations.maps import Moments, PairedRows
 from transfer.interface import PORTS, Port, SitePair
 from transfer.pairing import Layers
 from workers.activations.collector import Collected, Collector
-from workers.activations.ports import PlacePair, places_of
+from workers.activations.ports import Writes, places_of
 from workers.activations.similarity import POSITIONS, SIMILARITY_VERSION, Similarity, measure
 from workers.activations.text import PairedText
 from workers.bases import Bases
@@ -39,6 +39,7 @@ class Activations:
     collector: Collector
     cache: FactorCache
     watch: Watch
+    writes: Writes = "own"
 
     @property
     def bases(self) -> Bases:
@@ -83,7 +84,7 @@ class Activations:
 
     def plan(self, pairs: Sequence[SitePair]) -> None:
         """In which order sites will be asked for."""
-        self.collector.plan([places_of(pair, port) for pair in pairs for port in PORTS])
+        self.collector.plan([places_of(pair, port, self.writes) for pair in pairs for port in PORTS])
 
     def moments(self, pair: SitePair, port: Port) -> Moments:
         """Sums over what both sides read or write."""
@@ -103,7 +104,7 @@ class Activations:
         self, pair: SitePair, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """From the cache or computed now."""
-        places = places_of(pair, port)
+        places = places_of(pair, port, self.writes)
         key = self._key(str(places.source), str(places.target), what)
         return self.cache.get_or_compute_tensors(key, compute)
 
@@ -112,7 +113,7 @@ class Activations:
         self.watch.step(Phase.COLLECTING, done, total, "passages")
 
     def _collected(self, pair: SitePair, port: Port) -> Collected:
-        places: PlacePair = places_of(pair, port)
+        places = places_of(pair, port, self.writes)
         return self.collector.get(places)
 
     def _key(self, source: str, target: str, what: str) -> PairKey:

@@ -52,6 +52,7 @@ def gather(
         collector=collector,
         cache=tools.cache,
         watch=watch,
+        writes=params.writes if isinstance(params, PairedTextParams) else "own",
     )
     collector.step = found.step
     return found

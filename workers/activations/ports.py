@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from transfer.interface import Port, Role, Side, Site, SitePair
 from transfer.weights import ModelWeights
 
+Writes = Literal["own", "stream"]
 STREAM = "stream"  # the residual stream behind a layer
 _READ = {
     Role.Q: ("attention_in", Role.Q),
@@ -54,25 +56,25 @@ class PlacePair:
         return self.source if side == "source" else self.target
 
 
-def place_of(site: Site, port: Port) -> Place:
+def place_of(site: Site, port: Port, writes: Writes = "own") -> Place:
     """Where this site reads or writes.
 
     What gate and up write is looked at behind the activation, where `down` reads it: the same neurons. In
     front of it there are more of them than directions that a weight can reach (the stream is narrower), so a
     regression would be blind to most of what an update may write there; and a turn of the stream would pass
-    for a turn among neurons, which the activation does not allow. What o and down write is looked at in the
-    stream behind the layer: alone they span a part of it only, and an update may write anywhere.
+    for a turn among neurons, which the activation does not allow. What o and down write is their own output,
+    which spans only part of the stream, or with `stream` the whole of it behind the layer.
     """
-    if port == "out" and site.role in {Role.GATE, Role.UP}:
+    if port == "in":
+        name, role = _READ[site.role]
+        return Place(site.layer, name, role, port)
+    if site.role in {Role.GATE, Role.UP}:
         return Place(site.layer, "down_in", Role.DOWN, "in")
-    if port == "out" and site.role in {Role.O, Role.DOWN}:
+    if writes == "stream" and site.role in {Role.O, Role.DOWN}:
         return Place(site.layer, STREAM, Role.DOWN, "out")
-    if port == "out":
-        return Place(site.layer, f"{site.role.value}_out", site.role, port)
-    name, role = _READ[site.role]
-    return Place(site.layer, name, role, port)
+    return Place(site.layer, f"{site.role.value}_out", site.role, port)
 
 
-def places_of(pair: SitePair, port: Port) -> PlacePair:
+def places_of(pair: SitePair, port: Port, writes: Writes = "own") -> PlacePair:
     """The places of both sides of a site pair."""
-    return PlacePair(place_of(pair.source, port), place_of(pair.target, port))
+    return PlacePair(place_of(pair.source, port, writes), place_of(pair.target, port, writes))
