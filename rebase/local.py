@@ -82,6 +82,7 @@ def run_here(
     watch: Shown,
     out: Path | None,
     pools: Pools = NO_POOLS,
+    corpus: Path | None = None,
 ) -> Report:
     """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""
     home = settings.resolved_home
@@ -93,7 +94,8 @@ def run_here(
         place.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=place))
     try:
-        outcome = run(request, kind, tools, watch, scratch / "adapter", marker=None, pools=pools)
+        goal = scratch / "adapter"
+        outcome = run(request, kind, tools, watch, goal, marker=None, pools=pools, corpus_file=corpus)
         report = getattr(outcome, "report", None)
         if not isinstance(report, Report):
             raise TypeError("a run without a marker ends with a report")

@@ -48,4 +48,14 @@ PoolFile = Annotated[
     ),
 ]
 
+CorpusFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--corpus",
+        metavar="FILE",
+        help="Text that both bases read: plain, with empty lines between documents, or .jsonl with a `text` "
+        "field; default: the bundled one.",
+    ),
+]
+
 DEFAULT_URL = "http://127.0.0.1:8000"

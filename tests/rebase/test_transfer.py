@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.synthetic import byte_level_tokenizer
 from core.requests import check_repo_id
 from rebase.folders import Aliases
 from support.command import REBASE, Command
@@ -236,14 +237,29 @@ def _pool_of_two(folder: Path) -> Path:
     return folder / "pool.json"
 
 
-@pytest.mark.parametrize("name", sorted(set(PARAMS_BY_NAME) - {"auto"}))
+def _with_tokenizers(models: Path, folder: Path) -> None:
+    """Copies of the bases that can read a text."""
+    for name in ("old", "new"):
+        shutil.copytree(models / name, folder / name)
+        characters = ["Ġ", *(chr(code) for code in range(33, 127))]
+        (folder / name / "tokenizer.json").write_text(json.dumps(byte_level_tokenizer(characters)))
+
+
+# `distill` has random models learn nothing; tests/workers/test_distill_pipeline.py runs it on trained ones.
+@pytest.mark.parametrize("name", sorted(set(PARAMS_BY_NAME) - {"auto", "distill"}))
 def test_every_method_runs_by_name_and_leaves_its_measurements_in_the_report(
-    name: str, here: Path, rebase: Command
+    name: str, here: Path, models: Path, rebase: Command
 ) -> None:
     out, report = here / name, here / f"{name}.json"
     where = ["lora", "--source", "old", "--target", "new", "--method", name, *WARN]
     if name == "cross_lora":  # these folders have no tokenizer, so no shared tokens either
         where += ["--set", "alignment=projection"]
+    if name in {"activation", "geometric"}:
+        _with_tokenizers(models, here)
+        text = here / "text.txt"
+        text.write_text("\n\n".join(f"Line {n} of a text, {n * n} words; {chr(65 + n)}!" for n in range(26)))
+        bases = ["--source", str(here / "old"), "--target", str(here / "new")]
+        where = ["lora", *bases, "--method", name, *WARN, "--corpus", str(text)]
     if name == "anchor_ridge":
         where += ["--pool", str(_pool_of_two(here))]
     done = rebase("transfer", *where, "--out", str(out), "--report", str(report))

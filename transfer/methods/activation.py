@@ -44,5 +44,6 @@ class Activation:
             "read_r2": read_r2(delta.A, M_in, reads),
             "write_r2": write_r2(delta.B, M_out, writes),
             "norm_ratio": after / before if before > 0.0 else 0.0,
+            "update_norm": frobenius(moved),
         }
         return Carried(moved, {name: value for name, value in measured.items() if math.isfinite(value)})

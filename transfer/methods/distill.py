@@ -32,5 +32,5 @@ class Distill:
     ) -> Carried:
         """The trained update of this target site, and its norm over the source's."""
         trained = evidence.trained()
-        before = frobenius(delta)
-        return Carried(trained, {"norm_ratio": frobenius(trained) / before if before > 0.0 else 0.0})
+        before, after = frobenius(delta), frobenius(trained)
+        return Carried(trained, {"update_norm": after, "norm_ratio": after / before if before > 0.0 else 0.0})

@@ -53,7 +53,8 @@ class Geometric:
         before = frobenius(delta)
         measured = {f"anchor_{key}_in": value for key, value in reads.items()}
         measured |= {f"anchor_{key}_out": value for key, value in writes.items()}
-        measured["norm_ratio"] = frobenius(moved) / before if before > 0.0 else 0.0
+        measured["update_norm"] = frobenius(moved)
+        measured["norm_ratio"] = measured["update_norm"] / before if before > 0.0 else 0.0
         violated = reads["locks_violated"] > 0.0 or writes["locks_violated"] > 0.0
         return Carried(moved, measured, ("locks_infeasible",) if violated and params.lock_rounds else ())
 

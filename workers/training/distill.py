@@ -19,7 +19,6 @@ import torch
 from transfer.catalogue.distill import DistillSettings
 from transfer.interface import LowRank, Site
 from transfer.linalg import truncate
-from transfer.vocabulary import SharedTokens
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
@@ -51,7 +50,6 @@ def distill(
     *,
     rank: int | None = None,
     init: Mapping[Site, LowRank] | None = None,
-    shared: SharedTokens | None = None,
     watch: Watch,
     checkpoint_dir: Path | None = None,
 ) -> Distilled:
@@ -127,7 +125,6 @@ def refine(
     carried: Mapping[Site, LowRank],
     params: DistillSettings,
     *,
-    shared: SharedTokens | None = None,
     watch: Watch,
     checkpoint_dir: Path | None = None,
 ) -> Distilled:
@@ -136,7 +133,7 @@ def refine(
     rank = max(delta.rank for delta in carried.values())
     return distill(
         source, target, source_deltas, sites, params,
-        rank=rank, init=carried, shared=shared, watch=watch, checkpoint_dir=checkpoint_dir,
+        rank=rank, init=carried, watch=watch, checkpoint_dir=checkpoint_dir,
     )  # fmt: skip
 
 
