@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from core.corpus import CorpusSpec
 from core.errors import NotAvailable
+from core.repos import MAX_REPO_ID, RepoId, RepoRef, check_repo_id
 from transfer.catalogue import AnyMethodParams, AutoParams, Thresholds
 
-# The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no '-' or '.' at the ends.
-_REPO_ID = re.compile(r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*$", re.ASCII)
-MAX_REPO_ID = 96
-
-
-def check_repo_id(value: str) -> str:
-    """A repo id as the Hub accepts it (`owner/name`, or a bare legacy name); never a path."""
-    if (
-        len(value) > MAX_REPO_ID
-        or not _REPO_ID.fullmatch(value)
-        or ".." in value
-        or value.endswith((".", "-", ".git"))
-    ):
-        raise ValueError("must be a Hub repo id such as 'owner/name'")
-    return value
-
-
-RepoId = Annotated[str, Field(max_length=200, examples=["acme/qwen-sql-lora"])]
+__all__ = [
+    "MAX_REPO_ID",
+    "ConversionRequest",
+    "CorpusSpec",
+    "OutputSpec",
+    "PrecheckSpec",
+    "RepoId",
+    "RepoRef",
+    "check_repo_id",
+    "refuse_unavailable",
+]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RepoRef(_Model):
-    """A repo on the Hub, or in the local hub folder of this deployment, at a branch, tag or commit."""
-
-    repo_id: RepoId
-    revision: str = Field(default="main", min_length=1, max_length=200, pattern=r"^[\w][\w./-]*$")
-
-    _check = field_validator("repo_id")(check_repo_id)
-
-    def __str__(self) -> str:
-        return f"{self.repo_id}@{self.revision}"
 
 
 class OutputSpec(_Model):
@@ -101,6 +83,9 @@ class ConversionRequest(_Model):
     method: Annotated[AnyMethodParams, BeforeValidator(_method_from_name)] = Field(default_factory=AutoParams)
     output: OutputSpec = Field(default_factory=OutputSpec)
     precheck: PrecheckSpec = Field(default_factory=PrecheckSpec)
+    corpus: CorpusSpec | None = Field(
+        default=None, description="A dataset that both bases read; null is the bundled text."
+    )
     evaluate: dict[str, Any] | None = None
     callback: dict[str, Any] | None = None
 

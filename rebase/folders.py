@@ -14,7 +14,7 @@ from core.errors import OutputForbidden, RequestInvalid
 from core.requests import MAX_REPO_ID, RepoRef, check_repo_id
 from workers.hub.content import HashCache
 from workers.hub.plain import PlainFolder
-from workers.hub.port import ByteSource, HubPort, PinnedRepo, Published
+from workers.hub.port import ByteSource, HubPort, PinnedRepo, Published, RepoKind
 
 
 class Aliases:
@@ -76,15 +76,15 @@ class WithFolders:
         self._by_path = {folder: self._by_alias[alias] for alias, folder in folders.items()}
         self._inner = inner
 
-    def check_read(self, repo_id: str) -> None:
+    def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """A folder's own permissions speak when its files are opened."""
-        if repo_id not in self._by_alias:
-            self._inner.check_read(repo_id)
+        if kind != "model" or repo_id not in self._by_alias:
+            self._inner.check_read(repo_id, kind=kind)
 
-    def resolve(self, ref: RepoRef) -> PinnedRepo:
-        """Pin a folder by its content."""
-        folder = self._by_alias.get(ref.repo_id)
-        return folder.resolve(ref) if folder is not None else self._inner.resolve(ref)
+    def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
+        """Pin a folder by its content. Folders are models; datasets are the hub's."""
+        folder = self._by_alias.get(ref.repo_id) if kind == "model" else None
+        return folder.resolve(ref) if folder is not None else self._inner.resolve(ref, kind=kind)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """A file of a folder, or of the hub."""

@@ -11,10 +11,11 @@ _OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.HEADS})
 
 
 def reads_text(request: ConversionRequest) -> bool:
-    """Are both bases to read the corpus? When the method needs it, or the pre-check is asked for it."""
+    """Are both bases to read the corpus? When the method needs it, or the pre-check is asked for it, as
+    naming a corpus does."""
     if request.precheck.activations is not None:
         return request.precheck.activations or _method_reads(request)
-    return _method_reads(request)
+    return request.corpus is not None or _method_reads(request)
 
 
 def _method_reads(request: ConversionRequest) -> bool:

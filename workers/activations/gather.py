@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from core.errors import RequestInvalid
 from core.requests import ConversionRequest
 from transfer.catalogue import CrossLoraParams, GeometricParams, MethodParams, PairedTextParams
+from transfer.errors import IncompatiblePair
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
 from workers.activations.text import pair_text
@@ -16,6 +18,7 @@ from workers.tools import Tools
 from workers.wants import reads_text
 from workers.watch import Watch
 
+FEWEST_POSITIONS = 256  # every eighth passage of these is held out
 _POSITIONS = 16384  # where the method does not say
 
 
@@ -29,13 +32,26 @@ def gather(
 ) -> Activations | None:
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
     if not reads_text(request):
+        if request.corpus is not None:
+            raise RequestInvalid(
+                "A corpus is named, but precheck.activations is false and the method reads no text.",
+                hint="Leave 'corpus' or precheck.activations out.",
+                pointer="/corpus",
+            )
         return None
-    corpus = texts(corpus_file)
+    corpus = texts(corpus_file, request.corpus, tools.hub)
     params = request.method
     documents = corpus.documents
     if isinstance(params, GeometricParams):
         documents = (*primes().documents, *documents)
     text = pair_text(bases.words("source"), bases.words("target"), documents, _positions(params))
+    if text.positions < FEWEST_POSITIONS:
+        raise IncompatiblePair(
+            f"The two tokenizers end a token at the same place only {text.positions} times in the corpus "
+            f"'{corpus.name}'; {FEWEST_POSITIONS} are needed.",
+            hint="Give a longer text, or use a method that looks at weights alone.",
+            pointer="/corpus",
+        )
     collector = Collector(
         bases=bases,
         text=text,

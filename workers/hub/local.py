@@ -7,6 +7,7 @@
         revisions/<sha>/…         the files of that commit, read-only, as PEFT and Transformers expect them
         .lock                     held (fcntl) while a commit is written
         .incoming-…/              a commit being written; what a crash leaves, the next commit removes
+    <root>/datasets/<owner>/<name>/      datasets, laid out alike; only read
     <root>/.hashes/               remembered content hashes of plain folders
 
 A commit becomes visible by the last of three atomic renames (revision, commit, branch), each synced before
@@ -18,6 +19,7 @@ the next, so a crash at any point leaves a repo that reads as it did before. A f
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from core.errors import (
@@ -32,7 +34,7 @@ from workers.hub.content import HashCache
 from workers.hub.files import FileSource
 from workers.hub.names import checked, legal_output
 from workers.hub.plain import PlainFolder
-from workers.hub.port import PinnedRepo, Published
+from workers.hub.port import PinnedRepo, Published, RepoKind
 from workers.hub.store import RepoStore
 
 
@@ -43,26 +45,26 @@ class LocalHub:
         self._root = root.resolve()
         self._hashes = HashCache(self._root / ".hashes")
 
-    def check_read(self, repo_id: str) -> None:
+    def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """Raise RepoNotFound unless the repo is there."""
-        self._find(repo_id)
+        self._find(repo_id, kind)
 
-    def resolve(self, ref: RepoRef) -> PinnedRepo:
+    def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a branch, or check a sha. RepoNotFound, RevisionNotFound."""
-        found = self._find(ref.repo_id)
+        found = self._find(ref.repo_id, kind)
         if isinstance(found, PlainFolder):
-            return found.resolve(ref)
+            return replace(found.resolve(ref), kind=kind)
         sha = found.sha_of(ref.revision)
         if sha is None:
             raise RevisionNotFound(
                 f"{ref.repo_id} has no revision '{ref.revision}'.",
                 hint="Name a branch or a full commit sha of this repo; the default branch is 'main'.",
             )
-        return self._pinned(found, sha)
+        return replace(self._pinned(found, sha), kind=kind)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """The file inside its revision's folder. FileMissing when the revision does not have it."""
-        found = self._find(repo.repo_id)
+        found = self._find(repo.repo_id, repo.kind)
         if isinstance(found, PlainFolder):
             return found.fetch(repo, path)
         if path not in found.commit_of(repo.sha).files:
@@ -126,15 +128,16 @@ class LocalHub:
         files = {path: file.size for path, file in store.commit_of(sha).files.items()}
         return PinnedRepo(store.repo_id, sha, files)
 
-    def _folder(self, repo_id: str) -> Path:
+    def _folder(self, repo_id: str, kind: RepoKind = "model") -> Path:
         """Where the repo lies; a link on the way that leads out of the root counts as absent."""
-        folder = self._root / checked(repo_id)
+        root = self._root / "datasets" if kind == "dataset" else self._root
+        folder = root / checked(repo_id)
         if not folder.resolve().is_relative_to(self._root):
             raise RepoNotFound(f"{repo_id} is not in the local hub.")
         return folder
 
-    def _find(self, repo_id: str) -> RepoStore | PlainFolder:
-        folder = self._folder(repo_id)
+    def _find(self, repo_id: str, kind: RepoKind = "model") -> RepoStore | PlainFolder:
+        folder = self._folder(repo_id, kind)
         store = RepoStore(folder, repo_id)
         if "/" in repo_id and store.exists():
             return store
@@ -147,7 +150,8 @@ class LocalHub:
             raise HubUnavailable(f"The folder of {repo_id} cannot be read.") from exc
         raise RepoNotFound(
             f"{repo_id} is not in the local hub.",
-            hint="Check the spelling; repos lie in the local hub folder as owner/name.",
+            hint=f"Check the spelling; {kind}s lie in the local hub folder as "
+            f"{'datasets/' if kind == 'dataset' else ''}owner/name.",
         )
 
     def _writable(self, repo_id: str) -> Path:

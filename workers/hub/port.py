@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from core.requests import RepoRef
+
+RepoKind = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,7 @@ class PinnedRepo:
     repo_id: str
     sha: str  # 40 lowercase hex digits
     files: dict[str, int]  # path inside the repo → size in bytes
+    kind: RepoKind = "model"
 
     def __str__(self) -> str:
         return f"{self.repo_id}@{self.sha}"
@@ -53,12 +56,15 @@ class ByteSource(Protocol):
 
 
 class HubPort(Protocol):
-    """Every call raises errors of the `core.errors.HubError` tree and nothing else of its own."""
+    """Every call raises errors of the `core.errors.HubError` tree and nothing else of its own.
 
-    def check_read(self, repo_id: str) -> None:
+    Adapters and bases are repos of kind `model`; datasets are only ever read.
+    """
+
+    def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """Does our token read this repo right now? Asked once per repo and job, before any cached byte."""
 
-    def resolve(self, ref: RepoRef) -> PinnedRepo:
+    def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a ref to a commit sha and list its files."""
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:

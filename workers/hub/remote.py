@@ -29,7 +29,7 @@ from workers.hub.files import FileSource, list_files
 from workers.hub.history import History
 from workers.hub.names import checked, legal_output
 from workers.hub.permissions import may_create
-from workers.hub.port import ByteSource, PinnedRepo, Published
+from workers.hub.port import ByteSource, PinnedRepo, Published, RepoKind
 from workers.hub.remote_errors import hub_errors
 from workers.hub.transport import RangeSource, install_client, patiently
 
@@ -63,18 +63,18 @@ class RemoteHub:
         self._timeout_s = timeout_s
         self._wait_s = wait_s
 
-    def check_read(self, repo_id: str) -> None:
+    def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """RepoGated, RepoNotFound or HubUnauthorised unless the token reads this repo now."""
 
         def ask() -> None:
             with hub_errors(repo_id):
-                self._api.auth_check(checked(repo_id))
+                self._api.auth_check(checked(repo_id), repo_type=kind)
 
         patiently(ask, self._wait_s)
 
-    def resolve(self, ref: RepoRef) -> PinnedRepo:
+    def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a branch, tag or sha, with every file and its size."""
-        return patiently(lambda: self._resolve(ref), self._wait_s)
+        return patiently(lambda: self._resolve(ref, kind), self._wait_s)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """The file in the client's shared cache, downloaded when it is not there."""
@@ -88,10 +88,12 @@ class RemoteHub:
         name = f"'{path}' of {repo}"
         if size is None:
             raise FileMissing(f"{repo.repo_id} has no file '{path}' at {repo.sha}.")
-        known = try_to_load_from_cache(repo.repo_id, path, self._cache_dir, revision=repo.sha)
+        known = self._cached(repo, path)
         if isinstance(known, str) or wanted is None or 2 * wanted >= size:
             return FileSource(self.fetch(repo, path), name)
-        url = hf_hub_url(repo.repo_id, path, revision=repo.sha, endpoint=self._api.endpoint)
+        url = hf_hub_url(
+            repo.repo_id, path, repo_type=repo.kind, revision=repo.sha, endpoint=self._api.endpoint
+        )
         return RangeSource(url, self._headers, size, name, lambda: self.fetch(repo, path), self._wait_s)
 
     def default_output(self, contract_name: str) -> str:
@@ -178,33 +180,40 @@ class RemoteHub:
             )
         return head.sha if head is not None else None
 
-    def _resolve(self, ref: RepoRef) -> PinnedRepo:
+    def _resolve(self, ref: RepoRef, kind: RepoKind) -> PinnedRepo:
+        ask = self._api.model_info if kind == "model" else self._api.dataset_info
         with hub_errors(str(ref)):
-            info = self._api.model_info(
+            info = ask(
                 checked(ref.repo_id), revision=ref.revision, files_metadata=True, timeout=self._timeout_s
             )
         sha, siblings = info.sha or "", info.siblings or []
         sizes = {file.rfilename: file.size for file in siblings if file.size is not None}
         if not SHA.match(sha) or len(sizes) != len(siblings):
             raise HubError(f"{ref}: the Hub's answer names no commit, or files without sizes.")
-        return PinnedRepo(ref.repo_id, sha, sizes)
+        return PinnedRepo(ref.repo_id, sha, sizes, kind)
 
     def _download(self, repo: PinnedRepo, path: str) -> Path:
         name = f"'{path}' of {repo}"
         with hub_errors(name):
-            known = try_to_load_from_cache(repo.repo_id, path, self._cache_dir, revision=repo.sha)
-            if not isinstance(known, str):
+            if not isinstance(self._cached(repo, path), str):
                 self._check_space(repo.files.get(path, 0), name)
             return Path(
                 hf_hub_download(
                     repo.repo_id,
                     path,
+                    repo_type=repo.kind,
                     revision=repo.sha,
                     cache_dir=self._cache_dir,
                     token=self._token,
                     endpoint=self._api.endpoint,
                 )
             )
+
+    def _cached(self, repo: PinnedRepo, path: str) -> object:
+        """The file's path in the client's cache when it is there; anything else when it is not."""
+        return try_to_load_from_cache(
+            repo.repo_id, path, self._cache_dir, revision=repo.sha, repo_type=repo.kind
+        )
 
     def _check_space(self, size: int, name: str) -> None:
         """DiskFull before the download of a file that cannot fit."""

@@ -90,22 +90,24 @@ def routes(store: Store, access: Access) -> APIRouter:
 
     @router.api_route("/{owner}/{name}/resolve/{place:path}", methods=["GET", "HEAD"])
     def resolve(request: Request, owner: str, name: str, place: str) -> Response:
-        repo = access.readable(request, f"{owner}/{name}")
-        sha, path = _split(repo, place)
-        file = repo.commits[sha].files.get(path)
-        if file is None:
-            raise Refused(404, "Entry not found", "EntryNotFound")
-        if not file.lfs:
-            headers = {"X-Repo-Commit": sha, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
-            return FileResponse(
-                store.blob(file.sha256), headers=headers, media_type="application/octet-stream"
-            )
-        headers = {"X-Repo-Commit": sha, "X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
-        # Another origin than the Hub's, as the real storage is: whoever follows must leave the token behind.
-        storage = request.url.replace(
-            hostname="localhost", path=f"/storage/{file.sha256}", query="signed=yes"
-        )
-        return RedirectResponse(str(storage), 302, {**headers, "ETag": f'"{file.oid}"'})
+        return _sent(store, access.readable(request, f"{owner}/{name}"), place, request)
+
+    dataset = "/api/datasets/{owner}/{name}"
+
+    @router.get(f"{dataset}/auth-check")
+    def dataset_auth_check(request: Request, owner: str, name: str) -> dict[str, Any]:
+        access.readable(request, f"datasets/{owner}/{name}")
+        return {}
+
+    @router.get(dataset)
+    @router.get(dataset + "/revision/{revision:path}")
+    def dataset_info(request: Request, owner: str, name: str, revision: str = "main") -> dict[str, Any]:
+        repo = access.visible(request, f"datasets/{owner}/{name}")
+        return {**_info(repo, sha_of(repo, revision)), "id": f"{owner}/{name}"}
+
+    @router.api_route("/datasets/{owner}/{name}/resolve/{place:path}", methods=["GET", "HEAD"])
+    def resolve_dataset(request: Request, owner: str, name: str, place: str) -> Response:
+        return _sent(store, access.readable(request, f"datasets/{owner}/{name}"), place, request)
 
     @router.api_route("/storage/{sha256}", methods=["GET", "HEAD"])
     def stored(sha256: str) -> Response:
@@ -115,6 +117,21 @@ def routes(store: Store, access: Access) -> APIRouter:
         return FileResponse(store.blob(sha256), headers=headers, media_type="application/octet-stream")
 
     return router
+
+
+def _sent(store: Store, repo: Repo, place: str, request: Request) -> Response:
+    """A small file, or the way to a large one."""
+    sha, path = _split(repo, place)
+    file = repo.commits[sha].files.get(path)
+    if file is None:
+        raise Refused(404, "Entry not found", "EntryNotFound")
+    if not file.lfs:
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
+        return FileResponse(store.blob(file.sha256), headers=headers, media_type="application/octet-stream")
+    headers = {"X-Repo-Commit": sha, "X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
+    # Another origin than the Hub's, as the real storage is: whoever follows must leave the token behind.
+    storage = request.url.replace(hostname="localhost", path=f"/storage/{file.sha256}", query="signed=yes")
+    return RedirectResponse(str(storage), 302, {**headers, "ETag": f'"{file.oid}"'})
 
 
 def _split(repo: Repo, place: str) -> tuple[str, str]:

@@ -63,7 +63,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """One model repo."""
+    """One repo. A dataset's id begins with 'datasets/'."""
 
     id: str
     private: bool = False
@@ -76,7 +76,7 @@ class Repo:
     @property
     def owner(self) -> str:
         """The part before the slash."""
-        return self.id.partition("/")[0]
+        return self.id.removeprefix("datasets/").partition("/")[0]
 
     def sha_of(self, revision: str) -> str | None:
         """The commit that a branch, a pull request's ref or a sha names."""
@@ -106,7 +106,7 @@ class Store:
         self.lock = threading.RLock()
         (root / "blobs").mkdir(parents=True, exist_ok=True)
         (root / "repos").mkdir(exist_ok=True)
-        self.repos = {repo.id: repo for repo in map(_load, sorted((root / "repos").glob("*/*.json")))}
+        self.repos = {repo.id: repo for repo in map(_load, sorted((root / "repos").rglob("*.json")))}
 
     def create(self, repo_id: str, *, private: bool = False, gated: bool = False) -> Repo:
         """A new repo with the initial commit that the Hub makes."""

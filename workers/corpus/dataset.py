@@ -1,0 +1,55 @@
+"""A corpus from a dataset repo of the hub: pinned like every repo, and read no further than it is asked
+for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from core.errors import RebaseError, RequestInvalid
+from core.requests import CorpusSpec
+from workers.corpus.choose import choose
+from workers.corpus.corpus import Corpus
+from workers.corpus.rows import documents
+from workers.corpus.stream import Budget, Stream
+from workers.hub.port import HubPort, PinnedRepo
+from workers.reading import licence_of
+
+_GUESS = 8192  # bytes a document, with what the file holds beside it: a guess at what will be fetched
+
+
+def read_dataset(spec: CorpusSpec, hub: HubPort) -> Corpus:
+    """The first `n` documents of the split. Raises errors of the hub, and RequestInvalid, FileMissing,
+    UnsafeFile or NotAvailable that point into `corpus`."""
+    try:
+        hub.check_read(spec.repo_id, kind="dataset")
+        pinned = hub.resolve(spec, kind="dataset")
+        kept = tuple(_first(spec, hub, pinned))
+    except RebaseError as exc:
+        exc.pointer = exc.pointer or "/corpus"
+        raise
+    if not kept:
+        raise RequestInvalid(
+            f"{pinned} holds no text in column '{spec.column}' of split '{spec.split}'.",
+            hint="Name another column or split.",
+            pointer="/corpus/column",
+        )
+    parts = [part for part in (spec.config, spec.split, spec.column) if part is not None]
+    with suppress(RebaseError):  # a card that cannot be read names no licence
+        return Corpus.of(kept, f"{pinned} ({', '.join(parts)})", licence_of(hub, pinned))
+    return Corpus.of(kept, f"{pinned} ({', '.join(parts)})")
+
+
+def _first(spec: CorpusSpec, hub: HubPort, pinned: PinnedRepo) -> Iterator[str]:
+    """Stripped, none empty, none twice, `n` of them if there are as many."""
+    seen: set[str] = set()
+    budget = Budget()
+    for path in choose(pinned.files, spec):
+        source = hub.open(pinned, path, wanted=_GUESS * (spec.n - len(seen)))
+        for document in documents(Stream(source, path, budget), path, spec.column):
+            text = document.strip()
+            if text and text not in seen:
+                seen.add(text)
+                yield text
+            if len(seen) == spec.n:
+                return
