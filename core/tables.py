@@ -4,6 +4,7 @@ tenants ─┬─ api_keys              who may call; only hashes of keys are st
          └─ jobs ─┬─ outbox       bells still to be rung, written in the job's own transaction
                   ├─ job_events   append-only history, read by server-sent events
                   ├─ site_diagnostics
+                  ├─ layer_similarities
                   ├─ idempotency_keys
                   └─ anchor_pools     a job of kind `pool` registers one; both have the same id
 """
@@ -190,6 +191,19 @@ class SiteDiagnostics(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     data: Mapped[JsonObject]
+
+
+class LayerSimilarity(Base):
+    """How alike a source layer and a target layer are on the same text (debiased CKA); `chosen`: the target
+    layer took its updates from this source layer."""
+
+    __tablename__ = "layer_similarities"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    source_layer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    target_layer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    cka: Mapped[float]
+    chosen: Mapped[bool]
 
 
 class IdempotencyKey(Base):

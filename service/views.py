@@ -96,13 +96,31 @@ class JobListView(BaseModel):
         return cls.model_construct(jobs=[JobView.of(job) for job in page.jobs], next_cursor=page.next_cursor)
 
 
+class LayerMapView(BaseModel):
+    """How alike the layers of the two bases are on the same text. `similarity[source layer][target layer]`:
+    debiased CKA; `layers`: target layer → source layer; `coverage`: share of the target layers whose best
+    source layer is above `threshold`."""
+
+    similarity: list[list[float]]
+    layers: list[int]
+    coverage: float | None = None
+    threshold: float | None = None
+    positions: int | None = None
+    coverage_source: float | None = None
+    coverage_target: float | None = None
+    biased: list[float] | None = None
+    corpus: dict[str, Any] | None = None
+
+
 class DiagnosticsView(BaseModel):
-    """What the latest run measured: the job's summary and one object per target site."""
+    """What the latest run measured: the job's summary, one object per target site, and the similarity of
+    layers where both bases read a text."""
 
     job_id: str
     verdict: str | None
     summary: dict[str, Any] | None
     sites: list[dict[str, Any]]
+    layer_map: LayerMapView | None
 
     @classmethod
     def of(cls, job_id: str, diagnostics: Diagnostics) -> DiagnosticsView:
@@ -112,6 +130,7 @@ class DiagnosticsView(BaseModel):
             verdict=diagnostics.verdict,
             summary=diagnostics.summary,
             sites=list(diagnostics.sites),
+            layer_map=_layer_map_of(diagnostics),
         )
 
 
@@ -135,6 +154,15 @@ def progress_of(job: JobRecord) -> ProgressView | None:
         return None
     return ProgressView.model_construct(
         done=job.progress_done, total=job.progress_total, unit=job.progress_unit, eta_s=job.progress_eta_s
+    )
+
+
+def _layer_map_of(diagnostics: Diagnostics) -> LayerMapView | None:
+    if not diagnostics.layers.similarity:
+        return None
+    told = (diagnostics.summary or {}).get("layer_map") or {}
+    return LayerMapView.model_construct(
+        **{**told, "similarity": diagnostics.layers.similarity, "layers": diagnostics.layers.layers}
     )
 
 

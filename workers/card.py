@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from workers.hub.port import is_folder
 from workers.report import RepoAt, Report
 
+MAP_FILE = "layer_similarity.png"  # beside the card
 _TABLE_ROWS = 40
 _MARKUP = re.compile(r"[\\`*<>\[\]|]")
 _VERDICT_WORDS = {
@@ -25,6 +26,7 @@ def write_card(report: Report, licences: dict[str, str | None]) -> str:
             *_metadata(report),
             *_summary(report),
             *_caveats(report),
+            *_layers(report),
             *_pool(report),
             *_diagnostics(report),
             *_verification(report),
@@ -111,6 +113,42 @@ def _pool(report: Report) -> list[str]:
         *rows,
         "",
         *tail,
+    ]
+
+
+def _layers(report: Report) -> list[str]:
+    """The picture of the layer map, and what it says in numbers."""
+    layers = report.layer_map
+    if layers is None:
+        return []
+    along = [layers.similarity[source][target] for target, source in enumerate(layers.layers)]
+    figures = [
+        ["target layers with a similar source layer", f"{layers.coverage:.0%} (above {layers.threshold:g})"],
+        [
+            "similarity along the map",
+            f"mean {_figure(sum(along) / len(along))}, lowest {_figure(min(along))}",
+        ],
+        ["verdict before the move", report.precheck.verdict],
+        [
+            "token positions compared",
+            f"{layers.positions} ({layers.coverage_source:.0%} of the source's tokens, "
+            f"{layers.coverage_target:.0%} of the target's)",
+        ],
+        ["text", f"{_plain(layers.corpus.name)}, {layers.corpus.documents} documents"],
+    ]
+    return [
+        "## Which layers are alike",
+        "",
+        f"![Similarity of every source layer to every target layer]({MAP_FILE})",
+        "",
+        "Both bases read the same text, and each cell says how alike two of their layers are (debiased CKA; "
+        "1: the same up to rotation and scale). The line shows the source layer that each target layer took "
+        "its updates from: where it runs through dark cells, expect less of the skill to arrive.",
+        "",
+        "| | |",
+        "|---|---|",
+        *map(_row, figures),
+        "",
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from core.errors import Busy
-from core.jobs import Claim, JobStore
+from core.jobs import Claim, JobStore, LayerRows
 from core.logs import get_logger
 from core.states import Phase
 from workers.heart import Heart
@@ -55,4 +55,8 @@ class JobWatch:
         """The evidence so far, replacing what an earlier call or attempt left."""
         document = report.model_dump(mode="json")
         sites = document.pop("sites")
-        self._store.save_diagnostics(self._claim, document, sites, report.precheck.verdict)
+        found = LayerRows()
+        if document["layer_map"] is not None:
+            matrix, layers = document["layer_map"].pop("similarity"), document["layer_map"].pop("layers")
+            found = LayerRows(matrix, layers)
+        self._store.save_diagnostics(self._claim, document, sites, report.precheck.verdict, found)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 SCHEMA_VERSION = 1
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
@@ -72,6 +72,45 @@ class PoolPart(_Part):
     curve: list[dict[str, float]]
 
 
+class TextRead(_Part):
+    """The text that both bases read; `digest` is of its documents."""
+
+    name: str
+    digest: str
+    documents: int
+
+
+class LayerMap(_Part):
+    """How alike the layers are on the same text, and which source layer each target layer got.
+
+    similarity[source layer][target layer]: debiased CKA over `positions` token positions that both
+    tokenisations share; `coverage_source` and `coverage_target`: the share of each side's tokens that these
+    are. `layers`: target layer → source layer. `coverage`: share of the target layers whose best source layer
+    is above `threshold`. `biased`: plain CKA along the map, which is always higher, to compare with.
+    """
+
+    similarity: list[list[FiniteFloat]]
+    layers: list[int]
+    coverage: FiniteFloat
+    threshold: FiniteFloat
+    positions: int
+    coverage_source: FiniteFloat
+    coverage_target: FiniteFloat
+    biased: list[FiniteFloat] | None = None
+    corpus: TextRead
+
+    @model_validator(mode="after")
+    def _one_entry_a_layer(self) -> LayerMap:
+        targets = len(self.layers)
+        if not targets or not self.similarity or any(len(row) != targets for row in self.similarity):
+            raise ValueError("similarity must have one row a source layer and one column a target layer")
+        if not all(0 <= source < len(self.similarity) for source in self.layers):
+            raise ValueError("layers names a source layer that is not there")
+        if self.biased is not None and len(self.biased) != targets:
+            raise ValueError("biased must have one entry a target layer")
+        return self
+
+
 class Verification(_Part):
     """What was checked before publishing. `forward_scope` says how much of the target really ran."""
 
@@ -100,6 +139,7 @@ class Report(_Part):
     not_carried: list[str] = []
     warnings: list[str] = []
     pool: PoolPart | None = None
+    layer_map: LayerMap | None = None
     output: dict[str, Any] = {}
     verification: Verification | None = None
     caveats: list[str] = []

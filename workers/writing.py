@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from core.errors import DiskFull
 from transfer.adapter.write import BuiltAdapter
-from workers.card import write_card
+from workers.card import MAP_FILE, write_card
+from workers.drawing import draw_layer_map
 from workers.report import Report
 from workers.resolve import REPORT_FILE
 
@@ -55,3 +56,6 @@ def write_card_and_report(folder: Path, report: Report, licences: dict[str, str 
     with disk_trouble():
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / "README.md").write_text(write_card(report, licences), encoding="utf-8")
+        if report.layer_map is not None:
+            picture = draw_layer_map(report.layer_map, report.source.repo_id, report.target.repo_id)
+            (folder / MAP_FILE).write_bytes(picture)

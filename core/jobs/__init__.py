@@ -14,6 +14,7 @@ from core.jobs.records import (
     JobRecord,
     JobRequest,
     Kind,
+    LayerRows,
 )
 from core.jobs.submit import Submitting, check_idempotency_key
 from core.jobs.worker_side import WorkerSide
@@ -33,6 +34,7 @@ __all__ = [
     "JobRequest",
     "JobStore",
     "Kind",
+    "LayerRows",
     "PoolPage",
     "PoolRecord",
     "Submitting",

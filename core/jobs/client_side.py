@@ -10,7 +10,16 @@ from sqlalchemy import Connection, delete, select, update
 
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs.base import StoreBase, add_bells, add_event, add_move, began_publishing, queued_values
-from core.jobs.records import Diagnostics, EventRecord, JobPage, JobRecord, decode_cursor, encode_cursor
+from core.jobs.layer_rows import read_layers, replace_layers
+from core.jobs.records import (
+    NO_LAYERS,
+    Diagnostics,
+    EventRecord,
+    JobPage,
+    JobRecord,
+    decode_cursor,
+    encode_cursor,
+)
 from core.states import TERMINAL, JobState
 from core.tables import AnchorPool, Job, JobEvent, SiteDiagnostics
 
@@ -36,7 +45,8 @@ class ClientSide(StoreBase):
                 .where(SiteDiagnostics.job_id == job_id)
                 .order_by(SiteDiagnostics.position)
             ).all()
-        return Diagnostics(verdict=job.verdict, summary=job.diagnostics, sites=tuple(rows))
+            layers = read_layers(connection, job_id)
+        return Diagnostics(verdict=job.verdict, summary=job.diagnostics, sites=tuple(rows), layers=layers)
 
     def events(self, tenant_id: str, job_id: str, after: int = 0) -> Sequence[EventRecord]:
         """The job's history with ids above `after`, oldest first, at most a page. Raises NotFound."""
@@ -105,6 +115,7 @@ class ClientSide(StoreBase):
                 )
             )
             connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == job_id))
+            replace_layers(connection, job_id, NO_LAYERS)
             add_move(connection, job_id, now, JobState.QUEUED, reason="retry")
             add_bells(connection, [job_id], now)
             return _load(connection, tenant_id, job_id)

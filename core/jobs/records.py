@@ -6,6 +6,7 @@ import base64
 import binascii
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -92,12 +93,24 @@ class EventRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRows:
+    """similarity[source layer][target layer]; `layers`: target layer → source layer. Both empty: no map."""
+
+    similarity: Sequence[Sequence[float]] = ()
+    layers: Sequence[int] = ()
+
+
+NO_LAYERS = LayerRows()
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """What a run measured: one summary and one object per target site."""
+    """What a run measured: one summary, one object per target site, and how alike the layers are."""
 
     verdict: str | None
     summary: dict[str, Any] | None
     sites: tuple[dict[str, Any], ...]
+    layers: LayerRows = NO_LAYERS
 
 
 @dataclass(frozen=True, slots=True)

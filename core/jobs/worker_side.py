@@ -14,7 +14,8 @@ from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, 
 from core.errors import Cancelled, LeaseLost, PublicError
 from core.jobs.base import StoreBase, add_event, add_move, began_publishing
 from core.jobs.client_side import CANCELLED
-from core.jobs.records import Claim, request_model
+from core.jobs.layer_rows import replace_layers
+from core.jobs.records import NO_LAYERS, Claim, LayerRows, request_model
 from core.states import LEASED, JobState, Phase, sources_of
 from core.tables import Job, SiteDiagnostics
 
@@ -124,7 +125,12 @@ class WorkerSide(StoreBase):
             return began_publishing(connection, claim.job_id)
 
     def save_diagnostics(
-        self, claim: Claim, summary: dict[str, Any], sites: list[dict[str, Any]], verdict: str | None
+        self,
+        claim: Claim,
+        summary: dict[str, Any],
+        sites: list[dict[str, Any]],
+        verdict: str | None,
+        layers: LayerRows = NO_LAYERS,
     ) -> None:
         """Replace the job's diagnostics, those of earlier attempts included. Raises LeaseLost."""
         now = self.clock()
@@ -135,6 +141,7 @@ class WorkerSide(StoreBase):
             if sites:
                 rows = [{"job_id": claim.job_id, "position": n, "data": site} for n, site in enumerate(sites)]
                 connection.execute(insert(SiteDiagnostics), rows)
+            replace_layers(connection, claim.job_id, layers)
             add_event(connection, claim.job_id, now, "diagnostics", {"verdict": verdict, "sites": len(sites)})
 
     def succeed(self, claim: Claim, result: dict[str, Any]) -> None:

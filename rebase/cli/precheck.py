@@ -11,7 +11,7 @@ from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
-from rebase.cli.tables import job_lines, verdict_lines
+from rebase.cli.tables import job_lines, layer_lines, verdict_lines
 from rebase.cli.transfer import LocalHub, local_request, run_locally
 from rebase.cli.waiting import exit_of, follow, open_client
 
@@ -25,6 +25,7 @@ def command(
     local: Annotated[bool, typer.Option("--local", help="Here, without a service; folders allowed.")] = False,
     hub: LocalHub = None,
     pool: options.PoolFile = None,
+    corpus: options.CorpusFile = None,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
@@ -32,14 +33,21 @@ def command(
     out = Output(as_json=as_json)
     if local:
         request, folders, pools = local_request(adapter, target, source, method, settings, pool)
-        found = run_locally(request, "precheck", folders, hub, out, pools=pools).precheck
+        evidence = run_locally(request, "precheck", folders, hub, out, pools=pools, corpus=corpus)
+        found = evidence.precheck
         out.document(found.model_dump(mode="json"))
         out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
+        out.show(*layer_lines(evidence.model_dump(mode="json")["layer_map"]))
         return Exit.INCOMPATIBLE if found.verdict == "incompatible" else Exit.DONE
     if pool is not None:
         raise RequestInvalid(
             "--pool is for --local: a service knows the pools that were registered with it.",
             hint="Register it with `rebase pools add` and name it with --set pool=ID.",
+        )
+    if corpus is not None:
+        raise RequestInvalid(
+            "--corpus is for --local: a service opens no file of its clients.",
+            hint="Leave it out; the service reads the bundled text.",
         )
     request = build_request(
         adapter=adapter, target=target, source=source, method=method, settings=settings or ()

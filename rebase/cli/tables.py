@@ -27,6 +27,7 @@ def job_lines(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[Re
         measured = ((diagnostics or {}).get("summary") or {}).get("precheck") or {}
         reasons = (job.result or measured).get("reasons") or ()
         lines.extend(verdict_lines(job.verdict, reasons))
+    lines.extend(layer_lines((diagnostics or {}).get("layer_map")))
     output = (job.result or {}).get("output")
     if isinstance(output, dict):
         method = (job.result or {}).get("method") or {}
@@ -37,6 +38,14 @@ def job_lines(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[Re
         lines.append(labelled("pool", f"rebase pools show {job.id}"))
     lines.extend(error_lines(job.error))
     return lines
+
+
+def layer_lines(layer_map: Mapping[str, Any] | None) -> list[Text]:
+    """How many target layers have a similar source layer, where both bases read a text."""
+    if layer_map is None or layer_map.get("coverage") is None:
+        return []
+    share, threshold = layer_map["coverage"], layer_map.get("threshold")
+    return [labelled("layers", f"{share:.0%} of the target's have a source layer above CKA {threshold:g}")]
 
 
 def error_lines(error: PublicError | None) -> list[Text]:

@@ -17,7 +17,7 @@ from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
 from rebase.cli.request import build_request
-from rebase.cli.tables import diagnostics_table, verdict_lines
+from rebase.cli.tables import diagnostics_table, layer_lines, verdict_lines
 from rebase.folders import Aliases
 from rebase.pool_files import local_pool
 from transfer.errors import MalformedAdapter
@@ -53,6 +53,7 @@ def command(
         ),
     ] = None,
     pool: options.PoolFile = None,
+    corpus: options.CorpusFile = None,
     hub: LocalHub = None,
     as_json: options.AsJson = False,
 ) -> int:
@@ -64,7 +65,7 @@ def command(
             "transfer publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
         )
     evidence = run_locally(
-        request, "convert", folders, hub, out, pools=pools, out_dir=out_dir, report_file=report
+        request, "convert", folders, hub, out, pools=pools, corpus=corpus, out_dir=out_dir, report_file=report
     )
     out.document(
         {
@@ -76,7 +77,8 @@ def command(
     out.show(
         *verdict_lines(evidence.precheck.verdict, [reason.message for reason in evidence.precheck.reasons])
     )
-    out.show(diagnostics_table(evidence.model_dump(mode="json")))
+    shown = evidence.model_dump(mode="json")
+    out.show(*layer_lines(shown["layer_map"]), diagnostics_table(shown))
     out.show(*[f"- {line}" for line in (*evidence.caveats, *evidence.warnings)])
     out.show(f"adapter   {out_dir}")
     return Exit.DONE
@@ -117,6 +119,7 @@ def run_locally(
     out: Output,
     *,
     pools: Pools = NO_POOLS,
+    corpus: Path | None = None,
     out_dir: Path | None = None,
     report_file: Path | None = None,
 ) -> Report:
@@ -136,7 +139,7 @@ def run_locally(
     with quiet, PhaseProgress(out.err) as progress:
         watch = local.Shown(progress)
         try:
-            report = local.run_here(request, kind, settings, folders, watch, out_dir, pools)
+            report = local.run_here(request, kind, settings, folders, watch, out_dir, pools, corpus)
         except (HubError, MalformedAdapter) as exc:
             if exc.pointer == "/source" and request.source is None:
                 exc.hint = (

@@ -150,7 +150,7 @@ def _pool_trouble(ready: _Ready) -> str | None:
 
 
 def _can_probe(params: MethodParams, measured: dict[str, float]) -> bool:
-    """Anchored alignment cannot be tried without anchors; the rules then say so. Nothing is trained either."""
+    """Anchored alignment cannot be tried without anchors; the rules then say so. Nothing is trained."""
     if get_method(params.name).needs(params) & {Evidence.TRAINED, Evidence.HEADS}:
         return False  # training is no pre-check
     anchored = isinstance(params, CrossLoraParams) and params.alignment == "anchored"

@@ -1,0 +1,44 @@
+"""The layer map of a job as rows: one for every source layer and target layer."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, insert, select
+
+from core.jobs.records import LayerRows
+from core.tables import LayerSimilarity
+
+
+def replace_layers(connection: Connection, job_id: str, layers: LayerRows) -> None:
+    """Write the map in the caller's transaction; what an earlier attempt left goes."""
+    connection.execute(delete(LayerSimilarity).where(LayerSimilarity.job_id == job_id))
+    rows = [
+        {
+            "job_id": job_id,
+            "source_layer": source,
+            "target_layer": target,
+            "cka": cka,
+            "chosen": layers.layers[target] == source,
+        }
+        for source, row in enumerate(layers.similarity)
+        for target, cka in enumerate(row)
+    ]
+    if rows:
+        connection.execute(insert(LayerSimilarity), rows)
+
+
+def read_layers(connection: Connection, job_id: str) -> LayerRows:
+    """The map as it was saved; empty where there is none."""
+    query = (
+        select(LayerSimilarity.target_layer, LayerSimilarity.cka, LayerSimilarity.chosen)
+        .where(LayerSimilarity.job_id == job_id)
+        .order_by(LayerSimilarity.source_layer, LayerSimilarity.target_layer)
+    )
+    similarity: list[list[float]] = []
+    chosen: dict[int, int] = {}
+    for target, cka, taken in connection.execute(query):
+        if target == 0:
+            similarity.append([])
+        similarity[-1].append(cka)
+        if taken:
+            chosen[target] = len(similarity) - 1
+    return LayerRows(similarity, [chosen[target] for target in sorted(chosen)])
