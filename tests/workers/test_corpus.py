@@ -34,6 +34,11 @@ def test_plain_text_is_cut_at_empty_lines(tmp_path: Path) -> None:
     assert read_file(tmp_path / "some.txt").documents == ("one\ntwo", "three")
 
 
+def test_a_line_of_json_may_hold_any_other_line_break(tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text('{"text": "one\u2028two\x85three"}\n{"text": "four"}\n', "utf-8")
+    assert read_file(tmp_path / "some.jsonl").documents == ("one\u2028two\x85three", "four")
+
+
 @given(st.lists(st.text(min_size=1)))
 def test_json_lines_give_their_texts(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> None:
     path = tmp_path_factory.mktemp("corpus") / "some.jsonl"
@@ -55,6 +60,7 @@ def _can_be_written(text: str) -> bool:
     [
         ("a.jsonl", b'{"text": "fine"}\nnonsense', "no JSON in line 2"),
         ("a.jsonl", b'{"text": "fine"}\n{"body": "x"}', "no string 'text' in line 2"),
+        ("a.jsonl", b"[" * 100_000, "no JSON in line 1"),
         ("a.jsonl", b"[1]", "no string 'text' in line 1"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
         ("a.txt", b"  \n\n ", "holds no text"),

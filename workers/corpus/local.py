@@ -32,12 +32,12 @@ def read_file(path: Path) -> Corpus:
 
 
 def _of_lines(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold any other line break as it is
         if not line.strip():
             continue
         try:
             found = json.loads(line)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise _unusable(path, f"is no JSON in line {number}", "Put one object on each line.") from exc
         document = found.get(_FIELD) if isinstance(found, dict) else None
         if not isinstance(document, str):

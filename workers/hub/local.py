@@ -142,7 +142,9 @@ class LocalHub:
         if "/" in repo_id and store.exists():
             return store
         try:
-            if any(entry.is_file() and not entry.name.startswith(".") for entry in folder.iterdir()):
+            seen = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+            # A dataset may have nothing but folders; so has an owner, whose name has no slash.
+            if any(entry.is_file() for entry in seen) or (seen and kind == "dataset" and "/" in repo_id):
                 return PlainFolder(folder, repo_id, self._hashes, inside=self._root)
         except (FileNotFoundError, NotADirectoryError):
             pass
