@@ -30,6 +30,13 @@ class ActivationParams(PairedTextParams):
     """Closed-form maps between what the two bases read and write on the same text."""
 
     name: Literal["activation"] = "activation"
+    fold: bool = Field(
+        default=True,
+        description=(
+            "Where the source is deeper, add up the updates of all its layers that belong to one target "
+            "layer and cut the sum to the adapter's rank."
+        ),
+    )
     ridge: float = Field(
         default=0.1,
         ge=1e-9,
