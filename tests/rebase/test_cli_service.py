@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from core.errors import PublicError
-from core.jobs import Claim
+from core.jobs import Claim, LayerRows
 from core.states import Phase
 from rebase.client import RebaseClient
 from support.command import REBASE, Command
@@ -81,6 +81,17 @@ def test_a_finished_job_shows_verdict_reasons_place_and_measurements(
         assert text in done.out
     document = json.loads(rebase("status", job_id, "--diagnostics", "--json").out)
     assert document["diagnostics"]["sites"][0]["target"] == "0.q_proj"
+
+
+def test_a_job_that_read_a_text_shows_how_many_layers_are_alike(
+    at_service: RunningService, rebase: Command
+) -> None:
+    job_id = queued_job(rebase)
+    told = {"layer_map": {"coverage": 0.5, "threshold": 0.7}}
+    layers = LayerRows([[0.9, 0.25]], [0, 0])
+    finish(at_service, job_id, lambda c: at_service.store.save_diagnostics(c, told, [], "uncertain", layers))
+    shown = rebase("status", job_id, "--diagnostics").out
+    assert "50% of the target's have a source layer above CKA 0.7" in shown
 
 
 def test_a_rejected_job_shows_every_reason(at_service: RunningService, rebase: Command) -> None:

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.errors import PublicError
+from core.jobs import LayerRows
 from core.states import Phase
 from support.api import Api
 
@@ -120,12 +121,26 @@ def test_diagnostics_are_empty_first_and_then_what_the_worker_saved(api: Api) ->
         "verdict": None,
         "summary": None,
         "sites": [],
+        "layer_map": None,
     }
 
     api.store.save_diagnostics(claim, {"energy": 0.9}, [{"site": "0.q_proj", "norm": 1.5}], "compatible")
     answer = api.client.get(path).json()
     assert (answer["verdict"], answer["summary"]) == ("compatible", {"energy": 0.9})
     assert answer["sites"] == [{"site": "0.q_proj", "norm": 1.5}]
+
+
+def test_diagnostics_show_how_alike_the_layers_are(api: Api) -> None:
+    claim = api.claim(api.submit())
+    told = {"coverage": 0.5, "threshold": 0.7, "positions": 900, "corpus": {"name": "some", "documents": 3}}
+    layers = LayerRows([[0.9, 0.25], [0.1, 0.5]], [0, 1])
+    api.store.save_diagnostics(claim, {"layer_map": told}, [], "uncertain", layers)
+
+    shown = api.client.get(f"/jobs/{claim.job_id}/diagnostics").json()["layer_map"]
+
+    assert (shown["similarity"], shown["layers"]) == ([[0.9, 0.25], [0.1, 0.5]], [0, 1])
+    assert told.items() <= shown.items()
+    assert shown["biased"] is None
 
 
 def test_cancel_and_retry_answer_with_the_job(api: Api) -> None:

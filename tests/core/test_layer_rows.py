@@ -1,0 +1,113 @@
+"""The layer map of a job as rows: what is saved comes back, is replaced, and goes with its job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, inspect, select, text
+
+import migrations
+from core.db import Database
+from core.errors import PublicError
+from core.jobs import Claim, JobStore, LayerRows
+from core.tables import LayerSimilarity
+from support.databases import a_request
+from support.postgres import a_database, a_postgres
+
+TENANT = "default"
+ALIKE = LayerRows([[0.9, 0.25, -0.01], [0.1, 0.5, 1.0]], [0, 1, 1])
+ERROR = PublicError(code="incompatible", message="No.")
+
+
+def _running(store: JobStore) -> Claim:
+    claim = store.claim(store.submit(TENANT, "convert", a_request())[0].id, "worker", 60)
+    assert claim is not None
+    return claim
+
+
+def _rows(store: JobStore) -> int:
+    with store.db.read() as connection:
+        return connection.scalar(select(func.count()).select_from(LayerSimilarity)) or 0
+
+
+def test_the_map_comes_back_as_it_was_saved(store: JobStore) -> None:
+    claim, other = _running(store), _running(store)
+    store.save_diagnostics(claim, {}, [], "compatible", ALIKE)
+
+    assert store.diagnostics(TENANT, claim.job_id).layers == ALIKE
+    assert _rows(store) == 6
+    assert store.diagnostics(TENANT, other.job_id).layers == LayerRows([], [])
+
+
+def test_a_map_of_many_layers_keeps_its_order(store: JobStore) -> None:
+    deep = LayerRows([[s / 80 - t / 160 for t in range(80)] for s in range(80)], list(range(80)))
+    claim = _running(store)
+    store.save_diagnostics(claim, {}, [], "compatible", deep)
+
+    assert store.diagnostics(TENANT, claim.job_id).layers == deep
+
+
+def test_a_later_attempt_replaces_the_map_and_one_without_a_map_clears_it(store: JobStore) -> None:
+    claim = _running(store)
+    store.save_diagnostics(claim, {}, [], "uncertain", ALIKE)
+    smaller = LayerRows([[0.75]], [0])
+    store.save_diagnostics(claim, {}, [], "compatible", smaller)
+    assert store.diagnostics(TENANT, claim.job_id).layers == smaller
+
+    store.save_diagnostics(claim, {}, [], "compatible")
+    assert _rows(store) == 0
+
+
+def test_a_persons_retry_clears_the_map(store: JobStore) -> None:
+    claim = _running(store)
+    store.save_diagnostics(claim, {}, [], "incompatible", ALIKE)
+    store.reject(claim, ERROR)
+    store.retry(TENANT, claim.job_id)
+
+    assert _rows(store) == 0
+
+
+def test_the_map_goes_with_its_job(store: JobStore) -> None:
+    claim, kept = _running(store), _running(store)
+    for each in (claim, kept):
+        store.save_diagnostics(each, {}, [], "compatible", ALIKE)
+    with store.db.write() as connection:
+        connection.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": claim.job_id})
+
+    assert _rows(store) == 6
+    assert store.diagnostics(TENANT, kept.job_id).layers == ALIKE
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database in which nothing was ever migrated."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'bare.db'}"
+        return
+    with a_postgres() as server, a_database(server) as url:
+        yield url
+
+
+def test_the_way_down_and_up_loses_the_map_and_nothing_else(bare_url: str) -> None:
+    migrations.upgrade(bare_url)
+    store = JobStore(Database.open(bare_url))
+    claim = _running(store)
+    store.save_diagnostics(claim, {"a": 1}, [{"site": 0}], "compatible", ALIKE)
+    job = store.get(TENANT, claim.job_id)
+    store.db.close()
+
+    migrations.downgrade(bare_url, "0002")
+    db = Database.open(bare_url)
+    assert "layer_similarities" not in inspect(db.engine).get_table_names()
+    db.close()
+    migrations.upgrade(bare_url)
+
+    store = JobStore(Database.open(bare_url))
+    assert store.get(TENANT, claim.job_id) == job
+    found = store.diagnostics(TENANT, claim.job_id)
+    assert (found.sites, found.layers) == (({"site": 0},), LayerRows([], []))
+    store.save_diagnostics(claim, {}, [], "compatible", ALIKE)
+    assert store.diagnostics(TENANT, claim.job_id).layers == ALIKE
+    store.db.close()
