@@ -195,7 +195,7 @@ class SiteDiagnostics(Base):
 
 class LayerSimilarity(Base):
     """How alike a source layer and a target layer are on the same text (debiased CKA); `chosen`: the target
-    layer took its updates from this source layer."""
+    layer is paired with this source layer."""
 
     __tablename__ = "layer_similarities"
 

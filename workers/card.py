@@ -142,8 +142,8 @@ def _layers(report: Report) -> list[str]:
         f"![Similarity of every source layer to every target layer]({MAP_FILE})",
         "",
         "Both bases read the same text, and each cell says how alike two of their layers are (debiased CKA; "
-        "1: the same up to rotation and scale). The line shows the source layer that each target layer took "
-        "its updates from: where it runs through dark cells, expect less of the skill to arrive.",
+        "1: the same up to rotation and scale). The line shows the source layer that each target layer is "
+        "paired with: where it runs through dark cells, expect less of the skill to arrive.",
         "",
         "| | |",
         "|---|---|",

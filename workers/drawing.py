@@ -94,7 +94,9 @@ def _title(draw: ImageDraw.ImageDraw, layer_map: LayerMap, source: str, target: 
     if draw.textlength(said, font=_font(_SMALL)) > room:
         said = f"coverage {layer_map.coverage:.0%} (CKA above {layer_map.threshold:g})"
     draw.text((_GAP, 64), said, _INK, _font(_SMALL))
-    draw.text((_GAP, 100), "dots: the source layer that each target layer got", _INK, _font(_SMALL))
+    draw.text(
+        (_GAP, 100), "dots: the source layer that each target layer is paired with", _INK, _font(_SMALL)
+    )
 
 
 def _ticks(draw: ImageDraw.ImageDraw, sources: int, targets: int, cell: int, left: int, top: int) -> None:

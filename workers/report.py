@@ -81,12 +81,12 @@ class TextRead(_Part):
 
 
 class LayerMap(_Part):
-    """How alike the layers are on the same text, and which source layer each target layer got.
+    """How alike the layers are on the same text, and which source layer each target layer is paired with.
 
     similarity[source layer][target layer]: debiased CKA over `positions` token positions that both
     tokenisations share; `coverage_source` and `coverage_target`: the share of each side's tokens that these
     are. `layers`: target layer → source layer. `coverage`: share of the target layers whose best source layer
-    is above `threshold`. `biased`: plain CKA along the map, which is always higher, to compare with.
+    is above `threshold`. `biased`: plain CKA along the map, which few positions inflate, to compare with.
     """
 
     similarity: list[list[FiniteFloat]]
