@@ -120,7 +120,7 @@ def test_bare_rebase_and_help_print_the_commands(rebase: Command) -> None:
 def test_every_method_is_listed_and_told_with_its_parameters(rebase: Command) -> None:
     assert "cross_lora" in rebase("methods").out
     told = rebase("methods", "cross_lora").out
-    assert "1 to 16384" in told and "anchored | projection | index" in told
+    assert "1 to 16384" in told and "anchored | activations | projection | index" in told
 
 
 def test_progress_off_a_terminal_is_a_line_per_piece_of_news() -> None:
