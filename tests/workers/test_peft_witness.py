@@ -81,7 +81,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# These read a pool or a text; test_anchor_pools.py, test_turned_base.py and test_distill_pipeline.py run them.
+# These read a pool or a text: see test_anchor_pools.py, test_turned_base.py, test_distill_pipeline.py.
 OTHERS = {"anchor_ridge", "activation", "geometric", "distill"}
 
 
