@@ -311,6 +311,7 @@ def _with_sites(
                 dropped=len(report.dropped_sites),
                 not_carried=len(report.not_carried),
                 flags=flags,
+                read_text=report.layer_map is not None,
             ),
         }
     )

@@ -177,17 +177,18 @@ def summarise(sites: Sequence[SiteRow]) -> dict[str, float]:
     return summary
 
 
-def caveats(report_precheck: Precheck, *, dropped: int, not_carried: int, flags: set[str]) -> list[str]:
-    """Plain sentences for whoever decides whether to trust the result."""
+def caveats(
+    report_precheck: Precheck, *, dropped: int, not_carried: int, flags: set[str], read_text: bool = False
+) -> list[str]:
+    """Plain sentences for whoever decides whether to trust the result. `read_text`: both bases read one."""
     lines = []
     if report_precheck.verdict == "incompatible":
         lines.append(
             "The pre-check found this pair incompatible; it was converted because the request asked for it."
         )
     if report_precheck.verdict == "uncertain":
-        lines.append(
-            "The weights alone could not tell whether this skill survives. Measure before you use it."
-        )
+        looked_at = "What both bases make of a text" if read_text else "The weights alone"
+        lines.append(f"{looked_at} could not tell whether this skill survives. Measure before you use it.")
     if dropped:
         lines.append(f"{dropped} adapted module(s) have no place in the target, so their updates are lost.")
     if not_carried:

@@ -13,11 +13,12 @@ from core.errors import Cancelled
 from core.states import Phase
 from examples.text.queries import examples
 from support.bundled import bundled, sql_adapter, task_loss
+from support.distilling import distill, refine
 from transfer.catalogue.distill import DistillParams, RefineParams
 from transfer.interface import LowRank, Role, Site
 from transfer.training.speech import spread, threshold
 from workers.models import TextModel, updated
-from workers.training.distill import Distilled, distill, refine, starting
+from workers.training.distill import Distilled, starting
 from workers.training.rows import losses, rows_of
 from workers.training.samples import Sample
 from workers.watch import Silent

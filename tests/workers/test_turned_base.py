@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from benchmarks.synthetic import byte_level_tokenizer
+from core.errors import RequestInvalid
 from core.requests import ConversionRequest
 from support.site_worlds import relative_error
 from support.tiny_models import save_adapter, tiny_model
@@ -145,6 +146,8 @@ def test_a_second_adapter_of_the_pair_runs_neither_base(
 ) -> None:
     """Maps and layers are kept: the second run reads no text."""
     first = _moved(hub, tmp_path, {"name": "activation"})
+    assert first.report.precheck.verdict == "uncertain"
+    assert any(line.startswith("What both bases make of a text") for line in first.report.caveats)
     monkeypatch.setattr("workers.bases.load", None)
     (tmp_path / "out").rename(tmp_path / "first")
     second = _moved(hub, tmp_path, {"name": "activation"})
@@ -167,3 +170,22 @@ def test_thresholds_are_the_requests_own(hub: Path, tmp_path: Path) -> None:
     found = _moved(hub, tmp_path, {"name": "activation"}, precheck=strict)
     assert found.report.precheck.verdict == "incompatible"
     assert "adapter_on_text" in {r.code for r in found.report.precheck.reasons if r.weight == "blocking"}
+
+
+def test_a_text_that_nobody_would_read_is_refused(hub: Path, tmp_path: Path) -> None:
+    request = ConversionRequest.model_validate(
+        {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": "copy"}
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("Some text.")
+    with pytest.raises(RequestInvalid, match="copy reads no text") as caught:
+        run(
+            request,
+            "convert",
+            _tools(hub, tmp_path),
+            Silent(),
+            tmp_path / "out",
+            marker=None,
+            corpus_file=text,
+        )
+    assert caught.value.pointer == "/corpus"

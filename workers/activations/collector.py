@@ -24,7 +24,7 @@ from workers.activations.taps import rows_at
 from workers.activations.text import PairedText, Passage
 from workers.bases import Bases
 
-HELD_OUT_ROWS = 512  # per place; the R² of a map is known to some per cent from these
+HELD_OUT_ROWS = 512  # per place
 SPILL_BYTES = 2**30  # on disk, of one base's rows while the other one is not loaded
 Step = Callable[[int, int], None]  # passages done, of how many
 

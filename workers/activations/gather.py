@@ -32,6 +32,12 @@ def gather(
 ) -> Activations | None:
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
     if not reads_text(request):
+        if corpus_file is not None:
+            raise RequestInvalid(
+                f"A corpus is given, but {request.method.name} reads no text.",
+                hint="Ask for precheck.activations=true, or leave --corpus out.",
+                pointer="/corpus",
+            )
         if request.corpus is not None:
             raise RequestInvalid(
                 "A corpus is named, but precheck.activations is false and the method reads no text.",

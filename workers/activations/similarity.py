@@ -15,7 +15,7 @@ from workers.activations.text import PairedText, Passage
 from workers.bases import Bases
 
 SIMILARITY_VERSION = 1
-POSITIONS = 2048  # of the text; the map moves by less than 0.01 with twice as many
+POSITIONS = 2048  # with twice as many, SmolLM2-135M → Gemma-3-270M changes by 0.014 a cell, at most 0.05
 BATCH_ROWS = 256
 
 

@@ -24,7 +24,7 @@ from workers.training.checkpoint import identity_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
 from workers.training.rows import Losses, Row, losses, parts, rows_of
 from workers.training.samples import Written
-from workers.training.written import digest, written_by
+from workers.training.written import digest
 from workers.watch import Watch
 
 EVERY_SECONDS = 60.0  # between checkpoints
@@ -41,31 +41,6 @@ class Distilled:
     curve: tuple[Mapping[str, float], ...]
 
 
-def distill(
-    source: TextModel,
-    target: TextModel,
-    source_deltas: Mapping[Site, LowRank],
-    sites: Mapping[Site, tuple[int, int]],
-    params: DistillSettings,
-    *,
-    rank: int | None = None,
-    init: Mapping[Site, LowRank] | None = None,
-    watch: Watch,
-    checkpoint_dir: Path | None = None,
-) -> Distilled:
-    """Write, then train. `sites`: of the target, with (outputs, inputs); `rank`: None takes the adapter's;
-    `init`: what to begin with, at the sites that it has. Both bases are loaded.
-
-    Files below `checkpoint_dir` let the same call go on where it was stopped. Raises TrainingFailed.
-    """
-    on_source = {site: _on(delta, source.device) for site, delta in source_deltas.items()}
-    journal = checkpoint_dir / "samples.jsonl" if checkpoint_dir else None
-    written = written_by(source, on_source, params, watch=watch, path=journal)
-    wide = rank or max(delta.rank for delta in source_deltas.values())
-    begun = starting(sites, wide, init, params.seed)
-    return train(target, written, begun, params, watch=watch, checkpoint_dir=checkpoint_dir)
-
-
 def train(
     target: TextModel,
     written: Written,
@@ -75,7 +50,10 @@ def train(
     watch: Watch,
     checkpoint_dir: Path | None = None,
 ) -> Distilled:
-    """The second half of `distill`, which needs the target alone."""
+    """Train on what was written; needs the target alone. `begun`: factors at every site (`starting`).
+
+    Files below `checkpoint_dir` let the same call go on where it was stopped. Raises TrainingFailed.
+    """
     rows = rows_of(target, written.samples, params)
     apart = min(max(round(params.held_out * len(rows)), 1), len(rows) - 1)
     # Samples that were written side by side share prompts; every so-manieth is held out, not the last ones.
@@ -93,7 +71,6 @@ def train(
             lambda step: parts(
                 target,
                 [learnt[at] for at in batch_rows(params.seed, step, len(learnt), params.batch)],
-                1.0,
             ),
             Schedule(
                 params.steps,
@@ -116,25 +93,6 @@ def train(
     done = {site: LowRank(delta.B.detach().cpu(), delta.A.detach().cpu()) for site, delta in deltas.items()}
     curve = tuple({"steps": float(step), "held_out": value} for step, value in told.held_out)
     return Distilled(done, _measured(written, rows, held_out, alone, carried, told), curve)
-
-
-def refine(
-    source: TextModel,
-    target: TextModel,
-    source_deltas: Mapping[Site, LowRank],
-    carried: Mapping[Site, LowRank],
-    params: DistillSettings,
-    *,
-    watch: Watch,
-    checkpoint_dir: Path | None = None,
-) -> Distilled:
-    """The same for an update that another method has carried: it is where training begins."""
-    sites = {site: delta.shape for site, delta in carried.items()}
-    rank = max(delta.rank for delta in carried.values())
-    return distill(
-        source, target, source_deltas, sites, params,
-        rank=rank, init=carried, watch=watch, checkpoint_dir=checkpoint_dir,
-    )  # fmt: skip
 
 
 def starting(

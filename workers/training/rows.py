@@ -96,13 +96,13 @@ def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
     return Losses(whole / max(sum(row.bytes for row in rows), 1), kept / max(learnt, 1.0))
 
 
-def parts(target: TextModel, rows: Sequence[Row], weight: float) -> Iterator[Tensor]:
-    """Mean cross-entropy of the tokens that are learnt, times `weight`, in parts whose logits fit."""
+def parts(target: TextModel, rows: Sequence[Row]) -> Iterator[Tensor]:
+    """Mean cross-entropy of the tokens that are learnt, in parts whose logits fit."""
     total = max(sum(sum(row.kept) for row in rows), 1)
     for part in _split(target, rows):
         ids, _, kept = stacked(part, target.device)
         logits = target.model(input_ids=ids, use_cache=False).logits[:, :-1]
-        yield weight * -(chosen(logits, ids[:, 1:]) * kept).sum() / total
+        yield -(chosen(logits, ids[:, 1:]) * kept).sum() / total
 
 
 def _split(target: TextModel, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

@@ -1,0 +1,53 @@
+"""Both halves of a distillation in one call, for tests that have both bases loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transfer.catalogue import DistillSettings
+from transfer.interface import LowRank, Site
+from workers.models import TextModel
+from workers.training.distill import Distilled, starting, train
+from workers.training.written import written_by
+from workers.watch import Watch
+
+
+def distill(
+    source: TextModel,
+    target: TextModel,
+    source_deltas: Mapping[Site, LowRank],
+    sites: Mapping[Site, tuple[int, int]],
+    params: DistillSettings,
+    *,
+    rank: int | None = None,
+    init: Mapping[Site, LowRank] | None = None,
+    watch: Watch,
+    checkpoint_dir: Path | None = None,
+) -> Distilled:
+    """Write, then train. `sites`: of the target, with (outputs, inputs); `rank`: None takes the adapter's;
+    `init`: what to begin with, at the sites that it has. Both bases are loaded."""
+    journal = checkpoint_dir / "samples.jsonl" if checkpoint_dir else None
+    written = written_by(source, source_deltas, params, watch=watch, path=journal)
+    wide = rank or max(delta.rank for delta in source_deltas.values())
+    begun = starting(sites, wide, init, params.seed)
+    return train(target, written, begun, params, watch=watch, checkpoint_dir=checkpoint_dir)
+
+
+def refine(
+    source: TextModel,
+    target: TextModel,
+    source_deltas: Mapping[Site, LowRank],
+    carried: Mapping[Site, LowRank],
+    params: DistillSettings,
+    *,
+    watch: Watch,
+    checkpoint_dir: Path | None = None,
+) -> Distilled:
+    """The same for an update that another method has carried: it is where training begins."""
+    sites = {site: delta.shape for site, delta in carried.items()}
+    rank = max(delta.rank for delta in carried.values())
+    return distill(
+        source, target, source_deltas, sites, params,
+        rank=rank, init=carried, watch=watch, checkpoint_dir=checkpoint_dir,
+    )  # fmt: skip
