@@ -1,9 +1,9 @@
-"""Really trained LoRA adapters for the harbour log, on SmolLM2-135M-Instruct unless told otherwise.
+"""Really trained LoRA adapters for the tasks of `real_tasks`, on SmolLM2-135M-Instruct unless told otherwise.
 
     real_adapter.trained_adapter()    the folder as PEFT writes it (first time: about two minutes)
     real_adapter.losses(folder)       held-out loss of its base before and after
 
-r = 16 on all seven modules, two dozen steps of plain AdamW on one thread. The entry is named after the
+r = 16 on all seven modules, some dozen steps of plain AdamW on one thread. The entry is named after the
 recipe's hash (settings, training text, base weights), so a changed recipe trains anew.
 """
 
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support import prepared, real_models
-from support.harbour_log import page
 from support.prepared import NotPrepared, timed
 from support.real_models import SMOLLM2, RealModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINING_SEED, HELD_OUT_SEED = 20, 21
+    from support.real_tasks import Row, Task
+
+HARBOUR_LOG = "harbour-log"
 HELD_OUT_ENTRIES = 20
 
 
@@ -44,19 +45,27 @@ class Recipe:
     seed: int = 7
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    def digest(self, base: RealModel) -> str:
+    def digest(self, base: RealModel, task: Task) -> str:
         """Hash of the settings, the text and the base's weights."""
-        whole = asdict(self) | {"text": page(TRAINING_SEED, self.entries), "base": base.sha256}
+        from support.real_tasks import TRAINING_SEED
+
+        text = "".join(e.prompt + e.answer for e in task.examples(TRAINING_SEED, self.entries))
+        whole = asdict(self) | {"text": text, "base": base.sha256}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 RECIPE = Recipe()
+RECIPES = {
+    HARBOUR_LOG: RECIPE,
+    "orders": Recipe(steps=40, batch=8, entries=320),
+    "desk": Recipe(steps=40, batch=16, entries=640),
+}
 
 
-def trained_adapter(base: RealModel = SMOLLM2) -> Path:
+def trained_adapter(base: RealModel = SMOLLM2, task: str = HARBOUR_LOG) -> Path:
     """Folder with adapter_config.json and adapter_model.safetensors. Raises NotPrepared."""
     real_models.prepare(base)
-    return prepared.prepared_by(_entry(base), "support.real_adapter", base.name)
+    return prepared.prepared_by(_entry(base, task), "support.real_adapter", base.name, task)
 
 
 def losses(adapter: Path) -> dict[str, float]:
@@ -65,33 +74,17 @@ def losses(adapter: Path) -> dict[str, float]:
     return noted
 
 
-def _entry(base: RealModel) -> str:
-    return f"harbour-log-lora-{base.name}-{RECIPE.digest(base)[:12]}"
+def _entry(base: RealModel, task: str) -> str:
+    from support.real_tasks import TASKS
 
-
-def sequences(tokenizer: Any, text: str, tokens: int) -> Tensor:
-    """The text as (n, tokens) ids, a BOS token in front of each row: Gemma is lost without it."""
-    import torch
-
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    body = tokens - 1
-    rows = [[tokenizer.bos_token_id, *ids[at : at + body]] for at in range(0, len(ids) - body + 1, body)]
-    return torch.tensor(rows)
+    return f"{task}-lora-{base.name}-{RECIPES[task].digest(base, TASKS[task])[:12]}"
 
 
 def row_losses(model: Any, tokenizer: Any, entries: int = HELD_OUT_ENTRIES) -> Tensor:
-    """Mean nats per token of each sequence of entries that were not trained on. (n,) float32."""
-    import torch
+    """Mean nats per token of each sequence of log entries that were not trained on. (n,) float32."""
+    from support.real_tasks import TASKS, score
 
-    rows = sequences(tokenizer, page(HELD_OUT_SEED, entries), RECIPE.tokens)
-    model.eval()
-    parts = []
-    with torch.no_grad():
-        for batch in torch.split(rows, 4):
-            logits = model(input_ids=batch).logits[:, :-1].float()
-            nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-            parts.append(nats.mean(dim=1))
-    return torch.cat(parts)
+    return score(model, tokenizer, TASKS[HARBOUR_LOG], entries).nats
 
 
 def held_out_loss(model: Any, tokenizer: Any) -> float:
@@ -99,52 +92,64 @@ def held_out_loss(model: Any, tokenizer: Any) -> float:
     return float(row_losses(model, tokenizer).mean())
 
 
-def _train(source: RealModel, files: Path) -> dict[str, Any]:
+def _train(source: RealModel, name: str, files: Path) -> dict[str, Any]:
     """Train by the recipe and save the adapter into `files`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from support.real_tasks import TASKS, TRAINING_SEED, score
+
+    recipe, task = RECIPES[name], TASKS[name]
     torch.set_num_threads(1)  # the sums' order, hence the bytes, must not depend on the machine's cores
-    torch.manual_seed(RECIPE.seed)
+    torch.manual_seed(recipe.seed)
     seconds: dict[str, float] = {}
     base_folder = real_models.prepare(source)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     base.name_or_path = source.repo_id  # what the adapter names as its base
     config = LoraConfig(
-        r=RECIPE.rank, lora_alpha=RECIPE.alpha, target_modules=list(RECIPE.modules), task_type="CAUSAL_LM"
+        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.modules), task_type="CAUSAL_LM"
     )
+    size = HELD_OUT_ENTRIES if task.tokens is not None else task.held_out
     with timed(seconds, "loss before"):
-        before = held_out_loss(base, tokenizer)
+        before = score(base, tokenizer, task, size)
     model = get_peft_model(base, config)
-    with timed(seconds, f"train {RECIPE.steps} steps"):
-        _descend(model, sequences(tokenizer, page(TRAINING_SEED, RECIPE.entries), RECIPE.tokens))
+    with timed(seconds, f"train {recipe.steps} steps"):
+        _descend(model, task.rows(tokenizer, TRAINING_SEED, recipe.entries), recipe)
     with timed(seconds, "loss after"):
-        after = held_out_loss(model, tokenizer)
+        after = score(model, tokenizer, task, size)
     model.save_pretrained(str(files), save_embedding_layers=False)
-    held_out = {"before": round(before, 4), "after": round(after, 4)}
-    print(f"  held-out loss {held_out['before']} -> {held_out['after']} nats per token", file=sys.stderr)
-    return {"recipe": asdict(RECIPE), "held_out": held_out, "seconds": seconds}
+    held_out = {
+        "before": round(float(before.nats.mean()), 4),
+        "after": round(float(after.nats.mean()), 4),
+        "right_before": round(float(before.right.mean()), 4),
+        "right_after": round(float(after.right.mean()), 4),
+    }
+    print(f"  {name} on {source.name}: {held_out}", file=sys.stderr)
+    return {"recipe": asdict(recipe), "held_out": held_out, "seconds": seconds}
 
 
-def _descend(model: Any, rows: Tensor) -> None:
+def _descend(model: Any, rows: list[Row], recipe: Recipe) -> None:
     """AdamW with linear warm-up and decay over batches drawn in a seeded order."""
     import torch
 
+    from support.real_tasks import padded
+
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RECIPE.learning_rate, weight_decay=0.0)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(RECIPE.seed))
-    needed = RECIPE.steps * RECIPE.batch
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    needed = recipe.steps * recipe.batch
     if len(rows) < needed:
         raise NotPrepared(f"the recipe needs {needed} sequences but its text makes only {len(rows)}")
     model.train()
-    for step in range(RECIPE.steps):
-        share = min((step + 1) / RECIPE.warmup, (RECIPE.steps - step) / (RECIPE.steps - RECIPE.warmup))
+    for step in range(recipe.steps):
+        share = min((step + 1) / recipe.warmup, (recipe.steps - step) / (recipe.steps - recipe.warmup))
         for group in optimizer.param_groups:
-            group["lr"] = RECIPE.learning_rate * share
-        batch = rows[order[step * RECIPE.batch : (step + 1) * RECIPE.batch]]
-        loss = model(input_ids=batch, labels=batch).loss
+            group["lr"] = recipe.learning_rate * share
+        ids, learnt = padded([rows[at] for at in order[step * recipe.batch : (step + 1) * recipe.batch]])
+        labels = torch.cat([ids[:, :1], torch.where(learnt, ids[:, 1:], -100)], dim=1)
+        loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -153,9 +158,14 @@ def _descend(model: Any, rows: Tensor) -> None:
             print(f"  step {step}: {loss.item():.3f}", file=sys.stderr, flush=True)
 
 
+def main(base: str, task: str) -> None:
+    """Train one adapter into its entry."""
+    model = real_models.MODELS[base]
+    prepared.make(_entry(model, task), partial(_train, model, task))
+
+
 if __name__ == "__main__":
     try:
-        trained = real_models.MODELS[sys.argv[1]]
-        prepared.make(_entry(trained), partial(_train, trained))
+        main(*sys.argv[1:])
     except NotPrepared as problem:
         sys.exit(f"error: {problem}")
