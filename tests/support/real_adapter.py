@@ -49,7 +49,8 @@ class Recipe:
         """Hash of the settings, the text and the base's weights."""
         from support.real_tasks import TRAINING_SEED
 
-        text = "".join(e.prompt + e.answer for e in task.examples(TRAINING_SEED, self.entries))
+        end = "" if task.tokens is not None else "<eos>"
+        text = "".join(e.prompt + e.answer + end for e in task.examples(TRAINING_SEED, self.entries))
         whole = asdict(self) | {"text": text, "base": base.sha256}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 

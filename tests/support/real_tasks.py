@@ -52,7 +52,7 @@ class Task:
     tokens: int | None = None
 
     def rows(self, tokenizer: Any, seed: int, count: int) -> list[Row]:
-        """As one model reads them. Examples end in a line break, which is learnt."""
+        """As one model reads them. Examples with a prompt end in the model's EOS, which is learnt."""
         if self.tokens is not None:
             return _chunks(tokenizer, "".join(e.answer for e in self.examples(seed, count)), self.tokens)
         return [_row(tokenizer, e.prompt, e.answer, self.whole) for e in self.examples(seed, count)]
@@ -122,7 +122,7 @@ def _measured(model: Any, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
 def _row(tokenizer: Any, prompt: str, answer: str, whole: bool) -> Row:
     """Prompt and answer are cut into tokens apart, so that the answer begins with a token of its own."""
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    behind = tokenizer(answer + "\n", add_special_tokens=False)["input_ids"]
+    behind = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     learnt = [*[whole] * len(before), *[True] * len(behind)]
     return Row((tokenizer.bos_token_id, *before, *behind), tuple(learnt))
 
