@@ -135,6 +135,23 @@ def load(
     )
 
 
+def logits_at(base: TextModel, ids: Tensor, where: Tensor) -> Tensor:
+    """Logits (count, vocabulary) at the places of ids (n, length) that `where` (n, length), bool, names.
+
+    The others are never computed: with a vocabulary of 262,144 the head costs more than all the layers.
+    """
+
+    def only(_head: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][where][None], *inputs[1:])
+
+    handle = base.model.get_output_embeddings().register_forward_pre_hook(only)
+    try:
+        logits: Tensor = base.model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return logits
+
+
 def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
     """The tokenizer of a tokenizer.json, with the BOS that this model wants. Raises UnsupportedModel."""
     try:

@@ -37,8 +37,8 @@ class Base:
 def fill_hub(root: Path) -> None:
     """Put both bases and the adapter below `root` as owner/name folders."""
     for model in real_models.MODELS.values():
-        _place(real_models.prepare(model), root / model.repo_id)
-    _place(real_adapter.trained_adapter(), root / ADAPTER_REPO)
+        place(real_models.prepare(model), root / model.repo_id)
+    place(real_adapter.trained_adapter(), root / ADAPTER_REPO)
 
 
 def open_base(root: Path, model: RealModel) -> Base:
@@ -60,7 +60,7 @@ def load_model(folder: Path) -> Any:
     return model.eval()
 
 
-def _place(files: Path, folder: Path) -> None:
+def place(files: Path, folder: Path) -> None:
     """Hard links where the file system allows them, else copies: the weights take 800 MB."""
     folder.mkdir(parents=True)
     for file in files.iterdir():

@@ -109,14 +109,27 @@ def _measured(model: Any, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
     """Mean nats of the measured tokens of each row, and for each of these whether it is the likeliest."""
     nats: list[Tensor] = []
     hits: list[Tensor] = []
-    for start in range(0, len(rows), 8):
-        ids, learnt = padded(rows[start : start + 8])
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        likeliest = logits.argmax(-1) == ids[:, 1:]
-        nats += [row[mask].mean() for row, mask in zip(losses, learnt, strict=True)]
-        hits += [row[mask] for row, mask in zip(likeliest, learnt, strict=True)]
+    for start in range(0, len(rows), 16):
+        ids, learnt = padded(rows[start : start + 16])
+        wanted = ids[:, 1:][learnt]
+        logits = _logits_at(model, ids, learnt).float()
+        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        sizes = learnt.sum(1).tolist()
+        nats += [part.mean() for part in losses.split(sizes)]
+        hits += list((logits.argmax(-1) == wanted).split(sizes))
     return torch.stack(nats), hits
+
+
+def _logits_at(model: Any, ids: Tensor, measured: Tensor) -> Tensor:
+    """Logits that foretell the measured ones of ids[:, 1:]; Gemma's head is wide, so no others are computed."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    where = torch.cat([measured, measured.new_zeros(len(ids), 1)], dim=1)
+    handle = plain.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][where],))
+    try:
+        logits: Tensor = model(input_ids=ids).logits
+    finally:
+        handle.remove()
+    return logits
 
 
 def _row(tokenizer: Any, prompt: str, answer: str, whole: bool) -> Row:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transfer.catalogue.distill import DistillSettings
 from transfer.training.speech import spread, threshold
-from workers.models import TextModel
+from workers.models import TextModel, logits_at
 from workers.training.samples import Sample
 from workers.training.sampling import context, opened
 from workers.training.written import chosen, right_padded
@@ -89,9 +89,10 @@ def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
     whole = kept = learnt = 0.0
     for part in _split(target, rows):
         ids, written, weights = stacked(part, target.device)
-        nats = -chosen(target.model(input_ids=ids, use_cache=False).logits[:, :-1], ids[:, 1:])
-        whole += float((nats * written).sum())
-        kept += float((nats * weights).sum())
+        looked_at = (written + weights) > 0
+        nats = -_logs(target, ids, looked_at)
+        whole += float((nats * written[looked_at]).sum())
+        kept += float((nats * weights[looked_at]).sum())
         learnt += float(weights.sum())
     return Losses(whole / max(sum(row.bytes for row in rows), 1), kept / max(learnt, 1.0))
 
@@ -101,13 +102,26 @@ def parts(target: TextModel, rows: Sequence[Row]) -> Iterator[Tensor]:
     total = max(sum(sum(row.kept) for row in rows), 1)
     for part in _split(target, rows):
         ids, _, kept = stacked(part, target.device)
-        logits = target.model(input_ids=ids, use_cache=False).logits[:, :-1]
-        yield -(chosen(logits, ids[:, 1:]) * kept).sum() / total
+        yield -_logs(target, ids, kept > 0).sum() / total
+
+
+def _logs(target: TextModel, ids: Tensor, foretold: Tensor) -> Tensor:
+    """log P of those ids[:, 1:] that `foretold` (n, length − 1) names, in order."""
+    last = foretold.new_zeros(len(ids), 1)
+    return chosen(logits_at(target, ids, torch.cat([foretold, last], dim=1)), ids[:, 1:][foretold])
 
 
 def _split(target: TextModel, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    room = _LOGITS.get(target.device.type, 2**26)
-    longest = max(len(row.ids) for row in rows)
-    size = max(1, room // (longest * int(target.model.config.vocab_size)))
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    """Rows side by side as long as the logits that are looked at have room."""
+    room = _LOGITS.get(target.device.type, 2**26) // int(target.model.config.vocab_size)
+    part: list[Row] = []
+    used = 0
+    for row in rows:
+        size = sum(own or kept for own, kept in zip(row.written, row.kept, strict=True))
+        if part and used + size > room:
+            yield part
+            part, used = [], 0
+        part.append(row)
+        used += size
+    if part:
+        yield part

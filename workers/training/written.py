@@ -24,7 +24,7 @@ from workers.training.samples import Journal, Sample, Written, flaw
 from workers.training.sampling import context, opened, opening, write
 from workers.watch import Watch
 
-_BATCH = 32  # samples written side by side
+_BATCH = 64  # samples written side by side
 _ENOUGH = 3  # times the tokens asked for: when so many are drawn, what is usable must do
 _PASSES = 8  # over the prompts; later ones write little that is new
 _LOGITS = 2**26  # numbers in one pass's logits

@@ -1,0 +1,237 @@
+"""One cell of the table of `benchmarks.real`: one adapter moved one way, and the target's scores with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core.errors import RebaseError
+from core.pools import NO_POOLS, Pool, PoolRequest, Pools
+from core.requests import ConversionRequest
+from support import real_adapter
+from support.real_models import GEMMA3, SMOLLM2, RealModel
+from support.real_repos import fill_hub, open_base, place
+from support.real_tasks import TASKS, score
+from transfer.errors import TransferError
+from workers.cache.factors import FactorCache
+from workers.hub.local import LocalHub
+from workers.pipeline import Conversion, run
+from workers.tools import Tools
+from workers.watch import Silent
+
+PAIRS: Mapping[str, tuple[RealModel, RealModel]] = {
+    "smollm2-to-gemma3": (SMOLLM2, GEMMA3),
+    "gemma3-to-smollm2": (GEMMA3, SMOLLM2),
+}
+SEED = 1  # of random updates
+# Sized for a CPU: a third of the text that is the default, half the batch.
+_DISTILL = {"name": "distill", "tokens": 8000, "batch": 4, "evaluate_every": 10, "patience": 2}
+
+# What each row asks of the pipeline; a row that names another one draws its random twin.
+ROWS: Mapping[str, dict[str, Any] | str] = {
+    "copy, padded": {"name": "copy", "pad": True},
+    "random, as long as copy": "copy, padded",
+    "difference": {"name": "difference"},
+    "linear": {"name": "linear"},
+    "weight_average": {"name": "weight_average"},
+    "ties": {"name": "ties"},
+    "prolora": {"name": "prolora"},
+    "cross_lora index": {"name": "cross_lora", "alignment": "index"},
+    "cross_lora anchored": {"name": "cross_lora", "alignment": "anchored"},
+    "cross_lora activations": {"name": "cross_lora", "alignment": "activations"},
+    "geometric": {"name": "geometric"},
+    "anchor_ridge": {"name": "anchor_ridge"},
+    "activation": {"name": "activation"},
+    "random, as long as activation": "activation",
+    "distill": _DISTILL,
+}
+CONTROLS = ("copy, padded", "random, as long as copy", "random, as long as activation")
+TRAINED = ("distill",)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Scores of each held-out example (see `support.real_tasks.Scores`), or why there are none."""
+
+    pair: str
+    task: str
+    row: str
+    nats: list[float] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
+    verdict: str = ""
+    refused: str = ""
+    seconds: float = 0.0
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Cells as files, so that what was measured once is read."""
+
+    folder: Path
+
+    def get_or(self, pair: str, task: str, row: str, measure: Callable[[str, str, str], Cell]) -> Cell:
+        """The cell, measured now unless it is there."""
+        file = self.folder / f"{pair} {task} {row}.json"
+        if not file.exists():
+            cell = measure(pair, task, row)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(asdict(cell)))
+        return Cell(**json.loads(file.read_text()))
+
+
+class Lab:
+    """A hub with both bases and all adapters; the target of the last pair stays loaded."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._loaded: tuple[str, Any] | None = None
+
+    @cached_property
+    def hub(self) -> Path:
+        """The hub's folder, filled at first use."""
+        root = self.scratch / "hub"
+        fill_hub(root)
+        return root
+
+    def measure(self, pair: str, task: str, row: str) -> Cell:
+        """Move (unless the row is a bound or a control of its own) and score."""
+        if row == "alone":
+            return self._scored(pair, task, row, None)
+        if row == "native":
+            return self._scored(pair, task, row, self._adapter(task, PAIRS[pair][1]))
+        wanted = ROWS[row]
+        started = time.monotonic()
+        folder = self._folder(pair, task, wanted if isinstance(wanted, str) else row)
+        try:
+            outcome = None if folder.exists() else self._moved(pair, task, wanted, folder)
+        except (RebaseError, TransferError) as refusal:
+            return Cell(pair, task, row, refused=refusal.message)
+        report = json.loads((folder / "rebase_report.json").read_text())
+        took = time.monotonic() - started if outcome is not None else 0.0
+        if isinstance(wanted, str):
+            folder = randomised(folder, self._folder(pair, task, row), SEED)
+        told = {name: value for name, value in report["summary"].items() if name.startswith("distill_")}
+        return self._scored(pair, task, row, folder, report["precheck"]["verdict"], took, told)
+
+    def _moved(self, pair: str, task: str, wanted: dict[str, Any] | str, folder: Path) -> Conversion:
+        method = ROWS[wanted] if isinstance(wanted, str) else wanted
+        assert isinstance(method, dict)
+        prompts = TASKS[task].prompts(512)
+        if method["name"] in TRAINED and prompts is not None:
+            # Answers are a few tokens long, so a step holds more of them.
+            method = method | {"prompts": prompts, "batch": 16, "length": 16}
+        source, target = PAIRS[pair]
+        body = {
+            "adapter": {"repo_id": self._name(task, source)},
+            "target": {"repo_id": target.repo_id},
+            "method": method,
+            "precheck": {"on_incompatible": "warn"},
+        }
+        tools = Tools(
+            LocalHub(self.hub),
+            FactorCache(self.scratch / "cache", 2**34, None, 60, 2**20),
+            torch.device("cpu"),
+            scratch=self.scratch / "work",
+        )
+        request = ConversionRequest.model_validate(body)
+        outcome = run(request, "convert", tools, Silent(), folder, marker=None, pools=self._pools(pair, task))
+        assert isinstance(outcome, Conversion)
+        return outcome
+
+    def _scored(
+        self,
+        pair: str,
+        task: str,
+        row: str,
+        adapter: Path | None,
+        verdict: str = "",
+        seconds: float = 0.0,
+        summary: dict[str, float] | None = None,
+    ) -> Cell:
+        base = self._target(pair)
+        model = PeftModel.from_pretrained(base.model, str(adapter)) if adapter is not None else base.model
+        found = score(model, base.tokenizer, TASKS[task])
+        if adapter is not None:
+            model.unload()
+        said = (
+            f"{pair} {task} {row}: {float(found.nats.mean()):.3f} nats, {float(found.right.mean()):.2f} right"
+        )
+        print(f"{said}, {verdict} {seconds:.0f} s", file=sys.stderr, flush=True)
+        nats, right = found.nats.tolist(), found.right.tolist()
+        return Cell(pair, task, row, nats, right, verdict, "", round(seconds, 1), summary or {})
+
+    def _target(self, pair: str) -> Any:
+        if self._loaded is None or self._loaded[0] != pair:
+            self._loaded = (pair, open_base(self.hub, PAIRS[pair][1]))
+        return self._loaded[1]
+
+    def _folder(self, pair: str, task: str, row: str) -> Path:
+        return self.scratch / f"{pair} {task} {row}"
+
+    def _adapter(self, task: str, base: RealModel) -> Path:
+        return real_adapter.trained_adapter(base, task)
+
+    def _name(self, task: str, base: RealModel) -> str:
+        """The trained adapter as a repo of the hub."""
+        name = f"real/{task}-{base.name}"
+        if not (self.hub / name).exists():
+            place(self._adapter(task, base), self.hub / name)
+        return name
+
+    def _pools(self, pair: str, task: str) -> Pools:
+        """The other tasks, which have an adapter on both bases."""
+        source, target = PAIRS[pair]
+        others = [name for name in TASKS if name != task]
+        if len(others) < 2:
+            return NO_POOLS
+        anchors = [
+            {
+                "source": {"repo_id": self._name(name, source)},
+                "target": {"repo_id": self._name(name, target)},
+                "domain": name,
+            }
+            for name in others
+        ]
+        bases = {"source": {"repo_id": source.repo_id}, "target": {"repo_id": target.repo_id}}
+        return _One(PoolRequest.model_validate({**bases, "anchors": anchors}))
+
+
+@dataclass(frozen=True)
+class _One:
+    """`core.pools.Pools` with one pool."""
+
+    spec: PoolRequest
+
+    def get(self, pool_id: str) -> Pool:
+        return Pool(None, self.spec)
+
+    def covering(self, source_repo: str, target_repo: str) -> Pool | None:
+        return Pool(None, self.spec)
+
+
+def randomised(moved: Path, folder: Path, seed: int) -> Path:
+    """Gaussian updates with each module's rank and Frobenius norm taken from the adapter in `moved`."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text((moved / "adapter_config.json").read_text())
+    tensors = load_file(moved / "adapter_model.safetensors")
+    drawn: dict[str, Tensor] = {}
+    noise = torch.Generator().manual_seed(seed)
+    for name in sorted(name for name in tensors if ".lora_A." in name):
+        twin = name.replace(".lora_A.", ".lora_B.")
+        A, B = (torch.randn(tensors[key].shape, generator=noise) for key in (name, twin))
+        wanted = torch.linalg.matrix_norm(tensors[twin].float() @ tensors[name].float())
+        drawn[name], drawn[twin] = A, B * (wanted / torch.linalg.matrix_norm(B @ A))
+    save_file(drawn, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
