@@ -121,7 +121,7 @@ def _measured(model: Any, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
 
 
 def _logits_at(model: Any, ids: Tensor, measured: Tensor) -> Tensor:
-    """Logits that foretell the measured ones of ids[:, 1:]; Gemma's head is wide, so no others are computed."""
+    """Logits (count, vocabulary) of what foretells the measured ones of ids[:, 1:], and no others."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     where = torch.cat([measured, measured.new_zeros(len(ids), 1)], dim=1)
     handle = plain.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][where],))
