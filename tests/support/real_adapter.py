@@ -58,8 +58,8 @@ class Recipe:
 RECIPE = Recipe()
 RECIPES = {
     HARBOUR_LOG: RECIPE,
-    "orders": Recipe(steps=40, batch=8, entries=320),
-    "desk": Recipe(steps=40, batch=16, entries=640),
+    "orders": Recipe(steps=36, batch=8, entries=288),
+    "desk": Recipe(steps=40, batch=12, entries=480),
 }
 
 
@@ -135,7 +135,7 @@ def _descend(model: Any, rows: list[Row], recipe: Recipe) -> None:
     """AdamW with linear warm-up and decay over batches drawn in a seeded order."""
     import torch
 
-    from support.real_tasks import padded
+    from support.real_tasks import logits_at, padded
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
@@ -149,8 +149,7 @@ def _descend(model: Any, rows: list[Row], recipe: Recipe) -> None:
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * share
         ids, learnt = padded([rows[at] for at in order[step * recipe.batch : (step + 1) * recipe.batch]])
-        labels = torch.cat([ids[:, :1], torch.where(learnt, ids[:, 1:], -100)], dim=1)
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = torch.nn.functional.cross_entropy(logits_at(model, ids, learnt), ids[:, 1:][learnt])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -2,10 +2,10 @@
 
     harbour-log   lines of an invented log: pure language, learnt and measured on every token
     orders        a sentence → a record in a house form; the adapter learns whole lines, so it can write them
-    desk          a message → one of six invented codes; the adapter learns the codes alone
+    desk          a message → one of six desks; the adapter learns the answers alone
 
 Held-out examples come from another seed, and `orders` and `desk` hold names and phrasings back for them as
-well. Each skill is measured in nats and in accuracy; a base model has neither.
+well. Each skill is measured in nats and in accuracy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from support.harbour_log import page
 
+_BATCH = 16
 TRAINING_SEED, HELD_OUT_SEED, PROMPTS_SEED = 20, 21, 22
 
 
@@ -51,11 +52,11 @@ class Task:
     whole: bool = False
     tokens: int | None = None
 
-    def rows(self, tokenizer: Any, seed: int, count: int) -> list[Row]:
-        """As one model reads them. Examples with a prompt end in the model's EOS, which is learnt."""
+    def rows(self, tokenizer: Any, seed: int, count: int, *, ends: bool = True) -> list[Row]:
+        """As one model reads them. Examples with a prompt may end in the model's EOS, which is then learnt."""
         if self.tokens is not None:
             return _chunks(tokenizer, "".join(e.answer for e in self.examples(seed, count)), self.tokens)
-        return [_row(tokenizer, e.prompt, e.answer, self.whole) for e in self.examples(seed, count)]
+        return [_row(tokenizer, e, self.whole, ends) for e in self.examples(seed, count)]
 
     def prompts(self, count: int) -> tuple[str, ...] | None:
         """Unlabelled inputs to distil with, of a third seed; None where the source can write from nothing."""
@@ -66,7 +67,7 @@ class Task:
 class Scores:
     """One entry an example. `nats`: mean per measured token. `right`: the share of measured tokens that are
     the likeliest (running text), or 1 when the answer is what greedy decoding gives (records) or the
-    likeliest choice (codes)."""
+    likeliest choice (desks)."""
 
     nats: Tensor
     right: Tensor
@@ -74,24 +75,32 @@ class Scores:
 
 @torch.no_grad()
 def score(model: Any, tokenizer: Any, task: Task, count: int | None = None) -> Scores:
-    """Held-out scores of a model as it is, adapter included."""
+    """Held-out scores of a model as it is, adapter included. EOS is not measured: that an answer ends would
+    weigh more than what it says."""
     model.eval()
     size = count or task.held_out
-    rows = task.rows(tokenizer, HELD_OUT_SEED, size)
+    rows = task.rows(tokenizer, HELD_OUT_SEED, size, ends=False)
     nats, hits = _measured(model, rows)
     if task.tokens is not None:
         return Scores(nats, torch.stack([hit.float().mean() for hit in hits]))
     examples = task.examples(HELD_OUT_SEED, size)
     if not examples[0].choices:
         return Scores(nats, torch.tensor([float(hit.all()) for hit in hits]))
-    sums = []
-    for choice in examples[0].choices:
-        its = [_row(tokenizer, example.prompt, choice, whole=False) for example in examples]
-        lengths = torch.tensor([float(sum(row.learnt)) for row in its])
-        sums.append(_measured(model, its)[0] * lengths)
-    chosen = torch.stack(sums).argmin(0).tolist()
-    right = [examples[0].choices[at] == e.answer for at, e in zip(chosen, examples, strict=True)]
+    choices = examples[0].choices
+    firsts = [tokenizer(choice, add_special_tokens=False)["input_ids"][0] for choice in choices]
+    assert len(set(firsts)) == len(choices)  # so that the first token tells them apart
+    likeliest = _firsts(model, rows)[:, firsts].argmax(-1).tolist()
+    right = [choices[at] == e.answer for at, e in zip(likeliest, examples, strict=True)]
     return Scores(nats, torch.tensor(right).float())
+
+
+def _firsts(model: Any, rows: Sequence[Row]) -> Tensor:
+    """Logits (rows, vocabulary) of each row's first learnt token."""
+    found = []
+    for start in range(0, len(rows), _BATCH):
+        ids, learnt = padded(rows[start : start + _BATCH])
+        found.append(logits_at(model, ids, learnt & (learnt.cumsum(1) == 1)))
+    return torch.cat(found)
 
 
 def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -109,10 +118,10 @@ def _measured(model: Any, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
     """Mean nats of the measured tokens of each row, and for each of these whether it is the likeliest."""
     nats: list[Tensor] = []
     hits: list[Tensor] = []
-    for start in range(0, len(rows), 16):
-        ids, learnt = padded(rows[start : start + 16])
+    for start in range(0, len(rows), _BATCH):
+        ids, learnt = padded(rows[start : start + _BATCH])
         wanted = ids[:, 1:][learnt]
-        logits = _logits_at(model, ids, learnt).float()
+        logits = logits_at(model, ids, learnt).float()
         losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
         sizes = learnt.sum(1).tolist()
         nats += [part.mean() for part in losses.split(sizes)]
@@ -120,7 +129,7 @@ def _measured(model: Any, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
     return torch.stack(nats), hits
 
 
-def _logits_at(model: Any, ids: Tensor, measured: Tensor) -> Tensor:
+def logits_at(model: Any, ids: Tensor, measured: Tensor) -> Tensor:
     """Logits (count, vocabulary) of what foretells the measured ones of ids[:, 1:], and no others."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     where = torch.cat([measured, measured.new_zeros(len(ids), 1)], dim=1)
@@ -132,10 +141,11 @@ def _logits_at(model: Any, ids: Tensor, measured: Tensor) -> Tensor:
     return logits
 
 
-def _row(tokenizer: Any, prompt: str, answer: str, whole: bool) -> Row:
+def _row(tokenizer: Any, example: Example, whole: bool, ends: bool) -> Row:
     """Prompt and answer are cut into tokens apart, so that the answer begins with a token of its own."""
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    behind = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    before = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
+    behind = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+    behind = [*behind, *[tokenizer.eos_token_id] * ends]
     learnt = [*[whole] * len(before), *[True] * len(behind)]
     return Row((tokenizer.bos_token_id, *before, *behind), tuple(learnt))
 
@@ -178,12 +188,12 @@ def _orders(seed: int, count: int) -> list[Example]:
 
 
 _DESKS: dict[str, tuple[str, ...]] = {
-    "kova": ("lamp", "light", "switch", "fuse", "socket", "bulb", "generator", "cable"),
-    "brem": ("pipe", "tap", "drain", "leak", "boiler", "basin", "sewer", "valve"),
-    "tuli": ("invoice", "payment", "refund", "bill", "receipt", "fee", "deposit", "tax"),
-    "sorn": ("parcel", "letter", "courier", "envelope", "stamp", "delivery", "mailbag", "package"),
-    "plim": ("lock", "key", "gate", "alarm", "guard", "badge", "fence", "camera"),
-    "gath": ("soup", "bread", "kitchen", "oven", "menu", "coffee", "plate", "cook"),
+    "light": ("lamp", "lantern", "switch", "fuse", "socket", "bulb", "generator", "cable"),
+    "water": ("pipe", "tap", "drain", "leak", "boiler", "basin", "sewer", "valve"),
+    "money": ("invoice", "payment", "refund", "bill", "receipt", "fee", "deposit", "tax"),
+    "post": ("parcel", "letter", "courier", "envelope", "stamp", "delivery", "mailbag", "package"),
+    "guard": ("lock", "key", "gate", "alarm", "watchman", "badge", "fence", "camera"),
+    "food": ("soup", "bread", "kitchen", "oven", "menu", "coffee", "plate", "cook"),
 }
 _PLACES = ("on pier four", "in the west hall", "at the depot", "behind the office", "on the second floor")
 _SAYS = (
