@@ -52,11 +52,15 @@ class Task:
     whole: bool = False
     tokens: int | None = None
 
-    def rows(self, tokenizer: Any, seed: int, count: int, *, ends: bool = True) -> list[Row]:
-        """As one model reads them. Examples with a prompt may end in the model's EOS, which is then learnt."""
+    def rows(self, tokenizer: Any, seed: int, count: int, *, scored: bool = False) -> list[Row]:
+        """As one model reads them, to learn from. Examples with a prompt end in the model's EOS.
+
+        `scored`: of these the answers alone count, without the EOS, which would weigh more than what is said.
+        """
         if self.tokens is not None:
             return _chunks(tokenizer, "".join(e.answer for e in self.examples(seed, count)), self.tokens)
-        return [_row(tokenizer, e, self.whole, ends) for e in self.examples(seed, count)]
+        whole = self.whole and not scored
+        return [_row(tokenizer, e, whole, not scored) for e in self.examples(seed, count)]
 
     def prompts(self, count: int) -> tuple[str, ...] | None:
         """Unlabelled inputs to distil with, of a third seed; None where the source can write from nothing."""
@@ -75,11 +79,10 @@ class Scores:
 
 @torch.no_grad()
 def score(model: Any, tokenizer: Any, task: Task, count: int | None = None) -> Scores:
-    """Held-out scores of a model as it is, adapter included. EOS is not measured: that an answer ends would
-    weigh more than what it says."""
+    """Held-out scores of a model as it is, adapter included."""
     model.eval()
     size = count or task.held_out
-    rows = task.rows(tokenizer, HELD_OUT_SEED, size, ends=False)
+    rows = task.rows(tokenizer, HELD_OUT_SEED, size, scored=True)
     nats, hits = _measured(model, rows)
     if task.tokens is not None:
         return Scores(nats, torch.stack([hit.float().mean() for hit in hits]))
