@@ -92,10 +92,16 @@ class Kept:
 
 
 class Lab:
-    """A hub with both bases and all adapters; the target of the last pair stays loaded."""
+    """A hub with both bases and all adapters; the target of the last pair stays loaded. `examples`: of the
+    held-out ones, so many are scored."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(
+        self,
+        scratch: Path,
+        rows: Mapping[str, dict[str, Any] | str] = ROWS,
+        examples: int | None = None,
+    ) -> None:
+        self.scratch, self.rows, self.examples = scratch, rows, examples
         self._loaded: tuple[str, Any] | None = None
 
     @cached_property
@@ -111,7 +117,7 @@ class Lab:
             return self._scored(pair, task, row, None)
         if row == "native":
             return self._scored(pair, task, row, self._adapter(task, PAIRS[pair][1]))
-        wanted = ROWS[row]
+        wanted = self.rows[row]
         started = time.monotonic()
         folder = self._folder(pair, task, wanted if isinstance(wanted, str) else row)
         try:
@@ -126,7 +132,7 @@ class Lab:
         return self._scored(pair, task, row, folder, report["precheck"]["verdict"], took, told)
 
     def _moved(self, pair: str, task: str, wanted: dict[str, Any] | str, folder: Path) -> Conversion:
-        method = ROWS[wanted] if isinstance(wanted, str) else wanted
+        method = self.rows[wanted] if isinstance(wanted, str) else wanted
         assert isinstance(method, dict)
         prompts = TASKS[task].prompts(512)
         if method["name"] in TRAINED and prompts is not None:
@@ -163,7 +169,7 @@ class Lab:
     ) -> Cell:
         base = self._target(pair)
         model = PeftModel.from_pretrained(base.model, str(adapter)) if adapter is not None else base.model
-        found = score(model, base.tokenizer, TASKS[task])
+        found = score(model, base.tokenizer, TASKS[task], self.examples)
         if adapter is not None:
             model.unload()
         said = (
