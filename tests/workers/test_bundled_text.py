@@ -114,7 +114,7 @@ def test_nothing_of_a_task_that_adapters_are_measured_with_is_in_the_text(name: 
         for seed in (TRAINING_SEED, HELD_OUT_SEED, PROMPTS_SEED)
         for example in TASKS[name].examples(seed, 200)
     ]
-    of_task: set[str] = set().union(*(runs(example.prompt + example.answer, 24) for example in examples))
+    of_task = {run for example in examples for run in runs(example.prompt + example.answer, 24)}
     assert len(of_task) > 500
     assert not of_task & runs("\n".join(default_corpus().documents), 24)
 
