@@ -1,0 +1,212 @@
+"""EleutherAI's lm-evaluation-harness over our own running models. Needs the extra `evaluation`.
+
+Tasks come from the harness's own registry, and from a folder of whoever runs this worker; a request only picks
+names. Code of a dataset is never run, nor tasks that run what a model writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.model import LM
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from core.errors import RequestInvalid
+from core.evaluation import EvaluationSpec
+from workers.evaluation.progress import Progress
+from workers.evaluation.reading import Reader
+from workers.evaluation.tasks import TaskScores
+from workers.models import TextModel
+from workers.report import TaskRead
+from workers.training.sampling import opening
+
+_BLOCK = 32
+_LONGEST_ANSWER = 256  # tokens, where a task says nothing; the harness's own default
+_NEAR = 1e-6
+_SHOWN = 8
+
+
+class RunningModel(LM):  # type: ignore[misc]
+    """What the harness asks of a model, answered by one of ours as it now is, on its own tokens."""
+
+    def __init__(self, base: TextModel, progress: Progress) -> None:
+        super().__init__()
+        self.reader = Reader(base, divided=False)
+        self.progress = progress
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """(log P of the continuation, is it what greedy decoding writes?)"""
+        found: list[tuple[float, bool]] = []
+        for block in self._blocks(requests):
+            costs = self.reader.continued([request.args for request in block])
+            found += [(-cost.nats, cost.greedy) for cost in costs]
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        """log P of whole texts, in windows where the model's context is shorter."""
+        found = []
+        for block in self._blocks(requests):
+            for request in block:
+                windows = map(make_disjoint_window, self._windows(request.args[0]))
+                rows = [(list(before), list(after)) for before, after in windows]
+                logs = self.reader.log_probabilities([[*before, *after] for before, after in rows])
+                parts = zip(logs, rows, strict=True)
+                found.append(math.fsum(log for row, (_, after) in parts for log, _ in row[-len(after) :]))
+        return found
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Greedy answers up to the first stop; a task that wants to sample gets the likeliest tokens too."""
+        found: list[str] = []
+        for block in self._blocks(requests):
+            settings = [request.args[1] for request in block]
+            most = max(int(one.get("max_gen_toks", _LONGEST_ANSWER)) for one in settings)
+            answers = self.reader.written([request.args[0] for request in block], most)
+            found += [_stopped(text, one.get("until")) for text, one in zip(answers, settings, strict=True)]
+        return found
+
+    def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        base = self.reader.base
+        ids = list(base.tokenizer.encode(text, add_special_tokens=False).ids)
+        first = opening(base)
+        if first is None:
+            first, ids = ids[0], ids[1:]
+        windows: Iterator[tuple[list[int], list[int]]] = get_rolling_token_windows(
+            token_list=ids, prefix_token=first, max_seq_len=self.reader.context - 1, context_len=1
+        )
+        return windows
+
+    def _blocks(self, requests: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(requests), _BLOCK):
+            yield requests[start : start + _BLOCK]
+            self.progress.add(len(requests[start : start + _BLOCK]))
+
+
+def _stopped(text: str, until: str | Sequence[str] | None) -> str:
+    for stop in [until] if isinstance(until, str) else until or ():
+        if stop:
+            text = text.partition(stop)[0]
+    return text
+
+
+@dataclass
+class Chosen:
+    """Implements `workers.evaluation.tasks.Harness`."""
+
+    spec: EvaluationSpec
+    manager: TaskManager
+    found: dict[str, TaskRead] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: EvaluationSpec, tasks_dir: Path | None) -> Chosen:
+        """Raises RequestInvalid for a name that is not in the registry."""
+        manager = _manager(tasks_dir)
+        known = set(manager.all_tasks)
+        for at, name in enumerate(spec.tasks):
+            if name not in known:
+                close = [one for one in sorted(known) if name.lower() in one.lower()][:_SHOWN]
+                raise RequestInvalid(
+                    f"lm-evaluation-harness has no task '{name}'.",
+                    hint=f"Some that it has: {', '.join(close)}." if close else "`lm-eval ls tasks` lists them.",
+                    pointer=f"/evaluate/tasks/{at}",
+                )
+        return cls(spec, manager)
+
+    @property
+    def tasks(self) -> tuple[TaskRead, ...]:
+        """What was run."""
+        return tuple(self.found.values())
+
+    def run(self, base: TextModel, progress: Progress) -> Mapping[str, TaskScores]:
+        """Every metric of every task that is a number. Raises RequestInvalid where a task cannot run."""
+        with _quiet(), _explained(self.spec.tasks):
+            results: Any = simple_evaluate(
+                model=RunningModel(base, progress),
+                tasks=list(self.spec.tasks),
+                num_fewshot=self.spec.num_fewshot,
+                limit=self.spec.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                task_manager=self.manager,
+                random_seed=self.spec.seed,
+                numpy_random_seed=self.spec.seed,
+                torch_random_seed=self.spec.seed,
+                fewshot_random_seed=self.spec.seed,
+                confirm_run_unsafe_code=False,
+            )
+        scores = [one for task in results["samples"] for one in self._scores(results, task)]
+        return {one.name: one for one in scores}
+
+    def _scores(self, results: Mapping[str, Any], task: str) -> Iterator[TaskScores]:
+        samples = results["samples"][task]
+        filters = sorted({sample["filter"] for sample in samples})
+        documents = len({sample["doc_id"] for sample in samples})
+        self.found[task] = TaskRead(
+            name=task,
+            version=str(results["versions"].get(task, "")),
+            documents=documents,
+            num_fewshot=results["n-shot"].get(task),
+        )
+        for label, value in sorted(results["results"][task].items()):
+            metric, comma, chosen = str(label).partition(",")
+            if not comma or metric.endswith("_stderr") or not _is_number(value):
+                continue
+            rows = sorted(
+                (sample for sample in samples if sample["filter"] == chosen), key=lambda row: row["doc_id"]
+            )
+            each = tuple(float(row[metric]) for row in rows if _is_number(row.get(metric)))
+            if len(each) < len(rows) or abs(math.fsum(each) / max(len(each), 1) - value) > _NEAR:
+                each = ()  # aggregated otherwise than by the mean: there is nothing to resample
+            higher = results["higher_is_better"].get(task, {}).get(metric)
+            yield TaskScores(
+                task=task,
+                metric=metric if len(filters) == 1 else f"{metric}, {chosen}",
+                value=float(value),
+                documents=documents,
+                each=each,
+                higher_is_better=higher is not False,
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@lru_cache(maxsize=2)
+def _manager(tasks_dir: Path | None) -> TaskManager:
+    """The registry; reading thousands of small files takes seconds, once."""
+    with _quiet():
+        return TaskManager(include_path=None if tasks_dir is None else str(tasks_dir))
+
+
+@contextmanager
+def _explained(names: Sequence[str]) -> Iterator[None]:
+    """The harness raises whatever its tasks and the libraries below them raise."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
+        raise RequestInvalid(
+            f"lm-evaluation-harness could not run {', '.join(names)}: {type(exc).__name__}.",
+            hint="See that the worker can read the tasks' datasets, and that the tasks run no code of a model.",
+            pointer="/evaluate/tasks",
+        ) from exc
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness logs a page a run."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
