@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +23,8 @@ from core.repos import RepoRef
 _LONGEST = 200_000
 _MOST_EXAMPLES = 5_000
 Control = Literal["zero", "random", "pad"]
+# No field is called so, because errors name fields and tags in one path.
+EXAMPLE_TAGS = ("of generation", "of choices", "of text")
 
 
 class _Model(BaseModel):
@@ -81,17 +84,17 @@ class TextExample(_Model):
 
 
 def _kind(value: Any) -> str:
-    """Told apart by their fields; the tags are no field's name, because pointers are made from both."""
-    has = value.__contains__ if isinstance(value, dict) else lambda name: hasattr(value, name)
+    """Told apart by their fields."""
+    has = value.__contains__ if isinstance(value, dict) else partial(hasattr, value)
     if has("text"):
-        return "of text"
-    return "of choices" if has("choices") or has("label") else "of generation"
+        return EXAMPLE_TAGS[2]
+    return EXAMPLE_TAGS[1] if has("choices") or has("label") else EXAMPLE_TAGS[0]
 
 
 Example = Annotated[
-    Annotated[GenerationExample, Tag("of generation")]
-    | Annotated[ChoiceExample, Tag("of choices")]
-    | Annotated[TextExample, Tag("of text")],
+    Annotated[GenerationExample, Tag(EXAMPLE_TAGS[0])]
+    | Annotated[ChoiceExample, Tag(EXAMPLE_TAGS[1])]
+    | Annotated[TextExample, Tag(EXAMPLE_TAGS[2])],
     Discriminator(_kind),
 ]
 TaskName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][\w.+-]*$")]

@@ -91,7 +91,7 @@ class ConversionRequest(_Model):
     )
     evaluate: EvaluationSpec | None = Field(
         default=None,
-        description="Measure the moved adapter on running models before it is published. Null: nothing is run.",
+        description="Measure the moved adapter on running models before it is published; null: do not.",
     )
     callback: dict[str, Any] | None = None
 

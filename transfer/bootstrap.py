@@ -2,9 +2,9 @@
 them.
 
 Examples are drawn anew, with replacement, as often as there are; every model's scores are averaged over the
-same draw, so that what makes an example easy for all of them cancels in differences and shares. An interval is
-the middle 95 % of what the draws give. It speaks of other examples of the same kind and of nothing else; from
-few examples, or from scores that are all alike, it comes out too narrow.
+same draw, so that what makes an example easy for all of them cancels in differences and shares. An interval
+is the middle 95 % of what the draws give. It speaks of other examples of the same kind and of nothing else;
+from few examples, or from scores that are all alike, it comes out too narrow.
 """
 
 from __future__ import annotations
@@ -116,4 +116,3 @@ def _means(matrix: Numbers, times: int, seed: int) -> Numbers:
         draws = generator.integers(0, n, size=(min(size, times - start), n))
         found.append(matrix[draws].mean(1))
     return np.concatenate(found)
-

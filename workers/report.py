@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
@@ -121,6 +121,7 @@ class Verification(_Part):
     mean_kl: float
 
 
+_OF_MOVED = ("score", "difference", "over_random", "retention", "gap_recovered", "safety_drift")
 Subject = Literal["moved", "target", "random", "pad", "source_adapter", "source", "oracle"]
 
 
@@ -168,6 +169,15 @@ class Evaluation(_Part):
         """One of the figures, if it is there."""
         known = (one for one in self.figures if (one.subject, one.metric) == (subject, metric))
         return next(known, None)
+
+    def summary(self) -> dict[str, Any]:
+        """What a job's result says of it: the scores, and what the moved adapter's mean."""
+        wanted = [
+            *(("moved", name) for name in _OF_MOVED),
+            *((subject, "score") for subject in get_args(Subject) if subject != "moved"),
+        ]
+        found = [figure for key in wanted if (figure := self.figure(*key)) is not None]
+        return {"score": self.score, "figures": [figure.model_dump(mode="json") for figure in found]}
 
 
 class Report(_Part):

@@ -16,7 +16,7 @@ _KEPT: tuple[Subject, ...] = ("moved", "random", "pad")
 
 def averages(metric: str, scores: Scores, *, times: int, seed: int) -> Iterator[Figure]:
     """The mean of one metric for every model."""
-    resampled = Resampled(scores, times=times, seed=seed)
+    resampled = _resampled(scores, times, seed)
     for subject in scores:
         yield _figure(subject, metric, resampled.mean(subject))
 
@@ -29,7 +29,7 @@ def judged(scores: Scores, *, times: int, seed: int) -> Iterator[Figure]:
     (moved − target) / (oracle − target).
     """
     yield from averages("score", scores, times=times, seed=seed)
-    resampled = Resampled(scores, times=times, seed=seed)
+    resampled = _resampled(scores, times, seed)
     for subject in _ABOVE_TARGET:
         if subject in scores:
             yield _figure(subject, "difference", resampled.difference(subject, "target"))
@@ -48,7 +48,7 @@ def judged(scores: Scores, *, times: int, seed: int) -> Iterator[Figure]:
 def drifted(refused: Scores, *, times: int, seed: int) -> Iterator[Figure]:
     """Refusal rates, and how far the moved adapter's is from that of the target alone."""
     yield from averages("refusal_rate", refused, times=times, seed=seed)
-    resampled = Resampled(refused, times=times, seed=seed)
+    resampled = _resampled(refused, times, seed)
     yield _figure("moved", "safety_drift", resampled.difference("moved", "target"))
 
 
@@ -90,6 +90,10 @@ def shown(figure: Figure) -> str:
     if figure.low is None or figure.high is None:
         return f"{figure.value:.3f}"
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
+def _resampled(scores: Scores, times: int, seed: int) -> Resampled:
+    return Resampled({str(subject): each for subject, each in scores.items()}, times=times, seed=seed)
 
 
 def _below(figure: Figure) -> bool:

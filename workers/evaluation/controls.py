@@ -28,8 +28,8 @@ def random_like(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
 
 
 def padded(opened: Opened) -> dict[Site, LowRank]:
-    """The source's update taken over number by number: the layer at the same relative depth, shapes cropped or
-    filled with zeros. Between equal shapes this is the method `copy`."""
+    """The source's update taken over number by number: the layer at the same relative depth, shapes cropped
+    or filled with zeros. Between equal shapes this is the method `copy`."""
     pairs = pair_sites(opened.source, opened.target, opened.adapter.sites, layer_scale=False).pairs
     parts: dict[Site, list[LowRank]] = {}
     copy, params = Copy(), CopyParams(pad=True)

@@ -1,7 +1,7 @@
 """EleutherAI's lm-evaluation-harness over our own running models. Needs the extra `evaluation`.
 
-Tasks come from the harness's own registry, and from a folder of whoever runs this worker; a request only picks
-names. Code of a dataset is never run, nor tasks that run what a model writes.
+Tasks come from the harness's own registry, and from a folder of whoever runs this worker; a request only
+picks names. Code of a dataset is never run, nor tasks that run what a model writes.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class Chosen:
                 close = [one for one in sorted(known) if name.lower() in one.lower()][:_SHOWN]
                 raise RequestInvalid(
                     f"lm-evaluation-harness has no task '{name}'.",
-                    hint=f"Some that it has: {', '.join(close)}." if close else "`lm-eval ls tasks` lists them.",
+                    hint=f"Some that it has: {', '.join(close)}."
+                    if close
+                    else "`lm-eval ls tasks` lists them.",
                     pointer=f"/evaluate/tasks/{at}",
                 )
         return cls(spec, manager)
@@ -195,7 +197,7 @@ def _explained(names: Sequence[str]) -> Iterator[None]:
     except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
         raise RequestInvalid(
             f"lm-evaluation-harness could not run {', '.join(names)}: {type(exc).__name__}.",
-            hint="See that the worker can read the tasks' datasets, and that the tasks run no code of a model.",
+            hint="See that the worker can read their datasets, and that they run no code of a model.",
             pointer="/evaluate/tasks",
         ) from exc
 

@@ -134,4 +134,3 @@ def _about(pointer: str) -> Iterator[None]:
         if exc.hint:
             exc.hint = exc.hint.replace(": corpus.column", ": evaluate.refusals.dataset.column")
         raise
-

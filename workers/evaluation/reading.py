@@ -62,9 +62,7 @@ class Reader:
         found = []
         for (prompt, text), (row, cut), logs in zip(pairs, read, costs, strict=True):
             begin = len(prompt)
-            own = [
-                at for at in range(1, len(row.ids)) if row.offsets[at][1] > max(begin, row.offsets[at][0])
-            ]
+            own = [at for at in range(1, len(row.ids)) if row.offsets[at][1] > max(begin, row.offsets[at][0])]
             nats = -math.fsum(logs[at - 1][0] for at in own) if own else math.inf
             greedy = bool(own) and all(logs[at - 1][1] for at in own)
             found.append(Continued(nats, _bytes(prompt + text, begin, row, own, cut), len(own), greedy))
@@ -82,9 +80,7 @@ class Reader:
         order = sorted(range(len(rows)), key=lambda at: (-len(rows[at]), at))
         for start in range(0, len(order), _ROWS):
             places = order[start : start + _ROWS]
-            wrote = write(
-                self.base, [rows[at] for at in places], most, temperature=0.0, top_p=1.0, seed=0
-            )
+            wrote = write(self.base, [rows[at] for at in places], most, temperature=0.0, top_p=1.0, seed=0)
             for at, ids in zip(places, wrote, strict=True):
                 found[at] = self.base.decode(ids)
         return found

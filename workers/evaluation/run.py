@@ -30,6 +30,8 @@ def evaluated(prepared: Prepared, built: BuiltAdapter, report: Report) -> Report
         notes.append("The moved adapter's token rows were not applied: its figures are of the rest of it.")
     if prepared.opened.adapter.tables:
         notes.append("The source adapter's trained token rows were not applied on its own base.")
+    if report.method_used["name"] == "copy" and "pad" in prepared.spec.controls:
+        notes.append("The method copies the update itself, so the control 'pad' is no other adapter.")
     found = _evaluate(prepared, _deltas(adapter), notes)
     caveats = [line for line in report.caveats if line != NOT_EVALUATED]
     return report.model_copy(update={"evaluation": found, "caveats": [*caveats, *sentences(found)]})
@@ -181,4 +183,3 @@ def _told(prepared: Prepared) -> TextRead | None:
     if prompts is None:
         return None
     return TextRead(name=prompts.name, digest=prompts.digest, documents=len(prompts.documents))
-

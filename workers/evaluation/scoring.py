@@ -140,7 +140,9 @@ class Scorer:
         costs = iter(reader.continued(pairs))
         for example in examples:
             own = [next(costs) for _ in example.choices]
-            nats = [_finite(one.per_byte if self.spec.choices_per_byte else one.nats, math.inf) for one in own]
+            nats = [
+                _finite(one.per_byte if self.spec.choices_per_byte else one.nats, math.inf) for one in own
+            ]
             # Of equals the first counts as chosen, whatever is right.
             chosen = min(range(len(own)), key=lambda at: nats[at])
             yield {
