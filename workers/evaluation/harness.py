@@ -13,14 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import datasets
+import evaluate
+from lm_eval.api import task as task_module
 from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from core.errors import RequestInvalid
+from core.errors import HubUnavailable, RequestInvalid
 from core.evaluation import EvaluationSpec
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader
@@ -102,12 +105,13 @@ class Chosen:
     """Implements `workers.evaluation.tasks.Harness`."""
 
     spec: EvaluationSpec
-    manager: TaskManager
+    loaded: tuple[Any, ...]
     found: dict[str, TaskRead] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: EvaluationSpec, tasks_dir: Path | None) -> Chosen:
-        """Raises RequestInvalid for a name that is not in the registry."""
+        """The tasks with their documents. Raises RequestInvalid for a name that is not in the registry or a
+        task that cannot be loaded, HubUnavailable when its documents cannot be had just now."""
         manager = _manager(tasks_dir)
         known = set(manager.all_tasks)
         for at, name in enumerate(spec.tasks):
@@ -120,7 +124,8 @@ class Chosen:
                     else "`lm-eval ls tasks` lists them.",
                     pointer=f"/evaluate/tasks/{at}",
                 )
-        return cls(spec, manager)
+        with _guarded(), _explained(spec.tasks):
+            return cls(spec, tuple(task for name in spec.tasks for task in _loaded(manager, name)))
 
     @property
     def tasks(self) -> tuple[TaskRead, ...]:
@@ -129,15 +134,15 @@ class Chosen:
 
     def run(self, base: TextModel, progress: Progress) -> Mapping[str, TaskScores]:
         """Every metric of every task that is a number. Raises RequestInvalid where a task cannot run."""
-        with _quiet(), _explained(self.spec.tasks):
+        with _guarded(), _explained(self.spec.tasks):
             results: Any = simple_evaluate(
                 model=RunningModel(base, progress),
-                tasks=list(self.spec.tasks),
+                tasks=list(self.loaded),
                 num_fewshot=self.spec.num_fewshot,
                 limit=self.spec.limit,
                 bootstrap_iters=0,
                 log_samples=True,
-                task_manager=self.manager,
+                task_manager=TaskManager(include_defaults=False),
                 random_seed=self.spec.seed,
                 numpy_random_seed=self.spec.seed,
                 torch_random_seed=self.spec.seed,
@@ -182,10 +187,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _loaded(manager: TaskManager, name: str) -> list[Any]:
+    """The group of this name, or the task, or the tasks with this tag."""
+    found = manager.load([name])
+    group = found["groups"].get(name)
+    tasks = list(found["tasks"].values()) if group is None else [group]
+    for task in found["tasks"].values():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ValueError(f"{name} runs code that a model writes")
+    return tasks
+
+
 @lru_cache(maxsize=2)
 def _manager(tasks_dir: Path | None) -> TaskManager:
     """The registry; reading thousands of small files takes seconds, once."""
-    with _quiet():
+    with _guarded():
         return TaskManager(include_path=None if tasks_dir is None else str(tasks_dir))
 
 
@@ -194,6 +210,12 @@ def _explained(names: Sequence[str]) -> Iterator[None]:
     """The harness raises whatever its tasks and the libraries below them raise."""
     try:
         yield
+    except (ConnectionError, TimeoutError) as exc:
+        raise HubUnavailable(
+            f"The documents of {', '.join(names)} cannot be had just now.",
+            hint="See that the worker reaches their datasets, or fill its cache beforehand.",
+            pointer="/evaluate/tasks",
+        ) from exc
     except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
         raise RequestInvalid(
             f"lm-evaluation-harness could not run {', '.join(names)}: {type(exc).__name__}.",
@@ -203,12 +225,27 @@ def _explained(names: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The harness logs a page a run."""
+def _guarded() -> Iterator[None]:
+    """Neither pages of log nor bars of progress, which are told elsewhere; and no metric by a script of the
+    Hub, which `evaluate` would fetch and run."""
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    level, load, bar = logger.level, evaluate.load, task_module.tqdm
+    bars = datasets.utils.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    evaluate.load, task_module.tqdm = _no_script, _no_bar
+    datasets.utils.disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        evaluate.load, task_module.tqdm = load, bar
+        if bars:
+            datasets.utils.enable_progress_bars()
+
+
+def _no_script(*_args: Any, **_kwargs: Any) -> NoReturn:
+    raise ValueError("the task's metric is a script of the Hub")
+
+
+def _no_bar(items: Any, **_settings: Any) -> Any:
+    return items
