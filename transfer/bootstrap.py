@@ -64,9 +64,9 @@ class Resampled:
         if len(lengths) != 1 or lengths == {0}:
             raise ValueError("every model needs a score for each of the same examples, at least one")
         self.n = lengths.pop()
-        matrix = np.array(list(scores.values()), dtype=np.float64).T  # (n, models)
-        self._mean = dict(zip(scores, matrix.mean(0).tolist(), strict=True))
-        self._draws = dict(zip(scores, _means(matrix, times, seed).T, strict=True))
+        columns = [np.array(values, dtype=np.float64) for values in scores.values()]
+        self._mean = {name: float(column.mean()) for name, column in zip(scores, columns, strict=True)}
+        self._draws = dict(zip(scores, _means(columns, times, seed), strict=True))
 
     def mean(self, name: str) -> Interval:
         """Of one model's scores."""
@@ -106,13 +106,14 @@ class Resampled:
         return Interval(value, min(float(low), value), max(float(high), value), self.n)
 
 
-def _means(matrix: Numbers, times: int, seed: int) -> Numbers:
-    """(times, models): column means over draws of the rows of (n, models)."""
-    n = len(matrix)
+def _means(columns: Sequence[Numbers], times: int, seed: int) -> list[Numbers]:
+    """For each column of n numbers its means over `times` draws, the same draws for all."""
+    n = len(columns[0])
     generator = np.random.default_rng(seed)
-    found = []
+    found: list[list[Numbers]] = [[] for _ in columns]
     size = max(1, _AT_ONCE // n)
     for start in range(0, times, size):
         draws = generator.integers(0, n, size=(min(size, times - start), n))
-        found.append(matrix[draws].mean(1))
-    return np.concatenate(found)
+        for parts, column in zip(found, columns, strict=True):
+            parts.append(column[draws].mean(1))
+    return [np.concatenate(parts) for parts in found]
