@@ -112,20 +112,10 @@ class Chosen:
     def of(cls, spec: EvaluationSpec, tasks_dir: Path | None) -> Chosen:
         """The tasks with their documents. Raises RequestInvalid for a name that is not in the registry or a
         task that cannot be loaded, HubUnavailable when its documents cannot be had just now."""
-        manager = _manager(tasks_dir)
-        known = set(manager.all_tasks)
-        for at, name in enumerate(spec.tasks):
-            if name not in known:
-                close = [one for one in sorted(known) if name.lower() in one.lower()][:_SHOWN]
-                raise RequestInvalid(
-                    f"lm-evaluation-harness has no task '{name}'.",
-                    hint=f"Some that it has: {', '.join(close)}."
-                    if close
-                    else "`lm-eval ls tasks` lists them.",
-                    pointer=f"/evaluate/tasks/{at}",
-                )
+        managers = [_manager_of(spec, at, tasks_dir) for at in range(len(spec.tasks))]
         with _guarded(), _explained(spec.tasks):
-            return cls(spec, tuple(task for name in spec.tasks for task in _loaded(manager, name)))
+            named = zip(managers, spec.tasks, strict=True)
+            return cls(spec, tuple(task for manager, name in named for task in _loaded(manager, name)))
 
     @property
     def tasks(self) -> tuple[TaskRead, ...]:
@@ -187,22 +177,49 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _manager_of(spec: EvaluationSpec, at: int, tasks_dir: Path | None) -> TaskManager:
+    """The registry that has the task; this worker's own comes first. Raises RequestInvalid."""
+    name = spec.tasks[at]
+    known: set[str] = set()
+    for registry in (lambda: _own(tasks_dir), _registry):
+        manager = registry()
+        if manager is None:
+            continue
+        if name in manager.all_tasks:
+            return manager
+        known |= set(manager.all_tasks)
+    close = [one for one in sorted(known) if name.lower() in one.lower()][:_SHOWN]
+    raise RequestInvalid(
+        f"lm-evaluation-harness has no task '{name}'.",
+        hint=f"Some that it has: {', '.join(close)}." if close else "`lm-eval ls tasks` lists them.",
+        pointer=f"/evaluate/tasks/{at}",
+    )
+
+
+def _own(tasks_dir: Path | None) -> TaskManager | None:
+    if tasks_dir is None:
+        return None
+    with _guarded():
+        return TaskManager(include_path=str(tasks_dir), include_defaults=False)
+
+
+@lru_cache(maxsize=1)
+def _registry() -> TaskManager:
+    """The harness's own tasks; reading thousands of small files takes seconds, once."""
+    with _guarded():
+        return TaskManager()
+
+
 def _loaded(manager: TaskManager, name: str) -> list[Any]:
     """The group of this name, or the task, or the tasks with this tag."""
     found = manager.load([name])
     group = found["groups"].get(name)
-    tasks = list(found["tasks"].values()) if group is None else [group]
     for task in found["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False):
             raise ValueError(f"{name} runs code that a model writes")
-    return tasks
-
-
-@lru_cache(maxsize=2)
-def _manager(tasks_dir: Path | None) -> TaskManager:
-    """The registry; reading thousands of small files takes seconds, once."""
-    with _guarded():
-        return TaskManager(include_path=None if tasks_dir is None else str(tasks_dir))
+        if None in getattr(task, "_metric_fn_list", {}).values():
+            raise ValueError(f"{name} has a metric that the harness itself does not bring")
+    return list(found["tasks"].values()) if group is None else [group]
 
 
 @contextmanager
