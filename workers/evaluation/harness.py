@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -181,7 +181,8 @@ def _manager_of(spec: EvaluationSpec, at: int, tasks_dir: Path | None) -> TaskMa
     """The registry that has the task; this worker's own comes first. Raises RequestInvalid."""
     name = spec.tasks[at]
     known: set[str] = set()
-    for registry in (lambda: _own(tasks_dir), _registry):
+    registries: tuple[Callable[[], TaskManager | None], ...] = (partial(_own, tasks_dir), _registry)
+    for registry in registries:
         manager = registry()
         if manager is None:
             continue
