@@ -38,7 +38,9 @@ FROM build AS build-worker
 # pip's own setting: name a further package index here to get a torch build for CPU or another CUDA version.
 # Without it the plain torch wheel is installed, which carries CUDA and runs on CPUs too.
 ARG PIP_EXTRA_INDEX_URL
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c requirements.lock '.[worker,datasets]'
+# `evaluation` beside these brings lm-evaluation-harness, for requests that name its tasks.
+ARG WORKER_EXTRAS="worker,datasets"
+RUN --mount=type=cache,target=/root/.cache/pip pip install -c requirements.lock ".[${WORKER_EXTRAS}]"
 
 
 FROM base AS api

@@ -22,7 +22,7 @@ $(READY): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "Rebase needs Python 3.11 or newer: make setup PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[worker,datasets,real-models]' --group dev
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[worker,datasets,evaluation,real-models]' --group dev
 	@rm -rf rebase_lora.egg-info build
 	@touch $@
 

@@ -17,6 +17,7 @@
     ├── UnsafeFile              pickle, lying header, duplicate keys, absurd sizes
     ├── DiskFull                (retryable)
     ├── Rejected                the pre-check said incompatible
+    │   └── WorseThanTarget     the moved adapter was measured, and the target does better without it
     ├── WorkerLost              the worker died too often on this job
     ├── TimeLimit               the job ran past its time limit
     ├── OutOfMemory             the worker's machine or GPU is too small for the job
@@ -153,6 +154,12 @@ class Rejected(RebaseError):
     """The verdict is `incompatible` and the request asked to stop there."""
 
     code = "incompatible"
+
+
+class WorseThanTarget(Rejected):
+    """Measured on the request's examples, and the request asked to stop there."""
+
+    code = "worse_than_target"
 
 
 class WorkerLost(RebaseError):

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from core.corpus import CorpusSpec
-from core.errors import NotAvailable
+from core.errors import NotAvailable, RequestInvalid
+from core.evaluation import EvaluationSpec
 from core.repos import MAX_REPO_ID, RepoId, RepoRef, check_repo_id
 from transfer.catalogue import AnyMethodParams, AutoParams, Thresholds
 
@@ -15,11 +16,13 @@ __all__ = [
     "MAX_REPO_ID",
     "ConversionRequest",
     "CorpusSpec",
+    "EvaluationSpec",
     "OutputSpec",
     "PrecheckSpec",
     "RepoId",
     "RepoRef",
     "check_repo_id",
+    "refuse_for_precheck",
     "refuse_unavailable",
 ]
 
@@ -86,7 +89,10 @@ class ConversionRequest(_Model):
     corpus: CorpusSpec | None = Field(
         default=None, description="A dataset that both bases read; null is the bundled text."
     )
-    evaluate: dict[str, Any] | None = None
+    evaluate: EvaluationSpec | None = Field(
+        default=None,
+        description="Measure the moved adapter on running models before it is published; null: do not.",
+    )
     callback: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -100,10 +106,19 @@ class ConversionRequest(_Model):
 
 def refuse_unavailable(request: ConversionRequest) -> None:
     """Parts of the contract that this version does not do yet are refused, not ignored."""
-    for field in ("evaluate", "callback"):
-        if getattr(request, field) is not None:
-            raise NotAvailable(
-                f"'{field}' is part of the contract but not available in this version.",
-                hint=f"Leave '{field}' out or set it to null.",
-                pointer=f"/{field}",
-            )
+    if request.callback is not None:
+        raise NotAvailable(
+            "'callback' is part of the contract but not available in this version.",
+            hint="Leave 'callback' out or set it to null.",
+            pointer="/callback",
+        )
+
+
+def refuse_for_precheck(request: ConversionRequest) -> None:
+    """A pre-check moves nothing, so what could only be done with a moved adapter is refused, not ignored."""
+    if request.evaluate is not None:
+        raise RequestInvalid(
+            "A pre-check converts nothing, so there is nothing to evaluate.",
+            hint="Leave 'evaluate' out here, or ask for a conversion.",
+            pointer="/evaluate",
+        )

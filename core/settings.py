@@ -50,6 +50,14 @@ class Settings(BaseSettings):
         default=None, description="Scratch space of running jobs; default inside `home`."
     )
 
+    tasks_dir: Path | None = Field(
+        default=None,
+        description=(
+            "Folder with task files for lm-evaluation-harness, whose names requests may then use beside the "
+            "harness's own. Task files can name code, so keep it as safe as this program."
+        ),
+    )
+
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where workers compute; `auto` takes a GPU when there is one."
     )

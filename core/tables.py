@@ -5,6 +5,7 @@ tenants ─┬─ api_keys              who may call; only hashes of keys are st
                   ├─ job_events   append-only history, read by server-sent events
                   ├─ site_diagnostics
                   ├─ layer_similarities
+                  ├─ evaluations
                   ├─ idempotency_keys
                   └─ anchor_pools     a job of kind `pool` registers one; both have the same id
 """
@@ -204,6 +205,24 @@ class LayerSimilarity(Base):
     target_layer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     cka: Mapped[float]
     chosen: Mapped[bool]
+
+
+class EvaluationFigure(Base):
+    """One figure of one model in a job's evaluation, with its interval over `n` examples; `reason`: why it
+    has no value."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (Index("ix_evaluations_metric_subject", "metric", "subject"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    subject: Mapped[str] = mapped_column(String(32))
+    metric: Mapped[str] = mapped_column(String(255))
+    value: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    n: Mapped[int]
+    reason: Mapped[str | None] = mapped_column(String(500))
 
 
 class IdempotencyKey(Base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -112,15 +113,45 @@ class LayerMapView(BaseModel):
     corpus: dict[str, Any] | None = None
 
 
+class FigureView(BaseModel):
+    """One figure of one model, with its 95 % interval over `n` examples. Without a value, `reason` says why.
+
+    `subject`: moved, target (alone), random, pad (controls), source_adapter, source, oracle.
+    """
+
+    subject: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    reason: str | None
+
+
+class EvaluationView(BaseModel):
+    """What running models made of the request's examples, tasks and prompts; `score`: what decides."""
+
+    score: str | None = None
+    examples: dict[str, int] = {}
+    digest: str | None = None
+    prompts: dict[str, Any] | None = None
+    oracle: dict[str, Any] | None = None
+    tasks: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    figures: list[FigureView]
+    notes: list[str] = []
+
+
 class DiagnosticsView(BaseModel):
-    """What the latest run measured: the job's summary, one object per target site, and the similarity of
-    layers where both bases read a text."""
+    """What the latest run measured: the job's summary, one object per target site, the similarity of layers
+    where both bases read a text, and the evaluation where one was asked for."""
 
     job_id: str
     verdict: str | None
     summary: dict[str, Any] | None
     sites: list[dict[str, Any]]
     layer_map: LayerMapView | None
+    evaluation: EvaluationView | None
 
     @classmethod
     def of(cls, job_id: str, diagnostics: Diagnostics) -> DiagnosticsView:
@@ -131,6 +162,7 @@ class DiagnosticsView(BaseModel):
             summary=diagnostics.summary,
             sites=list(diagnostics.sites),
             layer_map=_layer_map_of(diagnostics),
+            evaluation=_evaluation_of(diagnostics),
         )
 
 
@@ -164,6 +196,14 @@ def _layer_map_of(diagnostics: Diagnostics) -> LayerMapView | None:
     return LayerMapView.model_construct(
         **{**told, "similarity": diagnostics.layers.similarity, "layers": diagnostics.layers.layers}
     )
+
+
+def _evaluation_of(diagnostics: Diagnostics) -> EvaluationView | None:
+    told = (diagnostics.summary or {}).get("evaluation")
+    if told is None:
+        return None
+    figures = [FigureView.model_construct(**asdict(figure)) for figure in diagnostics.figures]
+    return EvaluationView.model_construct(**{**told, "figures": figures})
 
 
 def _links_of(job: JobRecord) -> dict[str, str]:

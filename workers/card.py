@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 
+from workers.evaluation.card import evaluation_lines
 from workers.hub.port import is_folder
 from workers.report import RepoAt, Report
 
@@ -26,6 +27,7 @@ def write_card(report: Report, licences: dict[str, str | None]) -> str:
             *_metadata(report),
             *_summary(report),
             *_caveats(report),
+            *_evaluation(report),
             *_layers(report),
             *_pool(report),
             *_diagnostics(report),
@@ -82,7 +84,32 @@ def _summary(report: Report) -> list[str]:
 
 def _caveats(report: Report) -> list[str]:
     lines = [*report.caveats, *report.warnings]
+    if not lines:
+        return []
     return ["## What to know before you use it", "", *[f"- {_plain(line)}" for line in lines], ""]
+
+
+def _evaluation(report: Report) -> list[str]:
+    """What running models made of the examples: a sentence, the models side by side, what that means."""
+    found = report.evaluation
+    if found is None:
+        return []
+    counted = " and ".join(f"{count} {name} example(s)" for name, count in found.examples.items())
+    parts = [
+        *([counted] if counted else []),
+        *[f"task {task.name} ({task.documents} documents)" for task in found.tasks],
+        *([f"{found.prompts.documents} prompt(s) of the refusal probe"] if found.prompts else []),
+    ]
+    return [
+        "## What it is worth",
+        "",
+        *[line for lines in evaluation_lines(found) for line in lines],
+        f"Means over {_plain(', '.join(parts))}, with 95 % intervals of a paired bootstrap "
+        f"({found.settings['bootstrap']} resamples, seed {found.settings['seed']}). Fewer nats are better.",
+        "",
+        *[f"- {_plain(note)}" for note in found.notes],
+        *([""] if found.notes else []),
+    ]
 
 
 def _pool(report: Report) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from core.errors import Busy
-from core.jobs import Claim, JobStore, LayerRows
+from core.jobs import Claim, FigureRow, JobStore, LayerRows
 from core.logs import get_logger
 from core.states import Phase
 from workers.heart import Heart
@@ -59,4 +59,8 @@ class JobWatch:
         if document["layer_map"] is not None:
             matrix, layers = document["layer_map"].pop("similarity"), document["layer_map"].pop("layers")
             found = LayerRows(matrix, layers)
-        self._store.save_diagnostics(self._claim, document, sites, report.precheck.verdict, found)
+        figures = []
+        if document["evaluation"] is not None:
+            figures = [FigureRow(**figure) for figure in document["evaluation"].pop("figures")]
+        verdict = report.precheck.verdict
+        self._store.save_diagnostics(self._claim, document, sites, verdict, found, figures)

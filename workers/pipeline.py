@@ -1,6 +1,6 @@
 """One conversion, from names to a verified folder. The whole journey reads top to bottom in `run`.
 
-    resolve → read → pre-check → carry, site by site → build → verify → a folder ready to publish
+    resolve → read → pre-check → carry, site by site → build → verify → evaluate → a folder ready to publish
 
 Nothing here knows about jobs, SQL or Celery: `workers.runner` does. `rebase transfer` calls `run` directly.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 
 from core.errors import Rejected, printable
 from core.pools import NO_POOLS, Pools
-from core.requests import ConversionRequest
+from core.requests import ConversionRequest, refuse_for_precheck
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
 from transfer.catalogue import AnchorRidgeParams, DistillParams, Thresholds
@@ -25,6 +25,8 @@ from transfer.registry import get_method
 from workers.activations.evidence import Activations
 from workers.activations.gather import gather, stored_bases
 from workers.bases import Bases
+from workers.evaluation.prepare import Prepared, prepare
+from workers.evaluation.run import evaluated, refuse_worse
 from workers.evidence import Base, EvidenceSource
 from workers.fold import folded
 from workers.hub.port import Published, is_folder
@@ -81,6 +83,8 @@ def run(
     that carries it already ends the run at once, so that no job commits twice. Raises errors of
     `core.errors` and `transfer.errors`; `Rejected` when the verdict ends the job.
     """
+    if kind == "precheck":
+        refuse_for_precheck(request)
     pinned, adapter_config, adapter_reader = resolve(request, tools.hub, watch)
     place = None
     if marker is not None and kind == "convert":
@@ -102,6 +106,7 @@ def run(
     )
     opened = read(request, tools.hub, pinned, adapter_config, adapter_reader, watch)
     bases = stored_bases(opened, tools)
+    evaluation = prepare(request, opened, bases, tools, watch)
     activations = gather(request, opened, bases, tools, corpus_file, watch)
     opened = replace(opened, pairing=_paired(opened, request, activations))
     evidence = _evidence(opened, tools, request, pools, activations, watch)
@@ -144,12 +149,23 @@ def run(
     write_tensors(folder, built)
     watch.step(Phase.VERIFYING)
     report = report.model_copy(update={"verification": verify(opened, built, folder, deltas, tools.device)})
+    if evaluation is not None:
+        report = _evaluated(evaluation, report, built, watch)
     licences = {
         repo.repo_id: licence_of(tools.hub, repo) for repo in (pinned.adapter, pinned.source, pinned.target)
     }
     write_card_and_report(folder, report, licences)
     watch.diagnosed(report)
     return Conversion(report, folder, place)
+
+
+def _evaluated(evaluation: Prepared, report: Report, built: BuiltAdapter, watch: Watch) -> Report:
+    """What the adapter is worth as it was written. Raises WorseThanTarget, after telling the watch why."""
+    watch.step(Phase.EVALUATING)
+    report = evaluated(evaluation, built, report)
+    watch.diagnosed(report)
+    refuse_worse(evaluation.spec, report)
+    return report
 
 
 def _evidence(

@@ -73,4 +73,5 @@ def verdict_of(report: Report) -> dict[str, Any]:
         "measurements": report.precheck.measurements,
         "rank": report.output.get("rank"),
         "caveats": report.caveats,
+        "evaluation": report.evaluation.summary() if report.evaluation is not None else None,
     }

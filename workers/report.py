@@ -9,11 +9,12 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 SCHEMA_VERSION = 1
+NOT_EVALUATED = "No task was evaluated: the figures here describe the weights, not the skill."
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
@@ -120,6 +121,65 @@ class Verification(_Part):
     mean_kl: float
 
 
+_OF_MOVED = ("score", "difference", "over_random", "retention", "gap_recovered", "safety_drift")
+Subject = Literal["moved", "target", "random", "pad", "source_adapter", "source", "oracle"]
+
+
+class Figure(_Part):
+    """One figure of one model, with its 95 % interval over `n` examples. Without a value `reason` says why;
+    without an interval the figure is no mean over examples."""
+
+    subject: Subject
+    metric: str
+    value: FiniteFloat | None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    n: int
+    reason: str | None = None
+
+
+class TaskRead(_Part):
+    """A task of lm-evaluation-harness as it was run."""
+
+    name: str
+    version: str
+    documents: int
+    num_fewshot: int | None
+
+
+class Evaluation(_Part):
+    """What running models made of examples, tasks and prompts. docs/evaluation.md explains every figure.
+
+    `score`: what decides (`accuracy`, `likelihood`, or a task's metric; None where nothing does); `examples`:
+    how many of each kind, `digest` of them all; `prompts`: those of the refusal probe; `settings`: seed,
+    resamples and lengths; `notes`: what the figures leave out.
+    """
+
+    score: str | None
+    examples: dict[str, int]
+    digest: str
+    prompts: TextRead | None = None
+    oracle: RepoAt | None = None
+    tasks: list[TaskRead] = []
+    settings: dict[str, Any]
+    figures: list[Figure]
+    notes: list[str] = []
+
+    def figure(self, subject: Subject, metric: str) -> Figure | None:
+        """One of the figures, if it is there."""
+        known = (one for one in self.figures if (one.subject, one.metric) == (subject, metric))
+        return next(known, None)
+
+    def summary(self) -> dict[str, Any]:
+        """What a job's result says of it: the scores, and what the moved adapter's mean."""
+        wanted = [
+            *(("moved", name) for name in _OF_MOVED),
+            *((subject, "score") for subject in get_args(Subject) if subject != "moved"),
+        ]
+        found = [figure for key in wanted if (figure := self.figure(*key)) is not None]
+        return {"score": self.score, "figures": [figure.model_dump(mode="json") for figure in found]}
+
+
 class Report(_Part):
     """`rebase_report.json`."""
 
@@ -142,6 +202,7 @@ class Report(_Part):
     layer_map: LayerMap | None = None
     output: dict[str, Any] = {}
     verification: Verification | None = None
+    evaluation: Evaluation | None = None
     caveats: list[str] = []
 
     def to_json(self) -> str:
@@ -203,5 +264,4 @@ def caveats(
         lines.append(
             "At some sites the shared vocabulary aligned the models no better than a shuffled pairing."
         )
-    lines.append("No task was evaluated: the figures here describe the weights, not the skill.")
-    return lines
+    return [*lines, NOT_EVALUATED]

@@ -20,7 +20,8 @@ class Tools:
     """The hub, the factor cache and the device.
 
     `activation_bytes`: sums over activations that are held at a time. `model_bytes`: what running models may
-    take; None: most of what is free. `scratch`: where a run may leave rows while it works.
+    take; None: most of what is free. `scratch`: where a run may leave rows while it works. `tasks_dir`: tasks
+    for evaluations beside those of the harness.
     """
 
     hub: HubPort
@@ -29,6 +30,7 @@ class Tools:
     activation_bytes: int = 4 * 2**30
     model_bytes: int | None = None
     scratch: Path = Path(tempfile.gettempdir())
+    tasks_dir: Path | None = None
 
 
 def make_tools(settings: Settings) -> Tools:
@@ -47,4 +49,5 @@ def make_tools(settings: Settings) -> Tools:
         activation_bytes=settings.activation_bytes,
         model_bytes=settings.model_bytes,
         scratch=settings.resolved_work_dir,
+        tasks_dir=settings.tasks_dir,
     )

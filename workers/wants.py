@@ -26,4 +26,4 @@ def _method_reads(request: ConversionRequest) -> bool:
 def runs_bases(request: ConversionRequest) -> bool:
     """Will both bases run as models, so that all of their weights are read?"""
     trains = isinstance(request.method, DistillParams) or request.method.refine is not None
-    return trains or reads_text(request)
+    return trains or reads_text(request) or request.evaluate is not None

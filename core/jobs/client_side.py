@@ -10,6 +10,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs.base import StoreBase, add_bells, add_event, add_move, began_publishing, queued_values
+from core.jobs.figure_rows import read_figures, replace_figures
 from core.jobs.layer_rows import read_layers, replace_layers
 from core.jobs.records import (
     NO_LAYERS,
@@ -45,8 +46,8 @@ class ClientSide(StoreBase):
                 .where(SiteDiagnostics.job_id == job_id)
                 .order_by(SiteDiagnostics.position)
             ).all()
-            layers = read_layers(connection, job_id)
-        return Diagnostics(verdict=job.verdict, summary=job.diagnostics, sites=tuple(rows), layers=layers)
+            layers, figures = read_layers(connection, job_id), read_figures(connection, job_id)
+        return Diagnostics(job.verdict, job.diagnostics, tuple(rows), layers, figures)
 
     def events(self, tenant_id: str, job_id: str, after: int = 0) -> Sequence[EventRecord]:
         """The job's history with ids above `after`, oldest first, at most a page. Raises NotFound."""
@@ -116,6 +117,7 @@ class ClientSide(StoreBase):
             )
             connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == job_id))
             replace_layers(connection, job_id, NO_LAYERS)
+            replace_figures(connection, job_id, ())
             add_move(connection, job_id, now, JobState.QUEUED, reason="retry")
             add_bells(connection, [job_id], now)
             return _load(connection, tenant_id, job_id)

@@ -104,13 +104,29 @@ NO_LAYERS = LayerRows()
 
 
 @dataclass(frozen=True, slots=True)
+class FigureRow:
+    """One figure of an evaluation: of which model, with its 95 % interval and over how many examples; or why
+    there is none."""
+
+    subject: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """What a run measured: one summary, one object per target site, and how alike the layers are."""
+    """What a run measured: one summary, one object per target site, how alike the layers are, and the figures
+    of an evaluation."""
 
     verdict: str | None
     summary: dict[str, Any] | None
     sites: tuple[dict[str, Any], ...]
     layers: LayerRows = NO_LAYERS
+    figures: tuple[FigureRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

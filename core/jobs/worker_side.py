@@ -5,7 +5,7 @@ Zero rows changed means that the lease ran out and somebody else has the job: Le
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,8 +14,9 @@ from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, 
 from core.errors import Cancelled, LeaseLost, PublicError
 from core.jobs.base import StoreBase, add_event, add_move, began_publishing
 from core.jobs.client_side import CANCELLED
+from core.jobs.figure_rows import replace_figures
 from core.jobs.layer_rows import replace_layers
-from core.jobs.records import NO_LAYERS, Claim, LayerRows, request_model
+from core.jobs.records import NO_LAYERS, Claim, FigureRow, LayerRows, request_model
 from core.states import LEASED, JobState, Phase, sources_of
 from core.tables import Job, SiteDiagnostics
 
@@ -131,6 +132,7 @@ class WorkerSide(StoreBase):
         sites: list[dict[str, Any]],
         verdict: str | None,
         layers: LayerRows = NO_LAYERS,
+        figures: Sequence[FigureRow] = (),
     ) -> None:
         """Replace the job's diagnostics, those of earlier attempts included. Raises LeaseLost."""
         now = self.clock()
@@ -142,6 +144,7 @@ class WorkerSide(StoreBase):
                 rows = [{"job_id": claim.job_id, "position": n, "data": site} for n, site in enumerate(sites)]
                 connection.execute(insert(SiteDiagnostics), rows)
             replace_layers(connection, claim.job_id, layers)
+            replace_figures(connection, claim.job_id, figures)
             add_event(connection, claim.job_id, now, "diagnostics", {"verdict": verdict, "sites": len(sites)})
 
     def succeed(self, claim: Claim, result: dict[str, Any]) -> None:
@@ -150,7 +153,7 @@ class WorkerSide(StoreBase):
             self._move(connection, claim, JobState.SUCCEEDED, result=result)
 
     def reject(self, claim: Claim, error: PublicError) -> None:
-        """End the job: the pre-check found the pair incompatible. Raises LeaseLost."""
+        """End the job: by its verdict, or what was measured, it must not be published. Raises LeaseLost."""
         with self.db.write() as connection:
             self._move(connection, claim, JobState.REJECTED, error=error.model_dump())
 

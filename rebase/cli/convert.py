@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from rebase.cli import options
+from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
 from rebase.cli.tables import job_lines
 from rebase.cli.waiting import exit_of, follow, open_client, why
+from rebase.evaluation_files import read_evaluation
 
 
 def command(
@@ -19,6 +21,7 @@ def command(
     source: options.Source = None,
     method: options.Method = None,
     settings: options.Settings = None,
+    evaluate: options.EvaluateFile = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +38,13 @@ def command(
     """Convert an adapter through a running service."""
     out = Output(as_json=as_json)
     request = build_request(
-        adapter=adapter, target=target, source=source, method=method, output=output, settings=settings or ()
+        adapter=adapter,
+        target=target,
+        source=source,
+        method=method,
+        output=output,
+        settings=settings or (),
+        evaluate=read_evaluation(evaluate) if evaluate is not None else None,
     )
     with open_client(url) as client:
         job = client.convert(request, idempotency_key=idempotency_key)
@@ -44,7 +53,7 @@ def command(
             job = follow(client, job, out)
         reasons = why(client, job)
     out.document(job.model_dump(mode="json"))
-    out.show(*job_lines(job, reasons))
+    out.show(*job_lines(job, reasons), *evaluation_tables((job.result or reasons or {}).get("evaluation")))
     if not job.done:
         out.note(f"Follow it: rebase status {job.id} --wait")
     return exit_of(job)

@@ -28,6 +28,7 @@ _BY_CODE: dict[str, Exit] = {
     "not_available": Exit.USAGE,
     "incompatible": Exit.INCOMPATIBLE,
     "incompatible_pair": Exit.INCOMPATIBLE,
+    "worse_than_target": Exit.INCOMPATIBLE,
     "service_unreachable": Exit.UNREACHABLE,
 }
 _KEY_HINT = "Set REBASE_API_KEY to a key of this service; `rebase keys create` on its side makes one."

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rebase.cli import options
+from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.tables import diagnostics_table, job_lines, jobs_table
@@ -37,6 +38,7 @@ def status(
     out.show(*job_lines(job, reasons))
     if measured is not None:
         out.show(diagnostics_table(measured))
+    out.show(*evaluation_tables((measured or job.result or reasons or {}).get("evaluation")))
     return exit_of(job)
 
 

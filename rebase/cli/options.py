@@ -48,6 +48,16 @@ PoolFile = Annotated[
     ),
 ]
 
+EvaluateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--evaluate",
+        metavar="FILE",
+        help="Measure the moved adapter: .jsonl with an example a line, or .json with all of `evaluate`; "
+        "see docs/evaluation.md.",
+    ),
+]
+
 CorpusFile = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from core.errors import RequestInvalid
+from core.evaluation import EXAMPLE_TAGS
 from core.requests import ConversionRequest, refuse_unavailable
+from rebase.evaluation_files import merged
 from transfer.catalogue import PARAMS_BY_NAME
 
 _OBJECTS = tuple(ConversionRequest.model_fields)
@@ -83,9 +85,13 @@ def build_request(
     method: str | None = None,
     output: str | None = None,
     settings: Iterable[str] = (),
+    evaluate: Mapping[str, Any] | None = None,
 ) -> ConversionRequest:
-    """The request that was typed. Raises RequestInvalid (exit 2) with the field named."""
+    """The request that was typed; `evaluate`: what a file says, which --set goes over. Raises RequestInvalid
+    (exit 2) with the field named."""
     body: dict[str, Any] = parse_settings(settings)
+    if evaluate is not None:
+        body["evaluate"] = merged(evaluate, body.get("evaluate", {}))
     _overlay(body, "adapter", parse_repo(adapter, field="adapter"))
     _overlay(body, "target", parse_repo(target, field="target"))
     if source is not None:
@@ -126,11 +132,12 @@ def validate(body: Mapping[str, Any]) -> ConversionRequest:
 
 def _named(exc: ValidationError) -> RequestInvalid:
     first = exc.errors(include_url=False, include_context=False)[0]
-    # A discriminated union puts the method's name into the location; nobody typed it there.
+    # A discriminated union puts its tag into the location; nobody typed it there.
     path = [
         str(part)
         for place, part in enumerate(first["loc"])
         if not (place == 1 and first["loc"][0] == "method" and part in PARAMS_BY_NAME)
+        and part not in EXAMPLE_TAGS
     ]
     hint = None
     message = first["msg"].removeprefix("Value error, ")

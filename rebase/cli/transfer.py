@@ -13,11 +13,13 @@ from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.settings import Settings
 from rebase.cli import leaving_on_ctrl_c, options
+from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
 from rebase.cli.request import build_request
 from rebase.cli.tables import diagnostics_table, layer_lines, verdict_lines
+from rebase.evaluation_files import read_evaluation
 from rebase.folders import Aliases
 from rebase.pool_files import local_pool
 from transfer.errors import MalformedAdapter
@@ -46,6 +48,7 @@ def command(
     source: options.Source = None,
     method: options.Method = None,
     settings: options.Settings = None,
+    evaluate: options.EvaluateFile = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +62,7 @@ def command(
 ) -> int:
     """Convert an adapter right here: adapter and bases from folders or Hub repos, a PEFT folder out."""
     out = Output(as_json=as_json)
-    request, folders, pools = local_request(adapter, target, source, method, settings, pool)
+    request, folders, pools = local_request(adapter, target, source, method, settings, pool, evaluate)
     if request.output.repo_id is not None:
         raise RequestInvalid(
             "transfer publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
@@ -79,6 +82,7 @@ def command(
     )
     shown = evidence.model_dump(mode="json")
     out.show(*layer_lines(shown["layer_map"]), diagnostics_table(shown))
+    out.show(*evaluation_tables(shown["evaluation"]))
     out.show(*[f"- {line}" for line in (*evidence.caveats, *evidence.warnings)])
     out.show(f"adapter   {out_dir}")
     return Exit.DONE
@@ -91,6 +95,7 @@ def local_request(
     method: str | None,
     settings: list[str] | None,
     pool: str | None,
+    evaluate: Path | None = None,
 ) -> tuple[ConversionRequest, dict[str, str], Pools]:
     """The request, with the folders among its repos and anchors under aliases: (request, alias → folder,
     what `pool` names)."""
@@ -106,9 +111,19 @@ def local_request(
         source=aliases.reference(source) if source is not None else None,
         method=method,
         settings=settings or (),
+        evaluate=_evaluation(evaluate, aliases) if evaluate is not None else None,
     )
     pools = local_pool(pool, request, aliases) if pool is not None else NO_POOLS
     return request, aliases.folders, pools
+
+
+def _evaluation(file: Path, aliases: Aliases) -> dict[str, Any]:
+    """The file's request; the folder of an oracle goes under an alias, as every folder does."""
+    found = read_evaluation(file)
+    oracle = found.get("oracle")
+    if isinstance(oracle, dict) and isinstance(named := oracle.get("repo_id"), str) and Path(named).is_dir():
+        found["oracle"] = {**oracle, "repo_id": aliases.reference(named)}
+    return found
 
 
 def run_locally(
@@ -150,6 +165,7 @@ def run_locally(
             if watch.report is not None:
                 found = watch.report.precheck
                 out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
+                out.show(*evaluation_tables(watch.report.model_dump(mode="json")["evaluation"]))
             raise
         else:
             progress.finish()

@@ -98,7 +98,8 @@ def test_image_and_compose_agree_on_command_and_health_check(target: str, servic
 def test_only_the_worker_image_takes_the_worker_extra_and_both_take_the_locked_versions() -> None:
     (api,), (worker,) = instructions("build-api", "RUN"), instructions("build-worker", "RUN")
     assert api.endswith("pip install -c requirements.lock .")
-    assert worker.endswith("pip install -c requirements.lock '.[worker,datasets]'")
+    assert worker.endswith('pip install -c requirements.lock ".[${WORKER_EXTRAS}]"')
+    assert 'WORKER_EXTRAS="worker,datasets"' in instructions("build-worker", "ARG")
 
 
 def test_the_build_context_holds_what_the_dockerfile_copies_and_no_more() -> None:

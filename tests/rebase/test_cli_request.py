@@ -144,7 +144,7 @@ def test_a_number_where_text_belongs_is_told_how_to_be_text() -> None:
         ({"settings": ["adapter.repo_id=x/y"]}, "/adapter/repo_id"),
         ({"method": "copy", "settings": ["method.name=auto"]}, "/method/name"),
         ({"settings": ["method.name=4"]}, "/method/name"),
-        ({"settings": ["evaluate.tasks=1"]}, "/evaluate"),
+        ({"settings": ["evaluate.tasks=1"]}, "/evaluate/tasks"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments: dict[str, object], pointer: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 from starlette.testclient import TestClient
 
 from core.errors import PublicError
-from core.jobs import LayerRows
+from core.jobs import FigureRow, LayerRows
 from core.states import Phase
 from support.api import Api
 
@@ -122,6 +124,7 @@ def test_diagnostics_are_empty_first_and_then_what_the_worker_saved(api: Api) ->
         "summary": None,
         "sites": [],
         "layer_map": None,
+        "evaluation": None,
     }
 
     api.store.save_diagnostics(claim, {"energy": 0.9}, [{"site": "0.q_proj", "norm": 1.5}], "compatible")
@@ -141,6 +144,21 @@ def test_diagnostics_show_how_alike_the_layers_are(api: Api) -> None:
     assert (shown["similarity"], shown["layers"]) == ([[0.9, 0.25], [0.1, 0.5]], [0, 1])
     assert told.items() <= shown.items()
     assert shown["biased"] is None
+
+
+def test_diagnostics_show_what_was_evaluated(api: Api) -> None:
+    claim = api.claim(api.submit())
+    told = {"score": "accuracy", "examples": {"generation": 9}, "notes": ["cut"], "settings": {"seed": 3}}
+    figures = (
+        FigureRow("moved", "score", 0.5, 0.25, 0.75, 9, None),
+        FigureRow("moved", "retention", None, None, None, 9, "too small"),
+    )
+    api.store.save_diagnostics(claim, {"evaluation": told}, [], "uncertain", figures=figures)
+
+    shown = api.client.get(f"/jobs/{claim.job_id}/diagnostics").json()["evaluation"]
+
+    assert told.items() <= shown.items()
+    assert shown["figures"] == [asdict(figure) for figure in figures]
 
 
 def test_cancel_and_retry_answer_with_the_job(api: Api) -> None:

@@ -83,6 +83,8 @@ def test_a_key_in_flight_is_a_conflict_that_may_be_tried_again(api: Api) -> None
         ({"output": {"dtype": "int8", "max_rank": -1}}, ["/output/dtype", "/output/max_rank"]),
         ({"a/b~c": 1}, ["/a~1b~0c"]),
         ({"evaluate": {}}, ["/evaluate"]),
+        ({"evaluate": {"examples": [{"prompt": "a"}]}}, ["/evaluate/examples/0/answer"]),
+        ({"evaluate": {"examples": [{"text": "ab"}], "seed": -1}}, ["/evaluate/seed"]),
         ({"callback": {"url": "https://a.example"}}, ["/callback"]),
         ({"source": {"repo_id": "acme/base-2"}}, [""]),
     ],

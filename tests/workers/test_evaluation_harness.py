@@ -1,0 +1,134 @@
+"""Named tasks through the real lm-evaluation-harness, over our own running models."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import NotAvailable, RequestInvalid
+from core.evaluation import EvaluationSpec
+from core.requests import ConversionRequest
+from examples.text.queries import read_task
+from support.bundled import bundled, sql_adapter
+from support.harness_tasks import ANSWER, CHOICE, ROLLING, write_tasks
+from workers.cache.factors import FactorCache
+from workers.evaluation.progress import Progress
+from workers.evaluation.reading import Reader
+from workers.evaluation.scoring import applied
+from workers.evaluation.tasks import TaskScores, harness
+from workers.hub.local import LocalHub
+from workers.pipeline import Conversion, run
+from workers.tools import Tools
+from workers.watch import Silent
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ITEMS = read_task(EXAMPLES / "tasks" / "harbor-sql.jsonl")[:20]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"), ITEMS)
+
+
+def _scores(folder: Path, deltas: Any, **spec: Any) -> dict[str, TaskScores]:
+    base = bundled("harbor-2").text
+    chosen = harness(EvaluationSpec.model_validate(spec), folder)
+    with applied(base, deltas):
+        return dict(chosen.run(base, Progress(Silent())))
+
+
+def test_the_harness_finds_what_one_finds_by_hand(tasks: Path) -> None:
+    found = _scores(tasks, sql_adapter(), tasks=[CHOICE, ANSWER, ROLLING], limit=12)
+    base = bundled("harbor-2").text
+    reader = Reader(base, divided=False)
+    with applied(base, sql_adapter()):
+        wrote = reader.written([item.prompt for item in ITEMS[:12]], 64)
+        right = [
+            float(text.partition("\n")[0].strip() == item.answer.strip())
+            for text, item in zip(wrote, ITEMS, strict=False)
+        ]
+        whole = [item.prompt + item.answer for item in ITEMS[:12]]
+        costs = Reader(base).continued([("", text) for text in whole])
+    nats, size = sum(cost.nats for cost in costs), sum(len(text.encode()) for text in whole)
+
+    assert found[f"{CHOICE}/acc"].each == (1.0,) * 12
+    assert found[f"{ANSWER}/exact_match"].each == tuple(right)
+    perplexity = found[f"{ROLLING}/byte_perplexity"]
+    assert perplexity.value == pytest.approx(math.exp(nats / size), rel=1e-4)
+    assert (perplexity.each, perplexity.higher_is_better) == ((), False)
+
+
+def test_the_same_tasks_can_be_run_again_with_another_update(tasks: Path) -> None:
+    base = bundled("harbor-2").text
+    chosen = harness(EvaluationSpec(tasks=(CHOICE,), limit=6, num_fewshot=2), tasks)
+    alone = chosen.run(base, Progress(Silent()))
+    with applied(base, sql_adapter()):
+        moved = chosen.run(base, Progress(Silent()))
+    assert chosen.run(base, Progress(Silent())) == alone != moved
+    assert chosen.tasks[0].num_fewshot == 2
+
+
+def test_a_text_longer_than_the_context_is_read_in_windows(tmp_path: Path) -> None:
+    long = [replace(ITEMS[0], answer=" ".join(item.answer for item in ITEMS) * 3)]
+    folder = write_tasks(tmp_path / "tasks", long)
+    found = _scores(folder, {}, tasks=[ROLLING])
+    assert math.isfinite(found[f"{ROLLING}/byte_perplexity"].value)
+
+
+def test_without_examples_the_first_task_decides(tasks: Path, tmp_path: Path) -> None:
+    request = ConversionRequest.model_validate(
+        {
+            "adapter": {"repo_id": "tiny/harbor-sql-lora"},
+            "target": {"repo_id": "tiny/harbor-2"},
+            "evaluate": {"tasks": [CHOICE, ROLLING], "limit": 10, "bootstrap": 200},
+        }
+    )
+    hub = LocalHub(EXAMPLES / "hub")
+    tools = Tools(hub, FactorCache(tmp_path / "cache", 2**28), torch.device("cpu"), tasks_dir=tasks)
+    done = run(request, "convert", tools, Silent(), tmp_path / "out", marker=None)
+    assert isinstance(done, Conversion)
+    told = done.report.evaluation
+    assert told is not None and told.score == f"{CHOICE}/acc"
+    assert [(task.name, task.documents) for task in told.tasks] == [(CHOICE, 10), (ROLLING, 10)]
+    difference = told.figure("moved", "difference")
+    assert difference is not None and (difference.value, difference.low) == (1.0, 1.0)
+    perplexity = told.figure("moved", f"{ROLLING}/byte_perplexity")
+    assert perplexity is not None and perplexity.value is not None and perplexity.low is None
+
+
+@pytest.mark.timeout(600)  # the harness reads thousands of its own files, once
+def test_a_name_that_the_registry_does_not_have_is_refused_with_some_that_it_has(tasks: Path) -> None:
+    with pytest.raises(RequestInvalid, match="no task 'rebase_choic'") as caught:
+        harness(EvaluationSpec(tasks=(ANSWER, "rebase_choic")), tasks)
+    assert caught.value.pointer == "/evaluate/tasks/1"
+    assert CHOICE in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    ["unsafe_code: true\n", "metric_list:\n  - metric: a_script_of_the_hub\n    aggregation: mean\n"],
+)
+def test_a_task_that_would_run_code_is_refused(tmp_path: Path, changes: str) -> None:
+    folder = write_tasks(tmp_path / "tasks", ITEMS[:2])
+    path = folder / f"{ANSWER}.yaml"
+    text = path.read_text()
+    if "metric_list" in changes:
+        text = text[: text.index("metric_list")]
+    path.write_text(text + changes)
+    with pytest.raises(RequestInvalid, match="could not run") as caught:
+        harness(EvaluationSpec(tasks=(ANSWER,)), folder)
+    assert caught.value.pointer == "/evaluate/tasks"
+
+
+def test_a_worker_without_the_harness_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "workers.evaluation.harness", None)
+    with pytest.raises(NotAvailable, match="does not have") as caught:
+        harness(EvaluationSpec(tasks=("arc_easy",)), None)
+    assert caught.value.pointer == "/evaluate/tasks"
+    assert "pip install" in str(caught.value.hint)

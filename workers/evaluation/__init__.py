@@ -1,0 +1,1 @@
+"""What a moved adapter is worth, measured on running models."""

@@ -1,0 +1,41 @@
+"""What a moved adapter has to beat: noise of its own size, and its numbers copied without a thought."""
+
+from __future__ import annotations
+
+import torch
+
+from transfer.catalogue import CopyParams
+from transfer.interface import LowRank, Site
+from transfer.linalg import frobenius
+from transfer.methods.copy import Copy
+from transfer.pairing import pair_sites
+from workers.evaluation.scoring import Deltas
+from workers.fold import folded
+from workers.reading import Opened
+
+
+def random_like(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
+    """Gaussian factors with each site's norm ‖BA‖_F and rank. Drawn on the CPU in the order of the sites, so
+    that one seed gives one control."""
+    noise = torch.Generator().manual_seed(seed)
+    found = {}
+    for site, delta in sorted(deltas.items()):
+        (o, i), rank = delta.shape, delta.rank
+        drawn = LowRank(torch.randn(o, rank, generator=noise), torch.randn(rank, i, generator=noise))
+        norm = frobenius(drawn)
+        found[site] = drawn.scaled(frobenius(delta) / norm if norm > 0.0 else 0.0)
+    return found
+
+
+def padded(opened: Opened) -> dict[Site, LowRank]:
+    """The source's update taken over number by number: the layer at the same relative depth, shapes cropped
+    or filled with zeros. Between equal shapes this is the method `copy`."""
+    pairs = pair_sites(opened.source, opened.target, opened.adapter.sites, layer_scale=False).pairs
+    parts: dict[Site, list[LowRank]] = {}
+    copy, params = Copy(), CopyParams(pad=True)
+    for pair in pairs:
+        delta = opened.adapter.delta(pair.source)
+        # It reads no evidence, so there is none to give.
+        carried = copy.carry(params, None, pair, delta, None)  # type: ignore[arg-type]
+        parts.setdefault(pair.target, []).append(carried.delta)
+    return folded(parts, [])[0]

@@ -1,0 +1,136 @@
+"""What an evaluation needs is looked at before the work begins, so that a wrong name costs seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.errors import RebaseError, RequestInvalid
+from core.evaluation import EvaluationSpec, RefusalSpec
+from core.requests import ConversionRequest
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import SourceAdapter, read_adapter
+from transfer.errors import TransferError
+from workers.bases import Bases
+from workers.corpus import Corpus, read_dataset
+from workers.evaluation.progress import Progress
+from workers.evaluation.scoring import Measure, Scorer, headline_of
+from workers.evaluation.tasks import Harness, harness
+from workers.hub.port import HubPort, PinnedRepo
+from workers.reading import Opened
+from workers.resolve import pin
+from workers.tensors.model_reader import open_adapter
+from workers.tools import Tools
+from workers.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """An adapter of the target itself."""
+
+    repo: PinnedRepo
+    adapter: SourceAdapter
+
+
+@dataclass
+class Prepared:
+    """An evaluation that can begin. `prompts`: of the refusal probe; `notes`: what its figures leave out."""
+
+    spec: EvaluationSpec
+    opened: Opened
+    bases: Bases
+    scorer: Scorer
+    progress: Progress
+    oracle: Oracle | None = None
+    prompts: Corpus | None = None
+    harness: Harness | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def measure(self) -> Measure | None:
+        """Scores of the target with given deltas on the request's examples; None where it has none."""
+        return self.scorer.measure if headline_of(self.spec) is not None else None
+
+
+def prepare(
+    request: ConversionRequest, opened: Opened, bases: Bases, tools: Tools, watch: Watch
+) -> Prepared | None:
+    """None where nothing is to be evaluated. No model is loaded yet.
+
+    Raises NotAvailable, RequestInvalid and errors of the hub, of adapters and of datasets, each with a
+    pointer into `evaluate`; RequestInvalid for a base without a tokenizer.
+    """
+    spec = request.evaluate
+    if spec is None:
+        return None
+    bases.words("target")
+    bases.words("source")
+    notes: list[str] = []
+    found_harness = harness(spec, tools.tasks_dir) if spec.tasks else None
+    oracle = _oracle(spec, opened, tools.hub, notes)
+    prompts = _prompts(spec.refusals, tools.hub) if spec.refusals is not None else None
+    progress = Progress(watch)
+    return Prepared(
+        spec=spec,
+        opened=opened,
+        bases=bases,
+        scorer=Scorer(bases, spec, progress),
+        progress=progress,
+        oracle=oracle,
+        prompts=prompts,
+        harness=found_harness,
+        notes=notes,
+    )
+
+
+def _oracle(spec: EvaluationSpec, opened: Opened, hub: HubPort, notes: list[str]) -> Oracle | None:
+    if spec.oracle is None:
+        return None
+    with _about("/evaluate/oracle"):
+        repo = pin(hub, spec.oracle, "/evaluate/oracle")
+        raw, reader = open_adapter(hub, repo)
+        named, pinned = raw.get("base_model_name_or_path"), opened.pinned
+        if named == pinned.source.repo_id != pinned.target.repo_id:
+            raise RequestInvalid(
+                f"The oracle {repo} was trained on the source, {pinned.source.repo_id}.",
+                hint=f"Name an adapter that was trained on {pinned.target.repo_id}, or leave it out.",
+                pointer="/evaluate/oracle",
+            )
+        adapter = read_adapter(AdapterConfig.parse(raw), reader, opened.target)
+    if isinstance(named, str) and named and named != pinned.target.repo_id:
+        notes.append(f"The oracle names '{named[:200]}' as its base; it was put on {pinned.target.repo_id}.")
+    if adapter.tables:
+        notes.append("The oracle's trained token rows were not applied.")
+    return Oracle(repo, adapter)
+
+
+def _prompts(spec: RefusalSpec, hub: HubPort) -> Corpus:
+    if spec.dataset is None:
+        return Corpus(spec.prompts, digest_of(spec.prompts), "the request", None)
+    with _about("/evaluate/refusals/dataset"):
+        return read_dataset(spec.dataset, hub)
+
+
+def digest_of(parts: Any) -> str:
+    """SHA-256 over what JSON can say, in hex."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _about(pointer: str) -> Iterator[None]:
+    """Errors inside are about this field; those that speak of a corpus are about the same one in here."""
+    try:
+        yield
+    except (RebaseError, TransferError) as exc:
+        inner = exc.pointer or ""
+        if inner.startswith("/corpus"):
+            exc.pointer = pointer + inner.removeprefix("/corpus")
+        elif not inner.startswith(pointer):
+            exc.pointer = pointer
+        if exc.hint:
+            exc.hint = exc.hint.replace(": corpus.column", ": evaluate.refusals.dataset.column")
+        raise
