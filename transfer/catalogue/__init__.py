@@ -1,8 +1,8 @@
 """The catalogue of methods: each one's typed parameters, torch-free, published by `GET /methods`.
 
 Adding a method = one maths file in `transfer/methods/`, one class in this folder, one line in
-`transfer/registry.py`, one test. The union below discriminates on `name`, so that a wrong parameter is
-reported at its own field.
+`transfer/registry.py`, one test. The unions here and in `auto` discriminate on `name`, so that a wrong
+parameter is reported at its own field.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
-from transfer.catalogue.base import AutoParams, DareParams, MethodParams
+from transfer.catalogue.auto import AutoParams, OneMethod
+from transfer.catalogue.base import DareParams, MethodParams
 from transfer.catalogue.distill import DistillParams, DistillSettings, RefineParams
 from transfer.catalogue.pools import AnchorRidgeParams
 from transfer.catalogue.thresholds import Thresholds
@@ -43,6 +44,7 @@ __all__ = [
     "GeometricParams",
     "LinearParams",
     "MethodParams",
+    "OneMethod",
     "PairedTextParams",
     "ProLoraParams",
     "RefineParams",
@@ -53,21 +55,7 @@ __all__ = [
     "parse_params",
 ]
 
-AnyMethodParams = Annotated[
-    AutoParams
-    | CopyParams
-    | DifferenceParams
-    | LinearParams
-    | WeightAverageParams
-    | TiesParams
-    | CrossLoraParams
-    | ProLoraParams
-    | AnchorRidgeParams
-    | GeometricParams
-    | ActivationParams
-    | DistillParams,
-    Field(discriminator="name"),
-]
+AnyMethodParams = Annotated[AutoParams | OneMethod, Field(discriminator="name")]
 
 PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "auto": AutoParams,

@@ -208,7 +208,10 @@ def _dare(params: DareParams) -> Iterator[Reason]:
     if params.mode == "magnitude":
         text = "dare.mode=magnitude rescales the largest entries only, so the update becomes much larger."
         yield Reason("dare_magnitude", text, "doubt")
-    text = f"DARE drops {params.p:.0%} of the entries, and cutting the rest to a rank loses part of it."
+    share = (
+        "the share of entries that measures best" if params.p == "sweep" else f"{params.p:.0%} of the entries"
+    )
+    text = f"DARE drops {share}, and cutting the rest to a rank loses part of it."
     yield Reason("dare", text, "doubt")
 
 
