@@ -8,7 +8,7 @@ from typing import Any
 
 from transfer.catalogue import MethodParams, Thresholds
 from transfer.pairing import Pairing
-from transfer.precheck import PROBE_NEEDS, precheck
+from transfer.precheck import PROBE_NEEDS, Reason, precheck
 from workers.evidence import EvidenceSource
 from workers.reading import Opened
 from workers.report import Precheck, ReasonRow, finite
@@ -48,6 +48,11 @@ def judge(
         thresholds=thresholds,
         paired=paired,
     )
-    reasons = [ReasonRow(code=r.code, message=r.message, weight=r.weight) for r in found.reasons]
+    reasons = [row_of(reason) for reason in found.reasons]
     document = Precheck(verdict=found.verdict, reasons=reasons, measurements=finite(found.measurements))
     return Judged(document, found.params, found.prepared, found.pairing)
+
+
+def row_of(reason: Reason) -> ReasonRow:
+    """A finding as the report writes it."""
+    return ReasonRow(code=reason.code, message=reason.message, weight=reason.weight)

@@ -119,12 +119,16 @@ def _planned(opened: Opened, params: MethodParams, activations: Activations | No
 
 def moved(move: Move, bench: Bench) -> Moved:
     """The update at every site of the target, with what the request wants done to any method's update."""
+    return finished(carried(move, bench), move, bench)
+
+
+def finished(found: Moved, move: Move, bench: Bench) -> Moved:
+    """A carried update thinned out and trained on, as the method's parameters say."""
     params = move.judged.params
-    found = carried(move, bench)
     if params.dare is not None:
         found = thinned(found, params.dare, move.evidence.device)
     if params.refine is not None:
-        learnt = refined(move.opened, bench.bases, found.deltas, params.refine, bench.tools, bench.watch)
+        learnt = refined(move.opened, bench.bases, found.deltas, params, bench.tools, bench.watch)
         found = Moved(learnt.deltas, found.rows, learnt)
     return found
 

@@ -11,35 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from core.errors import Rejected, printable
+from core.errors import Rejected
 from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest, refuse_for_precheck
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
-from transfer.catalogue import Thresholds
-from workers.activations.evidence import Activations
 from workers.activations.gather import stored_bases
 from workers.evaluation.prepare import Prepared, prepare
 from workers.evaluation.run import evaluated, refuse_worse
 from workers.hub.port import Published, is_folder
-from workers.move import Bench, Move, Moved, begun, moved
-from workers.pool import told_of_pool
+from workers.move import Bench, Move, begun, moved
 from workers.reading import licence_of, read, resolve
-from workers.report import (
-    LayerMap,
-    RepoAt,
-    Report,
-    TextRead,
-    caveats,
-    finite,
-    library_versions,
-    rebase_version,
-    summarise,
-)
+from workers.report import Report, Selection
 from workers.resolve import OutputPlace, output_name, output_place
-from workers.token_rows import carry_tokens, plan_tokens
+from workers.selection.run import best_of
+from workers.telling import opening, with_sites
+from workers.token_rows import TokenPlan, carry_tokens, plan_tokens
 from workers.tools import Tools
 from workers.verify.check import verify
+from workers.wants import compared, measurement_decides
 from workers.watch import Resolved, Watch
 from workers.writing import write_card_and_report, write_tensors
 
@@ -97,25 +87,19 @@ def run(
     bench = Bench(opened, stored_bases(opened, tools), tools, pools, corpus_file, watch)
     evaluation = prepare(request, opened, bench.bases, tools, watch)
     move = begun(request, bench)
-    opened, judged = move.opened, move.judged
-    precheck = judged.precheck
-    tokens = plan_tokens(opened, tools.hub, judged.params.name, wanted=request.output.token_rows)
-    report = tokens.told(_opening(request, move))
+    tokens, report = _opened(request, move, tools)
     watch.diagnosed(report)
-    if (
-        precheck.verdict == "incompatible"
-        and kind == "convert"
-        and request.precheck.on_incompatible == "reject"
-    ):
-        raise Rejected(
-            "The pre-check found this pair incompatible. "
-            + " ".join(reason.message for reason in precheck.reasons if reason.weight == "blocking"),
-            hint='Retrain on the new base, or set precheck.on_incompatible to "warn" to convert anyway.',
-        )
     if kind == "precheck":
         return Conversion(report, None, None)
-
-    found = moved(move, bench)
+    if not measurement_decides(request):
+        _refuse_incompatible(request, report)
+    if evaluation is not None and compared(request):
+        move, found, selection = best_of(request, bench, evaluation, move, report)
+        tokens, report = _opened(request, move, tools, selection)
+        watch.diagnosed(report)
+    else:
+        found = moved(move, bench)
+    opened = move.opened
     watch.step(Phase.TRANSFERRING)
     built = build_adapter(
         opened.target,
@@ -127,7 +111,7 @@ def run(
     )
     carried = carry_tokens(tokens, opened, built, request.output.dtype)
     built = carried.built
-    report = carried.summed(_with_sites(carried.told(report), found, built, request))
+    report = carried.summed(with_sites(carried.told(report), found, built, request))
     watch.diagnosed(report)
 
     write_tensors(folder, built)
@@ -145,6 +129,26 @@ def run(
     return Conversion(report, folder, place)
 
 
+def _opened(
+    request: ConversionRequest, move: Move, tools: Tools, selection: Selection | None = None
+) -> tuple[TokenPlan, Report]:
+    """What is to become of trained token rows, and the report before anything is carried or built."""
+    name = move.judged.params.name
+    tokens = plan_tokens(move.opened, tools.hub, name, wanted=request.output.token_rows)
+    return tokens, tokens.told(opening(request, move, selection))
+
+
+def _refuse_incompatible(request: ConversionRequest, report: Report) -> None:
+    """Raises Rejected for that verdict, unless the request wants to go on."""
+    if report.precheck.verdict != "incompatible" or request.precheck.on_incompatible != "reject":
+        return
+    raise Rejected(
+        "The pre-check found this pair incompatible. "
+        + " ".join(reason.message for reason in report.precheck.reasons if reason.weight == "blocking"),
+        hint='Retrain on the new base, or set precheck.on_incompatible to "warn" to convert anyway.',
+    )
+
+
 def _evaluated(evaluation: Prepared, report: Report, built: BuiltAdapter, watch: Watch) -> Report:
     """What the adapter is worth as it was written. Raises WorseThanTarget, after telling the watch why."""
     watch.step(Phase.EVALUATING)
@@ -152,67 +156,3 @@ def _evaluated(evaluation: Prepared, report: Report, built: BuiltAdapter, watch:
     watch.diagnosed(report)
     refuse_worse(evaluation.spec, report)
     return report
-
-    pinned = opened.pinned
-    pool, of_pool = told_of_pool(judged.prepared, evidence.offer, opened)
-    return Report(
-        rebase_version=rebase_version(),
-        libraries=library_versions(),
-        adapter=RepoAt(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
-        source=RepoAt(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
-        target=RepoAt(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
-        method_requested=request.method.model_dump(mode="json"),
-        method_used=judged.params.model_dump(mode="json"),
-        precheck=judged.precheck,
-        pool=pool,
-        layer_map=_layer_map(evidence.activations, request.precheck.thresholds),
-        dropped_sites=[str(site) for site in opened.pairing.dropped],
-        unused_source_layers=list(opened.pairing.unused_source_layers),
-        not_carried=list(opened.adapter.not_carried),
-        warnings=[printable(warning) for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool)],
-    )
-
-
-def _layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
-    """Which layers see the same text alike, where both bases read one."""
-    if activations is None:
-        return None
-    found, text, corpus = activations.similarity, activations.text, activations.corpus
-    return LayerMap(
-        similarity=found.matrix.tolist(),
-        layers=list(found.layers),
-        coverage=found.covered(thresholds.similar),
-        threshold=thresholds.similar,
-        positions=found.positions,
-        coverage_source=text.source_coverage,
-        coverage_target=text.target_coverage,
-        biased=list(found.biased),
-        corpus=TextRead(name=corpus.name, digest=corpus.digest, documents=len(corpus.documents)),
-    )
-
-
-def _with_sites(report: Report, found: Moved, built: BuiltAdapter, request: ConversionRequest) -> Report:
-    by_target = {str(site): finite(measured) for site, measured in built.measurements.items()}
-    merged = [
-        row.model_copy(update={"measurements": {**row.measurements, **by_target.get(row.target, {})}})
-        for row in found.rows
-    ]
-    flags = {flag for row in merged for flag in row.flags}
-    return report.model_copy(
-        update={
-            "sites": merged,
-            "summary": summarise(merged) | (finite(found.learnt.measurements) if found.learnt else {}),
-            "output": {
-                "rank": built.rank,
-                "dtype": request.output.dtype,
-                "max_rank": request.output.max_rank,
-            },
-            "caveats": caveats(
-                report.precheck,
-                dropped=len(report.dropped_sites),
-                not_carried=len(report.not_carried),
-                flags=flags,
-                read_text=report.layer_map is not None,
-            ),
-        }
-    )
