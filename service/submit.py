@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from core.errors import RequestInvalid
 from core.jobs import ConversionKind
-from core.requests import ConversionRequest, refuse_for_precheck, refuse_unavailable
+from core.requests import ConversionRequest, refuse_for_precheck, refuse_unavailable, refuse_unmeasured
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
 from service.views import JobView
@@ -47,6 +47,7 @@ async def _submit(
     caller: Caller, kind: ConversionKind, request: ConversionRequest, idempotency_key: str | None
 ) -> Response:
     refuse_unavailable(request)
+    refuse_unmeasured(request)
     if kind == "precheck":
         refuse_for_precheck(request)
     if isinstance(request.method, AnchorRidgeParams) and request.method.pool is not None:

@@ -37,7 +37,7 @@ FEWEST_TO_SPLIT = 8
 # 0: no DARE. The others are the paper's [000].
 SHARES = (0.0, 0.8, 0.9, 0.95, 0.99)
 
-Ending = Literal["better", "none_better", "not_confirmed"]
+Ending = Literal["better", "none_fit", "none_better", "not_confirmed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Halves:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`best`: the place of the candidate with the highest mean, the first of equals; None without candidates.
+    """`best`: the place of the fit candidate with the highest mean, the first of equals; None without any.
     `ending`: whether it is to be kept, and if not, why."""
 
     best: int | None
@@ -71,22 +71,31 @@ def halves(count: int, seed: int) -> Halves:
     return Halves(choosing, tuple(place for place in everything if place not in picked), False)
 
 
-def choose_best(alone: Sequence[float], scores: Sequence[Sequence[float]], split: Halves) -> Choice:
+def choose_best(
+    alone: Sequence[float],
+    scores: Sequence[Sequence[float]],
+    split: Halves,
+    fit: Sequence[bool] | None = None,
+) -> Choice:
     """The candidate to keep. `alone`: the target's own score of every example; `scores`: each candidate's,
-    the simplest candidate first. Higher is better.
+    the simplest candidate first, higher is better; `fit`: which of them may be kept at all (None: all).
 
     It has the highest mean on the choosing half, which must exceed the target's, and on the confirming half
     a mean that is not below the target's. Raises ValueError for lengths that differ and scores that are no
     numbers.
     """
+    if fit is not None and len(fit) != len(scores):
+        raise ValueError("every candidate is either fit or not")
     if any(len(row) != len(alone) for row in scores):
         raise ValueError("every candidate needs a score for each of the target's examples")
     if not all(math.isfinite(score) for row in (alone, *scores) for score in row):
         raise ValueError("scores must be finite")
-    if not scores:
-        return Choice(None, "none_better")
-    means = [mean_at(row, split.choosing) for row in scores]
-    best = means.index(max(means))
+    means = {
+        place: mean_at(row, split.choosing) for place, row in enumerate(scores) if fit is None or fit[place]
+    }
+    if not means:
+        return Choice(None, "none_fit")
+    best = max(means, key=means.__getitem__)  # the first of equals
     if means[best] <= mean_at(alone, split.choosing):
         return Choice(best, "none_better")
     kept = mean_at(scores[best], split.confirming) >= mean_at(alone, split.confirming)

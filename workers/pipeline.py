@@ -22,8 +22,9 @@ from workers.evaluation.run import evaluated, refuse_worse
 from workers.hub.port import Published, is_folder
 from workers.move import Bench, Move, begun, moved
 from workers.reading import licence_of, read, resolve
-from workers.report import Report, Selection
+from workers.report import Report
 from workers.resolve import OutputPlace, output_name, output_place
+from workers.selection.rows import Selection
 from workers.selection.run import best_of
 from workers.telling import opening, with_sites
 from workers.token_rows import TokenPlan, carry_tokens, plan_tokens

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
+from workers.selection.rows import Selection
+
 SCHEMA_VERSION = 1
 NOT_EVALUATED = "No task was evaluated: the figures here describe the weights, not the skill."
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
@@ -180,55 +182,6 @@ class Evaluation(_Part):
         return {"score": self.score, "figures": [figure.model_dump(mode="json") for figure in found]}
 
 
-class Scored(_Part):
-    """A mean over examples with its 95 % interval."""
-
-    value: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
-
-
-class CandidateRow(_Part):
-    """A method that was compared, on the choosing half: its score and its gain over the target alone. Without
-    a score `reason` says why it was not measured. `verdict`: of its own pre-check."""
-
-    method: dict[str, Any]
-    verdict: Literal["compatible", "uncertain", "incompatible"] | None = None
-    score: Scored | None = None
-    gain: Scored | None = None
-    reason: str | None = None
-
-
-class Confirmed(_Part):
-    """The best candidate on the other half, which had no part in its choice."""
-
-    score: Scored
-    target: Scored
-    gain: Scored
-
-
-class Selection(_Part):
-    """How a method, or DARE's share, was chosen by measurement. Scores: higher is better.
-
-    `choosing`, `confirming`: examples in either half, split by `seed`; `shared`: too few, so both are all of
-    them. `best`: the row of `candidates` that scored highest, the first of equals. `ending`: `better` than
-    the target alone (`target`, on the choosing half) on the one half and not worse on the other, or what
-    failed. `by_measurement`: this decides whether anything is published, rather than the verdict.
-    """
-
-    score: str
-    seed: int
-    choosing: int
-    confirming: int
-    shared: bool
-    target: Scored
-    candidates: list[CandidateRow]
-    best: int | None
-    ending: Literal["better", "none_better", "not_confirmed"]
-    confirmed: Confirmed | None
-    by_measurement: bool
-
-
 class Report(_Part):
     """`rebase_report.json`."""
 
@@ -295,14 +248,13 @@ def caveats(
     not_carried: int,
     flags: set[str],
     read_text: bool = False,
-    measured: bool = False,
 ) -> list[str]:
-    """Plain sentences for whoever decides whether to trust the result. `read_text`: both bases read one;
-    `measured`: the method was chosen by measurement, whatever the pre-check says."""
+    """Plain sentences for whoever decides whether to trust the result. `read_text`: both bases read one."""
     lines = []
     if report_precheck.verdict == "incompatible":
-        because = "measurement decided" if measured else "the request asked for it"
-        lines.append(f"The pre-check found this pair incompatible; it was converted because {because}.")
+        lines.append(
+            "The pre-check found this pair incompatible; it was converted because the request asked for it."
+        )
     if report_precheck.verdict == "uncertain":
         looked_at = "What both bases make of a text" if read_text else "The weights alone"
         lines.append(f"{looked_at} could not tell whether this skill survives. Measure before you use it.")

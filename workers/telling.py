@@ -13,7 +13,6 @@ from workers.report import (
     LayerMap,
     RepoAt,
     Report,
-    Selection,
     TextRead,
     caveats,
     finite,
@@ -21,6 +20,7 @@ from workers.report import (
     rebase_version,
     summarise,
 )
+from workers.selection.rows import Selection
 
 
 def opening(request: ConversionRequest, move: Move, selection: Selection | None = None) -> Report:
@@ -90,7 +90,6 @@ def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: Conve
                     not_carried=len(report.not_carried),
                     flags=flags,
                     read_text=report.layer_map is not None,
-                    measured=report.selection is not None and report.selection.by_measurement,
                 ),
             ],
         }

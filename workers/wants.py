@@ -23,7 +23,7 @@ def compared(request: ConversionRequest, *, pool: bool = True) -> tuple[MethodPa
 
 
 def measurement_decides(request: ConversionRequest) -> bool:
-    """Is it measured whether anything is worth publishing? Thresholds on weights then have no say."""
+    """Does measuring choose the method? The verdict on the one that rules would choose then ends nothing."""
     return isinstance(request.method, AutoParams) and bool(compared(request))
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from core.errors import RequestInvalid
 from core.evaluation import EXAMPLE_TAGS
-from core.requests import ConversionRequest, refuse_unavailable
+from core.requests import ConversionRequest, refuse_unavailable, refuse_unmeasured
 from rebase.evaluation_files import merged
 from transfer.catalogue import PARAMS_BY_NAME
 
@@ -127,6 +127,7 @@ def validate(body: Mapping[str, Any]) -> ConversionRequest:
     except ValidationError as exc:
         raise _named(exc) from exc
     refuse_unavailable(request)
+    refuse_unmeasured(request)
     return request
 
 

@@ -21,25 +21,28 @@ from workers.evaluation.prepare import Prepared
 from workers.evaluation.scoring import Measure
 from workers.judge import Judged, row_of
 from workers.move import Bench, Move, Moved, begun, carried, finished
-from workers.report import CandidateRow, ReasonRow, Report, Selection
+from workers.report import ReasonRow, Report
+from workers.selection.rows import CandidateRow, Selection
 from workers.selection.table import nothing_better, table_of, why_chosen
 from workers.wants import compared, measurement_decides, reads_text
 
 
 @dataclass
 class _Contest:
-    """What was tried so far. `measured`: the row in `rows` of each of `scores`."""
+    """What was tried so far. `measured`: the row in `rows` of each of `scores`; `fit`: may it be kept?"""
 
     alone: tuple[float, ...]
     split: Halves
+    lenient: bool
     rows: list[CandidateRow] = field(default_factory=list)
     scores: list[tuple[float, ...]] = field(default_factory=list)
     measured: list[int] = field(default_factory=list)
+    fit: list[bool] = field(default_factory=list)
     kept: tuple[Move, Moved] | None = None
 
     @property
     def choice(self) -> Choice:
-        return choose_best(self.alone, self.scores, self.split)
+        return choose_best(self.alone, self.scores, self.split, self.fit)
 
     def refused(self, params: MethodParams, reason: str, move: Move | None = None) -> None:
         """A candidate that cannot be measured, with every share of its sweep."""
@@ -52,6 +55,7 @@ class _Contest:
         self.measured.append(len(self.rows))
         self.rows.append(CandidateRow(method=_shown(judged.params), verdict=judged.precheck.verdict))
         self.scores.append(scores)
+        self.fit.append(self.lenient or judged.precheck.verdict != "incompatible")
         if self.choice.best == len(self.scores) - 1:
             self.kept = (move, found)
 
@@ -74,7 +78,8 @@ def best_of(
     tries = sum(len(variants(params)) for params in wanted)
     evaluation.progress.begin((1 + tries) * len(evaluation.spec.examples))
     alone = measure({})
-    contest = _Contest(alone, halves(len(alone), evaluation.spec.seed))
+    lenient = request.precheck.on_incompatible == "warn"
+    contest = _Contest(alone, halves(len(alone), evaluation.spec.seed), lenient)
     for place, params in enumerate(wanted):
         with _named(request, place):
             _try(request, params, bench, rules, measure, contest)
@@ -85,9 +90,9 @@ def best_of(
         contest.alone,
         contest.scores,
         contest.split,
-        by_measurement=measurement_decides(request),
+        contest.choice,
     )
-    enforced = table.by_measurement and evaluation.spec.on_worse == "reject"
+    enforced = measurement_decides(request) and evaluation.spec.on_worse == "reject"
     if contest.kept is None or (enforced and table.ending != "better"):
         bench.watch.diagnosed(report.model_copy(update={"selection": table}))
         raise nothing_better(table, trained=getattr(request.method, "train", True))

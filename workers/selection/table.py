@@ -8,9 +8,9 @@ from core.errors import NothingBetter
 from core.evaluation import EvaluationSpec
 from transfer.bootstrap import Interval, Resampled
 from transfer.catalogue import label
-from transfer.selection import Halves, choose_best
+from transfer.selection import Choice, Halves
 from workers.evaluation.scoring import headline_of
-from workers.report import CandidateRow, Confirmed, Scored, Selection
+from workers.selection.rows import CandidateRow, Confirmed, Scored, Selection
 
 _ALONE = "alone"
 Scores = Sequence[float]
@@ -23,11 +23,9 @@ def table_of(
     alone: Scores,
     scores: Sequence[Scores],
     split: Halves,
-    *,
-    by_measurement: bool,
+    choice: Choice,
 ) -> Selection:
     """Scores and gains on the choosing half for the `measured` rows; those of the best on the other half."""
-    choice = choose_best(alone, scores, split)
     told = list(rows)
     drawn = _drawn(spec, alone, scores, split.choosing)
     for number, place in enumerate(measured):
@@ -52,7 +50,6 @@ def table_of(
         best=measured[choice.best] if choice.best is not None else None,
         ending=choice.ending,
         confirmed=confirmed,
-        by_measurement=by_measurement,
     )
 
 
@@ -70,15 +67,15 @@ def why_chosen(found: Selection) -> str:
     )
     return (
         f"Of {tried} candidate(s) that were run, {label(best.method)} scores highest: {_of(best.score)} "
-        f"against {_of(found.target)} of the target alone ({found.score}) on the {found.choosing} example(s) that "
-        f"chose{on_others}."
+        f"against {_of(found.target)} of the target alone ({found.score}) on the {found.choosing} example(s) "
+        f"that chose{on_others}."
     )
 
 
 def nothing_better(found: Selection, *, trained: bool) -> NothingBetter:
     """The refusal, with every candidate in it."""
     if found.best is None:
-        said = "No candidate could be run."
+        said = "No candidate could be run that its pre-check did not find incompatible."
     elif found.ending == "not_confirmed" and found.confirmed is not None:
         best, confirmed = found.candidates[found.best], found.confirmed
         said = (
@@ -89,16 +86,18 @@ def nothing_better(found: Selection, *, trained: bool) -> NothingBetter:
     else:
         said = f"No candidate scores better than the target alone, {_of(found.target)} ({found.score})."
     first = "Retrain on the new base" if trained else "Allow training with method.train=true"
+    knob = "precheck.on_incompatible" if found.best is None else "evaluate.on_worse"
     return NothingBetter(
         f"{said} Tried: {'; '.join(map(_line, found.candidates))}.",
-        hint=f'{first}, or set evaluate.on_worse to "warn" to publish the best of them all the same.',
+        hint=f'{first}, or set {knob} to "warn" to keep the best of them all the same.',
         pointer="/method",
     )
 
 
 def _line(row: CandidateRow) -> str:
     if row.score is not None:
-        return f"{label(row.method)} {_of(row.score)}"
+        doubtful = " (incompatible)" if row.verdict == "incompatible" else ""
+        return f"{label(row.method)} {_of(row.score)}{doubtful}"
     first = (row.reason or "").split(". ")[0].rstrip(".")
     return f"{label(row.method)} was not measured ({first})"
 
