@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.errors import printable
 from core.requests import ConversionRequest
 from transfer.adapter.write import BuiltAdapter
-from transfer.catalogue import Thresholds
+from transfer.catalogue import AutoParams, Thresholds
 from workers.activations.evidence import Activations
 from workers.move import Move, Moved
 from workers.pool import told_of_pool
@@ -43,8 +43,18 @@ def opening(request: ConversionRequest, move: Move, selection: Selection | None 
         dropped_sites=[str(site) for site in opened.pairing.dropped],
         unused_source_layers=list(opened.pairing.unused_source_layers),
         not_carried=list(opened.adapter.not_carried),
-        warnings=[printable(warning) for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool)],
+        warnings=[
+            printable(warning)
+            for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool, *_not_compared(request))
+        ],
     )
+
+
+def _not_compared(request: ConversionRequest) -> list[str]:
+    """An evaluation that `auto` cannot choose by."""
+    if not isinstance(request.method, AutoParams) or request.evaluate is None or request.evaluate.examples:
+        return []
+    return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
 
 
 def _layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:

@@ -28,7 +28,8 @@ def test_a_conversion_is_accepted_with_where_and_when_to_look(api: Api) -> None:
     assert answer.headers["location"] == f"/jobs/{job['id']}"
     assert int(answer.headers["retry-after"]) >= 1
     assert (job["kind"], job["status"], job["done"], job["attempt"]) == ("convert", "queued", False, 0)
-    defaults = {"layer_scale": True, "fold": False, "refine": None, "dare": None}
+    shared = {"layer_scale": True, "fold": False, "refine": None, "dare": None}
+    defaults = {**shared, "train": False, "candidates": None}
     assert job["request"]["method"] == {"name": "auto", **defaults}
     assert api.client.get(answer.headers["location"]).json() == job
 
