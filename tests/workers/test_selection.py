@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from core.errors import NotFound, NothingBetter
 from core.requests import ConversionRequest
 from core.states import Phase
+from examples.text.queries import examples
 from support.turned_model import turned, without_gains
 from workers.cache.factors import FactorCache
 from workers.corpus import texts
@@ -212,6 +213,20 @@ def test_noise_that_raises_the_likelihood_between_strangers_is_not_published(
     )
     assert asked.report.method_used["name"] == "cross_lora"
     assert any("because the request asked for it" in line for line in asked.report.caveats)
+
+
+def test_training_wins_between_families_where_it_is_a_candidate(tools: Tools, tmp_path: Path) -> None:
+    prompts = [item.prompt for item in examples("train", 64, 5)]
+    settings = {"prompts": prompts, "tokens": 800, "length": 48, "steps": 16, "learning_rate": 2e-3}
+    method = auto("cross_lora", {"name": "distill", **settings})
+    found = moved(tools, tmp_path / "out", "lantern-1", method=method, evaluate=LIKELY)
+    selection = found.report.selection
+    assert selection is not None
+    assert found.report.method_used["name"] == "distill"
+    assert rows(selection)["distill"].verdict == "uncertain"
+    assert scores(selection)["distill"] > scores(selection)["cross_lora"] + 1.0
+    assert found.folder is not None
+    assert "with training on text that the source wrote" in (found.folder / "README.md").read_text()
 
 
 def test_worse_than_the_target_alone_is_published_only_when_asked(tools: Tools, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from transfer.catalogue.activations import ActivationParams, GeometricParams
 from transfer.catalogue.base import MethodParams
@@ -57,10 +57,18 @@ class AutoParams(MethodParams):
     )
     candidates: tuple[Annotated[Candidate, BeforeValidator(from_name)], ...] | None = Field(
         default=None,
-        min_length=1,
         max_length=16,
+        json_schema_extra={"minItems": 1},
         description=(
             "With `evaluate`: the methods that are run and compared, names or objects, the simplest first. "
             "Null compares every one that fits the pair."
         ),
     )
+
+    @field_validator("candidates")
+    @classmethod
+    def _some(cls, value: tuple[OneMethod, ...] | None) -> tuple[OneMethod, ...] | None:
+        # A least length would count a candidate that is wrong as missing, and report both.
+        if value == ():
+            raise ValueError("must name at least one method, or be left out")
+        return value
