@@ -17,7 +17,8 @@
     ├── UnsafeFile              pickle, lying header, duplicate keys, absurd sizes
     ├── DiskFull                (retryable)
     ├── Rejected                the pre-check said incompatible
-    │   └── WorseThanTarget     the moved adapter was measured, and the target does better without it
+    │   ├── WorseThanTarget     the moved adapter was measured, and the target does better without it
+    │   └── NothingBetter       no method that was tried measures better than the target alone
     ├── WorkerLost              the worker died too often on this job
     ├── TimeLimit               the job ran past its time limit
     ├── OutOfMemory             the worker's machine or GPU is too small for the job
@@ -160,6 +161,12 @@ class WorseThanTarget(Rejected):
     """Measured on the request's examples, and the request asked to stop there."""
 
     code = "worse_than_target"
+
+
+class NothingBetter(Rejected):
+    """Of all that `auto` ran, nothing was measured to be worth publishing."""
+
+    code = "nothing_better"
 
 
 class WorkerLost(RebaseError):

@@ -10,7 +10,7 @@ from core.corpus import CorpusSpec
 from core.errors import NotAvailable, RequestInvalid
 from core.evaluation import EvaluationSpec
 from core.repos import MAX_REPO_ID, RepoId, RepoRef, check_repo_id
-from transfer.catalogue import AnyMethodParams, AutoParams, Thresholds
+from transfer.catalogue import AnyMethodParams, AutoParams, MethodParams, Thresholds
 
 __all__ = [
     "MAX_REPO_ID",
@@ -24,6 +24,7 @@ __all__ = [
     "check_repo_id",
     "refuse_for_precheck",
     "refuse_unavailable",
+    "refuse_unmeasured",
 ]
 
 
@@ -112,6 +113,36 @@ def refuse_unavailable(request: ConversionRequest) -> None:
             hint="Leave 'callback' out or set it to null.",
             pointer="/callback",
         )
+
+
+def refuse_unmeasured(request: ConversionRequest) -> None:
+    """What only a measurement can decide needs examples to measure on; it is refused, not ignored."""
+    method = request.method
+    listed = method.candidates if isinstance(method, AutoParams) else None
+    methods: dict[str, MethodParams] = {"/method": method}
+    methods |= {f"/method/candidates/{place}": params for place, params in enumerate(listed or ())}
+    measures = request.evaluate is not None and bool(request.evaluate.examples)
+    if listed is not None and not measures:
+        raise RequestInvalid(
+            "Candidates are compared on 'evaluate.examples', of which there are none.",
+            hint="Give evaluate.examples, or leave 'candidates' out: rules then choose the method.",
+            pointer="/method/candidates",
+        )
+    for pointer, params in methods.items():
+        if params.dare is None or params.dare.p != "sweep":
+            continue
+        if not measures:
+            raise RequestInvalid(
+                "A sweep keeps the share that measures best on 'evaluate.examples', of which there are none.",
+                hint="Give evaluate.examples, or one share as a number.",
+                pointer=f"{pointer}/dare/p",
+            )
+        if method.refine is not None or params.refine is not None:
+            raise RequestInvalid(
+                "A sweep and 'refine' cannot be combined: every share would be trained anew.",
+                hint="Find the share first, then refine with that number.",
+                pointer=f"{pointer}/dare/p",
+            )
 
 
 def refuse_for_precheck(request: ConversionRequest) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from core.errors import RequestInvalid
+from core.errors import NotFound, RequestInvalid, StateConflict
 from core.jobs import ConversionKind
-from core.requests import ConversionRequest, refuse_for_precheck, refuse_unavailable
+from core.requests import ConversionRequest, refuse_for_precheck, refuse_unavailable, refuse_unmeasured
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
 from service.views import JobView
-from transfer.catalogue import AnchorRidgeParams
+from transfer.catalogue import AnchorRidgeParams, AutoParams, MethodParams
 
 router = APIRouter(tags=["jobs"])
 
@@ -47,10 +48,11 @@ async def _submit(
     caller: Caller, kind: ConversionKind, request: ConversionRequest, idempotency_key: str | None
 ) -> Response:
     refuse_unavailable(request)
+    refuse_unmeasured(request)
     if kind == "precheck":
         refuse_for_precheck(request)
-    if isinstance(request.method, AnchorRidgeParams) and request.method.pool is not None:
-        await run_in_threadpool(_check_pool, caller, kind, request, request.method.pool, idempotency_key)
+    for pointer, pool in _pools(request.method):
+        await run_in_threadpool(_check_pool, caller, kind, request, pool, pointer, idempotency_key)
     if idempotency_key is None:
         job = await caller.service.intake.submit(caller.tenant, kind, request)
     else:
@@ -61,11 +63,23 @@ async def _submit(
     return job_answer(job, 202, created=True)
 
 
+def _pools(method: MethodParams) -> Iterator[tuple[str, str]]:
+    """The anchor pools that a request names: (pointer to the field, id)."""
+    listed = method.candidates if isinstance(method, AutoParams) else None
+    for pointer, params in (
+        ("/method", method),
+        *((f"/method/candidates/{place}", params) for place, params in enumerate(listed or ())),
+    ):
+        if isinstance(params, AnchorRidgeParams) and params.pool is not None:
+            yield f"{pointer}/pool", params.pool
+
+
 def _check_pool(
     caller: Caller,
     kind: ConversionKind,
     request: ConversionRequest,
     pool_id: str,
+    pointer: str,
     idempotency_key: str | None,
 ) -> None:
     """Can the pool that the request names be used for it? What a key has made before is not asked again.
@@ -75,7 +89,11 @@ def _check_pool(
     store, tenant = caller.service.store, caller.tenant
     if idempotency_key is not None and store.submitted(tenant, kind, request, idempotency_key) is not None:
         return
-    spec = store.pool_for_use(tenant, pool_id).spec
+    try:
+        spec = store.pool_for_use(tenant, pool_id).spec
+    except (NotFound, StateConflict) as exc:
+        exc.pointer = pointer
+        raise
     for side, asked, has in (
         ("source", request.source, spec.source),
         ("target", request.target, spec.target),
@@ -84,5 +102,5 @@ def _check_pool(
             raise RequestInvalid(
                 f"This anchor pool is about the {side} base '{has.repo_id}', not '{asked.repo_id}'.",
                 hint="Name a pool between these two bases; GET /anchor-pools lists yours.",
-                pointer="/method/pool",
+                pointer=pointer,
             )

@@ -22,12 +22,15 @@ def dare(carried: Carried, params: DareParams, site: Site) -> Carried:
 
     The mask depends on `params.seed` and the target site alone. Measurements: `dare_norm_ratio` =
     ‖thinned‖_F / ‖ΔW‖_F before the cut, `dare_lost_energy` = the share of ‖thinned‖²_F that the cut lost.
+    A sweep is called for once per share, with `params.p` set to it: ValueError otherwise.
     """
+    if params.p == "sweep":
+        raise ValueError("a sweep tries several shares; each is a call of its own")
     before = frobenius(carried.delta)
     if before == 0.0:
         return carried
     update = carried.delta.B @ carried.delta.A
-    update.mul_(_mask(update, params, site)).div_(1.0 - params.p)
+    update.mul_(_mask(update, params, params.p, site)).div_(1.0 - params.p)
     thinned = float(update.norm())
     moved, lost = compress(update, params.rank or carried.delta.rank)
     measured = {"dare_norm_ratio": thinned / before, "dare_lost_energy": lost}
@@ -36,10 +39,10 @@ def dare(carried: Carried, params: DareParams, site: Site) -> Carried:
     return Carried(moved, {**carried.measurements, **after, **measured}, flags)
 
 
-def _mask(update: Tensor, params: DareParams, site: Site) -> Tensor:
+def _mask(update: Tensor, params: DareParams, p: float, site: Site) -> Tensor:
     """True where an entry stays."""
     if params.mode == "magnitude":
-        dropped = min(int(params.p * update.numel()), update.numel() - 1)
+        dropped = min(int(p * update.numel()), update.numel() - 1)
         if dropped == 0:
             return torch.ones_like(update, dtype=torch.bool)
         size = update.abs()
@@ -47,4 +50,4 @@ def _mask(update: Tensor, params: DareParams, site: Site) -> Tensor:
     digest = hashlib.sha256(f"{params.seed}:{site}".encode()).digest()
     # On the CPU, so that every device drops the same entries.
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-    return (torch.rand(update.shape, generator=generator) >= params.p).to(update.device)
+    return (torch.rand(update.shape, generator=generator) >= p).to(update.device)

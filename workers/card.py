@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from workers.evaluation.card import evaluation_lines
 from workers.hub.port import is_folder
 from workers.report import RepoAt, Report
+from workers.selection.card import selection_parts
 
 MAP_FILE = "layer_similarity.png"  # beside the card
 _TABLE_ROWS = 40
@@ -28,6 +30,7 @@ def write_card(report: Report, licences: dict[str, str | None]) -> str:
             *_summary(report),
             *_caveats(report),
             *_evaluation(report),
+            *_selection(report),
             *_layers(report),
             *_pool(report),
             *_diagnostics(report),
@@ -65,7 +68,7 @@ def _summary(report: Report) -> list[str]:
         f"# {name} on {target}",
         "",
         f"A LoRA adapter that was trained on `{report.source.repo_id}` and moved to "
-        f"`{report.target.repo_id}` by Rebase {report.rebase_version}, without training.",
+        f"`{report.target.repo_id}` by Rebase {report.rebase_version}, {_how(method)}.",
         "",
         f"**Verdict before the move:** {_VERDICT_WORDS[report.precheck.verdict]}.",
         "",
@@ -82,11 +85,34 @@ def _summary(report: Report) -> list[str]:
     ]
 
 
+def _how(method: dict[str, Any]) -> str:
+    trained = method["name"] == "distill" or method.get("refine") is not None
+    return "with training on text that the source wrote" if trained else "without training"
+
+
 def _caveats(report: Report) -> list[str]:
     lines = [*report.caveats, *report.warnings]
     if not lines:
         return []
     return ["## What to know before you use it", "", *[f"- {_plain(line)}" for line in lines], ""]
+
+
+def _selection(report: Report) -> list[str]:
+    """The methods that were compared, where the choice was measured."""
+    if report.selection is None:
+        return []
+    compared, (head, *rows), others = selection_parts(report.selection)
+    return [
+        "## How the method was chosen",
+        "",
+        compared,
+        "",
+        _row(head),
+        _row(["---"] * len(head)),
+        *[_row(map(_plain, row)) for row in rows],
+        "",
+        *([others, ""] if others else []),
+    ]
 
 
 def _evaluation(report: Report) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from transfer.catalogue import MethodParams, Thresholds
-from transfer.interface import SitePair
-from transfer.precheck import PROBE_NEEDS, precheck, probe_pairs
+from transfer.pairing import Pairing
+from transfer.precheck import PROBE_NEEDS, Reason, precheck
 from workers.evidence import EvidenceSource
 from workers.reading import Opened
 from workers.report import Precheck, ReasonRow, finite
@@ -16,19 +17,23 @@ from workers.report import Precheck, ReasonRow, finite
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The verdict, the parameters of the method that it is about (`auto` is resolved here), what that method
-    prepared, and the site pairs that it can carry."""
+    prepared, and the sites that it can carry."""
 
     precheck: Precheck
     params: MethodParams
     prepared: Any
-    pairs: tuple[SitePair, ...]
+    pairing: Pairing
 
 
-def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams, thresholds: Thresholds) -> Judged:
-    """The pre-check on this deployment's evidence."""
+def judge(
+    opened: Opened,
+    evidence: EvidenceSource,
+    wanted: MethodParams,
+    thresholds: Thresholds,
+    paired: Callable[[MethodParams], Pairing],
+) -> Judged:
+    """The pre-check on this deployment's evidence. `paired`: the sites of the method that `auto` chooses."""
     activations = evidence.activations
-    if activations is not None:
-        activations.plan(probe_pairs(opened.pairing.pairs))
     found = precheck(
         opened.source,
         opened.target,
@@ -41,7 +46,13 @@ def judge(opened: Opened, evidence: EvidenceSource, wanted: MethodParams, thresh
         offer=evidence.offer,
         text=activations.measured(thresholds.similar) if activations is not None else None,
         thresholds=thresholds,
+        paired=paired,
     )
-    reasons = [ReasonRow(code=r.code, message=r.message, weight=r.weight) for r in found.reasons]
+    reasons = [row_of(reason) for reason in found.reasons]
     document = Precheck(verdict=found.verdict, reasons=reasons, measurements=finite(found.measurements))
-    return Judged(document, found.params, found.prepared, found.pairs)
+    return Judged(document, found.params, found.prepared, found.pairing)
+
+
+def row_of(reason: Reason) -> ReasonRow:
+    """A finding as the report writes it."""
+    return ReasonRow(code=reason.code, message=reason.message, weight=reason.weight)

@@ -7,50 +7,30 @@ Nothing here knows about jobs, SQL or Celery: `workers.runner` does. `rebase tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from core.errors import Rejected, printable
+from core.errors import Rejected
 from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest, refuse_for_precheck
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
-from transfer.catalogue import AnchorRidgeParams, DistillParams, Thresholds
-from transfer.dare import dare
-from transfer.errors import IncompatiblePair
-from transfer.interface import Evidence, LowRank, Pair, Site
-from transfer.pairing import Pairing, narrowed, pair_sites
-from transfer.registry import get_method
-from workers.activations.evidence import Activations
-from workers.activations.gather import gather, stored_bases
-from workers.bases import Bases
+from workers.activations.gather import stored_bases
 from workers.evaluation.prepare import Prepared, prepare
 from workers.evaluation.run import evaluated, refuse_worse
-from workers.evidence import Base, EvidenceSource
-from workers.fold import folded
 from workers.hub.port import Published, is_folder
-from workers.judge import Judged, judge
-from workers.pool import offer_pool, told_of_pool
-from workers.reading import Opened, licence_of, paired_embeddings, read, resolve
-from workers.report import (
-    LayerMap,
-    RepoAt,
-    Report,
-    SiteRow,
-    TextRead,
-    caveats,
-    finite,
-    library_versions,
-    rebase_version,
-    summarise,
-)
+from workers.move import Bench, Move, begun, moved
+from workers.reading import licence_of, read, resolve
+from workers.report import Report
 from workers.resolve import OutputPlace, output_name, output_place
-from workers.token_rows import carry_tokens, plan_tokens
+from workers.selection.rows import Selection
+from workers.selection.run import best_of
+from workers.telling import opening, with_sites
+from workers.token_rows import TokenPlan, carry_tokens, plan_tokens
 from workers.tools import Tools
-from workers.training.distill import Distilled
-from workers.training.run import refined, trained
 from workers.verify.check import verify
+from workers.wants import compared, measurement_decides
 from workers.watch import Resolved, Watch
 from workers.writing import write_card_and_report, write_tensors
 
@@ -105,37 +85,26 @@ def run(
         )
     )
     opened = read(request, tools.hub, pinned, adapter_config, adapter_reader, watch)
-    bases = stored_bases(opened, tools)
-    evaluation = prepare(request, opened, bases, tools, watch)
-    activations = gather(request, opened, bases, tools, corpus_file, watch)
-    opened = replace(opened, pairing=_paired(opened, request, activations))
-    evidence = _evidence(opened, tools, request, pools, activations, watch)
-
-    watch.step(Phase.PRECHECKING)
-    judged = judge(opened, evidence, request.method, request.precheck.thresholds)
-    precheck = judged.precheck
-    opened = replace(opened, pairing=narrowed(opened.pairing, judged.pairs))
-    tokens = plan_tokens(opened, tools.hub, judged.params.name, wanted=request.output.token_rows)
-    report = tokens.told(_opening(request, opened, judged, evidence))
+    bench = Bench(opened, stored_bases(opened, tools), tools, pools, corpus_file, watch)
+    evaluation = prepare(request, opened, bench.bases, tools, watch)
+    move = begun(request, bench)
+    tokens, report = _opened(request, move, tools)
     watch.diagnosed(report)
-    if (
-        precheck.verdict == "incompatible"
-        and kind == "convert"
-        and request.precheck.on_incompatible == "reject"
-    ):
-        raise Rejected(
-            "The pre-check found this pair incompatible. "
-            + " ".join(reason.message for reason in precheck.reasons if reason.weight == "blocking"),
-            hint='Retrain on the new base, or set precheck.on_incompatible to "warn" to convert anyway.',
-        )
     if kind == "precheck":
         return Conversion(report, None, None)
-
-    deltas, rows, learnt = _carry(opened, evidence, judged, bases, tools, watch)
+    if not measurement_decides(request):
+        _refuse_incompatible(request, report)
+    if evaluation is not None and compared(request):
+        move, found, selection = best_of(request, bench, evaluation, move, report)
+        tokens, report = _opened(request, move, tools, selection)
+        watch.diagnosed(report)
+    else:
+        found = moved(move, bench)
+    opened = move.opened
     watch.step(Phase.TRANSFERRING)
     built = build_adapter(
         opened.target,
-        deltas,
+        found.deltas,
         dtype=request.output.dtype,
         max_rank=request.output.max_rank,
         base_model=pinned.target.repo_id,
@@ -143,12 +112,14 @@ def run(
     )
     carried = carry_tokens(tokens, opened, built, request.output.dtype)
     built = carried.built
-    report = carried.summed(_with_sites(carried.told(report), opened, rows, built, request, learnt))
+    report = carried.summed(with_sites(carried.told(report), found, built, request))
     watch.diagnosed(report)
 
     write_tensors(folder, built)
     watch.step(Phase.VERIFYING)
-    report = report.model_copy(update={"verification": verify(opened, built, folder, deltas, tools.device)})
+    report = report.model_copy(
+        update={"verification": verify(opened, built, folder, found.deltas, tools.device)}
+    )
     if evaluation is not None:
         report = _evaluated(evaluation, report, built, watch)
     licences = {
@@ -159,6 +130,26 @@ def run(
     return Conversion(report, folder, place)
 
 
+def _opened(
+    request: ConversionRequest, move: Move, tools: Tools, selection: Selection | None = None
+) -> tuple[TokenPlan, Report]:
+    """What is to become of trained token rows, and the report before anything is carried or built."""
+    name = move.judged.params.name
+    tokens = plan_tokens(move.opened, tools.hub, name, wanted=request.output.token_rows)
+    return tokens, tokens.told(opening(request, move, selection))
+
+
+def _refuse_incompatible(request: ConversionRequest, report: Report) -> None:
+    """Raises Rejected for that verdict, unless the request wants to go on."""
+    if report.precheck.verdict != "incompatible" or request.precheck.on_incompatible != "reject":
+        return
+    raise Rejected(
+        "The pre-check found this pair incompatible. "
+        + " ".join(reason.message for reason in report.precheck.reasons if reason.weight == "blocking"),
+        hint='Retrain on the new base, or set precheck.on_incompatible to "warn" to convert anyway.',
+    )
+
+
 def _evaluated(evaluation: Prepared, report: Report, built: BuiltAdapter, watch: Watch) -> Report:
     """What the adapter is worth as it was written. Raises WorseThanTarget, after telling the watch why."""
     watch.step(Phase.EVALUATING)
@@ -166,168 +157,3 @@ def _evaluated(evaluation: Prepared, report: Report, built: BuiltAdapter, watch:
     watch.diagnosed(report)
     refuse_worse(evaluation.spec, report)
     return report
-
-
-def _evidence(
-    opened: Opened,
-    tools: Tools,
-    request: ConversionRequest,
-    pools: Pools,
-    activations: Activations | None,
-    watch: Watch,
-) -> EvidenceSource:
-    most = getattr(request.method, "anchor_tokens", 4096)
-    return EvidenceSource(
-        source=Base(opened.pinned.source, opened.source),
-        target=Base(opened.pinned.target, opened.target),
-        cache=tools.cache,
-        device=tools.device,
-        embeddings=paired_embeddings(opened, most),
-        offer=offer_pool(request, opened, pools, tools, watch),
-        activations=activations,
-    )
-
-
-def _paired(opened: Opened, request: ConversionRequest, activations: Activations | None) -> Pairing:
-    """Sites by similarity of layers where both bases read a text, else by relative depth."""
-    params = request.method
-    if activations is None and not params.fold:
-        return opened.pairing
-    # A pool predicts the target layer's own update, which is not made of several.
-    fold = params.fold and not isinstance(params, AnchorRidgeParams)
-    return pair_sites(
-        opened.source,
-        opened.target,
-        opened.adapter.sites,
-        params.layer_scale,
-        fold=fold,
-        layers=activations.layers if activations is not None else None,
-    )
-
-
-def _carry(
-    opened: Opened, evidence: EvidenceSource, judged: Judged, bases: Bases, tools: Tools, watch: Watch
-) -> tuple[dict[Site, LowRank], list[SiteRow], Distilled | None]:
-    """Every site in turn, so that memory does not grow with depth."""
-    params, state, device = judged.params, judged.prepared, evidence.device
-    method = get_method(params.name)
-    pairs = opened.pairing.pairs
-    needs = method.needs(params)
-    if state is None:  # a method that refused in the pre-check says so again, now as an error
-        offer = evidence.offer if Evidence.ANCHORS in needs else None
-        anchors = offer.open() if offer is not None else None
-        pairs = anchors.pairs if anchors is not None else pairs
-        state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs, anchors))
-    if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
-        raise IncompatiblePair(
-            "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",
-            hint="Use a method or alignment that needs no shared vocabulary.",
-            pointer="/method",
-        )
-    phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
-    learnt: Distilled | None = None
-    if isinstance(params, DistillParams):
-        learnt = trained(opened, bases, evidence, pairs, params, tools, watch)
-        evidence = replace(evidence, trained=learnt.deltas)
-    elif evidence.activations is not None:
-        evidence.activations.plan(pairs)
-    deltas: dict[Site, list[LowRank]] = {}
-    rows: list[SiteRow] = []
-    for done, pair in enumerate(pairs):
-        watch.step(phase, done, len(pairs), "sites")
-        delta = opened.adapter.delta(pair.source).scaled(pair.scale)
-        on_device = LowRank(delta.B.to(device), delta.A.to(device))
-        carried = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
-        if params.dare is not None:
-            carried = dare(carried, params.dare, pair.target)
-        deltas.setdefault(pair.target, []).append(LowRank(carried.delta.B.cpu(), carried.delta.A.cpu()))
-        # What is predicted from a pool is the target layer's own update, which is not shared out.
-        shared = {"layer_scale": pair.scale} if pair.scale != 1.0 and Evidence.ANCHORS not in needs else {}
-        measured = finite({**carried.measurements, **shared})
-        rows.append(
-            SiteRow(
-                source=str(pair.source),
-                target=str(pair.target),
-                measurements=measured,
-                flags=list(carried.flags),
-            )
-        )
-    watch.step(phase, len(pairs), len(pairs), "sites")
-    whole, merged = folded(deltas, rows)
-    if params.refine is not None:
-        learnt = refined(opened, bases, whole, params.refine, tools, watch)
-        whole = learnt.deltas
-    return whole, merged, learnt
-
-
-def _opening(request: ConversionRequest, opened: Opened, judged: Judged, evidence: EvidenceSource) -> Report:
-    pinned = opened.pinned
-    pool, of_pool = told_of_pool(judged.prepared, evidence.offer, opened)
-    return Report(
-        rebase_version=rebase_version(),
-        libraries=library_versions(),
-        adapter=RepoAt(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
-        source=RepoAt(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
-        target=RepoAt(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
-        method_requested=request.method.model_dump(mode="json"),
-        method_used=judged.params.model_dump(mode="json"),
-        precheck=judged.precheck,
-        pool=pool,
-        layer_map=_layer_map(evidence.activations, request.precheck.thresholds),
-        dropped_sites=[str(site) for site in opened.pairing.dropped],
-        unused_source_layers=list(opened.pairing.unused_source_layers),
-        not_carried=list(opened.adapter.not_carried),
-        warnings=[printable(warning) for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool)],
-    )
-
-
-def _layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
-    """Which layers see the same text alike, where both bases read one."""
-    if activations is None:
-        return None
-    found, text, corpus = activations.similarity, activations.text, activations.corpus
-    return LayerMap(
-        similarity=found.matrix.tolist(),
-        layers=list(found.layers),
-        coverage=found.covered(thresholds.similar),
-        threshold=thresholds.similar,
-        positions=found.positions,
-        coverage_source=text.source_coverage,
-        coverage_target=text.target_coverage,
-        biased=list(found.biased),
-        corpus=TextRead(name=corpus.name, digest=corpus.digest, documents=len(corpus.documents)),
-    )
-
-
-def _with_sites(
-    report: Report,
-    opened: Opened,
-    rows: list[SiteRow],
-    built: BuiltAdapter,
-    request: ConversionRequest,
-    learnt: Distilled | None,
-) -> Report:
-    by_target = {str(site): finite(measured) for site, measured in built.measurements.items()}
-    merged = [
-        row.model_copy(update={"measurements": {**row.measurements, **by_target.get(row.target, {})}})
-        for row in rows
-    ]
-    flags = {flag for row in merged for flag in row.flags}
-    return report.model_copy(
-        update={
-            "sites": merged,
-            "summary": summarise(merged) | (finite(learnt.measurements) if learnt else {}),
-            "output": {
-                "rank": built.rank,
-                "dtype": request.output.dtype,
-                "max_rank": request.output.max_rank,
-            },
-            "caveats": caveats(
-                report.precheck,
-                dropped=len(report.dropped_sites),
-                not_carried=len(report.not_carried),
-                flags=flags,
-                read_text=report.layer_map is not None,
-            ),
-        }
-    )

@@ -73,5 +73,6 @@ def verdict_of(report: Report) -> dict[str, Any]:
         "measurements": report.precheck.measurements,
         "rank": report.output.get("rank"),
         "caveats": report.caveats,
+        "selection": report.selection.model_dump(mode="json") if report.selection is not None else None,
         "evaluation": report.evaluation.summary() if report.evaluation is not None else None,
     }

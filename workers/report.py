@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
+from workers.selection.rows import Selection
+
 SCHEMA_VERSION = 1
 NOT_EVALUATED = "No task was evaluated: the figures here describe the weights, not the skill."
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
@@ -198,6 +200,7 @@ class Report(_Part):
     unused_source_layers: list[int] = []
     not_carried: list[str] = []
     warnings: list[str] = []
+    selection: Selection | None = None
     pool: PoolPart | None = None
     layer_map: LayerMap | None = None
     output: dict[str, Any] = {}
@@ -239,7 +242,12 @@ def summarise(sites: Sequence[SiteRow]) -> dict[str, float]:
 
 
 def caveats(
-    report_precheck: Precheck, *, dropped: int, not_carried: int, flags: set[str], read_text: bool = False
+    report_precheck: Precheck,
+    *,
+    dropped: int,
+    not_carried: int,
+    flags: set[str],
+    read_text: bool = False,
 ) -> list[str]:
     """Plain sentences for whoever decides whether to trust the result. `read_text`: both bases read one."""
     lines = []

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 from core.requests import ConversionRequest
-from transfer.catalogue import DistillParams
+from transfer.catalogue import AutoParams, DistillParams, MethodParams
 from transfer.interface import Evidence
 from transfer.registry import METHODS
+from transfer.selection import candidates, variants
 
 _OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.HEADS})
 
 
+def compared(request: ConversionRequest, *, pool: bool = True) -> tuple[MethodParams, ...]:
+    """The methods that are run and compared on the request's examples, the simplest first: for `auto`, and
+    for a method with a DARE sweep. None where one was settled beforehand. `pool`: one may cover the bases."""
+    params = request.method
+    if request.evaluate is None or not request.evaluate.examples:
+        return ()
+    if isinstance(params, AutoParams):
+        return candidates(params, pool=pool, text=request.precheck.activations is not False)
+    return (params,) if len(variants(params)) > 1 else ()
+
+
+def measurement_decides(request: ConversionRequest) -> bool:
+    """Does measuring choose the method? The verdict on the one that rules would choose then ends nothing."""
+    return isinstance(request.method, AutoParams) and bool(compared(request))
+
+
 def reads_text(request: ConversionRequest) -> bool:
     """Are both bases to read the corpus? When the method needs it, or the pre-check is asked for it, as
-    naming a corpus does."""
+    naming a corpus does. Of `auto` this is the pre-check alone; each of its candidates is asked by itself."""
     if request.precheck.activations is not None:
-        return request.precheck.activations or _method_reads(request)
-    return request.corpus is not None or _method_reads(request)
+        return request.precheck.activations or _reads(request.method)
+    return request.corpus is not None or _reads(request.method)
 
 
-def _method_reads(request: ConversionRequest) -> bool:
-    method = METHODS.get(request.method.name)
-    return method is not None and bool(method.needs(request.method) & _OF_TEXT)
+def candidates_read_text(request: ConversionRequest) -> bool:
+    """Does any method that is compared want them to?"""
+    return any(map(_reads, compared(request)))
+
+
+def _reads(params: MethodParams) -> bool:
+    method = METHODS.get(params.name)
+    return method is not None and bool(method.needs(params) & _OF_TEXT)
 
 
 def runs_bases(request: ConversionRequest) -> bool:

@@ -10,6 +10,7 @@ from rebase.cli import options
 from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
+from rebase.cli.selection import selection_of, selection_tables
 from rebase.cli.tables import job_lines
 from rebase.cli.waiting import exit_of, follow, open_client, why
 from rebase.evaluation_files import read_evaluation
@@ -53,7 +54,8 @@ def command(
             job = follow(client, job, out)
         reasons = why(client, job)
     out.document(job.model_dump(mode="json"))
-    out.show(*job_lines(job, reasons), *evaluation_tables((job.result or reasons or {}).get("evaluation")))
+    out.show(*job_lines(job, reasons), *selection_tables(selection_of(job.result, reasons)))
+    out.show(*evaluation_tables((job.result or reasons or {}).get("evaluation")))
     if not job.done:
         out.note(f"Follow it: rebase status {job.id} --wait")
     return exit_of(job)

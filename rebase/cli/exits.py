@@ -29,6 +29,7 @@ _BY_CODE: dict[str, Exit] = {
     "incompatible": Exit.INCOMPATIBLE,
     "incompatible_pair": Exit.INCOMPATIBLE,
     "worse_than_target": Exit.INCOMPATIBLE,
+    "nothing_better": Exit.INCOMPATIBLE,
     "service_unreachable": Exit.UNREACHABLE,
 }
 _KEY_HINT = "Set REBASE_API_KEY to a key of this service; `rebase keys create` on its side makes one."

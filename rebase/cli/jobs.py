@@ -11,6 +11,7 @@ from rebase.cli import options
 from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
+from rebase.cli.selection import selection_of, selection_tables
 from rebase.cli.tables import diagnostics_table, job_lines, jobs_table
 from rebase.cli.waiting import exit_of, follow, open_client, why
 from rebase.client import Job
@@ -38,6 +39,7 @@ def status(
     out.show(*job_lines(job, reasons))
     if measured is not None:
         out.show(diagnostics_table(measured))
+    out.show(*selection_tables(selection_of(job.result, reasons)))
     out.show(*evaluation_tables((measured or job.result or reasons or {}).get("evaluation")))
     return exit_of(job)
 

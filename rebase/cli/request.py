@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from core.errors import RequestInvalid
-from core.evaluation import EXAMPLE_TAGS
-from core.requests import ConversionRequest, refuse_unavailable
+from core.requests import ConversionRequest, refuse_unavailable, refuse_unmeasured
 from rebase.evaluation_files import merged
+from service.pointers import field_errors
 from transfer.catalogue import PARAMS_BY_NAME
 
 _OBJECTS = tuple(ConversionRequest.model_fields)
@@ -125,20 +125,17 @@ def validate(body: Mapping[str, Any]) -> ConversionRequest:
     try:
         request = ConversionRequest.model_validate(body)
     except ValidationError as exc:
-        raise _named(exc) from exc
+        raise _named(exc, body) from exc
     refuse_unavailable(request)
+    refuse_unmeasured(request)
     return request
 
 
-def _named(exc: ValidationError) -> RequestInvalid:
+def _named(exc: ValidationError, body: Mapping[str, Any]) -> RequestInvalid:
     first = exc.errors(include_url=False, include_context=False)[0]
-    # A discriminated union puts its tag into the location; nobody typed it there.
-    path = [
-        str(part)
-        for place, part in enumerate(first["loc"])
-        if not (place == 1 and first["loc"][0] == "method" and part in PARAMS_BY_NAME)
-        and part not in EXAMPLE_TAGS
-    ]
+    # Unions put tags into the location; nobody typed them there.
+    found = field_errors([{**first, "loc": ("body", *first["loc"])}], body)[0]
+    path = found.pointer.split("/")[1:]
     hint = None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_invalid":
@@ -156,7 +153,8 @@ def _named(exc: ValidationError) -> RequestInvalid:
 
 
 def _known_parameters(loc: tuple[int | str, ...]) -> str | None:
-    if len(loc) < 2 or loc[0] != "method" or loc[1] not in PARAMS_BY_NAME:
+    """Of the method that the parameter in last place was given to."""
+    if len(loc) < 3 or loc[0] != "method" or loc[-2] not in PARAMS_BY_NAME:
         return None
-    names = [name for name in PARAMS_BY_NAME[str(loc[1])].model_fields if name != "name"]
-    return f"Parameters of {loc[1]}: {', '.join(names)}"
+    names = [name for name in PARAMS_BY_NAME[str(loc[-2])].model_fields if name != "name"]
+    return f"Parameters of {loc[-2]}: {', '.join(names)}"

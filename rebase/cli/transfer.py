@@ -18,6 +18,7 @@ from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
 from rebase.cli.request import build_request
+from rebase.cli.selection import selection_tables
 from rebase.cli.tables import diagnostics_table, layer_lines, verdict_lines
 from rebase.evaluation_files import read_evaluation
 from rebase.folders import Aliases
@@ -82,7 +83,7 @@ def command(
     )
     shown = evidence.model_dump(mode="json")
     out.show(*layer_lines(shown["layer_map"]), diagnostics_table(shown))
-    out.show(*evaluation_tables(shown["evaluation"]))
+    out.show(*selection_tables(shown["selection"]), *evaluation_tables(shown["evaluation"]))
     out.show(*[f"- {line}" for line in (*evidence.caveats, *evidence.warnings)])
     out.show(f"adapter   {out_dir}")
     return Exit.DONE
@@ -165,7 +166,8 @@ def run_locally(
             if watch.report is not None:
                 found = watch.report.precheck
                 out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
-                out.show(*evaluation_tables(watch.report.model_dump(mode="json")["evaluation"]))
+                told = watch.report.model_dump(mode="json")
+                out.show(*selection_tables(told["selection"]), *evaluation_tables(told["evaluation"]))
             raise
         else:
             progress.finish()

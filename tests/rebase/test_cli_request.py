@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 
 from core.errors import NotAvailable, RequestInvalid
 from rebase.cli.request import build_request, parse_settings, parse_value
+from transfer.catalogue import AutoParams, DareParams
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+TEXTS = {"examples": [{"text": "Some text."}]}
+TASKS = {"tasks": ["arc_easy"]}  # no examples of the request's own
 KEY = st.from_regex(r"[a-z_][a-z0-9_]{0,12}", fullmatch=True)
 
 
@@ -151,3 +155,48 @@ def test_a_wrong_argument_is_named(arguments: dict[str, object], pointer: str) -
     with pytest.raises((RequestInvalid, NotAvailable)) as caught:
         build_request(**{"adapter": "a/b", "target": "c/d", **arguments})  # type: ignore[arg-type]
     assert caught.value.pointer == pointer
+
+
+def _line(*settings: str, **more: object) -> dict[str, object]:
+    return {"settings": list(settings), **more}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pointer"),
+    [
+        (_line('candidates=["copy"]'), "/method/candidates"),
+        (_line('candidates=["copy", "cop"]'), "/method/candidates/1/name"),
+        (_line('candidates=["auto"]'), "/method/candidates/0/name"),
+        (_line('candidates=[{"name": "copy", "pad": 3}]'), "/method/candidates/0/pad"),
+        (_line('candidates=[{"name": "copy", "pat": 3}]'), "/method/candidates/0/pat"),
+        (_line("method.dare.p=sweep", method="copy"), "/method/dare/p"),
+        (_line("method.dare.p=most", method="copy"), "/method/dare/p"),
+        (_line("method.dare.p=1.5", method="copy"), "/method/dare/p"),
+        (
+            _line('candidates=[{"name": "copy", "dare": {"p": "sweep"}}]', evaluate=TASKS),
+            "/method/candidates",
+        ),
+        (_line("method.dare.p=sweep", "method.refine={}", evaluate=TEXTS), "/method/dare/p"),
+        (
+            _line(
+                'candidates=["copy", {"name": "copy", "dare": {"p": "sweep"}, "refine": {}}]', evaluate=TEXTS
+            ),
+            "/method/candidates/1/dare/p",
+        ),
+    ],
+)
+def test_what_only_measuring_can_decide_is_refused_at_its_field(
+    arguments: dict[str, Any], pointer: str
+) -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        build_request(adapter="a/b", target="c/d", **arguments)
+    assert caught.value.pointer == pointer
+
+
+def test_candidates_and_a_sweep_are_taken_with_examples() -> None:
+    settings = ['candidates=["copy", {"name": "linear", "side": "input"}]', "method.dare.p=sweep"]
+    method = build_request(adapter="a/b", target="c/d", settings=settings, evaluate=TEXTS).method
+    assert isinstance(method, AutoParams)
+    assert method.candidates is not None
+    assert [params.name for params in method.candidates] == ["copy", "linear"]
+    assert method.dare == DareParams(p="sweep")

@@ -272,6 +272,20 @@ def test_a_conversion_that_names_a_pool_it_cannot_use_is_refused_before_it_is_a_
     assert [job["kind"] for job in api.client.get("/jobs").json()["jobs"]].count("precheck") == 0
 
 
+def test_a_pool_that_a_candidate_names_is_looked_at_in_the_same_way(api: Api) -> None:
+    ready, validating = _ready(api), _register(api)
+    examples = {"examples": [{"text": "Some text."}]}
+
+    def answer(*pools: str) -> Any:
+        candidates = ["copy", *({"name": METHOD, "pool": pool} for pool in pools)]
+        method = {"name": "auto", "candidates": candidates}
+        return api.client.post("/convert", json={**BODY, "method": method, "evaluate": examples})
+
+    assert answer(ready).status_code == 202
+    refused = answer(ready, validating)
+    assert (refused.status_code, refused.json()["pointers"]) == (409, ["/method/candidates/2/pool"])
+
+
 def test_what_a_key_has_made_is_not_refused_when_its_pool_has_gone_since(api: Api) -> None:
     pool_id = _ready(api)
     first = _convert(api, pool_id, key="k")

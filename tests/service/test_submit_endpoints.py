@@ -28,7 +28,8 @@ def test_a_conversion_is_accepted_with_where_and_when_to_look(api: Api) -> None:
     assert answer.headers["location"] == f"/jobs/{job['id']}"
     assert int(answer.headers["retry-after"]) >= 1
     assert (job["kind"], job["status"], job["done"], job["attempt"]) == ("convert", "queued", False, 0)
-    defaults = {"layer_scale": True, "fold": False, "refine": None, "dare": None}
+    shared = {"layer_scale": True, "fold": False, "refine": None, "dare": None}
+    defaults = {**shared, "train": False, "candidates": None}
     assert job["request"]["method"] == {"name": "auto", **defaults}
     assert api.client.get(answer.headers["location"]).json() == job
 
@@ -79,6 +80,14 @@ def test_a_key_in_flight_is_a_conflict_that_may_be_tried_again(api: Api) -> None
         ({"method": {"name": "cross_lora", "rank": 0}}, ["/method/rank"]),
         ({"method": {"name": "cross_lora", "rank": 1e400}}, ["/method/rank"]),
         ({"method": {"name": "cross_lora", "rnak": 3, "norm": 7}}, ["/method/norm", "/method/rnak"]),
+        ({"method": {"name": "copy", "dare": {"p": "sweep"}}}, ["/method/dare/p"]),
+        ({"method": {"name": "auto", "candidates": ["copy"]}}, ["/method/candidates"]),
+        ({"method": {"name": "auto", "candidates": []}}, ["/method/candidates"]),
+        ({"method": {"name": "auto", "candidates": ["copy", "auto"]}}, ["/method/candidates/1"]),
+        (
+            {"method": {"name": "auto", "candidates": [{"name": "copy", "pad": 3}]}},
+            ["/method/candidates/0/pad"],
+        ),
         ({"output": {"repo_id": "no-owner"}}, ["/output/repo_id"]),
         ({"output": {"dtype": "int8", "max_rank": -1}}, ["/output/dtype", "/output/max_rank"]),
         ({"a/b~c": 1}, ["/a~1b~0c"]),

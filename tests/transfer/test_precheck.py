@@ -241,7 +241,7 @@ def test_index_alignment_is_never_better_than_uncertain_and_never_chosen(tmp_pat
         assert isinstance(chosen, CrossLoraParams)
         assert chosen.alignment == "anchored"
         assert chosen.layer_scale is False
-        assert [reason.weight for reason in why] == ["info"]
+        assert [reason.code for reason in why] == ["auto_cross_lora", "auto_would_train"]
 
 
 def test_a_subspace_that_holds_almost_nothing_of_the_update_is_refused(tmp_path):

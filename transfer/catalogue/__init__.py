@@ -1,18 +1,21 @@
 """The catalogue of methods: each one's typed parameters, torch-free, published by `GET /methods`.
 
 Adding a method = one maths file in `transfer/methods/`, one class in this folder, one line in
-`transfer/registry.py`, one test. The union below discriminates on `name`, so that a wrong parameter is
-reported at its own field.
+`transfer/registry.py`, one test. The unions here and in `auto` discriminate on `name`, so that a wrong
+parameter is reported at its own field.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
-from transfer.catalogue.base import AutoParams, DareParams, MethodParams
+from transfer.catalogue.auto import AutoParams, OneMethod
+from transfer.catalogue.base import DareParams, MethodParams
 from transfer.catalogue.distill import DistillParams, DistillSettings, RefineParams
 from transfer.catalogue.pools import AnchorRidgeParams
 from transfer.catalogue.thresholds import Thresholds
@@ -43,6 +46,7 @@ __all__ = [
     "GeometricParams",
     "LinearParams",
     "MethodParams",
+    "OneMethod",
     "PairedTextParams",
     "ProLoraParams",
     "RefineParams",
@@ -50,24 +54,11 @@ __all__ = [
     "TiesParams",
     "WeightAverageParams",
     "describe",
+    "label",
     "parse_params",
 ]
 
-AnyMethodParams = Annotated[
-    AutoParams
-    | CopyParams
-    | DifferenceParams
-    | LinearParams
-    | WeightAverageParams
-    | TiesParams
-    | CrossLoraParams
-    | ProLoraParams
-    | AnchorRidgeParams
-    | GeometricParams
-    | ActivationParams
-    | DistillParams,
-    Field(discriminator="name"),
-]
+AnyMethodParams = Annotated[AutoParams | OneMethod, Field(discriminator="name")]
 
 PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "auto": AutoParams,
@@ -84,6 +75,11 @@ PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "distill": DistillParams,
 }
 
+_NESTED: dict[str, tuple[type[BaseModel], str]] = {
+    "dare": (DareParams, "p"),
+    "refine": (RefineParams, "steps"),
+}
+_LONGEST = 40
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)
 
 
@@ -91,6 +87,34 @@ def parse_params(value: str | dict[str, Any]) -> MethodParams:
     """Parameters from a name or an object. Raises pydantic's ValidationError."""
     params: MethodParams = _ADAPTER.validate_python({"name": value} if isinstance(value, str) else value)
     return params
+
+
+def label(method: Mapping[str, Any]) -> str:
+    """A method's parameters in one line for people: its name, and what differs from the defaults."""
+    params = PARAMS_BY_NAME[method["name"]]
+    settings = ", ".join(f"{key}={_short(value)}" for key, value in _differing(method, params))
+    return f"{method['name']} ({settings})" if settings else str(method["name"])
+
+
+def _differing(
+    given: Mapping[str, Any], model: type[BaseModel], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; of DARE and refinement always how much."""
+    for key, default in model().model_dump(mode="json").items():
+        value = given.get(key, default)
+        if key == "name" or value == default:
+            continue
+        if key in _NESTED:
+            inner, telling = _NESTED[key]
+            more = dict(_differing(value, inner, f"{key}."))
+            yield from ({f"{key}.{telling}": value[telling]} | more).items()
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def describe() -> list[dict[str, Any]]:

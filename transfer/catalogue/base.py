@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,13 @@ class DareParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    p: float = Field(default=0.9, gt=0.0, lt=1.0, description="Share of entries dropped.")
+    p: Annotated[float, Field(gt=0.0, lt=1.0)] | Literal["sweep"] = Field(
+        default=0.9,
+        description=(
+            "Share of entries dropped. `sweep` tries 0, 0.8, 0.9, 0.95 and 0.99 and keeps the best by "
+            "measurement; it needs `evaluate`."
+        ),
+    )
     mode: Literal["random", "magnitude"] = Field(
         default="random",
         description="`random` is unbiased; `magnitude` (literal) makes the update several times as long.",
@@ -47,9 +53,3 @@ class MethodParams(BaseModel):
         description="Train the carried update on a little text that the source writes; off by default.",
     )
     dare: DareParams | None = Field(default=None, description="Thin the carried update out; off by default.")
-
-
-class AutoParams(MethodParams):
-    """Pick a method by documented rules from the pre-check's evidence; refuse when none is fit."""
-
-    name: Literal["auto"] = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from transfer.catalogue import (
 )
 from transfer.errors import IncompatiblePair
 from transfer.interface import Anchors, Evidence, Pair, Prepared, SitePair
-from transfer.pairing import Pairing
+from transfer.pairing import Pairing, narrowed
 from transfer.precheck import measure
 from transfer.precheck.choose import choose
 from transfer.precheck.result import PrecheckResult, Reason, verdict_of
@@ -60,14 +60,17 @@ def precheck(
     offer: Offer | None = None,
     text: Mapping[str, float] | None = None,
     thresholds: Thresholds = _THRESHOLDS,
+    paired: Callable[[MethodParams], Pairing] | None = None,
 ) -> PrecheckResult:
     """Judge this move with this method; `auto` is resolved first, on the same measurements.
+
+    `pairing` is that of `params`, `paired` gives that of the method which `auto` chooses (None: the same).
 
     `probes` gives a site pair's evidence and is called for a few layers only, when a measurement needs it.
     `text`: what both bases made of one text, where they read one; their sites then have activations.
     A method that refuses the pair ends in `incompatible` with its own sentence, before anything expensive.
     """
-    bases = (source.config, target.config)
+    move = _Move((source.config, target.config), adapter, offer, probes, device)
     measured = measure.static(adapter, pairing, vocabularies)
     if offer is not None:
         measured["pool_anchors"] = float(offer.count)
@@ -75,67 +78,92 @@ def precheck(
         measured |= text
     chosen: MethodParams = params
     why: tuple[Reason, ...] = ()
-    ready = _ready(params, bases, pairing, offer)
+    ready = move.ready(params, pairing)
     if not ready.refused:
         measured |= measure.weights(adapter, measure.probe_pairs(pairing.pairs), probes)
     if isinstance(params, AutoParams):
-        chosen, why, ready = _chosen(params, measured, bases, pairing, offer)
-    if not ready.refused and _can_probe(chosen, measured):
-        method, places = get_method(chosen.name), measure.probe_pairs(ready.pairs)
-        measured |= measure.carried(method, chosen, ready.state, adapter, places, probes, device)
-    if not ready.refused and text is not None and "read_r2" not in measured:
-        measured |= measure.on_text(adapter, measure.probe_pairs(pairing.pairs), probes, device)
+        if text is not None:
+            measured |= measure.on_text(adapter, measure.probe_pairs(pairing.pairs), probes, device)
+        chosen, why, ready = _chosen(params, measured, move, paired or (lambda _: pairing), thresholds)
+        measured |= measure.static(adapter, ready.pairing, vocabularies)
+    if not ready.refused:
+        measured |= move.tried(chosen, ready, measured, on_text=text is not None)
     if isinstance(ready.state, Prepared):
         measured |= ready.state.measurements
         measured["sites"] = float(len(ready.pairs))
-        measured["sites_covered"] *= len(ready.pairs) / len(pairing.pairs)
+        measured["sites_covered"] *= len(ready.pairs) / len(ready.pairing.pairs)
     found = (*_architectures(source, target), *why, *ready.refused, *reasons(chosen, measured, thresholds))
-    return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, ready.pairs)
+    left = narrowed(ready.pairing, ready.pairs)
+    return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, left)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What a method prepared for which site pairs, or why it refused."""
+    """What a method prepared for which of the paired sites, or why it refused."""
 
-    state: Any
+    pairing: Pairing
     pairs: tuple[SitePair, ...]
+    state: Any = None
     refused: tuple[Reason, ...] = ()
 
 
-def _ready(
-    params: MethodParams,
-    bases: tuple[Mapping[str, Any], Mapping[str, Any]],
-    pairing: Pairing,
-    offer: Offer | None,
-) -> _Ready:
-    """`auto` prepares nothing: it chooses among methods that do not refuse."""
-    if isinstance(params, AutoParams):
-        return _Ready(None, pairing.pairs)
-    method = get_method(params.name)
-    try:
-        pooled = Evidence.ANCHORS in method.needs(params)
-        anchors = offer.open() if pooled and offer is not None else None
-        pairs = anchors.pairs if anchors is not None else pairing.pairs
-        return _Ready(method.prepare(params, Pair(*bases, pairs, anchors)), pairs)
-    except IncompatiblePair as refusal:
-        message = f"{refusal.message} {refusal.hint}" if refusal.hint else refusal.message
-        return _Ready(None, pairing.pairs, (Reason("refused_by_method", message, "blocking"),))
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """What stays the same whichever method is looked at."""
+
+    bases: tuple[Mapping[str, Any], Mapping[str, Any]]
+    adapter: SourceAdapter
+    offer: Offer | None
+    probes: measure.Probes
+    device: torch.device
+
+    def ready(self, params: MethodParams, pairing: Pairing) -> _Ready:
+        """`auto` prepares nothing: it chooses among methods that do not refuse."""
+        if isinstance(params, AutoParams):
+            return _Ready(pairing, pairing.pairs)
+        method = get_method(params.name)
+        try:
+            pooled = Evidence.ANCHORS in method.needs(params)
+            anchors = self.offer.open() if pooled and self.offer is not None else None
+            pairs = anchors.pairs if anchors is not None else pairing.pairs
+            return _Ready(pairing, pairs, method.prepare(params, Pair(*self.bases, pairs, anchors)))
+        except IncompatiblePair as refusal:
+            message = f"{refusal.message} {refusal.hint}" if refusal.hint else refusal.message
+            why = Reason("refused_by_method", message, "blocking")
+            return _Ready(pairing, pairing.pairs, refused=(why,))
+
+    def tried(
+        self, params: MethodParams, ready: _Ready, measured: Mapping[str, float], *, on_text: bool
+    ) -> dict[str, float]:
+        """The method on the real update at the probe sites, and what the adapter sees of a text there."""
+        found: dict[str, float] = {}
+        if _can_probe(params, measured):
+            places = measure.probe_pairs(ready.pairs)
+            method = get_method(params.name)
+            found |= measure.carried(
+                method, params, ready.state, self.adapter, places, self.probes, self.device
+            )
+        if on_text and "read_r2" not in {*measured, *found}:
+            places = measure.probe_pairs(ready.pairing.pairs)
+            found |= measure.on_text(self.adapter, places, self.probes, self.device)
+        return found
 
 
 def _chosen(
     params: AutoParams,
-    measured: dict[str, float],
-    bases: tuple[Mapping[str, Any], Mapping[str, Any]],
-    pairing: Pairing,
-    offer: Offer | None,
+    measured: Mapping[str, float],
+    move: _Move,
+    paired: Callable[[MethodParams], Pairing],
+    thresholds: Thresholds,
 ) -> tuple[MethodParams, tuple[Reason, ...], _Ready]:
     """What `auto` chooses; a pool that turns out to be unusable is left aside, and that is said."""
-    chosen, why = choose(params, measured)
-    ready = _ready(chosen, bases, pairing, offer)
+    chosen, why = choose(params, measured, thresholds)
+    ready = move.ready(chosen, paired(chosen))
     if isinstance(chosen, AnchorRidgeParams) and (trouble := _pool_trouble(ready)) is not None:
         unusable = Reason("pool_unusable", trouble, "doubt")
-        chosen, why = choose(params, {k: v for k, v in measured.items() if k != "pool_anchors"})
-        return chosen, (unusable, *why), _ready(chosen, bases, pairing, offer)
+        without = {name: value for name, value in measured.items() if name != "pool_anchors"}
+        chosen, why = choose(params, without, thresholds)
+        return chosen, (unusable, *why), move.ready(chosen, paired(chosen))
     return chosen, why, ready
 
 
@@ -149,7 +177,7 @@ def _pool_trouble(ready: _Ready) -> str | None:
     return f"An anchor pool was left aside: it misses its own tasks by {error:.0%} of their norm."
 
 
-def _can_probe(params: MethodParams, measured: dict[str, float]) -> bool:
+def _can_probe(params: MethodParams, measured: Mapping[str, float]) -> bool:
     """Anchored alignment cannot be tried without anchors; the rules then say so. Nothing is trained."""
     if get_method(params.name).needs(params) & {Evidence.TRAINED, Evidence.HEADS}:
         return False  # training is no pre-check

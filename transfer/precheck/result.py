@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transfer.catalogue import MethodParams
-from transfer.interface import SitePair
+from transfer.pairing import Pairing
 
 Verdict = Literal["compatible", "uncertain", "incompatible"]
 Weight = Literal["info", "doubt", "blocking"]
@@ -25,14 +25,14 @@ class Reason:
 @dataclass(frozen=True, slots=True)
 class PrecheckResult:
     """`params`: of the method that was judged; for `auto`, of the method that it chose. `prepared`: what that
-    method prepared; `pairs`: the site pairs that it can carry."""
+    method prepared; `pairing`: the sites that it can carry, and those that are left out."""
 
     verdict: Verdict
     reasons: tuple[Reason, ...]
     measurements: dict[str, float]
     params: MethodParams
     prepared: Any
-    pairs: tuple[SitePair, ...]
+    pairing: Pairing
 
     @property
     def method(self) -> str:

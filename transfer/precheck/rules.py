@@ -89,7 +89,7 @@ def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thr
     if isinstance(params, AnchorRidgeParams):
         yield from _anchor_ridge(params, measured)
     if params.dare is not None:
-        yield from _dare(params.dare)
+        yield from thinning(params.dare)
 
 
 def _sites(measured: Mapping[str, float]) -> Iterator[Reason]:
@@ -204,11 +204,15 @@ def _prolora(measured: Mapping[str, float]) -> Iterator[Reason]:
         yield Reason("little_energy", text, "blocking" if kept < LEAST_ENERGY_KEPT else "doubt")
 
 
-def _dare(params: DareParams) -> Iterator[Reason]:
+def thinning(params: DareParams) -> Iterator[Reason]:
+    """What DARE costs, after any method."""
     if params.mode == "magnitude":
         text = "dare.mode=magnitude rescales the largest entries only, so the update becomes much larger."
         yield Reason("dare_magnitude", text, "doubt")
-    text = f"DARE drops {params.p:.0%} of the entries, and cutting the rest to a rank loses part of it."
+    share = (
+        "the share of entries that measures best" if params.p == "sweep" else f"{params.p:.0%} of the entries"
+    )
+    text = f"DARE drops {share}, and cutting the rest to a rank loses part of it."
     yield Reason("dare", text, "doubt")
 
 

@@ -15,7 +15,7 @@ from workers.bases import Bases, Stored
 from workers.corpus import primes, texts
 from workers.reading import Opened
 from workers.tools import Tools
-from workers.wants import reads_text
+from workers.wants import candidates_read_text, reads_text
 from workers.watch import Watch
 
 FEWEST_POSITIONS = 256  # every eighth passage of these is held out
@@ -32,6 +32,8 @@ def gather(
 ) -> Activations | None:
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
     if not reads_text(request):
+        if candidates_read_text(request):
+            return None  # each of them gathers its own
         if corpus_file is not None:
             raise RequestInvalid(
                 f"A corpus is given, but {request.method.name} reads no text.",

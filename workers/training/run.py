@@ -43,15 +43,17 @@ def refined(
     opened: Opened,
     bases: Bases,
     deltas: Mapping[Site, LowRank],
-    settings: DistillSettings,
+    params: MethodParams,
     tools: Tools,
     watch: Watch,
 ) -> Distilled:
-    """A carried update, trained on; it stays what it was where training brings nothing."""
+    """What a method with `refine` carried, trained on; it stays what it was where training brings nothing."""
+    settings = params.refine
+    assert settings is not None
     rank = max(delta.rank for delta in deltas.values())
     sites = {site: delta.shape for site, delta in deltas.items()}
     begun = starting(sites, rank, deltas, settings.seed)
-    return _run(opened, bases, begun, settings, tools, watch, may_stay=True)
+    return _run(opened, bases, begun, settings, tools, watch, refines=params)
 
 
 def trains(params: MethodParams) -> bool:
@@ -67,9 +69,10 @@ def _run(
     tools: Tools,
     watch: Watch,
     *,
-    may_stay: bool = False,
+    refines: MethodParams | None = None,
 ) -> Distilled:
-    """Write, then train; the source is let go in between where there is no room for both."""
+    """Write, then train; the source is let go in between where there is no room for both. `refines`: the
+    method that carried what training begins with, which stays where training brings nothing."""
     if not bases.fits("target"):
         raise TrainingFailed(
             "The target does not fit into this worker's memory, so it cannot be trained here.",
@@ -77,7 +80,7 @@ def _run(
             pointer="/method",
         )
     deltas = {site: opened.adapter.delta(site) for site in opened.adapter.sites}
-    folder = _checkpoints(opened, params, tools)
+    folder = _checkpoints(opened, params, refines, tools)
     folder.mkdir(parents=True, exist_ok=True)
     source = bases.model("source")
     on_source = {site: _to(delta, source.device) for site, delta in deltas.items()}
@@ -85,7 +88,7 @@ def _run(
     del source, on_source
     found = train(bases.model("target"), written, begun, params, watch=watch, checkpoint_dir=folder)
     shutil.rmtree(folder, ignore_errors=True)
-    if found.measurements["distill_best_step"] == 0.0 and not may_stay:
+    if found.measurements["distill_best_step"] == 0.0 and refines is None:
         raise TrainingFailed(
             "Training never foretold the held-out text better than the target alone does.",
             hint="Sample more tokens, lower the learning rate, or give prompts of the adapter's task.",
@@ -109,7 +112,7 @@ def _closed_form(
     return folded(parts, [])[0]
 
 
-def _checkpoints(opened: Opened, params: DistillSettings, tools: Tools) -> Path:
+def _checkpoints(opened: Opened, params: DistillSettings, refines: MethodParams | None, tools: Tools) -> Path:
     """A folder of this adapter, these bases and these settings: whoever takes the job over finds it."""
     pinned = opened.pinned
     named = [
@@ -119,6 +122,7 @@ def _checkpoints(opened: Opened, params: DistillSettings, tools: Tools) -> Path:
         pinned.target.repo_id,
         pinned.target.sha,
         params.model_dump(mode="json"),
+        refines.model_dump(mode="json") if refines is not None else None,
     ]
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
     return tools.scratch / "training" / digest[:32]

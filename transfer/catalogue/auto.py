@@ -1,0 +1,74 @@
+"""Parameters of `auto`, and which methods it may compare."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from transfer.catalogue.activations import ActivationParams, GeometricParams
+from transfer.catalogue.base import MethodParams
+from transfer.catalogue.distill import DistillParams
+from transfer.catalogue.pools import AnchorRidgeParams
+from transfer.catalogue.weights import (
+    CopyParams,
+    CrossLoraParams,
+    DifferenceParams,
+    LinearParams,
+    ProLoraParams,
+    TiesParams,
+    WeightAverageParams,
+)
+
+# Every method that can be run; `auto` only ever picks one of them.
+OneMethod = (
+    CopyParams
+    | DifferenceParams
+    | LinearParams
+    | WeightAverageParams
+    | TiesParams
+    | CrossLoraParams
+    | ProLoraParams
+    | AnchorRidgeParams
+    | GeometricParams
+    | ActivationParams
+    | DistillParams
+)
+
+
+def from_name(value: Any) -> Any:
+    """A method's name alone is short for its object."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Candidate = Annotated[OneMethod, Field(discriminator="name")]
+
+
+class AutoParams(MethodParams):
+    """Pick a method by documented rules from the pre-check's evidence, or by measurement on `evaluate`."""
+
+    name: Literal["auto"] = "auto"
+    train: bool = Field(
+        default=False,
+        description=(
+            "Allow training: where no method that works without is fit, let the target learn (`distill`), "
+            "which takes minutes or more."
+        ),
+    )
+    candidates: tuple[Annotated[Candidate, BeforeValidator(from_name)], ...] | None = Field(
+        default=None,
+        max_length=16,
+        json_schema_extra={"minItems": 1},
+        description=(
+            "With `evaluate`: the methods that are run and compared, names or objects, the simplest first. "
+            "Null compares every one that fits the pair."
+        ),
+    )
+
+    @field_validator("candidates")
+    @classmethod
+    def _some(cls, value: tuple[OneMethod, ...] | None) -> tuple[OneMethod, ...] | None:
+        # A least length would count a candidate that is wrong as missing, and report both.
+        if value == ():
+            raise ValueError("must name at least one method, or be left out")
+        return value

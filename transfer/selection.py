@@ -1,0 +1,142 @@
+"""Which of several methods, by what they score on a task: chosen on one half of the examples, confirmed on
+the other half.
+
+The best of many scores is too good partly by luck, so the half that chose does not tell what the winner is
+worth. The other half, which no candidate was picked on, does; and it has a veto, so that nothing is kept that
+scores below the target alone on examples that had no part in its choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from transfer.catalogue import (
+    ActivationParams,
+    AnchorRidgeParams,
+    AutoParams,
+    CopyParams,
+    CrossLoraParams,
+    DifferenceParams,
+    DistillParams,
+    GeometricParams,
+    LinearParams,
+    MethodParams,
+    ProLoraParams,
+    TiesParams,
+    WeightAverageParams,
+)
+from transfer.precheck.choose import handed_on
+
+# Four examples on either side; fewer would let one example decide.
+FEWEST_TO_SPLIT = 8
+# 0: no DARE. The others are the paper's [000].
+SHARES = (0.0, 0.8, 0.9, 0.95, 0.99)
+
+Ending = Literal["better", "none_fit", "none_better", "not_confirmed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """Places of examples, each in rising order. `shared`: too few to split, so both are all of them."""
+
+    choosing: tuple[int, ...]
+    confirming: tuple[int, ...]
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`best`: the place of the fit candidate with the highest mean, the first of equals; None without any.
+    `ending`: whether it is to be kept, and if not, why."""
+
+    best: int | None
+    ending: Ending
+
+
+def halves(count: int, seed: int) -> Halves:
+    """`count` examples in two halves at random, the choosing one larger by one where they are odd; all of
+    them twice when there are fewer than eight. Raises ValueError without examples."""
+    if count < 1:
+        raise ValueError("there is nothing to choose by: no example")
+    everything = tuple(range(count))
+    if count < FEWEST_TO_SPLIT:
+        return Halves(everything, everything, True)
+    picked = set(np.random.default_rng(seed).permutation(count)[: (count + 1) // 2].tolist())
+    choosing = tuple(place for place in everything if place in picked)
+    return Halves(choosing, tuple(place for place in everything if place not in picked), False)
+
+
+def choose_best(
+    alone: Sequence[float],
+    scores: Sequence[Sequence[float]],
+    split: Halves,
+    fit: Sequence[bool] | None = None,
+) -> Choice:
+    """The candidate to keep. `alone`: the target's own score of every example; `scores`: each candidate's,
+    the simplest candidate first, higher is better; `fit`: which of them may be kept at all (None: all).
+
+    It has the highest mean on the choosing half, which must exceed the target's, and on the confirming half
+    a mean that is not below the target's. Raises ValueError for lengths that differ and scores that are no
+    numbers.
+    """
+    if fit is not None and len(fit) != len(scores):
+        raise ValueError("every candidate is either fit or not")
+    if any(len(row) != len(alone) for row in scores):
+        raise ValueError("every candidate needs a score for each of the target's examples")
+    if not all(math.isfinite(score) for row in (alone, *scores) for score in row):
+        raise ValueError("scores must be finite")
+    means = {
+        place: mean_at(row, split.choosing) for place, row in enumerate(scores) if fit is None or fit[place]
+    }
+    if not means:
+        return Choice(None, "none_fit")
+    best = max(means, key=means.__getitem__)  # the first of equals
+    if means[best] <= mean_at(alone, split.choosing):
+        return Choice(best, "none_better")
+    kept = mean_at(scores[best], split.confirming) >= mean_at(alone, split.confirming)
+    return Choice(best, "better" if kept else "not_confirmed")
+
+
+def mean_at(scores: Sequence[float], places: Sequence[int]) -> float:
+    """Of some examples; summed exactly, so that equal scores in another order are equal."""
+    return math.fsum(scores[place] for place in places) / len(places)
+
+
+def candidates(auto: AutoParams, *, pool: bool, text: bool) -> tuple[MethodParams, ...]:
+    """The methods that `auto` compares, the simplest first: those of the request, or every one there is.
+
+    Left out of the latter: prediction from a pool where none covers the bases (`pool`), what makes the bases
+    read a text where that is not wanted (`text`), and training unless it is allowed. Whatever a pair of bases
+    does not admit, the method itself refuses.
+    """
+    if auto.candidates is not None:
+        return tuple(handed_on(auto, params) for params in auto.candidates)
+    every: tuple[MethodParams, ...] = (
+        CopyParams(),
+        LinearParams(),
+        ProLoraParams(),
+        DifferenceParams(),
+        WeightAverageParams(),
+        TiesParams(),
+        CrossLoraParams(),
+        *((AnchorRidgeParams(),) if pool else ()),
+        *((GeometricParams(), ActivationParams()) if text else ()),
+        *((DistillParams(),) if auto.train else ()),
+    )
+    return tuple(handed_on(auto, params) for params in every)
+
+
+def variants(params: MethodParams) -> tuple[MethodParams, ...]:
+    """The method with each share of a DARE sweep, none first; itself where it has no sweep."""
+    dare = params.dare
+    if dare is None or dare.p != "sweep":
+        return (params,)
+    return tuple(
+        params.model_copy(update={"dare": dare.model_copy(update={"p": share}) if share else None})
+        for share in SHARES
+    )

@@ -1,0 +1,205 @@
+"""One method's way from opened repos to updates of the target: evidence → verdict → one site after another.
+
+`begun` and `moved` are all of a conversion that depends on the method, so that comparing several methods is
+calling them several times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from core.pools import Pools
+from core.requests import ConversionRequest
+from core.states import Phase
+from transfer.catalogue import AnchorRidgeParams, DareParams, DistillParams, MethodParams
+from transfer.dare import dare
+from transfer.errors import IncompatiblePair
+from transfer.interface import Carried, Evidence, LowRank, Pair, Site, SitePair
+from transfer.pairing import Pairing, pair_sites
+from transfer.precheck import probe_pairs
+from transfer.registry import get_method
+from workers.activations.evidence import Activations
+from workers.activations.gather import gather
+from workers.bases import Bases
+from workers.evidence import Base, EvidenceSource
+from workers.fold import folded
+from workers.judge import Judged, judge
+from workers.pool import PoolOffer, offer_pool
+from workers.reading import Opened, paired_embeddings
+from workers.report import SiteRow, finite
+from workers.tools import Tools
+from workers.training.distill import Distilled
+from workers.training.run import refined, trained
+from workers.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every method of a request finds: both bases and the adapter, and what work is done with."""
+
+    opened: Opened
+    bases: Bases
+    tools: Tools
+    pools: Pools
+    corpus_file: Path | None
+    watch: Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A method that has been judged. `opened` holds the sites that it can carry."""
+
+    opened: Opened
+    evidence: EvidenceSource
+    judged: Judged
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Updates of the target in float32 on the CPU, a row for each, and what was learnt where one was."""
+
+    deltas: dict[Site, LowRank]
+    rows: list[SiteRow]
+    learnt: Distilled | None
+
+
+def begun(request: ConversionRequest, bench: Bench, offer: PoolOffer | None = None) -> Move:
+    """Gather what the request's method looks at and judge it; `auto` is resolved here.
+
+    `offer`: the pool, where it has been found before.
+    """
+    opened, watch = bench.opened, bench.watch
+    activations = gather(request, opened, bench.bases, bench.tools, bench.corpus_file, watch)
+    pooled = replace(opened, pairing=paired(opened, AnchorRidgeParams(), activations))
+    evidence = EvidenceSource(
+        source=Base(opened.pinned.source, opened.source),
+        target=Base(opened.pinned.target, opened.target),
+        cache=bench.tools.cache,
+        device=bench.tools.device,
+        embeddings=paired_embeddings(opened, getattr(request.method, "anchor_tokens", 4096)),
+        offer=offer or offer_pool(request, pooled, bench.pools, bench.tools, watch),
+        activations=activations,
+    )
+    opened = replace(opened, pairing=_planned(opened, request.method, activations))
+    watch.step(Phase.PRECHECKING)
+    judged = judge(
+        opened,
+        evidence,
+        request.method,
+        request.precheck.thresholds,
+        lambda params: _planned(opened, params, activations),
+    )
+    return Move(replace(opened, pairing=judged.pairing), evidence, judged)
+
+
+def paired(opened: Opened, params: MethodParams, activations: Activations | None) -> Pairing:
+    """Sites by similarity of layers where both bases read a text, else by relative depth."""
+    # A pool predicts the target layer's own update, which is not made of several.
+    fold = params.fold and not isinstance(params, AnchorRidgeParams)
+    return pair_sites(
+        opened.source,
+        opened.target,
+        opened.adapter.sites,
+        params.layer_scale,
+        fold=fold,
+        layers=activations.layers if activations is not None else None,
+    )
+
+
+def _planned(opened: Opened, params: MethodParams, activations: Activations | None) -> Pairing:
+    """The same, and the pass over the text knows which sites the pre-check will ask for."""
+    pairing = paired(opened, params, activations)
+    if activations is not None:
+        activations.plan(probe_pairs(pairing.pairs))
+    return pairing
+
+
+def moved(move: Move, bench: Bench) -> Moved:
+    """The update at every site of the target, with what the request wants done to any method's update."""
+    return finished(carried(move, bench), move, bench)
+
+
+def finished(found: Moved, move: Move, bench: Bench) -> Moved:
+    """A carried update thinned out and trained on, as the method's parameters say."""
+    params = move.judged.params
+    if params.dare is not None:
+        found = thinned(found, params.dare, move.evidence.device)
+    if params.refine is not None:
+        learnt = refined(move.opened, bench.bases, found.deltas, params, bench.tools, bench.watch)
+        found = Moved(learnt.deltas, found.rows, learnt)
+    return found
+
+
+def carried(move: Move, bench: Bench) -> Moved:
+    """What the method alone carries: every site in turn, so that memory does not grow with depth."""
+    params, evidence, watch = move.judged.params, move.evidence, bench.watch
+    method = get_method(params.name)
+    needs = method.needs(params)
+    state, pairs = _prepared(move)
+    if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
+        raise IncompatiblePair(
+            "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",
+            hint="Use a method or alignment that needs no shared vocabulary.",
+            pointer="/method",
+        )
+    phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
+    learnt: Distilled | None = None
+    if isinstance(params, DistillParams):
+        learnt = trained(move.opened, bench.bases, evidence, pairs, params, bench.tools, watch)
+        evidence = replace(evidence, trained=learnt.deltas)
+    elif evidence.activations is not None:
+        evidence.activations.plan(pairs)
+    deltas: dict[Site, list[LowRank]] = {}
+    rows: list[SiteRow] = []
+    for done, pair in enumerate(pairs):
+        watch.step(phase, done, len(pairs), "sites")
+        delta = move.opened.adapter.delta(pair.source).scaled(pair.scale)
+        on_device = LowRank(delta.B.to(evidence.device), delta.A.to(evidence.device))
+        result = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
+        deltas.setdefault(pair.target, []).append(LowRank(result.delta.B.cpu(), result.delta.A.cpu()))
+        # What is predicted from a pool is the target layer's own update, which is not shared out.
+        scaled = pair.scale != 1.0 and Evidence.ANCHORS not in needs
+        rows.append(_row(pair, result, {"layer_scale": pair.scale} if scaled else {}))
+    watch.step(phase, len(pairs), len(pairs), "sites")
+    whole, merged = folded(deltas, rows)
+    return Moved(whole, merged, learnt)
+
+
+def thinned(found: Moved, params: DareParams, device: torch.device) -> Moved:
+    """DARE at every site, at one share. What it measures joins the rows."""
+    sites = {str(site): site for site in found.deltas}
+    deltas, rows = dict(found.deltas), []
+    for row in found.rows:
+        site = sites[row.target]
+        delta = found.deltas[site]
+        on_device = LowRank(delta.B.to(device), delta.A.to(device))
+        result = dare(Carried(on_device, dict(row.measurements), tuple(row.flags)), params, site)
+        deltas[site] = LowRank(result.delta.B.cpu(), result.delta.A.cpu())
+        update = {"measurements": finite(result.measurements), "flags": list(result.flags)}
+        rows.append(row.model_copy(update=update))
+    return Moved(deltas, rows, found.learnt)
+
+
+def _prepared(move: Move) -> tuple[object, tuple[SitePair, ...]]:
+    """The method's state and sites. One that refused in the pre-check says so again, now as an error."""
+    params, evidence, opened = move.judged.params, move.evidence, move.opened
+    if move.judged.prepared is not None:
+        return move.judged.prepared, opened.pairing.pairs
+    method = get_method(params.name)
+    offer = evidence.offer if Evidence.ANCHORS in method.needs(params) else None
+    anchors = offer.open() if offer is not None else None
+    pairs = anchors.pairs if anchors is not None else opened.pairing.pairs
+    state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs, anchors))
+    return state, pairs
+
+
+def _row(pair: SitePair, result: Carried, more: dict[str, float]) -> SiteRow:
+    return SiteRow(
+        source=str(pair.source),
+        target=str(pair.target),
+        measurements=finite({**result.measurements, **more}),
+        flags=list(result.flags),
+    )

@@ -1,0 +1,1 @@
+"""A method chosen by measurement among several."""

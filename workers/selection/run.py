@@ -1,0 +1,158 @@
+"""Several methods run on one adapter and measured on the request's examples; the best one goes on.
+
+Each candidate goes the whole way of a conversion up to the update in float32: its own evidence, its own
+pre-check, every site, DARE, refinement. Only the best so far is kept in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from core.errors import RebaseError
+from core.requests import ConversionRequest
+from transfer.catalogue import AutoParams, MethodParams
+from transfer.errors import TransferError
+from transfer.precheck.rules import thinning
+from transfer.selection import Choice, Halves, choose_best, halves, variants
+from workers.evaluation.prepare import Prepared
+from workers.evaluation.scoring import Measure
+from workers.judge import Judged, row_of
+from workers.move import Bench, Move, Moved, begun, carried, finished
+from workers.report import ReasonRow, Report
+from workers.selection.rows import CandidateRow, Selection
+from workers.selection.table import nothing_better, table_of, why_chosen
+from workers.wants import compared, measurement_decides, reads_text
+
+
+@dataclass
+class _Contest:
+    """What was tried so far. `measured`: the row in `rows` of each of `scores`; `fit`: may it be kept?"""
+
+    alone: tuple[float, ...]
+    split: Halves
+    lenient: bool
+    rows: list[CandidateRow] = field(default_factory=list)
+    scores: list[tuple[float, ...]] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
+    fit: list[bool] = field(default_factory=list)
+    kept: tuple[Move, Moved] | None = None
+
+    @property
+    def choice(self) -> Choice:
+        return choose_best(self.alone, self.scores, self.split, self.fit)
+
+    def refused(self, params: MethodParams, reason: str, move: Move | None = None) -> None:
+        """A candidate that cannot be measured, with every share of its sweep."""
+        verdict = move.judged.precheck.verdict if move is not None else None
+        self.rows.append(CandidateRow(method=_shown(params), verdict=verdict, reason=reason))
+
+    def scored(self, move: Move, found: Moved, scores: tuple[float, ...]) -> None:
+        """A candidate that was; it is kept while nothing scores better."""
+        judged = move.judged
+        self.measured.append(len(self.rows))
+        self.rows.append(CandidateRow(method=_shown(judged.params), verdict=judged.precheck.verdict))
+        self.scores.append(scores)
+        self.fit.append(self.lenient or judged.precheck.verdict != "incompatible")
+        if self.choice.best == len(self.scores) - 1:
+            self.kept = (move, found)
+
+
+def _shown(params: MethodParams) -> dict[str, Any]:
+    return params.model_dump(mode="json")
+
+
+def best_of(
+    request: ConversionRequest, bench: Bench, evaluation: Prepared, rules: Move, report: Report
+) -> tuple[Move, Moved, Selection]:
+    """The candidate that scores highest, its updates, and the table of all of them.
+
+    `rules`: what was settled without measuring; `report`: what is told with the table when nothing is worth
+    publishing, which raises NothingBetter.
+    """
+    measure = evaluation.measure
+    assert measure is not None
+    wanted = compared(request, pool=rules.evidence.offer is not None)
+    tries = sum(len(variants(params)) for params in wanted)
+    evaluation.progress.begin((1 + tries) * len(evaluation.spec.examples))
+    alone = measure({})
+    lenient = request.precheck.on_incompatible == "warn"
+    contest = _Contest(alone, halves(len(alone), evaluation.spec.seed), lenient)
+    for place, params in enumerate(wanted):
+        with _named(request, place):
+            _try(request, params, bench, rules, measure, contest)
+    table = table_of(
+        evaluation.spec,
+        contest.rows,
+        contest.measured,
+        contest.alone,
+        contest.scores,
+        contest.split,
+        contest.choice,
+    )
+    enforced = measurement_decides(request) and evaluation.spec.on_worse == "reject"
+    if contest.kept is None or (enforced and table.ending != "better"):
+        bench.watch.diagnosed(report.model_copy(update={"selection": table}))
+        raise nothing_better(table, trained=getattr(request.method, "train", True))
+    move, found = contest.kept
+    chosen = ReasonRow(code="measured", message=why_chosen(table), weight="info")
+    return replace(move, judged=_told(move.judged, chosen)), found, table
+
+
+def _try(
+    request: ConversionRequest,
+    params: MethodParams,
+    bench: Bench,
+    rules: Move,
+    measure: Measure,
+    contest: _Contest,
+) -> None:
+    """One candidate, once for each share of its sweep; what cannot be carried is a row that says why."""
+    plain = request.model_copy(update={"method": params.model_copy(update={"dare": None})})
+    if not reads_text(plain):
+        bench = replace(bench, corpus_file=None)
+    named = isinstance(request.method, AutoParams) and request.method.candidates is not None
+    move: Move | None = None
+    try:
+        move = begun(plain, bench, None if named else rules.evidence.offer)
+        refusals = [row.message for row in move.judged.precheck.reasons if row.code == "refused_by_method"]
+        if refusals:
+            contest.refused(params, refusals[0], move)
+            return
+        whole = carried(move, bench)
+        for variant in variants(params):
+            candidate = replace(move, judged=_with_share(move.judged, variant))
+            found = finished(whole, candidate, bench)
+            contest.scored(candidate, found, measure(found.deltas))
+    except TransferError as refusal:
+        contest.refused(params, f"{refusal.message} {refusal.hint or ''}".strip(), move)
+
+
+def _with_share(judged: Judged, params: MethodParams) -> Judged:
+    """The same verdict, about the method with one share of DARE's."""
+    judged = replace(judged, params=params)
+    if params.dare is None:
+        return judged
+    judged = _told(judged, *map(row_of, thinning(params.dare)))
+    if judged.precheck.verdict != "compatible":
+        return judged
+    return replace(judged, precheck=judged.precheck.model_copy(update={"verdict": "uncertain"}))
+
+
+def _told(judged: Judged, *more: ReasonRow) -> Judged:
+    reasons = [*judged.precheck.reasons, *more]
+    return replace(judged, precheck=judged.precheck.model_copy(update={"reasons": reasons}))
+
+
+@contextmanager
+def _named(request: ConversionRequest, place: int) -> Iterator[None]:
+    """An error about the method is about this candidate, where the request lists them."""
+    try:
+        yield
+    except (RebaseError, TransferError) as exc:
+        listed = isinstance(request.method, AutoParams) and request.method.candidates is not None
+        if listed and exc.pointer is not None and exc.pointer.startswith("/method"):
+            exc.pointer = f"/method/candidates/{place}{exc.pointer.removeprefix('/method')}"
+        raise

@@ -1,0 +1,120 @@
+"""What a comparison of methods says: the table of candidates with intervals, and sentences about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.errors import NothingBetter
+from core.evaluation import EvaluationSpec
+from transfer.bootstrap import Interval, Resampled
+from transfer.catalogue import label
+from transfer.selection import Choice, Halves
+from workers.evaluation.scoring import headline_of
+from workers.selection.rows import CandidateRow, Confirmed, Scored, Selection
+
+_ALONE = "alone"
+Scores = Sequence[float]
+
+
+def table_of(
+    spec: EvaluationSpec,
+    rows: Sequence[CandidateRow],
+    measured: Sequence[int],
+    alone: Scores,
+    scores: Sequence[Scores],
+    split: Halves,
+    choice: Choice,
+) -> Selection:
+    """Scores and gains on the choosing half for the `measured` rows; those of the best on the other half."""
+    told = list(rows)
+    drawn = _drawn(spec, alone, scores, split.choosing)
+    for number, place in enumerate(measured):
+        figures = {"score": _scored(drawn.mean(str(number))), "gain": _gain(drawn, number)}
+        told[place] = rows[place].model_copy(update=figures)
+    confirmed = None
+    if choice.best is not None:
+        other = _drawn(spec, alone, scores, split.confirming)
+        confirmed = Confirmed(
+            score=_scored(other.mean(str(choice.best))),
+            target=_scored(other.mean(_ALONE)),
+            gain=_gain(other, choice.best),
+        )
+    return Selection(
+        score=headline_of(spec) or "",
+        seed=spec.seed,
+        choosing=len(split.choosing),
+        confirming=len(split.confirming),
+        shared=split.shared,
+        target=_scored(drawn.mean(_ALONE)),
+        candidates=told,
+        best=measured[choice.best] if choice.best is not None else None,
+        ending=choice.ending,
+        confirmed=confirmed,
+    )
+
+
+def why_chosen(found: Selection) -> str:
+    """Of the best candidate, in one sentence."""
+    assert found.best is not None
+    assert found.confirmed is not None
+    best, confirmed = found.candidates[found.best], found.confirmed
+    assert best.score is not None
+    tried = sum(row.score is not None for row in found.candidates)
+    on_others = (
+        ""
+        if found.shared
+        else f"; on the other {found.confirming} {_of(confirmed.score)} against {_of(confirmed.target)}"
+    )
+    return (
+        f"Of {tried} candidate(s) that were run, {label(best.method)} scores highest: {_of(best.score)} "
+        f"against {_of(found.target)} of the target alone ({found.score}) on the {found.choosing} example(s) "
+        f"that chose{on_others}."
+    )
+
+
+def nothing_better(found: Selection, *, trained: bool) -> NothingBetter:
+    """The refusal, with every candidate in it."""
+    if found.best is None:
+        said = "No candidate could be run that its pre-check did not find incompatible."
+    elif found.ending == "not_confirmed" and found.confirmed is not None:
+        best, confirmed = found.candidates[found.best], found.confirmed
+        said = (
+            f"{label(best.method)} scores best on the examples that chose, but on the other "
+            f"{found.confirming} it has {_of(confirmed.score)} and the target alone "
+            f"{_of(confirmed.target)} ({found.score})."
+        )
+    else:
+        said = f"No candidate scores better than the target alone, {_of(found.target)} ({found.score})."
+    first = "Retrain on the new base" if trained else "Allow training with method.train=true"
+    knob = "precheck.on_incompatible" if found.best is None else "evaluate.on_worse"
+    return NothingBetter(
+        f"{said} Tried: {'; '.join(map(_line, found.candidates))}.",
+        hint=f'{first}, or set {knob} to "warn" to keep the best of them all the same.',
+        pointer="/method",
+    )
+
+
+def _line(row: CandidateRow) -> str:
+    if row.score is not None:
+        doubtful = " (incompatible)" if row.verdict == "incompatible" else ""
+        return f"{label(row.method)} {_of(row.score)}{doubtful}"
+    first = (row.reason or "").split(". ")[0].rstrip(".")
+    return f"{label(row.method)} was not measured ({first})"
+
+
+def _drawn(spec: EvaluationSpec, alone: Scores, scores: Sequence[Scores], places: Sequence[int]) -> Resampled:
+    named = {_ALONE: alone} | {str(number): row for number, row in enumerate(scores)}
+    picked = {name: [row[place] for place in places] for name, row in named.items()}
+    return Resampled(picked, times=spec.bootstrap, seed=spec.seed)
+
+
+def _gain(drawn: Resampled, number: int) -> Scored:
+    return _scored(drawn.difference(str(number), _ALONE))
+
+
+def _scored(found: Interval) -> Scored:
+    return Scored(value=found.value, low=found.low, high=found.high)
+
+
+def _of(scored: Scored) -> str:
+    return f"{scored.value:.3f}"

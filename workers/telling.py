@@ -1,0 +1,125 @@
+"""What a report says at each stage of a conversion."""
+
+from __future__ import annotations
+
+from core.errors import printable
+from core.requests import ConversionRequest
+from transfer.adapter.write import BuiltAdapter
+from transfer.catalogue import AutoParams, Thresholds
+from workers.activations.evidence import Activations
+from workers.move import Move, Moved
+from workers.pool import told_of_pool
+from workers.report import (
+    LayerMap,
+    RepoAt,
+    Report,
+    TextRead,
+    caveats,
+    finite,
+    library_versions,
+    rebase_version,
+    summarise,
+)
+from workers.selection.rows import Selection
+
+
+def opening(request: ConversionRequest, move: Move, selection: Selection | None = None) -> Report:
+    """Who takes part, the verdict and what it rests on; how the method was chosen, if that was measured."""
+    opened, judged, evidence = move.opened, move.judged, move.evidence
+    pinned = opened.pinned
+    pool, of_pool = told_of_pool(judged.prepared, evidence.offer, opened)
+    return Report(
+        rebase_version=rebase_version(),
+        libraries=library_versions(),
+        adapter=RepoAt(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
+        source=RepoAt(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
+        target=RepoAt(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
+        method_requested=request.method.model_dump(mode="json"),
+        method_used=judged.params.model_dump(mode="json"),
+        precheck=judged.precheck,
+        selection=selection,
+        pool=pool,
+        layer_map=_layer_map(evidence.activations, request.precheck.thresholds),
+        dropped_sites=[str(site) for site in opened.pairing.dropped],
+        unused_source_layers=list(opened.pairing.unused_source_layers),
+        not_carried=list(opened.adapter.not_carried),
+        warnings=[
+            printable(warning)
+            for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool, *_not_compared(request))
+        ],
+    )
+
+
+def _not_compared(request: ConversionRequest) -> list[str]:
+    """An evaluation that `auto` cannot choose by."""
+    if not isinstance(request.method, AutoParams) or request.evaluate is None or request.evaluate.examples:
+        return []
+    return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
+
+
+def _layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
+    """Which layers see the same text alike, where both bases read one."""
+    if activations is None:
+        return None
+    found, text, corpus = activations.similarity, activations.text, activations.corpus
+    return LayerMap(
+        similarity=found.matrix.tolist(),
+        layers=list(found.layers),
+        coverage=found.covered(thresholds.similar),
+        threshold=thresholds.similar,
+        positions=found.positions,
+        coverage_source=text.source_coverage,
+        coverage_target=text.target_coverage,
+        biased=list(found.biased),
+        corpus=TextRead(name=corpus.name, digest=corpus.digest, documents=len(corpus.documents)),
+    )
+
+
+def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: ConversionRequest) -> Report:
+    """The same with a row for each updated site, their summary, and what to know before using it."""
+    by_target = {str(site): finite(measured) for site, measured in built.measurements.items()}
+    merged = [
+        row.model_copy(update={"measurements": {**row.measurements, **by_target.get(row.target, {})}})
+        for row in found.rows
+    ]
+    flags = {flag for row in merged for flag in row.flags}
+    return report.model_copy(
+        update={
+            "sites": merged,
+            "summary": summarise(merged) | (finite(found.learnt.measurements) if found.learnt else {}),
+            "output": {
+                "rank": built.rank,
+                "dtype": request.output.dtype,
+                "max_rank": request.output.max_rank,
+            },
+            "caveats": [
+                *selection_caveats(report.selection),
+                *caveats(
+                    report.precheck,
+                    dropped=len(report.dropped_sites),
+                    not_carried=len(report.not_carried),
+                    flags=flags,
+                    read_text=report.layer_map is not None,
+                ),
+            ],
+        }
+    )
+
+
+def selection_caveats(found: Selection | None) -> list[str]:
+    """What to know of figures that also chose."""
+    if found is None:
+        return []
+    if found.shared:
+        lines = [
+            f"The {found.choosing} example(s) that chose among methods are also those that it is measured "
+            "on, being too few to split: its figures flatter it."
+        ]
+    else:
+        lines = [
+            f"{found.choosing} of the examples chose among methods, so figures over all of them flatter a "
+            f"little; 'selection' has those of the other {found.confirming}."
+        ]
+    if found.ending != "better":
+        lines.insert(0, "Measured on the examples, it is not better than the target alone.")
+    return lines
