@@ -16,7 +16,7 @@ from core.pools import NO_POOLS, Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
-from transfer.catalogue import AnchorRidgeParams, DistillParams, Thresholds
+from transfer.catalogue import AnchorRidgeParams, Thresholds
 from transfer.dare import dare
 from transfer.errors import IncompatiblePair
 from transfer.interface import Evidence, LowRank, Pair, Site
@@ -46,8 +46,7 @@ from workers.report import (
 from workers.resolve import OutputPlace, output_name, output_place
 from workers.token_rows import carry_tokens, plan_tokens
 from workers.tools import Tools
-from workers.training.distill import Distilled
-from workers.training.run import refined, trained
+from workers.training.run import Learnt, learn, refined
 from workers.verify.check import verify
 from workers.watch import Resolved, Watch
 from workers.writing import write_card_and_report, write_tensors
@@ -191,7 +190,7 @@ def _paired(opened: Opened, request: ConversionRequest, activations: Activations
 
 def _carry(
     opened: Opened, evidence: EvidenceSource, judged: Judged, bases: Bases, tools: Tools, watch: Watch
-) -> tuple[dict[Site, LowRank], list[SiteRow], Distilled | None]:
+) -> tuple[dict[Site, LowRank], list[SiteRow], Learnt | None]:
     """Every site in turn, so that memory does not grow with depth."""
     params, state, device = judged.params, judged.prepared, evidence.device
     method = get_method(params.name)
@@ -209,11 +208,8 @@ def _carry(
             pointer="/method",
         )
     phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
-    learnt: Distilled | None = None
-    if isinstance(params, DistillParams):
-        learnt = trained(opened, bases, evidence, pairs, params, tools, watch)
-        evidence = replace(evidence, trained=learnt.deltas)
-    elif evidence.activations is not None:
+    evidence, learnt = learn(opened, bases, evidence, pairs, params, tools, watch)
+    if evidence.activations is not None:
         evidence.activations.plan(pairs)
     deltas: dict[Site, list[LowRank]] = {}
     rows: list[SiteRow] = []
@@ -239,8 +235,8 @@ def _carry(
     watch.step(phase, len(pairs), len(pairs), "sites")
     whole, merged = folded(deltas, rows)
     if params.refine is not None:
-        learnt = refined(opened, bases, whole, params.refine, tools, watch)
-        whole = learnt.deltas
+        whole, more = refined(opened, bases, whole, params.refine, tools, watch)
+        learnt = more if learnt is None else learnt.then(more)
     return whole, merged, learnt
 
 
@@ -289,7 +285,7 @@ def _with_sites(
     rows: list[SiteRow],
     built: BuiltAdapter,
     request: ConversionRequest,
-    learnt: Distilled | None,
+    learnt: Learnt | None,
 ) -> Report:
     by_target = {str(site): finite(measured) for site, measured in built.measurements.items()}
     merged = [
@@ -301,6 +297,7 @@ def _with_sites(
         update={
             "sites": merged,
             "summary": summarise(merged) | (finite(learnt.measurements) if learnt else {}),
+            "cast_heads_trained_on": learnt.heads_of if learnt else None,
             "output": {
                 "rank": built.rank,
                 "dtype": request.output.dtype,

@@ -140,6 +140,7 @@ class Report(_Part):
     warnings: list[str] = []
     pool: PoolPart | None = None
     layer_map: LayerMap | None = None
+    cast_heads_trained_on: RepoAt | None = None
     output: dict[str, Any] = {}
     verification: Verification | None = None
     caveats: list[str] = []

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 
 from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
 from transfer.catalogue.base import AutoParams, DareParams, MethodParams
+from transfer.catalogue.cast import CastParams
 from transfer.catalogue.distill import DistillParams, DistillSettings, RefineParams
 from transfer.catalogue.pools import AnchorRidgeParams
 from transfer.catalogue.thresholds import Thresholds
@@ -33,6 +34,7 @@ __all__ = [
     "AnchorRidgeParams",
     "AnyMethodParams",
     "AutoParams",
+    "CastParams",
     "CopyParams",
     "CrossLoraParams",
     "DareParams",
@@ -65,6 +67,7 @@ AnyMethodParams = Annotated[
     | AnchorRidgeParams
     | GeometricParams
     | ActivationParams
+    | CastParams
     | DistillParams,
     Field(discriminator="name"),
 ]
@@ -81,6 +84,7 @@ PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "anchor_ridge": AnchorRidgeParams,
     "geometric": GeometricParams,
     "activation": ActivationParams,
+    "cast": CastParams,
     "distill": DistillParams,
 }
 
