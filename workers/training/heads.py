@@ -18,12 +18,9 @@ from torch import Tensor
 from core.errors import HubUnauthorised, RepoGated, RepoNotFound
 from transfer.activations.site import site_map
 from transfer.catalogue import CastParams
-from transfer.errors import IncompatiblePair, TrainingFailed
+from transfer.errors import TrainingFailed
 from transfer.interface import Evidence, Heads, LowRank, Port, SitePair
-from transfer.precheck.rules import FEWEST_ANCHORS
 from transfer.training.heads import HEADS_VERSION, Student, Trained, random_heads
-from transfer.training.objectives import Common, common_tokens
-from transfer.vocabulary import SharedTokens
 from workers.activations.evidence import Activations
 from workers.bases import Bases
 from workers.cache.factors import PairKey
@@ -35,9 +32,9 @@ from workers.tools import Tools
 from workers.training.cast import MEASURED, Cast, train
 from workers.training.checkpoint import identity_of
 from workers.training.lessons import Lessons
+from workers.training.shared import common_of
 from workers.watch import Watch
 
-_FEWEST_TOKENS = FEWEST_ANCHORS  # shared; the pre-check says the same
 _OWN = {"reuse", "refine", "dare"}  # settings that do not change what is trained
 
 
@@ -168,15 +165,11 @@ class _Job:
         return drawn[0].to(device), drawn[1].to(device)
 
     def _lessons(self, folder: Path) -> Lessons:
-        source, target = (
-            int((base.config.get("text_config") or base.config)["vocab_size"])
-            for base in (self.opened.source, self.opened.target)
-        )
         return Lessons(
             folder,
             self._identity(),
             self._activations.text,
-            _common(self.opened.vocabularies, source, target),
+            common_of(self.opened),
             self.params.listed,
             self.params.temperature,
             self.params.objective == "shift",
@@ -222,18 +215,6 @@ class _Job:
         except (HubUnauthorised, RepoGated, RepoNotFound):
             return False
         return True
-
-
-def _common(tokens: SharedTokens | None, source: int, target: int) -> Common:
-    found = common_tokens(tokens, source, target) if tokens is not None else None
-    if found is None or (found.size < _FEWEST_TOKENS and tokens is not None and not tokens.identical):
-        raise IncompatiblePair(
-            f"The two vocabularies share {found.size if found else 0} tokens, on which predictions could be "
-            f"compared; {_FEWEST_TOKENS} are needed.",
-            hint="Use a method that compares no predictions, such as activation or distill.",
-            pointer="/method",
-        )
-    return found
 
 
 def _fits(found: Mapping[str, Tensor], pair: SitePair) -> bool:

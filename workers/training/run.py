@@ -22,6 +22,7 @@ from workers.report import RepoAt
 from workers.tools import Tools
 from workers.training.distill import Distilled, starting, train
 from workers.training.heads import heads_for
+from workers.training.shared import common_of
 from workers.training.written import written_by
 from workers.watch import Watch
 
@@ -111,9 +112,12 @@ def _run(
     folder.mkdir(parents=True, exist_ok=True)
     source = bases.model("source")
     on_source = {site: _to(delta, source.device) for site, delta in deltas.items()}
-    written = written_by(source, on_source, params, watch=watch, path=folder / "samples.jsonl")
+    common = common_of(opened) if params.shift > 0.0 else None
+    written = written_by(source, on_source, params, watch=watch, path=folder / "samples.jsonl", common=common)
     del source, on_source
-    found = train(bases.model("target"), written, begun, params, watch=watch, checkpoint_dir=folder)
+    found = train(
+        bases.model("target"), written, begun, params, watch=watch, checkpoint_dir=folder, common=common
+    )
     shutil.rmtree(folder, ignore_errors=True)
     if found.measurements["distill_best_step"] == 0.0 and not may_stay:
         raise TrainingFailed(
