@@ -204,5 +204,10 @@ def caveats(
         lines.append(
             "At some sites the shared vocabulary aligned the models no better than a shuffled pairing."
         )
+    if "heads_of_another_adapter" in flags:
+        lines.append(
+            "At some sites the maps were trained with another adapter, in directions that hold less than "
+            "half of this one; reuse=false trains for it."
+        )
     lines.append("No task was evaluated: the figures here describe the weights, not the skill.")
     return lines

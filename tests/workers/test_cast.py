@@ -65,13 +65,25 @@ class World:
         """The target as transformers loads it."""
         return AutoModelForCausalLM.from_pretrained(self.hub / "acme/new").eval()
 
-    def tools(self, home: Path) -> Tools:
+    def tools(self, home: Path, model_bytes: int | None) -> Tools:
         """Cache and scratch in `home`."""
-        cache = FactorCache(home / "cache", 2**28)
-        return Tools(LocalHub(self.hub), cache, torch.device("cpu"), scratch=home / "scratch")
+        return Tools(
+            LocalHub(self.hub),
+            FactorCache(home / "cache", 2**28),
+            torch.device("cpu"),
+            scratch=home / "scratch",
+            model_bytes=model_bytes,
+        )
 
     def cast(
-        self, home: Path, out: str, adapter: str = "acme/skill", watch: Silent | None = None, **settings: Any
+        self,
+        home: Path,
+        out: str,
+        adapter: str = "acme/skill",
+        watch: Silent | None = None,
+        *,
+        model_bytes: int | None = None,
+        **settings: Any,
     ) -> Conversion:
         """As `rebase transfer` runs it; warnings of the pre-check do not stop it."""
         body = {
@@ -84,8 +96,8 @@ class World:
         }
         text = self.hub.parent / "text.txt"
         found = run(
-            ConversionRequest.model_validate(body), "convert", self.tools(home), watch or Silent(),
-            home / out, marker=None, corpus_file=text,
+            ConversionRequest.model_validate(body), "convert", self.tools(home, model_bytes), watch or
+            Silent(), home / out, marker=None, corpus_file=text,
         )  # fmt: skip
         assert isinstance(found, Conversion)
         return found
@@ -263,6 +275,8 @@ def test_another_adapter_of_the_pair_takes_the_heads_and_trains_nothing(
     assert first.report.summary["reads_trained.min"] == pytest.approx(1.0)
     assert 0.0 < found.report.summary["reads_trained.mean"] < 0.7
     assert bytes_of(found) != bytes_of(first)
+    assert any("trained with another adapter" in line for line in found.report.caveats)
+    assert not any("trained with another adapter" in line for line in first.report.caveats)
 
 
 def test_the_same_adapter_again_gets_the_same_bytes_and_report_without_training(
@@ -301,6 +315,27 @@ def test_final_states_may_take_part(llamas: World, tmp_path: Path) -> None:
     ]
     for found in both:
         assert found.report.summary["cast_nats_carried"] < found.report.summary["cast_nats_begun"]
+
+
+def test_products_may_be_computed_in_bfloat16(
+    llamas: World, trained: tuple[Path, Conversion], tmp_path: Path
+) -> None:
+    found = llamas.cast(tmp_path, "out", precision="bfloat16")
+    assert found.report.summary["cast_nats_carried"] < found.report.summary["cast_nats_begun"]
+    assert bytes_of(found) != bytes_of(trained[1])
+
+
+def test_a_target_that_does_not_fit_is_refused(llamas: World, tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="does not fit"):
+        llamas.cast(tmp_path, "out", model_bytes=1, positions=256)
+
+
+def test_a_source_that_does_not_fit_beside_the_target_changes_nothing(
+    llamas: World, trained: tuple[Path, Conversion], tmp_path: Path
+) -> None:
+    """Room for the larger base alone: each is loaded in its turn."""
+    size = (llamas.hub / "acme/new/model.safetensors").stat().st_size
+    assert bytes_of(llamas.cast(tmp_path, "out", model_bytes=size)) == bytes_of(trained[1])
 
 
 def test_an_update_that_is_no_nearer_than_none_is_not_published(llamas: World, tmp_path: Path) -> None:

@@ -102,10 +102,14 @@ def test_either_objective_lowers_its_own_divergence(objective: str, home: Path, 
     assert told["cast_coverage"] == pytest.approx(1.0, abs=1e-4)  # one tokenizer
 
 
-def test_heads_of_one_adapter_carry_another(home: Path) -> None:
+def test_heads_of_one_adapter_carry_another(home: Path, tmp_path: Path) -> None:
+    """10.2 nats alone. What they know beyond the closed form lies in the few directions that both adapters
+    use."""
+    closed = move(home, "harbor-json-lora-1", "closed json", {"name": "activation", "positions": 4096})
     found = move(home, "harbor-json-lora-1", "json", CAST)
     assert found.folder is not None
     assert found.report.cast_heads_trained_on is not None
     assert found.report.cast_heads_trained_on.repo_id == "tiny/harbor-sql-lora"
     assert 0.0 < found.report.summary["reads_trained.mean"] < 1.0
-    assert loss(found.folder, "json") < 0.5 * loss(None, "json")
+    assert closed.folder is not None
+    assert loss(found.folder, "json") < loss(closed.folder, "json") < 0.4 * loss(None, "json")
