@@ -97,6 +97,21 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """Trained maps of one site pair: x_s ≈ M_in x_t with M_in (i_s, i_t), y_t ≈ M_out y_s with M_out (o_t,
+    o_s).
+
+    `reads` (i_s, p), `writes` (o_s, p): orthonormal bases of the source's directions in which they were
+    trained; elsewhere they are as they began. p is 0 where nothing was trained at this pair.
+    """
+
+    M_in: Tensor
+    M_out: Tensor
+    reads: Tensor
+    writes: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class SitePair:
     """A target site, the source site that it takes its update from, and the factor for shared layers."""
 
@@ -180,6 +195,9 @@ class SiteEvidence(Protocol):
 
     def trained(self) -> LowRank:
         """This target site's part of an update that was trained as a whole, (o_t, i_t). TRAINED."""
+
+    def heads(self) -> Heads:
+        """Maps of this site pair that were trained through both bases. HEADS."""
 
     def anchors(self) -> Sequence[LowRank]:
         """The anchors' updates of this target site, in the pool's order, each (o_t, i_t). ANCHORS."""

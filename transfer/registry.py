@@ -9,6 +9,7 @@ from typing import Any
 from transfer.interface import Method
 from transfer.methods.activation import Activation
 from transfer.methods.anchor_ridge import AnchorRidge
+from transfer.methods.cast import Cast
 from transfer.methods.copy import Copy
 from transfer.methods.cross_lora import CrossLora
 from transfer.methods.difference import Difference
@@ -33,6 +34,7 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
             AnchorRidge(),
             Geometric(),
             Activation(),
+            Cast(),
             Distill(),
         )
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transfer.activations.maps import Moments, PairedRows
-from transfer.interface import Evidence, Factors, LowRank, Port, Side, Site, SitePair
+from transfer.interface import Evidence, Factors, Heads, LowRank, Port, Side, Site, SitePair
 from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
 from workers.activations.evidence import Activations
@@ -32,6 +32,7 @@ class EvidenceSource:
     offer: PoolOffer | None = None
     activations: Activations | None = None
     trained: Mapping[Site, LowRank] | None = None
+    heads: Callable[[SitePair], Heads] | None = None
 
     def at(self, pair: SitePair, declared: frozenset[Evidence]) -> PairEvidence:
         """Evidence for one pair, limited to what the method declared."""
@@ -114,6 +115,13 @@ class PairEvidence:
             raise LookupError("nothing was trained; the pipeline trains for methods that declare it")
         found = self.origin.trained[self.pair.target]
         return LowRank(found.B.to(self.origin.device), found.A.to(self.origin.device))
+
+    def heads(self) -> Heads:
+        """Maps trained through both bases."""
+        self._require(Evidence.HEADS)
+        if self.origin.heads is None:
+            raise LookupError("no heads were trained; the pipeline trains for methods that declare it")
+        return self.origin.heads(self.pair)
 
     def anchors(self) -> Sequence[LowRank]:
         """The pool's updates of this target site, each read when it is asked for."""

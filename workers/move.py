@@ -14,7 +14,7 @@ import torch
 from core.pools import Pools
 from core.requests import ConversionRequest
 from core.states import Phase
-from transfer.catalogue import AnchorRidgeParams, DareParams, DistillParams, MethodParams
+from transfer.catalogue import AnchorRidgeParams, DareParams, MethodParams
 from transfer.dare import dare
 from transfer.errors import IncompatiblePair
 from transfer.interface import Carried, Evidence, LowRank, Pair, Site, SitePair
@@ -31,8 +31,7 @@ from workers.pool import PoolOffer, offer_pool
 from workers.reading import Opened, paired_embeddings
 from workers.report import SiteRow, finite
 from workers.tools import Tools
-from workers.training.distill import Distilled
-from workers.training.run import refined, trained
+from workers.training.run import Learnt, learn, refined
 from workers.watch import Watch
 
 
@@ -63,7 +62,7 @@ class Moved:
 
     deltas: dict[Site, LowRank]
     rows: list[SiteRow]
-    learnt: Distilled | None
+    learnt: Learnt | None
 
 
 def begun(request: ConversionRequest, bench: Bench, offer: PoolOffer | None = None) -> Move:
@@ -128,8 +127,8 @@ def finished(found: Moved, move: Move, bench: Bench) -> Moved:
     if params.dare is not None:
         found = thinned(found, params.dare, move.evidence.device)
     if params.refine is not None:
-        learnt = refined(move.opened, bench.bases, found.deltas, params, bench.tools, bench.watch)
-        found = Moved(learnt.deltas, found.rows, learnt)
+        deltas, more = refined(move.opened, bench.bases, found.deltas, params, bench.tools, bench.watch)
+        found = Moved(deltas, found.rows, more if found.learnt is None else found.learnt.then(more))
     return found
 
 
@@ -146,11 +145,8 @@ def carried(move: Move, bench: Bench) -> Moved:
             pointer="/method",
         )
     phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
-    learnt: Distilled | None = None
-    if isinstance(params, DistillParams):
-        learnt = trained(move.opened, bench.bases, evidence, pairs, params, bench.tools, watch)
-        evidence = replace(evidence, trained=learnt.deltas)
-    elif evidence.activations is not None:
+    evidence, learnt = learn(move.opened, bench.bases, evidence, pairs, params, bench.tools, watch)
+    if evidence.activations is not None:
         evidence.activations.plan(pairs)
     deltas: dict[Site, list[LowRank]] = {}
     rows: list[SiteRow] = []

@@ -203,6 +203,7 @@ class Report(_Part):
     selection: Selection | None = None
     pool: PoolPart | None = None
     layer_map: LayerMap | None = None
+    cast_heads_trained_on: RepoAt | None = None
     output: dict[str, Any] = {}
     verification: Verification | None = None
     evaluation: Evaluation | None = None
@@ -271,5 +272,10 @@ def caveats(
     if "anchors_uninformative" in flags:
         lines.append(
             "At some sites the shared vocabulary aligned the models no better than a shuffled pairing."
+        )
+    if "heads_of_another_adapter" in flags:
+        lines.append(
+            "At some sites the maps were trained with another adapter, in directions that hold less than "
+            "half of this one; reuse=false trains for it."
         )
     return [*lines, NOT_EVALUATED]

@@ -87,6 +87,7 @@ def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: Conve
         update={
             "sites": merged,
             "summary": summarise(merged) | (finite(found.learnt.measurements) if found.learnt else {}),
+            "cast_heads_trained_on": found.learnt.heads_of if found.learnt else None,
             "output": {
                 "rank": built.rank,
                 "dtype": request.output.dtype,

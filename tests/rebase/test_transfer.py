@@ -245,6 +245,9 @@ def _with_tokenizers(models: Path, folder: Path) -> None:
         (folder / name / "tokenizer.json").write_text(json.dumps(byte_level_tokenizer(characters)))
 
 
+QUICK_CAST = ("objective=distribution", "steps=40", "tokens=48", "learning_rate=0.01", "evaluate_every=4")
+
+
 # `distill` has random models learn nothing; tests/workers/test_distill_pipeline.py runs it on trained ones.
 @pytest.mark.parametrize("name", sorted(set(PARAMS_BY_NAME) - {"auto", "distill"}))
 def test_every_method_runs_by_name_and_leaves_its_measurements_in_the_report(
@@ -254,12 +257,14 @@ def test_every_method_runs_by_name_and_leaves_its_measurements_in_the_report(
     where = ["lora", "--source", "old", "--target", "new", "--method", name, *WARN]
     if name == "cross_lora":  # these folders have no tokenizer, so no shared tokens either
         where += ["--set", "alignment=projection"]
-    if name in {"activation", "geometric"}:
+    if name in {"activation", "cast", "geometric"}:
         _with_tokenizers(models, here)
         text = here / "text.txt"
         text.write_text("\n\n".join(f"Line {n} of a text, {n * n} words; {chr(65 + n)}!" for n in range(26)))
         bases = ["--source", str(here / "old"), "--target", str(here / "new")]
         where = ["lora", *bases, "--method", name, *WARN, "--corpus", str(text)]
+    if name == "cast":
+        where += [part for setting in QUICK_CAST for part in ("--set", setting)]
     if name == "anchor_ridge":
         where += ["--pool", str(_pool_of_two(here))]
     done = rebase("transfer", *where, "--out", str(out), "--report", str(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from core.requests import RepoRef
 from examples.evaluate import answer_loss
-from examples.text.queries import read_task
+from examples.text.queries import Example, read_task
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.interface import LowRank, Site
@@ -48,11 +49,16 @@ def sql_adapter() -> dict[Site, LowRank]:
     return {site: adapter.delta(site) for site in adapter.sites}
 
 
-@torch.no_grad()
 def task_loss(base: TextModel, count: int = 64) -> float:
-    """Mean nats per answer token over held-out questions."""
+    """Mean nats per answer token over held-out questions of the bundled adapter's task."""
+    return loss_on(base, read_task(_EXAMPLES / "tasks" / "harbor-sql.jsonl")[:count])
+
+
+@torch.no_grad()
+def loss_on(base: TextModel, items: Sequence[Example]) -> float:
+    """Mean nats per answer token."""
     ids, labels = [], []
-    for item in read_task(_EXAMPLES / "tasks" / "harbor-sql.jsonl")[:count]:
+    for item in items:
         prompt, answer = ([*base.encode(text).ids] for text in (item.prompt, item.answer))
         ids.append([base.eos[0], *prompt, *answer, base.eos[0]])
         labels.append([-100] * (1 + len(prompt)) + [*answer, base.eos[0]])

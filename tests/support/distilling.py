@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transfer.catalogue import DistillSettings
 from transfer.interface import LowRank, Site
+from transfer.training.objectives import Common
 from workers.models import TextModel
 from workers.training.distill import Distilled, starting, train
 from workers.training.written import written_by
@@ -24,14 +25,15 @@ def distill(
     init: Mapping[Site, LowRank] | None = None,
     watch: Watch,
     checkpoint_dir: Path | None = None,
+    common: Common | None = None,
 ) -> Distilled:
     """Write, then train. `sites`: of the target, with (outputs, inputs); `rank`: None takes the adapter's;
     `init`: what to begin with, at the sites that it has. Both bases are loaded."""
     journal = checkpoint_dir / "samples.jsonl" if checkpoint_dir else None
-    written = written_by(source, source_deltas, params, watch=watch, path=journal)
+    written = written_by(source, source_deltas, params, watch=watch, path=journal, common=common)
     wide = rank or max(delta.rank for delta in source_deltas.values())
     begun = starting(sites, wide, init, params.seed)
-    return train(target, written, begun, params, watch=watch, checkpoint_dir=checkpoint_dir)
+    return train(target, written, begun, params, watch=watch, checkpoint_dir=checkpoint_dir, common=common)
 
 
 def refine(

@@ -48,6 +48,7 @@ VARIANTS = [
     ({"name": "cross_lora", "alignment": "activations"}, True),
     ({"name": "activation", "ridge": 1e-9}, True),
     ({"name": "activation", "ridge": 1e-9, "norm": "preserve"}, True),
+    ({"name": "cast"}, True),
     ({"name": "geometric"}, True),
     ({"name": "geometric", "lock_rounds": 0}, True),
     ({"name": "anchor_ridge", "predictor": "mean"}, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,31 @@ from support.bundled import bundled, sql_adapter, task_loss
 from support.distilling import distill, refine
 from transfer.catalogue.distill import DistillParams, RefineParams
 from transfer.interface import LowRank, Role, Site
+from transfer.training.objectives import Common, common_tokens
 from transfer.training.speech import spread, threshold
+from transfer.vocabulary import Vocabulary, shared
 from workers.models import TextModel, updated
 from workers.training.distill import Distilled, starting
 from workers.training.rows import losses, rows_of
 from workers.training.samples import Sample
+from workers.training.sampling import opened
+from workers.training.shift import missed, shift_in, wanted_of
 from workers.watch import Silent
 
 PROMPTS = tuple(item.prompt for item in examples("train", 64, 5))
 QUICK = DistillParams(prompts=PROMPTS, tokens=400, length=48, steps=6, evaluate_every=2, learning_rate=2e-3)
+
+
+def common_to(name: str) -> Common:
+    """Tokens of harbor-1 that another bundled base has too."""
+    words = [
+        Vocabulary.from_tokenizer_json(json.loads(bundled(x).text.tokenizer.to_str()))
+        for x in ("harbor-1", name)
+    ]
+    sizes = [bundled(x).text.model.config.vocab_size for x in ("harbor-1", name)]
+    return common_tokens(shared(*words), *sizes)
+
+
 SITES = {site: delta.shape for site, delta in sql_adapter().items()}  # harbor-2 has harbor-1's shapes
 
 
@@ -93,22 +110,60 @@ class Stopping(Silent):
             raise Cancelled("enough")
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize(("phase", "after"), [(Phase.COLLECTING, 100), (Phase.TRAINING, 3)])
 def test_an_interrupted_job_ends_with_the_same_bytes(
-    source: TextModel, target: TextModel, tmp_path: Path, phase: Phase, after: int,
+    source: TextModel, target: TextModel, tmp_path: Path, phase: Phase, after: int, shift: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("workers.training.distill.EVERY_SECONDS", 0.0)
-    whole = distill(source, target, sql_adapter(), SITES, QUICK, watch=Silent())
+    params, common = QUICK.model_copy(update={"shift": shift}), common_to("harbor-2")
+    whole = distill(source, target, sql_adapter(), SITES, params, watch=Silent(), common=common)
     with pytest.raises(Cancelled):
         distill(
-            source, target, sql_adapter(), SITES, QUICK,
-            watch=Stopping(phase, after), checkpoint_dir=tmp_path,
+            source, target, sql_adapter(), SITES, params,
+            watch=Stopping(phase, after), checkpoint_dir=tmp_path, common=common,
         )  # fmt: skip
 
-    again = distill(source, target, sql_adapter(), SITES, QUICK, watch=Silent(), checkpoint_dir=tmp_path)
+    again = distill(
+        source, target, sql_adapter(), SITES, params,
+        watch=Silent(), checkpoint_dir=tmp_path, common=common,
+    )  # fmt: skip
 
     assert same(again, whole)
+    assert ("distill_shift_carried" in whole.measurements) == (shift > 0.0)
+
+
+@pytest.mark.parametrize("name", ["harbor-2", "lantern-1"])
+def test_the_shift_is_learnt_where_both_tokenizers_end_a_token(source: TextModel, name: str) -> None:
+    other = bundled(name)
+    sites = {site: other.weights.shape(site) for site in other.weights.sites}
+    params = QUICK.model_copy(update={"steps": 12, "learning_rate": 5e-3, "shift": 1.0})
+
+    found = distill(
+        source, other.text, sql_adapter(), sites, params, rank=4, watch=Silent(), common=common_to(name)
+    )
+
+    assert found.measurements["distill_shift_carried"] < 0.8 * found.measurements["distill_shift_alone"]
+    assert found.measurements["distill_nats_carried"] < found.measurements["distill_nats_alone"]
+
+
+def test_what_the_shift_wants_of_the_source_itself_is_what_its_adapter_says(source: TextModel) -> None:
+    """And of any base, when the adapter does nothing, what that base says anyway."""
+    common = Common(*2 * [torch.arange(source.model.config.vocab_size)])
+    deltas, text = sql_adapter(), PROMPTS[0] + " A ship came in April."
+    encoded = opened(source, text)
+    nothing = {site: delta.scaled(0.0) for site, delta in deltas.items()}
+    for update in (deltas, nothing):
+        shift = shift_in(source, update, encoded, len(PROMPTS[0]), common)
+        assert shift is not None
+        assert min(shift.ends) >= len(PROMPTS[0])
+        wanted = wanted_of(source, encoded.ids, encoded.offsets, shift, common)
+        assert wanted is not None
+        assert len(wanted.at) == len(shift.ends)
+        with torch.no_grad(), updated(source, update):
+            logits = source.model(torch.tensor([encoded.ids])).logits[0]
+        assert float(missed(logits, wanted, common)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_refining_goes_on_from_what_was_carried(source: TextModel, target: TextModel) -> None:

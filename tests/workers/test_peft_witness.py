@@ -81,8 +81,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# These read a pool or a text: see test_anchor_pools.py, test_turned_base.py, test_distill_pipeline.py.
-OTHERS = {"anchor_ridge", "activation", "geometric", "distill"}
+# These read a pool or a text: see test_anchor_pools.py, test_turned_base.py, test_distill_pipeline.py,
+# test_cast.py.
+OTHERS = {"anchor_ridge", "activation", "geometric", "cast", "distill"}
 
 
 def test_no_method_that_reads_weights_alone_is_left_out() -> None:

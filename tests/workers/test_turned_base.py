@@ -189,3 +189,32 @@ def test_a_text_that_nobody_would_read_is_refused(hub: Path, tmp_path: Path) -> 
             corpus_file=text,
         )
     assert caught.value.pointer == "/corpus"
+
+
+CAST = {"name": "cast", "tokens": 48, "writes": "stream", "learning_rate": 1e-2, "evaluate_every": 10}
+
+
+def test_on_a_turned_base_closed_form_heads_are_nearly_right_before_any_training(
+    hub: Path, tmp_path: Path
+) -> None:
+    found = _moved(
+        hub, tmp_path, {**CAST, "positions": 4096, "ridge": 1e-7, "steps": 10, "learning_rate": 1e-4}
+    )
+    told = found.report.summary
+    assert told["cast_nats_begun"] < 1e-3 * told["cast_nats_alone"]
+    assert found.folder is not None
+    assert _missed(hub, found.folder) < 1e-2
+
+
+@pytest.mark.parametrize("objective", ["shift", "distribution"])
+def test_on_a_turned_base_random_heads_learn_some_of_the_way(
+    hub: Path, tmp_path: Path, objective: str
+) -> None:
+    """Both objectives want the same where both bases say the same."""
+    found = _moved(
+        hub, tmp_path, {**CAST, "positions": 2048, "init": "random", "steps": 60, "objective": objective}
+    )
+    told = found.report.summary
+    assert told["cast_nats_carried"] < 0.7 * min(told["cast_nats_begun"], told["cast_nats_alone"])
+    assert found.folder is not None
+    assert _missed(hub, found.folder) < 0.95

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
 from transfer.catalogue.auto import AutoParams, OneMethod
 from transfer.catalogue.base import DareParams, MethodParams
+from transfer.catalogue.cast import CastParams
 from transfer.catalogue.distill import DistillParams, DistillSettings, RefineParams
 from transfer.catalogue.pools import AnchorRidgeParams
 from transfer.catalogue.thresholds import Thresholds
@@ -36,6 +37,7 @@ __all__ = [
     "AnchorRidgeParams",
     "AnyMethodParams",
     "AutoParams",
+    "CastParams",
     "CopyParams",
     "CrossLoraParams",
     "DareParams",
@@ -72,6 +74,7 @@ PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "anchor_ridge": AnchorRidgeParams,
     "geometric": GeometricParams,
     "activation": ActivationParams,
+    "cast": CastParams,
     "distill": DistillParams,
 }
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from transfer.catalogue.activations import ActivationParams, GeometricParams
 from transfer.catalogue.base import MethodParams
+from transfer.catalogue.cast import CastParams
 from transfer.catalogue.distill import DistillParams
 from transfer.catalogue.pools import AnchorRidgeParams
 from transfer.catalogue.weights import (
@@ -32,6 +33,7 @@ OneMethod = (
     | AnchorRidgeParams
     | GeometricParams
     | ActivationParams
+    | CastParams
     | DistillParams
 )
 

@@ -45,6 +45,16 @@ class DistillSettings(BaseModel):
         le=1.0,
         description="Share of the written tokens that `speaks` keeps: those that the adapter lifts most.",
     )
+    shift: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1e6,
+        description=(
+            "Weight of the shift objective beside the cross-entropy: where tokens of both tokenizers end "
+            "at one place, the adapter's effect on next-token probabilities is to be the same; 0 leaves "
+            "it out."
+        ),
+    )
     steps: int = Field(default=60, ge=1, le=100_000, description="Most steps of training.")
     batch: int = Field(default=8, ge=1, le=1024, description="Samples in a step.")
     learning_rate: float = Field(default=4e-4, gt=0.0, le=0.1, description="AdamW's, after the warm-up.")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from transfer.catalogue import (
     AnchorRidgeParams,
+    CastParams,
     CopyParams,
     CrossLoraParams,
     DareParams,
@@ -66,6 +67,11 @@ _TRAINS = (
     "measured on held-out text of the same kind."
 )
 
+_TRAINS_HEADS = (
+    "cast trains maps around the adapter on general text: at most {steps} steps of sequences of {tokens} "
+    "tokens. How near the target's probabilities came is measured on held-out text."
+)
+
 
 def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
     """Every finding about this move with this method."""
@@ -73,9 +79,11 @@ def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thr
     yield from _tokenizers(measured)
     yield from _distance(measured)
     yield from _update(measured)
-    yield from _on_text(measured, thresholds, trains=isinstance(params, DistillParams))
+    yield from _on_text(measured, thresholds, trains=isinstance(params, CastParams | DistillParams))
     if isinstance(params, DistillParams):
         yield Reason("trains", _TRAINS.format(tokens=params.tokens, steps=params.steps), "info")
+    if isinstance(params, CastParams):
+        yield from _cast(params, measured)
     if isinstance(params, CopyParams):
         yield from _copy(params, measured)
     if isinstance(params, DenseParams | LinearParams | ProLoraParams):
@@ -226,6 +234,19 @@ def _cross_lora(params: CrossLoraParams, measured: Mapping[str, float]) -> Itera
     yield from _energy(measured)
     if params.alignment == "anchored":
         yield from _anchors(measured)
+
+
+def _cast(params: CastParams, measured: Mapping[str, float]) -> Iterator[Reason]:
+    yield Reason("trains", _TRAINS_HEADS.format(steps=params.steps, tokens=params.tokens), "info")
+    if (shared := measured.get("shared_tokens", 0.0)) < FEWEST_ANCHORS:
+        text = (
+            f"The vocabularies share {shared:.0f} tokens; at least {FEWEST_ANCHORS} are needed to compare "
+            "what the bases foretell."
+        )
+        yield Reason("no_shared_tokens", text, "blocking")
+    if params.objective == "distribution":
+        text = "objective=distribution also teaches the target what the source base says without the adapter."
+        yield Reason("base_distilled", text, "doubt")
 
 
 def _energy(measured: Mapping[str, float]) -> Iterator[Reason]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from core.errors import RequestInvalid
 from core.requests import ConversionRequest
-from transfer.catalogue import CrossLoraParams, GeometricParams, MethodParams, PairedTextParams
+from transfer.catalogue import CastParams, CrossLoraParams, GeometricParams, MethodParams, PairedTextParams
 from transfer.errors import IncompatiblePair
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
-from workers.activations.text import pair_text
+from workers.activations.text import WINDOW, pair_text
 from workers.bases import Bases, Stored
 from workers.corpus import primes, texts
 from workers.reading import Opened
@@ -52,7 +52,8 @@ def gather(
     documents = corpus.documents
     if isinstance(params, GeometricParams):
         documents = (*primes().documents, *documents)
-    text = pair_text(bases.words("source"), bases.words("target"), documents, _positions(params))
+    window = params.tokens if isinstance(params, CastParams) else WINDOW
+    text = pair_text(bases.words("source"), bases.words("target"), documents, _positions(params), window)
     if text.positions < FEWEST_POSITIONS:
         raise IncompatiblePair(
             f"The two tokenizers end a token at the same place only {text.positions} times in the corpus "

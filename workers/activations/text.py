@@ -71,13 +71,16 @@ class PairedText:
         return sum(passage.positions for passage in self.passages)
 
 
-def pair_text(source: Reads, target: Reads, documents: Iterable[str], most: int) -> PairedText:
-    """Read documents until `most` positions are paired (the last passage is kept whole)."""
+def pair_text(
+    source: Reads, target: Reads, documents: Iterable[str], most: int, window: int = WINDOW
+) -> PairedText:
+    """Read documents until `most` positions are paired (the last passage is kept whole). `window`: tokens of
+    a passage, at most."""
     passages: list[Passage] = []
     found = 0
     tokens = {"source": 0, "target": 0}
     sha = hashlib.sha256()
-    ours_most, theirs_most = (min(WINDOW, side.context) for side in (source, target))
+    ours_most, theirs_most = (min(window, side.context) for side in (source, target))
     for piece in _pieces(documents):
         rest = piece
         while rest and found < most:

@@ -116,6 +116,17 @@ class FactorCache:
         """The same for named tensors: of a pair of bases, or of a pool of anchors."""
         return dict(self._get(key, lambda: Entry(compute())).tensors)
 
+    def find(self, key: PairKey) -> dict[str, Tensor] | None:
+        """Tensors that somebody has kept, or None: for what takes too long for others to wait for it."""
+        found = self._look_up(key)
+        return None if found is None else dict(found.tensors)
+
+    def keep(self, key: PairKey, tensors: Mapping[str, Tensor]) -> None:
+        """Store them in every tier, in place of what is there. Trouble with a tier is never raised."""
+        entry = settle(Entry(tensors))
+        self._to_disk(key, entry)
+        self._to_redis(key, entry)
+
     def ls(self) -> list[CacheEntry]:
         """Entries of the disk tier, least recently used first."""
         return [CacheEntry(_key_of(f), f.bytes, f.last_used) for f in self._disk.files()]

@@ -1,7 +1,7 @@
 """`distill`: a fresh adapter of the target, trained on what the source and its adapter write; no text of the
 task is needed. After Trans-LoRA [2405.17258] and TiTok [2510.04682].
 
-    min over B, A:  − Σ_kept log P_{T+BA}(token)
+    min over B, A:  − Σ_kept log P_{T+BA}(token) + shift · Σ_places KL(q ‖ P_{T+BA}),  q ∝ P_T P_{S+Δ} / P_S
 
 Samples that are held out tell, without labels, when to stop and how much was recovered. Tokenizers differ, so
 figures are nats per byte of written text.
@@ -19,10 +19,11 @@ import torch
 from transfer.catalogue.distill import DistillSettings
 from transfer.interface import LowRank, Site
 from transfer.linalg import truncate
+from transfer.training.objectives import Common
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.training.rows import Losses, Row, losses, parts, rows_of
+from workers.training.rows import Losses, Row, losses, parts, rows_of, shift_missed, shifted
 from workers.training.samples import Written
 from workers.training.written import digest
 from workers.watch import Watch
@@ -49,12 +50,17 @@ def train(
     *,
     watch: Watch,
     checkpoint_dir: Path | None = None,
+    common: Common | None = None,
 ) -> Distilled:
     """Train on what was written; needs the target alone. `begun`: factors at every site (`starting`).
+    `common`: the tokens on which the shift was kept, where the settings ask for it.
 
     Files below `checkpoint_dir` let the same call go on where it was stopped. Raises TrainingFailed.
     """
     rows = rows_of(target, written.samples, params)
+    common = common if params.shift > 0.0 else None
+    if common is not None:
+        rows = shifted(target, rows, common)
     apart = min(max(round(params.held_out * len(rows)), 1), len(rows) - 1)
     # Samples that were written side by side share prompts; every so-manieth is held out, not the last ones.
     chosen_rows = {at * len(rows) // apart for at in range(apart)}
@@ -65,12 +71,15 @@ def train(
         f"{site}.{name}": getattr(delta, name) for site, delta in deltas.items() for name in ("A", "B")
     }
     alone = losses(target, held_out)
+    told_shift = {"distill_shift_alone": shift_missed(target, held_out, common)} if common else {}
     with updated(target, deltas):
         told = descend(
             parameters,
             lambda step: parts(
                 target,
                 [learnt[at] for at in batch_rows(params.seed, step, len(learnt), params.batch)],
+                params.shift,
+                common,
             ),
             Schedule(
                 params.steps,
@@ -90,9 +99,12 @@ def train(
             identity=_identity(params, written, begun),
         )
         carried = losses(target, held_out)
+        if common is not None:
+            told_shift["distill_shift_carried"] = shift_missed(target, held_out, common)
     done = {site: LowRank(delta.B.detach().cpu(), delta.A.detach().cpu()) for site, delta in deltas.items()}
     curve = tuple({"steps": float(step), "held_out": value} for step, value in told.held_out)
-    return Distilled(done, _measured(written, rows, held_out, alone, carried, told), curve)
+    measured = _measured(written, rows, held_out, alone, carried, told) | told_shift
+    return Distilled(done, measured, curve)
 
 
 def starting(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from transfer.catalogue.distill import DistillSettings
+from transfer.training.objectives import Common
 from transfer.training.speech import spread, threshold
 from workers.models import TextModel, logits_at
 from workers.training.samples import Sample
 from workers.training.sampling import context, opened
+from workers.training.shift import Wanted, missed, wanted_of
 from workers.training.written import chosen, right_padded
 
 _LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of a batch
@@ -21,7 +23,8 @@ _LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of 
 @dataclass(frozen=True, slots=True)
 class Row:
     """`ids`: n tokens; `written`, `kept`: of ids[1:], which were written and which are learnt. An EOS behind
-    the text is learnt, but is not `written`: it stands for no text. `bytes`: of the written text."""
+    the text is learnt, but is not `written`: it stands for no text. `bytes`: of the written text. `wanted`:
+    where the shift is learnt."""
 
     sample: Sample
     ids: list[int]
@@ -29,6 +32,7 @@ class Row:
     written: list[bool]
     kept: list[bool]
     bytes: int
+    wanted: Wanted | None = None
 
 
 def rows_of(target: TextModel, samples: Sequence[Sample], params: DistillSettings) -> list[Row]:
@@ -65,6 +69,16 @@ def rows_of(target: TextModel, samples: Sequence[Sample], params: DistillSetting
     return rows
 
 
+def shifted(target: TextModel, rows: Sequence[Row], common: Common) -> list[Row]:
+    """The same with what the shift asks of the target, which must be untouched now."""
+    return [
+        replace(row, wanted=wanted_of(target, row.ids, row.spans, row.sample.shift, common))
+        if row.sample.shift
+        else row
+        for row in rows
+    ]
+
+
 def stacked(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Ids (n, longest), and as float32 weights (n, longest − 1) what was written and what is learnt."""
     ids = right_padded([row.ids for row in rows])
@@ -97,12 +111,37 @@ def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
     return Losses(whole / max(sum(row.bytes for row in rows), 1), kept / max(learnt, 1.0))
 
 
-def parts(target: TextModel, rows: Sequence[Row]) -> Iterator[Tensor]:
-    """Mean cross-entropy of the tokens that are learnt, in parts whose logits fit."""
+def parts(
+    target: TextModel, rows: Sequence[Row], shift: float = 0.0, common: Common | None = None
+) -> Iterator[Tensor]:
+    """Mean cross-entropy of the tokens that are learnt, in parts whose logits fit; and `shift` times the mean
+    divergence from what is wanted at the places that have it."""
     total = max(sum(sum(row.kept) for row in rows), 1)
-    for part in _split(target, rows):
+    places = max(sum(row.wanted.at.numel() for row in rows if row.wanted), 1)
+    for part in _split(target, rows, whole=common is not None):
         ids, _, kept = stacked(part, target.device)
-        yield -_logs(target, ids, kept > 0).sum() / total
+        if common is None:
+            yield -_logs(target, ids, kept > 0).sum() / total
+            continue
+        logits = target.model(input_ids=ids, use_cache=False).logits
+        loss = -(chosen(logits[:, :-1], ids[:, 1:]) * kept).sum() / total
+        for own, row in zip(logits, part, strict=True):
+            if row.wanted:
+                loss = loss + shift * missed(own, row.wanted, common) / places
+        yield loss
+
+
+@torch.no_grad()
+def shift_missed(target: TextModel, rows: Sequence[Row], common: Common) -> float:
+    """Nats per place from what the shift asks of the model, as it now is."""
+    places = max(sum(row.wanted.at.numel() for row in rows if row.wanted), 1)
+    whole = 0.0
+    for row in rows:
+        if row.wanted:
+            ids = torch.tensor([row.ids], device=target.device)
+            logits = target.model(input_ids=ids, use_cache=False).logits[0]
+            whole += float(missed(logits, row.wanted, common))
+    return whole / places
 
 
 def _logs(target: TextModel, ids: Tensor, foretold: Tensor) -> Tensor:
@@ -111,13 +150,14 @@ def _logs(target: TextModel, ids: Tensor, foretold: Tensor) -> Tensor:
     return chosen(logits_at(target, ids, torch.cat([foretold, last], dim=1)), ids[:, 1:][foretold])
 
 
-def _split(target: TextModel, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Rows side by side as long as the logits that are looked at have room."""
+def _split(target: TextModel, rows: Sequence[Row], *, whole: bool = False) -> Iterator[Sequence[Row]]:
+    """Rows side by side as long as the logits that are looked at, or all of them, have room."""
     room = _LOGITS.get(target.device.type, 2**26) // int(target.model.config.vocab_size)
     part: list[Row] = []
     used = 0
     for row in rows:
-        size = sum(own or kept for own, kept in zip(row.written, row.kept, strict=True))
+        looked_at = (own or kept for own, kept in zip(row.written, row.kept, strict=True))
+        size = len(row.ids) if whole else sum(looked_at)
         if part and used + size > room:
             yield part
             part, used = [], 0

@@ -1,4 +1,4 @@
-"""`distill` and `refine` inside a job: which models, which sites, and where a killed worker goes on."""
+"""Training inside a job: which models and sites, what comes of it, and where a killed worker goes on."""
 
 from __future__ import annotations
 
@@ -6,21 +6,56 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfer.activations.maps import carried
 from transfer.activations.site import USUAL_RIDGE, site_map
-from transfer.catalogue import DistillParams, DistillSettings, MethodParams
+from transfer.catalogue import CastParams, DistillParams, DistillSettings, MethodParams
 from transfer.errors import TrainingFailed
 from transfer.interface import Evidence, LowRank, Site, SitePair
 from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded
 from workers.reading import Opened
+from workers.report import RepoAt
 from workers.tools import Tools
 from workers.training.distill import Distilled, starting, train
+from workers.training.heads import heads_for
+from workers.training.shared import common_of
 from workers.training.written import written_by
 from workers.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a job has trained, for its report. `heads_of`: the adapter that kept heads were trained with."""
+
+    measurements: dict[str, float]
+    heads_of: RepoAt | None = None
+
+    def then(self, more: Learnt) -> Learnt:
+        """With what was trained after it."""
+        return Learnt({**self.measurements, **more.measurements}, self.heads_of)
+
+
+def learn(
+    opened: Opened,
+    bases: Bases,
+    evidence: EvidenceSource,
+    pairs: tuple[SitePair, ...],
+    params: MethodParams,
+    tools: Tools,
+    watch: Watch,
+) -> tuple[EvidenceSource, Learnt | None]:
+    """The evidence with what this method has to have trained, if anything. Raises TrainingFailed."""
+    if isinstance(params, DistillParams):
+        distilled = trained(opened, bases, evidence, pairs, params, tools, watch)
+        return replace(evidence, trained=distilled.deltas), Learnt(distilled.measurements)
+    if isinstance(params, CastParams):
+        found = heads_for(opened, bases, evidence, pairs, params, tools, watch)
+        return replace(evidence, heads=found.at), Learnt(found.measurements, found.trained_on)
+    return evidence, None
 
 
 def trained(
@@ -46,19 +81,15 @@ def refined(
     params: MethodParams,
     tools: Tools,
     watch: Watch,
-) -> Distilled:
+) -> tuple[dict[Site, LowRank], Learnt]:
     """What a method with `refine` carried, trained on; it stays what it was where training brings nothing."""
     settings = params.refine
     assert settings is not None
     rank = max(delta.rank for delta in deltas.values())
     sites = {site: delta.shape for site, delta in deltas.items()}
     begun = starting(sites, rank, deltas, settings.seed)
-    return _run(opened, bases, begun, settings, tools, watch, refines=params)
-
-
-def trains(params: MethodParams) -> bool:
-    """Does a job with this method train anything?"""
-    return isinstance(params, DistillParams) or params.refine is not None
+    found = _run(opened, bases, begun, settings, tools, watch, refines=params)
+    return found.deltas, Learnt(found.measurements)
 
 
 def _run(
@@ -84,9 +115,12 @@ def _run(
     folder.mkdir(parents=True, exist_ok=True)
     source = bases.model("source")
     on_source = {site: _to(delta, source.device) for site, delta in deltas.items()}
-    written = written_by(source, on_source, params, watch=watch, path=folder / "samples.jsonl")
+    common = common_of(opened) if params.shift > 0.0 else None
+    written = written_by(source, on_source, params, watch=watch, path=folder / "samples.jsonl", common=common)
     del source, on_source
-    found = train(bases.model("target"), written, begun, params, watch=watch, checkpoint_dir=folder)
+    found = train(
+        bases.model("target"), written, begun, params, watch=watch, checkpoint_dir=folder, common=common
+    )
     shutil.rmtree(folder, ignore_errors=True)
     if found.measurements["distill_best_step"] == 0.0 and refines is None:
         raise TrainingFailed(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workers.training.shift import Shift
 from workers.writing import disk_trouble
 
 _LEAST = 8  # tokens of a sample that was written from nothing
@@ -22,7 +23,7 @@ _GRAM, _WINDOW, _DISTINCT = 4, 64, 0.25  # a stretch with few different 4-grams 
 class Sample:
     """`text`: a prompt of `prompt` characters and what was written behind it; `spans`: (start, end) of the
     written tokens in the text; `teacher`, `source`: their log-probabilities by S+Δ and by S; `ended`: by EOS,
-    not by length."""
+    not by length; `shift`: what the adapter changes at its places, where that is asked for."""
 
     text: str
     prompt: int
@@ -30,6 +31,7 @@ class Sample:
     teacher: list[float]
     source: list[float]
     ended: bool
+    shift: Shift | None = None
 
     @property
     def scores(self) -> list[float]:
@@ -116,7 +118,13 @@ class Journal:
             if not line.endswith(b"\n") or batch["of"] != self.identity or batch["batch"] != number:
                 return None
             samples = [
-                Sample(**{**fields, "spans": [(start, end) for start, end in fields["spans"]]})
+                Sample(
+                    **{
+                        **fields,
+                        "spans": [(start, end) for start, end in fields["spans"]],
+                        "shift": Shift(**fields["shift"]) if fields["shift"] else None,
+                    }
+                )
                 for fields in batch["samples"]
             ]
             return samples, Counter(batch["dropped"]), int(batch["drawn"])

@@ -18,10 +18,12 @@ from core.states import Phase
 from transfer.catalogue.distill import DistillSettings
 from transfer.errors import TrainingFailed
 from transfer.interface import LowRank, Site
+from transfer.training.objectives import Common
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.samples import Journal, Sample, Written, flaw
 from workers.training.sampling import context, opened, opening, write
+from workers.training.shift import LISTED, shift_in
 from workers.watch import Watch
 
 _BATCH = 64  # samples written side by side
@@ -37,17 +39,19 @@ def written_by(
     *,
     watch: Watch,
     path: Path | None = None,
+    common: Common | None = None,
 ) -> Written:
     """Samples of S+Δ with `params.tokens` usable tokens, or what there is after three times as many.
 
-    `path`: where they are kept as they come. Raises TrainingFailed when fewer than two can be used.
+    `path`: where they are kept as they come; `common`: tokens on which the shift is kept with them, where the
+    settings ask for it. Raises TrainingFailed when fewer than two can be used.
     """
     prompts = _prompts(source, params)
     journal = Journal(path, _identity(source, deltas, params))
     found = journal.read()
     while not _enough(found, params, len(prompts)):
         watch.step(Phase.COLLECTING, min(found.tokens, params.tokens), params.tokens, "tokens")
-        batch = _batch(source, deltas, params, prompts, found)
+        batch = _batch(source, deltas, params, prompts, found, common if params.shift > 0.0 else None)
         journal.append(found.batches, *batch)
         found.add(*batch)
     watch.step(Phase.COLLECTING, params.tokens, params.tokens, "tokens")
@@ -129,6 +133,7 @@ def _batch(
     params: DistillSettings,
     prompts: list[list[int]],
     found: Written,
+    common: Common | None,
 ) -> tuple[list[Sample], Counter[str], int]:
     """Usable samples, the flaws of the others, and how many tokens were drawn."""
     size = _size(params, len(prompts))
@@ -156,7 +161,7 @@ def _batch(
             dropped[why] += 1
         else:
             fresh[text] = (start, ended)
-    samples = _scored(source, deltas, fresh)
+    samples = _scored(source, deltas, fresh, common)
     return samples, dropped, sum(map(len, drawn))
 
 
@@ -169,7 +174,10 @@ def _common(a: str, b: str) -> int:
 
 
 def _scored(
-    source: TextModel, deltas: Mapping[Site, LowRank], texts: Mapping[str, tuple[int, bool]]
+    source: TextModel,
+    deltas: Mapping[Site, LowRank],
+    texts: Mapping[str, tuple[int, bool]],
+    common: Common | None,
 ) -> list[Sample]:
     """Both models read each text again, cut into tokens as the tokenizer cuts it."""
     read = [opened(source, text, context(source)) for text in texts]
@@ -189,6 +197,7 @@ def _scored(
                 teacher=[teacher[number][at - 1] for at in own],
                 source=[alone[number][at - 1] for at in own],
                 ended=ended,
+                shift=shift_in(source, deltas, read[number], prompt, common) if common else None,
             )
         )
     return samples
@@ -201,6 +210,7 @@ def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: Distill
         settings=params.model_dump(mode="json", include=wanted),
         deltas=digest(deltas),
         vocabulary=int(source.model.config.vocab_size),
+        **({"listed": LISTED} if params.shift > 0.0 else {}),
     )
 
 

@@ -1,0 +1,54 @@
+"""Final states and next-token distributions of a running model, a few positions at a time.
+
+A vocabulary of 262,144 makes a megabyte of each position's logits; with the states in hand they are made in
+parts, and made again in the backward pass instead of being kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from transfer.training.objectives import compared, outcomes
+from workers.models import TextModel
+
+_LOGITS = {"cpu": 2**25, "cuda": 2**27}  # numbers in the logits of one part
+
+
+def final_states(base: TextModel, ids: Tensor) -> Tensor:
+    """What the head reads: (length,) ids → (length, hidden), behind the last norm."""
+    states: Tensor = base.model.base_model(ids[None], use_cache=False).last_hidden_state[0]
+    return states
+
+
+def logits_of(base: TextModel, states: Tensor) -> Tensor:
+    """(n, hidden) → (n, V), as the model itself makes them."""
+    logits: Tensor = base.model.get_output_embeddings()(states)
+    cap = getattr(base.model.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def portions(base: TextModel, count: int) -> Iterator[slice]:
+    """Positions whose logits fit at a time."""
+    size = max(1, _LOGITS.get(base.device.type, 2**25) // int(base.model.config.vocab_size))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def outcomes_of(base: TextModel, states: Tensor, ids: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of the listed shared tokens and all others, (n, k + 1): differentiable in the states.
+
+    `ids` (m,): the shared tokens; `columns` (n, k): which of them are listed.
+    """
+
+    def part(some: Tensor, listed: Tensor) -> Tensor:
+        return outcomes(compared(logits_of(base, some), ids, temperature), listed)
+
+    parts = []
+    for portion in portions(base, states.shape[0]):
+        here = states[portion], columns[portion]
+        parts.append(checkpoint(part, *here, use_reentrant=False) if states.requires_grad else part(*here))
+    return torch.cat(parts)

@@ -1,0 +1,26 @@
+"""The tokens on which a job compares what its two bases foretell."""
+
+from __future__ import annotations
+
+from transfer.errors import IncompatiblePair
+from transfer.precheck.rules import FEWEST_ANCHORS
+from transfer.training.objectives import Common, common_tokens
+from workers.reading import Opened
+
+
+def common_of(opened: Opened) -> Common:
+    """Shared tokens of both bases. Raises IncompatiblePair where there are next to none."""
+    tokens = opened.vocabularies
+    sizes = (
+        int((base.config.get("text_config") or base.config)["vocab_size"])
+        for base in (opened.source, opened.target)
+    )
+    found = common_tokens(tokens, *sizes) if tokens is not None else None
+    if found is None or found.size < FEWEST_ANCHORS:
+        raise IncompatiblePair(
+            f"The two vocabularies share {found.size if found else 0} tokens on which predictions could be "
+            f"compared; {FEWEST_ANCHORS} are needed.",
+            hint="Use a method that compares no predictions: activation, or distill with shift=0.",
+            pointer="/method",
+        )
+    return found
