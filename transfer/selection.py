@@ -111,8 +111,9 @@ def candidates(auto: AutoParams, *, pool: bool, text: bool) -> tuple[MethodParam
     """The methods that `auto` compares, the simplest first: those of the request, or every one there is.
 
     Left out of the latter: prediction from a pool where none covers the bases (`pool`), what makes the bases
-    read a text where that is not wanted (`text`), and training unless it is allowed. Whatever a pair of bases
-    does not admit, the method itself refuses.
+    read a text where that is not wanted (`text`), training unless it is allowed, and `cast`, whose long
+    training is for a pair of bases rather than for one adapter. Whatever a pair does not admit, the method
+    itself refuses.
     """
     if auto.candidates is not None:
         return tuple(handed_on(auto, params) for params in auto.candidates)
