@@ -86,8 +86,9 @@ def _summary(report: Report) -> list[str]:
 
 
 def _how(method: dict[str, Any]) -> str:
-    trained = method["name"] == "distill" or method.get("refine") is not None
-    return "with training on text that the source wrote" if trained else "without training"
+    if method["name"] == "distill" or method.get("refine") is not None:
+        return "with training on text that the source wrote"
+    return "with trained maps between the two bases" if method["name"] == "cast" else "without training"
 
 
 def _caveats(report: Report) -> list[str]:

@@ -57,6 +57,7 @@ def command(
     refuse_for_precheck(request)
     with open_client(url) as client:
         job = follow(client, client.precheck(request), out)
+        measured = client.diagnostics(job.id) if job.done else None
     out.document(job.model_dump(mode="json"))
-    out.show(*job_lines(job))
+    out.show(*job_lines(job, measured))
     return exit_of(job)

@@ -75,7 +75,12 @@ def why_chosen(found: Selection) -> str:
 def nothing_better(found: Selection, *, trained: bool) -> NothingBetter:
     """The refusal, with every candidate in it."""
     if found.best is None:
-        said = "No candidate could be run that its pre-check did not find incompatible."
+        ran = any(row.score is not None for row in found.candidates)
+        said = (
+            "Every candidate that could be run is incompatible by its own pre-check."
+            if ran
+            else "No candidate could be run."
+        )
     elif found.ending == "not_confirmed" and found.confirmed is not None:
         best, confirmed = found.candidates[found.best], found.confirmed
         said = (
