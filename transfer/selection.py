@@ -19,7 +19,6 @@ from transfer.catalogue import (
     ActivationParams,
     AnchorRidgeParams,
     AutoParams,
-    CastParams,
     CopyParams,
     CrossLoraParams,
     DifferenceParams,
@@ -128,7 +127,6 @@ def candidates(auto: AutoParams, *, pool: bool, text: bool) -> tuple[MethodParam
         CrossLoraParams(),
         *((AnchorRidgeParams(),) if pool else ()),
         *((GeometricParams(), ActivationParams()) if text else ()),
-        *((CastParams(),) if auto.train and text else ()),
         *((DistillParams(),) if auto.train else ()),
     )
     return tuple(handed_on(auto, params) for params in every)
