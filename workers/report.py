@@ -276,6 +276,6 @@ def caveats(
     if "heads_of_another_adapter" in flags:
         lines.append(
             "At some sites the maps were trained with another adapter, in directions that hold less than "
-            "half of this one; reuse=false trains for it."
+            "half of this one; without reuse=true it gets a training of its own."
         )
     return [*lines, NOT_EVALUATED]

@@ -267,7 +267,7 @@ def test_another_adapter_of_the_pair_takes_the_heads_and_trains_nothing(
     llamas: World, trained: tuple[Path, Conversion]
 ) -> None:
     home, first = trained
-    found = llamas.cast(home, "second", "acme/other", StopsAt(Phase.TRAINING, 0))
+    found = llamas.cast(home, "second", "acme/other", StopsAt(Phase.TRAINING, 0), reuse=True)
 
     assert first.report.cast_heads_trained_on == first.report.adapter
     assert found.report.cast_heads_trained_on == first.report.adapter
@@ -295,7 +295,9 @@ def test_heads_of_other_settings_or_that_are_not_wanted_are_left_alone(
     settings: dict[str, Any], llamas: World, trained: tuple[Path, Conversion]
 ) -> None:
     with pytest.raises(Cancelled):
-        llamas.cast(trained[0], "never", "acme/other", StopsAt(Phase.TRAINING, 0), **settings)
+        llamas.cast(
+            trained[0], "never", "acme/other", StopsAt(Phase.TRAINING, 0), **{"reuse": True, **settings}
+        )
 
 
 def test_heads_of_an_adapter_that_the_job_may_not_read_are_not_used(tmp_path: Path) -> None:
@@ -303,7 +305,7 @@ def test_heads_of_an_adapter_that_the_job_may_not_read_are_not_used(tmp_path: Pa
     world = make_world(tmp_path, "llama", "mistral")
     world.cast(tmp_path, "first")
     (world.hub / "acme/skill").rename(tmp_path / "withdrawn")
-    found = world.cast(tmp_path, "second", "acme/other")
+    found = world.cast(tmp_path, "second", "acme/other", reuse=True)
     assert found.report.cast_heads_trained_on == found.report.adapter
     assert "cast_reused" not in found.report.summary
 

@@ -71,10 +71,10 @@ class CastParams(PairedTextParams):
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Decides the order of text, and random heads.")
     reuse: bool = Field(
-        default=True,
+        default=False,
         description=(
             "Use heads that were trained for another adapter of these bases with these settings, if there "
-            "are any that this request may see: no training then, and less of this adapter where it "
-            "reads elsewhere."
+            "are any that this request may see: no training then, less of this adapter where it reads "
+            "elsewhere, and a result that depends on which job came first."
         ),
     )

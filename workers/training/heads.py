@@ -56,9 +56,12 @@ def heads_for(
     tools: Tools,
     watch: Watch,
 ) -> FoundHeads:
-    """Kept ones where the request allows it, else trained now and kept. Raises TrainingFailed."""
+    """This adapter's own kept ones, another adapter's where the request wants them, else trained now and
+    kept. Raises TrainingFailed."""
     job = _Job(opened, bases, evidence, pairs, params, tools, watch)
-    found = job.kept() if params.reuse else None
+    found = job.kept()
+    if found is not None and found[1] != job.adapter and not params.reuse:
+        found = None
     trained, name = found or job.trained()
     reused = {"cast_reused": 1.0} if name != job.adapter else {}
     return FoundHeads(lambda pair: job.heads(pair, trained), {**trained.measurements, **reused}, name)
