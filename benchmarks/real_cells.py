@@ -37,6 +37,7 @@ PAIRS: Mapping[str, tuple[RealModel, RealModel]] = {
 SEED = 1  # of random updates
 # Sized for a CPU: a third of the text that is the default, half the batch.
 _DISTILL = {"name": "distill", "tokens": 8000, "batch": 4, "evaluate_every": 10, "patience": 2}
+_STEP = {"name": "activation", "solve": "step", "written": {"tokens": 8000}}
 
 # What each row asks of the pipeline; a row that names another one draws its random twin.
 ROWS: Mapping[str, dict[str, Any] | str] = {
@@ -54,9 +55,16 @@ ROWS: Mapping[str, dict[str, Any] | str] = {
     "anchor_ridge": {"name": "anchor_ridge"},
     "activation": {"name": "activation"},
     "random, as long as activation": "activation",
+    "activation step": _STEP,
+    "random, as long as activation step": "activation step",
     "distill": _DISTILL,
 }
-CONTROLS = ("copy, padded", "random, as long as copy", "random, as long as activation")
+CONTROLS = (
+    "copy, padded",
+    "random, as long as copy",
+    "random, as long as activation",
+    "random, as long as activation step",
+)
 TRAINED = ("distill",)
 
 
@@ -128,7 +136,9 @@ class Lab:
         took = time.monotonic() - started if outcome is not None else 0.0
         if isinstance(wanted, str):
             folder = randomised(folder, self._folder(pair, task, row), SEED)
-        told = {name: value for name, value in report["summary"].items() if name.startswith("distill_")}
+        told = {
+            name: value for name, value in report["summary"].items() if name.startswith(("distill_", "step_"))
+        }
         return self._scored(pair, task, row, folder, report["precheck"]["verdict"], took, told)
 
     def _moved(self, pair: str, task: str, wanted: dict[str, Any] | str, folder: Path) -> Conversion:
@@ -138,6 +148,8 @@ class Lab:
         if method["name"] in TRAINED and prompts is not None:
             # Answers are a few tokens long, so a step holds more of them.
             method = method | {"prompts": prompts, "batch": 16, "length": 16}
+        if "written" in method and prompts is not None:
+            method = method | {"written": method["written"] | {"prompts": prompts, "length": 16}}
         source, target = PAIRS[pair]
         body = {
             "adapter": {"repo_id": self._name(task, source)},

@@ -32,6 +32,7 @@ from workers.reading import Opened, paired_embeddings
 from workers.report import SiteRow, finite
 from workers.tools import Tools
 from workers.training.run import Learnt, learn, refined
+from workers.wants import finds_whole
 from workers.watch import Watch
 
 
@@ -96,8 +97,8 @@ def begun(request: ConversionRequest, bench: Bench, offer: PoolOffer | None = No
 
 def paired(opened: Opened, params: MethodParams, activations: Activations | None) -> Pairing:
     """Sites by similarity of layers where both bases read a text, else by relative depth."""
-    # A pool predicts the target layer's own update, which is not made of several.
-    fold = params.fold and not isinstance(params, AnchorRidgeParams)
+    # A pool predicts the target layer's own update, and training finds it: neither is made of several.
+    fold = params.fold and not isinstance(params, AnchorRidgeParams) and not finds_whole(params)
     return pair_sites(
         opened.source,
         opened.target,

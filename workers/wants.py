@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.requests import ConversionRequest
-from transfer.catalogue import AutoParams, DistillParams, MethodParams
+from transfer.catalogue import AutoParams, MethodParams
 from transfer.interface import Evidence
 from transfer.registry import METHODS
 from transfer.selection import candidates, variants
@@ -47,5 +47,11 @@ def _reads(params: MethodParams) -> bool:
 
 def runs_bases(request: ConversionRequest) -> bool:
     """Will both bases run as models, so that all of their weights are read?"""
-    trains = isinstance(request.method, DistillParams) or request.method.refine is not None
+    trains = finds_whole(request.method) or request.method.refine is not None
     return trains or reads_text(request) or request.evaluate is not None
+
+
+def finds_whole(params: MethodParams) -> bool:
+    """Is the target's update found as a whole, on text that the source writes, and not site by site?"""
+    method = METHODS.get(params.name)
+    return method is not None and Evidence.TRAINED in method.needs(params)

@@ -18,8 +18,8 @@ from transfer.precheck import choose
 
 RELATIVES = {"shapes_equal": 1.0, "relative_distance": 0.3}
 STRANGERS = {"shapes_equal": 0.0}
-ALIKE = {"cka_coverage": 0.9, "read_r2": 0.97, "write_r2": 0.98}
-SOMEWHAT = {"cka_coverage": 0.6, "read_r2": 0.8, "write_r2": 0.5}
+ALIKE = {"cka_coverage": 0.9, "read_r2_centred": 0.97, "write_r2_centred": 0.98}
+SOMEWHAT = {"cka_coverage": 0.6, "read_r2_centred": 0.8, "write_r2_centred": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ SOMEWHAT = {"cka_coverage": 0.6, "read_r2": 0.8, "write_r2": 0.5}
         (STRANGERS | ALIKE, False, "activation"),
         (STRANGERS | SOMEWHAT, False, "activation"),
         (STRANGERS | SOMEWHAT | {"cka_coverage": 0.44}, False, "cross_lora"),
-        (STRANGERS | SOMEWHAT | {"write_r2": 0.1}, False, "cross_lora"),
+        (STRANGERS | SOMEWHAT | {"write_r2_centred": 0.1}, False, "cross_lora"),
         (STRANGERS, False, "cross_lora"),
         ({"shapes_equal": 1.0, "relative_distance": 1.4}, True, "distill"),
     ],

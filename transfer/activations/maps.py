@@ -17,6 +17,8 @@ from torch import Tensor
 
 from transfer.interface import LowRank
 
+_NOTHING = 1e-12  # of the rows' power: rows that differ by less than rounding do not differ
+
 
 @dataclass(slots=True)
 class Moments:
@@ -82,19 +84,31 @@ def map_out(moments: Moments, ridge: float) -> Tensor:
     return _solve(moments.cross.T, moments.source, ridge)
 
 
-def read_r2(A: Tensor, M_in: Tensor, held_out: PairedRows) -> float:
-    """1 − ‖A (x_s − M_in x_t)‖² / ‖A x_s‖² over held-out rows: does the adapter (A: (r, p)) read the same
-    thing? 1 is perfect, 0 what reading nothing gives; it can be negative.
-    NaN where nothing was held out, or nothing is read."""
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Two R² of one prediction on held-out rows. 1 is perfect; either can be negative, and is NaN where there
+    is nothing to explain.
+
+    `r2`: over predicting zero, 1 − ‖wanted − got‖² / ‖wanted‖². What all rows share counts as known, and in
+    trained models that is most of it: 0.8 between bases that had nothing to tell each other. `centred`: over
+    predicting the rows' own mean, the best constant, so that 0 is knowing nothing of what tells rows apart.
+    """
+
+    r2: float
+    centred: float
+
+
+def reads(A: Tensor, M_in: Tensor, held_out: PairedRows) -> Explained:
+    """Does the adapter (A: (r, p)) read the same thing? A x_s is wanted, A M_in x_t is got."""
     A, M = A.double(), M_in.double()
     wanted = held_out.source.double() @ A.T
     got = held_out.target.double() @ (A @ M).T
     return _explained(wanted, got)
 
 
-def write_r2(B: Tensor, M_out: Tensor, held_out: PairedRows) -> float:
-    """1 − ‖P (y_t − M_out y_s)‖² / ‖P y_t‖² over held-out rows, P the projector on M_out·B (B: (p, r)): does
-    the target write there what the source writes?"""
+def writes(B: Tensor, M_out: Tensor, held_out: PairedRows) -> Explained:
+    """Does the target write what the source writes, where the adapter does? P y_t is wanted, P M_out y_s is
+    got; P the projector on M_out·B (B: (p, r))."""
     basis = torch.linalg.qr(M_out.double() @ B.double()).Q
     wanted = held_out.target.double() @ basis
     got = held_out.source.double() @ (M_out.double().T @ basis)
@@ -118,6 +132,11 @@ def _solve(cross: Tensor, gram: Tensor, ridge: float) -> Tensor:
     return solved
 
 
-def _explained(wanted: Tensor, got: Tensor) -> float:
-    whole = float(wanted.square().sum())
-    return 1.0 - float((wanted - got).square().sum()) / whole if whole > 0.0 else math.nan
+def _explained(wanted: Tensor, got: Tensor) -> Explained:
+    """Rows (n, k) of both."""
+    if not wanted.numel():
+        return Explained(math.nan, math.nan)
+    whole, missed = float(wanted.square().sum()), float((wanted - got).square().sum())
+    varying = float((wanted - wanted.mean(0)).square().sum())
+    sizes = (whole, varying)
+    return Explained(*(1.0 - missed / size if size > _NOTHING * whole else math.nan for size in sizes))

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from transfer.activations.maps import PairedRows, map_in, map_out, read_r2, write_r2
+from transfer.activations.maps import PairedRows, map_in, map_out, reads, writes
 from transfer.interface import LowRank, Port, SiteEvidence
 
 # Part of what names kept maps: raise it whenever the same sums may give other maps.
@@ -28,9 +28,23 @@ def site_map(evidence: SiteEvidence, port: Port, ridge: float) -> tuple[Tensor, 
 
 
 def seen_by(delta: LowRank, evidence: SiteEvidence, ridge: float) -> dict[str, float]:
-    """`read_r2` of A·M_in and `write_r2` of M_out·B on held-out tokens: what share of what the adapter reads
-    does the target know, and of what the target writes there does the source tell? At most 1; 0 is chance."""
-    M_in, reads = site_map(evidence, "in", ridge)
-    M_out, writes = site_map(evidence, "out", ridge)
-    found = {"read_r2": read_r2(delta.A, M_in, reads), "write_r2": write_r2(delta.B, M_out, writes)}
+    """How well this site's maps serve the adapter, on held-out tokens: see `known`."""
+    M_in, read = site_map(evidence, "in", ridge)
+    M_out, written = site_map(evidence, "out", ridge)
+    return known(delta, M_in, M_out, read, written)
+
+
+def known(
+    delta: LowRank, M_in: Tensor, M_out: Tensor, read: PairedRows, written: PairedRows
+) -> dict[str, float]:
+    """`read_r2` of A·M_in and `write_r2` of M_out·B: what share of what the adapter reads does the target
+    know, and of what the target writes there does the source tell? `…_centred` count what tells tokens apart
+    alone, and are what a verdict may rest on. At most 1; 0 is chance."""
+    ours, theirs = reads(delta.A, M_in, read), writes(delta.B, M_out, written)
+    found = {
+        "read_r2": ours.r2,
+        "read_r2_centred": ours.centred,
+        "write_r2": theirs.r2,
+        "write_r2_centred": theirs.centred,
+    }
     return {name: value for name, value in found.items() if math.isfinite(value)}

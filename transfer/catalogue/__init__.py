@@ -30,6 +30,7 @@ from transfer.catalogue.weights import (
     TiesParams,
     WeightAverageParams,
 )
+from transfer.catalogue.written import WritingSettings
 
 __all__ = [
     "PARAMS_BY_NAME",
@@ -55,6 +56,7 @@ __all__ = [
     "Thresholds",
     "TiesParams",
     "WeightAverageParams",
+    "WritingSettings",
     "describe",
     "label",
     "parse_params",

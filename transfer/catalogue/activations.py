@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from transfer.catalogue.base import MethodParams
+from transfer.catalogue.written import WritingSettings
 
 
 class PairedTextParams(MethodParams):
@@ -46,6 +47,17 @@ class ActivationParams(PairedTextParams):
     norm: Literal["keep", "preserve"] = Field(
         default="keep",
         description="`preserve` rescales each site to the Frobenius norm of the source's update.",
+    )
+    solve: Literal["maps", "step", "both"] = Field(
+        default="maps",
+        description=(
+            "`maps` carries the update through regressions between the two bases. `step` solves for what the "
+            "target's own gradients ask for on text that the source and its adapter write: one pass forward "
+            "and back, and a line search. `both` takes the step from what the maps carry, where that helps."
+        ),
+    )
+    written: WritingSettings = Field(
+        default=WritingSettings(), description="The text that the step is solved on."
     )
 
 

@@ -19,7 +19,10 @@ class DistillParams(PairedTextParams, DistillSettings):
     rank: int | None = Field(
         default=None, ge=1, le=4096, description="Rank of the result; null takes the adapter's own."
     )
-    init: Literal["zero", "closed_form"] = Field(
+    init: Literal["zero", "closed_form", "step"] = Field(
         default="zero",
-        description="Begin with no update, or with the one that closed-form maps of activations carry.",
+        description=(
+            "Begin with no update, with the one that closed-form maps of activations carry, or with one "
+            "preconditioned step on the written text, as `activation` takes it with `solve=step`."
+        ),
     )

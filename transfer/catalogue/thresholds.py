@@ -20,10 +20,13 @@ class Thresholds(BaseModel):
         default=0.5, ge=0.0, le=1.0, description="Below this share the pair is incompatible."
     )
     r2_compatible: float = Field(
-        default=0.95, ge=-1.0, le=1.0, description="Read and write R² from which no doubt is left."
+        default=0.95, ge=-1.0, le=1.0, description="Centred read and write R² from which no doubt is left."
     )
     r2_uncertain: float = Field(
-        default=0.2, ge=-1.0, le=1.0, description="Below this read or write R² the adapter cannot be carried."
+        default=0.2,
+        ge=-1.0,
+        le=1.0,
+        description="Below this the adapter cannot be carried.",
     )
 
     @model_validator(mode="after")

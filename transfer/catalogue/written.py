@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class DistillSettings(BaseModel):
-    """How text is sampled, which of it is learnt from, and how long: shared by `distill` and `refine`."""
+class WritingSettings(BaseModel):
+    """How the source and its adapter write text, and which of it counts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,6 +45,15 @@ class DistillSettings(BaseModel):
         le=1.0,
         description="Share of the written tokens that `speaks` keeps: those that the adapter lifts most.",
     )
+    held_out: float = Field(
+        default=0.1, gt=0.0, le=0.5, description="Share of the samples that is measured on, never fitted to."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Decides what is written and its order.")
+
+
+class DistillSettings(WritingSettings):
+    """What text is written and how long it is trained on: shared by `distill` and `refine`."""
+
     shift: float = Field(
         default=0.0,
         ge=0.0,
@@ -60,9 +69,6 @@ class DistillSettings(BaseModel):
     learning_rate: float = Field(default=4e-4, gt=0.0, le=0.1, description="AdamW's, after the warm-up.")
     warmup: int = Field(default=4, ge=0, le=10_000, description="Steps over which the learning rate rises.")
     clip: float = Field(default=1.0, ge=0.0, le=1e6, description="Longest gradient; 0 leaves it as it is.")
-    held_out: float = Field(
-        default=0.1, gt=0.0, le=0.5, description="Share of the samples that is measured on, never trained on."
-    )
     evaluate_every: int = Field(
         default=10, ge=1, le=10_000, description="Steps between measurements on held-out samples."
     )
@@ -75,7 +81,6 @@ class DistillSettings(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="What products are computed in; parameters stay float32."
     )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Decides what is written and its order.")
 
 
 class RefineParams(DistillSettings):

@@ -6,14 +6,14 @@ M_in and M_out are ridge regressions between what the two bases' sites read and 
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-from transfer.activations.maps import carried, read_r2, write_r2
-from transfer.activations.site import site_map
+from transfer.activations.maps import carried
+from transfer.activations.site import known, site_map
 from transfer.catalogue import ActivationParams
 from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
 from transfer.linalg import frobenius
+from transfer.methods.distill import whole
 from transfer.methods.refusals import require_sites
 
 
@@ -23,8 +23,11 @@ class Activation:
     name: ClassVar[str] = "activation"
 
     def needs(self, params: ActivationParams) -> frozenset[Evidence]:
-        """Paired activations alone."""
-        return frozenset({Evidence.ACTIVATIONS})
+        """Paired activations, unless the step is taken alone; for the step, an update found as a whole, since
+        the loss couples all sites."""
+        maps = {Evidence.ACTIVATIONS} if params.solve != "step" else set()
+        step = {Evidence.TRAINED} if params.solve != "maps" else set()
+        return frozenset(maps | step)
 
     def prepare(self, params: ActivationParams, pair: Pair) -> None:
         """Nothing but that there are sites."""
@@ -34,6 +37,8 @@ class Activation:
         self, params: ActivationParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> Carried:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t). Measures the read and write R² and the ratio of norms."""
+        if params.solve != "maps":
+            return whole(delta, evidence.trained())
         M_in, reads = site_map(evidence, "in", params.ridge)
         M_out, writes = site_map(evidence, "out", params.ridge)
         moved = carried(delta, M_in, M_out)
@@ -41,9 +46,8 @@ class Activation:
         if params.norm == "preserve" and after > 0.0:
             moved = moved.scaled(before / after)
         measured = {
-            "read_r2": read_r2(delta.A, M_in, reads),
-            "write_r2": write_r2(delta.B, M_out, writes),
+            **known(delta, M_in, M_out, reads, writes),
             "norm_ratio": after / before if before > 0.0 else 0.0,
             "update_norm": frobenius(moved),
         }
-        return Carried(moved, {name: value for name, value in measured.items() if math.isfinite(value)})
+        return Carried(moved, measured)

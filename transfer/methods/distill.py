@@ -31,6 +31,10 @@ class Distill:
         self, params: DistillParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> Carried:
         """The trained update of this target site, and its norm over the source's."""
-        trained = evidence.trained()
-        before, after = frobenius(delta), frobenius(trained)
-        return Carried(trained, {"update_norm": after, "norm_ratio": after / before if before > 0.0 else 0.0})
+        return whole(delta, evidence.trained())
+
+
+def whole(delta: LowRank, found: LowRank) -> Carried:
+    """This site's part of an update that was found as a whole, measured against the source's."""
+    before, after = frobenius(delta), frobenius(found)
+    return Carried(found, {"update_norm": after, "norm_ratio": after / before if before > 0.0 else 0.0})

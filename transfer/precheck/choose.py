@@ -51,7 +51,7 @@ def choose(
     """Parameters of the method to run, and why. Anything but `auto` is returned as it is.
 
     `measured` holds `shapes_equal`; where shapes agree `relative_distance`; where a pool covers the bases
-    `pool_anchors`; where both read a text `cka_coverage`, `read_r2` and `write_r2`.
+    `pool_anchors`; where both read a text `cka_coverage`, `read_r2_centred` and `write_r2_centred`.
     """
     if not isinstance(params, AutoParams):
         return params, ()
@@ -110,5 +110,5 @@ def _unlike(measured: Mapping[str, float]) -> str:
 
 def _reads_alike(measured: Mapping[str, float], coverage: float, r2: float) -> bool:
     """Did both bases read a text, with at least this coverage of layers and R² of the adapter?"""
-    r2s = [measured.get(name, -1.0) for name in ("read_r2", "write_r2")]
+    r2s = [measured.get(name, -1.0) for name in ("read_r2_centred", "write_r2_centred")]
     return measured.get("cka_coverage", -1.0) >= coverage and min(r2s) >= r2

@@ -143,7 +143,7 @@ class _Move:
             found |= measure.carried(
                 method, params, ready.state, self.adapter, places, self.probes, self.device
             )
-        if on_text and "read_r2" not in {*measured, *found}:
+        if on_text and "read_r2_centred" not in {*measured, *found}:
             places = measure.probe_pairs(ready.pairing.pairs)
             found |= measure.on_text(self.adapter, places, self.probes, self.device)
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from transfer.catalogue import (
+    ActivationParams,
     AnchorRidgeParams,
     CastParams,
     CopyParams,
@@ -73,13 +74,22 @@ _TRAINS_HEADS = (
 )
 
 
+_STEPS = (
+    "The step is solved on {tokens} tokens that the source writes, from the target's own gradients. How "
+    "much it helped is measured on held-out text of the same kind."
+)
+
+
 def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
     """Every finding about this move with this method."""
     yield from _sites(measured)
     yield from _tokenizers(measured)
     yield from _distance(measured)
     yield from _update(measured)
-    yield from _on_text(measured, thresholds, trains=isinstance(params, CastParams | DistillParams))
+    steps = isinstance(params, ActivationParams) and params.solve != "maps"
+    yield from _on_text(measured, thresholds, trains=steps or isinstance(params, CastParams | DistillParams))
+    if isinstance(params, ActivationParams) and steps:
+        yield Reason("steps", _STEPS.format(tokens=params.written.tokens), "info")
     if isinstance(params, DistillParams):
         yield Reason("trains", _TRAINS.format(tokens=params.tokens, steps=params.steps), "info")
     if isinstance(params, CastParams):
@@ -157,12 +167,14 @@ def _on_text(measured: Mapping[str, float], thresholds: Thresholds, *, trains: b
             else "info"
         )
         yield Reason("layer_coverage", text, weight)
-    if "read_r2" not in measured or "write_r2" not in measured:
+    # Uncentred, both are 0.8 and more between families whose adapters do not carry over at all.
+    if "read_r2_centred" not in measured or "write_r2_centred" not in measured:
         return
-    reads, writes = measured["read_r2"], measured["write_r2"]
+    reads, writes = measured["read_r2_centred"], measured["write_r2_centred"]
     text = (
-        f"On held-out text the target knows {max(reads, 0.0):.0%} of what this adapter reads, and "
-        f"{max(writes, 0.0):.0%} of what it would write there follows from the source."
+        f"On held-out text the target knows {max(reads, 0.0):.0%} of how tokens differ in what this adapter "
+        f"reads, and {max(writes, 0.0):.0%} of how they differ in what it would write there follows from "
+        "the source."
     )
     lower = min(reads, writes)
     weight = (

@@ -10,7 +10,7 @@ figures are nats per byte of written text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from transfer.training.objectives import Common
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.training.rows import Losses, Row, losses, parts, rows_of, shift_missed, shifted
+from workers.training.rows import Losses, Row, divided, losses, parts, rows_of, shift_missed, shifted
 from workers.training.samples import Written
 from workers.training.written import digest
 from workers.watch import Watch
@@ -61,11 +61,7 @@ def train(
     common = common if params.shift > 0.0 else None
     if common is not None:
         rows = shifted(target, rows, common)
-    apart = min(max(round(params.held_out * len(rows)), 1), len(rows) - 1)
-    # Samples that were written side by side share prompts; every so-manieth is held out, not the last ones.
-    chosen_rows = {at * len(rows) // apart for at in range(apart)}
-    held_out = [row for at, row in enumerate(rows) if at in chosen_rows]
-    learnt = [row for at, row in enumerate(rows) if at not in chosen_rows]
+    learnt, held_out = divided(rows, params.held_out)
     deltas = {site: _leaves(_on(delta, target.device)) for site, delta in begun.items()}
     parameters = {
         f"{site}.{name}": getattr(delta, name) for site, delta in deltas.items() for name in ("A", "B")
@@ -130,15 +126,7 @@ def starting(
 def _measured(
     written: Written, rows: list[Row], held_out: list[Row], alone: Losses, carried: Losses, told: Descent
 ) -> dict[str, float]:
-    """Figures for the report. `distill_recovered`: of what the teacher foretells its own text better than the
-    target alone, the share that the target now does; 1 is the teacher itself."""
-    size = max(sum(row.bytes for row in held_out), 1)
-    teacher = -sum(sum(row.sample.teacher) for row in held_out) / size
-    source = -sum(sum(row.sample.source) for row in held_out) / size
-    gap = alone.per_byte - teacher
-    recovered = (
-        {"distill_recovered": (alone.per_byte - carried.per_byte) / gap} if gap > _SMALLEST_GAIN else {}
-    )
+    """Figures for the report."""
     return {
         "distill_samples": float(len(written.samples)),
         "distill_tokens": float(written.tokens),
@@ -147,11 +135,23 @@ def _measured(
         / max(sum(sum(row.written) for row in rows), 1),
         "distill_steps": float(len(told.losses)),
         "distill_best_step": float(told.best_step),
-        "distill_nats_alone": alone.per_byte,
-        "distill_nats_carried": carried.per_byte,
-        "distill_nats_source": source,
-        "distill_nats_teacher": teacher,
-        **recovered,
+        **{f"distill_{name}": value for name, value in recovered(held_out, alone, carried).items()},
+    }
+
+
+def recovered(held_out: Sequence[Row], alone: Losses, carried: Losses) -> dict[str, float]:
+    """Nats per byte of held-out samples. `recovered`: of what the teacher foretells its own text better than
+    the target alone, the share that the target now does; 1 is the teacher itself."""
+    size = max(sum(row.bytes for row in held_out), 1)
+    teacher = -sum(sum(row.sample.teacher) for row in held_out) / size
+    source = -sum(sum(row.sample.source) for row in held_out) / size
+    gap = alone.per_byte - teacher
+    return {
+        "nats_alone": alone.per_byte,
+        "nats_carried": carried.per_byte,
+        "nats_source": source,
+        "nats_teacher": teacher,
+        **({"recovered": (alone.per_byte - carried.per_byte) / gap} if gap > _SMALLEST_GAIN else {}),
     }
 
 

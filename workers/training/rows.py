@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from transfer.catalogue.distill import DistillSettings
+from transfer.catalogue import WritingSettings
 from transfer.training.objectives import Common
 from transfer.training.speech import spread, threshold
 from workers.models import TextModel, logits_at
@@ -35,7 +35,7 @@ class Row:
     wanted: Wanted | None = None
 
 
-def rows_of(target: TextModel, samples: Sequence[Sample], params: DistillSettings) -> list[Row]:
+def rows_of(target: TextModel, samples: Sequence[Sample], params: WritingSettings) -> list[Row]:
     """One row a sample, cut where the target's context ends."""
     read = [opened(target, sample.text, context(target) - 1) for sample in samples]
     scores = [
@@ -79,6 +79,19 @@ def shifted(target: TextModel, rows: Sequence[Row], common: Common) -> list[Row]
     ]
 
 
+def divided(rows: Sequence[Row], held_out: float) -> tuple[list[Row], list[Row]]:
+    """Those to fit and those to measure on, one at least of either.
+
+    Samples that were written side by side share prompts; every so-manieth is held out, not the last ones.
+    """
+    count = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
+    chosen_rows = {at * len(rows) // count for at in range(count)}
+    return (
+        [row for at, row in enumerate(rows) if at not in chosen_rows],
+        [row for at, row in enumerate(rows) if at in chosen_rows],
+    )
+
+
 def stacked(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Ids (n, longest), and as float32 weights (n, longest − 1) what was written and what is learnt."""
     ids = right_padded([row.ids for row in rows])
@@ -101,10 +114,10 @@ class Losses:
 def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
     """How well the model, as it now is, foretells the rows."""
     whole = kept = learnt = 0.0
-    for part in _split(target, rows):
+    for part in split(target, rows):
         ids, written, weights = stacked(part, target.device)
         looked_at = (written + weights) > 0
-        nats = -_logs(target, ids, looked_at)
+        nats = -logs(target, ids, looked_at)
         whole += float((nats * written[looked_at]).sum())
         kept += float((nats * weights[looked_at]).sum())
         learnt += float(weights.sum())
@@ -118,10 +131,10 @@ def parts(
     divergence from what is wanted at the places that have it."""
     total = max(sum(sum(row.kept) for row in rows), 1)
     places = max(sum(row.wanted.at.numel() for row in rows if row.wanted), 1)
-    for part in _split(target, rows, whole=common is not None):
+    for part in split(target, rows, whole=common is not None):
         ids, _, kept = stacked(part, target.device)
         if common is None:
-            yield -_logs(target, ids, kept > 0).sum() / total
+            yield -logs(target, ids, kept > 0).sum() / total
             continue
         logits = target.model(input_ids=ids, use_cache=False).logits
         loss = -(chosen(logits[:, :-1], ids[:, 1:]) * kept).sum() / total
@@ -144,13 +157,13 @@ def shift_missed(target: TextModel, rows: Sequence[Row], common: Common) -> floa
     return whole / places
 
 
-def _logs(target: TextModel, ids: Tensor, foretold: Tensor) -> Tensor:
+def logs(target: TextModel, ids: Tensor, foretold: Tensor) -> Tensor:
     """log P of those ids[:, 1:] that `foretold` (n, length − 1) names, in order."""
     last = foretold.new_zeros(len(ids), 1)
     return chosen(logits_at(target, ids, torch.cat([foretold, last], dim=1)), ids[:, 1:][foretold])
 
 
-def _split(target: TextModel, rows: Sequence[Row], *, whole: bool = False) -> Iterator[Sequence[Row]]:
+def split(target: TextModel, rows: Sequence[Row], *, whole: bool = False) -> Iterator[Sequence[Row]]:
     """Rows side by side as long as the logits that are looked at, or all of them, have room."""
     room = _LOGITS.get(target.device.type, 2**26) // int(target.model.config.vocab_size)
     part: list[Row] = []

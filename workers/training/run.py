@@ -5,26 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfer.activations.maps import carried
 from transfer.activations.site import USUAL_RIDGE, site_map
-from transfer.catalogue import CastParams, DistillParams, DistillSettings, MethodParams
+from transfer.catalogue import (
+    ActivationParams,
+    CastParams,
+    DistillParams,
+    DistillSettings,
+    MethodParams,
+    WritingSettings,
+)
 from transfer.errors import TrainingFailed
 from transfer.interface import Evidence, LowRank, Site, SitePair
+from transfer.registry import get_method
+from transfer.training.objectives import Common
 from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded
+from workers.models import TextModel
 from workers.reading import Opened
 from workers.report import RepoAt
 from workers.tools import Tools
 from workers.training.distill import Distilled, starting, train
 from workers.training.heads import heads_for
+from workers.training.samples import Written
 from workers.training.shared import common_of
+from workers.training.step import stepped
 from workers.training.written import written_by
+from workers.wants import finds_whole
 from workers.watch import Watch
+
+Begin = Callable[[TextModel, Written], Mapping[Site, LowRank]]  # the target and what was written → factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +65,7 @@ def learn(
     watch: Watch,
 ) -> tuple[EvidenceSource, Learnt | None]:
     """The evidence with what this method has to have trained, if anything. Raises TrainingFailed."""
-    if isinstance(params, DistillParams):
+    if finds_whole(params):
         distilled = trained(opened, bases, evidence, pairs, params, tools, watch)
         return replace(evidence, trained=distilled.deltas), Learnt(distilled.measurements)
     if isinstance(params, CastParams):
@@ -63,15 +79,44 @@ def trained(
     bases: Bases,
     evidence: EvidenceSource,
     pairs: tuple[SitePair, ...],
-    params: DistillParams,
+    params: MethodParams,
     tools: Tools,
     watch: Watch,
 ) -> Distilled:
-    """The target's update at every paired site. Raises TrainingFailed when training brought nothing."""
+    """The target's update at every paired site, by training or by one step, as the method wants it. Raises
+    TrainingFailed when that brought nothing."""
     sites = {pair.target: pair.target_shape for pair in pairs}
-    init = _closed_form(opened, evidence, pairs) if params.init == "closed_form" else None
-    rank = params.rank or max(opened.adapter.delta(site).rank for site in opened.adapter.sites)
-    return _run(opened, bases, starting(sites, rank, init, params.seed), params, tools, watch)
+    rank = max(opened.adapter.delta(site).rank for site in opened.adapter.sites)
+    maps = Evidence.ACTIVATIONS in get_method(params.name).needs(params)
+    ridge = params.ridge if isinstance(params, ActivationParams) else USUAL_RIDGE
+    init = _closed_form(opened, evidence, pairs, ridge) if maps else None
+
+    def step(target: TextModel, written: Written, writing: WritingSettings, rank: int) -> Distilled:
+        begun = {site: _to(delta, target.device) for site, delta in init.items()} if init else None
+        return stepped(
+            target, written, sites, rank, writing,
+            ridge=ridge, budget=tools.activation_bytes, watch=watch, begun=begun,
+        )  # fmt: skip
+
+    if isinstance(params, ActivationParams):
+        settings = params.written
+        with _writing(opened, bases, settings, None, tools, watch) as (_, written, _):
+            found = step(bases.model("target"), written, settings, rank)
+        if found.measurements["step_nats_carried"] >= found.measurements["step_nats_alone"]:
+            raise TrainingFailed(
+                "No step foretold the held-out text better than the target alone does.",
+                hint="Sample more tokens, raise the ridge, or give prompts of the adapter's task.",
+                pointer="/method",
+            )
+        return found
+    assert isinstance(params, DistillParams)
+    wide = params.rank or rank
+
+    def begin(target: TextModel, written: Written) -> Mapping[Site, LowRank]:
+        known = step(target, written, params, wide).deltas if params.init == "step" else init
+        return starting(sites, wide, known, params.seed)
+
+    return _run(opened, bases, begin, params, tools, watch)
 
 
 def refined(
@@ -88,41 +133,29 @@ def refined(
     rank = max(delta.rank for delta in deltas.values())
     sites = {site: delta.shape for site, delta in deltas.items()}
     begun = starting(sites, rank, deltas, settings.seed)
-    found = _run(opened, bases, begun, settings, tools, watch, refines=params)
+    found = _run(opened, bases, lambda _target, _written: begun, settings, tools, watch, refines=params)
     return found.deltas, Learnt(found.measurements)
 
 
 def _run(
     opened: Opened,
     bases: Bases,
-    begun: Mapping[Site, LowRank],
+    begin: Begin,
     params: DistillSettings,
     tools: Tools,
     watch: Watch,
     *,
     refines: MethodParams | None = None,
 ) -> Distilled:
-    """Write, then train; the source is let go in between where there is no room for both. `refines`: the
-    method that carried what training begins with, which stays where training brings nothing."""
-    if not bases.fits("target"):
-        raise TrainingFailed(
-            "The target does not fit into this worker's memory, so it cannot be trained here.",
-            hint="Ask for a worker with a larger device, or raise REBASE_MODEL_BYTES if there is room.",
-            pointer="/method",
-        )
-    deltas = {site: opened.adapter.delta(site) for site in opened.adapter.sites}
-    folder = _checkpoints(opened, params, refines, tools)
-    folder.mkdir(parents=True, exist_ok=True)
-    source = bases.model("source")
-    on_source = {site: _to(delta, source.device) for site, delta in deltas.items()}
-    common = common_of(opened) if params.shift > 0.0 else None
-    written = written_by(source, on_source, params, watch=watch, path=folder / "samples.jsonl", common=common)
-    del source, on_source
-    found = train(
-        bases.model("target"), written, begun, params, watch=watch, checkpoint_dir=folder, common=common
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    if found.measurements["distill_best_step"] == 0.0 and refines is None:
+    """Write, then train. `refines`: the method that carried what training begins with, which stays where
+    training brings nothing."""
+    with _writing(opened, bases, params, refines, tools, watch) as (folder, written, common):
+        target = bases.model("target")
+        begun = begin(target, written)
+        found = train(target, written, begun, params, watch=watch, checkpoint_dir=folder, common=common)
+    told = found.measurements
+    better = told["distill_best_step"] > 0.0 or told["distill_nats_carried"] < told["distill_nats_alone"]
+    if not better and refines is None:
         raise TrainingFailed(
             "Training never foretold the held-out text better than the target alone does.",
             hint="Sample more tokens, lower the learning rate, or give prompts of the adapter's task.",
@@ -131,8 +164,37 @@ def _run(
     return found
 
 
+@contextmanager
+def _writing(
+    opened: Opened,
+    bases: Bases,
+    params: WritingSettings,
+    refines: MethodParams | None,
+    tools: Tools,
+    watch: Watch,
+) -> Iterator[tuple[Path, Written, Common | None]]:
+    """A folder for checkpoints, gone when the work is done; what the source and its adapter write; and the
+    tokens on which the shift was kept, where it is asked for. The source is let go where there is no room for
+    both."""
+    if not bases.fits("target"):
+        raise TrainingFailed(
+            "The target does not fit into this worker's memory, so it cannot be trained here.",
+            hint="Ask for a worker with a larger device, or raise REBASE_MODEL_BYTES if there is room.",
+            pointer="/method",
+        )
+    folder = _checkpoints(opened, params, refines, tools)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = bases.model("source")
+    deltas = {site: _to(opened.adapter.delta(site), source.device) for site in opened.adapter.sites}
+    common = common_of(opened) if isinstance(params, DistillSettings) and params.shift > 0.0 else None
+    written = written_by(source, deltas, params, watch=watch, path=folder / "samples.jsonl", common=common)
+    del source, deltas
+    yield folder, written, common
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _closed_form(
-    opened: Opened, evidence: EvidenceSource, pairs: tuple[SitePair, ...]
+    opened: Opened, evidence: EvidenceSource, pairs: tuple[SitePair, ...], ridge: float
 ) -> dict[Site, LowRank]:
     """What `activation` would carry."""
     if evidence.activations is not None:
@@ -141,12 +203,12 @@ def _closed_form(
     for pair in pairs:
         seen = evidence.at(pair, frozenset({Evidence.ACTIVATIONS}))
         delta = _to(opened.adapter.delta(pair.source).scaled(pair.scale), evidence.device)
-        maps = (site_map(seen, port, USUAL_RIDGE)[0] for port in ("in", "out"))
+        maps = (site_map(seen, port, ridge)[0] for port in ("in", "out"))
         parts.setdefault(pair.target, []).append(_to(carried(delta, *maps), "cpu"))
     return folded(parts, [])[0]
 
 
-def _checkpoints(opened: Opened, params: DistillSettings, refines: MethodParams | None, tools: Tools) -> Path:
+def _checkpoints(opened: Opened, params: WritingSettings, refines: MethodParams | None, tools: Tools) -> Path:
     """A folder of this adapter, these bases and these settings: whoever takes the job over finds it."""
     pinned = opened.pinned
     named = [

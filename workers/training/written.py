@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.states import Phase
-from transfer.catalogue.distill import DistillSettings
+from transfer.catalogue import DistillSettings, WritingSettings
 from transfer.errors import TrainingFailed
 from transfer.interface import LowRank, Site
 from transfer.training.objectives import Common
@@ -35,7 +35,7 @@ _LOGITS = 2**26  # numbers in one pass's logits
 def written_by(
     source: TextModel,
     deltas: Mapping[Site, LowRank],
-    params: DistillSettings,
+    params: WritingSettings,
     *,
     watch: Watch,
     path: Path | None = None,
@@ -51,7 +51,7 @@ def written_by(
     found = journal.read()
     while not _enough(found, params, len(prompts)):
         watch.step(Phase.COLLECTING, min(found.tokens, params.tokens), params.tokens, "tokens")
-        batch = _batch(source, deltas, params, prompts, found, common if params.shift > 0.0 else None)
+        batch = _batch(source, deltas, params, prompts, found, common if _shifts(params) else None)
         journal.append(found.batches, *batch)
         found.add(*batch)
     watch.step(Phase.COLLECTING, params.tokens, params.tokens, "tokens")
@@ -93,7 +93,7 @@ def chosen(logits: Tensor, ids: Tensor) -> Tensor:
     return picked
 
 
-def _prompts(source: TextModel, params: DistillSettings) -> list[list[int]]:
+def _prompts(source: TextModel, params: WritingSettings) -> list[list[int]]:
     """Ids that writing begins from; a long prompt keeps its beginning-of-text token and its end."""
     room = context(source) - _length(source, params)
     first = opening(source)
@@ -109,11 +109,11 @@ def _prompts(source: TextModel, params: DistillSettings) -> list[list[int]]:
     return found
 
 
-def _length(source: TextModel, params: DistillSettings) -> int:
+def _length(source: TextModel, params: WritingSettings) -> int:
     return min(params.length, context(source) // 2)
 
 
-def _enough(found: Written, params: DistillSettings, prompts: int) -> bool:
+def _enough(found: Written, params: WritingSettings, prompts: int) -> bool:
     if found.tokens >= params.tokens or found.drawn >= _ENOUGH * params.tokens:
         return True
     passes = found.batches * _size(params, prompts) / prompts
@@ -122,7 +122,7 @@ def _enough(found: Written, params: DistillSettings, prompts: int) -> bool:
     return params.prompts is not None and passes >= _PASSES
 
 
-def _size(params: DistillSettings, prompts: int) -> int:
+def _size(params: WritingSettings, prompts: int) -> int:
     needed = -(-params.tokens // params.length)
     return min(_BATCH, prompts) if params.temperature == 0.0 else min(_BATCH, needed)
 
@@ -130,7 +130,7 @@ def _size(params: DistillSettings, prompts: int) -> int:
 def _batch(
     source: TextModel,
     deltas: Mapping[Site, LowRank],
-    params: DistillSettings,
+    params: WritingSettings,
     prompts: list[list[int]],
     found: Written,
     common: Common | None,
@@ -203,14 +203,19 @@ def _scored(
     return samples
 
 
-def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: DistillSettings) -> str:
+def _shifts(params: WritingSettings) -> bool:
+    """Is the shift to be learnt?"""
+    return isinstance(params, DistillSettings) and params.shift > 0.0
+
+
+def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: WritingSettings) -> str:
     """What decides the samples: settings of the sampling and the update. The bases are the job's own."""
     wanted = {"tokens", "prompts", "temperature", "top_p", "length", "seed"}
     return identity_of(
         settings=params.model_dump(mode="json", include=wanted),
         deltas=digest(deltas),
         vocabulary=int(source.model.config.vocab_size),
-        **({"listed": LISTED} if params.shift > 0.0 else {}),
+        **({"listed": LISTED} if _shifts(params) else {}),
     )
 
 

@@ -1,0 +1,101 @@
+"""`activation` with `solve=step` as a job runs it, on the bundled bases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.requests import ConversionRequest
+from examples.text.queries import examples
+from support.bundled import bundled, task_loss
+from transfer.errors import TrainingFailed
+from transfer.interface import LowRank, Role, Site
+from workers.cache.factors import FactorCache
+from workers.hub.local import LocalHub
+from workers.models import updated
+from workers.pipeline import Conversion, run
+from workers.tools import Tools
+from workers.watch import Silent
+
+HUB = Path(__file__).parents[2] / "examples" / "hub"
+WRITTEN = {"prompts": [item.prompt for item in examples("train", 64, 5)], "tokens": 1600, "length": 48}
+STEP = {"name": "activation", "solve": "step", "written": WRITTEN}
+
+
+def _run(tmp_path: Path, method: dict[str, Any], **more: int) -> Conversion:
+    request = ConversionRequest.model_validate(
+        {
+            "adapter": {"repo_id": "tiny/harbor-sql-lora"},
+            "source": {"repo_id": "tiny/harbor-1"},
+            "target": {"repo_id": "tiny/harbor-2"},
+            "method": method,
+            "output": {"dtype": "float32"},
+            "precheck": {"on_incompatible": "warn"},
+        }
+    )
+    cache, scratch = FactorCache(tmp_path / "cache", 2**28), tmp_path / "scratch"
+    tools = Tools(LocalHub(HUB), cache, torch.device("cpu"), scratch=scratch, **more)
+    found = run(request, "convert", tools, Silent(), tmp_path / "out", marker=None)
+    assert isinstance(found, Conversion)
+    return found
+
+
+def _loss(folder: Path | None) -> float:
+    """Of the written adapter, on held-out questions."""
+    assert folder is not None
+    tensors = load_file(folder / "adapter_model.safetensors")
+    stem = "base_model.model.model.layers.{}.{}.{}.lora_{}.weight"
+    base = bundled("harbor-2")
+    deltas = {}
+    for site in base.weights.sites:
+        block = "self_attn" if site.role in {Role.Q, Role.K, Role.V, Role.O} else "mlp"
+        A, B = (tensors[stem.format(site.layer, block, site.role.value, name)] for name in "AB")
+        deltas[Site(site.layer, site.role)] = LowRank(B, A)
+    with updated(base.text, deltas):
+        return task_loss(base.text)
+
+
+def test_one_step_knows_part_of_the_task_and_the_report_tells_how_it_came(tmp_path: Path) -> None:
+    found = _run(tmp_path, STEP)
+    assert _loss(found.folder) < 0.8 * task_loss(bundled("harbor-2").text)
+    summary = found.report.summary
+    assert summary["step_nats_carried"] < summary["step_nats_alone"]
+    assert summary["step_length"] > 0.0
+    assert found.report.layer_map is None  # it reads no corpus
+    assert "steps" in {reason.code for reason in found.report.precheck.reasons}
+    assert not any((tmp_path / "scratch" / "training").iterdir())
+
+
+def test_sums_gathered_place_by_place_give_the_same_step(tmp_path: Path) -> None:
+    """As many passes as a small budget asks for, and the same update."""
+    whole = _run(tmp_path / "a", STEP)
+    parted = _run(tmp_path / "b", STEP, activation_bytes=1)
+    assert whole.report.summary == parted.report.summary
+    ours, theirs = ((one.folder or tmp_path) / "adapter_model.safetensors" for one in (whole, parted))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_step_from_what_the_maps_carry_knows_more_than_either(tmp_path: Path) -> None:
+    both, step, maps = (
+        _loss(_run(tmp_path / solve, STEP | {"solve": solve}).folder) for solve in ("both", "step", "maps")
+    )
+    assert both < step
+    assert both < maps
+
+
+def test_folding_does_not_add_the_step_up(tmp_path: Path) -> None:
+    """The step is the whole target's; it is not a part of several that belong together."""
+    found = _run(tmp_path, STEP | {"fold": True})
+    assert "folded.mean" not in found.report.summary
+
+
+def test_training_may_begin_with_the_step(tmp_path: Path) -> None:
+    training = {"name": "distill", **WRITTEN, "learning_rate": 1e-12, "steps": 1}
+    with pytest.raises(TrainingFailed, match="never foretold"):
+        _run(tmp_path / "zero", training)  # nothing is learnt at such a rate
+    found = _run(tmp_path / "step", training | {"init": "step"})
+    assert found.report.summary["distill_nats_carried"] < found.report.summary["distill_nats_alone"]
