@@ -19,7 +19,7 @@ from workers.verify.structure import check_structure
 
 # A move that multiplies an update this often has gone wrong; the methods' own scalings stay far below.
 MAX_GROWTH = 100.0
-# Unless it is still small beside the weight itself: an update that is found on the target owes its size to it.
+# Unless it is still small beside the weight: an update that is found on the target owes its size to that.
 LARGE = 0.1
 
 
