@@ -3,7 +3,7 @@
 1. Every site has the same shape on both sides and the bases share their coordinates → `copy`. Between
    relatives it does better than anything more elaborate [002].
 2. Otherwise, a pool of tasks with an adapter on both bases, which predicts itself → `anchor_ridge` [003].
-3. Otherwise, where training is allowed → `distill`: nothing that works without was seen to carry a skill.
+3. Otherwise, where training is allowed → `distill`: no map between the bases was seen to carry a skill.
 4. Otherwise, where both bases read a text anyway and their layers and this adapter's own directions are alike
    there → `activation`. It is not worth running both bases for: on the one real pair of families measured, it
    recovered 1.4 % of the gap and `cross_lora` 0.7 to 1.2 %.
@@ -39,9 +39,9 @@ SHARED_COORDINATES = 0.7
 _THRESHOLDS = Thresholds()
 # benchmarks/results/2026-11-22-real-pair.md and 2026-11-24-activations-real.md.
 _WOULD_TRAIN = (
-    "No method that works without training was seen to carry a skill between bases that are not relatives: "
-    "at most 1.4% of what training on the target gains, where distill had 61% after some twelve minutes. "
-    "method.train=true allows it."
+    "No map between bases that are not relatives was seen to carry a skill: at most 1.4% of what training on "
+    "the target gains, where activation with solve=step had 42% without training, and distill more. "
+    "method.train=true allows the latter."
 )
 
 

@@ -60,7 +60,8 @@ FEW_TASKS = 8
 # benchmarks/results/2026-11-22-real-pair.md: SmolLM2-135M to Gemma-3-270M, `make bench NAME=real`.
 _MEASURED_GAP = (
     "On the one real pair of families measured so far, it kept about 1% of what training on the target "
-    "gains; distill, which trains on text that the source writes, got much further."
+    "gains; activation with solve=step and distill, which learn from text that the source writes, got much "
+    "further."
 )
 
 _TRAINS = (
