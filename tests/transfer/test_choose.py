@@ -13,8 +13,10 @@ from transfer.catalogue import (
     DistillParams,
     RefineParams,
     Thresholds,
+    parse_params,
 )
 from transfer.precheck import choose
+from transfer.precheck.rules import reasons
 
 RELATIVES = {"shapes_equal": 1.0, "relative_distance": 0.3}
 STRANGERS = {"shapes_equal": 0.0}
@@ -88,3 +90,25 @@ def test_a_method_that_folds_by_default_goes_on_doing_so() -> None:
 
 def test_a_named_method_is_left_as_it_is() -> None:
     assert choose(DistillParams(steps=3), STRANGERS) == (DistillParams(steps=3), ())
+
+
+@pytest.mark.parametrize(
+    ("method", "weight"), [({"solve": "maps"}, "blocking"), ({"solve": "step"}, "doubt")]
+)
+def test_what_every_token_shares_saves_no_map_and_the_step_needs_none(method, weight):
+    """The figures of SmolLM2-135M to Gemma-3-270M: high by power, low by what tells tokens apart."""
+    measured = {
+        "sites_covered": 1.0,
+        "shapes_equal": 0.0,
+        "read_r2": 0.76,
+        "write_r2": 0.76,
+        "read_r2_centred": 0.32,
+        "write_r2_centred": 0.27,
+    }
+    found = {
+        reason.code: reason
+        for reason in reasons(parse_params({"name": "activation"} | method), measured, Thresholds())
+    }
+    assert found["adapter_on_text"].weight == weight
+    assert "32%" in found["adapter_on_text"].message
+    assert ("steps" in found) == (method["solve"] == "step")

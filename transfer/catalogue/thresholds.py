@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Thresholds(BaseModel):
-    """Of the pre-check on activations. The coverage's are the paper's [000]; the R²'s are first settings."""
+    """Of the pre-check on activations. The coverage's are the paper's [000]. The R²'s lie between what was
+    measured: 0.83 to 0.99 where maps carried the skill, 0.26 to 0.32 where they carried nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +24,7 @@ class Thresholds(BaseModel):
         default=0.95, ge=-1.0, le=1.0, description="Centred read and write R² from which no doubt is left."
     )
     r2_uncertain: float = Field(
-        default=0.2,
+        default=0.5,
         ge=-1.0,
         le=1.0,
         description="Below this the adapter cannot be carried.",
