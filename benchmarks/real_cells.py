@@ -161,7 +161,6 @@ class Lab:
             LocalHub(self.hub),
             FactorCache(self.scratch / "cache", 2**34, None, 60, 2**20),
             torch.device("cpu"),
-            activation_bytes=2**30,
             scratch=self.scratch / "work",
         )
         request = ConversionRequest.model_validate(body)
