@@ -93,7 +93,7 @@ def test_a_refusal_by_measurement_exits_as_incompatible_and_leaves_no_folder(
     path = adapter / "adapter_model.safetensors"
     save_file({name: -one if "lora_B" in name else one for name, one in load_file(path).items()}, path)
     asked = (str(adapter), "--source", "tiny/harbor-1", "--target", "tiny/harbor-2")
-    asked = (*asked, "--hub", str(EXAMPLES / "hub"), "--set", "evaluate.score=likelihood")
+    asked = (*asked, "--hub", str(EXAMPLES / "hub"), "--method", "copy", "--set", "evaluate.score=likelihood")
     out, report = tmp_path / "out", tmp_path / "report.json"
     file = _file(tmp_path, "task.jsonl", "\n".join(LINES))
     done = rebase("transfer", *asked, "--evaluate", str(file), "--out", str(out), "--report", str(report))
