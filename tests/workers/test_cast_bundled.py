@@ -106,7 +106,7 @@ def test_heads_of_one_adapter_carry_another(home: Path, tmp_path: Path) -> None:
     """10.2 nats alone. What they know beyond the closed form lies in the few directions that both adapters
     use."""
     closed = move(home, "harbor-json-lora-1", "closed json", {"name": "activation", "positions": 4096})
-    found = move(home, "harbor-json-lora-1", "json", CAST)
+    found = move(home, "harbor-json-lora-1", "json", {**CAST, "reuse": True})
     assert found.folder is not None
     assert found.report.cast_heads_trained_on is not None
     assert found.report.cast_heads_trained_on.repo_id == "tiny/harbor-sql-lora"
