@@ -31,6 +31,14 @@ class Settings(BaseSettings):
     hub_dir: Path | None = Field(default=None, description="Use this local hub folder instead of the Hub.")
     hub_token: SecretStr | None = Field(default=None, description="Token for the Hub; never logged.")
 
+    secret_keys: SecretStr | None = Field(
+        default=None,
+        description=(
+            "Keys that secrets are encrypted with at rest, separated by commas: the first one seals, all of "
+            "them open. `rebase secrets key` makes one. Default: a key file inside `home`, on SQLite only."
+        ),
+    )
+
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on.")
     auth: Literal["none", "keys"] = Field(default="none", description="`none` is allowed on loopback only.")

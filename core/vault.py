@@ -1,0 +1,95 @@
+"""Secrets at rest: Hub tokens and signing secrets, encrypted with a key that the database does not hold.
+
+Fernet (AES-128-CBC with HMAC-SHA256, of the library `cryptography`). A sealed text names what it is for, so that
+one row's secret, copied into another row, does not open there. Several keys may be given: the first one seals,
+all of them open, which is how a key is rotated (`reseal`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from core.errors import SettingsInvalid
+from core.settings import Settings
+
+_HINT = "Make a key with 'rebase secrets key' and set REBASE_SECRET_KEYS for the API and every worker."
+
+
+class Vault:
+    """Seals and opens short texts. `keys`: URL-safe base64 of 32 bytes each, the newest first."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        try:
+            self._fernet = MultiFernet([Fernet(key) for key in keys])
+        except ValueError as exc:
+            raise SettingsInvalid(
+                "REBASE_SECRET_KEYS holds something that is not 32 bytes of URL-safe base64.", hint=_HINT
+            ) from exc
+
+    @classmethod
+    def of(cls, settings: Settings) -> Vault:
+        """The deployment's vault: of its keys, or of a key file that an embedded deployment keeps in its home.
+
+        Raises SettingsInvalid for keys that are none, and where a deployment on a database server has none.
+        """
+        given = settings.secret_keys.get_secret_value() if settings.secret_keys else ""
+        keys = [key.strip() for key in given.split(",") if key.strip()]
+        if keys:
+            return cls(keys)
+        if not settings.resolved_database_url.startswith("sqlite"):
+            raise SettingsInvalid("Secrets cannot be kept: REBASE_SECRET_KEYS is not set.", hint=_HINT)
+        return cls([_kept_key(settings.resolved_home / "secret.key")])
+
+    def seal(self, purpose: str, secret: str) -> str:
+        """The text to store. `purpose` says where it belongs, such as `hub_token/acme`; it is not secret."""
+        return self._fernet.encrypt(f"{purpose}\0{secret}".encode()).decode()
+
+    def open(self, purpose: str, sealed: str) -> str:
+        """The secret again. Raises SettingsInvalid when no key opens it or it was sealed for something else."""
+        try:
+            found, _, secret = self._fernet.decrypt(sealed).decode().partition("\0")
+        except InvalidToken as exc:
+            raise SettingsInvalid(
+                "A stored secret cannot be opened with the keys in REBASE_SECRET_KEYS.",
+                hint="Set the key it was stored with beside the new one, or store the secret again.",
+            ) from exc
+        if found != purpose:
+            raise SettingsInvalid("A stored secret belongs to something else and was not opened.")
+        return secret
+
+    def reseal(self, sealed: str) -> str:
+        """The same secret under the newest key. Raises SettingsInvalid when no key opens it."""
+        try:
+            return self._fernet.rotate(sealed).decode()
+        except InvalidToken as exc:
+            raise SettingsInvalid(
+                "A stored secret cannot be opened with the keys in REBASE_SECRET_KEYS."
+            ) from exc
+
+
+def new_key() -> str:
+    """A fresh key for REBASE_SECRET_KEYS."""
+    return Fernet.generate_key().decode()
+
+
+def _kept_key(path: Path) -> str:
+    """The key in this file, which is made (readable by its owner alone) when there is none.
+
+    Whoever comes first writes it whole: two processes that start together must end up with one key.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    if not path.exists():
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(new_key())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()

@@ -1,0 +1,64 @@
+"""Secrets at rest open only with a key that the database does not hold, and only where they belong."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from core.errors import SettingsInvalid
+from core.settings import Settings
+from core.vault import Vault, new_key
+
+
+def test_a_sealed_secret_opens_for_its_purpose_and_shows_nothing_of_itself() -> None:
+    vault = Vault([new_key()])
+    sealed = vault.seal("hub_token/acme", "hf_secret")
+
+    assert "hf_secret" not in sealed
+    assert vault.open("hub_token/acme", sealed) == "hf_secret"
+    assert vault.seal("hub_token/acme", "hf_secret") != sealed
+
+
+def test_a_secret_copied_into_another_tenants_row_does_not_open_there() -> None:
+    vault = Vault([new_key()])
+    sealed = vault.seal("hub_token/acme", "hf_secret")
+
+    with pytest.raises(SettingsInvalid, match="belongs to something else"):
+        vault.open("hub_token/rival", sealed)
+
+
+def test_after_a_rotation_the_old_key_is_no_longer_needed() -> None:
+    old, new = new_key(), new_key()
+    sealed = Vault([old]).seal("p", "s")
+
+    both = Vault([new, old])
+    moved = both.reseal(sealed)
+
+    assert both.open("p", sealed) == Vault([new]).open("p", moved) == "s"
+    with pytest.raises(SettingsInvalid, match="cannot be opened"):
+        Vault([new]).open("p", sealed)
+
+
+def test_keys_that_are_none_are_refused_by_name() -> None:
+    with pytest.raises(SettingsInvalid, match="REBASE_SECRET_KEYS"):
+        Vault(["short"])
+
+
+def test_an_embedded_deployment_keeps_one_key_that_only_its_owner_can_read(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, home=tmp_path)
+    sealed = Vault.of(settings).seal("p", "s")
+
+    assert Vault.of(settings).open("p", sealed) == "s"
+    assert stat.S_IMODE((tmp_path / "secret.key").stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["secret.key"]
+
+
+def test_a_deployment_on_a_database_server_must_be_given_its_key(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, home=tmp_path, database_url="postgresql://db/rebase")
+    with pytest.raises(SettingsInvalid, match="REBASE_SECRET_KEYS is not set"):
+        Vault.of(settings)
+    key = new_key()
+    given = settings.model_copy(update={"secret_keys": Settings(_env_file=None, secret_keys=key).secret_keys})
+    assert Vault.of(given).open("p", Vault([key]).seal("p", "s")) == "s"
