@@ -1,8 +1,8 @@
 """Secrets at rest: Hub tokens and signing secrets, encrypted with a key that the database does not hold.
 
-Fernet (AES-128-CBC with HMAC-SHA256, of the library `cryptography`). A sealed text names what it is for, so that
-one row's secret, copied into another row, does not open there. Several keys may be given: the first one seals,
-all of them open, which is how a key is rotated (`reseal`).
+Fernet (AES-128-CBC with HMAC-SHA256, of the library `cryptography`). A sealed text names what it is for, so
+that one row's secret, copied into another row, does not open there. Several keys may be given: the first one
+seals, all of them open, which is how a key is rotated (`reseal`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Vault:
 
     @classmethod
     def of(cls, settings: Settings) -> Vault:
-        """The deployment's vault: of its keys, or of a key file that an embedded deployment keeps in its home.
+        """The deployment's vault: of its keys, or of a key file that an embedded one keeps in its home.
 
         Raises SettingsInvalid for keys that are none, and where a deployment on a database server has none.
         """
@@ -49,7 +49,7 @@ class Vault:
         return self._fernet.encrypt(f"{purpose}\0{secret}".encode()).decode()
 
     def open(self, purpose: str, sealed: str) -> str:
-        """The secret again. Raises SettingsInvalid when no key opens it or it was sealed for something else."""
+        """The secret again. Raises SettingsInvalid when no key opens it, or it was sealed elsewhere."""
         try:
             found, _, secret = self._fernet.decrypt(sealed).decode().partition("\0")
         except InvalidToken as exc:
