@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.real_rows import ALL, Wanted
 from core.errors import RebaseError
 from core.pools import NO_POOLS, Pool, PoolRequest, Pools
 from core.requests import ConversionRequest
@@ -25,6 +26,7 @@ from support.real_repos import fill_hub, open_base, place
 from support.real_tasks import TASKS, score
 from transfer.errors import TransferError
 from workers.cache.factors import FactorCache
+from workers.device import pick_device
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run
 from workers.tools import Tools
@@ -35,37 +37,7 @@ PAIRS: Mapping[str, tuple[RealModel, RealModel]] = {
     "gemma3-to-smollm2": (GEMMA3, SMOLLM2),
 }
 SEED = 1  # of random updates
-# Sized for a CPU: a third of the text that is the default, half the batch.
-_DISTILL = {"name": "distill", "tokens": 8000, "batch": 4, "evaluate_every": 10, "patience": 2}
-_STEP = {"name": "activation", "solve": "step", "written": {"tokens": 8000}}
-
-# What each row asks of the pipeline; a row that names another one draws its random twin.
-ROWS: Mapping[str, dict[str, Any] | str] = {
-    "copy, padded": {"name": "copy", "pad": True},
-    "random, as long as copy": "copy, padded",
-    "difference": {"name": "difference"},
-    "linear": {"name": "linear"},
-    "weight_average": {"name": "weight_average"},
-    "ties": {"name": "ties"},
-    "prolora": {"name": "prolora"},
-    "cross_lora index": {"name": "cross_lora", "alignment": "index"},
-    "cross_lora anchored": {"name": "cross_lora", "alignment": "anchored"},
-    "cross_lora activations": {"name": "cross_lora", "alignment": "activations"},
-    "geometric": {"name": "geometric"},
-    "anchor_ridge": {"name": "anchor_ridge"},
-    "activation": {"name": "activation"},
-    "random, as long as activation": "activation",
-    "activation step": _STEP,
-    "random, as long as activation step": "activation step",
-    "distill": _DISTILL,
-}
-CONTROLS = (
-    "copy, padded",
-    "random, as long as copy",
-    "random, as long as activation",
-    "random, as long as activation step",
-)
-TRAINED = ("distill",)
+_TOLD = ("cast_", "distill_", "step_")  # of the report's summary, kept beside a cell
 
 
 @dataclass(frozen=True)
@@ -91,12 +63,19 @@ class Kept:
 
     def get_or(self, pair: str, task: str, row: str, measure: Callable[[str, str, str], Cell]) -> Cell:
         """The cell, measured now unless it is there."""
-        file = self.folder / f"{pair} {task} {row}.json"
+        file = self._file(pair, task, row)
         if not file.exists():
             cell = measure(pair, task, row)
             self.folder.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(asdict(cell)))
-        return Cell(**json.loads(file.read_text()))
+        return self.read(pair, task, row)
+
+    def read(self, pair: str, task: str, row: str) -> Cell:
+        """A cell that is there."""
+        return Cell(**json.loads(self._file(pair, task, row).read_text()))
+
+    def _file(self, pair: str, task: str, row: str) -> Path:
+        return self.folder / f"{pair} {task} {row}.json"
 
 
 class Lab:
@@ -106,7 +85,7 @@ class Lab:
     def __init__(
         self,
         scratch: Path,
-        rows: Mapping[str, dict[str, Any] | str] = ROWS,
+        rows: Mapping[str, Wanted] = ALL,
         examples: int | None = None,
     ) -> None:
         self.scratch, self.rows, self.examples = scratch, rows, examples
@@ -137,19 +116,21 @@ class Lab:
         if isinstance(wanted, str):
             folder = randomised(folder, self._folder(pair, task, row), SEED)
         told = {
-            name: value for name, value in report["summary"].items() if name.startswith(("distill_", "step_"))
+            name: value
+            for name, value in report["summary"].items()
+            if name.startswith(("cast_", "distill_", "step_"))
         }
         return self._scored(pair, task, row, folder, report["precheck"]["verdict"], took, told)
 
-    def _moved(self, pair: str, task: str, wanted: dict[str, Any] | str, folder: Path) -> Conversion:
+    def _moved(self, pair: str, task: str, wanted: Wanted, folder: Path) -> Conversion:
         method = self.rows[wanted] if isinstance(wanted, str) else wanted
         assert isinstance(method, dict)
         prompts = TASKS[task].prompts(512)
-        if method["name"] in TRAINED and prompts is not None:
+        if method["name"] == "distill" and prompts is not None:
             # Answers are a few tokens long, so a step holds more of them.
             method = method | {"prompts": prompts, "batch": 16, "length": 16}
-        if "written" in method and prompts is not None:
-            method = method | {"written": method["written"] | {"prompts": prompts, "length": 16}}
+        if method.get("solve", "maps") != "maps" and prompts is not None:
+            method = method | {"written": {"prompts": prompts, "length": 16}}
         source, target = PAIRS[pair]
         body = {
             "adapter": {"repo_id": self._name(task, source)},
@@ -160,7 +141,7 @@ class Lab:
         tools = Tools(
             LocalHub(self.hub),
             FactorCache(self.scratch / "cache", 2**34, None, 60, 2**20),
-            torch.device("cpu"),
+            pick_device("cuda" if real_adapter.DEVICE == "cuda" else "cpu"),
             scratch=self.scratch / "work",
         )
         request = ConversionRequest.model_validate(body)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.real_cells import CONTROLS, TRAINED, Cell
+from benchmarks.real_cells import Cell
+from benchmarks.real_rows import CONTROLS, trains
 
 RESAMPLES, SEED = 4000, 0
 Array = NDArray[np.float64]
@@ -81,7 +82,7 @@ def compared(cells: Sequence[Cell], tasks: list[str]) -> Comparison:
                 round(sum(cell.seconds for cell in own.values()), 1),
             )
         )
-    free = {row: drawn for row, drawn in means.items() if row not in CONTROLS and row not in TRAINED}
+    free = {row: drawn for row, drawn in means.items() if row not in CONTROLS and not trains(row)}
     best = max(free, key=lambda row: float(free[row][0]), default=None)
     if best is not None:
         lines = [_against(line, free[best], means) for line in lines]

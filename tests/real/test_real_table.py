@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.real_cells import CONTROLS, ROWS, Lab
+from benchmarks.real_cells import Lab
+from benchmarks.real_rows import CONTROLS, ROWS
 from benchmarks.real_table import Comparison, Share, compared, printed
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]

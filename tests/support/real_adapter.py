@@ -4,13 +4,15 @@
     real_adapter.losses(folder)       held-out loss of its base before and after
 
 r = 16 on all seven modules, some dozen steps of plain AdamW on one thread. The entry is named after the
-recipe's hash (settings, training text, base weights), so a changed recipe trains anew.
+recipe's hash (settings, training text, base weights), so a changed recipe trains anew. With
+REBASE_TEST_DEVICE=cuda it is trained on a GPU, under a name of its own: the bytes differ.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 HARBOUR_LOG = "harbour-log"
 HELD_OUT_ENTRIES = 20
+DEVICE = os.environ.get("REBASE_TEST_DEVICE", "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ def losses(adapter: Path) -> dict[str, float]:
 def _entry(base: RealModel, task: str) -> str:
     from support.real_tasks import TASKS
 
-    return f"{task}-lora-{base.name}-{RECIPES[task].digest(base, TASKS[task])[:12]}"
+    where = "" if DEVICE == "cpu" else f"-{DEVICE}"
+    return f"{task}-lora-{base.name}-{RECIPES[task].digest(base, TASKS[task])[:12]}{where}"
 
 
 def row_losses(model: Any, tokenizer: Any, entries: int = HELD_OUT_ENTRIES) -> Tensor:
@@ -107,7 +111,8 @@ def _train(source: RealModel, name: str, files: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     base_folder = real_models.prepare(source)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    base: Any = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    base = base.to(DEVICE)
     base.name_or_path = source.repo_id  # what the adapter names as its base
     config = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.modules), task_type="CAUSAL_LM"
@@ -148,7 +153,9 @@ def _descend(model: Any, rows: list[Row], recipe: Recipe) -> None:
         share = min((step + 1) / recipe.warmup, (recipe.steps - step) / (recipe.steps - recipe.warmup))
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * share
-        ids, learnt = padded([rows[at] for at in order[step * recipe.batch : (step + 1) * recipe.batch]])
+        ids, learnt = padded(
+            [rows[at] for at in order[step * recipe.batch : (step + 1) * recipe.batch]], model.device
+        )
         loss = torch.nn.functional.cross_entropy(logits_at(model, ids, learnt), ids[:, 1:][learnt])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

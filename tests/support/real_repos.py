@@ -57,7 +57,7 @@ def open_base(root: Path, model: RealModel) -> Base:
 def load_model(folder: Path) -> Any:
     """A causal language model in float32, for evaluation."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    return model.to(real_adapter.DEVICE).eval()
 
 
 def place(files: Path, folder: Path) -> None:

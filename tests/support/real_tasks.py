@@ -101,20 +101,20 @@ def _firsts(model: Any, rows: Sequence[Row]) -> Tensor:
     """Logits (rows, vocabulary) of each row's first learnt token."""
     found = []
     for start in range(0, len(rows), _BATCH):
-        ids, learnt = padded(rows[start : start + _BATCH])
-        found.append(logits_at(model, ids, learnt & (learnt.cumsum(1) == 1)))
+        ids, learnt = padded(rows[start : start + _BATCH], model.device)
+        found.append(logits_at(model, ids, learnt & (learnt.cumsum(1) == 1)).cpu())
     return torch.cat(found)
 
 
-def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Ids (n, longest) padded behind, and which of ids[:, 1:] are learnt, bool."""
+def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (n, longest) padded behind, and which of ids[:, 1:] are learnt, bool; both on `device`."""
     longest = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     learnt = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
     for at, row in enumerate(rows):
         ids[at, : len(row.ids)] = torch.tensor(row.ids)
         learnt[at, : len(row.learnt)] = torch.tensor(row.learnt)
-    return ids, learnt
+    return ids.to(device), learnt.to(device)
 
 
 def _measured(model: Any, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
@@ -122,13 +122,13 @@ def _measured(model: Any, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
     nats: list[Tensor] = []
     hits: list[Tensor] = []
     for start in range(0, len(rows), _BATCH):
-        ids, learnt = padded(rows[start : start + _BATCH])
+        ids, learnt = padded(rows[start : start + _BATCH], model.device)
         wanted = ids[:, 1:][learnt]
         logits = logits_at(model, ids, learnt).float()
-        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").cpu()
         sizes = learnt.sum(1).tolist()
         nats += [part.mean() for part in losses.split(sizes)]
-        hits += list((logits.argmax(-1) == wanted).split(sizes))
+        hits += list((logits.argmax(-1) == wanted).cpu().split(sizes))
     return torch.stack(nats), hits
 
 

@@ -80,7 +80,7 @@ class Collector:
     def _widths(self, pair: PlacePair) -> tuple[int, int]:
         return pair.source.width(self.bases.source.weights), pair.target.width(self.bases.target.weights)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _collect(self, pairs: list[PlacePair]) -> dict[PlacePair, Collected]:
         device = self.bases.device
         sums = {pair: Moments.zeros(*self._widths(pair), device=device) for pair in pairs}

@@ -15,7 +15,7 @@ from workers.activations.text import Passage
 from workers.models import TextModel
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rows_at(base: TextModel, side: Side, passage: Passage, places: Iterable[Place]) -> dict[Place, Tensor]:
     """What the model reads or writes at the passage's paired positions: place → (positions, width) float32.
 
@@ -43,7 +43,7 @@ def rows_at(base: TextModel, side: Side, passage: Passage, places: Iterable[Plac
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def layers_at(base: TextModel, side: Side, passage: Passage) -> list[Tensor]:
     """The residual stream after each layer at the paired positions: (positions, hidden) float32 each."""
     at = passage.at(side).to(base.device)
