@@ -77,9 +77,9 @@ _ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # the third 32 bits of an interface that c
 
 def embedded(address: Address) -> list[IPv4Address]:
     """The IPv4 addresses that an IPv6 address carries, by any scheme that puts one there."""
-    if isinstance(address, IPv4Address):
-        return []
     number = int(address)
+    if isinstance(address, IPv4Address) or number <= 1:  # `::` and `::1` only look like carriers
+        return []
     found = [
         IPv4Address((number >> shift & 0xFFFF_FFFF) ^ (0xFFFF_FFFF if turned else 0))
         for network, shift, turned in _CARRIERS

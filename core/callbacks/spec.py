@@ -52,8 +52,8 @@ class CallbackSpec(BaseModel):
     )
     events: tuple[CallbackEvent, ...] = Field(
         default=_ENDS,
-        min_length=1,
         max_length=16,
+        json_schema_extra={"minItems": 1},
         description="Default: every way in which a job can end.",
     )
 
@@ -67,4 +67,6 @@ class CallbackSpec(BaseModel):
     @classmethod
     def _each_once(cls, value: Sequence[CallbackEvent]) -> tuple[CallbackEvent, ...]:
         """In one order, so that the same request stays the same request."""
+        if not value:
+            raise ValueError("must name at least one event; leave it out for every end of a job")
         return tuple(event for event in CallbackEvent if event in value)
