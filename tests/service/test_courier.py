@@ -170,13 +170,12 @@ def test_answers_that_never_end_are_cut_off_in_time(
 
 
 def test_a_huge_answer_is_not_read_and_still_counts(jobs: JobStore, vault: Vault, secret: str) -> None:
-    started = time.monotonic()
-    with receiver(huge_body) as found, running_courier(jobs, vault, a_sender()):
+    sent: list[int] = []
+    with receiver(huge_body(sent)) as found, running_courier(jobs, vault, a_sender()):
         delivery = until_settled(jobs.db, ended_job(jobs, found.url))
 
     assert delivery.state is DeliveryState.DELIVERED
-    assert time.monotonic() - started < 10
-    assert MOST_BYTES < 2**20
+    assert sum(sent) < 64 * MOST_BYTES  # what lies in the sockets' buffers is sent, the rest is not
 
 
 def test_nothing_of_an_answer_is_kept_but_its_status(jobs: JobStore, vault: Vault, secret: str) -> None:

@@ -100,14 +100,18 @@ def drips(until: threading.Event) -> Manner:
     return manner
 
 
-def huge_body(handler: BaseHTTPRequestHandler, _number: int) -> None:
-    """A gigabyte, announced honestly; sent for as long as somebody reads."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(2**30))
-    handler.end_headers()
-    with contextlib.suppress(OSError):
-        for _ in range(2**14):
-            handler.wfile.write(b"x" * 2**16)
+def huge_body(sent: list[int]) -> Manner:
+    """A gigabyte, announced honestly; sent for as long as somebody reads, and counted in `sent`."""
+
+    def manner(handler: BaseHTTPRequestHandler, _number: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(2**30))
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(2**14):
+                sent.append(handler.wfile.write(b"x" * 2**16))
+
+    return manner
 
 
 def talks_nonsense(handler: BaseHTTPRequestHandler, _number: int) -> None:
