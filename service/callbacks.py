@@ -43,6 +43,7 @@ class RotateRequest(BaseModel):
 
     overlap_s: int | None = Field(
         default=None,
+        strict=True,  # `false` is no length of time
         ge=0,
         le=_MOST_OVERLAP_S,
         description="How long the secret before it goes on signing; null: the deployment's own time.",

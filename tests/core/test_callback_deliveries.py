@@ -152,21 +152,33 @@ def test_couriers_at_once_take_each_delivery_once(store: JobStore) -> None:
     assert book_of(store).counts().by_state[DELIVERED] == 40
 
 
+@pytest.mark.parametrize("next_holder", ["other", "dies"])
 def test_what_a_dead_courier_held_falls_due_again_under_the_same_id_and_the_log_says_so(
-    store: JobStore, clock: HandClock
+    store: JobStore, clock: HandClock, next_holder: str
 ) -> None:
     job_id = ended_job(store)
     queue = queue_of(store)
     (first,) = queue.take("dies", 60)
     assert queue.take("other", 60) == []
     clock.move(61)
-    (second,) = queue.take("other", 60)
+    (second,) = queue.take(next_holder, 60)
 
     assert (second.id, second.payload, second.attempt) == (first.id, first.payload, 2)
     assert not settle(queue, first, DELIVERED, 200)  # it was not dead, only slow: too late
     assert settle(queue, second, DELIVERED, 200)
     (delivery,) = book_of(store).of_job(TENANT, job_id)
     assert [(one.number, one.reason) for one in delivery.log] == [(1, "courier_lost"), (2, None)]
+
+
+def test_an_attempt_is_settled_once(store: JobStore, clock: HandClock) -> None:
+    job_id = ended_job(store)
+    queue = queue_of(store)
+    (one,) = queue.take("c", 60)
+
+    assert settle(queue, one, PENDING, 503, wait_s=30)
+    assert not settle(queue, one, DELIVERED, 200)
+    (delivery,) = book_of(store).of_job(TENANT, job_id)
+    assert (delivery.state, len(delivery.log)) == (PENDING, 1)
 
 
 def test_a_failed_delivery_waits_for_its_time(store: JobStore, clock: HandClock) -> None:
