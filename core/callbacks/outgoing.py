@@ -24,10 +24,11 @@ def add_delivery(connection: Connection, job_id: str, at: datetime, state: JobSt
     event = EVENT_OF.get(state)
     if event is None:
         return
-    row = connection.execute(select(Job.__table__).where(Job.id == job_id)).one()
-    callback = row.request.get("callback")
+    # Most jobs have none, and the rest of a request may be long.
+    callback = connection.scalar(select(Job.request["callback"]).where(Job.id == job_id))
     if callback is None or event.value not in callback["events"]:
         return
+    row = connection.execute(select(Job.__table__).where(Job.id == job_id)).one()
     url = callback["url"]
     digest = url_digest(url)
     stopped = select(CallbackStop.at).where(
