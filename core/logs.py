@@ -21,7 +21,9 @@ _SECRET_NAMES = frozenset(
     {"authorization", "token", "hub_token", "api_key", "key", "password", "secret", "cookie"}
 )
 _CHATTY = ("alembic", "httpx2", "kombu", "amqp")  # a line per request or start-up step, of use to nobody here
-_SECRET_SHAPES = re.compile(r"\b(?:rb|hf)_[A-Za-z0-9_-]{8,}|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+_SECRET_SHAPES = re.compile(
+    r"\b(?:(?:rb|hf)_[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]{8,})|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"
+)
 
 
 def configure_logging(settings: Settings) -> None:

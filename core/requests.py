@@ -6,14 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from core.callbacks.spec import CallbackSpec
 from core.corpus import CorpusSpec
-from core.errors import NotAvailable, RequestInvalid
+from core.errors import RequestInvalid
 from core.evaluation import EvaluationSpec
 from core.repos import MAX_REPO_ID, RepoId, RepoRef, check_repo_id
 from transfer.catalogue import AnyMethodParams, AutoParams, MethodParams, Thresholds
 
 __all__ = [
     "MAX_REPO_ID",
+    "CallbackSpec",
     "ConversionRequest",
     "CorpusSpec",
     "EvaluationSpec",
@@ -23,7 +25,6 @@ __all__ = [
     "RepoRef",
     "check_repo_id",
     "refuse_for_precheck",
-    "refuse_unavailable",
     "refuse_unmeasured",
 ]
 
@@ -94,7 +95,9 @@ class ConversionRequest(_Model):
         default=None,
         description="Measure the moved adapter on running models before it is published; null: do not.",
     )
-    callback: dict[str, Any] | None = None
+    callback: CallbackSpec | None = Field(
+        default=None, description="Send a signed message when the job ends; see docs/callbacks.md."
+    )
 
     @model_validator(mode="after")
     def _target_differs(self) -> ConversionRequest:
@@ -103,16 +106,6 @@ class ConversionRequest(_Model):
                 "source and target are the same base model and revision; there is nothing to move"
             )
         return self
-
-
-def refuse_unavailable(request: ConversionRequest) -> None:
-    """Parts of the contract that this version does not do yet are refused, not ignored."""
-    if request.callback is not None:
-        raise NotAvailable(
-            "'callback' is part of the contract but not available in this version.",
-            hint="Leave 'callback' out or set it to null.",
-            pointer="/callback",
-        )
 
 
 def refuse_unmeasured(request: ConversionRequest) -> None:

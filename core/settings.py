@@ -9,6 +9,9 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from core.callbacks.allow import Allowed
+from core.callbacks.schedule import DEFAULT_WAITS, parse_waits
+
 _HOME = Path(".rebase")
 
 
@@ -112,7 +115,40 @@ class Settings(BaseSettings):
         default="info", description="The least severe messages that are logged."
     )
 
-    @field_validator("home", "hub_dir", "cache_dir", "work_dir")
+    callback_allow: str = Field(
+        default="",
+        description=(
+            "Hosts, addresses and networks that callbacks may go to beside public https, separated by "
+            "commas; plain http is allowed to them. A listed name is trusted with whatever it resolves to."
+        ),
+    )
+    callback_waits_s: str = Field(
+        default=DEFAULT_WAITS,
+        description="Seconds before each further attempt at a callback; after the last one it is given up.",
+    )
+    callback_timeout_s: float = Field(
+        default=15.0, gt=0, le=60, description="Longest time for one attempt at a callback, DNS included."
+    )
+    callback_secret_overlap_s: int = Field(
+        default=24 * 3600, ge=0, description="How long a replaced signing secret goes on signing."
+    )
+    callback_ca_file: Path | None = Field(
+        default=None, description="Certificates (PEM) of further authorities that receivers may use."
+    )
+
+    @field_validator("callback_allow")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        Allowed.parse(value)
+        return value
+
+    @field_validator("callback_waits_s")
+    @classmethod
+    def _waits(cls, value: str) -> str:
+        parse_waits(value)
+        return value
+
+    @field_validator("home", "hub_dir", "cache_dir", "work_dir", "callback_ca_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None

@@ -21,7 +21,7 @@ from core.errors import RebaseError, SettingsInvalid
 from core.jobs import JobStore
 from core.keeper import Keeper, Ring
 from core.settings import Settings
-from service import auth, events, jobs, meta, pools, problems, submit
+from service import auth, callbacks, events, jobs, meta, pools, problems, submit
 from service.edge import Edge
 from service.intake import Intake
 from service.metrics import Metrics
@@ -51,7 +51,14 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
         responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
     )
     app.state.service = service
-    for router in (submit.router, jobs.router, events.router, pools.router, meta.router):
+    for router in (
+        submit.router,
+        jobs.router,
+        events.router,
+        callbacks.router,
+        pools.router,
+        meta.router,
+    ):
         app.include_router(router)
     app.add_exception_handler(RebaseError, problems.on_rebase_error)
     app.add_exception_handler(HTTPException, problems.on_http_error)

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from core.callbacks.store import DeliveryBook
 from core.errors import Busy
 from core.jobs import JobStore
 from core.keeper import Keeper
@@ -35,6 +36,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_Jobs(store, keeper))
+        self.registry.register(_Callbacks(DeliveryBook(store.db, store.clock)))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. `route` is a path template; what a client makes up becomes no new series."""
@@ -67,3 +69,32 @@ class _Jobs(Collector):
         for name, count in active.items():
             jobs.add_metric([name.value], count)
         yield jobs
+
+
+class _Callbacks(Collector):
+    def __init__(self, book: DeliveryBook) -> None:
+        self._book = book
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """As for jobs."""
+        return iter(())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Deliveries that are kept, by state, and how long the oldest one has been waiting."""
+        try:
+            counts = self._book.counts()
+        except Busy:
+            return
+        deliveries = GaugeMetricFamily(
+            "rebase_callback_deliveries", "Callbacks that are kept, by state.", labels=["state"]
+        )
+        for name, count in counts.by_state.items():
+            deliveries.add_metric([name.value], count)
+        yield deliveries
+        oldest = counts.oldest_pending
+        age = (self._book.clock() - oldest).total_seconds() if oldest is not None else 0.0
+        yield GaugeMetricFamily(
+            "rebase_callback_oldest_pending_seconds",
+            "Age of the oldest callback that is still to be delivered; 0 when none is.",
+            value=max(0.0, age),
+        )

@@ -30,6 +30,7 @@ STATUS: dict[str, int] = {
     "idempotency_mismatch": 422,
     "internal": 500,
     "busy": 503,
+    "settings_invalid": 503,
     "not_migrated": 503,
 }
 _HEADERS: dict[str, dict[str, str]] = {

@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from core.errors import NotFound, RequestInvalid, StateConflict
 from core.jobs import ConversionKind
-from core.requests import ConversionRequest, refuse_for_precheck, refuse_unavailable, refuse_unmeasured
+from core.requests import ConversionRequest, refuse_for_precheck, refuse_unmeasured
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
+from service.callbacks import check_callback
 from service.views import JobView
 from transfer.catalogue import AnchorRidgeParams, AutoParams, MethodParams
 
@@ -47,10 +48,11 @@ async def precheck(
 async def _submit(
     caller: Caller, kind: ConversionKind, request: ConversionRequest, idempotency_key: str | None
 ) -> Response:
-    refuse_unavailable(request)
     refuse_unmeasured(request)
     if kind == "precheck":
         refuse_for_precheck(request)
+    if request.callback is not None:
+        await run_in_threadpool(check_callback, caller, request.callback)
     for pointer, pool in _pools(request.method):
         await run_in_threadpool(_check_pool, caller, kind, request, pool, pointer, idempotency_key)
     if idempotency_key is None:

@@ -209,6 +209,8 @@ def _evaluation_of(diagnostics: Diagnostics) -> EvaluationView | None:
 def _links_of(job: JobRecord) -> dict[str, str]:
     here = f"/jobs/{job.id}"
     links = {"self": here, "diagnostics": f"{here}/diagnostics", "events": f"{here}/events"}
+    if job.request.get("callback") is not None:
+        links["deliveries"] = f"{here}/deliveries"
     return {**links, "pool": f"/anchor-pools/{job.id}"} if job.kind == "pool" else links
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
+from core.callbacks.outgoing import add_delivery
 from core.clock import Clock, utcnow
 from core.db import Database
 from core.states import JobState
@@ -34,8 +35,12 @@ def add_event(
 
 
 def add_move(connection: Connection, job_id: str, at: datetime, state: JobState, **data: Any) -> None:
-    """Append a state move: type `state`, data `{"state": …}` with what else there is to say."""
+    """Append a state move: type `state`, data `{"state": …}` with what else there is to say.
+
+    Every move passes here, after the job's row was changed: so this is where callbacks are written.
+    """
     add_event(connection, job_id, at, "state", {"state": state.value, **data})
+    add_delivery(connection, job_id, at, state)
 
 
 def began_publishing(connection: Connection, job_id: str) -> bool:

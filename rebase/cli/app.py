@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 
 from core.errors import InternalError, PublicError
 from core.settings import Settings
-from rebase.cli import cache, convert, database, demo, jobs, methods, pools, precheck, transfer, up
+from rebase.cli import cache, callbacks, convert, database, demo, jobs, methods, pools, precheck, transfer, up
 from rebase.cli.exits import Exit, describe
 from rebase.cli.output import Output
 
@@ -38,6 +38,7 @@ app.command("cancel")(jobs.cancel)
 app.command("retry")(jobs.retry)
 app.command("methods")(methods.command)
 app.add_typer(pools.commands, name="pools")
+app.add_typer(callbacks.commands, name="callbacks")
 app.add_typer(cache.commands, name="cache")
 app.add_typer(database.keys, name="keys")
 app.command("migrate")(database.migrate)

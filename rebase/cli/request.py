@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from core.errors import RequestInvalid
-from core.requests import ConversionRequest, refuse_unavailable, refuse_unmeasured
+from core.requests import ConversionRequest, refuse_unmeasured
 from rebase.evaluation_files import merged
 from service.pointers import field_errors
 from transfer.catalogue import PARAMS_BY_NAME
@@ -126,7 +126,6 @@ def validate(body: Mapping[str, Any]) -> ConversionRequest:
         request = ConversionRequest.model_validate(body)
     except ValidationError as exc:
         raise _named(exc, body) from exc
-    refuse_unavailable(request)
     refuse_unmeasured(request)
     return request
 

@@ -114,6 +114,12 @@ def local_request(
         settings=settings or (),
         evaluate=_evaluation(evaluate, aliases) if evaluate is not None else None,
     )
+    if request.callback is not None:
+        raise RequestInvalid(
+            "Nothing here outlives the command, so nobody would send a callback.",
+            hint="Leave 'callback' out, or ask a service: rebase convert.",
+            pointer="/callback",
+        )
     pools = local_pool(pool, request, aliases) if pool is not None else NO_POOLS
     return request, aliases.folders, pools
 

@@ -37,7 +37,7 @@ def command(
         typer.Option("--online", help="Use the model Hub (HF_ENDPOINT, REBASE_HUB_TOKEN), no local folder."),
     ] = False,
 ) -> int:
-    """Start API and worker here: SQLite, disk cache, local hub folder. Ctrl-C stops all of it."""
+    """Start API, worker and courier here: SQLite, disk cache, local hub folder. Ctrl-C stops all of it."""
     out = Output()
     place = choose_place(port=port, home=home, hub=hub, online=online)
     with running(place, out) as stack:
@@ -84,7 +84,7 @@ def running(place: Place, out: Output) -> Iterator[Stack]:
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with stack:
-            out.note("Starting the API and the worker.")
+            out.note("Starting the API, the worker and the courier.")
             stack.start()
             yield stack
     finally:

@@ -5,11 +5,25 @@ from __future__ import annotations
 
 from rebase.client.errors import ServiceError, ServiceUnreachable
 from rebase.client.http import RebaseClient
-from rebase.client.models import AnchorPool, AnchorPoolList, Event, Job, JobList, MethodInfo, Progress
+from rebase.client.models import (
+    AnchorPool,
+    AnchorPoolList,
+    Delivery,
+    DeliveryList,
+    Event,
+    Job,
+    JobList,
+    MethodInfo,
+    Progress,
+    SigningSecret,
+    SigningSecretList,
+)
 
 __all__ = [
     "AnchorPool",
     "AnchorPoolList",
+    "Delivery",
+    "DeliveryList",
     "Event",
     "Job",
     "JobList",
@@ -18,4 +32,6 @@ __all__ = [
     "RebaseClient",
     "ServiceError",
     "ServiceUnreachable",
+    "SigningSecret",
+    "SigningSecretList",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from core.requests import ConversionRequest
+from rebase.client.callbacks import CallbackCalls
 from rebase.client.errors import ServiceError, ServiceUnreachable, problem_of
 from rebase.client.models import Event, Job, JobList, MethodInfo
 from rebase.client.pools import PoolCalls
@@ -23,7 +24,7 @@ _RETRY_S = 1.0
 Body = ConversionRequest | Mapping[str, Any]
 
 
-class RebaseClient(PoolCalls):
+class RebaseClient(PoolCalls, CallbackCalls):
     """Talks to one service. Use as a context manager, or call `close`.
 
     Every call raises ServiceError (the service said no) or ServiceUnreachable (nobody answered).

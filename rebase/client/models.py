@@ -107,3 +107,51 @@ class Event(_Answer):
     id: int
     type: str
     data: dict[str, Any]
+
+
+class Attempt(_Answer):
+    """One attempt at a delivery; without `reason` it was accepted."""
+
+    number: int
+    at: datetime
+    status: int | None = None
+    reason: str | None = None
+    detail: str | None = None
+    duration_ms: int | None = None
+
+
+class Delivery(_Answer):
+    """`GET /deliveries/{id}`: one callback; `id` is its `webhook-id`."""
+
+    id: str
+    job_id: str
+    event: str
+    url: str
+    state: str
+    attempts: int = 0
+    next_attempt_at: datetime | None = None
+    created_at: datetime | None = None
+    payload: dict[str, Any] = Field(default_factory=dict)
+    log: tuple[Attempt, ...] = ()
+
+
+class DeliveryList(_Answer):
+    """One page of `GET /deliveries`, newest first; `next_cursor` is None on the last page."""
+
+    deliveries: list[Delivery] = Field(default_factory=list)
+    next_cursor: str | None = None
+
+
+class SigningSecret(_Answer):
+    """`secret` is there once, in the answer that made it."""
+
+    id: str
+    created_at: datetime | None = None
+    retires_at: datetime | None = None
+    secret: str | None = Field(default=None, repr=False)
+
+
+class SigningSecretList(_Answer):
+    """`GET /callback-secrets`: those that sign now, newest first."""
+
+    secrets: list[SigningSecret] = Field(default_factory=list)

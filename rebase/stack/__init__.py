@@ -1,1 +1,1 @@
-"""The embedded deployment as one process tree: migrations, API, worker."""
+"""The embedded deployment as one process tree: migrations, API, worker, courier."""

@@ -1,4 +1,4 @@
-"""The embedded stack: migrations, then API and worker as supervised children, in one process tree."""
+"""The embedded stack: migrations, then API, worker and courier as children, in one process tree."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ class Stack:
         self.children = [
             Child("api", [*python, "service"], env, logs / "api.log"),
             Child("worker", [*python, "workers"], env, logs / "worker.log"),
+            Child("courier", [*python, "service.courier"], env, logs / "courier.log"),
         ]
 
     def __enter__(self) -> Stack:
@@ -90,7 +91,7 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Migrate, start both children, return when the API says that it is ready.
+        """Migrate, start the children, return when the API says that it is ready.
 
         Raises CommandFailed, and KeyboardInterrupt once `stopping` is set.
         """
@@ -111,7 +112,7 @@ class Stack:
         self.stopping.wait()
 
     def stop(self) -> None:
-        """Stop everything that was started, both at once, within a bounded time."""
+        """Stop everything that was started, all at once, within a bounded time."""
         self.interruptible = False
         self.stopping.set()
         if self._healer.is_alive():

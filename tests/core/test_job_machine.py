@@ -22,12 +22,14 @@ from hypothesis.strategies import integers, sampled_from
 from sqlalchemy import select
 
 import migrations
+from core.callbacks.spec import EVENT_OF
 from core.db import Database
 from core.errors import Cancelled, LeaseLost, PublicError, StateConflict
 from core.jobs import Claim, JobStore
 from core.states import MOVES, TERMINAL, JobState, Phase
 from core.tables import Job
-from support.databases import HandClock, a_request
+from support.callbacks import EVERYTHING, a_job, book_of
+from support.databases import HandClock
 
 TENANT = "default"
 ERROR = PublicError(code="hub_unavailable", message="Down.", retryable=True)
@@ -58,7 +60,7 @@ class JobMachine(RuleBasedStateMachine):
         self.clock = HandClock()
         self.db = Database.open(f"sqlite:///{self.folder / 'rebase.db'}")
         self.store = JobStore(self.db, self.clock)
-        self.job_id = self.store.submit(TENANT, "convert", a_request())[0].id
+        self.job_id = a_job(self.store, events=EVERYTHING)
         self.claims: list[Claim] = []
         self.version = 0
 
@@ -135,6 +137,16 @@ class JobMachine(RuleBasedStateMachine):
         assert all(after in MOVES[before] for before, after in pairwise(states))
         if len(events) < 200:
             assert states[-1] is self.store.get(TENANT, self.job_id).state
+
+    @invariant()
+    def every_start_and_every_end_is_told_once_and_nothing_else(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        events = self.store.events(TENANT, self.job_id)
+        if len(events) < 200:
+            moves = [JobState(event.data["state"]) for event in events if event.type == "state"]
+            told = [delivery.event for delivery in book_of(self.store).of_job(TENANT, self.job_id)]
+            assert told == [EVENT_OF[state].value for state in moves if state in EVENT_OF]
 
     @invariant()
     def a_queued_job_will_be_rung_for_within_the_hour(self) -> None:

@@ -14,10 +14,11 @@ SECRETS = {
     "REBASE_POSTGRES_PASSWORD": "p0stgres",
     "REBASE_REDIS_PASSWORD": "r3dis",
     "REBASE_HUB_TOKEN": "hf_token",
+    "REBASE_SECRET_KEYS": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=",
 }
 STACK = compose.load(SECRETS)
 SERVICES: dict[str, dict[str, Any]] = STACK["services"]
-OURS = ["migrate", "api", "worker", "worker-cpu"]
+OURS = ["migrate", "api", "courier", "worker", "worker-cpu"]
 LASTING = [name for name in SERVICES if name != "migrate"]
 
 # What the compose specification knows, as far as this file uses it; docker refuses a misspelt key.
@@ -51,10 +52,10 @@ def test_every_secret_comes_from_the_operator() -> None:
     seen = []
     for name, service in SERVICES.items():
         for key, value in service["environment"].items():
-            if re.search("PASSWORD|TOKEN|CLI_AUTH|URL", key):
+            if re.search("PASSWORD|TOKEN|CLI_AUTH|URL|SECRET", key):
                 seen.append(key)
                 assert value != other[name]["environment"][key], f"{name}: {key}"
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 6
     assert SERVICES["redis"]["command"] != other["redis"]["command"]
 
 
@@ -96,7 +97,7 @@ def test_every_lasting_service_restarts_reports_its_health_and_is_given_time_to_
 def test_migrations_run_once_and_before_anything_that_uses_tables() -> None:
     assert SERVICES["migrate"]["restart"] == "no"
     assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    for name in ("api", "worker", "worker-cpu"):
+    for name in ("api", "courier", "worker", "worker-cpu"):
         assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
         assert SERVICES[name]["depends_on"]["redis"] == {"condition": "service_healthy"}
 

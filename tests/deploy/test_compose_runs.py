@@ -22,10 +22,12 @@ from typing import Any
 import pytest
 import redis
 
-from core.requests import ConversionRequest
+from core.requests import CallbackSpec, ConversionRequest
+from core.vault import new_key
 from rebase.client import RebaseClient, ServiceError
 from support import compose, tiny_repos
 from support.postgres import a_database, a_postgres
+from support.receivers import answers, receiver
 from support.redis_server import redis_executable
 from support.running_service import free_port
 from support.standin_hub import StandinHub
@@ -37,8 +39,10 @@ SECRETS = {
     "REBASE_POSTGRES_PASSWORD": "p0stgres",
     "REBASE_REDIS_PASSWORD": "r3dis",
     "REBASE_HUB_TOKEN": TOKEN,
+    "REBASE_SECRET_KEYS": new_key(),
 }
-SERVICES: dict[str, dict[str, Any]] = compose.load(SECRETS)["services"]
+CHOICES = {"REBASE_CALLBACK_ALLOW": "127.0.0.1"}
+SERVICES: dict[str, dict[str, Any]] = compose.load({**SECRETS, **CHOICES})["services"]
 PATIENCE_S = 90.0
 
 
@@ -146,8 +150,10 @@ def a_stack(folder: Path, hub_url: str) -> Iterator[Stack]:
             stack.start("redis", *redis_here)
             stack.run_once("migrate")
             stack.start("api")
+            stack.start("courier")
             stack.start("worker-cpu")
             stack.until_healthy("api")
+            stack.until_healthy("courier")
             stack.until_healthy("worker-cpu")
             yield stack
         finally:
@@ -199,13 +205,16 @@ def test_the_composed_stack_converts_an_adapter_and_stops_cleanly(stack: Stack, 
         stranger.convert(request)
 
     key = json.loads(stack.tool("api", "keys", "create", "--name", "ci", "--json"))["key"]
-    with RebaseClient(url, key) as client:
-        job = client.convert(request)
+    with RebaseClient(url, key) as client, receiver(answers(204)) as found:
+        secret = str(client.rotate_signing_secret().secret)
+        callback = CallbackSpec(url=found.url)
+        job = client.convert(request.model_copy(update={"callback": callback}))
         give_up = time.monotonic() + PATIENCE_S
         while not (job := client.job(job.id)).done:
             assert time.monotonic() < give_up, stack.log("worker-cpu").read_text()
             time.sleep(0.2)
         assert job.succeeded, (job, stack.log("worker-cpu").read_text())
+        assert found.wait()[0].verified(secret)["data"]["job"] == job.id
 
     published = (job.result or {})["output"]
     commits = hub.store.repos[published["repo_id"]].commits
@@ -215,7 +224,8 @@ def test_the_composed_stack_converts_an_adapter_and_stops_cleanly(stack: Stack, 
     stack.run_once("migrate")
     assert set(shared_entries(stack)) <= set(local_entries(stack))
     assert shared_entries(stack), "the factors are in both tiers"
-    for name in ("api", "worker-cpu", "redis"):
+    for name in ("api", "courier", "worker-cpu", "redis"):
         assert stack.stop(name) in (0, -signal.SIGTERM), stack.log(name).read_text()
     logs = "".join(stack.log(name).read_text() for name in SERVICES if stack.log(name).exists())
-    assert not [secret for secret in SECRETS.values() if secret in logs], "no secret in any log"
+    bare = secret.removeprefix("whsec_")
+    assert not [one for one in (*SECRETS.values(), bare) if one in logs], "no secret in any log"

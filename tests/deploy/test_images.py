@@ -88,7 +88,9 @@ def test_nothing_is_added_from_the_network_and_no_secret_is_baked_in() -> None:
 
 @pytest.mark.parametrize(("target", "service"), [("api", "api"), ("worker", "worker")])
 def test_image_and_compose_agree_on_command_and_health_check(target: str, service: str) -> None:
-    variables = dict.fromkeys(("REBASE_POSTGRES_PASSWORD", "REBASE_REDIS_PASSWORD", "REBASE_HUB_TOKEN"), "x")
+    variables = dict.fromkeys(
+        ("REBASE_POSTGRES_PASSWORD", "REBASE_REDIS_PASSWORD", "REBASE_HUB_TOKEN", "REBASE_SECRET_KEYS"), "x"
+    )
     composed = compose.load(variables)["services"][service]
     assert json.loads(instructions(target, "CMD")[0]) == composed["command"]
     (health,) = instructions(target, "HEALTHCHECK")

@@ -73,7 +73,7 @@ class Up:
         return self.process.returncode
 
     def child(self, module: str) -> int | None:
-        """The pid of the API or the worker proper, while there is one."""
+        """The pid of the API, the courier or the worker proper, while there is one."""
         for pid, line in members(self.home).items():
             if line.endswith(f"-P -m {module} ") and "guard" not in line:
                 return pid
@@ -97,21 +97,22 @@ def ready(url: str) -> bool:
 @pytest.mark.e2e
 def test_a_child_that_is_killed_comes_back(up: Up) -> None:
     assert ready(up.url)
-    before = {module: up.child(module) for module in ("service", "workers")}
+    before = {module: up.child(module) for module in ("service", "service.courier", "workers")}
     for pid in before.values():
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
     for module, pid in before.items():
         until(lambda module=module, pid=pid: up.child(module) not in (None, pid))  # type: ignore[misc]
     until(lambda: ready(up.url))
-    assert up.err.read_text().count("is started again") == 2
+    assert up.err.read_text().count("is started again") == 3
     assert up.stop(signal.SIGINT) == 0
     until(lambda: not members(up.home), 5)
 
 
 @pytest.mark.e2e
 def test_a_killed_supervisor_takes_everything_with_it(up: Up) -> None:
-    until(lambda: len(members(up.home)) >= 6)  # itself, two guards, API, worker, the worker's pool process
+    # Itself, three guards, API, courier, worker, the worker's pool process.
+    until(lambda: len(members(up.home)) >= 8)
     assert up.stop(signal.SIGKILL) == -signal.SIGKILL
     until(lambda: not members(up.home), GRACE_S + 10)
 

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
 from starlette.testclient import TestClient
 
 import migrations
@@ -83,9 +84,12 @@ def test_the_address_alone_leads_to_the_documentation(client: TestClient) -> Non
     assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
 
 
-def test_the_api_process_loads_nothing_that_touches_tensors_or_the_hub() -> None:
+@pytest.mark.parametrize(
+    "modules", ["service.app, service.main, service.__main__", "service.courier.__main__"]
+)
+def test_neither_api_nor_courier_loads_anything_that_touches_tensors_or_the_hub(modules: str) -> None:
     script = (
-        "import sys, service.app, service.main, service.__main__\n"
+        f"import sys, {modules}\n"
         "heavy = {'torch', 'transformers', 'peft', 'safetensors', 'huggingface_hub', 'numpy'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )

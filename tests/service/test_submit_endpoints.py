@@ -94,7 +94,7 @@ def test_a_key_in_flight_is_a_conflict_that_may_be_tried_again(api: Api) -> None
         ({"evaluate": {}}, ["/evaluate"]),
         ({"evaluate": {"examples": [{"prompt": "a"}]}}, ["/evaluate/examples/0/answer"]),
         ({"evaluate": {"examples": [{"text": "ab"}], "seed": -1}}, ["/evaluate/seed"]),
-        ({"callback": {"url": "https://a.example"}}, ["/callback"]),
+        ({"callback": {"url": "http://a.example"}}, ["/callback/url"]),
         ({"source": {"repo_id": "acme/base-2"}}, [""]),
     ],
 )

@@ -1,0 +1,108 @@
+"""Addresses that a callback may never reach, unless the operator lists them: an explicit deny list.
+
+A stranger chooses the receiver of a callback, and the sender sits inside our network. So every address that
+is not plainly somebody's public machine is refused, and so is every IPv6 form that carries an IPv4 address:
+the packet may end at the address inside it. Of IPv6 only global unicast (2000::/3) is let through at all,
+because nothing else is routed.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+from core.callbacks.allow import Allowed
+
+Address = IPv4Address | IPv6Address
+
+# From the IANA special-purpose registries, and one cloud's metadata address that lies outside of them.
+DENIED: dict[str, str] = {
+    "0.0.0.0/8": "this network",
+    "10.0.0.0/8": "private",
+    "100.64.0.0/10": "shared by carriers (CGNAT)",
+    "127.0.0.0/8": "loopback",
+    "168.63.129.16/32": "a cloud's own services",
+    "169.254.0.0/16": "link-local, where clouds keep metadata",
+    "172.16.0.0/12": "private",
+    "192.0.0.0/24": "protocol assignments",
+    "192.0.2.0/24": "documentation",
+    "192.31.196.0/24": "AS112",
+    "192.52.193.0/24": "AMT relays",
+    "192.88.99.0/24": "6to4 relays",
+    "192.168.0.0/16": "private",
+    "192.175.48.0/24": "AS112",
+    "198.18.0.0/15": "benchmarks",
+    "198.51.100.0/24": "documentation",
+    "203.0.113.0/24": "documentation",
+    "224.0.0.0/4": "multicast",
+    "240.0.0.0/4": "reserved, and broadcast",
+    "::/128": "unspecified",
+    "::1/128": "loopback",
+    "::/96": "IPv4-compatible",
+    "::ffff:0:0/96": "IPv4-mapped",
+    "::ffff:0:0:0/96": "IPv4-translated",
+    "64:ff9b::/96": "NAT64",
+    "64:ff9b:1::/48": "local NAT64",
+    "100::/64": "discard",
+    "100:0:0:1::/64": "dummy",
+    "2001::/32": "Teredo",
+    "2001::/23": "protocol assignments",
+    "2001:db8::/32": "documentation",
+    "2002::/16": "6to4",
+    "2620:4f:8000::/48": "AS112",
+    "3fff::/20": "documentation",
+    "5f00::/16": "segment routing",
+    "fc00::/7": "private (unique local)",
+    "fe80::/10": "link-local",
+    "fec0::/10": "site-local",
+    "ff00::/8": "multicast",
+}
+_DENIED = [(ip_network(network), why) for network, why in DENIED.items()]
+_DENIED_4 = [(network, why) for network, why in _DENIED if isinstance(network, IPv4Network)]
+_DENIED_6 = [(network, why) for network, why in _DENIED if isinstance(network, IPv6Network)]
+_GLOBAL_6 = IPv6Network("2000::/3")
+
+# Where an IPv4 address stands in the 128 bits: (prefix, bits to the right of it, turned over?).
+_CARRIERS = (
+    (IPv6Network("::/96"), 0, False),
+    (IPv6Network("::ffff:0:0/96"), 0, False),
+    (IPv6Network("::ffff:0:0:0/96"), 0, False),
+    (IPv6Network("64:ff9b::/96"), 0, False),
+    (IPv6Network("64:ff9b:1::/48"), 0, False),
+    (IPv6Network("2002::/16"), 80, False),
+    (IPv6Network("2001::/32"), 64, False),  # Teredo: its server …
+    (IPv6Network("2001::/32"), 0, True),  # … and its client, with every bit turned over
+)
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # the third 32 bits of an interface that carries an IPv4 address
+
+
+def embedded(address: Address) -> list[IPv4Address]:
+    """The IPv4 addresses that an IPv6 address carries, by any scheme that puts one there."""
+    number = int(address)
+    if isinstance(address, IPv4Address) or number <= 1:  # `::` and `::1` only look like carriers
+        return []
+    found = [
+        IPv4Address((number >> shift & 0xFFFF_FFFF) ^ (0xFFFF_FFFF if turned else 0))
+        for network, shift, turned in _CARRIERS
+        if address in network
+    ]
+    if number >> 32 & 0xFFFF_FFFF in _ISATAP:
+        found.append(IPv4Address(number & 0xFFFF_FFFF))
+    return found
+
+
+def refusal(address: Address, allowed: Allowed) -> str | None:
+    """Why nothing may be sent to this address; None: it may. What it carries must be allowed as well."""
+    for one in (address, *embedded(address)):
+        why = None if allowed.address(one) else _denied(one)
+        if why is not None:
+            return f"{address} is {why}" if one == address else f"{address} carries {one}, which is {why}"
+    return None
+
+
+def _denied(address: Address) -> str | None:
+    if isinstance(address, IPv4Address):
+        return next((why for network, why in _DENIED_4 if address in network), None)
+    if address.scope_id is not None:
+        return "an address with a zone"
+    why = next((why for network, why in _DENIED_6 if address in network), None)
+    return why or (None if address in _GLOBAL_6 else "not global unicast")

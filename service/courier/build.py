@@ -1,0 +1,53 @@
+"""A courier from a deployment's settings."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from core.callbacks.allow import Allowed
+from core.callbacks.queue import Bounds, DeliveryQueue
+from core.callbacks.schedule import parse_waits
+from core.callbacks.secrets import SigningSecrets
+from core.db import Database
+from core.errors import SettingsInvalid
+from core.settings import Settings
+from core.vault import Vault
+from service.courier.courier import Courier
+from service.courier.health import alive_file
+from service.courier.resolve import Resolver
+from service.courier.sending import Sender
+
+
+def make_courier(settings: Settings, db: Database, resolver: Resolver, bounds: Bounds) -> Courier:
+    """Raises SettingsInvalid where secrets cannot be opened or the certificates cannot be read."""
+    alive = alive_file(settings)
+    alive.parent.mkdir(parents=True, exist_ok=True)
+    sender = Sender(
+        resolver,
+        Allowed.parse(settings.callback_allow),
+        tls_context(settings.callback_ca_file),
+        settings.callback_timeout_s,
+    )
+    return Courier(
+        DeliveryQueue(db, bounds=bounds),
+        SigningSecrets(db),
+        Vault.of(settings),
+        sender,
+        parse_waits(settings.callback_waits_s),
+        alive=alive,
+    )
+
+
+def tls_context(further: Path | None) -> ssl.SSLContext:
+    """The system's authorities, and those of a file. Raises SettingsInvalid."""
+    context = ssl.create_default_context()
+    if further is not None:
+        try:
+            context.load_verify_locations(further)
+        except (OSError, ssl.SSLError) as exc:
+            raise SettingsInvalid(
+                "The file in REBASE_CALLBACK_CA_FILE cannot be read as certificates.",
+                hint="It must hold one or more certificates in PEM form.",
+            ) from exc
+    return context

@@ -1,0 +1,81 @@
+"""What came of one attempt, and what follows from it. Decisions are values: tested without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+from core.callbacks.records import Settlement
+from core.callbacks.schedule import next_wait_s
+from core.callbacks.spec import DeliveryState
+
+
+class Reason(StrEnum):
+    """Why an attempt does not count as delivered. Stands in the log."""
+
+    REFUSED_URL = "refused_url"  # the deployment's rules changed since the job was submitted
+    REFUSED_ADDRESS = "refused_address"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+    REDIRECT = "redirect"
+    STATUS = "status"
+    GONE = "gone"
+    NO_SECRET = "no_secret"  # noqa: S105  (a word, not one)
+    COURIER_LOST = "courier_lost"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The receiver's status, or a reason why there is none; both for a status that is not 2xx."""
+
+    status: int | None = None
+    reason: Reason | None = None
+    detail: str | None = None
+    asked_s: float | None = None  # Retry-After
+    duration_ms: int = 0
+
+
+def judge(status: int, retry_after: str | None, now: datetime) -> Outcome:
+    """What a status means: 2xx is delivered, a redirect is a failure like any other, 410 is an end."""
+    if 200 <= status < 300:
+        return Outcome(status)
+    if 300 <= status < 400:
+        return Outcome(status, Reason.REDIRECT, "Redirects are not followed; name the final URL.")
+    if status == 410:
+        return Outcome(status, Reason.GONE, "The receiver wants no more; nothing is sent until a replay.")
+    asked = retry_after_s(retry_after, now) if status in {429, 503} else None
+    return Outcome(status, Reason.STATUS, f"The receiver answered {status}.", asked)
+
+
+def retry_after_s(text: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks for, given as seconds or as a date; None: nothing usable."""
+    if text is None:
+        return None
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        then = parsedate_to_datetime(text)
+        return max(0.0, (then - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def settlement_of(
+    outcome: Outcome, failures: int, waits: tuple[float, ...], seed: str, now: datetime
+) -> Settlement:
+    """Where a delivery goes. `failures`: how many attempts of this round had failed before this one."""
+    if outcome.reason is None:
+        return Settlement(DeliveryState.DELIVERED)
+    if outcome.reason is Reason.GONE:
+        return Settlement(DeliveryState.STOPPED)
+    wait = next_wait_s(waits, failures + 1, seed, outcome.asked_s)
+    if wait is None:
+        return Settlement(DeliveryState.FAILED)
+    return Settlement(DeliveryState.PENDING, now + timedelta(seconds=wait))

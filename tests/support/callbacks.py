@@ -1,0 +1,151 @@
+"""Jobs that ask to be told, brought to each of their ends, and a courier's side without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy import insert
+
+from core.callbacks.queue import Bounds, DeliveryQueue
+from core.callbacks.records import AttemptRecord, Settlement, Taken
+from core.callbacks.spec import CallbackEvent, DeliveryState
+from core.callbacks.store import DeliveryBook
+from core.db import Database
+from core.errors import PublicError
+from core.jobs import Claim, JobStore
+from core.tables import Tenant
+from support.databases import HandClock, a_request
+
+URL = "https://hooks.acme.example/rebase"
+EVERYTHING = [event.value for event in CallbackEvent]
+OOPS = PublicError(code="disk_full", message="No room.")
+
+
+def a_job(store: JobStore, url: str = URL, tenant: str = "default", events: list[str] | None = None) -> str:
+    """A queued job with a callback."""
+    callback = {"url": url, **({"events": events} if events is not None else {})}
+    return store.submit(tenant, "convert", a_request(callback=callback))[0].id
+
+
+def claimed(store: JobStore, job_id: str) -> Claim:
+    claim = store.claim(job_id, "worker", 60)
+    assert claim is not None
+    return claim
+
+
+def ended_job(store: JobStore, url: str = URL, tenant: str = "default") -> str:
+    """A job that succeeded, with its one delivery."""
+    job_id = a_job(store, url, tenant)
+    store.succeed(claimed(store, job_id), {"output": {"repo_id": "acme/out", "commit": "c" * 40}})
+    return job_id
+
+
+def a_tenant(store: JobStore, tenant: str) -> None:
+    with store.db.write() as connection:
+        connection.execute(insert(Tenant).values(id=tenant, created_at=store.clock()))
+
+
+# Every way in which a job comes to its end, by who brings it there.
+Ending = Callable[[JobStore, HandClock, str], None]
+
+
+def succeeds(store: JobStore, _clock: HandClock, job_id: str) -> None:
+    claim = claimed(store, job_id)
+    store.publishing(claim)
+    store.succeed(claim, {"output": {"repo_id": "acme/out", "commit": "c" * 40, "url": "/srv/hub/out"}})
+
+
+def is_rejected(store: JobStore, _clock: HandClock, job_id: str) -> None:
+    claim = claimed(store, job_id)
+    store.save_diagnostics(claim, {}, [], "incompatible")
+    store.reject(claim, PublicError(code="incompatible", message="They differ."))
+
+
+def fails_at_once(store: JobStore, _clock: HandClock, job_id: str) -> None:
+    store.fail(claimed(store, job_id), OOPS)
+
+
+def fails_after_its_attempts(store: JobStore, clock: HandClock, job_id: str) -> None:
+    for _ in range(store.max_attempts):
+        store.fail(claimed(store, job_id), OOPS, retry_in_s=1)
+        clock.move(2)
+
+
+def is_cancelled_in_the_queue(store: JobStore, _clock: HandClock, job_id: str) -> None:
+    store.cancel("default", job_id)
+
+
+def is_cancelled_while_waiting(store: JobStore, _clock: HandClock, job_id: str) -> None:
+    store.fail(claimed(store, job_id), OOPS, retry_in_s=10)
+    store.cancel("default", job_id)
+
+
+def is_cancelled_by_its_worker(store: JobStore, _clock: HandClock, job_id: str) -> None:
+    claim = claimed(store, job_id)
+    store.cancel("default", job_id)
+    store.cancelled(claim)
+
+
+def fails_when_it_was_to_be_cancelled(store: JobStore, _clock: HandClock, job_id: str) -> None:
+    claim = claimed(store, job_id)
+    store.cancel("default", job_id)
+    store.fail(claim, OOPS, retry_in_s=1)
+
+
+def loses_its_worker_for_good(store: JobStore, clock: HandClock, job_id: str) -> None:
+    for _ in range(store.max_attempts):
+        claimed(store, job_id)
+        clock.move(61)
+        store.sweep()
+
+
+def loses_its_worker_when_it_was_to_be_cancelled(store: JobStore, clock: HandClock, job_id: str) -> None:
+    claimed(store, job_id)
+    store.cancel("default", job_id)
+    clock.move(61)
+    store.sweep()
+
+
+ENDINGS: list[tuple[Ending, str]] = [
+    (succeeds, "job.succeeded"),
+    (is_rejected, "job.rejected"),
+    (fails_at_once, "job.failed"),
+    (fails_after_its_attempts, "job.failed"),
+    (loses_its_worker_for_good, "job.failed"),
+    (is_cancelled_in_the_queue, "job.cancelled"),
+    (is_cancelled_while_waiting, "job.cancelled"),
+    (is_cancelled_by_its_worker, "job.cancelled"),
+    (fails_when_it_was_to_be_cancelled, "job.cancelled"),
+    (loses_its_worker_when_it_was_to_be_cancelled, "job.cancelled"),
+]
+
+
+def queue_of(store: JobStore, bounds: Bounds | None = None) -> DeliveryQueue:
+    return DeliveryQueue(store.db, store.clock, bounds)
+
+
+def book_of(store: JobStore) -> DeliveryBook:
+    return DeliveryBook(store.db, store.clock)
+
+
+def settle(
+    queue: DeliveryQueue, taken: Taken, state: DeliveryState, status: int = 500, wait_s: float = 5
+) -> bool:
+    """What a courier writes after an attempt."""
+    bad = state is not DeliveryState.DELIVERED
+    attempt = AttemptRecord(taken.attempt, queue.clock(), status, "status" if bad else None, None, 12)
+    at = queue.clock() + timedelta(seconds=wait_s) if state is DeliveryState.PENDING else None
+    return queue.settle(taken, attempt, Settlement(state, at))
+
+
+def sql_text(db: Database) -> str:
+    """Everything that the database holds, as text."""
+    from sqlalchemy import select
+
+    from core.tables import Base
+
+    with db.read() as connection:
+        return "\n".join(
+            repr(row) for table in Base.metadata.sorted_tables for row in connection.execute(select(table))
+        )
