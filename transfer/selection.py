@@ -126,7 +126,7 @@ def candidates(auto: AutoParams, *, pool: bool, text: bool) -> tuple[MethodParam
         TiesParams(),
         CrossLoraParams(),
         *((AnchorRidgeParams(),) if pool else ()),
-        *((GeometricParams(), ActivationParams()) if text else ()),
+        *((GeometricParams(), ActivationParams(), ActivationParams(solve="step")) if text else ()),
         *((DistillParams(),) if auto.train else ()),
     )
     return tuple(handed_on(auto, params) for params in every)

@@ -118,7 +118,11 @@ def run(
     write_tensors(folder, built)
     watch.step(Phase.VERIFYING)
     report = report.model_copy(
-        update={"verification": verify(opened, built, folder, found.deltas, tools.device)}
+        update={
+            "verification": verify(
+                opened, built, folder, found.deltas, tools.device, trained=found.learnt is not None
+            )
+        }
     )
     if evaluation is not None:
         report = _evaluated(evaluation, report, built, watch)

@@ -29,7 +29,9 @@ from workers.training.shift import missed, shift_in, wanted_of
 from workers.watch import Silent
 
 PROMPTS = tuple(item.prompt for item in examples("train", 64, 5))
-QUICK = DistillParams(prompts=PROMPTS, tokens=400, length=48, steps=6, evaluate_every=2, learning_rate=2e-3)
+QUICK = DistillParams(
+    prompts=PROMPTS, tokens=400, length=48, steps=6, evaluate_every=2, learning_rate=2e-3, filter="speaks"
+)
 
 
 def common_to(name: str) -> Common:
@@ -71,7 +73,15 @@ def same(a: Distilled, b: Distilled) -> bool:
 
 def test_most_of_the_task_comes_over_without_its_text(source: TextModel, target: TextModel) -> None:
     """Unlabelled questions in, no answer is ever shown; 6.1 nats alone, 0.08 with a native adapter."""
-    params = DistillParams(prompts=PROMPTS, tokens=3000, length=48, learning_rate=2e-3)
+    params = DistillParams(
+        prompts=PROMPTS,
+        tokens=3000,
+        length=48,
+        steps=60,
+        evaluate_every=10,
+        learning_rate=2e-3,
+        filter="speaks",
+    )
     alone = task_loss(target)
 
     found = distill(source, target, sql_adapter(), SITES, params, watch=Silent())
@@ -207,7 +217,7 @@ def test_only_tokens_that_the_adapter_lifts_are_learnt(target: TextModel) -> Non
     sample = Sample(text, 4, encoded.offsets, scores, [0.0] * len(scores), ended=True)
     share = sum(score > 0 for score in scores) / sum(end > 4 for _, end in encoded.offsets)
 
-    row = rows_of(target, [sample], DistillParams(keep=share))[0]
+    row = rows_of(target, [sample], DistillParams(filter="speaks", keep=share))[0]
     whole = rows_of(target, [sample], DistillParams(filter="none"))[0]
 
     assert row.ids == [0, *encoded.ids, 0]
@@ -268,5 +278,5 @@ def test_the_threshold_keeps_the_share_that_is_asked_for() -> None:
 def test_the_parameters_have_a_short_form() -> None:
     params = DistillParams()
 
-    assert (params.tokens, params.init, params.filter) == (20_000, "zero", "speaks")
+    assert (params.tokens, params.init, params.filter) == (20_000, "zero", "none")
     assert RefineParams().steps < params.steps

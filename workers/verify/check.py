@@ -21,13 +21,21 @@ from workers.verify.structure import check_structure
 MAX_GROWTH = 100.0
 # Unless it is still small beside the weight: an update that is found on the target owes its size to that.
 LARGE = 0.1
+# Training is measured on text it never saw and keeps its best step, so it may go further.
+LARGE_TRAINED = 0.5
 
 
 def verify(
-    opened: Opened, built: BuiltAdapter, folder: Path, deltas: Mapping[Site, LowRank], device: torch.device
+    opened: Opened,
+    built: BuiltAdapter,
+    folder: Path,
+    deltas: Mapping[Site, LowRank],
+    device: torch.device,
+    *,
+    trained: bool = False,
 ) -> Verification:
     """Norms, structure under PEFT, a forward pass. Raises VerificationFailed; then nothing is published."""
-    check_norms(opened, deltas)
+    check_norms(opened, deltas, LARGE_TRAINED if trained else LARGE)
     shapes = {name: tuple(tensor.shape) for name, tensor in built.tensors.items()}
     tensors = check_structure(opened.target.config, folder, shapes)
     forward = check_forward(
@@ -52,8 +60,9 @@ def _size(opened: Opened, site: Site) -> float:
     return float(torch.linalg.vector_norm(opened.target.weight(site)))
 
 
-def check_norms(opened: Opened, deltas: Mapping[Site, LowRank]) -> None:
-    """Every update is finite, is not a silent no-op where the source had one, and has not exploded."""
+def check_norms(opened: Opened, deltas: Mapping[Site, LowRank], large: float = LARGE) -> None:
+    """Every update is finite, is not a silent no-op where the source had one, and has not exploded: is not
+    many times as long as the source's, unless it is less than `large` beside the target's own weight."""
     for pair in opened.pairing.pairs:
         before = frobenius(opened.adapter.delta(pair.source)) * pair.scale
         after = frobenius(deltas[pair.target])
@@ -64,7 +73,7 @@ def check_norms(opened: Opened, deltas: Mapping[Site, LowRank]) -> None:
                 f"The update at site {pair.target} vanished: the method kept nothing of site {pair.source}.",
                 hint="Try another method; see /diagnostics for what each site kept.",
             )
-        if 0.0 < MAX_GROWTH * before < after and after > LARGE * _size(opened, pair.target):
+        if 0.0 < MAX_GROWTH * before < after and after > large * _size(opened, pair.target):
             raise VerificationFailed(
                 f"The update at site {pair.target} grew from {before:.3g} to {after:.3g} in norm.",
                 hint="Try another method or alignment.",

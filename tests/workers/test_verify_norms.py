@@ -1,0 +1,76 @@
+"""How long an update may be before it is taken for an accident."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.requests import ConversionRequest
+from transfer.errors import VerificationFailed
+from transfer.interface import LowRank, Site
+from transfer.linalg import frobenius
+from workers.hub.local import LocalHub
+from workers.reading import Opened, read, resolve
+from workers.verify.check import LARGE_TRAINED, MAX_GROWTH, check_norms
+from workers.watch import Silent
+
+HUB = LocalHub(Path(__file__).parents[2] / "examples" / "hub")
+
+
+@cache
+def opened() -> Opened:
+    """The bundled adapter on its way from harbor-1 to harbor-2."""
+    body = {"adapter": {"repo_id": "tiny/harbor-sql-lora"}, "target": {"repo_id": "tiny/harbor-2"}}
+    request = ConversionRequest.model_validate(body)
+    pinned, config, reader = resolve(request, HUB, Silent())
+    return read(request, HUB, pinned, config, reader, Silent())
+
+
+def moved(norm_of: dict[int, float]) -> dict[Site, LowRank]:
+    """The adapter's own updates, with those of some places given another Frobenius norm."""
+    found = {}
+    for place, pair in enumerate(opened().pairing.pairs):
+        delta = opened().adapter.delta(pair.source)
+        found[pair.target] = delta.scaled(norm_of[place] / frobenius(delta)) if place in norm_of else delta
+    return found
+
+
+def weight(place: int) -> float:
+    """The norm of the target's own weight there."""
+    return float(torch.linalg.vector_norm(opened().target.weight(opened().pairing.pairs[place].target)))
+
+
+def grown(place: int) -> float:
+    """A little more than the growth that is doubted."""
+    pair = opened().pairing.pairs[place]
+    return frobenius(opened().adapter.delta(pair.source)) * pair.scale * MAX_GROWTH * 1.01
+
+
+def test_an_update_as_long_as_the_source_s_passes() -> None:
+    check_norms(opened(), moved({}))
+
+
+def test_one_that_grew_a_hundredfold_and_is_large_beside_the_weight_is_refused_by_site() -> None:
+    site = opened().pairing.pairs[0].target
+    with pytest.raises(VerificationFailed, match=str(site).replace(".", r"\.")):
+        check_norms(opened(), moved({0: max(grown(0), weight(0))}))
+
+
+def test_one_that_was_trained_may_be_longer_since_it_was_measured_on_text_it_never_saw() -> None:
+    between = moved({0: grown(0)})
+    share = grown(0) / weight(0)
+    with pytest.raises(VerificationFailed, match="grew"):
+        check_norms(opened(), between, share * 0.9)
+    check_norms(opened(), between, share * 1.1)
+    with pytest.raises(VerificationFailed, match="grew"):
+        check_norms(opened(), moved({0: max(grown(0), 1.1 * LARGE_TRAINED * weight(0))}), LARGE_TRAINED)
+
+
+@pytest.mark.parametrize(("norm", "says"), [(math.inf, "not finite"), (0.0, "vanished")])
+def test_one_that_is_not_finite_or_nothing_is_refused(norm: float, says: str) -> None:
+    with pytest.raises(VerificationFailed, match=says):
+        check_norms(opened(), moved({0: norm}))
