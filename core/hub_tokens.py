@@ -1,11 +1,12 @@
 """Tokens for the Hub: one per tenant, one per request, both sealed; and which of them a job uses.
 
-A job's own token comes before its tenant's, and that before the deployment's, which jobs of other tenants than
-`default` use only where `REBASE_SHARE_HUB_TOKEN` says so.
+A job's own token comes before its tenant's, and that before the deployment's, which jobs of other tenants
+than `default` use only where `REBASE_SHARE_HUB_TOKEN` says so.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -21,6 +22,7 @@ from core.vault import Vault
 
 HEADER = "X-Hub-Token"
 MOST_CHARACTERS = 512
+_TOKEN = re.compile(rf"[!-~]{{1,{MOST_CHARACTERS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Job(Protocol):
 def check_hub_token(token: str) -> str:
     """The token without space around it. Raises RequestInvalid, without quoting it."""
     token = token.strip()
-    if not 0 < len(token) <= MOST_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
+    if not _TOKEN.fullmatch(token):
         raise RequestInvalid(
             f"A Hub token is 1 to {MOST_CHARACTERS} printable ASCII characters without spaces.",
             hint="Copy it again from the settings page of your Hub account.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -53,7 +54,7 @@ def limits_of(connection: Connection, tenant_id: str, defaults: Limits) -> Limit
     return defaults if row is None else over(defaults, row._mapping)
 
 
-def over(defaults: Limits, row: Mapping[str, int | None]) -> Limits:
+def over(defaults: Limits, row: Mapping[Any, Any]) -> Limits:
     """The defaults with a tenant's own numbers over them."""
     own = {name: row[name] for name in NAMES if row[name] is not None}
     return replace(

@@ -47,8 +47,8 @@ class Settings(BaseSettings):
     share_hub_token: bool = Field(
         default=False,
         description=(
-            "Let jobs of every tenant use `hub_token`, where neither the request nor the tenant brings a token "
-            "of its own. Else only jobs of the tenant `default` do."
+            "Let jobs of every tenant use `hub_token`, where neither the request nor the tenant brings a "
+            "token of its own. Else only jobs of the tenant `default` do."
         ),
     )
     tenant_max_running: int | None = Field(
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     tenant_requests_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="Requests of one tenant, where keys are asked for; shared by all API processes over Redis.",
+        description="Requests of one tenant, where keys are asked for; counted in Redis where there is one.",
     )
 
     keep_jobs_days: float | None = Field(

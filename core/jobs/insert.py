@@ -65,8 +65,8 @@ _ONE_BY_ONE = (_INSERT_JOB, _INSERT_EVENT, _INSERT_BELL)
 def insert_jobs(
     connection: Connection, records: Sequence[JobRecord], trails: Sequence[Trail] | None = None
 ) -> None:
-    """Write all of them, or none. On PostgreSQL any number of jobs is one round trip. `trails`, one a job: who
-    the audit log is to name."""
+    """Write all of them, or none. On PostgreSQL any number of jobs is one round trip. `trails`, one a job:
+    who the audit log is to name."""
     parameters = [_parameters(record) for record in records]
     for values, trail in zip(parameters, trails or (), strict=trails is not None):
         values |= {"p_key_id": trail.key_id, "p_request_id": trail.request_id, "p_client": trail.client}

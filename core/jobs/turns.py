@@ -12,8 +12,8 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from core.jobs.base import add_bells, lock_tenant, ring_again_at
-from core.limits import Limits, limits_of, over
 from core.limits import NAMES as LIMITS
+from core.limits import Limits, limits_of, over
 from core.states import LEASED, JobState
 from core.tables import Job, Outbox, TenantLimits
 
