@@ -12,13 +12,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from core.errors import InternalError, RebaseError
+from core.errors import InternalError, RebaseError, TooMany
 from service.pointers import FieldError, field_errors
 
 STATUS: dict[str, int] = {
     "malformed_body": 400,
     "unauthorised": 401,
     "loopback_only": 403,
+    "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "idempotency_in_flight": 409,
@@ -28,7 +29,10 @@ STATUS: dict[str, int] = {
     "request_invalid": 422,
     "not_available": 422,
     "idempotency_mismatch": 422,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
     "internal": 500,
+    "settings_invalid": 503,
     "busy": 503,
     "not_migrated": 503,
 }
@@ -71,6 +75,7 @@ def problem(
 ) -> Response:
     """The answer for one error; its status and headers stand in the tables above."""
     status = STATUS.get(code, 500)
+    given = {**_HEADERS.get(code, {}), **(headers or {})}
     body = Problem(
         type=f"urn:rebase:problem:{code}",
         title=HTTPStatus(status).phrase,
@@ -78,7 +83,7 @@ def problem(
         code=code,
         detail=detail,
         hint=hint,
-        retryable=status in {409, 503} and "Retry-After" in _HEADERS.get(code, {}),
+        retryable=status in {409, 429, 503} and "Retry-After" in given,
         pointers=[error.pointer for error in errors],
         errors=list(errors),
         request_id=request_id,
@@ -86,7 +91,7 @@ def problem(
     return Response(
         body.model_dump_json(),
         status,
-        headers={**_HEADERS.get(code, {}), **(headers or {})},
+        headers=given,
         media_type="application/problem+json",
     )
 
@@ -108,7 +113,15 @@ async def on_rebase_error(request: Request, exc: Exception) -> Response:
         raise exc
     location: Literal["body", "query"] = "body" if request.method == "POST" else "query"
     errors = [FieldError(pointer=exc.pointer, detail=exc.message, location=location)] if exc.pointer else []
-    return problem(exc.code, exc.message, hint=exc.hint, errors=errors, request_id=_request_id(request))
+    headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, TooMany) else None
+    return problem(
+        exc.code,
+        exc.message,
+        hint=exc.hint,
+        errors=errors,
+        request_id=_request_id(request),
+        headers=headers,
+    )
 
 
 async def on_http_error(request: Request, exc: Exception) -> Response:
