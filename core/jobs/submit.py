@@ -95,15 +95,6 @@ class Submitting(StoreBase):
             )
         return record, True
 
-    def submit_many(
-        self, requests: Sequence[tuple[str, ConversionKind, ConversionRequest]]
-    ) -> list[JobRecord]:
-        """Queue jobs (tenant, kind, request) in one transaction: all of them, or none. Raises Busy."""
-        records = [self._new_record(*request) for request in requests]
-        with self.db.write() as connection:
-            insert_jobs(connection, records)
-        return records
-
     def submit_batch(self, orders: Sequence[Order]) -> list[JobRecord | QuotaExceeded]:
         """Queue jobs in one transaction, for each order the job or why its tenant may have no more. Raises
         Busy."""
