@@ -130,6 +130,10 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
             shared["Problem"] = shape
             made["components"]["securitySchemes"] = {"key": auth.SCHEME}
             made["security"] = [{"key": []}, {}]
+            for (method, path), scope in auth.declared_scopes(app).items():
+                operation = made["paths"].get(path, {}).get(method.lower())
+                if operation is not None and scope is not None:
+                    operation["x-scope"] = scope.value
             app.openapi_schema = made
         return app.openapi_schema
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.routing import iter_route_contexts
 from starlette.concurrency import run_in_threadpool
 
 from core.audit import Trail, network_of, write_line
@@ -141,12 +142,16 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 AdminDep = Annotated[Caller, Depends(_admin)]
 
 
-def declared_scope(route: Any, method: str) -> Scope | None:
-    """What a route needs for this verb, read from its dependencies; None when it declares nothing."""
-    calls = _calls_of(route.dependant) if hasattr(route, "dependant") else set()
-    if _admin in calls:
-        return Scope.ADMIN
-    return scope_of_method(method) if _caller in calls else None
+def declared_scopes(app: FastAPI) -> dict[tuple[str, str], Scope | None]:
+    """(verb, path) of every route → what it needs, read from its dependencies; None: it declares nothing."""
+    found: dict[tuple[str, str], Scope | None] = {}
+    for route in iter_route_contexts(app.routes):
+        dependant = getattr(route, "dependant", None)
+        calls = _calls_of(dependant) if dependant is not None else set()
+        for method in route.methods or ():
+            own = scope_of_method(method) if _caller in calls else None
+            found[method, str(route.path)] = Scope.ADMIN if _admin in calls else own
+    return found
 
 
 def _calls_of(dependant: Any) -> set[Any]:
