@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from core.errors import InternalError, RebaseError, TooMany
+from core.redaction import scrub_long
 from service.pointers import FieldError, field_errors
 
 STATUS: dict[str, int] = {
@@ -130,7 +131,7 @@ async def on_http_error(request: Request, exc: Exception) -> Response:
     code = _CODE_OF_STATUS.get(exc.status_code, InternalError.code)
     return problem(
         code,
-        f"{exc.detail}: {request.method} {request.url.path}",
+        f"{exc.detail}: {request.method} {scrub_long(request.url.path)}",
         request_id=_request_id(request),
         headers=exc.headers,
     )
