@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
 from core.scopes import Scope
 from support.api import Api
 from support.databases import sqlite_template  # noqa: F401  (fixture)
 from support.tenants import Household
 
-EXAMPLES = 12
+EXAMPLES = 6
 _STREAMS = frozenset({"/jobs/{job_id}/events"})  # a stream of a job that is not done goes on
 
 
@@ -46,7 +48,10 @@ def test_no_made_up_request_is_answered_with_a_500(guarded: Api) -> None:
 
     def ask(case: Any) -> None:
         sent = case.as_transport_kwargs(base_url="http://127.0.0.1")
-        sent["headers"] = {**dict(sent["headers"]), **household.headers(Scope.ADMIN)}
+        if "data" in sent:
+            sent["content"] = sent.pop("data")
+        made = {**dict(sent["headers"]), **household.headers(Scope.ADMIN)}
+        sent["headers"] = {name: str(value).encode("utf-8", "replace") for name, value in made.items()}
         answer = guarded.client.request(**{name: sent[name] for name in sent if name in _KNOWN})
         tried.setdefault(f"{case.operation.method} {case.operation.path}", set()).add(answer.status_code)
         assert answer.status_code < 500, (case.operation.label, sent, answer.text)
@@ -57,12 +62,14 @@ def test_no_made_up_request_is_answered_with_a_500(guarded: Api) -> None:
     for operation in operations:
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             strategy = operation.as_strategy(generation_mode=mode)
-            _drive(strategy, ask)
+            with suppress(Unsatisfiable) if mode.is_negative else nullcontext():  # nothing to get wrong
+                _drive(strategy, ask)
     assert len(tried) == len(operations)
-    assert any(202 in statuses for statuses in tried.values()), "some of them were accepted"
+    accepted = [name for name, statuses in tried.items() if min(statuses) < 300]
+    assert len(accepted) > len(operations) / 3, accepted
 
 
-_KNOWN = {"method", "url", "headers", "params", "cookies", "json", "data", "content"}
+_KNOWN = {"method", "url", "headers", "params", "json", "content"}
 
 
 def _drive(strategy: st.SearchStrategy[Any], ask: Any) -> None:
