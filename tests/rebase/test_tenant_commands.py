@@ -10,10 +10,12 @@ import pytest
 from sqlalchemy import text
 
 from core.db import Database
+from core.hub_tokens import token_of
 from core.settings import Settings
 from core.vault import Vault
 from rebase.cli import tenants
 from support.command import Command
+from support.running_service import RunningService
 
 TOKEN = "hf_" + "Zz" * 17
 
@@ -92,6 +94,21 @@ def test_a_token_is_read_from_stdin_or_a_variable_and_never_from_the_arguments(
     assert "stored" in rebase("tenants", "show", "acme").out
     assert rebase("tenants", "token", "rm", "acme").code == 0
     assert rebase("tenants", "token", "rm", "acme").code == 1
+
+
+def test_a_jobs_own_token_is_taken_from_a_variable(
+    at_service: RunningService, rebase: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", TOKEN)
+    done = rebase("convert", "acme/lora", "--target", "acme/new", "--hub-token-env", "MY_TOKEN", "--json")
+    claim = at_service.store.claim(json.loads(done.out)["id"], "tester", 60.0)
+    assert claim is not None
+    settings = Settings(_env_file=None, home=at_service.home)
+
+    assert token_of(at_service.store, settings, claim) == TOKEN
+    assert TOKEN not in done.out
+    at_service.store.succeed(claim, {})
+    assert rebase("convert", "acme/lora", "--target", "acme/new", "--hub-token-env", "NO_SUCH").code == 2
 
 
 def test_secrets_move_from_the_key_file_to_a_key_of_the_settings(
