@@ -18,7 +18,7 @@ from core.jobs.base import PLAIN, Extras, StoreBase
 from core.jobs.insert import insert_jobs
 from core.jobs.records import ConversionKind, JobRecord, JobRequest, Kind, new_id
 from core.jobs.room import check_room, room_of
-from core.jobs.token_rows import keep_token
+from core.jobs.token_rows import insert_tokens
 from core.limits import Limits
 from core.requests import ConversionRequest
 from core.states import JobState
@@ -112,9 +112,10 @@ class Submitting(StoreBase):
                 insert_jobs(connection, unnamed)
             if named:
                 insert_jobs(connection, [record for record, _ in named], [trail for _, trail in named])
-            for record, extras in taken:
-                if extras.seal is not None:
-                    keep_token(connection, record.id, extras.seal(record.id), record.created_at)
+            sealed = {
+                record.id: extras.seal(record.id) for record, extras in taken if extras.seal is not None
+            }
+            insert_tokens(connection, sealed, self.clock())
         return answers
 
     def _fitting(
@@ -145,7 +146,7 @@ class Submitting(StoreBase):
         check_room(connection, record.tenant_id, extras.limits, record.created_at)
         insert_jobs(connection, [record], [extras.trail] if extras.trail is not None else None)
         if extras.seal is not None:
-            keep_token(connection, record.id, extras.seal(record.id), record.created_at)
+            insert_tokens(connection, {record.id: extras.seal(record.id)}, record.created_at)
 
     def _new_record(self, tenant_id: str, kind: Kind, request: JobRequest) -> JobRecord:
         now: datetime = self.clock()
