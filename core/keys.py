@@ -158,6 +158,16 @@ def identify(store: StoreBase, key: str) -> Identity | None:
     return Identity(row.id, row.tenant_id, Scope(row.scope), row.expires_at, row.revoked_at, limits)
 
 
+def is_alive(store: StoreBase, key_id: str) -> bool:
+    """Does a key that was accepted earlier still work?"""
+    query = select(ApiKey.revoked_at, ApiKey.expires_at).where(ApiKey.id == key_id)
+    with store.db.read() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None or row.revoked_at is not None:
+        return False
+    return row.expires_at is None or bool(row.expires_at > store.clock())
+
+
 def list_keys(store: StoreBase, tenant: str | None = None) -> list[KeyRecord]:
     """All keys, or one tenant's, oldest first."""
     query = select(*_COLUMNS).order_by(ApiKey.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
+import service.events
 import service.known_keys
 from core import keys
 from core.audit import read_lines
@@ -82,6 +84,20 @@ def test_a_key_that_expires_stops_in_that_second_though_it_is_remembered(
     time.sleep(1.1)
 
     assert client.get("/jobs", headers=headers).status_code == 401
+
+
+def test_an_open_event_stream_ends_with_its_key(
+    guarded: Api, acme: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.events, "KEY_LOOK_S", 0.1)
+    monkeypatch.setattr(service.events, "POLL_S", 0.05)
+    threading.Timer(0.5, lambda: keys.revoke(guarded.store, acme.ids["key_id"])).start()
+    path = f"/jobs/{acme.ids['job_id']}/events"
+    with guarded.client.stream("GET", path, headers=acme.headers(Scope.READ)) as stream:
+        said = stream.read().decode()
+
+    assert "queued" in said
+    assert guarded.store.get("acme", acme.ids["job_id"]).state == "queued", "the job goes on waiting"
 
 
 def test_a_tenants_token_is_stored_sealed_and_never_comes_back(guarded: Api, acme: Household) -> None:

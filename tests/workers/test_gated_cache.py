@@ -29,6 +29,7 @@ from core.vault import Vault, new_key
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.redis_server import own_redis
 from support.standin_hub import StandinHub
+from support.tiny_pools import make_anchors
 from support.tiny_repos import ADAPTER, NEW, OLD, make_hub
 from workers.cache.factors import FactorCache
 from workers.hub.remote import RemoteHub
@@ -205,6 +206,33 @@ def test_a_private_output_of_another_tenant_and_an_absent_one_are_told_alike(dep
     assert hidden.error is not None
     assert hidden.error["code"] == "output_forbidden"
     assert str(hidden.error).replace("secret-out", "…") == str(absent.error).replace("no-such-out", "…")
+
+
+def test_a_pools_cached_products_are_refused_where_one_of_its_anchors_may_not_be_read(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    folder = tmp_path / "anchors"
+    pool = make_anchors(folder, 3)
+    for number in range(3):
+        for side in ("old", "new"):
+            repo_id = f"acme/task-{number}-{side}"
+            deployment.hub.add_repo(repo_id, folder / repo_id, private=(number, side) == (1, "new"))
+
+    def registered(tenant: str) -> JobRecord:
+        record, _ = deployment.store.submit_pool(tenant, pool)
+        run_job(record.id, deployment.desk)
+        return deployment.store.get(tenant, record.id)
+
+    assert registered("acme").state == "succeeded"
+    before = deployment.lookups()
+    with _opens() as opened:
+        refused = registered("rival")
+
+    assert refused.error is not None
+    assert (refused.error["code"], refused.error["pointer"]) == ("repo_not_found", "/anchors/1/target")
+    assert not [path for path in opened if "models--acme--task-1-new" in path]
+    assert not [path for path in opened if str(deployment.root / "factors") in path]
+    assert deployment.lookups() == before
 
 
 def test_a_private_oracle_of_another_tenant_is_refused_before_a_byte_of_it_is_read(
