@@ -65,13 +65,20 @@ class Database:
 
 
 def make_engine(url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S) -> Engine:
-    """An engine with this project's timeouts. `wait_s` = 0: migrations, which may take long."""
+    """An engine with this project's timeouts. `wait_s` = 0: migrations, which may take long.
+
+    Its errors do not quote the values of a statement: they end in logs, and requests are their owner's.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(
-            parsed, pool_size=pool_size, pool_timeout=wait_s or 30, connect_args={"timeout": wait_s or 60}
+            parsed,
+            pool_size=pool_size,
+            pool_timeout=wait_s or 30,
+            hide_parameters=True,
+            connect_args={"timeout": wait_s or 60},
         )
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_immediate)
@@ -83,6 +90,7 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S)
         max_overflow=0,
         pool_timeout=wait_s or 30,
         pool_use_lifo=True,
+        hide_parameters=True,
         connect_args={"connect_timeout": 5, "options": limits if wait_s else ""},
     )
 

@@ -5,6 +5,10 @@
     ├── NotFound                no such job (or it belongs to somebody else)
     ├── SettingsInvalid         this deployment is set up in a way that cannot be served
     ├── Unauthorised            no key, or a key that is not valid
+    ├── Forbidden               a key without the scope that is needed
+    ├── TooMany                 come back later; `retry_after_s` says when
+    │   ├── RateLimited         too many requests of this tenant
+    │   └── QuotaExceeded       too many jobs of this tenant
     ├── IdempotencyMismatch     same key, other body
     ├── IdempotencyInFlight     same key, first request still being recorded
     ├── StateConflict           the job has moved; the change no longer applies
@@ -35,6 +39,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
+from core.redaction import scrub_long
 from transfer.errors import TransferError
 
 
@@ -75,6 +80,29 @@ class SettingsInvalid(RebaseError):
 
 class Unauthorised(RebaseError):
     code = "unauthorised"
+
+
+class Forbidden(RebaseError):
+    code = "forbidden"
+
+
+class TooMany(RebaseError):
+    """A limit of this tenant is reached; nothing was done."""
+
+    code = "too_many"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(TooMany):
+    code = "rate_limited"
+
+
+class QuotaExceeded(TooMany):
+    code = "quota_exceeded"
 
 
 class IdempotencyMismatch(RebaseError):
@@ -206,7 +234,9 @@ def printable(text: str) -> str:
 def public_error(exc: BaseException) -> PublicError:
     """The record for any exception; unforeseen ones keep their cause for the log only."""
     if isinstance(exc, RebaseError | TransferError):
-        fields: dict[str, Any] = {"message": printable(exc.message), "hint": exc.hint, "pointer": exc.pointer}
+        # No message is made of a secret; should a stranger's answer quote one, it ends here.
+        message = scrub_long(printable(exc.message))
+        fields: dict[str, Any] = {"message": message, "hint": exc.hint, "pointer": exc.pointer}
         return PublicError(code=exc.code, retryable=getattr(exc, "retryable", False), **fields)
     return PublicError(
         code=InternalError.code,

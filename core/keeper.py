@@ -14,6 +14,7 @@ from typing import Protocol
 from core.errors import Busy
 from core.jobs import JobStore, Swept
 from core.logs import get_logger
+from core.retention import Purged, Retention
 
 log = get_logger("keeper")
 
@@ -21,6 +22,7 @@ log = get_logger("keeper")
 # requests that wait for an answer come first.
 BATCH = 20
 BREATH_S = 0.1
+PURGE_S = 60.0
 GATHER_S = 0.05  # a nudge waits this long for others, so that a burst costs one batch and not one each
 
 
@@ -44,13 +46,22 @@ class Keeper:
     """Relays when nudged and every `interval` seconds; sweeps every `interval` seconds."""
 
     def __init__(
-        self, store: JobStore, ring: Ring, interval: float, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        store: JobStore,
+        ring: Ring,
+        interval: float,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        retention: Retention | None = None,
     ) -> None:
+        """`retention`: what is deleted because its time is over; looked at every `PURGE_S` seconds."""
         self.state = KeeperState()
         self._store = store
         self._ring = ring
         self._interval = interval
         self._monotonic = monotonic
+        self._retention = retention
+        self._purged_at = float("-inf")
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -81,6 +92,7 @@ class Keeper:
             if self._monotonic() - swept_at >= self._interval:
                 swept_at = self._monotonic()
                 more = bool(self._guarded(self._sweep)) or more
+                self._guarded(self._purge)
             if more:
                 self._stopping.wait(BREATH_S)
             else:
@@ -106,6 +118,17 @@ class Keeper:
         if swept != Swept():
             log.info("swept", **{name: getattr(swept, name) for name in Swept.__slots__})
         return swept.bells > 0
+
+    def _purge(self) -> bool:
+        """One bounded batch; the next one comes with the next sweep while there is more."""
+        if self._retention is None or self._monotonic() - self._purged_at < PURGE_S:
+            return False
+        purged = self._retention.sweep()
+        if not purged.more:
+            self._purged_at = self._monotonic()
+        if purged != Purged():
+            log.info("purged", **{name: getattr(purged, name) for name in Purged.__slots__})
+        return purged.more
 
     def _guarded(self, step: Callable[[], bool]) -> bool:
         """The keeper outlives every trouble of broker and database; what failed is tried again next time."""

@@ -9,18 +9,26 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 
-from core.errors import NotFound, RequestInvalid
-from core.jobs import JobStore
+from core.audit import Trail, write_line
+from core.errors import NotFound, RequestInvalid, StateConflict
+from core.jobs.base import StoreBase
 from core.jobs.records import new_id
-from core.tables import ApiKey, Tenant
+from core.limits import NAMES as LIMITS
+from core.limits import Limits, over
+from core.scopes import Scope
+from core.tables import ApiKey, Tenant, TenantLimits
 
 PREFIX = "rb_"
 _SHOWN = len(PREFIX) + 6
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NOTED_EVERY = timedelta(hours=1)  # how exact `last_used_at` is
+SHORTEST_LIFE = timedelta(minutes=1)
+LONGEST_LIFE = timedelta(days=3650)
+OVERLAP = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,66 +39,174 @@ class KeyRecord:
     tenant_id: str
     name: str
     prefix: str
+    scope: str
     created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
     revoked_at: datetime | None
 
 
-def create(store: JobStore, tenant: str, name: str) -> str:
-    """Make a key for a tenant (made too when it is new) and return it; it cannot be shown again.
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key in the only moment in which it can be seen."""
 
-    Raises RequestInvalid for a tenant that is not 1 to 64 of a-z, 0-9, '-', '_', or a bad name.
+    key: str
+    record: KeyRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a key stands for. `expires_at` and `revoked_at` are the caller's to look at."""
+
+    key_id: str
+    tenant_id: str
+    scope: Scope
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    limits: Limits
+
+
+def create(store: StoreBase, tenant: str, name: str, scope: Scope = Scope.ADMIN) -> str:
+    """`issue`, and only the key of it."""
+    return issue(store, tenant, name, scope).key
+
+
+def issue(
+    store: StoreBase,
+    tenant: str,
+    name: str,
+    scope: Scope = Scope.ADMIN,
+    expires_in: timedelta | None = None,
+    trail: Trail | None = None,
+) -> NewKey:
+    """Make a key for a tenant (made too when it is new); the key itself cannot be shown again.
+
+    Raises RequestInvalid for a tenant that is not 1 to 64 of a-z, 0-9, '-', '_', a bad name or life.
     """
     if not _TENANT.fullmatch(tenant):
         raise RequestInvalid("A tenant is 1 to 64 characters of a-z, 0-9, '-' and '_'.", pointer="/tenant")
-    if not 0 < len(name) <= 200:
-        raise RequestInvalid("A key's name is 1 to 200 characters.", pointer="/name")
-    key = PREFIX + secrets.token_urlsafe(32)
+    if not 0 < len(name) <= 200 or not name.isprintable():
+        raise RequestInvalid("A key's name is 1 to 200 printable characters.", pointer="/name")
+    if expires_in is not None and not SHORTEST_LIFE <= expires_in <= LONGEST_LIFE:
+        raise RequestInvalid("A key lives for one minute to ten years.", pointer="/expires_in_s")
     now = store.clock()
+    expires = now + expires_in if expires_in is not None else None
     with store.db.write() as connection:
         if connection.scalar(select(Tenant.id).where(Tenant.id == tenant)) is None:
             connection.execute(insert(Tenant).values(id=tenant, created_at=now))
-        connection.execute(
-            insert(ApiKey).values(
-                id=new_id(),
-                tenant_id=tenant,
-                name=name,
-                prefix=key[:_SHOWN],
-                sha256=digest(key),
-                created_at=now,
-            )
-        )
-    return key
+        made = _insert(connection, tenant, name, scope, now, expires)
+        write_line(connection, now, trail, "key.created", made.record.id)
+    return made
 
 
-def tenant_of(store: JobStore, key: str) -> str | None:
-    """The tenant that a key belongs to; None for a key that is unknown or revoked."""
+def rotate(
+    store: StoreBase,
+    key_id: str,
+    overlap: timedelta = OVERLAP,
+    *,
+    tenant: str | None = None,
+    trail: Trail | None = None,
+) -> NewKey:
+    """A new key of the same tenant, name, scope and length of life; the old one lives for `overlap` more, if
+    it would have lived longer. `tenant`: whose it has to be.
+
+    Raises NotFound, StateConflict for a key that has ended, RequestInvalid for an overlap below zero.
+    """
+    if not timedelta(0) <= overlap <= LONGEST_LIFE:
+        raise RequestInvalid("The overlap is zero to ten years.", pointer="/overlap_s")
+    now = store.clock()
+    with store.db.write() as connection:
+        old = _load(connection, key_id, tenant)
+        if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+            raise StateConflict("This key has ended and cannot be rotated.", hint="Make a new one.")
+        expires = now + (old.expires_at - old.created_at) if old.expires_at is not None else None
+        made = _insert(connection, old.tenant_id, old.name, Scope(old.scope), now, expires)
+        end = now + overlap
+        until = end if old.expires_at is None else min(end, old.expires_at)
+        connection.execute(update(ApiKey).where(ApiKey.id == key_id).values(expires_at=until))
+        write_line(connection, now, trail, "key.rotated", key_id)
+    return made
+
+
+def revoke(store: StoreBase, key_id: str, *, tenant: str | None = None, trail: Trail | None = None) -> None:
+    """End a key's life; running services notice within ten seconds. `tenant`: whose it has to be. Raises
+    NotFound."""
+    change = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+    if tenant is not None:
+        change = change.where(ApiKey.tenant_id == tenant)
+    now = store.clock()
+    with store.db.write() as connection:
+        if connection.execute(change.values(revoked_at=now)).rowcount != 1:
+            raise NotFound("There is no such key, or it was revoked before.")
+        write_line(connection, now, trail, "key.revoked", key_id)
+
+
+def identify(store: StoreBase, key: str) -> Identity | None:
+    """Whom a key stands for, ended or not; None for one that is unknown. Notes its use, once an hour."""
+    columns = [getattr(TenantLimits, name) for name in LIMITS]
+    query = (
+        select(ApiKey.__table__, *columns)
+        .join(TenantLimits, TenantLimits.tenant_id == ApiKey.tenant_id, isouter=True)
+        .where(ApiKey.sha256 == digest(key))
+    )
     with store.db.read() as connection:
-        query = select(ApiKey.tenant_id).where(ApiKey.sha256 == digest(key), ApiKey.revoked_at.is_(None))
-        return connection.scalar(query)
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    _note_use(store, row.id, row.last_used_at)
+    limits = over(store.limits, row._mapping)
+    return Identity(row.id, row.tenant_id, Scope(row.scope), row.expires_at, row.revoked_at, limits)
 
 
-def list_keys(store: JobStore, tenant: str | None = None) -> list[KeyRecord]:
+def is_alive(store: StoreBase, key_id: str) -> bool:
+    """Does a key that was accepted earlier still work?"""
+    query = select(ApiKey.revoked_at, ApiKey.expires_at).where(ApiKey.id == key_id)
+    with store.db.read() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None or row.revoked_at is not None:
+        return False
+    return row.expires_at is None or bool(row.expires_at > store.clock())
+
+
+def list_keys(store: StoreBase, tenant: str | None = None) -> list[KeyRecord]:
     """All keys, or one tenant's, oldest first."""
-    columns = [getattr(ApiKey, name) for name in KeyRecord.__slots__]
-    query = select(*columns).order_by(ApiKey.id)
+    query = select(*_COLUMNS).order_by(ApiKey.id)
     if tenant is not None:
         query = query.where(ApiKey.tenant_id == tenant)
     with store.db.read() as connection:
         return [KeyRecord(*row) for row in connection.execute(query)]
 
 
-def revoke(store: JobStore, key_id: str) -> None:
-    """End a key's life; running services notice within ten seconds. Raises NotFound."""
-    with store.db.write() as connection:
-        changed = connection.execute(
-            update(ApiKey)
-            .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
-            .values(revoked_at=store.clock())
-        )
-        if changed.rowcount != 1:
-            raise NotFound("There is no such key, or it was revoked before.")
-
-
 def digest(key: str) -> str:
     """What is stored of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+_COLUMNS = [getattr(ApiKey, name) for name in KeyRecord.__slots__]
+
+
+def _insert(
+    connection: Connection, tenant: str, name: str, scope: Scope, now: datetime, expires: datetime | None
+) -> NewKey:
+    key = PREFIX + secrets.token_urlsafe(32)
+    record = KeyRecord(new_id(), tenant, name, key[:_SHOWN], scope.value, now, expires, None, None)
+    values = {field: getattr(record, field) for field in KeyRecord.__slots__}
+    connection.execute(insert(ApiKey).values(**values, sha256=digest(key)))
+    return NewKey(key, record)
+
+
+def _load(connection: Connection, key_id: str, tenant: str | None) -> KeyRecord:
+    query = select(*_COLUMNS).where(ApiKey.id == key_id).with_for_update()
+    row = connection.execute(query).one_or_none()
+    if row is None or (tenant is not None and row.tenant_id != tenant):
+        raise NotFound("There is no such key.")
+    return KeyRecord(*row)
+
+
+def _note_use(store: StoreBase, key_id: str, noted: datetime | None) -> None:
+    now = store.clock()
+    if noted is not None and now - noted < _NOTED_EVERY:
+        return
+    due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at <= now - _NOTED_EVERY)
+    with store.db.statement() as connection:
+        connection.execute(update(ApiKey).where(ApiKey.id == key_id, due).values(last_used_at=now))

@@ -7,7 +7,6 @@ our keys or a Hub token is blanked wherever it stands.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -15,15 +14,11 @@ from typing import Any
 
 import structlog
 
+from core.redaction import BLANK, NAMES, scrub_value
 from core.settings import Settings
 
-_SECRET_NAMES = frozenset(
-    {"authorization", "token", "hub_token", "api_key", "key", "password", "secret", "cookie"}
-)
+_KEPT = frozenset({"_record", "_from_structlog"})  # for the formatter, which drops them
 _CHATTY = ("alembic", "httpx2", "kombu", "amqp")  # a line per request or start-up step, of use to nobody here
-_SECRET_SHAPES = re.compile(
-    r"\b(?:(?:rb|hf)_[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]{8,})|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"
-)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -69,12 +64,11 @@ def bound(**values: Any) -> Iterator[None]:
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Blank secrets in one event, by the name they go under and by their shape."""
+    """Blank secrets in one event, by the name they go under and by their shape, however deep they lie."""
     for name, value in event.items():
-        if name.lower() in _SECRET_NAMES:
-            event[name] = "[redacted]"
-        elif isinstance(value, str):
-            event[name] = _SECRET_SHAPES.sub("[redacted]", value)
+        if name in _KEPT:
+            continue
+        event[name] = BLANK if name.lower() in NAMES else scrub_value(value)
     return event
 
 

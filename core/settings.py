@@ -47,6 +47,46 @@ class Settings(BaseSettings):
     auth: Literal["none", "keys"] = Field(default="none", description="`none` is allowed on loopback only.")
     max_body_bytes: int = Field(default=256 * 1024, ge=1024, description="Longer request bodies are refused.")
 
+    share_hub_token: bool = Field(
+        default=False,
+        description=(
+            "Let jobs of every tenant use `hub_token`, where neither the request nor the tenant brings a "
+            "token of its own. Else only jobs of the tenant `default` do."
+        ),
+    )
+    tenant_max_running: int | None = Field(
+        default=None,
+        ge=1,
+        description="Jobs of one tenant that run at once; the others wait. Null: no limit. "
+        "`rebase tenants set` overrides this and the next three for one tenant.",
+    )
+    tenant_max_queued: int | None = Field(
+        default=None, ge=1, description="Jobs of one tenant that are not done; more are refused with 429."
+    )
+    tenant_jobs_per_day: int | None = Field(
+        default=None, ge=1, description="Jobs that one tenant may submit within 24 hours."
+    )
+    tenant_requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests of one tenant, where keys are asked for; counted in Redis where there is one.",
+    )
+
+    keep_jobs_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Jobs that ended longer ago are deleted with all that hangs on them; null keeps them. "
+        "Registered anchor pools stay.",
+    )
+    keep_events_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="The same for the history of ended jobs and their callbacks; state moves stay.",
+    )
+    keep_audit_days: float | None = Field(
+        default=None, gt=0, description="The same for lines of the audit log."
+    )
+
     cache_dir: Path | None = Field(default=None, description="Factor cache on disk; default inside `home`.")
     cache_max_bytes: int = Field(
         default=20 * 2**30, ge=0, description="Bound of the disk cache; the least recently used go; 0 = off."

@@ -1,7 +1,10 @@
 """Every table. SQL is the truth about a job; the broker only rings.
 
 tenants ─┬─ api_keys              who may call; only hashes of keys are stored
+         ├─ tenant_limits         what a tenant may use, where it differs from the settings
+         ├─ hub_tokens            a tenant's own token for the Hub, sealed
          └─ jobs ─┬─ outbox       bells still to be rung, written in the job's own transaction
+                  ├─ job_tokens   a token that came with one request, sealed, gone when the job ends
                   ├─ job_events   append-only history, read by server-sent events
                   ├─ site_diagnostics
                   ├─ layer_similarities
@@ -9,6 +12,7 @@ tenants ─┬─ api_keys              who may call; only hashes of keys are st
                   ├─ idempotency_keys
                   ├─ callback_deliveries ── callback_attempts   (signing_secrets, callback_stops: of a tenant)
                   └─ anchor_pools     a job of kind `pool` registers one; both have the same id
+audit_log                         who did what; belongs to no row, so that it outlives what it speaks of
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core.callbacks.spec import DeliveryState
+from core.scopes import Scope
 from core.states import TERMINAL, JobState
 
 DEFAULT_TENANT = "default"
@@ -94,6 +99,7 @@ class ApiKey(Base):
     """A key's SHA-256 (it is high-entropy, so no slow hash is needed) and the prefix that people know."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (CheckConstraint(_one_of("scope", [scope.value for scope in Scope]), name="scope"),)
 
     id: Mapped[str] = mapped_column(Hex, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
@@ -102,6 +108,60 @@ class ApiKey(Base):
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    scope: Mapped[str] = mapped_column(String(16))
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to the hour
+
+
+class TenantLimits(Base):
+    """What differs from the settings for one tenant: null takes the setting, -1 is without limit."""
+
+    __tablename__ = "tenant_limits"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    max_running: Mapped[int | None]
+    max_queued: Mapped[int | None]
+    jobs_per_day: Mapped[int | None]
+    requests_per_minute: Mapped[int | None]
+    updated_at: Mapped[datetime]
+
+
+class HubToken(Base):
+    """A tenant's own token for the Hub, as `core.vault` sealed it."""
+
+    __tablename__ = "hub_tokens"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    sealed: Mapped[str] = mapped_column(Text)
+    updated_at: Mapped[datetime]
+
+
+class JobToken(Base):
+    """A Hub token that came with one request. Every move that ends the job deletes it."""
+
+    __tablename__ = "job_tokens"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    sealed: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+
+
+class AuditLine(Base):
+    """One thing that somebody did, or tried. Rows are added and, after their time, deleted; never changed (a
+    trigger refuses). `client` is the caller's network, not its address."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index("ix_audit_log_tenant_id_id", "tenant_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    at: Mapped[datetime]
+    tenant_id: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(Hex)  # null: the command line on the service's own side
+    action: Mapped[str] = mapped_column(String(64))
+    object: Mapped[str] = mapped_column(String(200))
+    outcome: Mapped[str] = mapped_column(String(16))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    client: Mapped[str | None] = mapped_column(String(64))
 
 
 class Job(Base):
@@ -115,6 +175,15 @@ class Job(Base):
         Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
         Index(
             "ix_jobs_active",
+            "state",
+            "id",
+            postgresql_where=_ACTIVE,
+            sqlite_where=_ACTIVE,
+        ),
+        # For a tenant's own share: how many of its jobs run, and which of its jobs is next.
+        Index(
+            "ix_jobs_tenant_active",
+            "tenant_id",
             "state",
             "id",
             postgresql_where=_ACTIVE,

@@ -6,6 +6,7 @@ paths. Everything else, and every write, is the other hub's.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,12 @@ class WithFolders:
         }
         self._by_path = {folder: self._by_alias[alias] for alias, folder in folders.items()}
         self._inner = inner
+
+    def with_token(self, token: str | None) -> WithFolders:
+        """The same folders beside the same hub, asked with that token."""
+        other = copy.copy(self)
+        other._inner = self._inner.with_token(token)
+        return other
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """A folder's own permissions speak when its files are opened."""

@@ -20,11 +20,14 @@ from core.db import Database
 from core.errors import RebaseError, SettingsInvalid
 from core.jobs import JobStore
 from core.keeper import Keeper, Ring
+from core.limits import Limits
+from core.retention import Keep, Retention
 from core.settings import Settings
-from service import auth, callbacks, events, jobs, meta, pools, problems, submit
+from service import auth, callbacks, events, hub_tokens, jobs, keys, meta, pools, problems, submit, tenant
 from service.edge import Edge
 from service.intake import Intake
 from service.metrics import Metrics
+from service.rates import LocalRates, RedisRates
 from service.state import Service
 
 VERSION = "0.1.0"
@@ -40,9 +43,26 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     Raises SettingsInvalid when it would serve other machines without asking for keys.
     """
     check_binding(settings)
-    store = JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts)
-    keeper = Keeper(store, ring or partial(broker.ring, broker.make_sender(settings)), settings.sweep_s)
-    service = Service(settings, store, keeper, Metrics(store, keeper), migrations.head(), Intake(store))
+    store = JobStore(
+        Database.open(settings.resolved_database_url),
+        max_attempts=settings.max_attempts,
+        limits=Limits.of(settings),
+    )
+    keeper = Keeper(
+        store,
+        ring or partial(broker.ring, broker.make_sender(settings)),
+        settings.sweep_s,
+        retention=Retention(store, Keep.of(settings)),
+    )
+    service = Service(
+        settings,
+        store,
+        keeper,
+        Metrics(store, keeper),
+        migrations.head(),
+        Intake(store),
+        rates=RedisRates(settings.redis_url.get_secret_value()) if settings.redis_url else LocalRates(),
+    )
     app = FastAPI(
         title="Rebase",
         version=VERSION,
@@ -59,6 +79,8 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
         pools.router,
         meta.router,
     ):
+        app.include_router(router)
+    for router in (keys.router, hub_tokens.router, tenant.router):
         app.include_router(router)
     app.add_exception_handler(RebaseError, problems.on_rebase_error)
     app.add_exception_handler(HTTPException, problems.on_http_error)
@@ -99,6 +121,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     service.intake.stop()
     service.keeper.stop()
+    await service.rates.close()
     service.store.db.close()
 
 
@@ -114,6 +137,10 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
             shared["Problem"] = shape
             made["components"]["securitySchemes"] = {"key": auth.SCHEME}
             made["security"] = [{"key": []}, {}]
+            for (method, path), scope in auth.declared_scopes(app).items():
+                operation = made["paths"].get(path, {}).get(method.lower())
+                if operation is not None and scope is not None:
+                    operation["x-scope"] = scope.value
             app.openapi_schema = made
         return app.openapi_schema
 

@@ -16,7 +16,7 @@ from core.callbacks.store import DeliveryBook
 from core.jobs.client_side import MAX_PAGE
 from core.logs import get_logger
 from core.vault import Vault
-from service.auth import Caller, CallerDep
+from service.auth import AdminDep, Caller, CallerDep
 from service.callback_views import DeliveryListView, DeliveryView, NewSecretView, SecretListView, SecretView
 
 log = get_logger("callbacks")
@@ -81,7 +81,7 @@ def get_delivery(delivery_id: str, caller: CallerDep) -> Response:
 )
 def replay_delivery(delivery_id: str, caller: CallerDep) -> Response:
     """Send it again, now, under the same `webhook-id`. A receiver that had answered 410 is tried again."""
-    return _json(DeliveryView.of(_book(caller).replay(caller.tenant, delivery_id)), 202)
+    return _json(DeliveryView.of(_book(caller).replay(caller.tenant, delivery_id, caller.trail)), 202)
 
 
 @router.get("/callback-secrets", response_model=SecretListView)
@@ -94,12 +94,12 @@ def list_secrets(caller: CallerDep) -> Response:
 @router.post(
     "/callback-secrets", status_code=201, response_model=NewSecretView, response_description="Created."
 )
-def rotate_secret(caller: CallerDep, request: RotateRequest | None = None) -> Response:
+def rotate_secret(caller: AdminDep, request: RotateRequest | None = None) -> Response:
     """Make a signing secret and show it, once. The one before it signs along for a while."""
     settings = caller.service.settings
     asked = request.overlap_s if request is not None else None
     overlap_s = settings.callback_secret_overlap_s if asked is None else asked
-    record, secret = _secrets(caller).rotate(Vault.of(settings), caller.tenant, overlap_s)
+    record, secret = _secrets(caller).rotate(Vault.of(settings), caller.tenant, overlap_s, caller.trail)
     log.info("signing_secret_made", tenant=caller.tenant, secret_id=record.id)
     view = NewSecretView.model_construct(
         id=record.id, created_at=record.created_at, retires_at=record.retires_at, secret=secret

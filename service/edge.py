@@ -44,7 +44,7 @@ class Edge:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_id()
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, scope["state"])
         started = time.perf_counter()
         with bound(request_id=request_id):
             try:
@@ -101,17 +101,20 @@ class Edge:
 
 
 class _Answer:
-    """`send` that remembers the status and adds the request's id."""
+    """`send` that remembers the status and adds the request's id, and what else `state["headers"]` holds by
+    then."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, state: dict[str, Any]) -> None:
         self.status: int | None = None
         self._send = send
-        self._request_id = request_id
+        self._state = state
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self._state["request_id"]
+            headers.update(self._state.get("headers", {}))
         await self._send(message)
 
 

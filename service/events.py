@@ -10,14 +10,16 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from core import keys
 from core.errors import Busy
 from core.jobs import EventRecord, JobRecord
-from service.auth import CallerDep
+from service.auth import Caller, CallerDep
 from service.views import progress_of
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 POLL_S = 0.5
+KEY_LOOK_S = 10.0
 _MAX_ID = 2**63 - 1
 
 
@@ -33,10 +35,16 @@ async def get_events(
     last_event_id: Annotated[int, Header(ge=0, le=_MAX_ID)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
     """State moves, phases and what else is in the history, with rising ids; `progress` in between,
-    under the id of the last one. The stream ends when the job is done. Resume with Last-Event-ID."""
+    under the id of the last one. The stream ends when the job is done, and soon after its key has ended.
+    Resume with Last-Event-ID."""
     last, version = last_event_id, job.version - 1
+    looked_at = anyio.current_time()
     while True:
         try:
+            if anyio.current_time() - looked_at >= KEY_LOOK_S:
+                looked_at = anyio.current_time()
+                if not await run_in_threadpool(_may_go_on, caller):
+                    return
             job, events = await run_in_threadpool(caller.service.store.history, job.tenant_id, job.id, last)
         except Busy:
             await anyio.sleep(POLL_S)
@@ -52,6 +60,12 @@ async def get_events(
             version = job.version
             yield ServerSentEvent(event="progress", id=str(last), data=_progress(job))
         await anyio.sleep(POLL_S)
+
+
+def _may_go_on(caller: Caller) -> bool:
+    """Does the key still work with which the stream was opened? Raises Busy."""
+    key_id = caller.trail.key_id
+    return key_id is None or keys.is_alive(caller.service.store, key_id)
 
 
 def _message(event: EventRecord) -> ServerSentEvent:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from core.jobs import ConversionKind, JobRecord, JobStore
+from core.jobs import PLAIN, ConversionKind, Extras, JobRecord, JobStore, Order
 from core.requests import ConversionRequest
 
 LARGEST = 100
@@ -23,11 +23,11 @@ THREADS = 2  # one gathers and writes while the other waits for its flush
 class _Waiting:
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[JobRecord]
-    request: tuple[str, ConversionKind, ConversionRequest]
+    order: Order
 
 
 class Intake:
-    """Threads between the event loop and `JobStore.submit_many`."""
+    """Threads between the event loop and `JobStore.submit_batch`."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -50,10 +50,17 @@ class Intake:
             thread.join(10)
         self._threads = []
 
-    async def submit(self, tenant_id: str, kind: ConversionKind, request: ConversionRequest) -> JobRecord:
+    async def submit(
+        self,
+        tenant_id: str,
+        kind: ConversionKind,
+        request: ConversionRequest,
+        extras: Extras = PLAIN,
+    ) -> JobRecord:
         """Queue a job; returns once it is committed. Raises what `JobStore.submit` raises."""
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop, loop.create_future(), (tenant_id, kind, request))
+        order = Order(tenant_id, kind, request, extras)
+        waiting = _Waiting(loop, loop.create_future(), order)
         self._queue.put(waiting)
         return await waiting.answer
 
@@ -74,7 +81,7 @@ class Intake:
     def _write(self, batch: Sequence[_Waiting]) -> None:
         answers: Sequence[JobRecord | Exception]
         try:
-            answers = self._store.submit_many([one.request for one in batch])
+            answers = self._store.submit_batch([one.order for one in batch])
         except Exception as exc:  # told to each caller, in the loop where it waits
             answers = [exc] * len(batch)
         batch[0].loop.call_soon_threadsafe(_settle, batch, answers)

@@ -13,6 +13,7 @@ from core.requests import check_repo_id
 from core.states import JobState
 from service.answers import etag_of, job_answer, matches
 from service.auth import CallerDep
+from service.hub_tokens import JobHubToken, extras_of
 from service.views import DiagnosticsView, JobListView, JobView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -67,12 +68,12 @@ def get_diagnostics(job_id: str, caller: CallerDep) -> Response:
 @router.post("/{job_id}/cancel", response_model=JobView)
 def cancel_job(job_id: str, caller: CallerDep) -> Response:
     """Cancel: at once while nobody runs the job, else with its worker's next heartbeat."""
-    return job_answer(caller.service.store.cancel(caller.tenant, job_id))
+    return job_answer(caller.service.store.cancel(caller.tenant, job_id, trail=caller.trail))
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
-def retry_job(job_id: str, caller: CallerDep) -> Response:
+def retry_job(job_id: str, caller: CallerDep, hub_token: JobHubToken = None) -> Response:
     """Queue a failed, rejected or cancelled job again with a fresh budget of attempts."""
-    job = caller.service.store.retry(caller.tenant, job_id)
+    job = caller.service.store.retry(caller.tenant, job_id, extras=extras_of(caller, hub_token))
     caller.service.keeper.nudge()
     return job_answer(job, 202, created=True)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import RedirectResponse, Response
 
 import migrations
+from service.auth import CallerDep
 from service.problems import problem
 from service.state import ServiceDep
 from service.views import MethodListView, MethodView
@@ -30,7 +31,7 @@ class ReadyView(BaseModel):
 
 
 @router.get("/methods", response_model=MethodListView)
-async def list_methods() -> Response:
+async def list_methods(_caller: CallerDep) -> Response:
     """The transfer methods, with a JSON schema of each one's parameters."""
     return Response(_METHODS, media_type="application/json")
 

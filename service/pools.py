@@ -15,6 +15,7 @@ from core.pools import PoolRequest
 from core.states import PoolState
 from service.answers import retry_after_s
 from service.auth import CallerDep
+from service.hub_tokens import JobHubToken, extras_of
 from service.jobs import RepoFilter
 from service.pool_views import PoolListView, PoolView
 from service.submit import IdempotencyKey
@@ -36,11 +37,15 @@ class PoolsQuery(BaseModel):
 
 @router.post("", status_code=202, response_model=PoolView, response_description="Accepted.")
 async def register_pool(
-    request: PoolRequest, caller: CallerDep, idempotency_key: IdempotencyKey = None
+    request: PoolRequest,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+    hub_token: JobHubToken = None,
 ) -> Response:
     """Register adapters that exist on two bases. They are read and measured before the pool is ready."""
     store = caller.service.store
-    pool, _ = await run_in_threadpool(store.submit_pool, caller.tenant, request, idempotency_key)
+    extras = extras_of(caller, hub_token)
+    pool, _ = await run_in_threadpool(store.submit_pool, caller.tenant, request, idempotency_key, extras)
     caller.service.keeper.nudge()
     return _answer(pool, 202, created=True)
 
@@ -63,7 +68,7 @@ def get_pool(pool_id: str, caller: CallerDep) -> Response:
 @router.delete("/{pool_id}", status_code=204, response_class=Response)
 def delete_pool(pool_id: str, caller: CallerDep) -> Response:
     """Delete a pool, and cancel its validation. Jobs that are still to use it will fail."""
-    caller.service.store.delete_pool(caller.tenant, pool_id)
+    caller.service.store.delete_pool(caller.tenant, pool_id, trail=caller.trail)
     return Response(status_code=204)
 
 

@@ -12,13 +12,15 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from core.errors import InternalError, RebaseError
+from core.errors import InternalError, RebaseError, TooMany
+from core.redaction import scrub_long
 from service.pointers import FieldError, field_errors
 
 STATUS: dict[str, int] = {
     "malformed_body": 400,
     "unauthorised": 401,
     "loopback_only": 403,
+    "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "idempotency_in_flight": 409,
@@ -28,9 +30,11 @@ STATUS: dict[str, int] = {
     "request_invalid": 422,
     "not_available": 422,
     "idempotency_mismatch": 422,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
     "internal": 500,
-    "busy": 503,
     "settings_invalid": 503,
+    "busy": 503,
     "not_migrated": 503,
 }
 _HEADERS: dict[str, dict[str, str]] = {
@@ -72,6 +76,7 @@ def problem(
 ) -> Response:
     """The answer for one error; its status and headers stand in the tables above."""
     status = STATUS.get(code, 500)
+    given = {**_HEADERS.get(code, {}), **(headers or {})}
     body = Problem(
         type=f"urn:rebase:problem:{code}",
         title=HTTPStatus(status).phrase,
@@ -79,7 +84,7 @@ def problem(
         code=code,
         detail=detail,
         hint=hint,
-        retryable=status in {409, 503} and "Retry-After" in _HEADERS.get(code, {}),
+        retryable=status in {409, 429, 503} and "Retry-After" in given,
         pointers=[error.pointer for error in errors],
         errors=list(errors),
         request_id=request_id,
@@ -87,7 +92,7 @@ def problem(
     return Response(
         body.model_dump_json(),
         status,
-        headers={**_HEADERS.get(code, {}), **(headers or {})},
+        headers=given,
         media_type="application/problem+json",
     )
 
@@ -109,7 +114,15 @@ async def on_rebase_error(request: Request, exc: Exception) -> Response:
         raise exc
     location: Literal["body", "query"] = "body" if request.method == "POST" else "query"
     errors = [FieldError(pointer=exc.pointer, detail=exc.message, location=location)] if exc.pointer else []
-    return problem(exc.code, exc.message, hint=exc.hint, errors=errors, request_id=_request_id(request))
+    headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, TooMany) else None
+    return problem(
+        exc.code,
+        exc.message,
+        hint=exc.hint,
+        errors=errors,
+        request_id=_request_id(request),
+        headers=headers,
+    )
 
 
 async def on_http_error(request: Request, exc: Exception) -> Response:
@@ -118,7 +131,7 @@ async def on_http_error(request: Request, exc: Exception) -> Response:
     code = _CODE_OF_STATUS.get(exc.status_code, InternalError.code)
     return problem(
         code,
-        f"{exc.detail}: {request.method} {request.url.path}",
+        f"{exc.detail}: {request.method} {scrub_long(request.url.path)}",
         request_id=_request_id(request),
         headers=exc.headers,
     )

@@ -11,8 +11,9 @@ from core.jobs import JobStore
 from core.keeper import Keeper
 from core.settings import Settings
 from service.intake import Intake
-from service.known_keys import KnownKeys
+from service.known_keys import KnownKeys, KnownLimits
 from service.metrics import Metrics
+from service.rates import LocalRates, Rates, Seldom
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Service:
     migrations_head: str
     intake: Intake
     known_keys: KnownKeys = field(default_factory=KnownKeys)
+    known_limits: KnownLimits = field(default_factory=KnownLimits)
+    rates: Rates = field(default_factory=LocalRates)
+    denials: Seldom = field(default_factory=lambda: Seldom(60.0))
 
 
 async def _service(request: Request) -> Service:

@@ -10,11 +10,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from core.errors import NotFound, RequestInvalid, StateConflict
-from core.jobs import ConversionKind
+from core.jobs import ConversionKind, Extras
 from core.requests import ConversionRequest, refuse_for_precheck, refuse_unmeasured
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
 from service.callbacks import check_callback
+from service.hub_tokens import JobHubToken, extras_of
 from service.views import JobView
 from transfer.catalogue import AnchorRidgeParams, AutoParams, MethodParams
 
@@ -31,22 +32,32 @@ IdempotencyKey = Annotated[
 
 @router.post("/convert", status_code=202, response_model=JobView, response_description="Accepted.")
 async def convert(
-    request: ConversionRequest, caller: CallerDep, idempotency_key: IdempotencyKey = None
+    request: ConversionRequest,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+    hub_token: JobHubToken = None,
 ) -> Response:
     """Move an adapter onto another base model and push the result."""
-    return await _submit(caller, "convert", request, idempotency_key)
+    return await _submit(caller, "convert", request, idempotency_key, extras_of(caller, hub_token))
 
 
 @router.post("/precheck", status_code=202, response_model=JobView, response_description="Accepted.")
 async def precheck(
-    request: ConversionRequest, caller: CallerDep, idempotency_key: IdempotencyKey = None
+    request: ConversionRequest,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+    hub_token: JobHubToken = None,
 ) -> Response:
     """Find out whether the move can work; writes nothing anywhere."""
-    return await _submit(caller, "precheck", request, idempotency_key)
+    return await _submit(caller, "precheck", request, idempotency_key, extras_of(caller, hub_token))
 
 
 async def _submit(
-    caller: Caller, kind: ConversionKind, request: ConversionRequest, idempotency_key: str | None
+    caller: Caller,
+    kind: ConversionKind,
+    request: ConversionRequest,
+    idempotency_key: str | None,
+    extras: Extras,
 ) -> Response:
     refuse_unmeasured(request)
     if kind == "precheck":
@@ -56,10 +67,10 @@ async def _submit(
     for pointer, pool in _pools(request.method):
         await run_in_threadpool(_check_pool, caller, kind, request, pool, pointer, idempotency_key)
     if idempotency_key is None:
-        job = await caller.service.intake.submit(caller.tenant, kind, request)
+        job = await caller.service.intake.submit(caller.tenant, kind, request, extras)
     else:
         job, _ = await run_in_threadpool(
-            caller.service.store.submit, caller.tenant, kind, request, idempotency_key
+            caller.service.store.submit, caller.tenant, kind, request, idempotency_key, extras
         )
     caller.service.keeper.nudge()
     return job_answer(job, 202, created=True)

@@ -49,8 +49,10 @@ def publish(hub: HubPort, request: ConversionRequest, conversion: Conversion, ma
 
 
 def result_of(hub: HubPort, published: Published, report: Report | None) -> dict[str, Any]:
-    """The job's `result`. An earlier attempt's commit tells its own report."""
+    """The job's `result`. An earlier attempt's commit tells its own report, if this job's token may still
+    read it: the report may lie in a cache that all jobs share."""
     if report is None:
+        hub.check_read(published.repo_id)
         repo = PinnedRepo(published.repo_id, published.commit, {})
         report = Report.model_validate_json(hub.fetch(repo, REPORT_FILE).read_bytes())
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from core.errors import (
     TimeLimit,
     public_error,
 )
+from core.hub_tokens import token_of
 from core.jobs import Claim, ConversionKind, JobStore, TenantPools
 from core.logs import bound, get_logger
 from core.pools import PoolRequest
@@ -48,6 +49,13 @@ class Desk:
     store: JobStore
     tools: Tools
     owner: str
+
+
+def tools_for(claim: Claim, desk: Desk) -> Tools:
+    """The worker's tools with a hub that is asked with this job's token and no other. Raises SettingsInvalid
+    for a token that was stored and cannot be opened here."""
+    token = token_of(desk.store, desk.settings, claim)
+    return replace(desk.tools, hub=desk.tools.hub.with_token(token))
 
 
 def run_job(job_id: str, desk: Desk) -> None:
@@ -80,7 +88,7 @@ def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
     for left in scratch.parent.glob(f"{claim.job_id}-*"):  # by a worker that was killed, or has lost this job
         shutil.rmtree(left, ignore_errors=True)
     if isinstance(claim.request, PoolRequest):
-        result = register(claim.request, desk.tools, watch)
+        result = register(claim.request, tools_for(claim, desk), watch)
         heart.check()
     else:
         result = _convert(claim, claim.request, desk, heart, watch, scratch)
@@ -97,18 +105,19 @@ def _convert(
         scratch.mkdir(parents=True, exist_ok=True)
     kind: ConversionKind = "precheck" if claim.kind == "precheck" else "convert"
     pools = TenantPools(desk.store, claim.tenant_id)
-    outcome = run(request, kind, desk.tools, watch, scratch / "adapter", marker=marker, pools=pools)
+    tools = tools_for(claim, desk)
+    outcome = run(request, kind, tools, watch, scratch / "adapter", marker=marker, pools=pools)
     heart.check()
     if isinstance(outcome, Published):
         log.info("already_published", commit=outcome.commit)
         desk.store.publishing(claim)
-        return result_of(desk.tools.hub, outcome, None)
+        return result_of(tools.hub, outcome, None)
     if outcome.folder is None:
         return verdict_of(outcome.report)
     desk.store.publishing(claim)
-    published = publish(desk.tools.hub, request, outcome, marker)
+    published = publish(tools.hub, request, outcome, marker)
     log.info("published", repo=published.repo_id, commit=published.commit)
-    return result_of(desk.tools.hub, published, outcome.report)
+    return result_of(tools.hub, published, outcome.report)
 
 
 def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
@@ -163,7 +172,7 @@ def _standing(claim: Claim, desk: Desk, exc: Exception) -> dict[str, Any] | None
         return None
     if public_error(exc).retryable or not desk.store.may_be_published(claim):
         return None
-    hub = desk.tools.hub
+    hub = tools_for(claim, desk).hub
     published = hub.find_commit(output_name(hub, request), marker_of(claim.job_id))
     return result_of(hub, published, None) if published is not None else None
 

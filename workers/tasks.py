@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from core.broker import RING
 from core.db import Database
 from core.jobs import JobStore
+from core.limits import Limits
 from core.settings import get_settings
 from workers.celery_app import app
 
@@ -30,7 +31,11 @@ def desk() -> Desk:
     settings = get_settings()
     return Desk(
         settings=settings,
-        store=JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts),
+        store=JobStore(
+            Database.open(settings.resolved_database_url),
+            max_attempts=settings.max_attempts,
+            limits=Limits.of(settings),
+        ),
         tools=make_tools(settings),
         owner=f"{socket.gethostname()}:{os.getpid()}",
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row, delete, insert, or_, select, update
 
+from core.audit import Trail, write_line
 from core.callbacks.signature import new_secret
 from core.clock import Clock, utcnow
 from core.db import Database
@@ -35,10 +36,12 @@ class SigningSecrets:
         self.db = db
         self.clock = clock
 
-    def rotate(self, vault: Vault, tenant_id: str, overlap_s: float) -> tuple[SecretRecord, str]:
+    def rotate(
+        self, vault: Vault, tenant_id: str, overlap_s: float, trail: Trail | None = None
+    ) -> tuple[SecretRecord, str]:
         """Make a new secret, which signs from now on; those before it sign along for `overlap_s` at most.
 
-        The secret itself is returned here and never again.
+        The secret itself is returned here and never again. `trail`: who is named in the audit log.
         """
         now, id_, secret = self.clock(), new_id(), new_secret()
         end = now + timedelta(seconds=overlap_s)
@@ -63,6 +66,7 @@ class SigningSecrets:
                     created_at=now,
                 )
             )
+            write_line(connection, now, trail, "callback_secret.made", id_)
         return SecretRecord(id_, now, None), secret
 
     def listed(self, tenant_id: str) -> list[SecretRecord]:
@@ -82,18 +86,6 @@ class SigningSecrets:
     def open(self, vault: Vault, tenant_id: str) -> list[str]:
         """The secrets to sign with, newest first. Raises SettingsInvalid when the vault's keys do not fit."""
         return [vault.open(_purpose(tenant_id, row.id), row.sealed) for row in self._signing(tenant_id)]
-
-    def reseal(self, vault: Vault) -> int:
-        """Every secret of every tenant under the vault's newest key; how many. Raises SettingsInvalid."""
-        with self.db.write() as connection:
-            rows = connection.execute(select(SigningSecret.id, SigningSecret.sealed).with_for_update()).all()
-            for row in rows:
-                connection.execute(
-                    update(SigningSecret)
-                    .where(SigningSecret.id == row.id)
-                    .values(sealed=vault.reseal(row.sealed))
-                )
-        return len(rows)
 
     def _signing(self, tenant_id: str) -> list[Row[Any]]:
         row, now = SigningSecret, self.clock()

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, select, update
 
+from core.audit import Trail, write_line
 from core.callbacks.records import AttemptRecord, DeliveryCounts, DeliveryPage, DeliveryRecord
 from core.callbacks.spec import DeliveryState
 from core.clock import Clock, utcnow
@@ -62,7 +63,7 @@ class DeliveryBook:
             found = _with_logs(connection, rows[:limit])
         return DeliveryPage(found, encode_cursor(found[-1].id) if len(rows) > limit else None)
 
-    def replay(self, tenant_id: str, delivery_id: str) -> DeliveryRecord:
+    def replay(self, tenant_id: str, delivery_id: str, trail: Trail | None = None) -> DeliveryRecord:
         """Send it (again), now, under the same `webhook-id` and with the whole schedule before it.
 
         A URL that had answered 410 counts as willing again. Raises NotFound, and StateConflict while a
@@ -85,6 +86,7 @@ class DeliveryBook:
                 .where(CallbackDelivery.id == delivery_id)
                 .values(state=DeliveryState.PENDING.value, failures=0, next_at=now, updated_at=now)
             )
+            write_line(connection, now, trail, "delivery.replayed", delivery_id)
             return _with_logs(connection, [_load(connection, tenant_id, delivery_id)])[0]
 
     def counts(self) -> DeliveryCounts:
@@ -100,15 +102,17 @@ class DeliveryBook:
             )
 
 
-def forget_deliveries(db: Database, before: datetime, tenant_id: str | None = None) -> int:
-    """Delete deliveries made before this, with their logs; how many. Pending ones stay until they end."""
-    old = delete(CallbackDelivery).where(
-        CallbackDelivery.created_at < before, CallbackDelivery.state != DeliveryState.PENDING.value
+def forget_deliveries(db: Database, before: datetime, limit: int) -> int:
+    """Delete the oldest deliveries made before this, with their logs, `limit` at most; how many. Pending ones
+    stay until they end."""
+    old = (
+        select(CallbackDelivery.id)
+        .where(CallbackDelivery.created_at < before, CallbackDelivery.state != DeliveryState.PENDING.value)
+        .order_by(CallbackDelivery.id)
+        .limit(limit)
     )
-    if tenant_id is not None:
-        old = old.where(CallbackDelivery.tenant_id == tenant_id)
     with db.write() as connection:
-        return connection.execute(old).rowcount
+        return connection.execute(delete(CallbackDelivery).where(CallbackDelivery.id.in_(old))).rowcount
 
 
 def _of(tenant_id: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.jobs.base import PLAIN, Extras
 from core.jobs.client_side import ClientSide
 from core.jobs.keeper_side import KeeperSide, Swept
 from core.jobs.pools_side import PoolPage, PoolRecord, PoolsSide, TenantPools
@@ -17,7 +18,7 @@ from core.jobs.records import (
     Kind,
     LayerRows,
 )
-from core.jobs.submit import Submitting, check_idempotency_key
+from core.jobs.submit import Order, Submitting, check_idempotency_key
 from core.jobs.worker_side import WorkerSide
 
 
@@ -26,10 +27,12 @@ class JobStore(PoolsSide, ClientSide, WorkerSide, KeeperSide):
 
 
 __all__ = [
+    "PLAIN",
     "Claim",
     "ConversionKind",
     "Diagnostics",
     "EventRecord",
+    "Extras",
     "FigureRow",
     "JobPage",
     "JobRecord",
@@ -37,6 +40,7 @@ __all__ = [
     "JobStore",
     "Kind",
     "LayerRows",
+    "Order",
     "PoolPage",
     "PoolRecord",
     "Submitting",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 
+from core.audit import Trail
 from core.callbacks.outgoing import add_delivery
 from core.clock import Clock, utcnow
 from core.db import Database
+from core.limits import NO_LIMITS, Limits
 from core.states import JobState
 from core.tables import JobEvent, Outbox
 
@@ -18,13 +22,30 @@ FIRST_RING_AGAIN_S = 30.0
 LAST_RING_AGAIN_S = 3600.0
 
 
-class StoreBase:
-    """A database and a clock. `max_attempts` is how often a job may be claimed before it fails for good."""
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What comes with a submission beside the request: what the tenant may use, who is to be named in the
+    audit log (None: nobody), and a Hub token, as the function that seals it for a job's id."""
 
-    def __init__(self, db: Database, clock: Clock = utcnow, *, max_attempts: int = 3) -> None:
+    limits: Limits = NO_LIMITS
+    trail: Trail | None = None
+    seal: Callable[[str], str] | None = None
+
+
+PLAIN = Extras()
+
+
+class StoreBase:
+    """A database and a clock. `max_attempts` is how often a job may be claimed before it fails for good;
+    `limits` is what tenants without a row of their own may use."""
+
+    def __init__(
+        self, db: Database, clock: Clock = utcnow, *, max_attempts: int = 3, limits: Limits = NO_LIMITS
+    ) -> None:
         self.db = db
         self.clock = clock
         self.max_attempts = max_attempts
+        self.limits = limits
 
 
 def add_event(
@@ -55,6 +76,16 @@ def add_bells(connection: Connection, job_ids: Iterable[str], at: datetime) -> N
     rows = [{"job_id": job_id, "next_at": at, "created_at": at, "tries": 0} for job_id in job_ids]
     if rows:
         connection.execute(insert(Outbox), rows)
+
+
+def lock_tenant(connection: Connection, purpose: str, tenant_id: str) -> None:
+    """Until the transaction ends, nobody else gets past here for this purpose and tenant. An advisory lock;
+    SQLite has one writer anyway."""
+    if connection.dialect.name != "postgresql":
+        return
+    digest = hashlib.sha256(f"{purpose}\0{tenant_id}".encode()).digest()
+    number = int.from_bytes(digest[:8], "big", signed=True)
+    connection.execute(select(func.pg_advisory_xact_lock(number)))
 
 
 def ring_again_at(at: datetime, rings: int) -> datetime:

@@ -8,8 +8,18 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, select, update
 
+from core.audit import Trail, write_line
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs.base import StoreBase, add_bells, add_event, add_move, began_publishing, queued_values
+from core.jobs.base import (
+    PLAIN,
+    Extras,
+    StoreBase,
+    add_bells,
+    add_event,
+    add_move,
+    began_publishing,
+    queued_values,
+)
 from core.jobs.figure_rows import read_figures, replace_figures
 from core.jobs.layer_rows import read_layers, replace_layers
 from core.jobs.records import (
@@ -21,6 +31,8 @@ from core.jobs.records import (
     decode_cursor,
     encode_cursor,
 )
+from core.jobs.room import check_room
+from core.jobs.token_rows import keep_token, wipe_token
 from core.states import TERMINAL, JobState
 from core.tables import AnchorPool, Job, JobEvent, SiteDiagnostics
 
@@ -65,7 +77,7 @@ class ClientSide(StoreBase):
             ).all()
         return job, [EventRecord(id=row.id, at=row.at, type=row.type, data=row.data) for row in rows]
 
-    def cancel(self, tenant_id: str, job_id: str) -> JobRecord:
+    def cancel(self, tenant_id: str, job_id: str, *, trail: Trail | None = None) -> JobRecord:
         """Cancel at once when nobody runs the job, else set the flag that its worker reads.
 
         What may stand on the hub already must not be called cancelled: a job that once came to publishing is
@@ -81,12 +93,14 @@ class ClientSide(StoreBase):
             if job.state is JobState.PUBLISHING:
                 raise StateConflict("It is too late to cancel: the result is being published.")
             cancel_locked(connection, job, self.clock())
+            write_line(connection, self.clock(), trail, "job.cancelled", job_id)
             return _load(connection, tenant_id, job_id)
 
-    def retry(self, tenant_id: str, job_id: str) -> JobRecord:
+    def retry(self, tenant_id: str, job_id: str, *, extras: Extras = PLAIN) -> JobRecord:
         """Queue an ended job again with a fresh budget of attempts; what the last run left is cleared.
 
-        Raises NotFound, StateConflict when the job succeeded or has not ended, or its pool was deleted.
+        A Hub token that came with the first request is gone; one may come with this one. Raises NotFound,
+        StateConflict when the job succeeded or has not ended, or its pool was deleted, and QuotaExceeded.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -101,6 +115,7 @@ class ClientSide(StoreBase):
                 raise StateConflict(
                     "The anchor pool of this job was deleted.", hint="Register it again: POST /anchor-pools."
                 )
+            check_room(connection, tenant_id, extras.limits, now, new=False)
             cleared = dict.fromkeys(
                 ("error", "result", "diagnostics", "verdict", "started_at", "finished_at")
             )
@@ -120,6 +135,9 @@ class ClientSide(StoreBase):
             replace_figures(connection, job_id, ())
             add_move(connection, job_id, now, JobState.QUEUED, reason="retry")
             add_bells(connection, [job_id], now)
+            if extras.seal is not None:
+                keep_token(connection, job_id, extras.seal(job_id), now)
+            write_line(connection, now, extras.trail, "job.retried", job_id)
             return _load(connection, tenant_id, job_id)
 
     def list(
@@ -166,6 +184,7 @@ def cancel_locked(connection: Connection, job: JobRecord, now: datetime) -> None
         )
     )
     add_move(connection, job.id, now, JobState.CANCELLED)
+    wipe_token(connection, job.id)
 
 
 def is_job_id(text: str) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert
+from sqlalchemy import Connection, Insert, bindparam, insert
 
+from core.audit import Trail
 from core.jobs.base import ring_again_at
 from core.jobs.records import JobRecord
 from core.states import JobState
-from core.tables import Job, JobEvent, Outbox
+from core.tables import AuditLine, Job, JobEvent, Outbox
 
 _JOB_COLUMNS = [
     "id",
@@ -45,15 +46,36 @@ _INSERT_BELL = insert(Outbox).values(
     next_at=bindparam("p_created_at", type_=_AT),
     created_at=bindparam("p_created_at", type_=_AT),
 )
+_INSERT_LINE = insert(AuditLine).values(
+    at=bindparam("p_created_at", type_=_AT),
+    tenant_id=bindparam("p_tenant_id"),
+    key_id=bindparam("p_key_id"),
+    action=bindparam("p_action"),
+    object=bindparam("p_id"),
+    outcome="done",
+    request_id=bindparam("p_request_id"),
+    client=bindparam("p_client"),
+)
 # PostgreSQL takes all three in one statement and checks the foreign keys at its end: one round trip.
 _INSERT_ALL = _INSERT_BELL.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
+_INSERT_ALL_AND_LINE = _INSERT_ALL.add_cte(_INSERT_LINE.cte("line"))
+_ONE_BY_ONE = (_INSERT_JOB, _INSERT_EVENT, _INSERT_BELL)
 
 
-def insert_jobs(connection: Connection, records: Sequence[JobRecord]) -> None:
-    """Write all of them, or none. On PostgreSQL any number of jobs is one round trip."""
+def insert_jobs(
+    connection: Connection, records: Sequence[JobRecord], trails: Sequence[Trail] | None = None
+) -> None:
+    """Write all of them, or none. On PostgreSQL any number of jobs is one round trip. `trails`, one a job:
+    who the audit log is to name."""
     parameters = [_parameters(record) for record in records]
-    together = connection.dialect.name == "postgresql"
-    for statement in (_INSERT_ALL,) if together else (_INSERT_JOB, _INSERT_EVENT, _INSERT_BELL):
+    for values, trail in zip(parameters, trails or (), strict=trails is not None):
+        values |= {"p_key_id": trail.key_id, "p_request_id": trail.request_id, "p_client": trail.client}
+        values["p_action"] = "pool.registered" if values["p_kind"] == "pool" else "job.submitted"
+    if connection.dialect.name == "postgresql":
+        statements: tuple[Insert, ...] = (_INSERT_ALL if trails is None else _INSERT_ALL_AND_LINE,)
+    else:
+        statements = _ONE_BY_ONE if trails is None else (*_ONE_BY_ONE, _INSERT_LINE)
+    for statement in statements:
         connection.execute(statement, parameters if len(parameters) > 1 else parameters[0])
 
 

@@ -15,6 +15,8 @@ from sqlalchemy import Connection, Select, case, delete, func, or_, select, upda
 from core.errors import PublicError, WorkerLost
 from core.jobs.base import StoreBase, add_bells, add_move, began_publishing, queued_values, ring_again_at
 from core.jobs.client_side import CANCELLED
+from core.jobs.token_rows import wipe_token
+from core.jobs.turns import ring_next
 from core.states import LEASED, TERMINAL, JobState
 from core.tables import Job, Outbox
 
@@ -117,10 +119,15 @@ class KeeperSide(StoreBase):
     def sweep(self) -> Swept:
         """Put right what nobody else will: ended waits, dead workers, queued jobs whose bell was lost."""
         now = self.clock()
+        freed: set[str] = set()
         with self.db.write() as connection:
             due = self._requeue_due(connection, now)
-            requeued, lost, cancelled = self._expire(connection, now)
+            requeued, lost, cancelled = self._expire(connection, now, freed)
             rung_again = self._ring_again(connection, now)
+        # Not above: a claim locks its tenant and then its job, this transaction has locked jobs already.
+        for tenant_id in sorted(freed):
+            with self.db.write() as connection:
+                rung_again += ring_next(connection, tenant_id, self.limits, now)
         return Swept(due, requeued, lost, cancelled, rung_again)
 
     def _requeue_due(self, connection: Connection, now: datetime) -> int:
@@ -130,15 +137,17 @@ class KeeperSide(StoreBase):
             self._requeue(connection, job_id, now, "wait over")
         return len(ids)
 
-    def _expire(self, connection: Connection, now: datetime) -> tuple[int, int, int]:
+    def _expire(self, connection: Connection, now: datetime, freed: set[str]) -> tuple[int, int, int]:
+        """`freed` is told the tenants that have fewer jobs running now."""
         held = Job.state.in_(sorted(state.value for state in LEASED))
-        query = select(Job.id, Job.attempt, Job.attempt_limit, Job.cancel_requested)
+        query = select(Job.id, Job.tenant_id, Job.attempt, Job.attempt_limit, Job.cancel_requested)
         rows = connection.execute(_some(query.where(held, Job.lease_expires_at <= now))).all()
         counts = {JobState.QUEUED: 0, JobState.FAILED: 0, JobState.CANCELLED: 0}
         for row in rows:
             cancel = row.cancel_requested and not began_publishing(connection, row.id)
             state = after_worker_lost(row.attempt, row.attempt_limit, cancel=cancel)
             counts[state] += 1
+            freed.add(row.tenant_id)
             if state is JobState.QUEUED:
                 self._requeue(connection, row.id, now, WorkerLost.code)
             else:
@@ -187,6 +196,7 @@ class KeeperSide(StoreBase):
             )
         )
         add_move(connection, job_id, now, state, reason=error.code)
+        wipe_token(connection, job_id)
 
 
 def after_worker_lost(attempt: int, limit: int, *, cancel: bool) -> JobState:

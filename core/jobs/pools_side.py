@@ -11,9 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, insert, select
 
+from core.audit import Trail, write_line
 from core.errors import NotFound, StateConflict
+from core.jobs.base import PLAIN, Extras
 from core.jobs.client_side import cancel_locked, check_limit, is_job_id
-from core.jobs.insert import insert_jobs
 from core.jobs.records import JobRecord, decode_cursor, encode_cursor
 from core.jobs.submit import Submitting, fingerprint_of
 from core.pools import Pool, PoolRequest
@@ -65,7 +66,11 @@ class PoolsSide(Submitting):
     """Register, look, page, delete, use."""
 
     def submit_pool(
-        self, tenant_id: str, request: PoolRequest, idempotency_key: str | None = None
+        self,
+        tenant_id: str,
+        request: PoolRequest,
+        idempotency_key: str | None = None,
+        extras: Extras = PLAIN,
     ) -> tuple[PoolRecord, bool]:
         """Register a pool: job, event, bell and pool in one transaction. A key works as in `submit`.
 
@@ -74,7 +79,7 @@ class PoolsSide(Submitting):
         record = self._new_record(tenant_id, "pool", request)
 
         def write(connection: Connection) -> None:
-            insert_jobs(connection, [record])
+            self._record(connection, record, extras)
             connection.execute(
                 insert(AnchorPool).values(
                     id=record.id,
@@ -128,7 +133,7 @@ class PoolsSide(Submitting):
         pools = tuple(PoolRecord.from_row(row) for row in rows[:limit])
         return PoolPage(pools=pools, next_cursor=encode_cursor(pools[-1].id) if len(rows) > limit else None)
 
-    def delete_pool(self, tenant_id: str, pool_id: str) -> None:
+    def delete_pool(self, tenant_id: str, pool_id: str, *, trail: Trail | None = None) -> None:
         """Forget a pool; while it is being validated, its job is cancelled too. The job stays. Raises
         NotFound."""
         with self.db.write() as connection:
@@ -137,6 +142,7 @@ class PoolsSide(Submitting):
                 raise _not_found()
             if pool.state is PoolState.VALIDATING and not pool.job.cancel_requested:
                 cancel_locked(connection, pool.job, self.clock())
+            write_line(connection, self.clock(), trail, "pool.deleted", pool_id)
 
     def pool_for_use(self, tenant_id: str, pool_id: str) -> Pool:
         """A ready pool, pinned. Raises NotFound, StateConflict while it is not ready; both point at the

@@ -6,21 +6,35 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
-from core.errors import IdempotencyInFlight, IdempotencyMismatch, RequestInvalid
-from core.jobs.base import StoreBase
+from core.errors import IdempotencyInFlight, IdempotencyMismatch, QuotaExceeded, RequestInvalid
+from core.jobs.base import PLAIN, Extras, StoreBase
 from core.jobs.insert import insert_jobs
 from core.jobs.records import ConversionKind, JobRecord, JobRequest, Kind, new_id
+from core.jobs.room import check_room, room_of
+from core.jobs.token_rows import insert_tokens
+from core.limits import Limits
 from core.requests import ConversionRequest
 from core.states import JobState
 from core.tables import IdempotencyKey, Job
 
 MAX_KEY_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One submission among many."""
+
+    tenant_id: str
+    kind: ConversionKind
+    request: ConversionRequest
+    extras: Extras = PLAIN
 
 
 class Submitting(StoreBase):
@@ -35,18 +49,19 @@ class Submitting(StoreBase):
         kind: ConversionKind,
         request: ConversionRequest,
         idempotency_key: str | None = None,
+        extras: Extras = PLAIN,
     ) -> tuple[JobRecord, bool]:
         """Queue a job; with a key that was used before for the same request, return that job and False.
 
         Raises IdempotencyMismatch (same key, other request), IdempotencyInFlight (the first use is
-        still being recorded), RequestInvalid (a key too long) and Busy.
+        still being recorded), RequestInvalid (a key too long), QuotaExceeded and Busy.
         """
         record = self._new_record(tenant_id, kind, request)
         if idempotency_key is None:
-            with self.db.statement() as connection:
-                insert_jobs(connection, [record])
+            with self.db.statement() if extras == PLAIN else self.db.write() as connection:
+                self._record(connection, record, extras)
             return record, True
-        write = partial(insert_jobs, records=[record])
+        write = partial(self._record, record=record, extras=extras)
         return self._submit_once(record, fingerprint_of(kind, request), idempotency_key, write)
 
     def submitted(
@@ -80,14 +95,58 @@ class Submitting(StoreBase):
             )
         return record, True
 
-    def submit_many(
-        self, requests: Sequence[tuple[str, ConversionKind, ConversionRequest]]
-    ) -> list[JobRecord]:
-        """Queue jobs (tenant, kind, request) in one transaction: all of them, or none. Raises Busy."""
-        records = [self._new_record(*request) for request in requests]
+    def submit_batch(self, orders: Sequence[Order]) -> list[JobRecord | QuotaExceeded]:
+        """Queue jobs in one transaction, for each order the job or why its tenant may have no more. Raises
+        Busy."""
+        records = [self._new_record(order.tenant_id, order.kind, order.request) for order in orders]
         with self.db.write() as connection:
-            insert_jobs(connection, records)
-        return records
+            answers = self._fitting(connection, orders, records)
+            taken = [
+                (answer, order.extras)
+                for answer, order in zip(answers, orders, strict=True)
+                if isinstance(answer, JobRecord)
+            ]
+            named = [(record, extras.trail) for record, extras in taken if extras.trail is not None]
+            unnamed = [record for record, extras in taken if extras.trail is None]
+            if unnamed:
+                insert_jobs(connection, unnamed)
+            if named:
+                insert_jobs(connection, [record for record, _ in named], [trail for _, trail in named])
+            sealed = {
+                record.id: extras.seal(record.id) for record, extras in taken if extras.seal is not None
+            }
+            insert_tokens(connection, sealed, self.clock())
+        return answers
+
+    def _fitting(
+        self, connection: Connection, orders: Sequence[Order], records: Sequence[JobRecord]
+    ) -> list[JobRecord | QuotaExceeded]:
+        """Each order's record, or its refusal where its tenant's room is used up by those before it."""
+        limited: dict[str, Limits] = {
+            order.tenant_id: order.extras.limits for order in orders if order.extras.limits.on_jobs
+        }
+        # In one order for everybody, as each of these is a lock.
+        rooms = {
+            tenant: room_of(connection, tenant, limited[tenant], self.clock()) for tenant in sorted(limited)
+        }
+        answers: list[JobRecord | QuotaExceeded] = []
+        used = dict.fromkeys(rooms, 0)
+        for order, record in zip(orders, records, strict=True):
+            room = rooms.get(order.tenant_id)
+            if room is not None and room.refusal is not None and used[order.tenant_id] >= room.left:
+                answers.append(room.refusal)
+                continue
+            if room is not None:
+                used[order.tenant_id] += 1
+            answers.append(record)
+        return answers
+
+    def _record(self, connection: Connection, record: JobRecord, extras: Extras) -> None:
+        """One job with what comes with it, in the caller's transaction. Raises QuotaExceeded."""
+        check_room(connection, record.tenant_id, extras.limits, record.created_at)
+        insert_jobs(connection, [record], [extras.trail] if extras.trail is not None else None)
+        if extras.seal is not None:
+            insert_tokens(connection, {record.id: extras.seal(record.id)}, record.created_at)
 
     def _new_record(self, tenant_id: str, kind: Kind, request: JobRequest) -> JobRecord:
         now: datetime = self.clock()

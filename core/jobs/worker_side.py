@@ -17,7 +17,9 @@ from core.jobs.client_side import CANCELLED
 from core.jobs.figure_rows import replace_figures
 from core.jobs.layer_rows import replace_layers
 from core.jobs.records import NO_LAYERS, Claim, FigureRow, LayerRows, request_model
-from core.states import LEASED, JobState, Phase, sources_of
+from core.jobs.token_rows import wipe_token
+from core.jobs.turns import ring_next, turn_of
+from core.states import LEASED, TERMINAL, JobState, Phase, sources_of
 from core.tables import Job, SiteDiagnostics
 
 
@@ -25,13 +27,16 @@ class WorkerSide(StoreBase):
     """Claim, report, settle."""
 
     def claim(self, job_id: str, owner: str, lease_s: float) -> Claim | None:
-        """Take a queued job (or one whose wait is over); None: nothing to take. `owner` names this worker."""
+        """Take a queued job (or one whose wait is over); None: nothing to take, or its tenant has as many
+        jobs running as it may. `owner` names this worker."""
         now = self.clock()
         due = and_(Job.state == JobState.RETRY_WAIT.value, Job.not_before <= now)
         with self.db.write() as connection:
+            turn = turn_of(connection, job_id, self.limits)
             row = connection.execute(
                 update(Job)
                 .where(Job.id == job_id, or_(Job.state == JobState.QUEUED.value, due))
+                .where(*([turn] if turn is not None else []))
                 .values(
                     state=JobState.RUNNING.value,
                     attempt=Job.attempt + 1,
@@ -207,6 +212,10 @@ class WorkerSide(StoreBase):
         allowed = sources_of(state) & LEASED
         _one(connection, _fenced(claim, allowed).values(**change), claim)
         add_move(connection, claim.job_id, now, state, **({"reason": reason} if reason else {}))
+        if state in TERMINAL:
+            wipe_token(connection, claim.job_id)
+        if state not in LEASED:
+            ring_next(connection, claim.tenant_id, self.limits, now)
 
 
 def after_failure(*, attempt: int, limit: int, retryable: bool, cancel: bool) -> JobState:

@@ -15,8 +15,25 @@ import typer
 from typer.exceptions import TyperException
 
 from core.errors import InternalError, PublicError
+from core.redaction import scrub
 from core.settings import Settings
-from rebase.cli import cache, callbacks, convert, database, demo, jobs, methods, pools, precheck, transfer, up
+from rebase.cli import (
+    audit,
+    cache,
+    callbacks,
+    convert,
+    database,
+    demo,
+    jobs,
+    keys,
+    methods,
+    pools,
+    precheck,
+    secrets,
+    tenants,
+    transfer,
+    up,
+)
 from rebase.cli.exits import Exit, describe
 from rebase.cli.output import Output
 
@@ -40,7 +57,10 @@ app.command("methods")(methods.command)
 app.add_typer(pools.commands, name="pools")
 app.add_typer(callbacks.commands, name="callbacks")
 app.add_typer(cache.commands, name="cache")
-app.add_typer(database.keys, name="keys")
+app.add_typer(keys.commands, name="keys")
+app.add_typer(tenants.commands, name="tenants")
+app.add_typer(secrets.commands, name="secrets")
+app.command("audit")(audit.command)
 app.command("migrate")(database.migrate)
 app.command("demo")(demo.command)
 
@@ -120,7 +140,7 @@ def _unforeseen(debug: bool) -> PublicError:
         log = Settings().resolved_home / "logs" / "cli.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as sink:
-            sink.write(f"{datetime.now(UTC).isoformat()}\n{traceback.format_exc()}\n")
+            sink.write(f"{datetime.now(UTC).isoformat()}\n{scrub(traceback.format_exc())}\n")
     except Exception:  # a home that cannot be written, settings that cannot be read: then only --debug helps
         return PublicError(code=InternalError.code, message=f"{sentence}.", hint="--debug shows the cause.")
     return PublicError(

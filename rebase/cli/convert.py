@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from core.errors import RequestInvalid
 from rebase.cli import options
 from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.output import Output
@@ -32,6 +34,12 @@ def command(
     idempotency_key: Annotated[
         str | None, typer.Option("--idempotency-key", metavar="KEY", help="The same key gives the same job.")
     ] = None,
+    hub_token_env: Annotated[
+        str | None,
+        typer.Option(
+            "--hub-token-env", metavar="NAME", help="Variable with a Hub token that this job alone is to use."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
@@ -47,8 +55,11 @@ def command(
         settings=settings or (),
         evaluate=read_evaluation(evaluate) if evaluate is not None else None,
     )
+    token = os.environ.get(hub_token_env) if hub_token_env is not None else None
+    if hub_token_env is not None and not token:
+        raise RequestInvalid(f"The variable {hub_token_env} holds no token.")
     with open_client(url) as client:
-        job = client.convert(request, idempotency_key=idempotency_key)
+        job = client.convert(request, idempotency_key=idempotency_key, hub_token=token)
         if wait:
             out.note(f"Job {job.id} accepted.")
             job = follow(client, job, out)

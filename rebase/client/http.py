@@ -37,14 +37,18 @@ class RebaseClient(PoolCalls, CallbackCalls):
         except (httpx2.TransportError, httpx2.InvalidURL):
             return False
 
-    def convert(self, request: Body, *, idempotency_key: str | None = None) -> Job:
+    def convert(
+        self, request: Body, *, idempotency_key: str | None = None, hub_token: str | None = None
+    ) -> Job:
         """`POST /convert`; the job as accepted. The request as a model, or as the JSON object that the API
-        takes."""
-        return self._submit("/convert", request, idempotency_key)
+        takes. `hub_token`: for this job alone."""
+        return self._submit("/convert", request, idempotency_key, hub_token)
 
-    def precheck(self, request: Body, *, idempotency_key: str | None = None) -> Job:
+    def precheck(
+        self, request: Body, *, idempotency_key: str | None = None, hub_token: str | None = None
+    ) -> Job:
         """`POST /precheck`: a job that stops after the verdict."""
-        return self._submit("/precheck", request, idempotency_key)
+        return self._submit("/precheck", request, idempotency_key, hub_token)
 
     def job(self, job_id: str) -> Job:
         """`GET /jobs/{id}`."""
@@ -140,8 +144,9 @@ class RebaseClient(PoolCalls, CallbackCalls):
                 raise TimeoutError(f"job {job_id} was still not done after {timeout_s:g} s")
             time.sleep(_POLL_S)
 
-    def _submit(self, path: str, request: Body, idempotency_key: str | None) -> Job:
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    def _submit(self, path: str, request: Body, idempotency_key: str | None, hub_token: str | None) -> Job:
+        given = {"Idempotency-Key": idempotency_key, "X-Hub-Token": hub_token}
+        headers = {name: value for name, value in given.items() if value}
         body = request
         if isinstance(request, ConversionRequest):
             # Only what was said: defaults are the service's own.

@@ -16,6 +16,7 @@ from core.callbacks.signature import new_secret, sign, signed_headers
 from core.errors import SettingsInvalid, StateConflict
 from core.jobs import JobStore
 from core.logs import redact
+from core.sealed import reseal_all
 from core.tables import SigningSecret
 from core.vault import Vault, new_key
 from support.callbacks import a_tenant, sql_text
@@ -144,7 +145,7 @@ def test_secrets_move_under_a_new_key_of_the_vault(store: JobStore) -> None:
     secrets = secrets_of(store)
     _, secret = secrets.rotate(Vault([old]), TENANT, 3600)
 
-    assert secrets.reseal(Vault([new, old])) == 1
+    assert reseal_all(store.db, Vault([new, old])) == 1
     assert secrets.open(Vault([new]), TENANT) == [secret]
 
 

@@ -98,7 +98,9 @@ def test_only_the_hash_of_a_key_is_stored(store: JobStore) -> None:
     assert len(key) > 40
     assert key not in json.dumps([str(value) for value in row])
     assert key.startswith(row.prefix)
-    assert keys.tenant_of(store, key) == "acme"
+    known = keys.identify(store, key)
+    assert known is not None
+    assert known.tenant_id == "acme"
 
 
 @pytest.mark.parametrize(("tenant", "name"), [("", "n"), ("Acme Inc", "n"), ("acme", ""), ("a" * 65, "n")])

@@ -159,14 +159,14 @@ def test_submissions_that_arrive_together_share_transactions(database_url: str) 
     db = Database.open(database_url)
     store = JobStore(db)
     sizes: list[int] = []
-    write_many = store.submit_many
+    write_many = store.submit_batch
 
     def counting(requests):  # type: ignore[no-untyped-def]
         sizes.append(len(requests))
         time.sleep(0.02)
         return write_many(requests)
 
-    store.submit_many = counting  # type: ignore[method-assign]
+    store.submit_batch = counting  # type: ignore[method-assign]
     intake = Intake(store)
     intake.start()
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import get_session
 
 from core.errors import (
     FileMissing,
@@ -442,3 +445,28 @@ def test_the_settings_choose_the_hub(
     make_hub(Settings(hub_token="hf_acme")).check_read("acme/base")
     with pytest.raises(RepoNotFound):
         make_hub(Settings()).check_read("acme/base")
+
+
+def test_what_one_request_is_told_to_remember_the_next_one_does_not_say(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    class Sticky(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Cookie"))
+            self.send_response(200)
+            self.send_header("Set-Cookie", "who=acme; Path=/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Sticky) as sticky:
+        threading.Thread(target=sticky.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{sticky.server_port}"
+        for token in ("hf_acme", "hf_other"):
+            RemoteHub(token, url, tmp_path)
+            get_session().get(f"{url}/x")
+        sticky.shutdown()
+
+    assert seen == [None, None]

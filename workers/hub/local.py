@@ -45,6 +45,10 @@ class LocalHub:
         self._root = root.resolve()
         self._hashes = HashCache(self._root / ".hashes")
 
+    def with_token(self, token: str | None) -> LocalHub:
+        """Itself: a folder knows no tokens."""
+        return self
+
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """Raise RepoNotFound unless the repo is there."""
         self._find(repo_id, kind)

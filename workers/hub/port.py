@@ -61,6 +61,9 @@ class HubPort(Protocol):
     Adapters and bases are repos of kind `model`; datasets are only ever read.
     """
 
+    def with_token(self, token: str | None) -> HubPort:
+        """The same hub asked with this token alone; None: without any."""
+
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """Does our token read this repo right now? Asked once per repo and job, before any cached byte."""
 

@@ -30,12 +30,11 @@ from workers.hub.history import History
 from workers.hub.names import checked, legal_output
 from workers.hub.permissions import may_create
 from workers.hub.port import ByteSource, PinnedRepo, Published, RepoKind
-from workers.hub.remote_errors import hub_errors
+from workers.hub.remote_errors import WRITE_HINT, hub_errors
 from workers.hub.transport import RangeSource, install_client, patiently
 
 # What the Hub itself puts into a new repo.
 _INITIAL_FILES = frozenset({".gitattributes"})
-_WRITE_HINT = "Set REBASE_HUB_TOKEN to a token with write access to that owner, or name another output."
 
 
 class RemoteHub:
@@ -62,6 +61,12 @@ class RemoteHub:
         self._cache_dir = cache_dir
         self._timeout_s = timeout_s
         self._wait_s = wait_s
+
+    def with_token(self, token: str | None) -> RemoteHub:
+        """The same server and cache folder with another token; nothing else is shared."""
+        return RemoteHub(
+            token, self._api.endpoint, self._cache_dir, timeout_s=self._timeout_s, wait_s=self._wait_s
+        )
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """RepoGated, RepoNotFound or HubUnauthorised unless the token reads this repo now."""
@@ -109,7 +114,7 @@ class RemoteHub:
         if "/" not in checked(repo_id):
             raise OutputForbidden(f"'{repo_id}' names no owner; outputs are called 'owner/name'.")
         if not self._token:
-            raise OutputForbidden(f"Writing to {repo_id} needs a token.", hint=_WRITE_HINT)
+            raise OutputForbidden(f"Writing to {repo_id} needs a token.", hint=WRITE_HINT)
         try:
             patiently(lambda: self._ask_to_write(repo_id, create_pr), self._wait_s)
         except RepoNotFound:
@@ -234,5 +239,5 @@ class RemoteHub:
             who = self._api.whoami(token=self._token)
         if not may_create(who, repo_id.partition("/")[0]):
             raise OutputForbidden(
-                f"{repo_id} does not exist, and the token in use may not create it.", hint=_WRITE_HINT
+                f"{repo_id} does not exist, and the token in use may not create it.", hint=WRITE_HINT
             )

@@ -26,7 +26,9 @@ from core.errors import (
 )
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_TOKEN = "Check the spelling, or set REBASE_HUB_TOKEN to a token that has access."  # noqa: S105
+_WHERE = "(X-Hub-Token, PUT /hub-token, or REBASE_HUB_TOKEN for the tenant 'default')"
+_TOKEN = f"Check the spelling, or use a token that has access {_WHERE}."
+WRITE_HINT = f"Use a token with write access to that owner {_WHERE}, or name another output."
 
 # What the Hub says → our error, message (about {what}) and hint. The client's error types come before
 # statuses, and a gated repo before a missing one: for the client the first is a kind of the second.
@@ -37,7 +39,7 @@ _BY_TYPE: tuple[tuple[type[Exception], _Row], ...] = (
         (
             RepoGated,
             "{what} is gated, and the token in use has no access.",
-            "Ask for access on its page of the Hub; REBASE_HUB_TOKEN must be a token of that account.",
+            f"Ask for access on its page of the Hub, and use a token of that account {_WHERE}.",
         ),
     ),
     (hf.DisabledRepoError, (RepoNotFound, "{what} has been disabled on the Hub.", None)),
@@ -61,7 +63,7 @@ _BY_STATUS: dict[int, _Row] = {
 _FORBIDDEN_TO_WRITE: _Row = (
     OutputForbidden,
     "The token in use may not write to {what}.",
-    "Set REBASE_HUB_TOKEN to a token with write access to that owner, or name another output.",
+    WRITE_HINT,
 )
 
 

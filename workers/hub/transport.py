@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +41,10 @@ def install_client(timeout_s: float) -> None:
             "request": [_refuse_offline],
             "response": [_refuse_long_waits],
         }
-        return httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout_s)
+        client = httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout_s)
+        # One client serves the jobs of all tenants: what one is told to remember, the next must not say.
+        client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return client
 
     set_client_factory(make)
 

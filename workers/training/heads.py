@@ -36,6 +36,7 @@ from workers.training.shared import common_of
 from workers.watch import Watch
 
 _OWN = {"reuse", "refine", "dare"}  # settings that do not change what is trained
+_LAYOUT = 2  # of the entries that are kept; 1 did not name the adapter in those that hold heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class _Job:
             return None
         heads: dict[SitePair, Trained] = {}
         for pair in self.pairs:
-            found = self.tools.cache.find(self._key(str(pair.source), str(pair.target)))
+            found = self.tools.cache.find(self._key(str(pair.source), str(pair.target), name))
             if found is not None and _fits(found, pair):
                 heads[pair] = Trained(**found)
         if not heads or (name == self.adapter and len(heads) < len(self.pairs)):
@@ -187,14 +188,17 @@ class _Job:
         cache = self.tools.cache
         for pair, trained in found.heads.items():
             tensors = {"V": trained.V, "E": trained.E, "U": trained.U, "F": trained.F}
-            cache.keep(self._key(str(pair.source), str(pair.target)), tensors)
+            cache.keep(self._key(str(pair.source), str(pair.target), self.adapter), tensors)
         figures = torch.tensor([found.measurements[name] for name in MEASURED])
         told = {"repo_id": _codes(self.adapter.repo_id), "sha": _codes(self.adapter.sha), "measured": figures}
         cache.keep(self._key("all"), told)  # last: a reader finds all or nothing
 
-    def _key(self, source: str, target: str = "all") -> PairKey:
+    def _key(self, source: str, target: str = "all", of: RepoAt | None = None) -> PairKey:
+        """`of`: whose training the heads come from. Only the note that says whose they are goes without, so
+        that no heads are read before it is known whether this job may read that adapter."""
         pinned = self.opened.pinned
         settings = identity_of(**self.params.model_dump(mode="json", exclude=_OWN))
+        whose = f" of {of.repo_id}@{of.sha}" if of is not None else ""
         return PairKey(
             source_repo=pinned.source.repo_id,
             source_sha=pinned.source.sha,
@@ -202,7 +206,7 @@ class _Job:
             target_repo=pinned.target.repo_id,
             target_sha=pinned.target.sha,
             target_site=target,
-            what=f"heads v{HEADS_VERSION} {settings}",
+            what=f"heads v{HEADS_VERSION}.{_LAYOUT} {settings}{whose}",
             anchors=self._activations.text.digest,
         )
 

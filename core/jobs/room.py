@@ -1,0 +1,87 @@
+"""How many more jobs a tenant may submit. Asked inside the transaction that records them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, select
+
+from core.errors import QuotaExceeded
+from core.jobs.base import lock_tenant
+from core.limits import Limits
+from core.states import TERMINAL, JobState
+from core.tables import Job
+
+DAY = timedelta(hours=24)
+_ACTIVE = Job.state.in_(sorted(state.value for state in JobState if state not in TERMINAL))
+_LOOK_AGAIN_S = 30  # after how long it is worth asking whether a job has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """`left` more jobs fit; `refusal` is what to say to the one behind them."""
+
+    left: float
+    refusal: QuotaExceeded | None = None
+
+
+def room_of(
+    connection: Connection, tenant_id: str, limits: Limits, now: datetime, *, new: bool = True
+) -> Room:
+    """Until the transaction ends nobody else submits for this tenant. Without limits nothing is asked.
+
+    `new` False: a job that exists already is queued again, which no count of days is concerned with. Costs a
+    count over the tenant's open jobs, and one over as many of its newest as it may submit a day.
+    """
+    if not limits.on_jobs:
+        return Room(math.inf)
+    lock_tenant(connection, "room", tenant_id)
+    rooms = [Room(math.inf)]
+    if limits.max_queued is not None:
+        rooms.append(_of_open(connection, tenant_id, limits.max_queued))
+    if limits.jobs_per_day is not None and new:
+        rooms.append(_of_day(connection, tenant_id, limits.jobs_per_day, now))
+    return min(rooms, key=lambda room: room.left)
+
+
+def check_room(
+    connection: Connection, tenant_id: str, limits: Limits, now: datetime, *, new: bool = True
+) -> None:
+    """Raises QuotaExceeded when not one more fits."""
+    room = room_of(connection, tenant_id, limits, now, new=new)
+    if room.left < 1 and room.refusal is not None:
+        raise room.refusal
+
+
+def _of_open(connection: Connection, tenant_id: str, most: int) -> Room:
+    query = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, _ACTIVE)
+    refusal = QuotaExceeded(
+        f"This tenant may have {most} jobs that are not done, and has as many.",
+        hint="Wait until some have ended, or cancel some.",
+        retry_after_s=_LOOK_AGAIN_S,
+    )
+    return Room(most - (connection.scalar(query) or 0), refusal)
+
+
+def _of_day(connection: Connection, tenant_id: str, most: int, now: datetime) -> Room:
+    """The newest `most` jobs are looked at, in the order of the index, and no more."""
+    newest = (
+        select(Job.created_at)
+        .where(Job.tenant_id == tenant_id)
+        .order_by(Job.id.desc())
+        .limit(most)
+        .subquery()
+    )
+    within = newest.c.created_at > now - DAY
+    count, oldest = connection.execute(
+        select(func.count(), func.min(newest.c.created_at)).select_from(newest).where(within)
+    ).one()
+    wait = (oldest + DAY - now).total_seconds() if oldest is not None else 0.0
+    refusal = QuotaExceeded(
+        f"This tenant may submit {most} jobs within 24 hours, and has done so.",
+        hint="Wait, or ask whoever runs this service for more.",
+        retry_after_s=max(1, math.ceil(wait)),
+    )
+    return Room(most - count, refusal)

@@ -1,0 +1,27 @@
+"""What a key may do. Each scope implies those before it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """`read`: look. `convert`: also submit, cancel, retry, delete jobs and pools. `admin`: also keys, tokens
+    and data of the tenant."""
+
+    READ = "read"
+    CONVERT = "convert"
+    ADMIN = "admin"
+
+    def allows(self, needed: Scope) -> bool:
+        """Is `needed` this scope or one that it implies?"""
+        return _ORDER.index(needed) <= _ORDER.index(self)
+
+
+_ORDER = (Scope.READ, Scope.CONVERT, Scope.ADMIN)
+_LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def scope_of_method(method: str) -> Scope:
+    """What an endpoint needs that says nothing more: looking needs `read`, everything else `convert`."""
+    return Scope.READ if method.upper() in _LOOKING else Scope.CONVERT

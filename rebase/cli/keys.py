@@ -1,0 +1,129 @@
+"""`rebase keys`: API keys, on the service's side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from core.scopes import Scope
+from core.settings import Settings
+from rebase.cli import options
+from rebase.cli.exits import Exit
+from rebase.cli.output import Output
+from rebase.cli.store import open_store, parse_life
+from rebase.stack.database import database_trouble
+
+if TYPE_CHECKING:
+    from core.jobs import JobStore
+    from core.keys import KeyRecord, NewKey
+
+commands = typer.Typer(help="API keys for a service with REBASE_AUTH=keys.", no_args_is_help=True)
+
+KeyId = Annotated[str, typer.Argument(metavar="ID")]
+
+
+@commands.command("create")
+def create(
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="Whose jobs the key may see; made when it is new.")
+    ] = "default",
+    name: Annotated[str, typer.Option("--name", help="For you, to tell keys apart.")] = "key",
+    scope: Annotated[
+        Scope, typer.Option("--scope", help="read: look; convert: also submit; admin: also keys and tokens.")
+    ] = Scope.CONVERT,
+    expires_in: Annotated[
+        str | None, typer.Option("--expires-in", metavar="TIME", help="e.g. 90d, 12h; default: never.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Make a key and print it, once; only its hash is stored."""
+    from core.audit import Trail
+    from core.keys import issue
+
+    out = Output(as_json=as_json)
+    life = parse_life(expires_in) if expires_in is not None else None
+    with database_trouble():
+        made = issue(open_store(Settings()), tenant, name, scope, life, Trail(tenant))
+    _show(out, made)
+    return Exit.DONE
+
+
+@commands.command("rotate")
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[
+        str, typer.Option("--overlap", metavar="TIME", help="How long the old key goes on working.")
+    ] = "24h",
+    as_json: options.AsJson = False,
+) -> int:
+    """Make a key in place of another one, which works on for a while; prints the new one, once."""
+    from core import keys
+    from core.audit import Trail
+
+    out = Output(as_json=as_json)
+    store = open_store(Settings())
+    with database_trouble():
+        made = keys.rotate(store, key_id, parse_life(overlap), trail=Trail(_owner(key_id, store)))
+    _show(out, made)
+    return Exit.DONE
+
+
+@commands.command("ls")
+def ls(
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's.")] = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """List keys by name and prefix."""
+    from core.keys import list_keys
+
+    out = Output(as_json=as_json)
+    with database_trouble():
+        found = list_keys(open_store(Settings()), tenant)
+    out.document({"keys": [asdict(key) for key in found]})
+    columns = ("id", "tenant", "name", "prefix", "scope", "created (UTC)", "expires", "last used", "revoked")
+    table = Table(*columns, box=None, pad_edge=False)
+    for key in found:
+        table.add_row(*map(Text, _row(key)))
+    out.show(table if found else "No keys.")
+    return Exit.DONE
+
+
+@commands.command("revoke")
+def revoke(key_id: KeyId, as_json: options.AsJson = False) -> int:
+    """End a key's life."""
+    from core import keys
+    from core.audit import Trail
+
+    out = Output(as_json=as_json)
+    store = open_store(Settings())
+    with database_trouble():
+        keys.revoke(store, key_id, trail=Trail(_owner(key_id, store)))
+    out.document({"revoked": key_id})
+    out.show("Revoked.")
+    return Exit.DONE
+
+
+def _show(out: Output, made: NewKey) -> None:
+    record = made.record
+    document = {"key": made.key, **asdict(record), "tenant": record.tenant_id}
+    del document["tenant_id"]
+    out.document(document)
+    out.show(made.key)
+    out.note("Keep it now; it cannot be shown again. Clients read it from REBASE_API_KEY.")
+
+
+def _row(key: KeyRecord) -> tuple[str, ...]:
+    times = (key.created_at, key.expires_at, key.last_used_at, key.revoked_at)
+    shown = [str(time)[:16] if time is not None else "" for time in times]
+    return (key.id, key.tenant_id, key.name, key.prefix, key.scope, *shown)
+
+
+def _owner(key_id: str, store: JobStore) -> str:
+    """The tenant in whose audit log it stands; of a key that is not there, which is refused anyway."""
+    from core.keys import list_keys
+
+    return next((key.tenant_id for key in list_keys(store) if key.id == key_id), "default")

@@ -1,0 +1,40 @@
+"""`rebase secrets`: the keys that stored secrets are encrypted with."""
+
+from __future__ import annotations
+
+import typer
+
+from core.settings import Settings
+from rebase.cli import options
+from rebase.cli.exits import Exit
+from rebase.cli.output import Output
+from rebase.cli.store import open_store
+from rebase.stack.database import database_trouble
+
+commands = typer.Typer(help="Keys for secrets at rest (REBASE_SECRET_KEYS).", no_args_is_help=True)
+
+
+@commands.command("key")
+def key(as_json: options.AsJson = False) -> int:
+    """Print a fresh key for REBASE_SECRET_KEYS. Nothing is stored."""
+    from core.vault import new_key
+
+    out, made = Output(as_json=as_json), new_key()
+    out.document({"key": made})
+    out.show(made)
+    out.note("Set REBASE_SECRET_KEYS to it, for the API and every worker. To rotate: NEW,OLD.")
+    return Exit.DONE
+
+
+@commands.command("rotate")
+def rotate(as_json: options.AsJson = False) -> int:
+    """Encrypt every stored secret with the first key of REBASE_SECRET_KEYS; the others can go afterwards."""
+    from core.sealed import reseal_all
+    from core.vault import Vault
+
+    out, settings = Output(as_json=as_json), Settings()
+    with database_trouble():
+        count = reseal_all(open_store(settings).db, Vault.of(settings))
+    out.document({"resealed": count})
+    out.show(f"{count} secret(s) are under the newest key now.")
+    return Exit.DONE

@@ -1,0 +1,33 @@
+"""The deployment's own database, for commands that run on the service's side."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from core.errors import RequestInvalid
+from core.settings import Settings
+
+if TYPE_CHECKING:
+    from core.jobs import JobStore
+
+_LIFE = re.compile(r"(\d{1,6})([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def open_store(settings: Settings) -> JobStore:
+    """The job store of these settings."""
+    from core.db import Database
+    from core.jobs import JobStore
+    from core.limits import Limits
+
+    return JobStore(Database.open(settings.resolved_database_url), limits=Limits.of(settings))
+
+
+def parse_life(text: str) -> timedelta:
+    """`90d`, `12h`, `30m`. Raises RequestInvalid."""
+    match = _LIFE.fullmatch(text.strip())
+    if match is None:
+        raise RequestInvalid(f"'{text}' is not a length of time.", hint="Examples: 90d, 12h, 30m")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})

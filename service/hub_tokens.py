@@ -1,0 +1,92 @@
+"""A token for the Hub: with one request in a header, or stored for the tenant. It never comes back out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from starlette.responses import Response
+
+from core.errors import RequestInvalid
+from core.hub_tokens import (
+    HEADER,
+    MOST_CHARACTERS,
+    SealedFor,
+    check_hub_token,
+    delete_tenant_token,
+    put_tenant_token,
+    token_set_at,
+)
+from core.jobs import Extras
+from core.vault import Vault
+from service.auth import AdminDep, Caller
+
+router = APIRouter(prefix="/hub-token", tags=["tenant"])
+
+JobHubToken = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        description="A Hub token for this job alone: encrypted while the job lasts, then deleted. Without it "
+        "the job uses the one that is stored for the tenant.",
+    ),
+]
+
+
+class HubTokenBody(BaseModel):
+    """`PUT /hub-token`."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    token: SecretStr = Field(min_length=1, max_length=MOST_CHARACTERS)
+
+
+class HubTokenView(BaseModel):
+    """Is a token stored, and since when; never the token."""
+
+    stored: bool
+    updated_at: datetime | None
+
+
+def extras_of(caller: Caller, hub_token: str | None) -> Extras:
+    """What goes with this caller's job. Raises RequestInvalid for a header that is no token, and
+    SettingsInvalid where the deployment has no key to seal it with."""
+    if hub_token is None:
+        return caller.extras
+    try:
+        token = check_hub_token(hub_token)
+    except RequestInvalid as exc:
+        exc.message = f"{HEADER}: {exc.message}"
+        raise
+    return replace(caller.extras, seal=SealedFor(Vault.of(caller.service.settings), token).seal)
+
+
+@router.put("", response_model=HubTokenView)
+def put_hub_token(body: HubTokenBody, caller: AdminDep) -> HubTokenView:
+    """Store the token with which your jobs read and write on the Hub, in place of an earlier one."""
+    service = caller.service
+    put_tenant_token(
+        service.store,
+        Vault.of(service.settings),
+        caller.tenant,
+        body.token.get_secret_value(),
+        caller.trail,
+    )
+    return HubTokenView(stored=True, updated_at=token_set_at(service.store, caller.tenant))
+
+
+@router.get("", response_model=HubTokenView)
+def get_hub_token(caller: AdminDep) -> HubTokenView:
+    """Is a token stored? The token itself is not shown to anybody."""
+    at = token_set_at(caller.service.store, caller.tenant)
+    return HubTokenView(stored=at is not None, updated_at=at)
+
+
+@router.delete("", status_code=204, response_class=Response)
+def delete_hub_token(caller: AdminDep) -> Response:
+    """Forget the stored token. Jobs that begin later do without."""
+    delete_tenant_token(caller.service.store, caller.tenant, caller.trail)
+    return Response(status_code=204)

@@ -1,0 +1,108 @@
+"""`/keys`: a tenant's admin makes, lists, rotates and revokes the keys of that tenant."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from core import keys
+from core.scopes import Scope
+from service.auth import AdminDep
+
+router = APIRouter(prefix="/keys", tags=["tenant"])
+
+_SHORTEST_S = int(keys.SHORTEST_LIFE.total_seconds())
+_LONGEST_S = int(keys.LONGEST_LIFE.total_seconds())
+KeyId = Annotated[str, Path(max_length=64)]
+
+
+class KeyRequest(BaseModel):
+    """`POST /keys`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(default="key", min_length=1, max_length=200, description="For people.")
+    scope: Scope = Scope.CONVERT
+    expires_in_s: int | None = Field(
+        default=None, ge=_SHORTEST_S, le=_LONGEST_S, description="Null: it does not expire."
+    )
+
+
+class RotationRequest(BaseModel):
+    """`POST /keys/{id}/rotate`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlap_s: int = Field(
+        default=int(keys.OVERLAP.total_seconds()),
+        ge=0,
+        le=_LONGEST_S,
+        description="How long the old key goes on working.",
+    )
+
+
+class KeyView(BaseModel):
+    """A key, never the key itself: `prefix` is its beginning. `last_used_at` is exact to the hour."""
+
+    id: str
+    name: str
+    prefix: str
+    scope: Scope
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, key: keys.KeyRecord) -> KeyView:
+        """The view of a record."""
+        return cls(**{name: getattr(key, name) for name in cls.model_fields})
+
+
+class NewKeyView(KeyView):
+    """A key in the only answer that holds it."""
+
+    key: str
+
+
+class KeyListView(BaseModel):
+    """All keys of the tenant, oldest first."""
+
+    keys: list[KeyView]
+
+
+@router.post("", status_code=201, response_model=NewKeyView)
+def create_key(request: KeyRequest, caller: AdminDep) -> NewKeyView:
+    """Make a key of your tenant. It is shown this once."""
+    life = timedelta(seconds=request.expires_in_s) if request.expires_in_s is not None else None
+    made = keys.issue(caller.service.store, caller.tenant, request.name, request.scope, life, caller.trail)
+    return _shown(made)
+
+
+@router.get("", response_model=KeyListView)
+def list_keys(caller: AdminDep) -> KeyListView:
+    """The keys of your tenant."""
+    return KeyListView(keys=[KeyView.of(key) for key in keys.list_keys(caller.service.store, caller.tenant)])
+
+
+@router.post("/{key_id}/rotate", status_code=201, response_model=NewKeyView)
+def rotate_key(key_id: KeyId, caller: AdminDep, request: RotationRequest | None = None) -> NewKeyView:
+    """A new key with the same name, scope and length of life. The old one works on for a while."""
+    overlap = timedelta(seconds=(request or RotationRequest()).overlap_s)
+    made = keys.rotate(caller.service.store, key_id, overlap, tenant=caller.tenant, trail=caller.trail)
+    return _shown(made)
+
+
+@router.delete("/{key_id}", status_code=204, response_class=Response)
+def revoke_key(key_id: KeyId, caller: AdminDep) -> Response:
+    """End a key's life, within ten seconds everywhere."""
+    keys.revoke(caller.service.store, key_id, tenant=caller.tenant, trail=caller.trail)
+    return Response(status_code=204)
+
+
+def _shown(made: keys.NewKey) -> NewKeyView:
+    return NewKeyView(key=made.key, **KeyView.of(made.record).model_dump())

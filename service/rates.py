@@ -1,0 +1,154 @@
+"""Token buckets: how many requests a tenant may make, counted in Redis where there is one, so that all API
+processes count together, and else in this process.
+
+A bucket holds a minute's worth and refills evenly. When Redis does not answer, each process counts for itself
+until it does: a limit that is a little too generous beats a service that stops.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from core.logs import get_logger
+
+log = get_logger("rates")
+
+WINDOW_S = 60
+_MOST_BUCKETS = 10_000
+_TIMEOUT_S = 0.25
+_COOL_OFF_S = 5.0
+
+# Redis runs a script as one step, by its own clock. Tokens are kept as floats; a key lives until it is full.
+_TAKE = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local most, rate = tonumber(ARGV[1]), tonumber(ARGV[1]) / tonumber(ARGV[2])
+local kept = redis.call('HMGET', KEYS[1], 'left', 'at')
+local left = math.min(most, (tonumber(kept[1]) or most) + (now - (tonumber(kept[2]) or now)) * rate)
+local allowed = 0
+if left >= 1 then
+  allowed = 1
+  left = left - 1
+end
+redis.call('HSET', KEYS[1], 'left', tostring(left), 'at', tostring(now))
+redis.call('EXPIRE', KEYS[1], tonumber(ARGV[2]) + 1)
+return {allowed, tostring(left)}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of asking for one request: `left` tokens of `most` remain."""
+
+    allowed: bool
+    left: float
+    most: int
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds until there is a token again."""
+        return max(1, math.ceil((1 - self.left) * WINDOW_S / self.most))
+
+    @property
+    def full_in_s(self) -> int:
+        """Whole seconds until the bucket is full."""
+        return math.ceil((self.most - self.left) * WINDOW_S / self.most)
+
+
+class Rates(Protocol):
+    """Somewhere to count requests."""
+
+    async def take(self, tenant: str, most: int) -> Taken:
+        """Ask for one of `most` requests a minute."""
+
+    async def close(self) -> None:
+        """Let connections go."""
+
+
+class LocalRates:
+    """Buckets of this process."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def take(self, tenant: str, most: int) -> Taken:
+        """From the tenant's bucket; one that was not used for long is full and need not be kept."""
+        now = self._monotonic()
+        left, at = self._buckets.pop(tenant, (float(most), now))
+        left = min(float(most), left + (now - at) * most / WINDOW_S)
+        allowed = left >= 1
+        left -= allowed
+        self._buckets[tenant] = (left, now)
+        while len(self._buckets) > _MOST_BUCKETS:
+            self._buckets.popitem(last=False)
+        return Taken(allowed, left, most)
+
+    async def close(self) -> None:
+        """Nothing to let go."""
+
+
+class RedisRates:
+    """Buckets that all API processes share."""
+
+    def __init__(self, url: str, *, prefix: str = "rebase:rates") -> None:
+        self._redis = Redis.from_url(
+            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, decode_responses=True
+        )
+        self._take = self._redis.register_script(_TAKE)
+        self._prefix = prefix
+        self._meanwhile = LocalRates()
+        self._off_until = 0.0
+
+    async def take(self, tenant: str, most: int) -> Taken:
+        """From the shared bucket; from this process's while Redis does not answer."""
+        if time.monotonic() >= self._off_until:
+            try:
+                answer = await self._take(keys=[f"{self._prefix}:{tenant}"], args=[most, WINDOW_S])
+            except (RedisError, OSError, TimeoutError) as exc:
+                self._off_until = time.monotonic() + _COOL_OFF_S
+                log.warning("rates_not_shared", error=type(exc).__name__)
+            else:
+                allowed, left = cast(tuple[Any, Any], answer)
+                return Taken(bool(int(allowed)), float(left), most)
+        return await self._meanwhile.take(tenant, most)
+
+    async def close(self) -> None:
+        """Close the pool."""
+        await self._redis.aclose()
+
+
+class Seldom:
+    """Says once in `every_s` seconds, for each name, that it is time."""
+
+    def __init__(self, every_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._monotonic = monotonic
+        self._last: OrderedDict[str, float] = OrderedDict()
+
+    def due(self, name: str) -> bool:
+        """Is it, and if so not again for a while."""
+        now = self._monotonic()
+        if now - self._last.get(name, float("-inf")) < self._every_s:
+            return False
+        self._last[name] = now
+        self._last.move_to_end(name)
+        while len(self._last) > _MOST_BUCKETS:
+            self._last.popitem(last=False)
+        return True
+
+
+def headers_of(taken: Taken) -> Mapping[str, str]:
+    """`RateLimit` and `RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers has them."""
+    return {
+        "RateLimit-Policy": f'"tenant";q={taken.most};w={WINDOW_S}',
+        "RateLimit": f'"tenant";r={max(0, math.floor(taken.left))};t={taken.full_in_s}',
+    }

@@ -1,0 +1,80 @@
+"""`/audit`, `/limits` and `/tenant-data`: what a tenant's admin may see and delete of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from core.audit import MOST_LINES, read_lines
+from core.tenants import delete_data, stop_jobs
+from service.auth import AdminDep, CallerDep
+
+router = APIRouter(tags=["tenant"])
+
+_MOST_ID = 2**63 - 1
+
+
+class AuditQuery(BaseModel):
+    """What `GET /audit` can be asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: int | None = Field(default=None, ge=1, le=_MOST_ID, description="The last page's `next_before`.")
+    limit: int = Field(default=50, ge=1, le=MOST_LINES)
+
+
+class AuditView(BaseModel):
+    """One line. `client` is the caller's network; `key_id` is null for the service's own command line."""
+
+    id: int
+    at: datetime
+    key_id: str | None
+    action: str
+    object: str
+    outcome: str
+    request_id: str | None
+    client: str | None
+
+
+class AuditListView(BaseModel):
+    """One page, newest first. Pass `next_before` as `before` for the next one; null on the last."""
+
+    lines: list[AuditView]
+    next_before: int | None
+
+
+class LimitsView(BaseModel):
+    """What the tenant may use; null is no limit."""
+
+    max_running: int | None
+    max_queued: int | None
+    jobs_per_day: int | None
+    requests_per_minute: int | None
+
+
+@router.get("/audit", response_model=AuditListView)
+def list_audit(caller: AdminDep, query: Annotated[AuditQuery, Query()]) -> AuditListView:
+    """Who did what in your tenant."""
+    found = read_lines(caller.service.store.db, caller.tenant, before=query.before, limit=query.limit)
+    lines = [AuditView(**{name: getattr(line, name) for name in AuditView.model_fields}) for line in found]
+    return AuditListView(lines=lines, next_before=lines[-1].id if len(lines) == query.limit else None)
+
+
+@router.get("/limits", response_model=LimitsView)
+async def get_limits(caller: CallerDep) -> LimitsView:
+    """What your tenant may use. Whoever runs the service sets it."""
+    return LimitsView(**asdict(caller.limits))
+
+
+@router.delete("/tenant-data", status_code=204, response_class=Response)
+def delete_tenant_data(caller: AdminDep) -> Response:
+    """Delete every job, pool and stored secret of your tenant. Jobs are cancelled first: while a worker still
+    has one the answer is 409, and the call is to be made again. Keys and the audit log stay."""
+    stop_jobs(caller.service.store, caller.tenant)
+    delete_data(caller.service.store, caller.tenant, caller.trail)
+    return Response(status_code=204)

@@ -1,0 +1,103 @@
+"""A key's life: scope, expiry, rotation with an overlap, last use, end."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from core import keys
+from core.audit import Trail, read_lines
+from core.errors import NotFound, RequestInvalid, StateConflict
+from core.jobs import JobStore
+from core.scopes import Scope
+from support.databases import HandClock
+
+DAY = timedelta(days=1)
+
+
+def _known(store: JobStore, key: str) -> keys.Identity:
+    known = keys.identify(store, key)
+    assert known is not None
+    return known
+
+
+def test_each_scope_implies_those_below_it() -> None:
+    assert [[have.allows(need) for need in Scope] for have in Scope] == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]
+
+
+def test_a_key_stands_for_its_tenant_and_scope_until_it_expires(store: JobStore, clock: HandClock) -> None:
+    made = keys.issue(store, "acme", "ci", Scope.READ, 7 * DAY)
+    known = _known(store, made.key)
+
+    assert (known.tenant_id, known.scope) == ("acme", Scope.READ)
+    assert known.expires_at == clock() + 7 * DAY
+    assert keys.identify(store, made.key + "x") is None
+
+
+def test_rotation_gives_a_like_key_and_leaves_the_old_one_for_the_overlap(
+    store: JobStore, clock: HandClock
+) -> None:
+    old = keys.issue(store, "acme", "ci", Scope.CONVERT, 30 * DAY)
+    clock.move(10 * DAY.total_seconds())
+
+    new = keys.rotate(store, old.record.id, timedelta(hours=2), trail=Trail("acme"))
+
+    assert (new.record.name, new.record.scope, new.record.tenant_id) == ("ci", "convert", "acme")
+    assert new.record.expires_at == clock() + 30 * DAY
+    assert _known(store, old.key).expires_at == clock() + timedelta(hours=2)
+    assert [line.action for line in read_lines(store.db, "acme")] == ["key.rotated"]
+
+
+def test_rotation_never_lengthens_the_old_keys_life(store: JobStore, clock: HandClock) -> None:
+    old = keys.issue(store, "acme", "ci", Scope.CONVERT, timedelta(hours=1))
+    keys.rotate(store, old.record.id, DAY)
+
+    assert _known(store, old.key).expires_at == clock() + timedelta(hours=1)
+
+
+def test_a_key_without_an_end_is_rotated_into_one_without_an_end(store: JobStore, clock: HandClock) -> None:
+    old = keys.issue(store, "acme", "ci")
+    new = keys.rotate(store, old.record.id)
+
+    assert new.record.expires_at is None
+    assert _known(store, old.key).expires_at == clock() + keys.OVERLAP
+
+
+def test_what_has_ended_or_is_anothers_cannot_be_rotated(store: JobStore, clock: HandClock) -> None:
+    ended, expired, theirs = (
+        keys.issue(store, name, "key", expires_in=DAY) for name in ("acme", "acme", "rival")
+    )
+    keys.revoke(store, ended.record.id)
+    with pytest.raises(StateConflict):
+        keys.rotate(store, ended.record.id)
+    with pytest.raises(NotFound):
+        keys.rotate(store, theirs.record.id, tenant="acme")
+    with pytest.raises(NotFound):
+        keys.revoke(store, theirs.record.id, tenant="acme")
+    clock.move(DAY.total_seconds())
+    with pytest.raises(StateConflict):
+        keys.rotate(store, expired.record.id)
+
+
+def test_last_use_is_noted_once_an_hour(store: JobStore, clock: HandClock) -> None:
+    made = keys.issue(store, "acme", "ci")
+    first = clock()
+    keys.identify(store, made.key)
+    clock.move(3000)
+    keys.identify(store, made.key)
+    assert keys.list_keys(store, "acme")[0].last_used_at == first
+
+    clock.move(1000)
+    keys.identify(store, made.key)
+    assert keys.list_keys(store, "acme")[0].last_used_at == clock()
+
+
+@pytest.mark.parametrize("life", [timedelta(seconds=1), timedelta(days=5000), timedelta(days=-1)])
+def test_a_life_too_short_or_too_long_is_refused(store: JobStore, life: timedelta) -> None:
+    with pytest.raises(RequestInvalid):
+        keys.issue(store, "acme", "ci", expires_in=life)

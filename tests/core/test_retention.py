@@ -1,0 +1,229 @@
+"""What goes when its time is over, in bounded sweeps, and how a tenant's data is deleted."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import func, select, update
+
+from core import keys, retention
+from core.audit import Trail, read_lines, write_line
+from core.errors import NotFound, PublicError, StateConflict
+from core.hub_tokens import SealedFor, put_tenant_token
+from core.jobs import Extras, JobStore
+from core.keeper import Keeper
+from core.limits import set_limits
+from core.retention import Keep, Retention
+from core.tables import AuditLine, Base, Job
+from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
+from core.vault import Vault, new_key
+from support.databases import a_request
+from support.pools import a_pool
+
+VAULT = Vault([new_key()])
+DONE = PublicError(code="x", message="x")
+BY_COMMAND = Trail("acme")
+
+
+@pytest.fixture
+def now_store(store: JobStore) -> JobStore:
+    """The store with a real clock, as ids are made of real time."""
+    store.clock = lambda: datetime.now(UTC)
+    return store
+
+
+def _later(store: JobStore, days: float) -> None:
+    store.clock = lambda: datetime.now(UTC) + timedelta(days=days)
+
+
+def _ended_job(store: JobStore, tenant: str = "default") -> str:
+    job, _ = store.submit(tenant, "convert", a_request(), f"key-{datetime.now(UTC).timestamp()}")
+    claim = store.claim(job.id, "w", 60)
+    assert claim is not None
+    store.save_diagnostics(claim, {"a": 1}, [{"site": 0}], "compatible")
+    store.fail(claim, DONE)
+    return job.id
+
+
+def _count(store: JobStore, tenant: str) -> dict[str, int]:
+    """Rows of a tenant per table that names tenants."""
+    with store.db.read() as connection:
+        return {
+            table.name: connection.scalar(
+                select(func.count()).select_from(table).where(table.c.tenant_id == tenant)
+            )
+            or 0
+            for table in Base.metadata.sorted_tables
+            if "tenant_id" in table.c
+        }
+
+
+def test_without_a_setting_everything_is_kept(now_store: JobStore) -> None:
+    job_id = _ended_job(now_store)
+    _later(now_store, 10_000)
+
+    assert Retention(now_store, Keep()).sweep() == retention.Purged()
+    assert now_store.get("default", job_id).done
+
+
+def test_ended_jobs_go_with_all_that_hangs_on_them_and_open_ones_stay(now_store: JobStore) -> None:
+    ended = _ended_job(now_store)
+    waiting, _ = now_store.submit("default", "convert", a_request())
+    sweeper = Retention(now_store, Keep(jobs=30))
+    assert sweeper.sweep().jobs == 0
+
+    _later(now_store, 31)
+    assert sweeper.sweep().jobs == 1
+
+    with pytest.raises(NotFound):
+        now_store.get("default", ended)
+    assert now_store.get("default", waiting.id).state == "queued"
+    assert _count(now_store, "default")["idempotency_keys"] == 0
+
+
+def test_a_pool_that_still_stands_keeps_its_job(now_store: JobStore) -> None:
+    pool, _ = now_store.submit_pool("default", a_pool())
+    claim = now_store.claim(pool.id, "w", 60)
+    assert claim is not None
+    now_store.succeed(claim, {"pool": a_pool().model_dump(mode="json")})
+    _later(now_store, 31)
+    sweeper = Retention(now_store, Keep(jobs=30))
+
+    assert sweeper.sweep().jobs == 0
+    now_store.delete_pool("default", pool.id)
+    assert sweeper.sweep().jobs == 1
+
+
+def test_an_old_history_shrinks_to_its_state_moves(now_store: JobStore) -> None:
+    job_id = _ended_job(now_store)
+    _later(now_store, 8)
+    Retention(now_store, Keep(events=7)).sweep()
+
+    events = now_store.events("default", job_id)
+    assert [event.type for event in events] == ["state"] * 3
+    assert now_store.diagnostics("default", job_id).sites
+
+
+def test_a_sweep_is_bounded_and_the_next_one_goes_on(
+    now_store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    for _ in range(5):
+        _ended_job(now_store)
+        with now_store.db.write() as connection:
+            write_line(connection, now_store.clock(), Trail("default"), "noun.verb", "x")
+    _later(now_store, 31)
+    sweeper = Retention(now_store, Keep(jobs=30, events=20, audit=30))
+    swept = [sweeper.sweep() for _ in range(4)]
+
+    assert [one.jobs for one in swept] == [2, 2, 1, 0]
+    assert [one.audit for one in swept] == [2, 2, 1, 0]
+    assert [one.more for one in swept] == [True, True, False, False]
+
+
+def test_the_keeper_sweeps(now_store: JobStore) -> None:
+    _ended_job(now_store)
+    _later(now_store, 31)
+    keeper = Keeper(now_store, lambda _: None, 0.05, retention=Retention(now_store, Keep(jobs=30)))
+    keeper.start()
+    gone = threading.Event()
+    for _ in range(100):
+        if now_store.list("default").jobs:
+            gone.wait(0.05)
+    keeper.stop()
+
+    assert now_store.list("default").jobs == ()
+
+
+def _furnished(store: JobStore, tenant: str) -> None:
+    """A tenant with a row in every table that there is."""
+    keys.issue(store, tenant, "key", trail=Trail(tenant))
+    _ended_job(store, tenant)
+    store.submit(tenant, "convert", a_request(), extras=Extras(seal=SealedFor(VAULT, "hf_x" * 9).seal))
+    store.submit_pool(tenant, a_pool())
+    put_tenant_token(store, VAULT, tenant, "hf_y" * 9, Trail(tenant))
+    with store.db.write() as connection:
+        set_limits(connection, tenant, {"max_running": 1}, store.clock())
+
+
+def test_a_deleted_tenant_leaves_one_line_and_nothing_else(now_store: JobStore) -> None:
+    for tenant in ("acme", "rival"):
+        _furnished(now_store, tenant)
+    before = _count(now_store, "rival")
+    assert all(_count(now_store, "acme").values())
+
+    assert stop_jobs(now_store, "acme") == 0
+    delete_tenant(now_store, "acme", BY_COMMAND)
+
+    assert set(_count(now_store, "acme").values()) == {0}
+    assert list_tenants(now_store) == ["default", "rival"]
+    assert _count(now_store, "rival") == before
+    with now_store.db.read() as connection:
+        hanging = ("outbox", "job_events", "site_diagnostics", "job_tokens")
+        left = {
+            name: connection.scalar(
+                select(func.count())
+                .select_from(Base.metadata.tables[name])
+                .where(Base.metadata.tables[name].c.job_id.not_in(select(Job.id)))
+            )
+            for name in hanging
+        }
+    assert left == dict.fromkeys(hanging, 0)
+    (line,) = read_lines(now_store.db, "default")
+    assert (line.action, line.object) == ("tenant.deleted", "acme")
+
+
+def test_deleting_the_data_alone_keeps_keys_limits_and_the_log(now_store: JobStore) -> None:
+    _furnished(now_store, "acme")
+    stop_jobs(now_store, "acme")
+
+    delete_data(now_store, "acme", BY_COMMAND)
+
+    left = {name for name, count in _count(now_store, "acme").items() if count}
+    assert left == {"api_keys", "tenant_limits", "audit_log"}
+    assert read_lines(now_store.db, "acme")[0].action == "tenant.data_deleted"
+
+
+def test_a_running_job_is_asked_to_stop_and_nothing_is_deleted_under_it(now_store: JobStore) -> None:
+    keys.create(now_store, "acme", "key")
+    job, _ = now_store.submit("acme", "convert", a_request())
+    claim = now_store.claim(job.id, "w", 60)
+    assert claim is not None
+
+    assert stop_jobs(now_store, "acme") == 1
+    with pytest.raises(StateConflict, match="1 job"):
+        delete_tenant(now_store, "acme", BY_COMMAND)
+    assert now_store.heartbeat(claim, 60), "its worker hears of it"
+
+    now_store.cancelled(claim)
+    assert held_jobs(now_store, "acme") == 0
+    delete_tenant(now_store, "acme", BY_COMMAND)
+
+
+def test_the_deployments_own_tenant_cannot_be_deleted(now_store: JobStore) -> None:
+    with pytest.raises(StateConflict):
+        delete_tenant(now_store, "default", Trail("default"))
+    with pytest.raises(NotFound):
+        delete_tenant(now_store, "nobody", Trail("nobody"))
+
+
+def test_old_lines_of_the_log_go_and_newer_ones_stay(now_store: JobStore) -> None:
+    with now_store.db.write() as connection:
+        old = now_store.clock() - timedelta(days=40)
+        write_line(connection, old, Trail("acme"), "noun.verb", "old")
+        write_line(connection, now_store.clock(), Trail("acme"), "noun.verb", "new")
+    Retention(now_store, Keep(audit=30)).sweep()
+
+    with now_store.db.read() as connection:
+        assert connection.scalars(select(AuditLine.object)).all() == ["new"]
+
+
+def test_a_job_that_ended_just_now_is_not_old_because_it_was_made_long_ago(now_store: JobStore) -> None:
+    job_id = _ended_job(now_store)
+    _later(now_store, 31)
+    with now_store.db.write() as connection:
+        connection.execute(update(Job).where(Job.id == job_id).values(finished_at=now_store.clock()))
+
+    assert Retention(now_store, Keep(jobs=30)).sweep().jobs == 0

@@ -1,0 +1,130 @@
+"""How many jobs a tenant may submit: counted in the transaction that records them."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from core import keys
+from core.audit import Trail, read_lines
+from core.errors import NotFound, QuotaExceeded, RequestInvalid
+from core.jobs import Extras, JobRecord, JobStore, Order
+from core.limits import NO_LIMITS, Limits, limits_of, set_limits
+from support.databases import HandClock, a_request
+from support.pools import a_pool
+
+THREE_OPEN = Extras(Limits(max_queued=3))
+TWO_A_DAY = Extras(Limits(jobs_per_day=2))
+
+
+def _submit(store: JobStore, extras: Extras, tenant: str = "default") -> str:
+    return store.submit(tenant, "convert", a_request(), extras=extras)[0].id
+
+
+def test_open_jobs_are_bounded_and_an_ended_one_makes_room(store: JobStore) -> None:
+    ids = [_submit(store, THREE_OPEN) for _ in range(3)]
+    with pytest.raises(QuotaExceeded, match="3 jobs that are not done"):
+        _submit(store, THREE_OPEN)
+    store.cancel("default", ids[0])
+
+    _submit(store, THREE_OPEN)
+    with pytest.raises(QuotaExceeded):
+        store.retry("default", ids[0], extras=THREE_OPEN)
+
+
+def test_jobs_a_day_are_bounded_and_the_refusal_says_when_there_is_room_again(
+    store: JobStore, clock: HandClock
+) -> None:
+    _submit(store, TWO_A_DAY)
+    clock.move(3600)
+    store.submit_pool("default", a_pool(), extras=TWO_A_DAY)
+    with pytest.raises(QuotaExceeded, match="24 hours") as refused:
+        _submit(store, TWO_A_DAY)
+    assert refused.value.retry_after_s == 23 * 3600
+
+    clock.move(refused.value.retry_after_s)
+    _submit(store, TWO_A_DAY)
+    with pytest.raises(QuotaExceeded):
+        _submit(store, TWO_A_DAY)
+
+
+def test_an_idempotency_key_that_was_used_is_no_new_job_and_costs_no_quota(store: JobStore) -> None:
+    once = Extras(Limits(jobs_per_day=1))
+    first, _ = store.submit("default", "convert", a_request(), "key", once)
+
+    again, created = store.submit("default", "convert", a_request(), "key", once)
+
+    assert (again.id, created) == (first.id, False)
+
+
+def test_in_one_batch_a_tenant_without_room_is_refused_and_the_others_are_not(store: JobStore) -> None:
+    keys.create(store, "acme", "key")
+    orders = [
+        *(Order("acme", "convert", a_request(), TWO_A_DAY) for _ in range(3)),
+        *(Order("default", "convert", a_request()) for _ in range(2)),
+    ]
+
+    answers = store.submit_batch(orders)
+
+    assert [type(answer) for answer in answers] == [
+        JobRecord,
+        JobRecord,
+        QuotaExceeded,
+        JobRecord,
+        JobRecord,
+    ]
+    assert len(store.list("acme").jobs) == 2
+    assert len(store.list("default").jobs) == 2
+
+
+def test_submissions_that_meet_do_not_get_past_the_bound_together(store: JobStore) -> None:
+    barrier = threading.Barrier(8)
+
+    def submit(_: int) -> bool:
+        barrier.wait()
+        try:
+            _submit(store, THREE_OPEN)
+        except QuotaExceeded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(submit, range(8))) == 3
+
+
+def test_a_named_caller_leaves_a_line_for_each_job_and_an_unnamed_one_none(store: JobStore) -> None:
+    trail = Trail("default", "0" * 32, "request-1", "192.0.2.0/24")
+    named, unnamed = store.submit_batch(
+        [
+            Order("default", "convert", a_request(), Extras(trail=trail)),
+            Order("default", "precheck", a_request()),
+        ]
+    )
+    assert isinstance(named, JobRecord)
+    assert isinstance(unnamed, JobRecord)
+    store.cancel("default", named.id, trail=trail)
+
+    lines = read_lines(store.db, "default")
+
+    assert [(line.action, line.object) for line in lines] == [
+        ("job.cancelled", named.id),
+        ("job.submitted", named.id),
+    ]
+    assert (lines[0].key_id, lines[0].request_id, lines[0].client) == ("0" * 32, "request-1", "192.0.2.0/24")
+
+
+def test_limits_are_set_one_by_one_and_go_back_to_the_settings(store: JobStore) -> None:
+    defaults = Limits(max_running=4)
+    with store.db.write() as connection:
+        set_limits(connection, "default", {"jobs_per_day": 7}, store.clock())
+        set_limits(connection, "default", {"max_running": -1}, store.clock())
+        assert limits_of(connection, "default", defaults) == Limits(jobs_per_day=7)
+        set_limits(connection, "default", {"jobs_per_day": None, "max_running": None}, store.clock())
+        assert limits_of(connection, "default", defaults) == defaults
+        assert limits_of(connection, "default", NO_LIMITS) == NO_LIMITS
+        with pytest.raises(RequestInvalid, match="from 1"):
+            set_limits(connection, "default", {"max_running": 0}, store.clock())
+        with pytest.raises(NotFound):
+            set_limits(connection, "nobody", {"max_running": 1}, store.clock())
