@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import ColumnElement, Connection, insert, select
 
 from core.clock import Clock, utcnow
 from core.db import Database
+from core.releases.states import Stored
 from core.states import JobState
-from core.tables import JobEvent, Outbox
+from core.tables import Campaign, CampaignJob, Job, JobEvent, Outbox
 
 FIRST_RING_AGAIN_S = 30.0
 LAST_RING_AGAIN_S = 3600.0
@@ -50,6 +51,17 @@ def add_bells(connection: Connection, job_ids: Iterable[str], at: datetime) -> N
     rows = [{"job_id": job_id, "next_at": at, "created_at": at, "tries": 0} for job_id in job_ids]
     if rows:
         connection.execute(insert(Outbox), rows)
+
+
+def is_paused() -> ColumnElement[bool]:
+    """Does the job of the statement around it belong to a campaign that is paused?"""
+    return (
+        select(CampaignJob.job_id)
+        .join(Campaign, Campaign.id == CampaignJob.campaign_id)
+        .where(CampaignJob.job_id == Job.id, Campaign.state == Stored.PAUSED.value)
+        .correlate(Job)
+        .exists()
+    )
 
 
 def ring_again_at(at: datetime, rings: int) -> datetime:

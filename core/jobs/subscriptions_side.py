@@ -1,0 +1,110 @@
+"""Subscriptions of a tenant. Another tenant's subscription does not exist here."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, delete, insert, select, update
+
+from core.errors import NotFound
+from core.jobs.base import StoreBase
+from core.jobs.client_side import check_limit, is_job_id
+from core.jobs.records import decode_cursor, encode_cursor, new_id
+from core.jobs.release_records import SubscriptionPage, SubscriptionRecord
+from core.releases.spec import SubscriptionRequest
+from core.tables import Subscription, Tenant
+
+_COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
+
+
+class SubscriptionsSide(StoreBase):
+    """Subscribe, look, page, pause, end."""
+
+    def subscribe(self, tenant_id: str, request: SubscriptionRequest) -> tuple[SubscriptionRecord, bool]:
+        """Record a subscription; the same request again gives the one that stands, and False."""
+        now = self.clock()
+        fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        with self.db.write() as connection:
+            # One at a time per tenant, so that two equal requests at once make one subscription.
+            connection.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())
+            mine = _of(tenant_id).where(Subscription.fingerprint == fingerprint)
+            standing = connection.execute(mine).one_or_none()
+            if standing is not None:
+                return _record(standing), False
+            subscription_id = new_id()
+            values = {
+                "id": subscription_id,
+                "tenant_id": tenant_id,
+                "owner": request.owner,
+                "request": request.model_dump(mode="json"),
+                "fingerprint": fingerprint,
+                "paused": False,
+                "since": request.since or now,
+                "asked_at": request.since or now,  # an earlier date is looked after at once
+                "looked_at": request.since or now,
+                "created_at": now,
+            }
+            connection.execute(insert(Subscription).values(values))
+            return _load(connection, tenant_id, subscription_id), True
+
+    def get_subscription(self, tenant_id: str, subscription_id: str) -> SubscriptionRecord:
+        """One subscription. Raises NotFound."""
+        with self.db.read() as connection:
+            return _load(connection, tenant_id, subscription_id)
+
+    def list_subscriptions(
+        self, tenant_id: str, *, cursor: str | None = None, limit: int = 50
+    ) -> SubscriptionPage:
+        """Newest first. Raises RequestInvalid for a foreign cursor."""
+        check_limit(limit)
+        query = _of(tenant_id).order_by(Subscription.id.desc())
+        if cursor is not None:
+            query = query.where(Subscription.id < decode_cursor(cursor))
+        with self.db.read() as connection:
+            rows = connection.execute(query.limit(limit + 1)).all()
+        found = tuple(_record(row) for row in rows[:limit])
+        return SubscriptionPage(found, encode_cursor(found[-1].id) if len(rows) > limit else None)
+
+    def pause_subscription(self, tenant_id: str, subscription_id: str, paused: bool) -> SubscriptionRecord:
+        """A paused subscription begins no campaign; what was released meanwhile is found by the next look
+        after it goes on. Raises NotFound."""
+        with self.db.write() as connection:
+            _load(connection, tenant_id, subscription_id)
+            connection.execute(
+                update(Subscription).where(Subscription.id == subscription_id).values(paused=paused)
+            )
+            return _load(connection, tenant_id, subscription_id)
+
+    def unsubscribe(self, tenant_id: str, subscription_id: str) -> None:
+        """End a subscription. Its campaigns stay, and go on. Raises NotFound."""
+        with self.db.write() as connection:
+            _load(connection, tenant_id, subscription_id)
+            connection.execute(delete(Subscription).where(Subscription.id == subscription_id))
+
+
+def subscriptions_to(connection: Connection, owner: str, tenant_id: str | None) -> list[SubscriptionRecord]:
+    """Those that wait for releases of this owner (lower case), of one tenant or of all."""
+    query = select(*_COLUMNS).where(Subscription.owner == owner, Subscription.paused.is_(False))
+    if tenant_id is not None:
+        query = query.where(Subscription.tenant_id == tenant_id)
+    return [_record(row) for row in connection.execute(query.order_by(Subscription.id))]
+
+
+def _of(tenant_id: str) -> Select[Any]:
+    return select(*_COLUMNS).where(Subscription.tenant_id == tenant_id)
+
+
+def _load(connection: Connection, tenant_id: str, subscription_id: str) -> SubscriptionRecord:
+    row = None
+    if is_job_id(subscription_id):
+        query = _of(tenant_id).where(Subscription.id == subscription_id)
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("There is no such subscription.", hint="GET /subscriptions lists yours.")
+    return _record(row)
+
+
+def _record(row: Row[Any]) -> SubscriptionRecord:
+    values = row._mapping
+    return SubscriptionRecord(**{name: values[name] for name in SubscriptionRecord.__slots__})
