@@ -7,10 +7,12 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, delete, select, update
 
+from core.jobs.client_side import retry_locked
 from core.jobs.insert import insert_jobs
 from core.jobs.records import Claim
 from core.jobs.submit import Submitting
 from core.jobs.worker_side import hold
+from core.releases.names import owner_of
 from core.releases.tasks import ReconcileTask
 from core.states import TERMINAL, JobState
 from core.tables import Job, Subscription
@@ -54,13 +56,21 @@ class ReconcileSide(Submitting):
                 insert_jobs(connection, records)
         return len(records)
 
-    def looked(self, claim: Claim, subscription_ids: Sequence[str], at: datetime) -> None:
-        """Everything that changed before `at` was seen for these. Raises LeaseLost."""
+    def looked(self, claim: Claim, owner: str, subscription_ids: Sequence[str], at: datetime) -> None:
+        """Everything of this owner that changed before `at` was seen for these. Releases whose job failed (the
+        Hub was away for too long) are tried again. Raises LeaseLost."""
+        now = self.clock()
+        failed = select(Job.id, Job.target_repo).where(
+            Job.tenant_id == claim.tenant_id, Job.kind == "release", Job.state == JobState.FAILED.value
+        )
         with self.db.write() as connection:
             hold(connection, claim, {JobState.RUNNING})
             connection.execute(
                 update(Subscription).where(Subscription.id.in_(subscription_ids)).values(looked_at=at)
             )
+            for row in connection.execute(failed.order_by(Job.id).with_for_update()).all():
+                if owner_of(row.target_repo) == owner:
+                    retry_locked(connection, row.id, now, self.max_attempts)
 
 
 def _is_looked_for(connection: Connection, tenant: str, owner: str) -> bool:

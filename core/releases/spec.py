@@ -22,7 +22,7 @@ class OutputTemplate(OutputSpec):
 
     repo_id: str = Field(
         default=DEFAULT,
-        description="Fields: {owner} and {adapter} of the adapter, {target_owner} and {target} of the new base.",
+        description="Fields: {owner} and {adapter} of the adapter, {target_owner} and {target} of the base.",
         examples=[DEFAULT],
     )
 

@@ -39,7 +39,7 @@ def check_distinct(template: str, adapters: Iterable[RepoRef]) -> None:
         name = fill(template, adapter.repo_id, _SAMPLE).casefold()
         if name in seen:
             raise ValueError(
-                f"sends {seen[name]} and {adapter} to one repo; tell them apart with {{adapter}} and {{owner}}"
+                f"sends {seen[name]} and {adapter} to one repo; tell them apart by {{adapter}} and {{owner}}"
             )
         seen[name] = adapter
 
