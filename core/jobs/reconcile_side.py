@@ -57,8 +57,8 @@ class ReconcileSide(Submitting):
         return len(records)
 
     def looked(self, claim: Claim, owner: str, subscription_ids: Sequence[str], at: datetime) -> None:
-        """Everything of this owner that changed before `at` was seen for these. Releases whose job failed (the
-        Hub was away for too long) are tried again. Raises LeaseLost."""
+        """Everything of this owner that changed before `at` was seen for these. Releases whose job failed
+        (the Hub was away for too long) are tried again. Raises LeaseLost."""
         now = self.clock()
         failed = select(Job.id, Job.target_repo).where(
             Job.tenant_id == claim.tenant_id, Job.kind == "release", Job.state == JobState.FAILED.value

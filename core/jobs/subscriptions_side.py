@@ -8,17 +8,19 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 
 from core.errors import NotFound
-from core.jobs.base import StoreBase
 from core.jobs.client_side import check_limit, is_job_id
+from core.jobs.insert import insert_jobs
 from core.jobs.records import decode_cursor, encode_cursor, new_id
 from core.jobs.release_records import SubscriptionPage, SubscriptionRecord
+from core.jobs.submit import Submitting
 from core.releases.spec import SubscriptionRequest
+from core.releases.tasks import ReconcileTask
 from core.tables import Subscription, Tenant
 
 _COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
 
 
-class SubscriptionsSide(StoreBase):
+class SubscriptionsSide(Submitting):
     """Subscribe, look, page, pause, end."""
 
     def subscribe(self, tenant_id: str, request: SubscriptionRequest) -> tuple[SubscriptionRecord, bool]:
@@ -41,11 +43,14 @@ class SubscriptionsSide(StoreBase):
                 "fingerprint": fingerprint,
                 "paused": False,
                 "since": request.since or now,
-                "asked_at": request.since or now,  # an earlier date is looked after at once
+                "asked_at": now,
                 "looked_at": request.since or now,
                 "created_at": now,
             }
             connection.execute(insert(Subscription).values(values))
+            if request.since is not None:  # what may exist already is looked for at once
+                look = ReconcileTask(owner=request.owner)
+                insert_jobs(connection, [self._new_record(tenant_id, "reconcile", look)])
             return _load(connection, tenant_id, subscription_id), True
 
     def get_subscription(self, tenant_id: str, subscription_id: str) -> SubscriptionRecord:

@@ -124,5 +124,10 @@ class SubscriptionRequest(BaseModel):
 
     @property
     def owner(self) -> str:
-        """Whose releases are meant, as webhooks are matched by."""
+        """Whose releases are meant, in lower case, as webhooks are matched by."""
         return owner_of(self.bases or self.successors_of or "")
+
+    @property
+    def owner_as_written(self) -> str:
+        """The same as the hub lists it."""
+        return (self.bases or self.successors_of or "").partition("/")[0]
