@@ -11,10 +11,9 @@ from core.states import Phase
 from workers.hub.port import HubPort
 from workers.watch import Watch
 
-# The Hub's clock and ours differ, and a look takes time: what changed shortly before the last one is looked at
-# again. Everything is recorded once anyway.
+# The Hub's clock and ours differ, so what changed shortly before the last look is looked at again. Everything
+# is recorded once anyway.
 OVERLAP = timedelta(minutes=10)
-MOST_MODELS = 5_000
 
 
 def look(claim: Claim, task: ReconcileTask, store: JobStore, hub: HubPort, watch: Watch) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def look(claim: Claim, task: ReconcileTask, store: JobStore, hub: HubPort, watch
     for owner in sorted({one.spec.owner_as_written for one in mine}):
         since = min(one.looked_at for one in mine) - OVERLAP
         for model in hub.models_of(owner):
-            if model.modified_at < since or looked >= MOST_MODELS:
+            if model.modified_at < since:
                 break
             looked += 1
             watch.step(Phase.READING, looked, None, "models")

@@ -11,14 +11,12 @@ from math import prod
 from typing import Any
 
 from core.errors import (
-    FileMissing,
     HubUnauthorised,
     RebaseError,
     RepoGated,
     RepoNotFound,
     RequestInvalid,
     RevisionNotFound,
-    printable,
     public_error,
 )
 from core.jobs import Claim, Decision, JobStore, SubscriptionRecord
@@ -33,7 +31,7 @@ from transfer.errors import TransferError
 from transfer.weights import ModelWeights
 from workers.hub.port import HubPort, RepoInfo
 from workers.resolve import REPORT_FILE
-from workers.tensors.model_reader import open_model
+from workers.tensors.model_reader import missing_shards, open_model
 from workers.watch import Watch
 
 log = get_logger(__name__)
@@ -69,16 +67,14 @@ def follow(claim: Claim, task: ReleaseTask, store: JobStore, hub: HubPort, watch
 def judge(hub: HubPort, info: RepoInfo, subscription: SubscriptionRecord) -> Decision:
     """What the release is to this subscription. Raises only what passes by itself, such as HubUnavailable."""
     spec, sha = subscription.spec, info.repo.sha
-    if not _has_config(info) or not _has_weights(info):
-        missing = _WEIGHTS if _has_config(info) else _CONFIG
-        waits = Reason(
-            code="incomplete", message=f"The repo holds no {missing} yet; a later push may bring it."
-        )
-        return Decision(Stored.WAITING, sha, [waits.model_dump()])
     try:
+        missing = _missing(hub, info)
+        if missing is not None:
+            waits = Reason(
+                code="incomplete", message=f"The repo holds no {missing} yet; a push may bring it."
+            )
+            return Decision(Stored.WAITING, sha, [waits.model_dump()])
         facts = facts_of(hub, info)
-    except FileMissing as exc:  # shards come in several pushes, the index often first
-        return Decision(Stored.WAITING, sha, [{"code": "incomplete", "message": printable(exc.message)}])
     except (RebaseError, TransferError) as exc:
         error = public_error(exc)
         if error.retryable:
@@ -89,9 +85,8 @@ def judge(hub: HubPort, info: RepoInfo, subscription: SubscriptionRecord) -> Dec
         return _refused(sha, against, facts)
     outputs, left_out = places(hub, spec, info.repo.repo_id)
     if not outputs:
-        return _refused(
-            sha, [Reason(code="no_outputs", message="No adapter has a place to go.")], facts, left_out
-        )
+        nowhere = Reason(code="no_outputs", message="No adapter has a place to go.")
+        return _refused(sha, [nowhere], facts, left_out)
     return Decision(Stored.OPEN, sha, [], facts.model_dump(mode="json"), outputs, left_out)
 
 
@@ -143,8 +138,16 @@ def _has_config(info: RepoInfo) -> bool:
     return _CONFIG in info.repo.files
 
 
-def _has_weights(info: RepoInfo) -> bool:
-    return _WEIGHTS in info.repo.files or _INDEX in info.repo.files
+def _missing(hub: HubPort, info: RepoInfo) -> str | None:
+    """A file that a model needs and this one does not have: repos begin empty, and shards come in several
+    pushes, their index often first."""
+    if not _has_config(info):
+        return _CONFIG
+    if _WEIGHTS in info.repo.files:
+        return None
+    if _INDEX not in info.repo.files:
+        return _WEIGHTS
+    return next(iter(missing_shards(hub, info.repo)), None)
 
 
 def _refused(

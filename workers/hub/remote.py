@@ -43,7 +43,6 @@ from workers.hub.port import ByteSource, ListedModel, PinnedRepo, Published, Rep
 from workers.hub.remote_errors import hub_errors
 from workers.hub.transport import RangeSource, install_client, patiently
 
-_LISTED = ("sha", "createdAt", "lastModified")
 # What the Hub itself puts into a new repo.
 _INITIAL_FILES = frozenset({".gitattributes"})
 _WRITE_HINT = "Set REBASE_HUB_TOKEN to a token with write access to that owner, or name another output."
@@ -92,9 +91,11 @@ class RemoteHub:
         return patiently(lambda: self._info(repo_id), self._wait_s)
 
     def models_of(self, owner: str) -> Iterator[ListedModel]:
-        """Page after page, as far as the caller reads. A page is asked for once: whoever looks, looks again."""
+        """Page after page, as far as the caller reads. A page is asked for once: looks come again."""
         with hub_errors(f"the models of {owner}"):
-            for found in self._api.list_models(author=owner, sort="last_modified", expand=list(_LISTED)):
+            for found in self._api.list_models(
+                author=owner, sort="last_modified", expand=["sha", "createdAt", "lastModified"]
+            ):
                 if found.sha and found.created_at and found.last_modified:
                     yield ListedModel(found.id, found.sha, found.created_at, found.last_modified)
 
@@ -207,7 +208,7 @@ class RemoteHub:
             found = self._api.model_info(
                 checked(repo_id), revision="main", files_metadata=True, timeout=self._timeout_s
             )
-        card = found.card_data.to_dict() if found.card_data is not None else {}
+        card = vars(found.card_data) if found.card_data is not None else {}
         hashes = {
             file.rfilename: file.lfs.sha256 if file.lfs is not None else file.blob_id or ""
             for file in found.siblings or []
