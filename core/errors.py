@@ -5,6 +5,8 @@
     ├── NotFound                no such job (or it belongs to somebody else)
     ├── SettingsInvalid         this deployment is set up in a way that cannot be served
     ├── Unauthorised            no key, or a key that is not valid
+    ├── WebhookOff              this deployment has no secret for webhooks
+    ├── WebhookUnauthorised     a webhook without the secret, or with another one
     ├── IdempotencyMismatch     same key, other body
     ├── IdempotencyInFlight     same key, first request still being recorded
     ├── StateConflict           the job has moved; the change no longer applies
@@ -75,6 +77,14 @@ class SettingsInvalid(RebaseError):
 
 class Unauthorised(RebaseError):
     code = "unauthorised"
+
+
+class WebhookOff(RebaseError):
+    code = "webhook_not_set_up"
+
+
+class WebhookUnauthorised(RebaseError):
+    code = "webhook_unauthorised"
 
 
 class IdempotencyMismatch(RebaseError):

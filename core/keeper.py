@@ -41,15 +41,23 @@ class KeeperState:
 
 
 class Keeper:
-    """Relays when nudged and every `interval` seconds; sweeps every `interval` seconds."""
+    """Relays when nudged and every `interval` seconds; sweeps every `interval` seconds, and asks for looks at
+    the Hub that are `reconcile_s` old (0: never)."""
 
     def __init__(
-        self, store: JobStore, ring: Ring, interval: float, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        store: JobStore,
+        ring: Ring,
+        interval: float,
+        *,
+        reconcile_s: float = 0.0,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = KeeperState()
         self._store = store
         self._ring = ring
         self._interval = interval
+        self._reconcile_s = reconcile_s
         self._monotonic = monotonic
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -81,6 +89,7 @@ class Keeper:
             if self._monotonic() - swept_at >= self._interval:
                 swept_at = self._monotonic()
                 more = bool(self._guarded(self._sweep)) or more
+                more = (self._reconcile_s > 0 and self._guarded(self._ask_for_looks)) or more
             if more:
                 self._stopping.wait(BREATH_S)
             else:
@@ -106,6 +115,12 @@ class Keeper:
         if swept != Swept():
             log.info("swept", **{name: getattr(swept, name) for name in Swept.__slots__})
         return swept.bells > 0
+
+    def _ask_for_looks(self) -> bool:
+        asked = self._store.ask_for_looks(self._reconcile_s)
+        if asked:
+            log.info("reconciling", looks=asked)
+        return asked > 0
 
     def _guarded(self, step: Callable[[], bool]) -> bool:
         """The keeper outlives every trouble of broker and database; what failed is tried again next time."""

@@ -21,7 +21,18 @@ from core.errors import RebaseError, SettingsInvalid
 from core.jobs import JobStore
 from core.keeper import Keeper, Ring
 from core.settings import Settings
-from service import auth, events, jobs, meta, pools, problems, submit
+from service import (
+    auth,
+    campaigns,
+    events,
+    jobs,
+    meta,
+    pools,
+    problems,
+    submit,
+    subscriptions,
+    webhook,
+)
 from service.edge import Edge
 from service.intake import Intake
 from service.metrics import Metrics
@@ -41,7 +52,12 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     """
     check_binding(settings)
     store = JobStore(Database.open(settings.resolved_database_url), max_attempts=settings.max_attempts)
-    keeper = Keeper(store, ring or partial(broker.ring, broker.make_sender(settings)), settings.sweep_s)
+    keeper = Keeper(
+        store,
+        ring or partial(broker.ring, broker.make_sender(settings)),
+        settings.sweep_s,
+        reconcile_s=settings.reconcile_s,
+    )
     service = Service(settings, store, keeper, Metrics(store, keeper), migrations.head(), Intake(store))
     app = FastAPI(
         title="Rebase",
@@ -52,6 +68,8 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     )
     app.state.service = service
     for router in (submit.router, jobs.router, events.router, pools.router, meta.router):
+        app.include_router(router)
+    for router in (webhook.router, subscriptions.router, campaigns.router):
         app.include_router(router)
     app.add_exception_handler(RebaseError, problems.on_rebase_error)
     app.add_exception_handler(HTTPException, problems.on_http_error)
