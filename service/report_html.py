@@ -29,7 +29,8 @@ body{font:16px/1.5 system-ui,sans-serif;color:#1d2329;background:#fff;margin:2re
 padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:0}h2{font-size:1.15rem;margin:2rem 0 .3rem}p{margin:.3rem 0}
 table{border-collapse:collapse;width:100%}
-th,td{text-align:left;vertical-align:top;padding:.4rem .6rem .4rem 0;border-bottom:1px solid #d8dde3}th{font-weight:600}ul{margin:0;padding-left:1.1rem}
+th,td{text-align:left;vertical-align:top;padding:.4rem .6rem .4rem 0;border-bottom:1px solid #d8dde3}
+th{font-weight:600}ul{margin:0;padding-left:1.1rem}
 code{font:.9em ui-monospace,monospace;overflow-wrap:anywhere}.dim{color:#5a6570}
 @media(prefers-color-scheme:dark){body{color:#e3e7eb;background:#14181c}th,td{border-color:#39424c}.dim{color:#9aa5b0}}
 """

@@ -16,7 +16,20 @@ from typer.exceptions import TyperException
 
 from core.errors import InternalError, PublicError
 from core.settings import Settings
-from rebase.cli import cache, convert, database, demo, jobs, methods, pools, precheck, transfer, up
+from rebase.cli import (
+    cache,
+    campaigns,
+    convert,
+    database,
+    demo,
+    jobs,
+    methods,
+    pools,
+    precheck,
+    subscriptions,
+    transfer,
+    up,
+)
 from rebase.cli.exits import Exit, describe
 from rebase.cli.output import Output
 
@@ -38,6 +51,9 @@ app.command("cancel")(jobs.cancel)
 app.command("retry")(jobs.retry)
 app.command("methods")(methods.command)
 app.add_typer(pools.commands, name="pools")
+app.command("subscribe")(subscriptions.subscribe)
+app.add_typer(subscriptions.commands, name="subscriptions")
+app.add_typer(campaigns.commands, name="campaigns")
 app.add_typer(cache.commands, name="cache")
 app.add_typer(database.keys, name="keys")
 app.command("migrate")(database.migrate)

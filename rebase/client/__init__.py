@@ -6,10 +6,13 @@ from __future__ import annotations
 from rebase.client.errors import ServiceError, ServiceUnreachable
 from rebase.client.http import RebaseClient
 from rebase.client.models import AnchorPool, AnchorPoolList, Event, Job, JobList, MethodInfo, Progress
+from rebase.client.release_models import Campaign, CampaignReport, Subscription
 
 __all__ = [
     "AnchorPool",
     "AnchorPoolList",
+    "Campaign",
+    "CampaignReport",
     "Event",
     "Job",
     "JobList",
@@ -18,4 +21,5 @@ __all__ = [
     "RebaseClient",
     "ServiceError",
     "ServiceUnreachable",
+    "Subscription",
 ]

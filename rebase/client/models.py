@@ -12,11 +12,13 @@ from core.errors import PublicError
 from core.states import JobState
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Anything that the service answers."""
+
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class Progress(_Answer):
+class Progress(Answer):
     """Work done within the current phase; `total` is None while nobody knows it, `eta_s` is in seconds."""
 
     done: int = 0
@@ -25,7 +27,7 @@ class Progress(_Answer):
     eta_s: float | None = None
 
 
-class Job(_Answer):
+class Job(Answer):
     """`GET /jobs/{id}`. When `done`, exactly one of `result` and `error` is set."""
 
     id: str
@@ -46,21 +48,21 @@ class Job(_Answer):
         return self.status == JobState.SUCCEEDED.value
 
 
-class JobList(_Answer):
+class JobList(Answer):
     """One page of `GET /jobs`, newest first; `next_cursor` is None on the last page."""
 
     jobs: list[Job] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class Repo(_Answer):
+class Repo(Answer):
     """A repo at a branch, tag or commit."""
 
     repo_id: str
     revision: str = "main"
 
 
-class Anchor(_Answer):
+class Anchor(Answer):
     """One task's adapter on either base of a pool."""
 
     source: Repo
@@ -68,7 +70,7 @@ class Anchor(_Answer):
     domain: str = ""
 
 
-class AnchorPool(_Answer):
+class AnchorPool(Answer):
     """`GET /anchor-pools/{id}`. Once `ready`, every revision in it is a commit; once `invalid`, `error` is
     set."""
 
@@ -86,14 +88,14 @@ class AnchorPool(_Answer):
     created_at: datetime | None = None
 
 
-class AnchorPoolList(_Answer):
+class AnchorPoolList(Answer):
     """One page of `GET /anchor-pools`, newest first; `next_cursor` is None on the last page."""
 
     pools: list[AnchorPool] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class MethodInfo(_Answer):
+class MethodInfo(Answer):
     """One entry of `GET /methods`: `parameters` is a JSON schema."""
 
     name: str
@@ -101,7 +103,7 @@ class MethodInfo(_Answer):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class Event(_Answer):
+class Event(Answer):
     """One server-sent event of a job; `id` is what `Last-Event-ID` resumes after."""
 
     id: int
