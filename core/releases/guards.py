@@ -76,10 +76,11 @@ class Facts(BaseModel):
     def kind(self) -> Literal["instruct", "base"]:
         """By the rule above."""
         words = set(_WORDS.split(self.repo_id.rpartition("/")[2].casefold()))
+        if words & INSTRUCT_WORDS:
+            return "instruct"
         if words & BASE_WORDS:
             return "base"
-        told = words & INSTRUCT_WORDS or {tag.casefold() for tag in self.tags} & INSTRUCT_TAGS
-        return "instruct" if told else "base"
+        return "instruct" if {tag.casefold() for tag in self.tags} & INSTRUCT_TAGS else "base"
 
 
 class Reason(BaseModel):

@@ -87,7 +87,7 @@ class ReleaseCalls(Wire):
     def watch_campaign(
         self, campaign_id: str, on_update: Callable[[Campaign], None] | None = None
     ) -> Campaign:
-        """Wait until nothing more happens by itself; a service that is away for half a minute is waited for."""
+        """Wait until nothing more happens by itself; a service that is away for a moment is waited for."""
         seen: Campaign | None = None
         answered = time.monotonic()
         while True:
