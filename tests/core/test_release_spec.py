@@ -149,7 +149,11 @@ def test_a_subscription_that_cannot_be_meant_is_refused(change: dict[str, Any]) 
 
 def test_a_method_and_a_template_may_be_given_by_name_alone() -> None:
     spec = a_subscription(method="copy", output="{owner}/{adapter}-x")
-    assert (spec.method.name, spec.output.repo_id, spec.output.private) == ("copy", "{owner}/{adapter}-x", True)
+    assert (spec.method.name, spec.output.repo_id, spec.output.private) == (
+        "copy",
+        "{owner}/{adapter}-x",
+        True,
+    )
 
 
 def test_what_every_job_would_be_refused_for_is_refused_when_subscribing() -> None:
