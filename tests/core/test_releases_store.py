@@ -7,7 +7,7 @@ import threading
 import pytest
 from sqlalchemy import func, select
 
-from core.errors import NotFound, PublicError
+from core.errors import LeaseLost, NotFound, PublicError
 from core.jobs import Decision, JobStore
 from core.releases.states import CampaignState, Stored
 from core.releases.tasks import ReconcileTask, ReleaseTask
@@ -295,7 +295,7 @@ def test_a_subscription_that_was_deleted_meanwhile_begins_nothing_and_its_campai
 
 
 def test_a_release_that_comes_during_a_pause_is_found_by_a_later_look(store: JobStore) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.subscribe(DEFAULT_TENANT, a_subscription())
     store.see(seen())
     (claim,) = release_claims(store)
     assert isinstance(claim.request, ReleaseTask)
@@ -305,8 +305,6 @@ def test_a_release_that_comes_during_a_pause_is_found_by_a_later_look(store: Job
 
 
 def test_only_whoever_holds_the_job_decides(store: JobStore, clock: HandClock) -> None:
-    from core.errors import LeaseLost
-
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
     store.see(seen())
     (claim,) = release_claims(store)

@@ -61,3 +61,36 @@ def opened(store: JobStore, subscription: SubscriptionRecord, sha: str = SHA, **
     store.succeed(claim, {"outcome": decided.outcome})
     assert decided.campaign_id is not None
     return decided.campaign_id
+
+
+def payload(**changes: Any) -> dict[str, Any]:
+    """A webhook of the Hub, version 3: a push to main. A dotted key changes a nested field; `...` removes
+    it."""
+    body: dict[str, Any] = {
+        "event": {"action": "update", "scope": "repo.content"},
+        "repo": {
+            "type": "model",
+            "name": "acme/base-2",
+            "id": "621ffdc036468d709f17434d",
+            "private": False,
+            "url": {
+                "web": "https://hub.example/acme/base-2",
+                "api": "https://hub.example/api/models/acme/base-2",
+            },
+            "tags": ["safetensors"],
+            "headSha": SHA,
+            "owner": {"id": "628b753283ef59b5be89e937"},
+        },
+        "updatedRefs": [{"ref": MAIN, "oldSha": "0" * 40, "newSha": SHA}],
+        "webhook": {"id": "6390e855e30d9209411de93b", "version": 3},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = body
+        for part in path:
+            node = node[part]
+        if value is ...:
+            node.pop(last)
+        else:
+            node[last] = value
+    return body
