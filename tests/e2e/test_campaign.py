@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -47,12 +47,15 @@ class World:
     home: Path
     env: dict[str, str]
     worker: Process
+    clients: list[RebaseClient] = field(default_factory=list)
 
-    def key(self, tenant: str) -> str:
-        """As an operator makes one."""
+    def client(self, tenant: str) -> RebaseClient:
+        """With a key, as an operator makes one."""
         command = [sys.executable, "-m", "rebase", "keys", "create", "--tenant", tenant, "--json"]
         done = subprocess.run(command, env=self.env, cwd=self.home, capture_output=True, check=True)
-        return str(json.loads(done.stdout)["key"])
+        client = RebaseClient(self.url, json.loads(done.stdout)["key"])
+        self.clients.append(client)
+        return client
 
     def log(self) -> str:
         """What API and worker said, for a failing test."""
@@ -86,7 +89,10 @@ def world(tmp_path: Path) -> Iterator[World]:
         try:
             wait_ready(f"http://127.0.0.1:{port}")
             hands.start()
-            yield World(hub, f"http://127.0.0.1:{port}", tmp_path, env, hands)
+            made = World(hub, f"http://127.0.0.1:{port}", tmp_path, env, hands)
+            yield made
+            for client in made.clients:
+                client.close()
         finally:
             hands.kill()
             service.stop()
@@ -113,7 +119,7 @@ def test_twenty_adapters_of_two_tenants_follow_a_release_through_kills_and_doubl
     for tenant in ("acme", "beta"):
         for number in range(EACH):
             hub.add_repo(f"{tenant}/lora-{number}", files_of(f"harbor-{TASKS[number % len(TASKS)]}"))
-    clients = {tenant: RebaseClient(world.url, world.key(tenant)) for tenant in ("acme", "beta")}
+    clients = {tenant: world.client(tenant) for tenant in ("acme", "beta")}
     for tenant, client in clients.items():
         adapters = [{"repo_id": f"{tenant}/lora-{number}"} for number in range(EACH)]
         if tenant == "beta":
@@ -168,7 +174,7 @@ def test_a_look_finds_a_release_that_no_webhook_told(world: World) -> None:
     for name in ("harbor-1", "harbor-sql-lora"):
         hub.add_repo(f"tiny/{name}", files_of(name))
     hub.add_repo("acme/lora", files_of("harbor-sql-lora"))
-    client = RebaseClient(world.url, world.key("acme"))
+    client = world.client("acme")
     client.subscribe(
         {"successors_of": "tiny/harbor-1", "adapters": [{"repo_id": "acme/lora"}], "dry_run": True}
     )
