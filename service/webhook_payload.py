@@ -54,21 +54,23 @@ def release_in(payload: Mapping[str, Any]) -> Seen | Ignored:
         check_repo_id(name)
     except ValueError:
         return Ignored("repo_name", "The payload names no repo.")
-    sha = _pushed(payload, event, repo)
+    new = event.get("action") == "create" and _scope(event.get("scope")) == "repo"
+    sha = _pushed(payload)
+    if sha is None and new and not payload.get("updatedRefs"):
+        sha = _text(repo.get("headSha"))[:_SHA_LENGTH]  # perhaps none yet
     if sha is None:
         return Ignored("not_main", "Nothing was pushed to the branch main.")
     webhook_id, repo_id = _text(_part(payload, "webhook").get("id")), _text(repo.get("id"))
-    return Seen(name, MAIN, sha, "webhook", webhook_id or None, repo_id or None)
+    return Seen(name, MAIN, sha, "webhook", webhook_id or None, repo_id or None, new_repo=new)
 
 
-def _pushed(payload: Mapping[str, Any], event: Mapping[str, Any], repo: Mapping[str, Any]) -> str | None:
-    """The commit that main was moved to; for a new repo, the one that it begins with (perhaps none)."""
+def _pushed(payload: Mapping[str, Any]) -> str | None:
+    """The commit that main was moved to."""
     updated = payload.get("updatedRefs")
     for ref in updated if isinstance(updated, list) else ():
         if isinstance(ref, dict) and ref.get("ref") == MAIN and _text(ref.get("newSha")):
             return _text(ref.get("newSha"))[:_SHA_LENGTH]
-    created = event.get("action") == "create" and _scope(event.get("scope")) == "repo" and not updated
-    return _text(repo.get("headSha"))[:_SHA_LENGTH] if created else None
+    return None
 
 
 def _scope(value: Any) -> str:

@@ -52,6 +52,7 @@ class Seen:
     webhook_id: str | None = None
     hub_repo_id: str | None = None
     created_at: datetime | None = None  # of the repo, where that is known
+    new_repo: bool = False  # the repo was made; `sha` is what it begins with
 
 
 SeenAs = Literal["recorded", "duplicate", "own_push", "no_subscription"]

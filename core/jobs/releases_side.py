@@ -36,7 +36,7 @@ class ReleasesSide(Submitting):
         One transaction; one delivered again, or found by a look too, changes nothing.
         """
         with self.db.read() as connection:
-            if is_own_push(connection, seen.repo_id, seen.sha):
+            if is_own_push(connection, seen):
                 return "own_push"
             if not _meaning(connection, seen, tenant_id):
                 return "no_subscription"
@@ -70,14 +70,14 @@ class ReleasesSide(Submitting):
         return {by: found.get(by, 0) for by in ("webhook", "poll")}
 
 
-def is_own_push(connection: Connection, repo_id: str, sha: str) -> bool:
-    """Did a job of ours make this commit, or is one about to? The commit is on the Hub, and so in a webhook,
-    before the job's row says so."""
-    made = and_(Job.state == JobState.SUCCEEDED.value, Job.result["output"]["commit"].as_string() == sha)
-    query = select(Job.id).where(
-        Job.output_repo == repo_id, or_(made, Job.state == JobState.PUBLISHING.value)
-    )
-    return connection.scalar(query.limit(1)) is not None
+def is_own_push(connection: Connection, seen: Seen) -> bool:
+    """Did a job of ours make this commit (or this repo), or is one about to? The commit is on the Hub, and so
+    in a webhook, before the job's row says so."""
+    made = Job.state == JobState.SUCCEEDED.value
+    if not seen.new_repo:
+        made = and_(made, Job.result["output"]["commit"].as_string() == seen.sha)
+    ours = (Job.output_repo == seen.repo_id, or_(made, Job.state == JobState.PUBLISHING.value))
+    return connection.scalar(select(Job.id).where(*ours).limit(1)) is not None
 
 
 def _meaning(connection: Connection, seen: Seen, tenant_id: str | None) -> list[SubscriptionRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +18,14 @@ from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.tables import labelled
 from rebase.cli.waiting import open_client
-from rebase.client import Campaign, CampaignReport
+from rebase.client import Campaign, CampaignReport, RebaseClient
 from rebase.client.releases import Move
 
 commands = typer.Typer(help="What subscriptions made of releases.", no_args_is_help=True)
 
 CampaignId = Annotated[str, typer.Argument(metavar="ID", help="The campaign's id.")]
+OrNewest = Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the newest campaign.")]
+_LOOK_S = 1.0
 _STYLES = {"finished": "green", "refused": "red", "cancelled": "yellow", "awaiting_approval": "yellow"}
 _OUTCOME_STYLES = {"moved": "green", "passed": "green", "retrain": "red", "failed": "red"}
 
@@ -34,6 +37,7 @@ def ls(
         str | None, typer.Option("--subscription", metavar="ID", help="Only of this subscription.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until there is one.")] = False,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
@@ -42,6 +46,9 @@ def ls(
     wanted = state.value if state is not None else None
     with open_client(url) as client:
         found = list(islice(client.campaigns(state=wanted, subscription=subscription), limit))
+        while wait and not found:
+            time.sleep(_LOOK_S)
+            found = list(islice(client.campaigns(state=wanted, subscription=subscription), limit))
     out.document({"campaigns": [campaign.model_dump(mode="json") for campaign in found]})
     if not found:
         out.show("No campaigns.")
@@ -59,7 +66,7 @@ def ls(
 
 @commands.command("show")
 def show(
-    campaign_id: CampaignId,
+    campaign_id: OrNewest = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow it until nothing more happens by itself.")
     ] = False,
@@ -69,6 +76,7 @@ def show(
     """Show one campaign: state, progress, verdicts."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
+        campaign_id = campaign_id or _newest(client)
         if watch:
             campaign = client.watch_campaign(
                 campaign_id,
@@ -81,7 +89,7 @@ def show(
 
 @commands.command("report")
 def report(
-    campaign_id: CampaignId,
+    campaign_id: OrNewest = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page to read.")
     ] = None,
@@ -91,6 +99,7 @@ def report(
     """Which adapters moved, which need retraining and why, which failed."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
+        campaign_id = campaign_id or _newest(client)
         found = client.campaign_report(campaign_id)
         page = client.campaign_page(campaign_id) if html is not None else None
     if html is not None and page is not None:
@@ -142,6 +151,13 @@ def approve(
 ) -> int:
     """After a dry run: convert what its pre-checks let through."""
     return _steer(campaign_id, "approve", url, as_json)
+
+
+def _newest(client: RebaseClient) -> str:
+    """The id of the newest campaign. Raises CommandFailed."""
+    for campaign in client.campaigns():
+        return campaign.id
+    raise CommandFailed("There is no campaign yet.", hint="`rebase campaigns ls --wait` waits for one.")
 
 
 def _steer(campaign_id: str, move: Move, url: str, as_json: bool) -> int:

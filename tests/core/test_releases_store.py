@@ -140,6 +140,7 @@ def test_a_push_of_our_own_jobs_is_ignored_before_and_after_the_job_has_settled(
     assert store.see(seen(repo_id="acme/moved")) == "own_push"
     store.succeed(claim, {"output": {"repo_id": "acme/moved", "commit": SHA}})
     assert store.see(seen(repo_id="acme/moved")) == "own_push"
+    assert store.see(seen("d" * 40, repo_id="acme/moved", new_repo=True)) == "own_push", "its first commit"
     assert store.see(seen(OTHER_SHA, repo_id="acme/moved")) == "recorded", "somebody else's push"
 
 
