@@ -64,8 +64,8 @@ class DecisionsSide(ReleasesSide):
         now = self.clock()
         with self.db.write() as connection:
             hold(connection, claim, {JobState.RUNNING})
-            locked = select(Subscription.id).where(Subscription.id == subscription.id).with_for_update()
-            if connection.scalar(locked) is None:
+            locked = select(Subscription.id).where(Subscription.id == subscription.id)
+            if connection.scalar(locked.with_for_update(key_share=True)) is None:
                 return Decided(None, "unsubscribed")
             standing = _newest(connection, subscription.id, repo_id)
             if standing is not None and _is_handled(standing, subscription.spec, decision):

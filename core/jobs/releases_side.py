@@ -45,7 +45,7 @@ class ReleasesSide(Submitting):
             release_id = _record(connection, seen, now)
             if release_id is None:
                 return "duplicate"
-            meaning = _meaning(connection, seen, tenant_id)
+            meaning = _meaning(connection, seen, tenant_id, keep=True)
             new = _match(connection, release_id, meaning)
             told = {"repo_id": seen.repo_id, "sha": seen.sha, "seen_by": seen.seen_by}
             records = [
@@ -80,8 +80,10 @@ def is_own_push(connection: Connection, seen: Seen) -> bool:
     return connection.scalar(select(Job.id).where(*ours).limit(1)) is not None
 
 
-def _meaning(connection: Connection, seen: Seen, tenant_id: str | None) -> list[SubscriptionRecord]:
-    found = subscriptions_to(connection, owner_of(seen.repo_id), tenant_id)
+def _meaning(
+    connection: Connection, seen: Seen, tenant_id: str | None, *, keep: bool = False
+) -> list[SubscriptionRecord]:
+    found = subscriptions_to(connection, owner_of(seen.repo_id), tenant_id, keep=keep)
     return [
         one
         for one in found

@@ -29,7 +29,8 @@ class SubscriptionsSide(Submitting):
         fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         with self.db.write() as connection:
             # One at a time per tenant, so that two equal requests at once make one subscription.
-            connection.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())
+            one_at_a_time = select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True)
+            connection.execute(one_at_a_time)
             mine = _of(tenant_id).where(Subscription.fingerprint == fingerprint)
             standing = connection.execute(mine).one_or_none()
             if standing is not None:
@@ -88,12 +89,18 @@ class SubscriptionsSide(Submitting):
             connection.execute(delete(Subscription).where(Subscription.id == subscription_id))
 
 
-def subscriptions_to(connection: Connection, owner: str, tenant_id: str | None) -> list[SubscriptionRecord]:
-    """Those that wait for releases of this owner (lower case), of one tenant or of all."""
+def subscriptions_to(
+    connection: Connection, owner: str, tenant_id: str | None, *, keep: bool = False
+) -> list[SubscriptionRecord]:
+    """Those that wait for releases of this owner (lower case), of one tenant or of all. `keep`: none of them
+    can be deleted before the transaction ends."""
     query = select(*_COLUMNS).where(Subscription.owner == owner, Subscription.paused.is_(False))
     if tenant_id is not None:
         query = query.where(Subscription.tenant_id == tenant_id)
-    return [_record(row) for row in connection.execute(query.order_by(Subscription.id))]
+    query = query.order_by(Subscription.id)
+    if keep:
+        query = query.with_for_update(read=True, key_share=True)
+    return [_record(row) for row in connection.execute(query)]
 
 
 def _of(tenant_id: str) -> Select[Any]:
