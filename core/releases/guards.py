@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Kind = Literal["any", "instruct", "base"]
 MOST_JOBS = 200
+_MOST = 2**62
 _WORDS = re.compile(r"[-_.]+")
 # The rule for `kind`: a word of the name decides; where none does, a tag does; else it is a base.
 BASE_WORDS = frozenset({"base", "pt", "pretrain", "pretrained"})
@@ -24,16 +25,16 @@ class Guards(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_bytes: int | None = Field(default=None, ge=0, description="Of the weights' files.")
-    max_bytes: int | None = Field(default=None, ge=0)
-    min_parameters: int | None = Field(default=None, ge=0, description="Numbers in all tensors.")
-    max_parameters: int | None = Field(default=None, ge=0)
+    min_bytes: int | None = Field(default=None, ge=0, le=_MOST, description="Of the weights' files.")
+    max_bytes: int | None = Field(default=None, ge=0, le=_MOST)
+    min_parameters: int | None = Field(default=None, ge=0, le=_MOST, description="Numbers in all tensors.")
+    max_parameters: int | None = Field(default=None, ge=0, le=_MOST)
     kind: Kind = Field(
         default="any",
         description="`instruct` or `base`, by a word of the name (instruct, chat, it, …; base, pt, …), "
         "else by the tag `conversational`, `instruct` or `chat`; what says neither is a base.",
     )
-    licences: tuple[str, ...] | None = Field(
+    licences: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] | None = Field(
         default=None,
         min_length=1,
         max_length=100,

@@ -32,6 +32,9 @@ class OutputTemplate(OutputSpec):
         return check_template(value) if value is not None else None
 
 
+_YEARS = range(2000, 2200)  # dates at the ends of what a computer can count overflow when they are moved
+
+
 def _from_text(key: str) -> BeforeValidator:
     """`"auto"` is short for `{"name": "auto"}`, and a template for `{"repo_id": …}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
@@ -108,6 +111,8 @@ class SubscriptionRequest(BaseModel):
         """A date without a zone is UTC."""
         if value is None:
             return None
+        if value.year not in _YEARS:
+            raise ValueError(f"must lie between the years {_YEARS.start} and {_YEARS.stop}")
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
     @model_validator(mode="before")
