@@ -9,6 +9,8 @@
     ├── TooMany                 come back later; `retry_after_s` says when
     │   ├── RateLimited         too many requests of this tenant
     │   └── QuotaExceeded       too many jobs of this tenant
+    ├── WebhookOff              this deployment has no secret for webhooks
+    ├── WebhookUnauthorised     a webhook without the secret, or with another one
     ├── IdempotencyMismatch     same key, other body
     ├── IdempotencyInFlight     same key, first request still being recorded
     ├── StateConflict           the job has moved; the change no longer applies
@@ -103,6 +105,14 @@ class RateLimited(TooMany):
 
 class QuotaExceeded(TooMany):
     code = "quota_exceeded"
+
+
+class WebhookOff(RebaseError):
+    code = "webhook_not_set_up"
+
+
+class WebhookUnauthorised(RebaseError):
+    code = "webhook_unauthorised"
 
 
 class IdempotencyMismatch(RebaseError):

@@ -43,7 +43,8 @@ class KeeperState:
 
 
 class Keeper:
-    """Relays when nudged and every `interval` seconds; sweeps every `interval` seconds."""
+    """Relays when nudged and every `interval` seconds; sweeps every `interval` seconds, and asks for looks at
+    the Hub that are `reconcile_s` old (0: never)."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Keeper:
         ring: Ring,
         interval: float,
         *,
+        reconcile_s: float = 0.0,
         monotonic: Callable[[], float] = time.monotonic,
         retention: Retention | None = None,
     ) -> None:
@@ -59,6 +61,7 @@ class Keeper:
         self._store = store
         self._ring = ring
         self._interval = interval
+        self._reconcile_s = reconcile_s
         self._monotonic = monotonic
         self._retention = retention
         self._purged_at = float("-inf")
@@ -93,6 +96,7 @@ class Keeper:
                 swept_at = self._monotonic()
                 more = bool(self._guarded(self._sweep)) or more
                 self._guarded(self._purge)
+                more = (self._reconcile_s > 0 and self._guarded(self._ask_for_looks)) or more
             if more:
                 self._stopping.wait(BREATH_S)
             else:
@@ -129,6 +133,12 @@ class Keeper:
         if purged != Purged():
             log.info("purged", **{name: getattr(purged, name) for name in Purged.__slots__})
         return purged.more
+
+    def _ask_for_looks(self) -> bool:
+        asked = self._store.ask_for_looks(self._reconcile_s)
+        if asked:
+            log.info("reconciling", looks=asked)
+        return asked > 0
 
     def _guarded(self, step: Callable[[], bool]) -> bool:
         """The keeper outlives every trouble of broker and database; what failed is tried again next time."""

@@ -12,7 +12,7 @@ from core.callbacks.store import forget_deliveries
 from core.jobs.base import StoreBase
 from core.settings import Settings
 from core.states import TERMINAL
-from core.tables import AnchorPool, AuditLine, Job, JobEvent
+from core.tables import AnchorPool, AuditLine, Job, JobEvent, Release
 
 BATCH = 200
 _ENDED = [state.value for state in TERMINAL]
@@ -40,11 +40,12 @@ class Purged:
     histories: int = 0
     audit: int = 0
     deliveries: int = 0
+    releases: int = 0
 
     @property
     def more(self) -> bool:
         """Was there as much as fits into a sweep, so that there may be more?"""
-        return BATCH in (self.jobs, self.histories, self.audit, self.deliveries)
+        return BATCH in (self.jobs, self.histories, self.audit, self.deliveries, self.releases)
 
 
 class Retention:
@@ -58,7 +59,13 @@ class Retention:
     def sweep(self) -> Purged:
         """Delete at most `BATCH` of each kind. Raises Busy."""
         now = self._store.clock()
-        return Purged(self._jobs(now), self._histories(now), self._audit(now), self._deliveries(now))
+        return Purged(
+            self._jobs(now),
+            self._histories(now),
+            self._audit(now),
+            self._deliveries(now),
+            self._releases(now),
+        )
 
     def _jobs(self, now: datetime) -> int:
         """Ended jobs, oldest first. A pool lives in its job, so jobs of pools that still stand are kept."""
@@ -101,6 +108,16 @@ class Retention:
         if self._keep.events is None:
             return 0
         return forget_deliveries(self._store.db, now - timedelta(days=self._keep.events), BATCH)
+
+    def _releases(self, now: datetime) -> int:
+        """Releases that were seen long ago. What became of them stands in campaigns, which also keep one that
+        is told of again from being handled twice."""
+        if self._keep.events is None:
+            return 0
+        before = now - timedelta(days=self._keep.events)
+        old = select(Release.id).where(Release.seen_at < before).order_by(Release.id).limit(BATCH)
+        with self._store.db.write() as connection:
+            return connection.execute(delete(Release).where(Release.id.in_(old))).rowcount
 
     def _audit(self, now: datetime) -> int:
         if self._keep.audit is None:

@@ -42,6 +42,20 @@ class Settings(BaseSettings):
         ),
     )
 
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description=(
+            "Secrets that the Hub may send with its webhooks (`X-Webhook-Secret`), separated by commas: "
+            "while one is replaced, both are accepted. Unset: there is no webhook."
+        ),
+    )
+    reconcile_s: float = Field(
+        default=3600.0,
+        ge=0,
+        description="How often the models of each subscription's owner are looked at for releases that no "
+        "webhook told; 0 = off.",
+    )
+
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on.")
     auth: Literal["none", "keys"] = Field(default="none", description="`none` is allowed on loopback only.")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from core.errors import OutputForbidden, RequestInvalid
 from core.requests import MAX_REPO_ID, RepoRef, check_repo_id
 from workers.hub.content import HashCache
 from workers.hub.plain import PlainFolder
-from workers.hub.port import ByteSource, HubPort, PinnedRepo, Published, RepoKind
+from workers.hub.port import ByteSource, HubPort, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
 
 
 class Aliases:
@@ -92,6 +92,14 @@ class WithFolders:
         """Pin a folder by its content. Folders are models; datasets are the hub's."""
         folder = self._by_alias.get(ref.repo_id) if kind == "model" else None
         return folder.resolve(ref) if folder is not None else self._inner.resolve(ref, kind=kind)
+
+    def info(self, repo_id: str) -> RepoInfo:
+        """The hub's answer."""
+        return self._inner.info(repo_id)
+
+    def models_of(self, owner: str) -> Iterator[ListedModel]:
+        """The hub's answer."""
+        return self._inner.models_of(owner)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """A file of a folder, or of the hub."""

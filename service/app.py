@@ -23,7 +23,22 @@ from core.keeper import Keeper, Ring
 from core.limits import Limits
 from core.retention import Keep, Retention
 from core.settings import Settings
-from service import auth, callbacks, events, hub_tokens, jobs, keys, meta, pools, problems, submit, tenant
+from service import (
+    auth,
+    callbacks,
+    campaigns,
+    events,
+    hub_tokens,
+    jobs,
+    keys,
+    meta,
+    pools,
+    problems,
+    submit,
+    subscriptions,
+    tenant,
+    webhook,
+)
 from service.edge import Edge
 from service.intake import Intake
 from service.metrics import Metrics
@@ -52,6 +67,7 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
         store,
         ring or partial(broker.ring, broker.make_sender(settings)),
         settings.sweep_s,
+        reconcile_s=settings.reconcile_s,
         retention=Retention(store, Keep.of(settings)),
     )
     service = Service(
@@ -81,6 +97,8 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     ):
         app.include_router(router)
     for router in (keys.router, hub_tokens.router, tenant.router):
+        app.include_router(router)
+    for router in (webhook.router, subscriptions.router, campaigns.router):
         app.include_router(router)
     app.add_exception_handler(RebaseError, problems.on_rebase_error)
     app.add_exception_handler(HTTPException, problems.on_http_error)

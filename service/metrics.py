@@ -12,6 +12,7 @@ from core.callbacks.store import DeliveryBook
 from core.errors import Busy
 from core.jobs import JobStore
 from core.keeper import Keeper
+from service.release_metrics import ReleaseMetrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -37,6 +38,7 @@ class Metrics:
         )
         self.registry.register(_Jobs(store, keeper))
         self.registry.register(_Callbacks(DeliveryBook(store.db, store.clock)))
+        self.releases = ReleaseMetrics(store, self.registry)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. `route` is a path template; what a client makes up becomes no new series."""

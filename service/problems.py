@@ -19,9 +19,11 @@ from service.pointers import FieldError, field_errors
 STATUS: dict[str, int] = {
     "malformed_body": 400,
     "unauthorised": 401,
+    "webhook_unauthorised": 401,
     "loopback_only": 403,
     "forbidden": 403,
     "not_found": 404,
+    "webhook_not_set_up": 404,
     "method_not_allowed": 405,
     "idempotency_in_flight": 409,
     "state_conflict": 409,

@@ -25,6 +25,7 @@ from core.hub_tokens import token_of
 from core.jobs import Claim, ConversionKind, JobStore, TenantPools
 from core.logs import bound, get_logger
 from core.pools import PoolRequest
+from core.releases.tasks import ReleaseTask
 from core.requests import ConversionRequest
 from core.settings import Settings
 from workers.device import is_out_of_memory
@@ -33,7 +34,9 @@ from workers.hub.port import Published
 from workers.job_watch import JobWatch
 from workers.pipeline import run
 from workers.publish import marker_of, publish, result_of, verdict_of
+from workers.reconcile import look
 from workers.register import register
+from workers.release import follow
 from workers.resolve import output_name
 from workers.tools import Tools
 from workers.writing import disk_trouble
@@ -87,17 +90,28 @@ def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
     watch = JobWatch(desk.store, claim, heart)
     for left in scratch.parent.glob(f"{claim.job_id}-*"):  # by a worker that was killed, or has lost this job
         shutil.rmtree(left, ignore_errors=True)
-    if isinstance(claim.request, PoolRequest):
-        result = register(claim.request, tools_for(claim, desk), watch)
-        heart.check()
+    request, tools = claim.request, tools_for(claim, desk)
+    if isinstance(request, ConversionRequest):
+        result = _convert(claim, request, desk, tools, heart, watch, scratch)
+    elif isinstance(request, PoolRequest):
+        result = register(request, tools, watch)
+    elif isinstance(request, ReleaseTask):
+        result = follow(claim, request, desk.store, tools.hub, watch)
     else:
-        result = _convert(claim, claim.request, desk, heart, watch, scratch)
+        result = look(claim, request, desk.store, tools.hub, watch)
+    heart.check()
     _insist(lambda: desk.store.succeed(claim, result), desk.settings.lease_s)
     log.info("succeeded")
 
 
 def _convert(
-    claim: Claim, request: ConversionRequest, desk: Desk, heart: Heart, watch: JobWatch, scratch: Path
+    claim: Claim,
+    request: ConversionRequest,
+    desk: Desk,
+    tools: Tools,
+    heart: Heart,
+    watch: JobWatch,
+    scratch: Path,
 ) -> dict[str, Any]:
     """The result of a conversion, published, or of a pre-check."""
     marker = marker_of(claim.job_id)
@@ -105,7 +119,6 @@ def _convert(
         scratch.mkdir(parents=True, exist_ok=True)
     kind: ConversionKind = "precheck" if claim.kind == "precheck" else "convert"
     pools = TenantPools(desk.store, claim.tenant_id)
-    tools = tools_for(claim, desk)
     outcome = run(request, kind, tools, watch, scratch / "adapter", marker=marker, pools=pools)
     heart.check()
     if isinstance(outcome, Published):
@@ -168,7 +181,7 @@ def _standing(claim: Claim, desk: Desk, exc: Exception) -> dict[str, Any] | None
     None where there is none, and where another attempt will look anyway. Only conversions publish.
     """
     request = claim.request
-    if claim.kind == "precheck" or isinstance(request, PoolRequest):
+    if claim.kind == "precheck" or not isinstance(request, ConversionRequest):
         return None
     if public_error(exc).retryable or not desk.store.may_be_published(claim):
         return None

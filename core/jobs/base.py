@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import ColumnElement, Connection, func, insert, select
 
 from core.audit import Trail
 from core.callbacks.outgoing import add_delivery
 from core.clock import Clock, utcnow
 from core.db import Database
 from core.limits import NO_LIMITS, Limits
+from core.releases.states import Stored
 from core.states import JobState
-from core.tables import JobEvent, Outbox
+from core.tables import Campaign, CampaignJob, Job, JobEvent, Outbox
 
 FIRST_RING_AGAIN_S = 30.0
 LAST_RING_AGAIN_S = 3600.0
@@ -86,6 +87,17 @@ def lock_tenant(connection: Connection, purpose: str, tenant_id: str) -> None:
     digest = hashlib.sha256(f"{purpose}\0{tenant_id}".encode()).digest()
     number = int.from_bytes(digest[:8], "big", signed=True)
     connection.execute(select(func.pg_advisory_xact_lock(number)))
+
+
+def is_paused() -> ColumnElement[bool]:
+    """Does the job of the statement around it belong to a campaign that is paused?"""
+    return (
+        select(CampaignJob.job_id)
+        .join(Campaign, Campaign.id == CampaignJob.campaign_id)
+        .where(CampaignJob.job_id == Job.id, Campaign.state == Stored.PAUSED.value)
+        .correlate(Job)
+        .exists()
+    )
 
 
 def ring_again_at(at: datetime, rings: int) -> datetime:

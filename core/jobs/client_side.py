@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
 
 from core.audit import Trail, write_line
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
@@ -24,6 +24,7 @@ from core.jobs.figure_rows import read_figures, replace_figures
 from core.jobs.layer_rows import read_layers, replace_layers
 from core.jobs.records import (
     NO_LAYERS,
+    OWN_KINDS,
     Diagnostics,
     EventRecord,
     JobPage,
@@ -116,25 +117,7 @@ class ClientSide(StoreBase):
                     "The anchor pool of this job was deleted.", hint="Register it again: POST /anchor-pools."
                 )
             check_room(connection, tenant_id, extras.limits, now, new=False)
-            cleared = dict.fromkeys(
-                ("error", "result", "diagnostics", "verdict", "started_at", "finished_at")
-            )
-            connection.execute(
-                update(Job)
-                .where(Job.id == job_id)
-                .values(
-                    **queued_values(now),
-                    **cleared,
-                    cancel_requested=False,
-                    attempt_limit=Job.attempt + self.max_attempts,
-                    version=Job.version + 1,
-                )
-            )
-            connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == job_id))
-            replace_layers(connection, job_id, NO_LAYERS)
-            replace_figures(connection, job_id, ())
-            add_move(connection, job_id, now, JobState.QUEUED, reason="retry")
-            add_bells(connection, [job_id], now)
+            retry_locked(connection, job_id, now, self.max_attempts)
             if extras.seal is not None:
                 keep_token(connection, job_id, extras.seal(job_id), now)
             write_line(connection, now, extras.trail, "job.retried", job_id)
@@ -152,7 +135,7 @@ class ClientSide(StoreBase):
     ) -> JobPage:
         """Newest first. `adapter` and `target` are repo ids. Raises RequestInvalid for a foreign cursor."""
         check_limit(limit)
-        query = select(Job.__table__).where(Job.tenant_id == tenant_id).order_by(Job.id.desc())
+        query = select(Job.__table__).where(_of(tenant_id)).order_by(Job.id.desc())
         if state is not None:
             query = query.where(Job.state == state.value)
         if adapter is not None:
@@ -187,6 +170,27 @@ def cancel_locked(connection: Connection, job: JobRecord, now: datetime) -> None
     wipe_token(connection, job.id)
 
 
+def retry_locked(connection: Connection, job_id: str, now: datetime, max_attempts: int) -> None:
+    """Queue an ended job again, whose row the caller has locked; see `ClientSide.retry`."""
+    cleared = dict.fromkeys(("error", "result", "diagnostics", "verdict", "started_at", "finished_at"))
+    connection.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            **queued_values(now),
+            **cleared,
+            cancel_requested=False,
+            attempt_limit=Job.attempt + max_attempts,
+            version=Job.version + 1,
+        )
+    )
+    connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == job_id))
+    replace_layers(connection, job_id, NO_LAYERS)
+    replace_figures(connection, job_id, ())
+    add_move(connection, job_id, now, JobState.QUEUED, reason="retry")
+    add_bells(connection, [job_id], now)
+
+
 def is_job_id(text: str) -> bool:
     """Can this be an id? A foreign string may hold what the database refuses."""
     return _JOB_ID.fullmatch(text) is not None
@@ -198,10 +202,16 @@ def check_limit(limit: int) -> None:
         raise RequestInvalid(f"'limit' must be between 1 and {MAX_PAGE}.", pointer="/limit")
 
 
+def _of(tenant_id: str) -> ColumnElement[bool]:
+    """A tenant's jobs as it may see them. The service's own are left out: they name repos that may turn out
+    to be hidden from the tenant."""
+    return and_(Job.tenant_id == tenant_id, Job.kind.not_in(OWN_KINDS))
+
+
 def _load(connection: Connection, tenant_id: str, job_id: str, *, lock: bool = False) -> JobRecord:
     if not is_job_id(job_id):
         raise NotFound("There is no such job.")
-    query = select(Job.__table__).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    query = select(Job.__table__).where(Job.id == job_id, _of(tenant_id))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFound("There is no such job.")

@@ -80,12 +80,22 @@ def insert_jobs(
 
 
 def _parameters(record: JobRecord) -> dict[str, Any]:
-    moved = record.request["source" if record.kind == "pool" else "adapter"]
+    moved, target = _repos_of(record)
     derived = {
         "state": record.state.value,
-        "adapter_repo": moved["repo_id"],
-        "target_repo": record.request["target"]["repo_id"],
+        "adapter_repo": moved,
+        "target_repo": target,
         "ring_after": ring_again_at(record.created_at, 0),
         "rings": 0,
     }
     return {f"p_{name}": derived[name] if name in derived else getattr(record, name) for name in _JOB_COLUMNS}
+
+
+def _repos_of(record: JobRecord) -> tuple[str, str]:
+    """What the columns adapter_repo and target_repo hold; of the service's own work only what it looks at."""
+    request = record.request
+    if record.kind == "release":
+        return "", request["repo_id"]
+    if record.kind == "reconcile":
+        return "", request["owner"]
+    return request["source" if record.kind == "pool" else "adapter"]["repo_id"], request["target"]["repo_id"]

@@ -13,7 +13,15 @@ from typing import TypeVarTuple
 from sqlalchemy import Connection, Select, case, delete, func, or_, select, update
 
 from core.errors import PublicError, WorkerLost
-from core.jobs.base import StoreBase, add_bells, add_move, began_publishing, queued_values, ring_again_at
+from core.jobs.base import (
+    StoreBase,
+    add_bells,
+    add_move,
+    began_publishing,
+    is_paused,
+    queued_values,
+    ring_again_at,
+)
 from core.jobs.client_side import CANCELLED
 from core.jobs.token_rows import wipe_token
 from core.jobs.turns import ring_next
@@ -157,7 +165,10 @@ class KeeperSide(StoreBase):
     def _ring_again(self, connection: Connection, now: datetime) -> int:
         unrung = select(Outbox.id).where(Outbox.job_id == Job.id).exists()
         query = select(Job.id, Job.rings).where(
-            Job.state == JobState.QUEUED.value, or_(Job.ring_after.is_(None), Job.ring_after <= now), ~unrung
+            Job.state == JobState.QUEUED.value,
+            or_(Job.ring_after.is_(None), Job.ring_after <= now),
+            ~unrung,
+            ~is_paused(),
         )
         rows = connection.execute(_some(query)).all()
         if rows:

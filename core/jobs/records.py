@@ -14,17 +14,26 @@ from sqlalchemy import Row
 from core.errors import RequestInvalid
 from core.ids import new_id as new_id  # noqa: PLC0414  (handed on: jobs are what ids were made for)
 from core.pools import PoolRequest
+from core.releases.tasks import ReconcileTask, ReleaseTask
 from core.requests import ConversionRequest
 from core.states import TERMINAL, JobState
 
 ConversionKind = Literal["convert", "precheck"]
-Kind = Literal["convert", "precheck", "pool"]
-JobRequest = ConversionRequest | PoolRequest
+Kind = Literal["convert", "precheck", "pool", "release", "reconcile"]
+OWN_KINDS: tuple[Kind, ...] = ("release", "reconcile")  # the service's own work: no client is shown these
+JobRequest = ConversionRequest | PoolRequest | ReleaseTask | ReconcileTask
+_MODELS: dict[Kind, type[JobRequest]] = {
+    "convert": ConversionRequest,
+    "precheck": ConversionRequest,
+    "pool": PoolRequest,
+    "release": ReleaseTask,
+    "reconcile": ReconcileTask,
+}
 
 
 def request_model(kind: Kind) -> type[JobRequest]:
     """What `jobs.request` holds for this kind."""
-    return PoolRequest if kind == "pool" else ConversionRequest
+    return _MODELS[kind]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ from sqlalchemy import Connection, func, select
 
 from core.errors import QuotaExceeded
 from core.jobs.base import lock_tenant
+from core.jobs.records import OWN_KINDS
 from core.limits import Limits
 from core.states import TERMINAL, JobState
 from core.tables import Job
 
 DAY = timedelta(hours=24)
 _ACTIVE = Job.state.in_(sorted(state.value for state in JobState if state not in TERMINAL))
+_ASKED = Job.kind.not_in(OWN_KINDS)  # by the tenant, not for it
 _LOOK_AGAIN_S = 30  # after how long it is worth asking whether a job has ended
 
 
@@ -47,16 +49,22 @@ def room_of(
 
 
 def check_room(
-    connection: Connection, tenant_id: str, limits: Limits, now: datetime, *, new: bool = True
+    connection: Connection,
+    tenant_id: str,
+    limits: Limits,
+    now: datetime,
+    *,
+    new: bool = True,
+    count: int = 1,
 ) -> None:
-    """Raises QuotaExceeded when not one more fits."""
+    """Raises QuotaExceeded when not `count` more fit."""
     room = room_of(connection, tenant_id, limits, now, new=new)
-    if room.left < 1 and room.refusal is not None:
+    if room.left < count and room.refusal is not None:
         raise room.refusal
 
 
 def _of_open(connection: Connection, tenant_id: str, most: int) -> Room:
-    query = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, _ACTIVE)
+    query = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, _ACTIVE, _ASKED)
     refusal = QuotaExceeded(
         f"This tenant may have {most} jobs that are not done, and has as many.",
         hint="Wait until some have ended, or cancel some.",
@@ -69,7 +77,7 @@ def _of_day(connection: Connection, tenant_id: str, most: int, now: datetime) ->
     """The newest `most` jobs are looked at, in the order of the index, and no more."""
     newest = (
         select(Job.created_at)
-        .where(Job.tenant_id == tenant_id)
+        .where(Job.tenant_id == tenant_id, _ASKED)
         .order_by(Job.id.desc())
         .limit(most)
         .subquery()

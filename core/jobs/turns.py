@@ -2,7 +2,7 @@
 
 A worker that comes for a job beyond the limit finds nothing to take: the job stays queued, and is rung again
 when one of its tenant's jobs lets go of its worker. Tenants without a limit cost one look-up by primary key
-per claim and per end.
+per claim and per end. The service's own work for subscriptions is short and is not counted.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, func, select, update
 
-from core.jobs.base import add_bells, lock_tenant, ring_again_at
+from core.jobs.base import add_bells, is_paused, lock_tenant, ring_again_at
+from core.jobs.records import OWN_KINDS
 from core.limits import NAMES as LIMITS
 from core.limits import Limits, limits_of, over
 from core.states import LEASED, JobState
 from core.tables import Job, Outbox, TenantLimits
 
-_LEASED = Job.state.in_(sorted(state.value for state in LEASED))
+_LEASED = Job.state.in_(sorted(state.value for state in LEASED)) & Job.kind.not_in(OWN_KINDS)
 
 
 def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElement[bool] | None:
@@ -30,7 +31,7 @@ def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElem
     query = (
         select(Job.tenant_id, *columns)
         .join(TenantLimits, TenantLimits.tenant_id == Job.tenant_id, isouter=True)
-        .where(Job.id == job_id)
+        .where(Job.id == job_id, Job.kind.not_in(OWN_KINDS))
     )
     row = connection.execute(query).one_or_none()
     if row is None:
@@ -45,6 +46,7 @@ def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElem
         .select_from(other)
         .where(other.c.tenant_id == row.tenant_id)
         .where(other.c.state.in_(sorted(state.value for state in LEASED)))
+        .where(other.c.kind.not_in(OWN_KINDS))
         .scalar_subquery()
     )
     return running < most
@@ -64,7 +66,11 @@ def ring_next(connection: Connection, tenant_id: str, defaults: Limits, now: dat
     running = connection.scalar(select(func.count()).select_from(Job).where(own, _LEASED)) or 0
     if running >= most:
         return 0
-    queued = select(Job.id).where(own, Job.state == JobState.QUEUED.value).order_by(Job.id)
+    queued = (
+        select(Job.id)
+        .where(own, Job.state == JobState.QUEUED.value, Job.kind.not_in(OWN_KINDS), ~is_paused())
+        .order_by(Job.id)
+    )
     ids = connection.scalars(queued.limit(most - running)).all()
     unrung = set(connection.scalars(select(Outbox.job_id).where(Outbox.job_id.in_(ids))))
     waiting = [job_id for job_id in ids if job_id not in unrung]

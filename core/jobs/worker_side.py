@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, or_, select, update
 
 from core.errors import Cancelled, LeaseLost, PublicError
-from core.jobs.base import StoreBase, add_event, add_move, began_publishing
+from core.jobs.base import StoreBase, add_event, add_move, began_publishing, is_paused
 from core.jobs.client_side import CANCELLED
 from core.jobs.figure_rows import replace_figures
 from core.jobs.layer_rows import replace_layers
@@ -27,15 +27,15 @@ class WorkerSide(StoreBase):
     """Claim, report, settle."""
 
     def claim(self, job_id: str, owner: str, lease_s: float) -> Claim | None:
-        """Take a queued job (or one whose wait is over); None: nothing to take, or its tenant has as many
-        jobs running as it may. `owner` names this worker."""
+        """Take a queued job (or one whose wait is over); None: nothing to take, its campaign is paused, or
+        its tenant has as many jobs running as it may. `owner` names this worker."""
         now = self.clock()
         due = and_(Job.state == JobState.RETRY_WAIT.value, Job.not_before <= now)
         with self.db.write() as connection:
             turn = turn_of(connection, job_id, self.limits)
             row = connection.execute(
                 update(Job)
-                .where(Job.id == job_id, or_(Job.state == JobState.QUEUED.value, due))
+                .where(Job.id == job_id, or_(Job.state == JobState.QUEUED.value, due), ~is_paused())
                 .where(*([turn] if turn is not None else []))
                 .values(
                     state=JobState.RUNNING.value,
@@ -120,7 +120,7 @@ class WorkerSide(StoreBase):
         """The last step before the commit. Raises Cancelled when somebody asked to (nothing may be published
         then), else LeaseLost when the job is not ours."""
         with self.db.write() as connection:
-            row = _hold(connection, claim, {JobState.RUNNING})
+            row = hold(connection, claim, {JobState.RUNNING})
             if row.cancel_requested:
                 raise Cancelled(CANCELLED.message)
             self._move(connection, claim, JobState.PUBLISHING)
@@ -173,7 +173,7 @@ class WorkerSide(StoreBase):
         Returns the new state. Raises LeaseLost.
         """
         with self.db.write() as connection:
-            row = _hold(connection, claim, LEASED)
+            row = hold(connection, claim, LEASED)
             state = after_failure(
                 attempt=claim.attempt,
                 limit=row.attempt_limit,
@@ -238,7 +238,7 @@ def _fenced(claim: Claim, states: Collection[JobState] = LEASED) -> Update:
     return update(Job).where(_fence(claim, states))
 
 
-def _hold(connection: Connection, claim: Claim, states: Collection[JobState]) -> Any:
+def hold(connection: Connection, claim: Claim, states: Collection[JobState]) -> Any:
     """Lock the job's row while it is ours."""
     query = select(Job.attempt_limit, Job.cancel_requested).where(_fence(claim, states)).with_for_update()
     return _held(connection.execute(query).one_or_none(), claim)

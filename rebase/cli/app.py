@@ -21,6 +21,7 @@ from rebase.cli import (
     audit,
     cache,
     callbacks,
+    campaigns,
     convert,
     database,
     demo,
@@ -30,6 +31,7 @@ from rebase.cli import (
     pools,
     precheck,
     secrets,
+    subscriptions,
     tenants,
     transfer,
     up,
@@ -56,6 +58,9 @@ app.command("retry")(jobs.retry)
 app.command("methods")(methods.command)
 app.add_typer(pools.commands, name="pools")
 app.add_typer(callbacks.commands, name="callbacks")
+app.command("subscribe")(subscriptions.subscribe)
+app.add_typer(subscriptions.commands, name="subscriptions")
+app.add_typer(campaigns.commands, name="campaigns")
 app.add_typer(cache.commands, name="cache")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(tenants.commands, name="tenants")

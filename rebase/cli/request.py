@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from core.errors import RequestInvalid
 from core.requests import ConversionRequest, refuse_unmeasured
@@ -15,6 +15,7 @@ from service.pointers import field_errors
 from transfer.catalogue import PARAMS_BY_NAME
 
 _OBJECTS = tuple(ConversionRequest.model_fields)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse_repo(text: str, *, field: str) -> dict[str, str]:
@@ -38,12 +39,12 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+def parse_settings(settings: Iterable[str], objects: Sequence[str] = _OBJECTS) -> dict[str, Any]:
     """`key=value` pairs as a nested object: `rank=64` → {"method": {"rank": 64}}, `output.max_rank=16` →
     {"output": …}.
 
-    A later pair replaces an earlier one with the same key. Raises RequestInvalid naming the pair that is
-    wrong.
+    A later pair replaces an earlier one with the same key. `objects`: what a dotted key may begin with.
+    Raises RequestInvalid naming the pair that is wrong.
     """
     tree: dict[str, Any] = {}
     for text in settings:
@@ -55,9 +56,9 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             )
         if len(parts) == 1:
             parts = ["method", *parts]
-        elif parts[0] not in _OBJECTS:
+        elif parts[0] not in objects:
             raise RequestInvalid(
-                f"--set {key}: the request has no object '{parts[0]}'; it has {', '.join(_OBJECTS)}.",
+                f"--set {key}: the request has no object '{parts[0]}'; it has {', '.join(objects)}.",
                 hint=f"A nested parameter of the method is written method.{key}",
                 pointer=f"/{parts[0]}",
             )
@@ -92,20 +93,20 @@ def build_request(
     body: dict[str, Any] = parse_settings(settings)
     if evaluate is not None:
         body["evaluate"] = merged(evaluate, body.get("evaluate", {}))
-    _overlay(body, "adapter", parse_repo(adapter, field="adapter"))
-    _overlay(body, "target", parse_repo(target, field="target"))
+    overlay(body, "adapter", parse_repo(adapter, field="adapter"))
+    overlay(body, "target", parse_repo(target, field="target"))
     if source is not None:
-        _overlay(body, "source", parse_repo(source, field="source"))
+        overlay(body, "source", parse_repo(source, field="source"))
     if method is not None:
-        _overlay(body, "method", {"name": method})
+        overlay(body, "method", {"name": method})
     elif isinstance(body.get("method"), dict):
         body["method"].setdefault("name", "auto")
     if output is not None:
-        _overlay(body, "output", parse_repo(output, field="output"))
+        overlay(body, "output", parse_repo(output, field="output"))
     return validate(body)
 
 
-def _overlay(body: dict[str, Any], field: str, given: Mapping[str, Any]) -> None:
+def overlay(body: dict[str, Any], field: str, given: Mapping[str, Any]) -> None:
     """Join what an argument says with what --set says about the same object; both saying it differently is an
     error."""
     existing = body.get(field, {})
@@ -122,12 +123,17 @@ def _overlay(body: dict[str, Any], field: str, given: Mapping[str, Any]) -> None
 
 def validate(body: Mapping[str, Any]) -> ConversionRequest:
     """Validate, telling the first wrong field by the name that was typed."""
-    try:
-        request = ConversionRequest.model_validate(body)
-    except ValidationError as exc:
-        raise _named(exc, body) from exc
+    request = validate_as(ConversionRequest, body)
     refuse_unmeasured(request)
     return request
+
+
+def validate_as(model: type[_Model], body: Mapping[str, Any]) -> _Model:
+    """The body as a model. Raises RequestInvalid naming the first wrong field."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as exc:
+        raise _named(exc, body) from exc
 
 
 def _named(exc: ValidationError, body: Mapping[str, Any]) -> RequestInvalid:

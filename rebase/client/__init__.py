@@ -18,10 +18,13 @@ from rebase.client.models import (
     SigningSecret,
     SigningSecretList,
 )
+from rebase.client.release_models import Campaign, CampaignReport, Subscription
 
 __all__ = [
     "AnchorPool",
     "AnchorPoolList",
+    "Campaign",
+    "CampaignReport",
     "Delivery",
     "DeliveryList",
     "Event",
@@ -34,4 +37,5 @@ __all__ = [
     "ServiceUnreachable",
     "SigningSecret",
     "SigningSecretList",
+    "Subscription",
 ]

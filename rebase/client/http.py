@@ -14,6 +14,7 @@ from rebase.client.callbacks import CallbackCalls
 from rebase.client.errors import ServiceError, ServiceUnreachable, problem_of
 from rebase.client.models import Event, Job, JobList, MethodInfo
 from rebase.client.pools import PoolCalls
+from rebase.client.releases import ReleaseCalls
 from rebase.client.wire import reason_of, segment
 
 # Restarting a service takes seconds; a wait that began well outlives that.
@@ -24,7 +25,7 @@ _RETRY_S = 1.0
 Body = ConversionRequest | Mapping[str, Any]
 
 
-class RebaseClient(PoolCalls, CallbackCalls):
+class RebaseClient(PoolCalls, CallbackCalls, ReleaseCalls):
     """Talks to one service. Use as a context manager, or call `close`.
 
     Every call raises ServiceError (the service said no) or ServiceUnreachable (nobody answered).

@@ -12,11 +12,13 @@ from core.errors import PublicError
 from core.states import JobState
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Anything that the service answers."""
+
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class Progress(_Answer):
+class Progress(Answer):
     """Work done within the current phase; `total` is None while nobody knows it, `eta_s` is in seconds."""
 
     done: int = 0
@@ -25,7 +27,7 @@ class Progress(_Answer):
     eta_s: float | None = None
 
 
-class Job(_Answer):
+class Job(Answer):
     """`GET /jobs/{id}`. When `done`, exactly one of `result` and `error` is set."""
 
     id: str
@@ -46,21 +48,21 @@ class Job(_Answer):
         return self.status == JobState.SUCCEEDED.value
 
 
-class JobList(_Answer):
+class JobList(Answer):
     """One page of `GET /jobs`, newest first; `next_cursor` is None on the last page."""
 
     jobs: list[Job] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class Repo(_Answer):
+class Repo(Answer):
     """A repo at a branch, tag or commit."""
 
     repo_id: str
     revision: str = "main"
 
 
-class Anchor(_Answer):
+class Anchor(Answer):
     """One task's adapter on either base of a pool."""
 
     source: Repo
@@ -68,7 +70,7 @@ class Anchor(_Answer):
     domain: str = ""
 
 
-class AnchorPool(_Answer):
+class AnchorPool(Answer):
     """`GET /anchor-pools/{id}`. Once `ready`, every revision in it is a commit; once `invalid`, `error` is
     set."""
 
@@ -86,14 +88,14 @@ class AnchorPool(_Answer):
     created_at: datetime | None = None
 
 
-class AnchorPoolList(_Answer):
+class AnchorPoolList(Answer):
     """One page of `GET /anchor-pools`, newest first; `next_cursor` is None on the last page."""
 
     pools: list[AnchorPool] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class MethodInfo(_Answer):
+class MethodInfo(Answer):
     """One entry of `GET /methods`: `parameters` is a JSON schema."""
 
     name: str
@@ -101,7 +103,7 @@ class MethodInfo(_Answer):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class Event(_Answer):
+class Event(Answer):
     """One server-sent event of a job; `id` is what `Last-Event-ID` resumes after."""
 
     id: int
@@ -109,7 +111,7 @@ class Event(_Answer):
     data: dict[str, Any]
 
 
-class Attempt(_Answer):
+class Attempt(Answer):
     """One attempt at a delivery; without `reason` it was accepted."""
 
     number: int
@@ -120,7 +122,7 @@ class Attempt(_Answer):
     duration_ms: int | None = None
 
 
-class Delivery(_Answer):
+class Delivery(Answer):
     """`GET /deliveries/{id}`: one callback; `id` is its `webhook-id`."""
 
     id: str
@@ -135,14 +137,14 @@ class Delivery(_Answer):
     log: tuple[Attempt, ...] = ()
 
 
-class DeliveryList(_Answer):
+class DeliveryList(Answer):
     """One page of `GET /deliveries`, newest first; `next_cursor` is None on the last page."""
 
     deliveries: list[Delivery] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class SigningSecret(_Answer):
+class SigningSecret(Answer):
     """`secret` is there once, in the answer that made it."""
 
     id: str
@@ -151,7 +153,7 @@ class SigningSecret(_Answer):
     secret: str | None = Field(default=None, repr=False)
 
 
-class SigningSecretList(_Answer):
+class SigningSecretList(Answer):
     """`GET /callback-secrets`: those that sign now, newest first."""
 
     secrets: list[SigningSecret] = Field(default_factory=list)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, text, update
+from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
 import migrations
 from core.db import Database
 from core.jobs import JobStore
-from core.tables import Job, SiteDiagnostics
+from core.tables import SiteDiagnostics
 from support.databases import a_request
 from support.pools import a_pool
 from support.postgres import a_database, a_postgres
@@ -45,9 +45,11 @@ def _with_a_job(url: str) -> str:
     db = Database.open(url)
     store = JobStore(db)
     job_id = store.submit(TENANT, "convert", a_request(), "key")[0].id
-    with db.write() as connection:  # the store would also look at tables of later versions
-        values = {"state": "running", "attempt": 1, "lease_owner": "worker"}
-        connection.execute(update(Job).where(Job.id == job_id).values(**values))
+    with db.write() as connection:  # the store would also read and write tables of later versions
+        running = text(
+            "UPDATE jobs SET state = 'running', attempt = 1, lease_owner = 'worker' WHERE id = :id"
+        )
+        connection.execute(running, {"id": job_id})
         rows = [{"job_id": job_id, "position": n, "data": {"site": n}} for n in range(2)]
         connection.execute(insert(SiteDiagnostics), rows)
     db.close()

@@ -74,7 +74,7 @@ def empty_postgres_url(postgres_url: str) -> str:
     """The shared PostgreSQL database with nothing in it but the default tenant."""
     db = Database.open(postgres_url)
     with db.write() as connection:
-        connection.execute(text("TRUNCATE tenants, audit_log CASCADE"))
+        connection.execute(text("TRUNCATE tenants, releases, audit_log CASCADE"))
         connection.execute(insert(Tenant).values(id=DEFAULT_TENANT, created_at=datetime.now(UTC)))
     db.close()
     return postgres_url

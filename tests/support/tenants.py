@@ -14,6 +14,7 @@ from core.scopes import Scope
 from core.tables import ApiKey
 from service.auth import declared_scopes
 from support.api import Api
+from support.campaigns import a_subscription
 from support.databases import a_request
 from support.pools import a_pool
 
@@ -63,6 +64,7 @@ class Household:
         job, _ = store.submit(tenant, "convert", a_request(adapter={"repo_id": f"{tenant}/lora"}))
         pool, _ = store.submit_pool(tenant, a_pool())
         ids = {"job_id": job.id, "pool_id": pool.id, "key_id": made[Scope.READ].record.id}
+        ids["subscription_id"] = store.subscribe(tenant, a_subscription())[0].id
         return cls(tenant, {scope: one.key for scope, one in made.items()}, ids)
 
     def headers(self, scope: Scope) -> dict[str, str]:

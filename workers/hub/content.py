@@ -19,6 +19,7 @@ from pathlib import Path
 
 SHA = re.compile(r"^[0-9a-f]{40}$")
 _CHUNK = 1 << 20
+_COMPUTED_WITH = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,13 @@ def commit_json(parent: str | None, message: str, files: Mapping[str, FileRecord
     """What stands in a commit's file."""
     rows = {path: {"size": file.size, "sha256": file.sha256} for path, file in sorted(files.items())}
     return {"parent": parent, "message": message, "files": rows}
+
+
+def content_of(hashes: Mapping[str, str]) -> str:
+    """A digest of what a model computes with, from the hash of every file: weights, configs and tokenizer.
+    Cards, pictures and licences may change without the model being another one."""
+    kept = {path: found for path, found in sorted(hashes.items()) if path.endswith(_COMPUTED_WITH)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:

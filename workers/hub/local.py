@@ -19,7 +19,10 @@ the next, so a crash at any point leaves a repo that reads as it did before. A f
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from core.errors import (
@@ -30,12 +33,15 @@ from core.errors import (
     RevisionNotFound,
 )
 from core.requests import RepoRef
-from workers.hub.content import HashCache
+from workers.hub.card import CARD, licences_of, metadata_in, tags_of
+from workers.hub.content import HashCache, content_of
 from workers.hub.files import FileSource
-from workers.hub.names import checked, legal_output
+from workers.hub.names import checked, is_repo_id, legal_output
 from workers.hub.plain import PlainFolder
-from workers.hub.port import PinnedRepo, Published, RepoKind
+from workers.hub.port import ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
 from workers.hub.store import RepoStore
+
+_OWNER = re.compile(r"[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
 class LocalHub:
@@ -65,6 +71,29 @@ class LocalHub:
                 hint="Name a branch or a full commit sha of this repo; the default branch is 'main'.",
             )
         return replace(self._pinned(found, sha), kind=kind)
+
+    def info(self, repo_id: str) -> RepoInfo:
+        """The model at main. It was created when its first commit was written, by that file's time."""
+        repo = self.resolve(RepoRef(repo_id=repo_id))
+        card = metadata_in(self.fetch(repo, CARD)) if CARD in repo.files else {}
+        store = RepoStore(self._folder(repo_id), repo_id)
+        if store.exists():
+            hashes = {path: file.sha256 for path, file in store.commit_of(repo.sha).files.items()}
+            content = content_of(hashes)
+        else:
+            content = repo.sha
+        return RepoInfo(repo, self._times(repo_id)[0], tags_of(card), licences_of(card), content)
+
+    def models_of(self, owner: str) -> Iterator[ListedModel]:
+        """The owner's folders; those that hold nothing to read are passed over."""
+        found = []
+        if _OWNER.match(owner):
+            for folder in (self._root / owner).glob("[!.]*"):
+                repo_id = f"{owner}/{folder.name}"
+                head = self.head(repo_id) if is_repo_id(repo_id) else None
+                if head is not None:
+                    found.append(ListedModel(repo_id, head.sha, *self._times(repo_id)))
+        yield from sorted(found, key=lambda model: (model.modified_at, model.repo_id), reverse=True)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """The file inside its revision's folder. FileMissing when the revision does not have it."""
@@ -123,6 +152,13 @@ class LocalHub:
         store = RepoStore(self._folder(repo_id), repo_id)
         sha, branch = store.commit(folder, message=message, parent=parent, create_pr=create_pr)
         return self._published(store, repo_id, sha, branch)
+
+    def _times(self, repo_id: str) -> tuple[datetime, datetime]:
+        """(created, last changed), by the times of files."""
+        folder = self._folder(repo_id)
+        paths = [*(folder / "commits").glob("*.json"), folder / "refs" / "main"]
+        times = [path.stat().st_mtime for path in paths if path.exists()] or [folder.stat().st_mtime]
+        return datetime.fromtimestamp(min(times), UTC), datetime.fromtimestamp(max(times), UTC)
 
     def _published(self, store: RepoStore, repo_id: str, sha: str, branch: str) -> Published:
         pull_request = None if branch == "main" else branch

@@ -14,6 +14,15 @@ def checked(repo_id: str) -> str:
         raise RepoNotFound(f"'{repo_id}' is not a repo id such as 'owner/name'.") from exc
 
 
+def is_repo_id(text: str) -> bool:
+    """Can a repo be called so?"""
+    try:
+        check_repo_id(text)
+    except ValueError:
+        return False
+    return True
+
+
 def legal_output(name: str) -> str:
     """`name` when it is a legal repo id of at most 96 characters; RequestInvalid about `output` otherwise."""
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,6 +24,27 @@ class PinnedRepo:
 
     def __str__(self) -> str:
         return f"{self.repo_id}@{self.sha}"
+
+
+@dataclass(frozen=True, slots=True)
+class RepoInfo:
+    """A model as its hub describes it, at one commit."""
+
+    repo: PinnedRepo
+    created_at: datetime | None
+    tags: tuple[str, ...]
+    licences: tuple[str, ...]  # `license` and `license_name` of its card
+    content: str  # a digest of all files that a model computes with; cards and pictures are left out
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """One row of an owner's list."""
+
+    repo_id: str
+    sha: str
+    created_at: datetime
+    modified_at: datetime
 
 
 def is_folder(repo_id: str) -> bool:
@@ -69,6 +92,13 @@ class HubPort(Protocol):
 
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a ref to a commit sha and list its files."""
+
+    def info(self, repo_id: str) -> RepoInfo:
+        """The model at `main`, with what its card says. Raises as `resolve` does."""
+
+    def models_of(self, owner: str) -> Iterator[ListedModel]:
+        """The models of an owner that our token may see, the last changed first. None for an owner that does
+        not exist."""
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """A whole file as a local, read-only path (cached by content). FileMissing when absent."""

@@ -8,9 +8,18 @@ not available; a commit is sent once, and when its fate is unknown the history i
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    CommitOperationAdd,
+    DatasetInfo,
+    HfApi,
+    ModelInfo,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from core.errors import (
@@ -24,12 +33,13 @@ from core.errors import (
     RevisionNotFound,
 )
 from core.requests import RepoRef
-from workers.hub.content import SHA
+from workers.hub.card import licences_of
+from workers.hub.content import SHA, content_of
 from workers.hub.files import FileSource, list_files
 from workers.hub.history import History
 from workers.hub.names import checked, legal_output
 from workers.hub.permissions import may_create
-from workers.hub.port import ByteSource, PinnedRepo, Published, RepoKind
+from workers.hub.port import ByteSource, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
 from workers.hub.remote_errors import WRITE_HINT, hub_errors
 from workers.hub.transport import RangeSource, install_client, patiently
 
@@ -80,6 +90,19 @@ class RemoteHub:
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a branch, tag or sha, with every file and its size."""
         return patiently(lambda: self._resolve(ref, kind), self._wait_s)
+
+    def info(self, repo_id: str) -> RepoInfo:
+        """The model at main, with its card's metadata as the Hub has read it."""
+        return patiently(lambda: self._info(repo_id), self._wait_s)
+
+    def models_of(self, owner: str) -> Iterator[ListedModel]:
+        """Page after page, as far as the caller reads. A page is asked for once: looks come again."""
+        with hub_errors(f"the models of {owner}"):
+            for found in self._api.list_models(
+                author=owner, sort="last_modified", expand=["sha", "createdAt", "lastModified"]
+            ):
+                if found.sha and found.created_at and found.last_modified:
+                    yield ListedModel(found.id, found.sha, found.created_at, found.last_modified)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """The file in the client's shared cache, downloaded when it is not there."""
@@ -185,12 +208,29 @@ class RemoteHub:
             )
         return head.sha if head is not None else None
 
+    def _info(self, repo_id: str) -> RepoInfo:
+        with hub_errors(repo_id):
+            found = self._api.model_info(
+                checked(repo_id), revision="main", files_metadata=True, timeout=self._timeout_s
+            )
+        card = vars(found.card_data) if found.card_data is not None else {}
+        hashes = {
+            file.rfilename: file.lfs.sha256 if file.lfs is not None else file.blob_id or ""
+            for file in found.siblings or []
+        }
+        tags = tuple(str(tag) for tag in found.tags or ())
+        repo = self._pinned(RepoRef(repo_id=repo_id), found, "model")
+        return RepoInfo(repo, found.created_at, tags, licences_of(card), content_of(hashes))
+
     def _resolve(self, ref: RepoRef, kind: RepoKind) -> PinnedRepo:
         ask = self._api.model_info if kind == "model" else self._api.dataset_info
         with hub_errors(str(ref)):
             info = ask(
                 checked(ref.repo_id), revision=ref.revision, files_metadata=True, timeout=self._timeout_s
             )
+        return self._pinned(ref, info, kind)
+
+    def _pinned(self, ref: RepoRef, info: ModelInfo | DatasetInfo, kind: RepoKind) -> PinnedRepo:
         sha, siblings = info.sha or "", info.siblings or []
         sizes = {file.rfilename: file.size for file in siblings if file.size is not None}
         if not SHA.match(sha) or len(sizes) != len(siblings):

@@ -126,6 +126,14 @@ def open_model(hub: HubPort, repo: PinnedRepo) -> tuple[dict[str, Any], ModelRea
     return config, reader, tokenizer
 
 
+def missing_shards(hub: HubPort, repo: PinnedRepo) -> list[str]:
+    """Files that the model's index names and the repo does not have; those that no index may name are left to
+    `open_model`."""
+    weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
+    named = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
+    return sorted(shard for shard in named - repo.files.keys() if _SHARD.match(shard))
+
+
 def open_adapter(hub: HubPort, repo: PinnedRepo) -> tuple[dict[str, Any], SafetensorsFile]:
     """(adapter_config.json, reader over adapter_model.safetensors). A pickle is never opened, whatever lies
     beside it.

@@ -1,4 +1,5 @@
-"""`python -m support.standin_hub --root DIR --port N [--token VALUE=USER[:role]] [--seed FOLDER]`
+"""`python -m support.standin_hub --root DIR --port N [--token VALUE=USER[:role]] [--seed FOLDER]
+[--without owner/name]`
 
 Prints its address on the first line, then serves until it is stopped.
 """
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=Path, action="append", default=[], help="a folder of owner/name/… repos"
     )
+    parser.add_argument("--without", action="append", default=[], help="a repo of a seed that is left out")
     arguments = parser.parse_args()
     hub = StandinHub(arguments.root, port=arguments.port)
     for token in arguments.token:
@@ -28,7 +30,8 @@ def main() -> None:
         hub.add_token(value, user=name, role=role or "write")
     for folder in arguments.seed:
         for repo_id, files in repos_in(folder):
-            hub.add_repo(repo_id, files)
+            if repo_id not in arguments.without:
+                hub.add_repo(repo_id, files)
     print(hub.url, flush=True)
     hub.serve()
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse
 
 from support.standin_hub.access import Access, Refused, sha_of
+from support.standin_hub.listing import described
 from support.standin_hub.store import File, Repo, Store, pointer
 
 PAGE = 50
@@ -47,7 +48,7 @@ def routes(store: Store, access: Access) -> APIRouter:
     @router.get(model + "/revision/{revision:path}")
     def info(request: Request, owner: str, name: str, revision: str = "main") -> dict[str, Any]:
         repo = access.visible(request, f"{owner}/{name}")
-        return _info(repo, sha_of(repo, revision))
+        return {**described(store, repo), **_info(repo, sha_of(repo, revision))}
 
     @router.get(model + "/tree/{place:path}")
     def tree(request: Request, owner: str, name: str, place: str) -> list[dict[str, Any]]:
@@ -103,7 +104,7 @@ def routes(store: Store, access: Access) -> APIRouter:
     @router.get(dataset + "/revision/{revision:path}")
     def dataset_info(request: Request, owner: str, name: str, revision: str = "main") -> dict[str, Any]:
         repo = access.visible(request, f"datasets/{owner}/{name}")
-        return {**_info(repo, sha_of(repo, revision)), "id": f"{owner}/{name}"}
+        return {**_info(repo, sha_of(repo, revision)), "id": f"{owner}/{name}", "tags": []}
 
     @router.api_route("/datasets/{owner}/{name}/resolve/{place:path}", methods=["GET", "HEAD"])
     def resolve_dataset(request: Request, owner: str, name: str, place: str) -> Response:
@@ -160,7 +161,6 @@ def _info(repo: Repo, sha: str) -> dict[str, Any]:
         "sha": sha,
         "private": repo.private,
         "gated": gated,
-        "tags": [],
         "siblings": siblings,
     }
 

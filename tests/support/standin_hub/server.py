@@ -12,10 +12,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from support.standin_hub import reading, writing
+from support.standin_hub import listing, reading, webhooks, writing
 from support.standin_hub.access import Access, Refused
 from support.standin_hub.faults import Fault, FaultLayer, Logged
 from support.standin_hub.store import Store, Token
+from support.standin_hub.webhooks import Webhooks
 
 
 class StandinHub:
@@ -25,7 +26,8 @@ class StandinHub:
         self._temporary = None if root else tempfile.TemporaryDirectory(prefix="standin-hub-")
         self.store = Store(root or Path(self._temporary.name))  # type: ignore[union-attr]
         self.tokens: dict[str, Token] = {}
-        self._layer = FaultLayer(_app(self.store, Access(self.store, self.tokens)))
+        self.webhooks = Webhooks(self.store)
+        self._layer = FaultLayer(_app(self.store, Access(self.store, self.tokens), self.webhooks))
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -74,13 +76,15 @@ class StandinHub:
             self._temporary.cleanup()
 
 
-def _app(store: Store, access: Access) -> FastAPI:
+def _app(store: Store, access: Access, hooks: Webhooks) -> FastAPI:
     app = FastAPI(openapi_url=None)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, refusal: Refused) -> Response:
         return refusal.response()
 
+    app.include_router(webhooks.routes(hooks, access))
+    app.include_router(listing.routes(store, access))
     app.include_router(writing.routes(store, access))
     app.include_router(reading.routes(store, access))
     return app

@@ -4,7 +4,8 @@ disk.
     <root>/blobs/<sha256>           content (a link to the seeded file, or the uploaded bytes)
     <root>/repos/<owner>/<name>.json
 
-Nothing depends on the clock: commits are dated by their number, so that the same calls give the same ids.
+No id depends on the clock: commits are dated by their number, so that the same calls give the same ids. Only
+when a repo was created, and changed last, is told by the clock.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".model", ".gguf")
 LFS_BYTES = 10 * 2**20
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+
+
+EPOCH = "1970-01-01T00:00:00.000Z"
+# Told of every change: the repo, the event, and the refs that moved.
+Listener = Callable[["Repo", dict[str, str], "list[dict[str, Any]] | None"], None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class Repo:
     granted: list[str] = field(default_factory=list)  # users with access to a gated repo
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    created_at: str = EPOCH
+    modified_at: str = EPOCH
 
     @property
     def owner(self) -> str:
@@ -103,6 +113,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.listener: Listener | None = None
         self.lock = threading.RLock()
         (root / "blobs").mkdir(parents=True, exist_ok=True)
         (root / "repos").mkdir(exist_ok=True)
@@ -111,8 +122,10 @@ class Store:
     def create(self, repo_id: str, *, private: bool = False, gated: bool = False) -> Repo:
         """A new repo with the initial commit that the Hub makes."""
         with self.lock:
-            repo = self.repos[repo_id] = Repo(repo_id, private, gated)
-            self.commit(repo, "main", "initial commit", "", {".gitattributes": self.put(GITATTRIBUTES)})
+            repo = self.repos[repo_id] = Repo(repo_id, private, gated, created_at=_now())
+            first = {".gitattributes": self.put(GITATTRIBUTES)}
+            self.commit(repo, "main", "initial commit", "", first, tell=False)
+            self._tell(repo, "create", "repo", None)
             return repo
 
     def seed(self, repo_id: str, folder: Path, *, private: bool = False, gated: bool = False) -> str:
@@ -143,6 +156,7 @@ class Store:
         add: dict[str, tuple[str, int]],
         delete: set[str] = frozenset(),  # type: ignore[assignment]
         parent: str | None = None,
+        tell: bool = True,
     ) -> str:
         """One commit on `ref`, on top of `parent` or of what `ref` points at."""
         with self.lock:
@@ -156,8 +170,14 @@ class Store:
             name = json.dumps([repo.id, parent, title, message, date, content])
             sha = hashlib.sha1(name.encode()).hexdigest()
             repo.commits[sha] = Commit(sha, parent, title, message, date, files)
+            before = repo.refs.get(ref)
             repo.refs[ref] = sha
+            repo.modified_at = _now()
             self.save(repo)
+            if tell:
+                name = ref if ref.startswith("refs/") else f"refs/heads/{ref}"
+                moved = [{"ref": name, "oldSha": before, "newSha": sha}]
+                self._tell(repo, "update", "repo.content", moved)
             return sha
 
     def save(self, repo: Repo) -> None:
@@ -165,6 +185,10 @@ class Store:
         path = self.root / "repos" / f"{repo.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps(asdict(repo), indent=1).encode())
+
+    def _tell(self, repo: Repo, action: str, scope: str, refs: list[dict[str, Any]] | None) -> None:
+        if self.listener is not None:
+            self.listener(repo, {"action": action, "scope": scope}, refs)
 
     def _link(self, path: Path) -> tuple[str, int]:
         with path.open("rb") as stream:
@@ -183,6 +207,10 @@ class Store:
 def pointer(sha256: str, size: int) -> bytes:
     """What git stores in place of a large file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _load(path: Path) -> Repo:

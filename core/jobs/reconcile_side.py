@@ -1,0 +1,81 @@
+"""Looking for releases that no webhook told: who is due for a look, and what a look has covered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, delete, select, update
+
+from core.jobs.client_side import retry_locked
+from core.jobs.insert import insert_jobs
+from core.jobs.records import Claim
+from core.jobs.submit import Submitting
+from core.jobs.worker_side import hold
+from core.releases.names import owner_of
+from core.releases.tasks import ReconcileTask
+from core.states import TERMINAL, JobState
+from core.tables import Job, Subscription
+
+BATCH = 100
+
+
+class ReconcileSide(Submitting):
+    """For the keeper and for workers."""
+
+    def ask_for_looks(self, every_s: float) -> int:
+        """Queue a look for each tenant and owner whose last one is `every_s` old; how many were queued.
+
+        Several keepers share the work: a subscription's row is taken by one UPDATE. Looks that have ended go,
+        so that an hourly one leaves one row and not thousands.
+        """
+        now = self.clock()
+        with self.db.write() as connection:
+            due = (
+                select(Subscription.id)
+                .where(
+                    Subscription.asked_at <= now - timedelta(seconds=every_s), Subscription.paused.is_(False)
+                )
+                .order_by(Subscription.id)
+                .limit(BATCH)
+                .with_for_update(skip_locked=True)
+            )
+            taken = connection.execute(
+                update(Subscription)
+                .where(Subscription.id.in_(due.scalar_subquery()))
+                .values(asked_at=now)
+                .returning(Subscription.tenant_id, Subscription.owner)
+            )
+            wanted = {(row.tenant_id, row.owner) for row in taken}
+            records = [
+                self._new_record(tenant, "reconcile", ReconcileTask(owner=owner))
+                for tenant, owner in sorted(wanted)
+                if not _is_looked_for(connection, tenant, owner)
+            ]
+            if records:
+                insert_jobs(connection, records)
+        return len(records)
+
+    def looked(self, claim: Claim, owner: str, subscription_ids: Sequence[str], at: datetime) -> None:
+        """Everything of this owner that changed before `at` was seen for these. Releases whose job failed
+        (the Hub was away for too long) are tried again. Raises LeaseLost."""
+        now = self.clock()
+        failed = select(Job.id, Job.target_repo).where(
+            Job.tenant_id == claim.tenant_id, Job.kind == "release", Job.state == JobState.FAILED.value
+        )
+        with self.db.write() as connection:
+            hold(connection, claim, {JobState.RUNNING})
+            connection.execute(
+                update(Subscription).where(Subscription.id.in_(subscription_ids)).values(looked_at=at)
+            )
+            for row in connection.execute(failed.order_by(Job.id).with_for_update()).all():
+                if owner_of(row.target_repo) == owner:
+                    retry_locked(connection, row.id, now, self.max_attempts)
+
+
+def _is_looked_for(connection: Connection, tenant: str, owner: str) -> bool:
+    """Does such a look wait or run? Those that have ended are deleted."""
+    mine = (Job.tenant_id == tenant, Job.kind == "reconcile", Job.target_repo == owner)
+    over = Job.state.in_(sorted(state.value for state in TERMINAL))
+    connection.execute(delete(Job).where(*mine, over))
+    return connection.scalar(select(Job.id).where(*mine).limit(1)) is not None

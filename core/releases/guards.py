@@ -1,0 +1,137 @@
+"""What a subscription allows a release to be, and what a release is. Pure: facts in, objections out."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Kind = Literal["any", "instruct", "base"]
+MOST_JOBS = 200
+_MOST = 2**62
+_WORDS = re.compile(r"[-_.]+")
+# The rule for `kind`: a word of the name decides; where none does, a tag does; else it is a base.
+BASE_WORDS = frozenset({"base", "pt", "pretrain", "pretrained"})
+INSTRUCT_WORDS = frozenset(
+    {"instruct", "chat", "it", "sft", "dpo", "rlhf", "assistant", "thinking", "reasoning"}
+)
+INSTRUCT_TAGS = frozenset({"conversational", "instruct", "chat", "instruction-tuned"})
+
+
+class Guards(BaseModel):
+    """What a release must be for a campaign to begin, and how large a campaign may be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_bytes: int | None = Field(default=None, ge=0, le=_MOST, description="Of the weights' files.")
+    max_bytes: int | None = Field(default=None, ge=0, le=_MOST)
+    min_parameters: int | None = Field(default=None, ge=0, le=_MOST, description="Numbers in all tensors.")
+    max_parameters: int | None = Field(default=None, ge=0, le=_MOST)
+    kind: Kind = Field(
+        default="any",
+        description="`instruct` or `base`, by a word of the name (instruct, chat, it, …; base, pt, …), "
+        "else by the tag `conversational`, `instruct` or `chat`; what says neither is a base.",
+    )
+    licences: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="Licences that the release's card may name (`license` or `license_name`); null is any.",
+    )
+    max_jobs: int = Field(
+        default=50, ge=1, le=MOST_JOBS, description="Adapters per release; those after them are left out."
+    )
+
+    @field_validator("licences")
+    @classmethod
+    def _lower(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return tuple(name.strip().casefold() for name in value) if value is not None else None
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Guards:
+        for what in ("bytes", "parameters"):
+            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{what} is above max_{what}: no release could pass")
+        return self
+
+
+class Facts(BaseModel):
+    """What the Hub says of a release, read anew by the worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    repo_id: str
+    sha: str
+    created_at: datetime | None
+    bytes: int
+    parameters: int
+    model_type: str | None
+    licences: tuple[str, ...]
+    tags: tuple[str, ...]
+    content: str  # a digest of everything that the model computes with
+
+    @property
+    def kind(self) -> Literal["instruct", "base"]:
+        """By the rule above."""
+        words = set(_WORDS.split(self.repo_id.rpartition("/")[2].casefold()))
+        if words & INSTRUCT_WORDS:
+            return "instruct"
+        if words & BASE_WORDS:
+            return "base"
+        return "instruct" if {tag.casefold() for tag in self.tags} & INSTRUCT_TAGS else "base"
+
+
+class Reason(BaseModel):
+    """Why a release made no campaign, or an adapter no job."""
+
+    code: str
+    message: str
+
+
+def objections(guards: Guards, facts: Facts, since: datetime) -> list[Reason]:
+    """Everything that speaks against a campaign; empty: nothing does."""
+    found = [*_age(facts, since), *_size(guards, facts), *_kind(guards, facts), *_licence(guards, facts)]
+    return [Reason(code=code, message=message) for code, message in found]
+
+
+def _age(facts: Facts, since: datetime) -> list[tuple[str, str]]:
+    if facts.created_at is None or facts.created_at >= since:
+        return []
+    return [
+        (
+            "existed_before",
+            f"The repo was created at {facts.created_at:%Y-%m-%d %H:%M:%S} UTC, before this subscription's "
+            f"'since' ({since:%Y-%m-%d %H:%M:%S} UTC).",
+        )
+    ]
+
+
+def _size(guards: Guards, facts: Facts) -> list[tuple[str, str]]:
+    found = []
+    values: dict[str, Any] = {"bytes": facts.bytes, "parameters": facts.parameters}
+    for what, value in values.items():
+        low, high = getattr(guards, f"min_{what}"), getattr(guards, f"max_{what}")
+        if low is not None and value < low:
+            found.append((f"min_{what}", f"The release has {value} {what}; at least {low} are asked for."))
+        if high is not None and value > high:
+            found.append((f"max_{what}", f"The release has {value} {what}; at most {high} are allowed."))
+    return found
+
+
+def _kind(guards: Guards, facts: Facts) -> list[tuple[str, str]]:
+    if guards.kind in ("any", facts.kind):
+        return []
+    return [("kind", f"By its name and tags the release is '{facts.kind}'; '{guards.kind}' is asked for.")]
+
+
+def _licence(guards: Guards, facts: Facts) -> list[tuple[str, str]]:
+    if guards.licences is None:
+        return []
+    named = [name.casefold() for name in facts.licences]
+    if any(name in guards.licences for name in named):
+        return []
+    says = f"names the licence '{', '.join(facts.licences)[:200]}'" if named else "names no licence"
+    return [("licence", f"The release's card {says}; allowed: {', '.join(guards.licences)[:300]}.")]

@@ -1,0 +1,142 @@
+"""A subscription: when this owner releases such a base, convert these adapters that way."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from core.callbacks.spec import CallbackSpec
+from core.corpus import CorpusSpec
+from core.evaluation import EvaluationSpec
+from core.releases.guards import MOST_JOBS, Guards
+from core.releases.names import check_base, check_pattern, owner_of
+from core.releases.template import DEFAULT, check_distinct, check_template
+from core.repos import RepoRef
+from core.requests import OutputSpec, PrecheckSpec
+from transfer.catalogue import AnyMethodParams, AutoParams
+
+
+class OutputTemplate(OutputSpec):
+    """Where moved adapters go and how they are written; `repo_id` is a template."""
+
+    repo_id: str = Field(
+        default=DEFAULT,
+        description="Fields: {owner} and {adapter} of the adapter, {target_owner} and {target} of the base.",
+        examples=[DEFAULT],
+    )
+
+    @field_validator("repo_id")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        return check_template(value) if value is not None else None
+
+
+_YEARS = range(2000, 2200)  # dates at the ends of what a computer can count overflow when they are moved
+
+
+def _from_text(key: str) -> BeforeValidator:
+    """`"auto"` is short for `{"name": "auto"}`, and a template for `{"repo_id": …}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class SubscriptionRequest(BaseModel):
+    """`POST /subscriptions`. Exactly one of `bases` and `successors_of` says which releases are meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = Field(default=None, min_length=1, max_length=100, description="For people.")
+    bases: str | None = Field(
+        default=None,
+        max_length=200,
+        description="A pattern over one owner's repos, such as `acme/harbor-*`; case does not matter.",
+        examples=["acme/harbor-*"],
+    )
+    successors_of: str | None = Field(
+        default=None,
+        max_length=200,
+        description="A base. Its successors have the same owner and family name, and a higher version.",
+    )
+    adapters: tuple[RepoRef, ...] = Field(min_length=1, max_length=MOST_JOBS)
+    source: RepoRef | None = Field(
+        default=None, description="The base of all adapters; null: what each adapter names."
+    )
+    method: Annotated[AnyMethodParams, _from_text("name")] = Field(default_factory=AutoParams)
+    output: Annotated[OutputTemplate, _from_text("repo_id")] = Field(default_factory=OutputTemplate)
+    precheck: PrecheckSpec = Field(default_factory=PrecheckSpec)
+    corpus: CorpusSpec | None = None
+    evaluate: EvaluationSpec | None = None
+    callback: CallbackSpec | None = Field(
+        default=None, description="Tell this URL of every conversion, as a request of its own would."
+    )
+    guards: Guards = Field(default_factory=Guards)
+    dry_run: bool = Field(
+        default=False, description="Pre-checks first; conversions when the campaign is approved."
+    )
+    on_update: bool = Field(
+        default=False, description="Convert again when a base that was handled gets other weights."
+    )
+    since: datetime | None = Field(
+        default=None,
+        description="Repos created since then count as released; null: since the subscription was made. An "
+        "earlier date looks at what exists already.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _for_people(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("must be printable text on one line")
+        return value
+
+    @field_validator("bases")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        return check_pattern(value) if value is not None else None
+
+    @field_validator("successors_of")
+    @classmethod
+    def _base(cls, value: str | None) -> str | None:
+        return check_base(value) if value is not None else None
+
+    @field_validator("adapters")
+    @classmethod
+    def _owned(cls, value: tuple[RepoRef, ...]) -> tuple[RepoRef, ...]:
+        for adapter in value:
+            check_base(adapter.repo_id)
+        if len(set(value)) < len(value):
+            raise ValueError("names an adapter twice")
+        return value
+
+    @field_validator("since")
+    @classmethod
+    def _aware(cls, value: datetime | None) -> datetime | None:
+        """A date without a zone is UTC."""
+        if value is None:
+            return None
+        if value.year not in _YEARS:
+            raise ValueError(f"must lie between the years {_YEARS.start} and {_YEARS.stop}")
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rule(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (value.get("bases") is None) == (value.get("successors_of") is None):
+            raise ValueError("give exactly one of 'bases' (a pattern) and 'successors_of' (a base)")
+        return value
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> SubscriptionRequest:
+        check_distinct(self.output.repo_id, self.adapters)
+        return self
+
+    @property
+    def owner(self) -> str:
+        """Whose releases are meant, in lower case, as webhooks are matched by."""
+        return owner_of(self.bases or self.successors_of or "")
+
+    @property
+    def owner_as_written(self) -> str:
+        """The same as the hub lists it."""
+        return (self.bases or self.successors_of or "").partition("/")[0]

@@ -1,0 +1,207 @@
+"""`rebase campaigns ls|show|report|pause|resume|cancel|retry|approve`."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from core.releases.states import CampaignState
+from rebase.cli import options
+from rebase.cli.exits import CommandFailed, Exit
+from rebase.cli.output import Output
+from rebase.cli.tables import labelled
+from rebase.cli.waiting import open_client
+from rebase.client import Campaign, CampaignReport, RebaseClient
+from rebase.client.releases import Move
+
+commands = typer.Typer(help="What subscriptions made of releases.", no_args_is_help=True)
+
+CampaignId = Annotated[str, typer.Argument(metavar="ID", help="The campaign's id.")]
+OrNewest = Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the newest campaign.")]
+_LOOK_S = 1.0
+_STYLES = {"finished": "green", "refused": "red", "cancelled": "yellow", "awaiting_approval": "yellow"}
+_OUTCOME_STYLES = {"moved": "green", "passed": "green", "retrain": "red", "failed": "red"}
+
+
+@commands.command("ls")
+def ls(
+    state: Annotated[CampaignState | None, typer.Option("--state", help="Only in this state.")] = None,
+    subscription: Annotated[
+        str | None, typer.Option("--subscription", metavar="ID", help="Only of this subscription.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until there is one.")] = False,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """List campaigns, newest first."""
+    out = Output(as_json=as_json)
+    wanted = state.value if state is not None else None
+    with open_client(url) as client:
+        found = list(islice(client.campaigns(state=wanted, subscription=subscription), limit))
+        while wait and not found:
+            time.sleep(_LOOK_S)
+            found = list(islice(client.campaigns(state=wanted, subscription=subscription), limit))
+    out.document({"campaigns": [campaign.model_dump(mode="json") for campaign in found]})
+    if not found:
+        out.show("No campaigns.")
+        return Exit.DONE
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
+    for name in ("state", "base", "jobs", "created (UTC)"):
+        table.add_column(name)
+    for campaign in found:
+        cells = (campaign.base, _progress(campaign), str(campaign.created_at or "")[:19])
+        table.add_row(campaign.id, _state(campaign), *map(Text, cells))
+    out.show(table)
+    return Exit.DONE
+
+
+@commands.command("show")
+def show(
+    campaign_id: OrNewest = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it until nothing more happens by itself.")
+    ] = False,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """Show one campaign: state, progress, verdicts."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        campaign_id = campaign_id or _newest(client)
+        if watch:
+            campaign = client.watch_campaign(
+                campaign_id,
+                lambda seen: out.note(f"{seen.state.replace('_', ' ')}  {_progress(seen)}".rstrip()),
+            )
+        else:
+            campaign = client.campaign(campaign_id)
+    return _shown(campaign, out)
+
+
+@commands.command("report")
+def report(
+    campaign_id: OrNewest = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page to read.")
+    ] = None,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """Which adapters moved, which need retraining and why, which failed."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        campaign_id = campaign_id or _newest(client)
+        found = client.campaign_report(campaign_id)
+        page = client.campaign_page(campaign_id) if html is not None else None
+    if html is not None and page is not None:
+        try:
+            html.write_text(page, encoding="utf-8")
+        except OSError as exc:
+            raise CommandFailed(f"{html} cannot be written: {exc.strerror or exc}.") from exc
+        out.note(f"Written to {html}.")
+    out.document(found.model_dump(mode="json"))
+    out.show(*_lines(found.campaign), "", _report_table(found))
+    return Exit.DONE
+
+
+@commands.command("pause")
+def pause(
+    campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """Take no further job of it; running ones finish."""
+    return _steer(campaign_id, "pause", url, as_json)
+
+
+@commands.command("resume")
+def resume(
+    campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """Go on with a paused campaign."""
+    return _steer(campaign_id, "resume", url, as_json)
+
+
+@commands.command("cancel")
+def cancel(
+    campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """Cancel every job that has not ended."""
+    return _steer(campaign_id, "cancel", url, as_json)
+
+
+@commands.command("retry")
+def retry(
+    campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """Queue failed and cancelled jobs again; look again at a release that was refused or waits."""
+    return _steer(campaign_id, "retry", url, as_json)
+
+
+@commands.command("approve")
+def approve(
+    campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """After a dry run: convert what its pre-checks let through."""
+    return _steer(campaign_id, "approve", url, as_json)
+
+
+def _newest(client: RebaseClient) -> str:
+    """The id of the newest campaign. Raises CommandFailed."""
+    for campaign in client.campaigns():
+        return campaign.id
+    raise CommandFailed("There is no campaign yet.", hint="`rebase campaigns ls --wait` waits for one.")
+
+
+def _steer(campaign_id: str, move: Move, url: str, as_json: bool) -> int:
+    with open_client(url) as client:
+        return _shown(client.steer_campaign(campaign_id, move), Output(as_json=as_json))
+
+
+def _shown(campaign: Campaign, out: Output) -> int:
+    out.document(campaign.model_dump(mode="json"))
+    out.show(*_lines(campaign))
+    return Exit.DONE
+
+
+def _lines(campaign: Campaign) -> list[RenderableType]:
+    lines: list[RenderableType] = [labelled("campaign", campaign.id)]
+    lines.append(Text.assemble(labelled("state", ""), _state(campaign)))
+    lines.append(labelled("base", f"{campaign.base}@{campaign.revision[:12]}"))
+    for name, stage in campaign.stages.items():
+        counts = ", ".join(f"{count} {state}" for state, count in stage.states.items())
+        lines.append(labelled(name, f"{stage.done} of {stage.total} done: {counts}"))
+        if stage.verdicts:
+            told = ", ".join(f"{count} {verdict}" for verdict, count in stage.verdicts.items())
+            lines.append(labelled("verdicts", told))
+    if campaign.left_out:
+        lines.append(labelled("left out", f"{campaign.left_out} adapters"))
+    return [*lines, *(labelled("why", reason.message) for reason in campaign.reasons)]
+
+
+def _report_table(report: CampaignReport) -> Table:
+    table = Table("outcome", "adapter", "verdict", "output", "why", box=None, pad_edge=False)
+    for row in report.adapters:
+        outcome = Text(row.outcome.replace("_", " "), style=_OUTCOME_STYLES.get(row.outcome, ""))
+        place = f"{row.output.repo_id}@{row.output.commit[:12]}" if row.output is not None else ""
+        table.add_row(
+            outcome, *map(Text, (row.adapter, row.verdict or "", place, row.why[0] if row.why else ""))
+        )
+    return table
+
+
+def _state(campaign: Campaign) -> Text:
+    return Text(campaign.state.replace("_", " "), style=_STYLES.get(campaign.state, ""))
+
+
+def _progress(campaign: Campaign) -> str:
+    """Of the last stage that has jobs."""
+    stage = campaign.stages.get("convert") or campaign.stages.get("precheck")
+    return f"{stage.done}/{stage.total}" if stage is not None else ""

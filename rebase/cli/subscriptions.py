@@ -1,0 +1,204 @@
+"""`rebase subscribe` and `rebase subscriptions ls|show|pause|resume|rm`."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from core.errors import RequestInvalid
+from core.releases.plan import refuse_impossible
+from core.releases.spec import SubscriptionRequest
+from rebase.cli import options
+from rebase.cli.exits import Exit
+from rebase.cli.output import Output
+from rebase.cli.request import overlay, parse_repo, parse_settings, validate_as
+from rebase.cli.tables import labelled
+from rebase.cli.waiting import open_client
+from rebase.client import Subscription
+from rebase.evaluation_files import merged, read_evaluation
+
+commands = typer.Typer(help="What is converted when a base is released.", no_args_is_help=True)
+
+SubscriptionId = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.")]
+_OBJECTS = tuple(SubscriptionRequest.model_fields)
+
+
+def subscribe(
+    bases: Annotated[
+        str | None,
+        typer.Argument(metavar="OWNER/PATTERN", help="Bases by name; the name may hold * and ?. Quote it."),
+    ] = None,
+    successors_of: Annotated[
+        str | None,
+        typer.Option("--successors-of", metavar="REPO", help="Instead: this base's later generations."),
+    ] = None,
+    adapters: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="REPO", help="What to convert; may be repeated.")
+    ] = None,
+    source: options.Source = None,
+    method: options.Method = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="TEMPLATE",
+            help="Default: {owner}/{adapter}--{target}. Fields: owner, adapter, target_owner, target.",
+        ),
+    ] = None,
+    settings: options.Settings = None,
+    evaluate: options.EvaluateFile = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="Only `instruct` or only `base` releases.")
+    ] = None,
+    licences: Annotated[
+        list[str] | None,
+        typer.Option("--licence", metavar="NAME", help="Only releases with this licence; may be repeated."),
+    ] = None,
+    max_jobs: Annotated[
+        int | None, typer.Option("--max-jobs", help="At most this many adapters per release; default: 50.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Pre-checks first; `rebase campaigns approve` converts.")
+    ] = False,
+    on_update: Annotated[
+        bool, typer.Option("--on-update", help="Convert again when a base gets other weights.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="DATE", help="Bases created since then count; default: from now on."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="For you, to tell subscriptions apart.")] = None,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """Convert adapters whenever such a base is released. Guards: also --set guards.max_parameters=8e9."""
+    out = Output(as_json=as_json)
+    body: dict[str, Any] = parse_settings(settings or (), _OBJECTS)
+    if evaluate is not None:
+        body["evaluate"] = merged(read_evaluation(evaluate), body.get("evaluate", {}))
+    plain = {"bases": bases, "successors_of": successors_of, "since": since, "name": name}
+    body |= {key: value for key, value in plain.items() if value is not None}
+    body |= {key: True for key, value in (("dry_run", dry_run), ("on_update", on_update)) if value}
+    body["adapters"] = [parse_repo(adapter, field="adapters") for adapter in adapters or ()]
+    if not body["adapters"]:
+        raise RequestInvalid(
+            "No adapter is named.", hint="Name some: --adapter owner/name", pointer="/adapters"
+        )
+    if source is not None:
+        overlay(body, "source", parse_repo(source, field="source"))
+    if method is not None:
+        overlay(body, "method", {"name": method})
+    elif isinstance(body.get("method"), dict):
+        body["method"].setdefault("name", "auto")
+    if output is not None:
+        overlay(body, "output", {"repo_id": output})
+    guards = {"kind": kind, "licences": licences or None, "max_jobs": max_jobs}
+    overlay(body, "guards", {key: value for key, value in guards.items() if value is not None})
+    request = validate_as(SubscriptionRequest, body)
+    refuse_impossible(request)
+    with open_client(url) as client:
+        subscription = client.subscribe(request)
+    out.document(subscription.model_dump(mode="json"))
+    out.show(*_lines(subscription))
+    out.note(f"Campaigns: rebase campaigns ls --subscription {subscription.id}")
+    return Exit.DONE
+
+
+@commands.command("ls")
+def ls(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    url: options.Url = options.DEFAULT_URL,
+    as_json: options.AsJson = False,
+) -> int:
+    """List subscriptions, newest first."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        found = list(islice(client.subscriptions(), limit))
+    out.document({"subscriptions": [one.model_dump(mode="json") for one in found]})
+    if not found:
+        out.show("No subscriptions.")
+        return Exit.DONE
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
+    for column in ("name", "releases", "adapters", "", "created (UTC)"):
+        table.add_column(column)
+    for one in found:
+        cells = (one.name or "", _meant(one), str(one.adapter_count), "paused" if one.paused else "")
+        table.add_row(one.id, *map(Text, cells), Text(str(one.created_at or "")[:19]))
+    out.show(table)
+    return Exit.DONE
+
+
+@commands.command("show")
+def show(
+    subscription_id: SubscriptionId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """Show one subscription."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        return _shown(client.subscription(subscription_id), out)
+
+
+@commands.command("pause")
+def pause(
+    subscription_id: SubscriptionId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """Begin no campaign until it is resumed."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        return _shown(client.pause_subscription(subscription_id), out)
+
+
+@commands.command("resume")
+def resume(
+    subscription_id: SubscriptionId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """Begin campaigns again; the next look at the Hub finds what was released meanwhile."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        return _shown(client.pause_subscription(subscription_id, False), out)
+
+
+@commands.command("rm")
+def rm(
+    subscription_id: SubscriptionId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
+) -> int:
+    """End a subscription; its campaigns stay, and go on."""
+    out = Output(as_json=as_json)
+    with open_client(url) as client:
+        client.unsubscribe(subscription_id)
+    out.document({"deleted": subscription_id})
+    out.show(f"Deleted {subscription_id}.")
+    return Exit.DONE
+
+
+def _shown(subscription: Subscription, out: Output) -> int:
+    out.document(subscription.model_dump(mode="json"))
+    out.show(*_lines(subscription))
+    return Exit.DONE
+
+
+def _lines(subscription: Subscription) -> list[RenderableType]:
+    request = subscription.request
+    adapters = [adapter["repo_id"] for adapter in request.get("adapters", [])]
+    more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
+    lines: list[RenderableType] = [
+        labelled("id", f"{subscription.id}  {subscription.name or ''}".rstrip()),
+        labelled("releases", _meant(subscription)),
+        labelled("adapters", f"{', '.join(adapters[:3])}{more}"),
+        labelled("method", str((request.get("method") or {}).get("name", ""))),
+        labelled("output", str((request.get("output") or {}).get("repo_id", ""))),
+        labelled("since", f"{str(subscription.since or '')[:19]} UTC"),
+    ]
+    if request.get("dry_run"):
+        lines.append(labelled("dry run", "pre-checks first"))
+    return [*lines, labelled("state", "paused", "yellow")] if subscription.paused else lines
+
+
+def _meant(subscription: Subscription) -> str:
+    return subscription.bases or f"successors of {subscription.successors_of}"

@@ -1,0 +1,139 @@
+"""A campaign's report: what became of each adapter, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from core.errors import PublicError
+from core.jobs import CampaignEntry, CampaignRecord, JobRecord
+from core.states import JobState
+from service.campaign_views import CampaignView
+from service.views import FigureView
+
+Outcome = Literal["moved", "passed", "retrain", "failed", "cancelled", "open", "left_out"]
+_OUTCOMES: dict[JobState, Outcome] = {
+    JobState.SUCCEEDED: "moved",
+    JobState.REJECTED: "retrain",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+}
+
+
+class MovedTo(BaseModel):
+    """Where a moved adapter is."""
+
+    repo_id: str
+    commit: str
+    url: str
+    pull_request: str | None
+
+
+class AdapterReport(BaseModel):
+    """One adapter of a campaign.
+
+    `moved`: published · `passed`: a dry run's pre-check lets it through · `retrain`: the verdict is that it
+    cannot be moved, `why` says the findings · `failed`: may be retried · `left_out`: it got no job · `open`:
+    not done yet.
+    """
+
+    adapter: str
+    revision: str
+    outcome: Outcome
+    state: str | None = Field(description="Of its job.")
+    job_id: str | None
+    verdict: str | None
+    why: list[str]
+    method: dict[str, Any] | None
+    output: MovedTo | None
+    planned_output: str | None
+    measurements: dict[str, float]
+    figures: list[FigureView]
+    error: PublicError | None
+
+
+class CampaignReport(BaseModel):
+    """The whole of it. `counts`: adapters by outcome."""
+
+    campaign: CampaignView
+    counts: dict[str, int]
+    adapters: list[AdapterReport]
+
+
+def report_of(campaign: CampaignRecord, entries: Sequence[CampaignEntry]) -> CampaignReport:
+    """Every adapter of the subscription in its order; its conversion where there is one, else its
+    pre-check."""
+    by_position: dict[int, CampaignEntry] = {}
+    for entry in entries:  # pre-checks come before conversions
+        by_position[entry.position] = entry
+    left_out = {one["position"]: one for one in campaign.decision.get("left_out", [])}
+    outputs = campaign.decision.get("outputs", {})
+    adapters = []
+    for position, adapter in enumerate(campaign.request["adapters"]):
+        named = {"adapter": adapter["repo_id"], "revision": adapter["revision"]}
+        named["planned_output"] = outputs.get(str(position))
+        found = by_position.get(position)
+        adapters.append(
+            _of_job(found, named) if found is not None else _of_none(left_out.get(position), named)
+        )
+    counts: dict[str, int] = {}
+    for one in adapters:
+        counts[one.outcome] = counts.get(one.outcome, 0) + 1
+    return CampaignReport.model_construct(
+        campaign=CampaignView.of(campaign), counts=dict(sorted(counts.items())), adapters=adapters
+    )
+
+
+def _of_job(entry: CampaignEntry, named: Mapping[str, Any]) -> AdapterReport:
+    job = entry.job
+    result = job.result if job.state is JobState.SUCCEEDED and job.result is not None else {}
+    output = result.get("output")
+    return AdapterReport.model_construct(
+        **named,
+        outcome=_outcome(entry),
+        state=job.state.value,
+        job_id=job.id,
+        verdict=job.verdict,
+        why=_why(job, result),
+        method=result.get("method"),
+        output=MovedTo.model_construct(**output) if output is not None else None,
+        measurements=result.get("measurements") or {},
+        figures=[FigureView.model_construct(**asdict(figure)) for figure in entry.figures],
+        error=PublicError.model_construct(**job.error) if job.done and job.error else None,
+    )
+
+
+def _of_none(left_out: Mapping[str, Any] | None, named: Mapping[str, Any]) -> AdapterReport:
+    """An adapter without a job: over the budget, or of a release that was not converted to."""
+    return AdapterReport.model_construct(
+        **named,
+        outcome="left_out",
+        state=None,
+        job_id=None,
+        verdict=None,
+        why=[left_out["message"]] if left_out is not None else [],
+        method=None,
+        output=None,
+        measurements={},
+        figures=[],
+        error=None,
+    )
+
+
+def _outcome(entry: CampaignEntry) -> Outcome:
+    job = entry.job
+    outcome = _OUTCOMES.get(job.state, "open")
+    if entry.stage == "precheck" and outcome == "moved":
+        return "retrain" if job.verdict == "incompatible" else "passed"
+    return outcome
+
+
+def _why(job: JobRecord, result: Mapping[str, Any]) -> list[str]:
+    """The verdict's reasons, and what ended the job where something did."""
+    measured = ((job.diagnostics or {}).get("precheck") or {}).get("reasons") or []
+    told = [str(reason.get("message", "")) for reason in result.get("reasons") or measured]
+    error = (job.error or {}).get("message") if job.done else None
+    return [*([str(error)] if error and error not in told else []), *filter(None, told)]

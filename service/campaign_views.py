@@ -1,0 +1,92 @@
+"""What the API shows of a campaign. As in `service.views`, nothing is validated again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from core.jobs import CampaignPage, CampaignRecord, Tally
+from core.releases.states import CampaignState
+
+
+class ReasonView(BaseModel):
+    """Why a release made no campaign."""
+
+    code: str
+    message: str
+
+
+class StageView(BaseModel):
+    """The jobs of one stage, `precheck` (of a dry run) or `convert`."""
+
+    total: int
+    done: int
+    states: dict[str, int]
+    verdicts: dict[str, int]
+
+    @classmethod
+    def of(cls, tally: Tally) -> StageView:
+        """The view of a tally."""
+        states = {state.value: count for state, count in sorted(tally.states.items())}
+        verdicts = dict(sorted(tally.verdicts.items()))
+        return cls.model_construct(total=tally.total, done=tally.done, states=states, verdicts=verdicts)
+
+
+class CampaignView(BaseModel):
+    """What a subscription made of a release. Of one that is `refused` or `waiting`, `reasons` say why."""
+
+    id: str
+    state: CampaignState
+    subscription_id: str | None = Field(description="Null once the subscription was deleted.")
+    base: str
+    revision: str = Field(description="The commit of the release that the campaign converts to.")
+    number: int = Field(description="Counts the campaigns of one subscription for one base.")
+    dry_run: bool
+    approved_at: datetime | None
+    reasons: list[ReasonView]
+    facts: dict[str, Any] | None = Field(description="What the Hub says of the release.")
+    adapter_count: int
+    left_out: int = Field(description="Adapters without a job: over the budget, or without a legal name.")
+    stages: dict[str, StageView]
+    created_at: datetime
+    updated_at: datetime
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, campaign: CampaignRecord) -> CampaignView:
+        """The view of a record."""
+        decision, here = campaign.decision, f"/campaigns/{campaign.id}"
+        facts = decision.get("facts")
+        return cls.model_construct(
+            id=campaign.id,
+            state=campaign.state,
+            subscription_id=campaign.subscription_id,
+            base=campaign.repo_id,
+            revision=campaign.sha,
+            number=campaign.number,
+            dry_run=campaign.dry_run,
+            approved_at=campaign.approved_at,
+            reasons=[ReasonView.model_construct(**reason) for reason in decision.get("reasons", [])],
+            facts={key: value for key, value in facts.items() if key != "content"} if facts else None,
+            adapter_count=len(campaign.request["adapters"]),
+            left_out=len(decision.get("left_out", [])),
+            stages={stage: StageView.of(tally) for stage, tally in campaign.tallies.items()},
+            created_at=campaign.created_at,
+            updated_at=campaign.updated_at,
+            links={"self": here, "report": f"{here}/report"},
+        )
+
+
+class CampaignListView(BaseModel):
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+
+    campaigns: list[CampaignView]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: CampaignPage) -> CampaignListView:
+        """The view of a page."""
+        found = [CampaignView.of(campaign) for campaign in page.campaigns]
+        return cls.model_construct(campaigns=found, next_cursor=page.next_cursor)

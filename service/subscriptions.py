@@ -1,0 +1,87 @@
+"""`/subscriptions`: when an owner releases a base, convert these adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from core.jobs import SubscriptionRecord
+from core.jobs.client_side import MAX_PAGE
+from core.releases.plan import refuse_impossible
+from core.releases.spec import SubscriptionRequest
+from service.auth import CallerDep
+from service.callbacks import check_callback
+from service.subscription_views import SubscriptionListView, SubscriptionView
+
+router = APIRouter(prefix="/subscriptions", tags=["releases"])
+
+
+class SubscriptionsQuery(BaseModel):
+    """What `GET /subscriptions` can be asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cursor: str | None = Field(default=None, max_length=64)
+    limit: int = Field(default=50, ge=1, le=MAX_PAGE)
+
+
+class SubscriptionChange(BaseModel):
+    """What `PATCH /subscriptions/{id}` can change."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    paused: bool = Field(description="A paused subscription begins no campaign.")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=SubscriptionView,
+    responses={200: {"model": SubscriptionView, "description": "You have this very subscription already."}},
+)
+def subscribe(request: SubscriptionRequest, caller: CallerDep) -> Response:
+    """Convert adapters whenever such a base is released. The same request again changes nothing."""
+    refuse_impossible(request)
+    if request.callback is not None:
+        check_callback(caller, request.callback)
+    subscription, created = caller.service.store.subscribe(caller.tenant, request, caller.trail)
+    caller.service.keeper.nudge()
+    headers = {"Location": f"/subscriptions/{subscription.id}"}
+    return _answer(subscription, 201 if created else 200, headers)
+
+
+@router.get("", response_model=SubscriptionListView)
+def list_subscriptions(caller: CallerDep, query: Annotated[SubscriptionsQuery, Query()]) -> Response:
+    """Your subscriptions, newest first."""
+    page = caller.service.store.list_subscriptions(caller.tenant, cursor=query.cursor, limit=query.limit)
+    return Response(SubscriptionListView.of(page).model_dump_json(), media_type="application/json")
+
+
+@router.get("/{subscription_id}", response_model=SubscriptionView)
+def get_subscription(subscription_id: str, caller: CallerDep) -> Response:
+    """One subscription."""
+    return _answer(caller.service.store.get_subscription(caller.tenant, subscription_id))
+
+
+@router.patch("/{subscription_id}", response_model=SubscriptionView)
+def change_subscription(subscription_id: str, change: SubscriptionChange, caller: CallerDep) -> Response:
+    """Pause or resume. What is released during a pause is found by the next look at the Hub after it."""
+    store = caller.service.store
+    return _answer(store.pause_subscription(caller.tenant, subscription_id, change.paused, caller.trail))
+
+
+@router.delete("/{subscription_id}", status_code=204, response_class=Response)
+def unsubscribe(subscription_id: str, caller: CallerDep) -> Response:
+    """End a subscription. Its campaigns stay, and go on."""
+    caller.service.store.unsubscribe(caller.tenant, subscription_id, caller.trail)
+    return Response(status_code=204)
+
+
+def _answer(
+    subscription: SubscriptionRecord, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    body = SubscriptionView.of(subscription).model_dump_json()
+    return Response(body, status, headers, "application/json")

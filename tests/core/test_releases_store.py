@@ -1,0 +1,317 @@
+"""Subscriptions and releases in both databases: who is told, once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sqlalchemy import func, select
+
+from core.errors import LeaseLost, NotFound, PublicError
+from core.jobs import Decision, JobStore
+from core.releases.states import CampaignState, Stored
+from core.releases.tasks import ReconcileTask, ReleaseTask
+from core.states import JobState
+from core.tables import DEFAULT_TENANT, Job, Release
+from support.campaigns import FACTS, SHA, a_subscription, add_tenant, opened, release_claims, seen
+from support.databases import HandClock, a_request
+
+OTHER_SHA = "b" * 40
+
+
+def jobs_of_kind(store: JobStore, kind: str) -> int:
+    with store.db.read() as connection:
+        return connection.scalar(select(func.count()).select_from(Job).where(Job.kind == kind)) or 0
+
+
+def test_the_same_subscription_twice_is_one(store: JobStore) -> None:
+    first, created = store.subscribe(DEFAULT_TENANT, a_subscription())
+    second, again = store.subscribe(DEFAULT_TENANT, a_subscription())
+    assert (created, again, second) == (True, False, first)
+    assert store.subscribe(add_tenant(store, "beta"), a_subscription())[1]
+
+
+def test_equal_subscriptions_at_the_same_moment_make_one(store: JobStore) -> None:
+    made: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(store.subscribe(DEFAULT_TENANT, a_subscription())[1]))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [False] * 7 + [True]
+
+
+def test_subscriptions_are_paged_newest_first_and_belong_to_their_tenant(store: JobStore) -> None:
+    ids = [store.subscribe(DEFAULT_TENANT, a_subscription(name=f"n{n}"))[0].id for n in range(3)]
+    page = store.list_subscriptions(DEFAULT_TENANT, limit=2)
+    rest = store.list_subscriptions(DEFAULT_TENANT, limit=2, cursor=page.next_cursor)
+    assert [one.id for one in (*page.subscriptions, *rest.subscriptions)] == ids[::-1]
+    assert rest.next_cursor is None
+    beta = add_tenant(store, "beta")
+    assert store.list_subscriptions(beta).subscriptions == ()
+    for attempt in (store.get_subscription, store.unsubscribe):
+        with pytest.raises(NotFound):
+            attempt(beta, ids[0])
+    with pytest.raises(NotFound):
+        store.get_subscription(DEFAULT_TENANT, "no id")
+
+
+def test_a_push_is_one_job_for_each_subscription_that_means_it(store: JobStore) -> None:
+    beta = add_tenant(store, "beta")
+    mine, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    theirs, _ = store.subscribe(beta, a_subscription(bases=None, successors_of="acme/base-1"))
+    store.subscribe(DEFAULT_TENANT, a_subscription(bases="acme/other-*"))
+
+    assert store.see(seen()) == "recorded"
+
+    claims = release_claims(store)
+    tasks = [(claim.tenant_id, claim.request) for claim in claims]
+    assert sorted(tenant for tenant, _ in tasks) == ["beta", DEFAULT_TENANT]
+    told = {"repo_id": "acme/base-2", "sha": SHA, "seen_by": "webhook"}
+    assert {(t, r) for t, r in tasks} == {
+        (DEFAULT_TENANT, ReleaseTask(subscription_id=mine.id, **told)),
+        (beta, ReleaseTask(subscription_id=theirs.id, **told)),
+    }
+
+
+def test_a_delivery_that_comes_again_and_a_look_that_finds_the_same_add_nothing(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription())
+    assert store.see(seen()) == "recorded"
+    assert store.see(seen()) == "duplicate"
+    assert store.see(seen(webhook_id="another hook")) == "duplicate"
+    poll = {"webhook_id": None, "hub_repo_id": None, "seen_by": "poll"}
+    assert store.see(seen(**poll), DEFAULT_TENANT) == "duplicate"
+    assert (jobs_of_kind(store, "release"), store.releases_seen()) == (1, {"webhook": 1, "poll": 0})
+    assert store.see(seen(OTHER_SHA, **poll), DEFAULT_TENANT) == "recorded"
+    assert store.see(seen(OTHER_SHA)) == "duplicate"
+    assert store.releases_seen() == {"webhook": 1, "poll": 1}
+
+
+def test_a_delivery_that_is_known_under_an_older_name_of_its_repo_adds_nothing(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    assert store.see(seen(repo_id="acme/base-renamed")) == "duplicate"
+
+
+def test_deliveries_at_the_same_moment_are_one_release(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription())
+    answers: list[str] = []
+    threads = [threading.Thread(target=lambda: answers.append(store.see(seen()))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == ["duplicate"] * 7 + ["recorded"]
+    assert jobs_of_kind(store, "release") == 1
+
+
+def test_a_push_that_nobody_means_leaves_no_row(store: JobStore) -> None:
+    assert store.see(seen()) == "no_subscription"
+    paused, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.pause_subscription(DEFAULT_TENANT, paused.id, True)
+    assert store.see(seen()) == "no_subscription"
+    with store.db.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(Release)) == 0
+    store.pause_subscription(DEFAULT_TENANT, paused.id, False)
+    assert store.see(seen()) == "recorded"
+
+
+def test_a_repo_that_is_known_to_be_older_than_the_subscription_is_no_release(
+    store: JobStore, clock: HandClock
+) -> None:
+    before = clock()
+    clock.move(10)
+    store.subscribe(DEFAULT_TENANT, a_subscription())
+    assert store.see(seen(created_at=before)) == "no_subscription"
+    assert store.see(seen(created_at=clock())) == "recorded"
+
+
+def test_a_push_of_our_own_jobs_is_ignored_before_and_after_the_job_has_settled(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription(bases="acme/*"))
+    job, _ = store.submit(DEFAULT_TENANT, "convert", a_request())
+    claim = store.claim(job.id, "worker", 60)
+    assert claim is not None
+    shas = {"adapter_sha": SHA, "source_sha": SHA, "target_sha": SHA, "source_repo": "acme/base-1"}
+    store.resolved(claim, **shas, output_repo="acme/moved")
+    store.publishing(claim)
+    assert store.see(seen(repo_id="acme/moved")) == "own_push"
+    store.succeed(claim, {"output": {"repo_id": "acme/moved", "commit": SHA}})
+    assert store.see(seen(repo_id="acme/moved")) == "own_push"
+    assert store.see(seen("d" * 40, repo_id="acme/moved", new_repo=True)) == "own_push", "its first commit"
+    assert store.see(seen(OTHER_SHA, repo_id="acme/moved")) == "recorded", "somebody else's push"
+
+
+def test_the_services_own_jobs_are_shown_to_nobody(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription(since="2020-01-01"))
+    store.see(seen())
+    assert (jobs_of_kind(store, "release"), jobs_of_kind(store, "reconcile")) == (1, 1)
+    assert store.list(DEFAULT_TENANT).jobs == ()
+    with store.db.read() as connection:
+        (job_id, *_) = connection.scalars(select(Job.id)).all()
+    for attempt in (store.get, store.cancel, store.retry, store.events, store.diagnostics):
+        with pytest.raises(NotFound):
+            attempt(DEFAULT_TENANT, job_id)
+
+
+def test_a_release_job_survives_a_hub_that_is_away_for_longer_than_other_jobs_do(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    with store.db.read() as connection:
+        assert connection.scalar(select(Job.attempt_limit).where(Job.kind == "release")) == 8
+
+
+def test_the_keeper_asks_for_a_look_per_tenant_and_owner_when_it_is_due(
+    store: JobStore, clock: HandClock
+) -> None:
+    beta = add_tenant(store, "beta")
+    store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.subscribe(DEFAULT_TENANT, a_subscription(bases="ACME/else-*"))
+    store.subscribe(beta, a_subscription())
+    paused, _ = store.subscribe(beta, a_subscription(bases="other/*"))
+    store.pause_subscription(beta, paused.id, True)
+
+    assert store.ask_for_looks(60) == 0
+    clock.move(60)
+    assert store.ask_for_looks(60) == 2
+    assert store.ask_for_looks(60) == 0
+    claims = release_claims(store, "reconcile")
+    assert [(c.tenant_id, c.request) for c in claims] == [
+        ("beta", ReconcileTask(owner="acme")),
+        (DEFAULT_TENANT, ReconcileTask(owner="acme")),
+    ]
+
+
+def test_looks_that_have_ended_are_not_kept_and_one_that_runs_is_not_doubled(
+    store: JobStore, clock: HandClock
+) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    for _ in range(3):
+        clock.move(60)
+        assert store.ask_for_looks(60) == 1
+        (claim,) = release_claims(store, "reconcile")
+        clock.move(60)
+        assert store.ask_for_looks(60) == 0, "one is running"
+        store.looked(claim, "acme", [subscription.id], clock())
+        store.succeed(claim, {})
+    assert jobs_of_kind(store, "reconcile") == 1
+    assert store.get_subscription(DEFAULT_TENANT, subscription.id).looked_at == clock()
+
+
+def test_a_look_tries_releases_again_whose_job_had_failed(store: JobStore, clock: HandClock) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    (claim,) = release_claims(store)
+    store.fail(claim, PublicError(code="hub_unavailable", message="away"))
+    clock.move(3600)
+    store.ask_for_looks(3600)
+    (look,) = release_claims(store, "reconcile")
+    store.looked(look, "acme", [subscription.id], clock())
+    (again,) = release_claims(store)
+    assert again.job_id == claim.job_id
+
+
+def test_a_subscription_that_begins_in_the_past_is_looked_after_at_once(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription(since="2020-01-01"))
+    assert len(release_claims(store, "reconcile")) == 1
+
+
+def test_a_base_is_handled_once_however_often_its_release_is_decided(store: JobStore) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    campaign_id = opened(store, subscription)
+    store.see(seen(OTHER_SHA))
+    (claim,) = release_claims(store)
+    decision = Decision(Stored.OPEN, OTHER_SHA, facts={"content": "weights-2"}, outputs={0: "acme/out"})
+    decided = store.decide(claim, subscription, "acme/base-2", decision)
+    assert (decided.outcome, decided.campaign_id) == ("handled", campaign_id)
+    assert jobs_of_kind(store, "convert") == 2
+
+
+def test_a_worker_that_is_killed_after_its_decision_decides_the_same_again(
+    store: JobStore, clock: HandClock
+) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    (first,) = release_claims(store)
+    decision = Decision(Stored.OPEN, SHA, facts=FACTS, outputs={0: "acme/x", 1: "acme/y"})
+    begun = store.decide(first, subscription, "acme/base-2", decision)
+    clock.move(61)
+    store.sweep()
+    (second,) = [claim for claim in release_claims(store) if claim.attempt == 2]
+    again = store.decide(second, subscription, "acme/base-2", decision)
+    assert (begun.outcome, again.outcome, again.campaign_id) == ("open", "handled", begun.campaign_id)
+    assert jobs_of_kind(store, "convert") == 2
+
+
+def test_on_update_converts_again_only_when_what_the_model_computes_with_has_changed(store: JobStore) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription(on_update=True))
+    opened(store, subscription)
+    outcomes = []
+    for sha, content in ((OTHER_SHA, "weights-1"), ("c" * 40, "weights-2"), ("c" * 40, "weights-2")):
+        store.see(seen(sha))
+        claim = (release_claims(store) or [claim])[0]  # noqa: F821  (the last one decides twice)
+        decision = Decision(Stored.OPEN, sha, facts={"content": content}, outputs={0: "acme/out"})
+        outcomes.append(store.decide(claim, subscription, "acme/base-2", decision).outcome)
+    assert outcomes == ["handled", "open", "handled"]
+    page = store.list_campaigns(DEFAULT_TENANT)
+    assert [(campaign.number, campaign.sha[0]) for campaign in page.campaigns] == [(2, "c"), (1, "a")]
+
+
+def test_a_release_that_waits_or_was_refused_is_decided_anew_under_the_same_id(store: JobStore) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    seen_states = []
+    ids = set()
+    for sha, state in (("1" * 40, Stored.WAITING), ("2" * 40, Stored.REFUSED), ("3" * 40, Stored.OPEN)):
+        store.see(seen(sha))
+        (claim,) = release_claims(store)
+        reasons = [] if state is Stored.OPEN else [{"code": "why", "message": "Because."}]
+        outputs = {0: "acme/out"} if state is Stored.OPEN else {}
+        decision = Decision(state, sha, reasons, FACTS, outputs)
+        ids.add(store.decide(claim, subscription, "acme/base-2", decision).campaign_id)
+        (campaign,) = store.list_campaigns(DEFAULT_TENANT).campaigns
+        seen_states.append((campaign.state, campaign.sha[0], len(campaign.decision["reasons"])))
+    assert len(ids) == 1
+    assert seen_states == [
+        (CampaignState.WAITING, "1", 1),
+        (CampaignState.REFUSED, "2", 1),
+        (CampaignState.CONVERTING, "3", 0),
+    ]
+
+
+def test_a_subscription_that_was_deleted_meanwhile_begins_nothing_and_its_campaigns_stay(
+    store: JobStore,
+) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    campaign_id = opened(store, subscription)
+    store.see(seen(OTHER_SHA))
+    (claim,) = release_claims(store)
+    store.unsubscribe(DEFAULT_TENANT, subscription.id)
+    decision = Decision(Stored.OPEN, OTHER_SHA, facts=FACTS, outputs={0: "acme/out"})
+    assert store.decide(claim, subscription, "acme/base-2", decision).outcome == "unsubscribed"
+    assert store.subscription_of(claim, subscription.id) is None
+    kept = store.get_campaign(DEFAULT_TENANT, campaign_id)
+    assert (kept.subscription_id, kept.state) == (None, CampaignState.CONVERTING)
+
+
+def test_a_release_that_comes_during_a_pause_is_found_by_a_later_look(store: JobStore) -> None:
+    store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    (claim,) = release_claims(store)
+    assert isinstance(claim.request, ReleaseTask)
+    store.forget(claim, claim.request)
+    store.succeed(claim, {"outcome": "paused"})
+    assert store.see(seen(), DEFAULT_TENANT) == "recorded"
+
+
+def test_only_whoever_holds_the_job_decides(store: JobStore, clock: HandClock) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    (claim,) = release_claims(store)
+    clock.move(61)
+    store.sweep()
+    with pytest.raises(LeaseLost):
+        store.decide(claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, outputs={0: "acme/x"}))
+    assert store.list_campaigns(DEFAULT_TENANT).campaigns == ()
+    assert store.list(DEFAULT_TENANT, state=JobState.QUEUED).jobs == ()
