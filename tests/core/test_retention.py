@@ -6,19 +6,22 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from core import keys, retention
 from core.audit import Trail, read_lines, write_line
+from core.callbacks.secrets import SigningSecrets
 from core.errors import NotFound, PublicError, StateConflict
 from core.hub_tokens import SealedFor, put_tenant_token
+from core.ids import new_id
 from core.jobs import Extras, JobStore
 from core.keeper import Keeper
 from core.limits import set_limits
 from core.retention import Keep, Retention
-from core.tables import AuditLine, Base, Job
+from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Campaign, Job, Release
 from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
 from core.vault import Vault, new_key
+from support.campaigns import SHA, a_subscription, seen
 from support.databases import a_request
 from support.pools import a_pool
 
@@ -146,6 +149,17 @@ def _furnished(store: JobStore, tenant: str) -> None:
     put_tenant_token(store, VAULT, tenant, "hf_y" * 9, Trail(tenant))
     with store.db.write() as connection:
         set_limits(connection, tenant, {"max_running": 1}, store.clock())
+    SigningSecrets(store.db, store.clock).rotate(VAULT, tenant, 0)
+    told, _ = store.submit(tenant, "convert", a_request(callback={"url": "https://tools.example/hook"}))
+    store.cancel(tenant, told.id)
+    subscription, _ = store.subscribe(tenant, a_subscription())
+    now = store.clock()
+    campaign = {"id": new_id(), "tenant_id": tenant, "subscription_id": subscription.id, "number": 1}
+    campaign |= {"repo_id": "acme/base-2", "sha": SHA, "state": "open", "decision": {}, "dry_run": False}
+    campaign |= {"request": subscription.request, "created_at": now, "updated_at": now}
+    with store.db.write() as connection:
+        connection.execute(insert(CallbackStop).values(tenant_id=tenant, url_sha256="0" * 64, at=now))
+        connection.execute(insert(Campaign).values(campaign))
 
 
 def test_a_deleted_tenant_leaves_one_line_and_nothing_else(now_store: JobStore) -> None:
@@ -227,3 +241,24 @@ def test_a_job_that_ended_just_now_is_not_old_because_it_was_made_long_ago(now_s
         connection.execute(update(Job).where(Job.id == job_id).values(finished_at=now_store.clock()))
 
     assert Retention(now_store, Keep(jobs=30)).sweep().jobs == 0
+
+
+def test_releases_and_callbacks_go_with_the_histories(now_store: JobStore) -> None:
+    now_store.subscribe("default", a_subscription())
+    assert now_store.see(seen()) == "recorded"
+    told, _ = now_store.submit(
+        "default", "convert", a_request(callback={"url": "https://tools.example/hook"})
+    )
+    now_store.cancel("default", told.id)
+    with now_store.db.write() as connection:
+        connection.execute(update(CallbackDelivery).values(state="delivered"))
+    sweeper = Retention(now_store, Keep(events=30))
+
+    _later(now_store, 29)
+    assert (sweeper.sweep().releases, sweeper.sweep().deliveries) == (0, 0)
+    _later(now_store, 31)
+    purged = sweeper.sweep()
+    assert (purged.releases, purged.deliveries) == (1, 1)
+    with now_store.db.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(Release)) == 0
+        assert connection.scalar(select(func.count()).select_from(CallbackDelivery)) == 0

@@ -1,0 +1,87 @@
+"""Campaigns keep to what their tenant may use, and stand in nobody's way."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import delete, select
+
+from core.errors import QuotaExceeded
+from core.jobs import JobStore
+from core.limits import set_limits
+from core.tables import Campaign, Outbox
+from support.campaigns import a_subscription, opened, release_claims, seen
+from support.databases import a_request
+
+TENANT = "default"
+
+
+def limit(store: JobStore, **numbers: int) -> None:
+    with store.db.write() as connection:
+        set_limits(connection, TENANT, numbers, store.clock())
+
+
+def left_out(store: JobStore, campaign_id: str) -> list[tuple[int, str]]:
+    with store.db.read() as connection:
+        decision = connection.scalar(select(Campaign.decision).where(Campaign.id == campaign_id))
+    return [(one["position"], one["code"]) for one in decision["left_out"]] if decision else []
+
+
+def jobs_of(store: JobStore, campaign_id: str) -> list[str]:
+    entries = store.campaign_entries(TENANT, campaign_id)
+    return [entry.job.id for entry in entries]
+
+
+def test_a_campaign_begins_with_as_many_adapters_as_the_tenant_may_queue(store: JobStore) -> None:
+    limit(store, max_queued=2)
+    store.submit(TENANT, "convert", a_request())
+    subscription, _ = store.subscribe(TENANT, a_subscription())
+
+    campaign = opened(store, subscription)
+
+    assert len(jobs_of(store, campaign)) == 1
+    assert left_out(store, campaign) == [(1, "quota_exceeded")]
+
+
+def test_approving_more_than_the_tenant_may_queue_is_refused_and_can_be_done_later(store: JobStore) -> None:
+    subscription, _ = store.subscribe(TENANT, a_subscription(dry_run=True))
+    campaign = opened(store, subscription)
+    for job_id in jobs_of(store, campaign):
+        claim = store.claim(job_id, "w", 60)
+        assert claim is not None
+        store.save_diagnostics(claim, {}, [], "compatible")
+        store.succeed(claim, {"verdict": "compatible"})
+    limit(store, max_queued=1)
+
+    with pytest.raises(QuotaExceeded):
+        store.approve_campaign(TENANT, campaign)
+    limit(store, max_queued=10)
+    store.approve_campaign(TENANT, campaign)
+    assert len(jobs_of(store, campaign)) == 4
+
+
+def test_the_service_s_own_work_takes_no_place_of_the_tenant(store: JobStore) -> None:
+    limit(store, max_running=1, max_queued=1)
+    store.subscribe(TENANT, a_subscription())
+    job, _ = store.submit(TENANT, "convert", a_request())
+    assert store.claim(job.id, "w", 60) is not None
+
+    assert store.see(seen()) == "recorded"
+    assert len(release_claims(store)) == 1
+
+
+def test_a_paused_campaign_does_not_keep_its_tenants_other_jobs_from_being_rung(store: JobStore) -> None:
+    limit(store, max_running=1)
+    running, _ = store.submit(TENANT, "convert", a_request())
+    claim = store.claim(running.id, "w", 60)
+    assert claim is not None
+    subscription, _ = store.subscribe(TENANT, a_subscription())
+    campaign = opened(store, subscription)
+    store.pause_campaign(TENANT, campaign)
+    waiting, _ = store.submit(TENANT, "convert", a_request())
+    with store.db.write() as connection:
+        connection.execute(delete(Outbox))
+
+    store.succeed(claim, {})
+
+    with store.db.read() as connection:
+        assert connection.scalars(select(Outbox.job_id)).all() == [waiting.id]
