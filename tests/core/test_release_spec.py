@@ -170,12 +170,16 @@ def test_what_every_job_would_be_refused_for_is_refused_when_subscribing() -> No
 
 
 def test_a_job_of_a_release_is_pinned_to_its_commit_and_a_pre_check_has_no_output() -> None:
-    spec = a_subscription(evaluate={"examples": [{"prompt": "a", "answer": "b"}] * 2})
+    spec = a_subscription(
+        evaluate={"examples": [{"prompt": "a", "answer": "b"}] * 2},
+        callback={"url": "https://tools.example/hook"},
+    )
     target = RepoRef(repo_id="acme/base-2", revision="2" * 40)
     convert = request_for(spec, spec.adapters[0], target, "convert", "acme/out")
     precheck = request_for(spec, spec.adapters[0], target, "precheck", "acme/out")
     assert (convert.target, convert.output.repo_id) == (target, "acme/out")
-    assert (precheck.output.repo_id, precheck.evaluate) == (None, None)
+    assert (precheck.output.repo_id, precheck.evaluate, precheck.callback) == (None, None, None)
+    assert convert.callback == spec.callback
 
 
 def test_a_date_without_a_zone_is_utc() -> None:

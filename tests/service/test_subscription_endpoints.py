@@ -57,7 +57,7 @@ def test_the_same_subscription_again_is_answered_with_the_one_that_stands(client
         ({"method": {"name": "cross_lora", "rank": -1}}, "/method/rank"),
         ({"method": {"name": "auto", "candidates": [{"name": "copy"}]}}, "/method/candidates"),
         ({"since": "yesterday"}, "/since"),
-        ({"callback": {"url": "https://x"}}, "/callback"),
+        ({"callback": {"url": "http://tools.example/hook"}}, "/callback/url"),
     ],
 )
 def test_a_wrong_field_is_pointed_at(client: TestClient, change: dict[str, Any], pointer: str) -> None:
