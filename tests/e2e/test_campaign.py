@@ -50,12 +50,22 @@ class World:
     clients: list[RebaseClient] = field(default_factory=list)
 
     def client(self, tenant: str) -> RebaseClient:
-        """With a key, as an operator makes one."""
-        command = [sys.executable, "-m", "rebase", "keys", "create", "--tenant", tenant, "--json"]
-        done = subprocess.run(command, env=self.env, cwd=self.home, capture_output=True, check=True)
-        client = RebaseClient(self.url, json.loads(done.stdout)["key"])
+        """With a key, and a Hub token that may write to the tenant's own organisation alone, as an operator
+        gives both."""
+        made = self.command("keys", "create", "--tenant", tenant, "--json")
+        token = self.hub.add_token(f"hf_of_{tenant}", user=f"{tenant}-bot", orgs={tenant: "write"})
+        self.command("tenants", "token", "set", tenant, typed=token)
+        client = RebaseClient(self.url, json.loads(made)["key"])
         self.clients.append(client)
         return client
+
+    def command(self, *arguments: str, typed: str = "") -> str:
+        """`rebase …` beside the service."""
+        command = [sys.executable, "-m", "rebase", *arguments]
+        done = subprocess.run(
+            command, env=self.env, cwd=self.home, capture_output=True, check=True, input=typed, text=True
+        )
+        return done.stdout
 
     def log(self) -> str:
         """What API and worker said, for a failing test."""
@@ -65,13 +75,11 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with StandinHub(tmp_path / "standin") as hub:
-        token = hub.add_token("hf_service", user="service", orgs={"acme": "write", "beta": "write"})
         env = environment(
             tmp_path,
             HF_ENDPOINT=hub.url,
             HF_HOME=str(tmp_path / "hf"),
             HF_HUB_DISABLE_XET="1",
-            REBASE_HUB_TOKEN=token,
             REBASE_WEBHOOK_SECRET=SECRET,
             REBASE_AUTH="keys",
             REBASE_RECONCILE_S="5",
