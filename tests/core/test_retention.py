@@ -13,15 +13,14 @@ from core.audit import Trail, read_lines, write_line
 from core.callbacks.secrets import SigningSecrets
 from core.errors import NotFound, PublicError, StateConflict
 from core.hub_tokens import SealedFor, put_tenant_token
-from core.ids import new_id
 from core.jobs import Extras, JobStore
 from core.keeper import Keeper
 from core.limits import set_limits
 from core.retention import Keep, Retention
-from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Campaign, Job, Release
+from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Job, Release
 from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
 from core.vault import Vault, new_key
-from support.campaigns import SHA, a_subscription, seen
+from support.campaigns import a_subscription, bare_campaign, seen
 from support.databases import a_request
 from support.pools import a_pool
 
@@ -153,13 +152,10 @@ def _furnished(store: JobStore, tenant: str) -> None:
     told, _ = store.submit(tenant, "convert", a_request(callback={"url": "https://tools.example/hook"}))
     store.cancel(tenant, told.id)
     subscription, _ = store.subscribe(tenant, a_subscription())
-    now = store.clock()
-    campaign = {"id": new_id(), "tenant_id": tenant, "subscription_id": subscription.id, "number": 1}
-    campaign |= {"repo_id": "acme/base-2", "sha": SHA, "state": "open", "decision": {}, "dry_run": False}
-    campaign |= {"request": subscription.request, "created_at": now, "updated_at": now}
+    bare_campaign(store, subscription)
+    stop = insert(CallbackStop).values(tenant_id=tenant, url_sha256="0" * 64, at=store.clock())
     with store.db.write() as connection:
-        connection.execute(insert(CallbackStop).values(tenant_id=tenant, url_sha256="0" * 64, at=now))
-        connection.execute(insert(Campaign).values(campaign))
+        connection.execute(stop)
 
 
 def test_a_deleted_tenant_leaves_one_line_and_nothing_else(now_store: JobStore) -> None:

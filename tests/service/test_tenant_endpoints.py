@@ -199,15 +199,15 @@ def test_beyond_its_rate_a_tenant_is_told_when_to_come_back_and_others_are_not(
 
 @pytest.mark.usefixtures("at_once")
 def test_beyond_its_jobs_a_tenant_is_told_when_there_is_room(guarded: Api, acme: Household) -> None:
-    change_limits(guarded.store, "acme", {"jobs_per_day": 3}, None)
+    change_limits(guarded.store, "acme", {"jobs_per_day": 4}, None)
     headers = acme.headers(Scope.CONVERT)
     answers = [guarded.client.post("/convert", json=BODY, headers=headers) for _ in range(2)]
 
-    assert [answer.status_code for answer in answers] == [202, 429], "a job and a pool were there before"
+    assert [answer.status_code for answer in answers] == [202, 429], "two jobs and a pool were there before"
     assert answers[1].json()["code"] == "quota_exceeded"
     assert int(answers[1].headers["retry-after"]) > 80_000
     limits = guarded.client.get("/limits", headers=headers).json()
-    assert limits["jobs_per_day"] == 3
+    assert limits["jobs_per_day"] == 4
     with_key = {**headers, "Idempotency-Key": "k"}
     assert guarded.client.post("/convert", json=BODY, headers=with_key).status_code == 429
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
+from core.ids import new_id
 from core.jobs import Claim, Decision, JobStore, Seen, SubscriptionRecord
 from core.releases.spec import SubscriptionRequest
 from core.releases.states import Stored
 from core.releases.tasks import MAIN
-from core.tables import Job, Tenant
+from core.tables import Campaign, Job, Tenant
 
 SHA = "a" * 40
 FACTS: dict[str, Any] = {"content": "weights-1"}
@@ -61,6 +62,18 @@ def opened(store: JobStore, subscription: SubscriptionRecord, sha: str = SHA, **
     store.succeed(claim, {"outcome": decided.outcome})
     assert decided.campaign_id is not None
     return decided.campaign_id
+
+
+def bare_campaign(store: JobStore, subscription: SubscriptionRecord) -> str:
+    """A campaign's row without jobs."""
+    now = store.clock()
+    values = {"id": new_id(), "tenant_id": subscription.tenant_id, "subscription_id": subscription.id}
+    values |= {"repo_id": "acme/base-2", "number": 1, "sha": SHA, "state": Stored.OPEN.value}
+    values |= {"request": subscription.request, "decision": {"outputs": {}, "left_out": [], "reasons": []}}
+    values |= {"dry_run": False, "created_at": now, "updated_at": now}
+    with store.db.write() as connection:
+        connection.execute(insert(Campaign).values(values))
+    return str(values["id"])
 
 
 def payload(**changes: Any) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import update
 
 from core import keys
+from core.callbacks.store import DeliveryBook
 from core.jobs import JobStore
 from core.scopes import Scope
 from core.tables import ApiKey
 from service.auth import declared_scopes
 from support.api import Api
-from support.campaigns import a_subscription
+from support.campaigns import a_subscription, bare_campaign
 from support.databases import a_request
 from support.pools import a_pool
 
@@ -59,12 +60,17 @@ class Household:
 
     @classmethod
     def make(cls, store: JobStore, tenant: str) -> Household:
-        """A new tenant with a queued job, a pool and three keys."""
+        """A new tenant with three keys and one of every kind of thing."""
         made = {scope: keys.issue(store, tenant, f"{tenant}-{scope}", scope) for scope in Scope}
         job, _ = store.submit(tenant, "convert", a_request(adapter={"repo_id": f"{tenant}/lora"}))
         pool, _ = store.submit_pool(tenant, a_pool())
         ids = {"job_id": job.id, "pool_id": pool.id, "key_id": made[Scope.READ].record.id}
-        ids["subscription_id"] = store.subscribe(tenant, a_subscription())[0].id
+        subscription, _ = store.subscribe(tenant, a_subscription())
+        told, _ = store.submit(tenant, "convert", a_request(callback={"url": "https://tools.example/hook"}))
+        store.cancel(tenant, told.id)
+        (delivery,) = DeliveryBook(store.db, store.clock).of_job(tenant, told.id)
+        ids |= {"subscription_id": subscription.id, "campaign_id": bare_campaign(store, subscription)}
+        ids["delivery_id"] = delivery.id
         return cls(tenant, {scope: one.key for scope, one in made.items()}, ids)
 
     def headers(self, scope: Scope) -> dict[str, str]:
