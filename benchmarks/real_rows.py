@@ -51,7 +51,7 @@ STUDY: Mapping[str, Wanted] = {
     "distill from step": _BASE | {"init": "step"},
     "distill from closed form": _BASE | {"init": "closed_form"},
     "distill 20 steps from step": _BASE | {"steps": 20, "init": "step"},
-    "distill unfiltered": _BASE | {"filter": "none"},
+    "distill where it speaks": _BASE | {"filter": "speaks"},
     "distill with shift": _BASE | {"shift": 1.0},
     "distill rate 1e-3": _BASE | {"learning_rate": 1e-3},
     "distill rank 64": _BASE | {"rank": 64},
