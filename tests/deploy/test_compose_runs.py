@@ -204,7 +204,7 @@ def test_the_composed_stack_converts_an_adapter_and_stops_cleanly(stack: Stack, 
     with RebaseClient(url) as stranger, pytest.raises(ServiceError):
         stranger.convert(request)
 
-    key = json.loads(stack.tool("api", "keys", "create", "--name", "ci", "--json"))["key"]
+    key = json.loads(stack.tool("api", "keys", "create", "--name", "ci", "--scope", "admin", "--json"))["key"]
     with RebaseClient(url, key) as client, receiver(answers(204)) as found:
         secret = str(client.rotate_signing_secret().secret)
         callback = CallbackSpec(url=found.url)
