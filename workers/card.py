@@ -21,6 +21,8 @@ _VERDICT_WORDS = {
     "incompatible": "incompatible: nothing suggests that this skill survives the move",
 }
 
+_MOST_LISTED = 8  # entries of a parameter
+
 
 def write_card(report: Report, licences: dict[str, str | None]) -> str:
     """Markdown with the Hub's metadata block on top. `licences` maps repo id → licence named in its card."""
@@ -62,7 +64,7 @@ def _summary(report: Report) -> list[str]:
     target = report.target.repo_id.split("/")[-1]
     method = report.method_used
     parameters = ", ".join(
-        f"`{key}={json.dumps(value)}`" for key, value in sorted(method.items()) if key != "name"
+        f"`{key}={json.dumps(_brief(value))}`" for key, value in sorted(method.items()) if key != "name"
     )
     return [
         f"# {name} on {target}",
@@ -83,6 +85,15 @@ def _summary(report: Report) -> list[str]:
         f"| written as | rank {report.output.get('rank')}, {report.output.get('dtype')} |",
         "",
     ]
+
+
+def _brief(value: Any) -> Any:
+    """A parameter as a reader wants it: of many texts only how many; the report has them all."""
+    if isinstance(value, dict):
+        return {key: _brief(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and len(value) > _MOST_LISTED:
+        return f"{len(value)} entries"
+    return value
 
 
 def _how(method: dict[str, Any]) -> str:

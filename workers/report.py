@@ -204,6 +204,7 @@ class Report(_Part):
     pool: PoolPart | None = None
     layer_map: LayerMap | None = None
     cast_heads_trained_on: RepoAt | None = None
+    training_curve: list[dict[str, FiniteFloat]] = []  # held-out loss in nats per token, against steps
     output: dict[str, Any] = {}
     verification: Verification | None = None
     evaluation: Evaluation | None = None

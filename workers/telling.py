@@ -88,6 +88,7 @@ def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: Conve
             "sites": merged,
             "summary": summarise(merged) | (finite(found.learnt.measurements) if found.learnt else {}),
             "cast_heads_trained_on": found.learnt.heads_of if found.learnt else None,
+            "training_curve": [finite(dict(point)) for point in found.learnt.curve] if found.learnt else [],
             "output": {
                 "rank": built.rank,
                 "dtype": request.output.dtype,

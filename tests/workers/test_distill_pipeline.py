@@ -82,6 +82,12 @@ def test_a_trained_adapter_knows_the_task_and_the_report_tells_how_it_came(tmp_p
     summary = found.report.summary
     assert summary["distill_best_step"] > 0
     assert summary["distill_nats_carried"] < summary["distill_nats_alone"]
+    curve = found.report.training_curve
+    assert [point["steps"] for point in curve] == [0.0, 16.0]
+    assert curve[-1]["held_out"] < curve[0]["held_out"]
+    card = (found.folder / "README.md").read_text()
+    assert f'"{len(PROMPTS)} entries"' in card
+    assert PROMPTS[0] not in card
     assert "trains" in {reason.code for reason in found.report.precheck.reasons}
     assert not any((tmp_path / "scratch" / "training").iterdir())
 

@@ -45,14 +45,16 @@ Begin = Callable[[TextModel, Written], Mapping[Site, LowRank]]  # the target and
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """What a job has trained, for its report. `heads_of`: the adapter that kept heads were trained with."""
+    """What a job has trained, for its report. `heads_of`: the adapter that kept heads were trained with;
+    `curve`: held-out loss on the way, where it is known."""
 
     measurements: dict[str, float]
     heads_of: RepoAt | None = None
+    curve: tuple[Mapping[str, float], ...] = ()
 
     def then(self, more: Learnt) -> Learnt:
         """With what was trained after it."""
-        return Learnt({**self.measurements, **more.measurements}, self.heads_of)
+        return Learnt({**self.measurements, **more.measurements}, self.heads_of, more.curve or self.curve)
 
 
 def learn(
@@ -67,7 +69,9 @@ def learn(
     """The evidence with what this method has to have trained, if anything. Raises TrainingFailed."""
     if finds_whole(params):
         distilled = trained(opened, bases, evidence, pairs, params, tools, watch)
-        return replace(evidence, trained=distilled.deltas), Learnt(distilled.measurements)
+        return replace(evidence, trained=distilled.deltas), Learnt(
+            distilled.measurements, curve=distilled.curve
+        )
     if isinstance(params, CastParams):
         found = heads_for(opened, bases, evidence, pairs, params, tools, watch)
         return replace(evidence, heads=found.at), Learnt(found.measurements, found.trained_on)
@@ -134,7 +138,7 @@ def refined(
     sites = {site: delta.shape for site, delta in deltas.items()}
     begun = starting(sites, rank, deltas, settings.seed)
     found = _run(opened, bases, lambda _target, _written: begun, settings, tools, watch, refines=params)
-    return found.deltas, Learnt(found.measurements)
+    return found.deltas, Learnt(found.measurements, curve=found.curve)
 
 
 def _run(
