@@ -38,6 +38,9 @@ def files_of(name: str) -> Path:
     return folder / "revisions" / (folder / "refs" / "main").read_text().strip()
 
 
+TOKEN = "hf_tiny"
+
+
 @dataclass
 class Office:
     """A hub, a store, a worker, and a way to put repos onto the hub that does not go through the port."""
@@ -85,7 +88,7 @@ def office(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> I
 
     def make(hub: HubPort, add: Callable[[str, Path], object], server: StandinHub | None) -> Office:
         tools = Tools(hub, FactorCache(tmp_path / "cache", 2**30, None, 60, 2**20), torch.device("cpu"))
-        settings = Settings(_env_file=None, home=tmp_path, heartbeat_s=0.2, retry_base_s=0)
+        settings = Settings(_env_file=None, home=tmp_path, heartbeat_s=0.2, retry_base_s=0, hub_token=TOKEN)
         return Office(hub, store, Desk(settings, store, tools, "worker"), add, server)
 
     try:
@@ -94,7 +97,7 @@ def office(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> I
             yield make(LocalHub(root), lambda repo_id, files: _into(LocalHub(root), repo_id, files), None)
         else:
             with StandinHub() as server:
-                token = server.add_token("hf_tiny", user="tiny")
+                token = server.add_token(TOKEN, user="tiny")
                 hub = RemoteHub(token, server.url, tmp_path / "hub-cache", timeout_s=10, wait_s=0.01)
                 yield make(hub, server.add_repo, server)
     finally:
