@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import structlog
+
 
 def pytest_configure() -> None:
     """Ctrl-C reaches programs that tests start, also where the suite itself runs in the background.
@@ -11,3 +13,18 @@ def pytest_configure() -> None:
     A shell starts background commands with SIGINT ignored, and every child would inherit that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _plain_tracebacks()
+
+
+def _plain_tracebacks() -> None:
+    """As in production. Unconfigured, structlog draws each traceback with all local values around it: seconds
+    for one line of log.
+    """
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ]
+    )
