@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from core.callbacks.spec import DeliveryState
@@ -15,7 +14,7 @@ from core.errors import StateConflict
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
-from rebase.cli.tables import labelled
+from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
 from rebase.client import Delivery, SigningSecret
 
@@ -80,10 +79,7 @@ def ls(
     if not found:
         out.show("No deliveries.")
         return Exit.DONE
-    table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
-    for name in ("event", "state", "attempts", "last answer", "url", "created (UTC)"):
-        table.add_column(name)
+    table = rows_by_id("event", "state", "attempts", "last answer", "url", "created (UTC)")
     for one in found:
         cells = (one.event, str(one.attempts), _last(one), one.url, _when(one.created_at))
         event, attempts, last, where, created = map(Text, cells)

@@ -16,7 +16,7 @@ from core.releases.states import CampaignState
 from rebase.cli import options
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
-from rebase.cli.tables import labelled
+from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
 from rebase.client import Campaign, CampaignReport, RebaseClient
 from rebase.client.releases import Move
@@ -53,10 +53,7 @@ def ls(
     if not found:
         out.show("No campaigns.")
         return Exit.DONE
-    table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
-    for name in ("state", "base", "jobs", "created (UTC)"):
-        table.add_column(name)
+    table = rows_by_id("state", "base", "jobs", "created (UTC)")
     for campaign in found:
         cells = (campaign.base, _progress(campaign), str(campaign.created_at or "")[:19])
         table.add_row(campaign.id, _state(campaign), *map(Text, cells))

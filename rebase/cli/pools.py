@@ -14,7 +14,7 @@ from core.states import PoolState
 from rebase.cli import options
 from rebase.cli.exits import Exit, exit_for_code
 from rebase.cli.output import Output
-from rebase.cli.tables import error_lines, labelled
+from rebase.cli.tables import error_lines, labelled, rows_by_id
 from rebase.cli.waiting import follow, open_client
 from rebase.client import AnchorPool
 from rebase.client.models import Repo
@@ -76,10 +76,7 @@ def ls(
     if not found:
         out.show("No pools.")
         return Exit.DONE
-    table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
-    for name in ("name", "state", "anchors", "source", "target", "created (UTC)"):
-        table.add_column(name)
+    table = rows_by_id("name", "state", "anchors", "source", "target", "created (UTC)")
     for pool in found:
         repos = [Text(pool.source.repo_id), Text(pool.target.repo_id)]
         state, created = _state(pool), Text(str(pool.created_at or "")[:19])

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from core.errors import RequestInvalid
@@ -17,7 +16,7 @@ from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.request import overlay, parse_repo, parse_settings, validate_as
-from rebase.cli.tables import labelled
+from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
 from rebase.client import Subscription
 from rebase.evaluation_files import merged, read_evaluation
@@ -123,10 +122,7 @@ def ls(
     if not found:
         out.show("No subscriptions.")
         return Exit.DONE
-    table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
-    for column in ("name", "releases", "adapters", "", "created (UTC)"):
-        table.add_column(column)
+    table = rows_by_id("name", "releases", "adapters", "", "created (UTC)")
     for one in found:
         cells = (one.name or "", _meant(one), str(one.adapter_count), "paused" if one.paused else "")
         table.add_row(one.id, *map(Text, cells), Text(str(one.created_at or "")[:19]))

@@ -67,10 +67,7 @@ def verdict_lines(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> l
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """Jobs as rows."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True, min_width=32)  # ids are there to be copied
-    for name in ("kind", "state", "adapter", "target", "created (UTC)"):
-        table.add_column(name)
+    table = rows_by_id("kind", "state", "adapter", "target", "created (UTC)")
     for job in jobs:
         table.add_row(
             job.id,
@@ -96,6 +93,15 @@ def diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
     flags = [flag for site in sites for flag in site.get("flags", ())]
     for flag in sorted(set(flags)):
         table.add_row(Text(f"flag {flag}"), f"{flags.count(flag)} sites", "", "")
+    return table
+
+
+def rows_by_id(*columns: str) -> Table:
+    """An empty table whose first column holds ids, whole: they are there to be copied."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True, min_width=32)
+    for name in columns:
+        table.add_column(name)
     return table
 
 
