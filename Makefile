@@ -7,6 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PACKAGES := core service workers transfer rebase migrations examples scripts
 N ?= 50
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -32,8 +33,8 @@ run: $(READY) ## start the stack, convert the bundled example, keep serving unti
 demo: $(READY) ## the same conversion as a check: exits 0 when all is as promised, else 1
 	@$(BIN)/rebase demo
 
-test: lint ## everything that CI runs: lint, then every test
-	$(BIN)/python -m pytest
+test: lint ## everything that CI runs: lint, then every test (JOBS=2 files at a time)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ def test_transfer_measures_shows_a_table_and_keeps_the_report(
     monkeypatch.setenv("REBASE_HOME", str(tmp_path / "home"))
     file = _file(tmp_path, "task.jsonl", "\n".join(LINES))
     asked = ("tiny/harbor-sql-lora", "--target", "tiny/harbor-2", "--hub", str(EXAMPLES / "hub"))
-    options = ("--evaluate", str(file), "--set", "evaluate.score=likelihood")
+    options = ("--method", "copy", "--evaluate", str(file), "--set", "evaluate.score=likelihood")
     done = rebase("transfer", *asked, *options, "--out", str(tmp_path / "out"))
     assert done.code == 0, done.err
     assert "score (likelihood)" in done.out and "target + moved adapter" in done.out
