@@ -17,6 +17,7 @@ from core.db import Database
 from core.jobs import CampaignRecord, JobStore
 from core.settings import Settings
 from core.tables import DEFAULT_TENANT, Job
+from service.campaign_views import CampaignListView
 from support.campaigns import a_subscription, seen
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.standin_hub import StandinHub
@@ -333,6 +334,32 @@ def test_models_are_listed_the_last_changed_first(office: Office) -> None:
 def test_cards_that_are_no_yaml_say_nothing(office: Office, tmp_path: Path) -> None:
     office.add("tiny/harbor-2", variant(tmp_path, card="No metadata here."))
     assert office.hub.info("tiny/harbor-2").licences == ()
+
+
+@pytest.mark.parametrize("office", ["local"], indirect=True)
+@pytest.mark.parametrize(
+    ("licence", "read"), [(f"0x{'f' * 5000}", ()), ('"\\ud800"', ("\\ud800",)), ('"\\e[2J"', ("\\x1b[2J",))]
+)
+def test_what_cannot_be_written_is_spelled_out_or_left_out(
+    office: Office, tmp_path: Path, licence: str, read: tuple[str, ...]
+) -> None:
+    office.add("tiny/harbor-2", variant(tmp_path, card=f"---\nlicense: {licence}\n---\n"))
+    assert office.hub.info("tiny/harbor-2").licences == read
+
+
+@pytest.mark.parametrize("licence", ['"\\e]0;mine\\a\\nx"', '"\\0"'])
+def test_a_card_that_no_screen_and_no_json_can_show_is_told_in_words(
+    office: Office, tmp_path: Path, licence: str
+) -> None:
+    office.subscribe(guards={"licences": ["mit"]})
+    office.add("tiny/harbor-2", variant(tmp_path, card=f"---\nlicense: {licence}\ntags: [{licence}]\n---\n"))
+
+    assert office.release()["outcome"] == "refused"
+
+    page = CampaignListView.of(office.store.list_campaigns(DEFAULT_TENANT))
+    (shown,) = json.loads(page.model_dump_json())["campaigns"]
+    told = [shown["reasons"][0]["message"], *shown["facts"]["licences"], *shown["facts"]["tags"]]
+    assert all(text.isprintable() for text in told)
 
 
 @pytest.mark.parametrize("office", ["remote"], indirect=True)
