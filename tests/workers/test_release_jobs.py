@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,33 @@ def test_a_look_finds_the_release_whose_webhook_never_came_and_both_make_one(off
     assert office.campaign().repo_id == "tiny/harbor-2"
     office.store.ask_for_looks(0)
     assert [result["releases"] for result in office.work("reconcile")] == [0]
+
+
+@pytest.mark.parametrize("office", ["remote"], indirect=True)
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_repo_that_is_made_public_after_its_last_push_is_found_by_a_later_look(
+    office: Office, announced: bool
+) -> None:
+    assert office.server is not None
+    office.subscribe(bases="big/harbor-*")
+    sha = office.server.add_repo("big/harbor-2", files_of("harbor-2"), private=True)
+    if announced:
+        office.store.see(seen(sha, "big/harbor-2"))
+        assert [result["outcome"] for result in office.work()] == ["unreadable"]
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    office.store.clock = lambda: tomorrow
+    office.store.ask_for_looks(3600)
+    assert [look["releases"] for look in office.work("reconcile")] == [0], "it is hidden"
+
+    office.server.store.repos["big/harbor-2"].private = False
+    office.store.clock = lambda: tomorrow + timedelta(hours=1)
+    office.store.ask_for_looks(3600)
+
+    assert [look["releases"] for look in office.work("reconcile")] == [1]
+    assert [result["outcome"] for result in office.work()] == ["open"]
+    office.store.clock = lambda: tomorrow + timedelta(hours=2)
+    office.store.ask_for_looks(3600)
+    assert [look["releases"] for look in office.work("reconcile")] == [0], "once is enough"
 
 
 def test_a_subscription_that_begins_in_the_past_finds_what_exists(office: Office) -> None:
