@@ -238,6 +238,28 @@ def test_a_dry_run_checks_waits_for_approval_and_converts_what_passed(store: Job
     assert store.get_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.FINISHED
 
 
+def test_what_passes_its_pre_check_after_the_approval_is_converted_by_approving_again(
+    store: JobStore,
+) -> None:
+    campaign_id = begun(store, dry_run=True)
+    first, second = jobs(store, campaign_id)
+    end(store, first)
+    end(store, second, how="fail")
+    store.approve_campaign(DEFAULT_TENANT, campaign_id)
+    (converted,) = set(jobs(store, campaign_id)) - {first, second}
+    end(store, converted)
+    store.retry_campaign(DEFAULT_TENANT, campaign_id)
+    assert store.approve_campaign(DEFAULT_TENANT, campaign_id).tallies["convert"].total == 1, "not yet"
+    end(store, second)
+
+    again = store.approve_campaign(DEFAULT_TENANT, campaign_id)
+
+    assert again.state is CampaignState.CONVERTING
+    assert (again.tallies["convert"].total, again.tallies["convert"].done) == (2, 1)
+    store.cancel_campaign(DEFAULT_TENANT, campaign_id)
+    assert store.approve_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CANCELLED
+
+
 def test_a_dry_run_of_which_nothing_passed_is_finished_by_approving_it(store: JobStore) -> None:
     campaign_id = begun(store, dry_run=True)
     for job_id in jobs(store, campaign_id):
