@@ -20,7 +20,7 @@ from core.retention import Keep, Retention
 from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Job, Release
 from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
 from core.vault import Vault, new_key
-from support.campaigns import a_subscription, bare_campaign, seen
+from support.campaigns import a_subscription, bare_campaign, opened, seen
 from support.databases import a_request
 from support.pools import a_pool
 
@@ -96,6 +96,51 @@ def test_a_pool_that_still_stands_keeps_its_job(now_store: JobStore) -> None:
     assert sweeper.sweep().jobs == 0
     now_store.delete_pool("default", pool.id)
     assert sweeper.sweep().jobs == 1
+
+
+def _campaign_job(store: JobStore, campaign: str) -> None:
+    """End the first of a campaign's jobs that waits."""
+    waiting = [entry.job.id for entry in store.campaign_entries("default", campaign) if not entry.job.done]
+    claim = store.claim(waiting[0], "w", 60)
+    assert claim is not None
+    store.save_diagnostics(claim, {}, [], "compatible")
+    store.succeed(claim, {"verdict": "compatible"})
+
+
+def test_the_jobs_of_a_campaign_stay_until_the_last_one_is_old(now_store: JobStore) -> None:
+    campaign = opened(now_store, now_store.subscribe("default", a_subscription())[0])
+    sweeper = Retention(now_store, Keep(jobs=30))
+    _campaign_job(now_store, campaign)
+    _later(now_store, 31)
+    sweeper.sweep()
+    assert len(now_store.campaign_entries("default", campaign)) == 2, "one of them still waits"
+    _campaign_job(now_store, campaign)
+    _later(now_store, 40)
+    sweeper.sweep()
+    assert len(now_store.campaign_entries("default", campaign)) == 2, "one of them ended nine days ago"
+
+    _later(now_store, 62)
+    sweeper.sweep()
+
+    assert now_store.campaign_entries("default", campaign) == []
+
+
+def test_a_dry_run_can_still_be_approved_and_a_paused_campaign_go_on_after_long(now_store: JobStore) -> None:
+    subscription, _ = now_store.subscribe("default", a_subscription(dry_run=True))
+    campaign = opened(now_store, subscription)
+    _campaign_job(now_store, campaign)
+    _campaign_job(now_store, campaign)
+    sweeper = Retention(now_store, Keep(jobs=30))
+    _later(now_store, 31)
+    sweeper.sweep()
+
+    assert now_store.approve_campaign("default", campaign).tallies["convert"].total == 2
+    _campaign_job(now_store, campaign)
+    _campaign_job(now_store, campaign)
+    now_store.pause_campaign("default", campaign)
+    _later(now_store, 62)
+    sweeper.sweep()
+    assert now_store.resume_campaign("default", campaign).tallies["convert"].done == 2
 
 
 def test_an_old_history_shrinks_to_its_state_moves(now_store: JobStore) -> None:
