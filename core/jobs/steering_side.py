@@ -86,6 +86,7 @@ class SteeringSide(CampaignsSide, DecisionsSide):
             campaign = load_campaign(connection, tenant_id, campaign_id)
             if campaign.state in _AGAIN:
                 self._look_again(connection, tenant_id, campaign)
+                write_line(connection, now, trail, "campaign.retried", campaign_id)
                 return campaign
             jobs = _jobs(connection, campaign_id, _RETRIED)
             if not jobs:
@@ -130,6 +131,15 @@ class SteeringSide(CampaignsSide, DecisionsSide):
         if campaign.subscription_id is None:
             raise StateConflict("The subscription of this campaign was deleted.")
         told = {"subscription_id": campaign.subscription_id, "repo_id": campaign.repo_id}
+        # No limit of the tenant counts these jobs, so one that waits is enough. The campaign's row is locked.
+        waiting = select(Job.request).where(
+            Job.tenant_id == tenant_id,
+            Job.kind == "release",
+            Job.target_repo == campaign.repo_id,
+            Job.state.in_(sorted(state.value for state in _WAITING)),
+        )
+        if any(told.items() <= request.items() for request in connection.scalars(waiting)):
+            return
         task = ReleaseTask.model_validate({**told, "sha": campaign.sha, "seen_by": "retry"})
         insert_jobs(connection, [self._look_at(tenant_id, task)])
 

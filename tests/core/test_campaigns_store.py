@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from core.audit import Trail, read_lines
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs import Claim, Decision, JobStore
 from core.releases.states import CampaignState, Stored
@@ -213,6 +214,26 @@ def test_retrying_a_refused_release_looks_at_it_again(store: JobStore) -> None:
     assert store.decide(again, subscription, "acme/base-2", opened_now).campaign_id == campaign_id
     store.unsubscribe(DEFAULT_TENANT, subscription.id)
     assert store.get_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CONVERTING
+
+
+def test_retrying_a_refused_release_over_and_over_queues_one_look_and_each_time_is_in_the_audit_log(
+    store: JobStore,
+) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    (held,) = release_claims(store)
+    refused = Decision(Stored.REFUSED, SHA, [{"code": "licence", "message": "No."}], FACTS)
+    campaign_id = store.decide(held, subscription, "acme/base-2", refused).campaign_id
+    store.succeed(held, {})
+    assert campaign_id is not None
+
+    for _ in range(3):
+        store.retry_campaign(DEFAULT_TENANT, campaign_id, Trail(DEFAULT_TENANT))
+
+    assert len(release_claims(store)) == 1
+    assert [line.action for line in read_lines(store.db, DEFAULT_TENANT)] == ["campaign.retried"] * 3
+    store.retry_campaign(DEFAULT_TENANT, campaign_id)
+    assert len(release_claims(store)) == 1, "one that runs may have looked already"
 
 
 def test_a_dry_run_checks_waits_for_approval_and_converts_what_passed(store: JobStore) -> None:
