@@ -107,13 +107,18 @@ class DecisionsSide(ReleasesSide):
     def _within_limits(
         self, connection: Connection, tenant_id: str, decision: Decision, now: datetime
     ) -> Decision:
-        """With as many adapters as the tenant's limits let in; the others are left out, with the reason."""
+        """With as many adapters as the tenant's limits let in; the others are left out, with the reason.
+        When none gets in, the release is refused, so that it can be looked at again when there is room."""
+        if decision.state is not Stored.OPEN:
+            return decision
         room = room_of(connection, tenant_id, limits_of(connection, tenant_id, self.limits), now)
         if room.refusal is None or len(decision.outputs) <= room.left:
             return decision
         fits = sorted(decision.outputs)[: max(0, int(room.left))]
         why = Reason(code=room.refusal.code, message=room.refusal.message).model_dump()
         beyond = [{"position": place, **why} for place in sorted(set(decision.outputs) - set(fits))]
+        if not fits:
+            return replace(decision, state=Stored.REFUSED, reasons=[why], outputs={})
         return replace(
             decision,
             outputs={place: decision.outputs[place] for place in fits},

@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import delete, select
 
 from core.errors import QuotaExceeded
-from core.jobs import JobStore
+from core.jobs import Decision, JobStore
 from core.limits import set_limits
+from core.releases.states import CampaignState, Stored
 from core.tables import Campaign, Outbox
-from support.campaigns import a_subscription, opened, release_claims, seen
+from support.campaigns import FACTS, SHA, a_subscription, opened, release_claims, seen
 from support.databases import a_request
 
 TENANT = "default"
@@ -38,6 +39,27 @@ def test_a_campaign_begins_with_as_many_adapters_as_the_tenant_may_queue(store: 
 
     campaign = opened(store, subscription)
 
+    assert len(jobs_of(store, campaign)) == 1
+    assert left_out(store, campaign) == [(1, "quota_exceeded")]
+
+
+def test_a_release_that_comes_while_there_is_no_room_at_all_is_refused_and_can_be_retried(
+    store: JobStore,
+) -> None:
+    limit(store, max_queued=1)
+    job, _ = store.submit(TENANT, "convert", a_request())
+    subscription, _ = store.subscribe(TENANT, a_subscription())
+
+    campaign = opened(store, subscription)
+
+    refused = store.get_campaign(TENANT, campaign)
+    assert refused.state is CampaignState.REFUSED
+    assert [reason["code"] for reason in refused.decision["reasons"]] == ["quota_exceeded"]
+    store.cancel(TENANT, job.id)
+    store.retry_campaign(TENANT, campaign)
+    (claim,) = release_claims(store)
+    outputs = {n: f"acme/out-{n}" for n in range(2)}
+    store.decide(claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, facts=FACTS, outputs=outputs))
     assert len(jobs_of(store, campaign)) == 1
     assert left_out(store, campaign) == [(1, "quota_exceeded")]
 
