@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -239,6 +240,22 @@ def test_deleting_the_data_alone_keeps_keys_limits_and_the_log(now_store: JobSto
     left = {name for name, count in _count(now_store, "acme").items() if count}
     assert left == {"api_keys", "tenant_limits", "audit_log"}
     assert read_lines(now_store.db, "acme")[0].action == "tenant.data_deleted"
+
+
+@pytest.mark.parametrize("delete", [delete_data, delete_tenant])
+def test_what_was_seen_for_a_deleted_tenant_alone_is_forgotten(
+    now_store: JobStore, delete: Callable[[JobStore, str, Trail], None]
+) -> None:
+    for tenant in ("acme", "rival"):
+        _furnished(now_store, tenant)
+    assert now_store.see(seen("a" * 40, "acme/base-private", webhook_id=None), "acme") == "recorded"
+    assert now_store.see(seen("b" * 40, "acme/base-public")) == "recorded"
+    stop_jobs(now_store, "acme")
+
+    delete(now_store, "acme", BY_COMMAND)
+
+    with now_store.db.read() as connection:
+        assert connection.scalars(select(Release.repo_id)).all() == ["acme/base-public"]
 
 
 def test_a_running_job_is_asked_to_stop_and_nothing_is_deleted_under_it(now_store: JobStore) -> None:
