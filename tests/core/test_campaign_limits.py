@@ -91,6 +91,26 @@ def test_the_service_s_own_work_takes_no_place_of_the_tenant(store: JobStore) ->
     assert len(release_claims(store)) == 1
 
 
+def test_the_service_s_own_work_for_a_tenant_keeps_to_the_same_limit_by_itself(store: JobStore) -> None:
+    limit(store, max_running=1)
+    store.subscribe(TENANT, a_subscription())
+    for name in ("acme/base-2", "acme/base-3", "acme/base-4"):
+        assert store.see(seen(repo_id=name, hub_repo_id=name)) == "recorded"
+
+    (first,) = release_claims(store)
+    while store.relay(lambda _: None):
+        pass
+    store.succeed(first, {"outcome": "unreadable"})
+
+    rung: list[str] = []
+    store.relay(rung.append)
+    assert len(rung) == 1, "the next one need not wait for the sweeper"
+    (second,) = release_claims(store)
+    assert second.job_id in rung
+    job, _ = store.submit(TENANT, "convert", a_request())
+    assert store.claim(job.id, "w", 60) is not None
+
+
 def test_a_paused_campaign_does_not_keep_its_tenants_other_jobs_from_being_rung(store: JobStore) -> None:
     limit(store, max_running=1)
     running, _ = store.submit(TENANT, "convert", a_request())
