@@ -94,8 +94,12 @@ def change_limits(
 
 
 def stop_jobs(store: StoreBase, tenant_id: str) -> int:
-    """Cancel every job of the tenant: at once those that nobody runs. How many a worker still has."""
+    """Cancel every job of the tenant: at once those that nobody runs. How many a worker still has. Its
+    subscriptions are paused, so that a release that is told of now begins none anew."""
     with store.db.write() as connection:
+        connection.execute(
+            update(Subscription).where(Subscription.tenant_id == tenant_id).values(paused=True)
+        )
         query = (
             select(Job.__table__)
             .where(Job.tenant_id == tenant_id, Job.state.in_(_OPEN))
@@ -107,6 +111,9 @@ def stop_jobs(store: StoreBase, tenant_id: str) -> int:
             # What is being published cannot be called back; its worker ends it in a moment.
             if job.state is not JobState.PUBLISHING and not job.cancel_requested:
                 cancel_locked(connection, job, store.clock())
+        # Behind the jobs: whoever decides on a release locks in this order.
+        theirs = Subscription.tenant_id == tenant_id
+        connection.execute(update(Subscription).where(theirs).values(paused=True))
     return held_jobs(store, tenant_id)
 
 

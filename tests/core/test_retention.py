@@ -12,16 +12,17 @@ from sqlalchemy import func, insert, select, update
 from core import keys, retention
 from core.audit import Trail, read_lines, write_line
 from core.callbacks.secrets import SigningSecrets
-from core.errors import NotFound, PublicError, StateConflict
+from core.errors import Cancelled, NotFound, PublicError, StateConflict
 from core.hub_tokens import SealedFor, put_tenant_token
-from core.jobs import Extras, JobStore
+from core.jobs import Decision, Extras, JobStore
 from core.keeper import Keeper
 from core.limits import set_limits
+from core.releases.states import Stored
 from core.retention import Keep, Retention
 from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Job, Release
 from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
 from core.vault import Vault, new_key
-from support.campaigns import a_subscription, bare_campaign, opened, seen
+from support.campaigns import SHA, a_subscription, bare_campaign, opened, release_claims, seen
 from support.databases import a_request
 from support.pools import a_pool
 
@@ -240,6 +241,23 @@ def test_deleting_the_data_alone_keeps_keys_limits_and_the_log(now_store: JobSto
     left = {name for name, count in _count(now_store, "acme").items() if count}
     assert left == {"api_keys", "tenant_limits", "audit_log"}
     assert read_lines(now_store.db, "acme")[0].action == "tenant.data_deleted"
+
+
+def test_no_campaign_begins_for_a_tenant_whose_jobs_were_stopped(now_store: JobStore) -> None:
+    subscription, _ = now_store.subscribe("default", a_subscription())
+    assert now_store.see(seen()) == "recorded"
+    (claim,) = release_claims(now_store)
+
+    assert stop_jobs(now_store, "default") == 1
+
+    with pytest.raises(Cancelled):
+        now_store.decide(
+            claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, outputs={0: "acme/x"})
+        )
+    now_store.cancelled(claim)
+    assert now_store.list("default").jobs == ()
+    assert now_store.see(seen("b" * 40)) == "no_subscription"
+    assert held_jobs(now_store, "default") == 0
 
 
 @pytest.mark.parametrize("delete", [delete_data, delete_tenant])
