@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, and_, delete, or_, select
 from sqlalchemy.orm import aliased
 
+from core.callbacks.spec import DeliveryState
 from core.callbacks.store import forget_deliveries
 from core.jobs.base import StoreBase
 from core.releases.states import Stored
 from core.settings import Settings
 from core.states import TERMINAL
-from core.tables import AnchorPool, AuditLine, Campaign, CampaignJob, Job, JobEvent, Release
+from core.tables import AnchorPool, AuditLine, CallbackDelivery, Campaign, CampaignJob, Job, JobEvent, Release
 
 BATCH = 200
 _ENDED = [state.value for state in TERMINAL]
@@ -71,13 +72,21 @@ class Retention:
 
     def _jobs(self, now: datetime) -> int:
         """Ended jobs, oldest first. A pool lives in its job, so jobs of pools that still stand are kept. A
-        campaign is told of by its jobs, so that they are kept until it is over and all of them are old."""
+        campaign is told of by its jobs, so that they are kept until it is over and all of them are old. A
+        callback that is still to be delivered keeps its job."""
         if self._keep.jobs is None:
             return 0
         before = now - timedelta(days=self._keep.jobs)
         pool = select(AnchorPool.id).where(AnchorPool.id == Job.id).exists()
+        told = CallbackDelivery.job_id == Job.id, CallbackDelivery.state == DeliveryState.PENDING.value
+        pending = select(CallbackDelivery.id).where(*told).exists()
         old = (Job.id < _first_id(before), Job.state.in_(_ENDED), Job.finished_at < before)
-        query = select(Job.id).where(*old, ~pool, ~_of_living_campaign(before)).order_by(Job.id).limit(BATCH)
+        query = (
+            select(Job.id)
+            .where(*old, ~pool, ~pending, ~_of_living_campaign(before))
+            .order_by(Job.id)
+            .limit(BATCH)
+        )
         with self._store.db.write() as connection:
             ids = connection.scalars(query).all()
             if ids:

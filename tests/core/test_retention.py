@@ -100,6 +100,20 @@ def test_a_pool_that_still_stands_keeps_its_job(now_store: JobStore) -> None:
     assert sweeper.sweep().jobs == 1
 
 
+def test_a_callback_that_is_still_to_be_delivered_keeps_its_job(now_store: JobStore) -> None:
+    told, _ = now_store.submit(
+        "default", "convert", a_request(callback={"url": "https://tools.example/hook"})
+    )
+    now_store.cancel("default", told.id)
+    _later(now_store, 2)
+    sweeper = Retention(now_store, Keep(jobs=1))
+
+    assert sweeper.sweep().jobs == 0
+    with now_store.db.write() as connection:
+        connection.execute(update(CallbackDelivery).values(state="failed"))
+    assert sweeper.sweep().jobs == 1
+
+
 def _campaign_job(store: JobStore, campaign: str) -> None:
     """End the first of a campaign's jobs that waits."""
     waiting = [entry.job.id for entry in store.campaign_entries("default", campaign) if not entry.job.done]
