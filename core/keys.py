@@ -16,6 +16,7 @@ from sqlalchemy import Connection, insert, or_, select, update
 from core.audit import Trail, write_line
 from core.errors import NotFound, RequestInvalid, StateConflict
 from core.jobs.base import StoreBase
+from core.jobs.client_side import is_job_id
 from core.jobs.records import new_id
 from core.limits import NAMES as LIMITS
 from core.limits import Limits, over
@@ -136,7 +137,7 @@ def revoke(store: StoreBase, key_id: str, *, tenant: str | None = None, trail: T
         change = change.where(ApiKey.tenant_id == tenant)
     now = store.clock()
     with store.db.write() as connection:
-        if connection.execute(change.values(revoked_at=now)).rowcount != 1:
+        if not is_job_id(key_id) or connection.execute(change.values(revoked_at=now)).rowcount != 1:
             raise NotFound("There is no such key, or it was revoked before.")
         write_line(connection, now, trail, "key.revoked", key_id)
 
@@ -197,7 +198,7 @@ def _insert(
 
 def _load(connection: Connection, key_id: str, tenant: str | None) -> KeyRecord:
     query = select(*_COLUMNS).where(ApiKey.id == key_id).with_for_update()
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query).one_or_none() if is_job_id(key_id) else None
     if row is None or (tenant is not None and row.tenant_id != tenant):
         raise NotFound("There is no such key.")
     return KeyRecord(*row)

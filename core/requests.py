@@ -11,6 +11,7 @@ from core.corpus import CorpusSpec
 from core.errors import RequestInvalid
 from core.evaluation import EvaluationSpec
 from core.repos import MAX_REPO_ID, RepoId, RepoRef, check_repo_id
+from core.texts import refuse_nul
 from transfer.catalogue import AnyMethodParams, AutoParams, MethodParams, Thresholds
 
 __all__ = [
@@ -98,6 +99,8 @@ class ConversionRequest(_Model):
     callback: CallbackSpec | None = Field(
         default=None, description="Send a signed message when the job ends; see docs/callbacks.md."
     )
+
+    _no_nul = model_validator(mode="before")(refuse_nul)
 
     @model_validator(mode="after")
     def _target_differs(self) -> ConversionRequest:

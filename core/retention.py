@@ -6,13 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, and_, delete, or_, select
+from sqlalchemy.orm import aliased
 
+from core.callbacks.spec import DeliveryState
 from core.callbacks.store import forget_deliveries
 from core.jobs.base import StoreBase
+from core.releases.states import Stored
 from core.settings import Settings
 from core.states import TERMINAL
-from core.tables import AnchorPool, AuditLine, Job, JobEvent, Release
+from core.tables import AnchorPool, AuditLine, CallbackDelivery, Campaign, CampaignJob, Job, JobEvent, Release
 
 BATCH = 200
 _ENDED = [state.value for state in TERMINAL]
@@ -68,13 +71,22 @@ class Retention:
         )
 
     def _jobs(self, now: datetime) -> int:
-        """Ended jobs, oldest first. A pool lives in its job, so jobs of pools that still stand are kept."""
+        """Ended jobs, oldest first. A pool lives in its job, so jobs of pools that still stand are kept. A
+        campaign is told of by its jobs, so that they are kept until it is over and all of them are old. A
+        callback that is still to be delivered keeps its job."""
         if self._keep.jobs is None:
             return 0
         before = now - timedelta(days=self._keep.jobs)
         pool = select(AnchorPool.id).where(AnchorPool.id == Job.id).exists()
+        told = CallbackDelivery.job_id == Job.id, CallbackDelivery.state == DeliveryState.PENDING.value
+        pending = select(CallbackDelivery.id).where(*told).exists()
         old = (Job.id < _first_id(before), Job.state.in_(_ENDED), Job.finished_at < before)
-        query = select(Job.id).where(*old, ~pool).order_by(Job.id).limit(BATCH)
+        query = (
+            select(Job.id)
+            .where(*old, ~pool, ~pending, ~_of_living_campaign(before))
+            .order_by(Job.id)
+            .limit(BATCH)
+        )
         with self._store.db.write() as connection:
             ids = connection.scalars(query).all()
             if ids:
@@ -129,6 +141,29 @@ class Retention:
             if ids:
                 connection.execute(delete(AuditLine).where(AuditLine.id.in_(ids)))
         return len(ids)
+
+
+def _of_living_campaign(before: datetime) -> ColumnElement[bool]:
+    """Does the job of the statement around it belong to a campaign that is paused, that waits for approval,
+    or of which another job has not ended, or ended since then?"""
+    other, link = aliased(Job), aliased(CampaignJob)
+    lately = (
+        select(link.job_id)
+        .join(other, other.id == link.job_id)
+        .where(link.campaign_id == Campaign.id)
+        .where(or_(other.state.not_in(_ENDED), other.finished_at >= before))
+        .correlate(Campaign)
+        .exists()
+    )
+    unapproved = and_(Campaign.state == Stored.OPEN.value, Campaign.dry_run, Campaign.approved_at.is_(None))
+    return (
+        select(CampaignJob.job_id)
+        .join(Campaign, Campaign.id == CampaignJob.campaign_id)
+        .where(CampaignJob.job_id == Job.id)
+        .where(or_(Campaign.state == Stored.PAUSED.value, unapproved, lately))
+        .correlate(Job)
+        .exists()
+    )
 
 
 def _first_id(at: datetime) -> str:

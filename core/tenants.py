@@ -16,7 +16,17 @@ from core.jobs.records import JobRecord
 from core.jobs.turns import ring_next
 from core.limits import Limits, check_tenant_exists, limits_of, own_limits, set_limits
 from core.states import LEASED, TERMINAL, JobState
-from core.tables import DEFAULT_TENANT, ApiKey, Base, HubToken, Job, Tenant
+from core.tables import (
+    DEFAULT_TENANT,
+    ApiKey,
+    Base,
+    HubToken,
+    Job,
+    Release,
+    ReleaseMatch,
+    Subscription,
+    Tenant,
+)
 
 _AT_ONCE = 200  # jobs deleted in one transaction, with their events and diagnostics
 _OPEN = [state.value for state in JobState if state not in TERMINAL]
@@ -84,8 +94,12 @@ def change_limits(
 
 
 def stop_jobs(store: StoreBase, tenant_id: str) -> int:
-    """Cancel every job of the tenant: at once those that nobody runs. How many a worker still has."""
+    """Cancel every job of the tenant: at once those that nobody runs. How many a worker still has. Its
+    subscriptions are paused, so that a release that is told of now begins none anew."""
     with store.db.write() as connection:
+        connection.execute(
+            update(Subscription).where(Subscription.tenant_id == tenant_id).values(paused=True)
+        )
         query = (
             select(Job.__table__)
             .where(Job.tenant_id == tenant_id, Job.state.in_(_OPEN))
@@ -97,6 +111,9 @@ def stop_jobs(store: StoreBase, tenant_id: str) -> int:
             # What is being published cannot be called back; its worker ends it in a moment.
             if job.state is not JobState.PUBLISHING and not job.cancel_requested:
                 cancel_locked(connection, job, store.clock())
+        # Behind the jobs: whoever decides on a release locks in this order.
+        theirs = Subscription.tenant_id == tenant_id
+        connection.execute(update(Subscription).where(theirs).values(paused=True))
     return held_jobs(store, tenant_id)
 
 
@@ -174,10 +191,19 @@ def _delete_some_jobs(store: StoreBase, tenant_id: str) -> bool:
 
 
 def _delete_rows(connection: Connection, tenant_id: str, kept: frozenset[str]) -> None:
-    """From every table that names tenants, children first: also from those that are added later."""
+    """From every table that names tenants, children first: also from those that are added later.
+    Releases name none, and may have been seen with this tenant's token: those told to nobody else go."""
+    _delete_releases(connection, tenant_id)
     for table in reversed(Base.metadata.sorted_tables):
         if "tenant_id" in table.c and table.name not in kept:
             connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
+
+
+def _delete_releases(connection: Connection, tenant_id: str) -> None:
+    told = select(ReleaseMatch.release_id).join(Subscription, Subscription.id == ReleaseMatch.subscription_id)
+    theirs = told.where(Subscription.tenant_id == tenant_id)
+    others = told.where(Subscription.tenant_id != tenant_id)
+    connection.execute(delete(Release).where(Release.id.in_(theirs), Release.id.not_in(others)))
 
 
 def _say(

@@ -8,6 +8,7 @@ seals, all of them open, which is how a key is rotated (`reseal`).
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,17 +80,20 @@ def new_key() -> str:
 def _kept_key(path: Path) -> str:
     """The key in this file, which is made (readable by its owner alone) when there is none.
 
-    Whoever comes first writes it whole: two processes that start together must end up with one key.
+    Whoever comes first writes it whole: all that begin together must end up with one key, or what one of them
+    seals cannot be opened by the others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
     if not path.exists():
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        # A draft of one's own: requests on several threads of a process, or containers in which all processes
+        # have the same number, would write over a shared one after it was linked.
+        fd, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # readable by its owner alone
+        with os.fdopen(fd, "w") as file:
             file.write(new_key())
         try:
             os.link(draft, path)
         except FileExistsError:
             pass
         finally:
-            draft.unlink()
+            Path(draft).unlink()
     return path.read_text().strip()

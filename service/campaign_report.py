@@ -14,7 +14,7 @@ from core.states import JobState
 from service.campaign_views import CampaignView
 from service.views import FigureView
 
-Outcome = Literal["moved", "passed", "retrain", "failed", "cancelled", "open", "left_out"]
+Outcome = Literal["moved", "passed", "retrain", "failed", "cancelled", "open", "left_out", "forgotten"]
 _OUTCOMES: dict[JobState, Outcome] = {
     JobState.SUCCEEDED: "moved",
     JobState.REJECTED: "retrain",
@@ -37,7 +37,7 @@ class AdapterReport(BaseModel):
 
     `moved`: published · `passed`: a dry run's pre-check lets it through · `retrain`: the verdict is that it
     cannot be moved, `why` says the findings · `failed`: may be retried · `left_out`: it got no job · `open`:
-    not done yet.
+    not done yet · `forgotten`: its job was deleted when its time was over.
     """
 
     adapter: str
@@ -107,10 +107,11 @@ def _of_job(entry: CampaignEntry, named: Mapping[str, Any]) -> AdapterReport:
 
 
 def _of_none(left_out: Mapping[str, Any] | None, named: Mapping[str, Any]) -> AdapterReport:
-    """An adapter without a job: over the budget, or of a release that was not converted to."""
+    """An adapter without a job: over the budget, of a release that was not converted to, or deleted since."""
+    had_one = left_out is None and named["planned_output"] is not None
     return AdapterReport.model_construct(
         **named,
-        outcome="left_out",
+        outcome="forgotten" if had_one else "left_out",
         state=None,
         job_id=None,
         verdict=None,

@@ -132,10 +132,21 @@ def is_local(scope: Scope | dict[str, Any], headers: Headers) -> bool:
     """Does the peer sit on this machine, and did it ask for it by a local name?
 
     The name matters too: a web page may make a browser on this machine call us under the page's own domain,
-    which it has made resolve to 127.0.0.1. Public names have a dot, local ones have none.
+    which it has made resolve to 127.0.0.1. Public names have a dot, local ones have none. Or it calls us by
+    our own name, and then the browser says where the page is from.
     """
     client = scope.get("client")
-    return (client is None or _is_local_peer(client[0])) and _is_local_name(headers.get("host", "localhost"))
+    if client is not None and not _is_local_peer(client[0]):
+        return False
+    return _is_local_name(headers.get("host", "localhost")) and _is_local_origin(headers.get("origin"))
+
+
+def _is_local_origin(origin: str | None) -> bool:
+    """`http://localhost:8000`, or none at all: no browser. `null` is a page that hides where it is from."""
+    if origin is None:
+        return True
+    _, separator, host = origin.partition("://")
+    return bool(separator) and _is_local_name(host)
 
 
 @lru_cache(maxsize=1024)

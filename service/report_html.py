@@ -22,6 +22,7 @@ _SECTIONS: tuple[tuple[Outcome, str, str], ...] = (
     ("cancelled", "Cancelled", "May be retried."),
     ("open", "Not done yet", ""),
     ("left_out", "Left out", ""),
+    ("forgotten", "Not known any more", "Their jobs were deleted when the time to keep them was over."),
 )
 _TOLD = frozenset({"score", "difference", "gap_recovered", "retention"})
 _STYLE = """

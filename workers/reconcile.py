@@ -1,34 +1,46 @@
-"""A look at an owner's models: what changed since the last one goes the same way as a webhook's news."""
+"""A look at an owner's models: what a subscription was not told of goes the same way as a webhook's news."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Container
 from typing import Any
 
-from core.jobs import Claim, JobStore, Seen
+from core.jobs import Claim, JobStore, Seen, SubscriptionRecord
+from core.releases.names import is_meant
 from core.releases.tasks import MAIN, ReconcileTask
 from core.states import Phase
-from workers.hub.port import HubPort
+from workers.hub.port import HubPort, ListedModel
 from workers.watch import Watch
-
-# The Hub's clock and ours differ, so what changed shortly before the last look is looked at again. Everything
-# is recorded once anyway.
-OVERLAP = timedelta(minutes=10)
 
 
 def look(claim: Claim, task: ReconcileTask, store: JobStore, hub: HubPort, watch: Watch) -> dict[str, Any]:
-    """The job's result: how many models were looked at, and how many were news. Raises what a hub raises."""
+    """The job's result: how many models were looked at, and how many were news. Raises what a hub raises.
+
+    Not only what changed since the last look: a repo that is made public, or that a new token may read, was
+    last changed whenever its weights came. Nothing that changed last before a subscription's `since` can have
+    been made after it, which is where the list is left.
+    """
     mine = store.subscriptions_to(claim.tenant_id, task.owner)
+    known = store.known_releases([one.id for one in mine])
     begun = store.clock()
     looked = found = 0
     for owner in sorted({one.spec.owner_as_written for one in mine}):
-        since = min(one.looked_at for one in mine) - OVERLAP
+        since = min(one.since for one in mine)
         for model in hub.models_of(owner):
             if model.modified_at < since:
                 break
             looked += 1
             watch.step(Phase.READING, looked, None, "models")
-            seen = Seen(model.repo_id, MAIN, model.sha, "poll", created_at=model.created_at)
-            found += store.see(seen, claim.tenant_id) == "recorded"
+            if any(_is_news(one, model, known) for one in mine):
+                seen = Seen(model.repo_id, MAIN, model.sha, "poll", created_at=model.created_at)
+                found += store.see(seen, claim.tenant_id) == "recorded"
     store.looked(claim, task.owner, [one.id for one in mine], begun)
     return {"models": looked, "releases": found}
+
+
+def _is_news(
+    subscription: SubscriptionRecord, model: ListedModel, known: Container[tuple[str, str, str]]
+) -> bool:
+    if (subscription.id, model.repo_id, model.sha) in known or model.created_at < subscription.since:
+        return False
+    return is_meant(subscription.request, model.repo_id)

@@ -57,6 +57,8 @@ def follow(claim: Claim, task: ReleaseTask, store: JobStore, hub: HubPort, watch
         return _decide(claim, store, subscription, task, decision)
     except _UNREADABLE as exc:
         # Nothing is recorded: whoever may not read the repo is not told that somebody announced it.
+        # When it is opened, or the token replaced, a look is shown it and takes it up.
+        store.forget(claim, task)
         return _told("unreadable", code=exc.code)
     if REPORT_FILE in info.repo.files or ("adapter_config.json" in info.repo.files and not _has_config(info)):
         return _told("adapter")

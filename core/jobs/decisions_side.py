@@ -13,6 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from core.errors import Cancelled
+from core.jobs.client_side import CANCELLED
 from core.jobs.insert import insert_jobs
 from core.jobs.records import Claim, new_id
 from core.jobs.release_records import Decided, Decision, Outcome, SubscriptionRecord
@@ -60,14 +62,16 @@ class DecisionsSide(ReleasesSide):
     def decide(
         self, claim: Claim, subscription: SubscriptionRecord, repo_id: str, decision: Decision
     ) -> Decided:
-        """Begin a campaign, or say why there is none. Raises LeaseLost.
+        """Begin a campaign, or say why there is none. Raises LeaseLost, and Cancelled for a job that was to
+        stop: its tenant is being deleted.
 
         A base that was handled is left alone, unless the subscription converts updates and what the model
         computes with has changed. One that waited or was refused is decided anew.
         """
         now = self.clock()
         with self.db.write() as connection:
-            hold(connection, claim, {JobState.RUNNING})
+            if hold(connection, claim, {JobState.RUNNING}).cancel_requested:
+                raise Cancelled(CANCELLED.message)
             locked = select(Subscription.id).where(Subscription.id == subscription.id)
             if connection.scalar(locked.with_for_update(key_share=True)) is None:
                 return Decided(None, "unsubscribed")
@@ -107,13 +111,18 @@ class DecisionsSide(ReleasesSide):
     def _within_limits(
         self, connection: Connection, tenant_id: str, decision: Decision, now: datetime
     ) -> Decision:
-        """With as many adapters as the tenant's limits let in; the others are left out, with the reason."""
+        """With as many adapters as the tenant's limits let in; the others are left out, with the reason.
+        When none gets in, the release is refused, so that it can be looked at again when there is room."""
+        if decision.state is not Stored.OPEN:
+            return decision
         room = room_of(connection, tenant_id, limits_of(connection, tenant_id, self.limits), now)
         if room.refusal is None or len(decision.outputs) <= room.left:
             return decision
         fits = sorted(decision.outputs)[: max(0, int(room.left))]
         why = Reason(code=room.refusal.code, message=room.refusal.message).model_dump()
         beyond = [{"position": place, **why} for place in sorted(set(decision.outputs) - set(fits))]
+        if not fits:
+            return replace(decision, state=Stored.REFUSED, reasons=[why], outputs={})
         return replace(
             decision,
             outputs={place: decision.outputs[place] for place in fits},

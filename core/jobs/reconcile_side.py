@@ -13,9 +13,9 @@ from core.jobs.records import Claim
 from core.jobs.submit import Submitting
 from core.jobs.worker_side import hold
 from core.releases.names import owner_of
-from core.releases.tasks import ReconcileTask
+from core.releases.tasks import MAIN, ReconcileTask
 from core.states import TERMINAL, JobState
-from core.tables import Job, Subscription
+from core.tables import Job, Release, ReleaseMatch, Subscription
 
 BATCH = 100
 
@@ -55,6 +55,16 @@ class ReconcileSide(Submitting):
             if records:
                 insert_jobs(connection, records)
         return len(records)
+
+    def known_releases(self, subscription_ids: Sequence[str]) -> set[tuple[str, str, str]]:
+        """(subscription, repo, commit) of what these were told of before."""
+        query = (
+            select(ReleaseMatch.subscription_id, Release.repo_id, Release.sha)
+            .join(Release, Release.id == ReleaseMatch.release_id)
+            .where(ReleaseMatch.subscription_id.in_(subscription_ids), Release.ref == MAIN)
+        )
+        with self.db.read() as connection:
+            return {(row[0], row[1], row[2]) for row in connection.execute(query)}
 
     def looked(self, claim: Claim, owner: str, subscription_ids: Sequence[str], at: datetime) -> None:
         """Everything of this owner that changed before `at` was seen for these. Releases whose job failed

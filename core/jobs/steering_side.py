@@ -31,6 +31,7 @@ from core.tables import Campaign, CampaignJob, Job
 _WAITING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 _RETRIED = frozenset({JobState.FAILED, JobState.CANCELLED})
 _AGAIN = frozenset({CampaignState.WAITING, CampaignState.REFUSED})
+_APPROVED = frozenset({CampaignState.CONVERTING, CampaignState.FINISHED})
 
 
 class SteeringSide(CampaignsSide, DecisionsSide):
@@ -85,6 +86,7 @@ class SteeringSide(CampaignsSide, DecisionsSide):
             campaign = load_campaign(connection, tenant_id, campaign_id)
             if campaign.state in _AGAIN:
                 self._look_again(connection, tenant_id, campaign)
+                write_line(connection, now, trail, "campaign.retried", campaign_id)
                 return campaign
             jobs = _jobs(connection, campaign_id, _RETRIED)
             if not jobs:
@@ -101,23 +103,25 @@ class SteeringSide(CampaignsSide, DecisionsSide):
     def approve_campaign(
         self, tenant_id: str, campaign_id: str, trail: Trail | None = None
     ) -> CampaignRecord:
-        """After a dry run: convert every adapter whose pre-check did not say incompatible. Twice is fine."""
+        """After a dry run: convert every adapter whose pre-check did not say incompatible. Twice is fine, and
+        converts what has passed since then, as a pre-check may that is retried."""
         now = self.clock()
         with self.db.write() as connection:
             _lock(connection, tenant_id, campaign_id)
             campaign = load_campaign(connection, tenant_id, campaign_id)
-            if campaign.approved_at is not None:
+            passed = _passed(connection, campaign_id)
+            if campaign.approved_at is not None and (not passed or campaign.state not in _APPROVED):
                 return campaign
-            if campaign.state is not CampaignState.AWAITING_APPROVAL:
+            if campaign.approved_at is None and campaign.state is not CampaignState.AWAITING_APPROVAL:
                 raise StateConflict(
                     f"Only a dry run whose pre-checks have ended can be approved; it is '{campaign.state}'.",
                     hint="Wait until GET /campaigns/{id} says 'awaiting_approval'.",
                 )
             outputs = campaign.decision["outputs"]
-            chosen = {place: outputs[str(place)] for place in _passed(connection, campaign_id)}
+            chosen = {place: outputs[str(place)] for place in passed}
             limits = limits_of(connection, tenant_id, self.limits)
             check_room(connection, tenant_id, limits, now, count=len(chosen))
-            _set(connection, campaign_id, now, approved_at=now)
+            _set(connection, campaign_id, now, approved_at=campaign.approved_at or now)
             target = RepoRef(repo_id=campaign.repo_id, revision=campaign.sha)
             self._add_jobs(connection, tenant_id, campaign.spec, campaign_id, target, "convert", chosen)
             write_line(connection, now, trail, "campaign.approved", campaign_id)
@@ -127,6 +131,15 @@ class SteeringSide(CampaignsSide, DecisionsSide):
         if campaign.subscription_id is None:
             raise StateConflict("The subscription of this campaign was deleted.")
         told = {"subscription_id": campaign.subscription_id, "repo_id": campaign.repo_id}
+        # No limit of the tenant counts these jobs, so one that waits is enough. The campaign's row is locked.
+        waiting = select(Job.request).where(
+            Job.tenant_id == tenant_id,
+            Job.kind == "release",
+            Job.target_repo == campaign.repo_id,
+            Job.state.in_(sorted(state.value for state in _WAITING)),
+        )
+        if any(told.items() <= request.items() for request in connection.scalars(waiting)):
+            return
         task = ReleaseTask.model_validate({**told, "sha": campaign.sha, "seen_by": "retry"})
         insert_jobs(connection, [self._look_at(tenant_id, task)])
 
@@ -154,11 +167,16 @@ def _jobs(connection: Connection, campaign_id: str, states: Collection[JobState]
 
 
 def _passed(connection: Connection, campaign_id: str) -> list[int]:
-    """Positions of the adapters whose pre-check succeeded with another verdict than incompatible."""
+    """Positions of the adapters whose pre-check succeeded with another verdict than incompatible, and that
+    have no conversion yet."""
+    converts = select(CampaignJob.position).where(
+        CampaignJob.campaign_id == campaign_id, CampaignJob.stage == "convert"
+    )
     query = (
         select(CampaignJob.position)
         .join(Job, Job.id == CampaignJob.job_id)
         .where(CampaignJob.campaign_id == campaign_id, CampaignJob.stage == "precheck")
         .where(Job.state == JobState.SUCCEEDED.value, Job.verdict != "incompatible")
+        .where(CampaignJob.position.not_in(converts))
     )
     return sorted(connection.scalars(query))

@@ -2,7 +2,8 @@
 
 A worker that comes for a job beyond the limit finds nothing to take: the job stays queued, and is rung again
 when one of its tenant's jobs lets go of its worker. Tenants without a limit cost one look-up by primary key
-per claim and per end. The service's own work for subscriptions is short and is not counted.
+per claim and per end. The service's own work for subscriptions is short, so it takes no place of the tenant's
+jobs; but there may be much of it, so the same limit holds for it by itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from core.jobs.base import add_bells, is_paused, lock_tenant, ring_again_at
 from core.jobs.records import OWN_KINDS
@@ -18,7 +20,7 @@ from core.limits import Limits, limits_of, over
 from core.states import LEASED, JobState
 from core.tables import Job, Outbox, TenantLimits
 
-_LEASED = Job.state.in_(sorted(state.value for state in LEASED)) & Job.kind.not_in(OWN_KINDS)
+_LEASED = sorted(state.value for state in LEASED)
 
 
 def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElement[bool] | None:
@@ -29,9 +31,9 @@ def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElem
     """
     columns = [getattr(TenantLimits, name) for name in LIMITS]
     query = (
-        select(Job.tenant_id, *columns)
+        select(Job.tenant_id, Job.kind, *columns)
         .join(TenantLimits, TenantLimits.tenant_id == Job.tenant_id, isouter=True)
-        .where(Job.id == job_id, Job.kind.not_in(OWN_KINDS))
+        .where(Job.id == job_id)
     )
     row = connection.execute(query).one_or_none()
     if row is None:
@@ -45,8 +47,7 @@ def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElem
         select(func.count())
         .select_from(other)
         .where(other.c.tenant_id == row.tenant_id)
-        .where(other.c.state.in_(sorted(state.value for state in LEASED)))
-        .where(other.c.kind.not_in(OWN_KINDS))
+        .where(other.c.state.in_(_LEASED), _alike(other.c.kind, own=row.kind in OWN_KINDS))
         .scalar_subquery()
     )
     return running < most
@@ -62,15 +63,17 @@ def ring_next(connection: Connection, tenant_id: str, defaults: Limits, now: dat
     if most is None:
         return 0
     lock_tenant(connection, "turns", tenant_id)
-    own = Job.tenant_id == tenant_id
-    running = connection.scalar(select(func.count()).select_from(Job).where(own, _LEASED)) or 0
+    return sum(_ring_some(connection, tenant_id, most, now, own=own) for own in (False, True))
+
+
+def _ring_some(connection: Connection, tenant_id: str, most: int, now: datetime, *, own: bool) -> int:
+    """Of the tenant's jobs, or of the service's own for it."""
+    theirs = (Job.tenant_id == tenant_id, _alike(Job.kind, own=own))
+    leased = select(func.count()).select_from(Job).where(*theirs, Job.state.in_(_LEASED))
+    running = connection.scalar(leased) or 0
     if running >= most:
         return 0
-    queued = (
-        select(Job.id)
-        .where(own, Job.state == JobState.QUEUED.value, Job.kind.not_in(OWN_KINDS), ~is_paused())
-        .order_by(Job.id)
-    )
+    queued = select(Job.id).where(*theirs, Job.state == JobState.QUEUED.value, ~is_paused()).order_by(Job.id)
     ids = connection.scalars(queued.limit(most - running)).all()
     unrung = set(connection.scalars(select(Outbox.job_id).where(Outbox.job_id.in_(ids))))
     waiting = [job_id for job_id in ids if job_id not in unrung]
@@ -81,3 +84,7 @@ def ring_next(connection: Connection, tenant_id: str, defaults: Limits, now: dat
         )
         add_bells(connection, waiting, now)
     return len(waiting)
+
+
+def _alike(kind: ColumnElement[str] | InstrumentedAttribute[str], *, own: bool) -> ColumnElement[bool]:
+    return kind.in_(OWN_KINDS) if own else kind.not_in(OWN_KINDS)

@@ -15,6 +15,7 @@ from core.releases.names import check_base, check_pattern, owner_of
 from core.releases.template import DEFAULT, check_distinct, check_template
 from core.repos import RepoRef
 from core.requests import OutputSpec, PrecheckSpec
+from core.texts import refuse_nul
 from transfer.catalogue import AnyMethodParams, AutoParams
 
 
@@ -118,6 +119,8 @@ class SubscriptionRequest(BaseModel):
         if value.year not in _YEARS:
             raise ValueError(f"must lie between the years {_YEARS.start} and {_YEARS.stop}")
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+    _no_nul = model_validator(mode="before")(refuse_nul)
 
     @model_validator(mode="before")
     @classmethod

@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import delete, select
 
 from core.errors import QuotaExceeded
-from core.jobs import JobStore
+from core.jobs import Decision, JobStore
 from core.limits import set_limits
+from core.releases.states import CampaignState, Stored
 from core.tables import Campaign, Outbox
-from support.campaigns import a_subscription, opened, release_claims, seen
+from support.campaigns import FACTS, SHA, a_subscription, opened, release_claims, seen
 from support.databases import a_request
 
 TENANT = "default"
@@ -42,6 +43,27 @@ def test_a_campaign_begins_with_as_many_adapters_as_the_tenant_may_queue(store: 
     assert left_out(store, campaign) == [(1, "quota_exceeded")]
 
 
+def test_a_release_that_comes_while_there_is_no_room_at_all_is_refused_and_can_be_retried(
+    store: JobStore,
+) -> None:
+    limit(store, max_queued=1)
+    job, _ = store.submit(TENANT, "convert", a_request())
+    subscription, _ = store.subscribe(TENANT, a_subscription())
+
+    campaign = opened(store, subscription)
+
+    refused = store.get_campaign(TENANT, campaign)
+    assert refused.state is CampaignState.REFUSED
+    assert [reason["code"] for reason in refused.decision["reasons"]] == ["quota_exceeded"]
+    store.cancel(TENANT, job.id)
+    store.retry_campaign(TENANT, campaign)
+    (claim,) = release_claims(store)
+    outputs = {n: f"acme/out-{n}" for n in range(2)}
+    store.decide(claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, facts=FACTS, outputs=outputs))
+    assert len(jobs_of(store, campaign)) == 1
+    assert left_out(store, campaign) == [(1, "quota_exceeded")]
+
+
 def test_approving_more_than_the_tenant_may_queue_is_refused_and_can_be_done_later(store: JobStore) -> None:
     subscription, _ = store.subscribe(TENANT, a_subscription(dry_run=True))
     campaign = opened(store, subscription)
@@ -67,6 +89,26 @@ def test_the_service_s_own_work_takes_no_place_of_the_tenant(store: JobStore) ->
 
     assert store.see(seen()) == "recorded"
     assert len(release_claims(store)) == 1
+
+
+def test_the_service_s_own_work_for_a_tenant_keeps_to_the_same_limit_by_itself(store: JobStore) -> None:
+    limit(store, max_running=1)
+    store.subscribe(TENANT, a_subscription())
+    for name in ("acme/base-2", "acme/base-3", "acme/base-4"):
+        assert store.see(seen(repo_id=name, hub_repo_id=name)) == "recorded"
+
+    (first,) = release_claims(store)
+    while store.relay(lambda _: None):
+        pass
+    store.succeed(first, {"outcome": "unreadable"})
+
+    rung: list[str] = []
+    store.relay(rung.append)
+    assert len(rung) == 1, "the next one need not wait for the sweeper"
+    (second,) = release_claims(store)
+    assert second.job_id in rung
+    job, _ = store.submit(TENANT, "convert", a_request())
+    assert store.claim(job.id, "w", 60) is not None
 
 
 def test_a_paused_campaign_does_not_keep_its_tenants_other_jobs_from_being_rung(store: JobStore) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from core.audit import Trail, read_lines
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs import Claim, Decision, JobStore
 from core.releases.states import CampaignState, Stored
@@ -215,6 +216,26 @@ def test_retrying_a_refused_release_looks_at_it_again(store: JobStore) -> None:
     assert store.get_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CONVERTING
 
 
+def test_retrying_a_refused_release_over_and_over_queues_one_look_and_each_time_is_in_the_audit_log(
+    store: JobStore,
+) -> None:
+    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    store.see(seen())
+    (held,) = release_claims(store)
+    refused = Decision(Stored.REFUSED, SHA, [{"code": "licence", "message": "No."}], FACTS)
+    campaign_id = store.decide(held, subscription, "acme/base-2", refused).campaign_id
+    store.succeed(held, {})
+    assert campaign_id is not None
+
+    for _ in range(3):
+        store.retry_campaign(DEFAULT_TENANT, campaign_id, Trail(DEFAULT_TENANT))
+
+    assert len(release_claims(store)) == 1
+    assert [line.action for line in read_lines(store.db, DEFAULT_TENANT)] == ["campaign.retried"] * 3
+    store.retry_campaign(DEFAULT_TENANT, campaign_id)
+    assert len(release_claims(store)) == 1, "one that runs may have looked already"
+
+
 def test_a_dry_run_checks_waits_for_approval_and_converts_what_passed(store: JobStore) -> None:
     campaign_id = begun(store, dry_run=True)
     first, second = jobs(store, campaign_id)
@@ -236,6 +257,28 @@ def test_a_dry_run_checks_waits_for_approval_and_converts_what_passed(store: Job
     assert [entry.job.request["output"]["repo_id"] for entry in converts] == ["acme/out-0"]
     end(store, converts[0].job.id)
     assert store.get_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.FINISHED
+
+
+def test_what_passes_its_pre_check_after_the_approval_is_converted_by_approving_again(
+    store: JobStore,
+) -> None:
+    campaign_id = begun(store, dry_run=True)
+    first, second = jobs(store, campaign_id)
+    end(store, first)
+    end(store, second, how="fail")
+    store.approve_campaign(DEFAULT_TENANT, campaign_id)
+    (converted,) = set(jobs(store, campaign_id)) - {first, second}
+    end(store, converted)
+    store.retry_campaign(DEFAULT_TENANT, campaign_id)
+    assert store.approve_campaign(DEFAULT_TENANT, campaign_id).tallies["convert"].total == 1, "not yet"
+    end(store, second)
+
+    again = store.approve_campaign(DEFAULT_TENANT, campaign_id)
+
+    assert again.state is CampaignState.CONVERTING
+    assert (again.tallies["convert"].total, again.tallies["convert"].done) == (2, 1)
+    store.cancel_campaign(DEFAULT_TENANT, campaign_id)
+    assert store.approve_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CANCELLED
 
 
 def test_a_dry_run_of_which_nothing_passed_is_finished_by_approving_it(store: JobStore) -> None:

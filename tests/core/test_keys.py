@@ -84,6 +84,14 @@ def test_what_has_ended_or_is_anothers_cannot_be_rotated(store: JobStore, clock:
         keys.rotate(store, expired.record.id)
 
 
+@pytest.mark.parametrize("key_id", ["", "a\0b", "x" * 32, "\ud800"])
+def test_an_id_that_no_key_can_have_is_not_found(store: JobStore, key_id: str) -> None:
+    with pytest.raises(NotFound):
+        keys.rotate(store, key_id, tenant="acme")
+    with pytest.raises(NotFound):
+        keys.revoke(store, key_id, tenant="acme")
+
+
 def test_last_use_is_noted_once_an_hour(store: JobStore, clock: HandClock) -> None:
     made = keys.issue(store, "acme", "ci")
     first = clock()

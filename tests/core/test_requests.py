@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from core.pools import PoolRequest
-from core.requests import RepoRef
+from core.releases.spec import SubscriptionRequest
+from core.requests import ConversionRequest, RepoRef
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,34 @@ def test_a_pool_has_a_name_that_can_be_shown() -> None:
     for name in ("a\x00b", "a\nb", "\x1b[2J"):
         with pytest.raises(ValidationError, match="printable"):
             PoolRequest.model_validate(body | {"name": name})
+
+
+CONVERSION = {"adapter": {"repo_id": "acme/lora"}, "target": {"repo_id": "acme/new"}}
+SUBSCRIPTION = {"bases": "acme/new-*", "adapters": [{"repo_id": "acme/lora"}]}
+
+
+@pytest.mark.parametrize(
+    ("model", "body"), [(ConversionRequest, CONVERSION), (SubscriptionRequest, SUBSCRIPTION)]
+)
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"evaluate": {"examples": [{"text": "a text"}, {"prompt": "a", "answer": "b\0"}]}},
+        {"evaluate": {"examples": [{"text": "a text"}], "stop": ["\0"]}},
+        {"corpus": {"repo_id": "acme/texts", "column": "te\0xt"}},
+        {"method": {"name": "distill", "prompts": ["Sail\0"]}},
+    ],
+)
+def test_a_text_that_postgresql_cannot_look_into_is_refused(
+    model: type[BaseModel], body: dict[str, Any], further: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationError, match=r"U\+0000 at '/(evaluate|corpus|method)/"):
+        model.model_validate(body | further)
+
+
+def test_a_request_that_is_nested_without_end_is_refused_and_nothing_else() -> None:
+    deep: list[Any] = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(ValidationError):
+        ConversionRequest.model_validate(CONVERSION | {"evaluate": deep})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,16 +12,17 @@ from sqlalchemy import func, insert, select, update
 from core import keys, retention
 from core.audit import Trail, read_lines, write_line
 from core.callbacks.secrets import SigningSecrets
-from core.errors import NotFound, PublicError, StateConflict
+from core.errors import Cancelled, NotFound, PublicError, StateConflict
 from core.hub_tokens import SealedFor, put_tenant_token
-from core.jobs import Extras, JobStore
+from core.jobs import Decision, Extras, JobStore
 from core.keeper import Keeper
 from core.limits import set_limits
+from core.releases.states import Stored
 from core.retention import Keep, Retention
 from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Job, Release
 from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
 from core.vault import Vault, new_key
-from support.campaigns import a_subscription, bare_campaign, seen
+from support.campaigns import SHA, a_subscription, bare_campaign, opened, release_claims, seen
 from support.databases import a_request
 from support.pools import a_pool
 
@@ -96,6 +98,65 @@ def test_a_pool_that_still_stands_keeps_its_job(now_store: JobStore) -> None:
     assert sweeper.sweep().jobs == 0
     now_store.delete_pool("default", pool.id)
     assert sweeper.sweep().jobs == 1
+
+
+def test_a_callback_that_is_still_to_be_delivered_keeps_its_job(now_store: JobStore) -> None:
+    told, _ = now_store.submit(
+        "default", "convert", a_request(callback={"url": "https://tools.example/hook"})
+    )
+    now_store.cancel("default", told.id)
+    _later(now_store, 2)
+    sweeper = Retention(now_store, Keep(jobs=1))
+
+    assert sweeper.sweep().jobs == 0
+    with now_store.db.write() as connection:
+        connection.execute(update(CallbackDelivery).values(state="failed"))
+    assert sweeper.sweep().jobs == 1
+
+
+def _campaign_job(store: JobStore, campaign: str) -> None:
+    """End the first of a campaign's jobs that waits."""
+    waiting = [entry.job.id for entry in store.campaign_entries("default", campaign) if not entry.job.done]
+    claim = store.claim(waiting[0], "w", 60)
+    assert claim is not None
+    store.save_diagnostics(claim, {}, [], "compatible")
+    store.succeed(claim, {"verdict": "compatible"})
+
+
+def test_the_jobs_of_a_campaign_stay_until_the_last_one_is_old(now_store: JobStore) -> None:
+    campaign = opened(now_store, now_store.subscribe("default", a_subscription())[0])
+    sweeper = Retention(now_store, Keep(jobs=30))
+    _campaign_job(now_store, campaign)
+    _later(now_store, 31)
+    sweeper.sweep()
+    assert len(now_store.campaign_entries("default", campaign)) == 2, "one of them still waits"
+    _campaign_job(now_store, campaign)
+    _later(now_store, 40)
+    sweeper.sweep()
+    assert len(now_store.campaign_entries("default", campaign)) == 2, "one of them ended nine days ago"
+
+    _later(now_store, 62)
+    sweeper.sweep()
+
+    assert now_store.campaign_entries("default", campaign) == []
+
+
+def test_a_dry_run_can_still_be_approved_and_a_paused_campaign_go_on_after_long(now_store: JobStore) -> None:
+    subscription, _ = now_store.subscribe("default", a_subscription(dry_run=True))
+    campaign = opened(now_store, subscription)
+    _campaign_job(now_store, campaign)
+    _campaign_job(now_store, campaign)
+    sweeper = Retention(now_store, Keep(jobs=30))
+    _later(now_store, 31)
+    sweeper.sweep()
+
+    assert now_store.approve_campaign("default", campaign).tallies["convert"].total == 2
+    _campaign_job(now_store, campaign)
+    _campaign_job(now_store, campaign)
+    now_store.pause_campaign("default", campaign)
+    _later(now_store, 62)
+    sweeper.sweep()
+    assert now_store.resume_campaign("default", campaign).tallies["convert"].done == 2
 
 
 def test_an_old_history_shrinks_to_its_state_moves(now_store: JobStore) -> None:
@@ -194,6 +255,39 @@ def test_deleting_the_data_alone_keeps_keys_limits_and_the_log(now_store: JobSto
     left = {name for name, count in _count(now_store, "acme").items() if count}
     assert left == {"api_keys", "tenant_limits", "audit_log"}
     assert read_lines(now_store.db, "acme")[0].action == "tenant.data_deleted"
+
+
+def test_no_campaign_begins_for_a_tenant_whose_jobs_were_stopped(now_store: JobStore) -> None:
+    subscription, _ = now_store.subscribe("default", a_subscription())
+    assert now_store.see(seen()) == "recorded"
+    (claim,) = release_claims(now_store)
+
+    assert stop_jobs(now_store, "default") == 1
+
+    with pytest.raises(Cancelled):
+        now_store.decide(
+            claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, outputs={0: "acme/x"})
+        )
+    now_store.cancelled(claim)
+    assert now_store.list("default").jobs == ()
+    assert now_store.see(seen("b" * 40)) == "no_subscription"
+    assert held_jobs(now_store, "default") == 0
+
+
+@pytest.mark.parametrize("delete", [delete_data, delete_tenant])
+def test_what_was_seen_for_a_deleted_tenant_alone_is_forgotten(
+    now_store: JobStore, delete: Callable[[JobStore, str, Trail], None]
+) -> None:
+    for tenant in ("acme", "rival"):
+        _furnished(now_store, tenant)
+    assert now_store.see(seen("a" * 40, "acme/base-private", webhook_id=None), "acme") == "recorded"
+    assert now_store.see(seen("b" * 40, "acme/base-public")) == "recorded"
+    stop_jobs(now_store, "acme")
+
+    delete(now_store, "acme", BY_COMMAND)
+
+    with now_store.db.read() as connection:
+        assert connection.scalars(select(Release.repo_id)).all() == ["acme/base-public"]
 
 
 def test_a_running_job_is_asked_to_stop_and_nothing_is_deleted_under_it(now_store: JobStore) -> None:

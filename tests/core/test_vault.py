@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,24 @@ def test_an_embedded_deployment_keeps_one_key_that_only_its_owner_can_read(tmp_p
 
     assert Vault.of(settings).open("p", sealed) == "s"
     assert stat.S_IMODE((tmp_path / "secret.key").stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["secret.key"]
+
+
+def test_threads_that_need_the_first_key_at_once_get_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, linking = os.link, threading.Barrier(4)
+
+    def all_at_once(draft: str, path: Path) -> None:
+        linking.wait(10)
+        link(draft, path)
+
+    monkeypatch.setattr(os, "link", all_at_once)
+    settings = Settings(_env_file=None, home=tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        sealed = list(threads.map(lambda n: Vault.of(settings).seal("p", str(n)), range(4)))
+
+    assert [Vault.of(settings).open("p", one) for one in sealed] == ["0", "1", "2", "3"]
     assert [file.name for file in tmp_path.iterdir()] == ["secret.key"]
 
 

@@ -61,11 +61,33 @@ def test_every_secret_comes_from_the_operator() -> None:
 
 
 def test_every_variable_of_the_file_is_explained_in_the_example() -> None:
-    used = set(re.findall(r"\$\{(\w+)", compose.FILE.read_text()))
+    used = set(re.findall(r"\$\{(\w+)|^  (REBASE_\w+):$", compose.FILE.read_text(), re.MULTILINE))
     explained = set(
         re.findall(r"^#? ?(REBASE_\w+)=", (compose.FILE.parent / ".env.example").read_text(), re.MULTILINE)
     )
-    assert used == explained
+    assert {name or passed for name, passed in used} == explained
+
+
+@pytest.mark.parametrize("name", ["api", "worker", "worker-cpu"])
+def test_limits_retention_and_looks_are_set_in_the_operators_file(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {
+        "REBASE_TENANT_MAX_RUNNING": "2",
+        "REBASE_TENANT_MAX_QUEUED": "3",
+        "REBASE_TENANT_JOBS_PER_DAY": "4",
+        "REBASE_TENANT_REQUESTS_PER_MINUTE": "5",
+        "REBASE_SHARE_HUB_TOKEN": "true",
+        "REBASE_KEEP_JOBS_DAYS": "6",
+        "REBASE_KEEP_EVENTS_DAYS": "7",
+        "REBASE_KEEP_AUDIT_DAYS": "8",
+        "REBASE_RECONCILE_S": "9",
+    }
+    for key, value in compose.load({**SECRETS, **chosen})["services"][name]["environment"].items():
+        monkeypatch.setenv(key, value)
+    settings = Settings(_env_file=None).model_dump()
+    found = {key: settings[key.removeprefix("REBASE_").lower()] for key in chosen}
+    assert found == {key: True if value == "true" else float(value) for key, value in chosen.items()}
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -160,6 +160,21 @@ def test_without_keys_a_page_that_calls_under_its_own_name_is_refused(api: Api, 
 
 
 @pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://evil.example:8000", "null", "evil.example"]
+)
+def test_without_keys_a_page_from_elsewhere_that_calls_by_our_name_is_refused(api: Api, origin: str) -> None:
+    answer = api.client.post("/callback-secrets", headers={"Host": "127.0.0.1:8000", "Origin": origin})
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "loopback_only")
+    assert api.client.get("/callback-secrets").json() == {"secrets": []}
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "http://localhost:3000", "http://[::1]:8000"])
+def test_without_keys_a_page_from_this_machine_is_served(api: Api, origin: str) -> None:
+    assert api.client.post("/callback-secrets", headers={"Origin": origin}).status_code == 201
+
+
+@pytest.mark.parametrize(
     "host", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "app.localhost"]
 )
 def test_without_keys_local_names_are_served(api: Api, host: str) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 from starlette.testclient import TestClient
 
 from core import keys
 from core.errors import PublicError
 from core.jobs import Decision, FigureRow
 from core.releases.states import Stored
-from core.tables import DEFAULT_TENANT
+from core.tables import DEFAULT_TENANT, Job
 from support.api import Api
 from support.campaigns import FACTS, a_subscription, opened, release_claims, seen, subscription_body
 
@@ -142,6 +143,16 @@ def test_a_report_says_what_moved_what_needs_retraining_and_why(reported: tuple[
     assert rows["acme/lora-2"]["error"]["code"] == "repo_not_found"
     assert rows["acme/lora-3"]["planned_output"] == "acme/lora-3-base-2"
     assert rows["acme/lora-4"]["why"] == ["The budget is 4 jobs per release."]
+
+
+def test_an_adapter_whose_job_was_deleted_after_its_time_was_not_left_out(reported: tuple[Api, str]) -> None:
+    api, campaign_id = reported
+    with api.store.db.write() as connection:
+        connection.execute(delete(Job).where(Job.adapter_repo == "acme/lora-0"))
+    report = api.client.get(f"/campaigns/{campaign_id}/report").json()
+    assert report["counts"] == {"failed": 1, "forgotten": 1, "left_out": 1, "open": 1, "retrain": 1}
+    page = api.client.get(f"/campaigns/{campaign_id}/report", params={"format": "html"}).text
+    assert "Not known any more (1)" in page
 
 
 def test_a_browser_gets_a_page_that_runs_and_loads_nothing(reported: tuple[Api, str]) -> None:

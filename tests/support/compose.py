@@ -1,6 +1,6 @@
 """Reads docker-compose.yml as `docker compose` does, as far as this project's file goes: anchors, merge
 keys and
-`${NAME}`, `${NAME:-default}`, `${NAME:?message}`.
+`${NAME}`, `${NAME:-default}`, `${NAME:?message}`, and variables without a value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ class Unset(Exception):
 def load(variables: Mapping[str, str]) -> dict[str, Any]:
     """The resolved file. Raises Unset."""
     document: dict[str, Any] = _resolve(yaml.safe_load(FILE.read_text()), variables)
+    for service in document["services"].values():
+        service["environment"] = _passed_through(service.get("environment", {}), variables)
     return document
+
+
+def _passed_through(environment: Mapping[str, str | None], variables: Mapping[str, str]) -> dict[str, str]:
+    """A variable without a value has the one that it has outside, or is not there."""
+    given = {name: variables.get(name) if value is None else value for name, value in environment.items()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _resolve(value: Any, variables: Mapping[str, str]) -> Any:

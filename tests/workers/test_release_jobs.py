@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from core.db import Database
 from core.jobs import CampaignRecord, JobStore
 from core.settings import Settings
 from core.tables import DEFAULT_TENANT, Job
+from service.campaign_views import CampaignListView
 from support.campaigns import a_subscription, seen
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.standin_hub import StandinHub
@@ -309,6 +311,33 @@ def test_a_look_finds_the_release_whose_webhook_never_came_and_both_make_one(off
     assert [result["releases"] for result in office.work("reconcile")] == [0]
 
 
+@pytest.mark.parametrize("office", ["remote"], indirect=True)
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_repo_that_is_made_public_after_its_last_push_is_found_by_a_later_look(
+    office: Office, announced: bool
+) -> None:
+    assert office.server is not None
+    office.subscribe(bases="big/harbor-*")
+    sha = office.server.add_repo("big/harbor-2", files_of("harbor-2"), private=True)
+    if announced:
+        office.store.see(seen(sha, "big/harbor-2"))
+        assert [result["outcome"] for result in office.work()] == ["unreadable"]
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    office.store.clock = lambda: tomorrow
+    office.store.ask_for_looks(3600)
+    assert [look["releases"] for look in office.work("reconcile")] == [0], "it is hidden"
+
+    office.server.store.repos["big/harbor-2"].private = False
+    office.store.clock = lambda: tomorrow + timedelta(hours=1)
+    office.store.ask_for_looks(3600)
+
+    assert [look["releases"] for look in office.work("reconcile")] == [1]
+    assert [result["outcome"] for result in office.work()] == ["open"]
+    office.store.clock = lambda: tomorrow + timedelta(hours=2)
+    office.store.ask_for_looks(3600)
+    assert [look["releases"] for look in office.work("reconcile")] == [0], "once is enough"
+
+
 def test_a_subscription_that_begins_in_the_past_finds_what_exists(office: Office) -> None:
     office.add("tiny/harbor-2", files_of("harbor-2"))
     office.subscribe(since="2020-01-01")
@@ -333,6 +362,32 @@ def test_models_are_listed_the_last_changed_first(office: Office) -> None:
 def test_cards_that_are_no_yaml_say_nothing(office: Office, tmp_path: Path) -> None:
     office.add("tiny/harbor-2", variant(tmp_path, card="No metadata here."))
     assert office.hub.info("tiny/harbor-2").licences == ()
+
+
+@pytest.mark.parametrize("office", ["local"], indirect=True)
+@pytest.mark.parametrize(
+    ("licence", "read"), [(f"0x{'f' * 5000}", ()), ('"\\ud800"', ("\\ud800",)), ('"\\e[2J"', ("\\x1b[2J",))]
+)
+def test_what_cannot_be_written_is_spelled_out_or_left_out(
+    office: Office, tmp_path: Path, licence: str, read: tuple[str, ...]
+) -> None:
+    office.add("tiny/harbor-2", variant(tmp_path, card=f"---\nlicense: {licence}\n---\n"))
+    assert office.hub.info("tiny/harbor-2").licences == read
+
+
+@pytest.mark.parametrize("licence", ['"\\e]0;mine\\a\\nx"', '"\\0"'])
+def test_a_card_that_no_screen_and_no_json_can_show_is_told_in_words(
+    office: Office, tmp_path: Path, licence: str
+) -> None:
+    office.subscribe(guards={"licences": ["mit"]})
+    office.add("tiny/harbor-2", variant(tmp_path, card=f"---\nlicense: {licence}\ntags: [{licence}]\n---\n"))
+
+    assert office.release()["outcome"] == "refused"
+
+    page = CampaignListView.of(office.store.list_campaigns(DEFAULT_TENANT))
+    (shown,) = json.loads(page.model_dump_json())["campaigns"]
+    told = [shown["reasons"][0]["message"], *shown["facts"]["licences"], *shown["facts"]["tags"]]
+    assert all(text.isprintable() for text in told)
 
 
 @pytest.mark.parametrize("office", ["remote"], indirect=True)

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from core.errors import printable
+
 CARD = "README.md"
 _MOST_BYTES = 64 * 2**10  # of the card that are looked at; metadata stands on top
-_MOST_TAGS = 200
+_MOST_TEXTS = 200  # of a list
 
 
 def metadata_in(card: Path) -> dict[str, Any]:
@@ -39,9 +41,18 @@ def licences_of(card: Mapping[str, Any]) -> tuple[str, ...]:
 
 def tags_of(card: Mapping[str, Any]) -> tuple[str, ...]:
     """Its tags."""
-    return tuple(tag[:100] for tag in _texts(card.get("tags"))[:_MOST_TAGS])
+    return tuple(tag[:100] for tag in _texts(card.get("tags")))
 
 
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [str(one).strip() for one in values if isinstance(one, str | int | float)]
+    return [_line(one) for one in values[:_MOST_TEXTS] if isinstance(one, str | int | float)]
+
+
+def _line(value: str | float) -> str:
+    """On one line and printable: it is shown in JSON, which half a character cannot be part of, and on
+    terminals, which obey control characters."""
+    try:
+        return printable(" ".join(str(value).split()))
+    except ValueError:  # a number with more digits than Python writes
+        return ""

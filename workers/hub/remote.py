@@ -33,7 +33,7 @@ from core.errors import (
     RevisionNotFound,
 )
 from core.requests import RepoRef
-from workers.hub.card import licences_of
+from workers.hub.card import licences_of, tags_of
 from workers.hub.content import SHA, content_of
 from workers.hub.files import FileSource, list_files
 from workers.hub.history import History
@@ -218,9 +218,9 @@ class RemoteHub:
             file.rfilename: file.lfs.sha256 if file.lfs is not None else file.blob_id or ""
             for file in found.siblings or []
         }
-        tags = tuple(str(tag) for tag in found.tags or ())
+        tags, licences = tags_of({"tags": found.tags}), licences_of(card)
         repo = self._pinned(RepoRef(repo_id=repo_id), found, "model")
-        return RepoInfo(repo, found.created_at, tags, licences_of(card), content_of(hashes))
+        return RepoInfo(repo, found.created_at, tags, licences, content_of(hashes))
 
     def _resolve(self, ref: RepoRef, kind: RepoKind) -> PinnedRepo:
         ask = self._api.model_info if kind == "model" else self._api.dataset_info
