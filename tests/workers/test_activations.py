@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from benchmarks.synthetic import byte_level_tokenizer
 from support.site_worlds import relative_error
 from support.tiny_models import TINY_CONFIGS, tiny_model, weights_of
 from transfer.interface import PORTS, LowRank, Role, Site, SitePair
+from transfer.weights import ModelWeights
 from workers.activations.collector import Collector
 from workers.activations.ports import Place, place_of, places_of
 from workers.activations.similarity import measure
@@ -221,6 +223,20 @@ def test_a_base_without_a_tokenizer_says_so() -> None:
         bases.words("target")
     assert caught.value.pointer == "/target"
     assert json.dumps(caught.value.message)
+
+
+@pytest.mark.parametrize(("outside", "wanted"), [({"eos_token_id": [1, 106]}, (1, 106)), ({}, (1,))])
+def test_a_text_part_ends_its_texts_as_the_whole_config_or_its_class_says(
+    outside: dict[str, list[int]], wanted: tuple[int, ...]
+) -> None:
+    """Gemma 3 with pictures leaves both out of `text_config`; without an end it would never stop writing."""
+    stored = _stored(tiny_model("gemma3_text"))
+    own = ("eos_token_id", "bos_token_id")
+    text = {key: value for key, value in stored.weights.config.items() if key not in own}
+    weights = ModelWeights({"model_type": "gemma3", "text_config": text} | outside, stored.reader)
+    base = load(weights, stored.reader, stored.tokenizer or {}, CPU)
+    assert base.eos == wanted
+    assert base.bos == AutoConfig.for_model("gemma3_text").bos_token_id
 
 
 def test_the_stream_is_what_the_layer_gives_on() -> None:
