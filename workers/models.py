@@ -156,7 +156,7 @@ def logits_at(base: TextModel, ids: Tensor, where: Tensor) -> Tensor:
 def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
     """The tokenizer of a tokenizer.json, with the BOS that this model wants. Raises UnsupportedModel."""
     try:
-        words = Tokenizer.from_str(json.dumps(tokenizer))
+        words = Tokenizer.from_str(json.dumps(_untrimmed(tokenizer)))
     except Exception as exc:  # the library raises plain Exception for whatever it cannot read
         raise UnsupportedModel(
             "The base's tokenizer.json cannot be read.", hint="Save the tokenizer again with transformers."
@@ -165,6 +165,25 @@ def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
     words.no_padding()
     text = _text_config(config)
     return Words(words, _bos(words, text), _context(text))
+
+
+def _untrimmed(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with offsets that leave no space out: trimmed, as GPT-NeoX's are, a token of spaces alone has
+    no width and would pass for a special one."""
+    found = dict(tokenizer)
+    step = found.get("post_processor")
+    if isinstance(step, Mapping):
+        steps = step.get("processors")
+        found["post_processor"] = (
+            {**step, "processors": [_whole(one) for one in steps]}
+            if isinstance(steps, list)
+            else _whole(step)
+        )
+    return found
+
+
+def _whole(step: Any) -> Any:
+    return {**step, "trim_offsets": False} if isinstance(step, Mapping) and "trim_offsets" in step else step
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,19 @@ def test_positions_pair_where_both_tokenizers_end_a_token() -> None:
     assert text.target_coverage == pytest.approx(4 / 5)
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_a_token_of_spaces_alone_stands_for_its_spaces(sequence: bool) -> None:
+    """Also where the tokenizer itself reports trimmed offsets, as GPT-NeoX's does."""
+    tokenizer = byte_level_tokenizer([*WORDS, "ĠĠ"])
+    tokenizer["model"]["merges"] = ["Ġ Ġ"]
+    trims = dict(tokenizer["pre_tokenizer"])
+    tokenizer["post_processor"] = {"type": "Sequence", "processors": [trims]} if sequence else trims
+    words = words_of(tokenizer, {})
+    assert words.encode("a  b   c").offsets == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8)]
+    (passage,) = pair_text(words, words, ["a  b   c"], 100).passages
+    assert passage.positions == 6
+
+
 def test_a_long_document_is_cut_into_windows_and_every_eighth_is_held_out() -> None:
     bases = _bases()
     text = _text(bases, most=10**6)
