@@ -144,6 +144,12 @@ def test_a_long_document_is_cut_into_windows_and_every_eighth_is_held_out() -> N
     assert text.digest != _text(bases, most=600).digest
 
 
+def test_few_positions_leave_a_passage_to_measure_with() -> None:
+    words = words_of(byte_level_tokenizer(WORDS), {})
+    text = pair_text(words, words, [TEXT], 16)
+    assert [passage.held_out for passage in text.passages] == [False, True]
+
+
 def test_sums_do_not_depend_on_how_many_passes_gather_them(tmp_path: Path) -> None:
     places = [places_of(pair, port) for pair in _pairs(Role.Q, Role.DOWN) for port in PORTS]
     passes = []
