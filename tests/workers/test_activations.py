@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from transformers import AutoConfig
 
 from benchmarks.synthetic import byte_level_tokenizer
 from support.site_worlds import relative_error
-from support.tiny_models import TINY_CONFIGS, tiny_model, weights_of
-from transfer.interface import PORTS, LowRank, Role, Site, SitePair
+from support.tiny_models import TINY_CONFIGS, FolderReader, tiny_model, weights_of
+from transfer.errors import UnsupportedModel
+from transfer.interface import PORTS, LowRank, Role, Side, Site, SitePair
 from transfer.weights import ModelWeights
 from workers.activations.collector import Collector
 from workers.activations.ports import Place, place_of, places_of
@@ -106,6 +108,36 @@ def test_a_base_that_is_read_layer_by_layer_computes_the_same(model_type: str) -
     with torch.inference_mode():
         assert relative_error(streamed.model(ids).logits, whole.model(ids).logits) < 1e-6
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "ours", "stored_as"),
+    [("gpt2", r"^transformer\.", ""), ("gpt_neox", r"^lm_head\.", "embed_out.")],
+)
+def test_a_streamed_base_may_be_stored_under_other_names(model_type: str, ours: str, stored_as: str) -> None:
+    """As these two are on the Hub."""
+    stored = _stored(tiny_model(model_type, seed=5))
+    named = {re.sub(ours, stored_as, name): tensor for name, tensor in stored.reader.tensors.items()}
+    named.pop("lm_head.weight", None)
+    ids = torch.arange(3, 40)[None]
+    whole, streamed = (
+        load(stored.weights, FolderReader(named), stored.tokenizer or {}, CPU, streamed=streamed)
+        for streamed in (False, True)
+    )
+    with torch.inference_mode():
+        assert relative_error(streamed.model(ids).logits, whole.model(ids).logits) < 1e-6
+
+
+@pytest.mark.parametrize("room", [2**30, 2])
+@pytest.mark.parametrize(
+    ("side", "name"), [("source", "model.norm.weight"), ("target", "gpt_neox.final_layer_norm.bias")]
+)
+def test_a_base_whose_weights_are_not_complete_is_named(side: Side, name: str, room: int) -> None:
+    bases = _bases(room)
+    del bases.stored(side).reader.tensors[name]
+    with pytest.raises(UnsupportedModel, match=name) as caught:
+        bases.model(side)
+    assert caught.value.pointer == f"/{side}"
 
 
 def test_positions_pair_where_both_tokenizers_end_a_token() -> None:
