@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,6 +299,21 @@ def test_heads_of_other_settings_or_that_are_not_wanted_are_left_alone(
         llamas.cast(
             trained[0], "never", "acme/other", StopsAt(Phase.TRAINING, 0), **{"reuse": True, **settings}
         )
+
+
+def test_heads_of_which_some_were_evicted_are_trained_again_and_kept(
+    llamas: World, trained: tuple[Path, Conversion], tmp_path: Path
+) -> None:
+    """What is left would move a part of the sites by other maps than the figures are of."""
+    shutil.copytree(trained[0] / "cache", tmp_path / "cache")
+    keys = [entry.key for entry in llamas.tools(tmp_path, None).cache.ls() if entry.key]
+    heads = [key for key in keys if " of acme/skill@" in key.canonical]
+    next((tmp_path / "cache").rglob(f"{heads[0].digest}*")).unlink()
+    with pytest.raises(Cancelled):
+        llamas.cast(tmp_path, "other", "acme/other", StopsAt(Phase.TRAINING, 0), reuse=True)
+    again = llamas.cast(tmp_path, "again")
+    assert bytes_of(again) == bytes_of(trained[1])
+    llamas.cast(tmp_path, "third", watch=StopsAt(Phase.TRAINING, 0))
 
 
 def test_heads_of_an_adapter_that_the_job_may_not_read_are_not_used(tmp_path: Path) -> None:
