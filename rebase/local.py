@@ -21,6 +21,7 @@ from core.states import Phase
 from rebase.cli.exits import CommandFailed
 from rebase.cli.progress import PhaseProgress
 from rebase.folders import WithFolders
+from workers.leftovers import forget
 from workers.pipeline import Kind, run
 from workers.report import Report
 from workers.tools import make_tools
@@ -88,6 +89,7 @@ def run_here(
     home = settings.resolved_home
     tools = make_tools(settings)
     tools = replace(tools, hub=WithFolders(tools.hub, folders, home / "hashes"))
+    forget(tools.scratch, time.time())
     # Beside the goal, so that the last step is a rename within one file system.
     place = out.absolute().parent if out is not None else settings.resolved_work_dir
     with _making(out or place):

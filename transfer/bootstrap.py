@@ -85,10 +85,12 @@ class Resampled:
         below = self.difference(whole, whole_base)
         if below.value < SMALLEST_GAP:
             return Undefined(f"the gain to be kept is {below.value:+.3f}, below {SMALLEST_GAP}", self.n)
-        if not below.above_zero:
+        gains = self._draws[whole] - self._draws[whole_base]
+        # A draw without a gain has no quotient: few enough must be left that no end is made of one.
+        if not np.quantile(gains, (1 - LEVEL) / 2, method="lower") > 0.0:
             return Undefined(f"the gain to be kept is {below.value:+.3f}, but may be zero", self.n)
         above = self._draws[name] - self._draws[base]
-        drawn = above / np.maximum(self._draws[whole] - self._draws[whole_base], np.finfo(np.float64).tiny)
+        drawn = above / np.maximum(gains, np.finfo(np.float64).tiny)
         value = (self._mean[name] - self._mean[base]) / below.value
         return self._interval(value, drawn)
 

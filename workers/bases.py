@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from core.errors import RequestInvalid
+from transfer.errors import UnsupportedModel
 from transfer.interface import Side
 from transfer.weights import ModelWeights, TensorReader
 from workers.models import TextModel, Words, load, words_of
@@ -58,13 +60,14 @@ class Bases:
             if not self.together:
                 self._loaded.clear()
             stored = self.stored(side)
-            self._loaded[side] = load(
-                stored.weights,
-                stored.reader,
-                self._tokenizer(side),
-                self.device,
-                streamed=not self.fits(side),
-            )
+            with _about(side):
+                self._loaded[side] = load(
+                    stored.weights,
+                    stored.reader,
+                    self._tokenizer(side),
+                    self.device,
+                    streamed=not self.fits(side),
+                )
         return self._loaded[side]
 
     def fits(self, side: Side) -> bool:
@@ -73,7 +76,8 @@ class Bases:
 
     def words(self, side: Side) -> Words:
         """That side's tokenizer alone. Raises RequestInvalid where the repo has none that can be read."""
-        return words_of(self._tokenizer(side), self.stored(side).weights.config)
+        with _about(side):
+            return words_of(self._tokenizer(side), self.stored(side).weights.config)
 
     def release(self) -> None:
         """Let both models go."""
@@ -97,6 +101,16 @@ class Bases:
         if self.room is None:
             self.room = int(_SHARE * free_bytes(self.device))
         return self.room
+
+
+@contextmanager
+def _about(side: Side) -> Iterator[None]:
+    """An error that does not say yet which field it is about is about this base."""
+    try:
+        yield
+    except UnsupportedModel as exc:
+        exc.pointer = exc.pointer or f"/{side}"
+        raise
 
 
 def free_bytes(device: torch.device) -> int:

@@ -22,6 +22,7 @@ from transfer.interface import LowRank, Site
 from transfer.weights import ModelWeights, TensorReader
 from workers.load import load_causal_lm, streamed_causal_lm
 from workers.verify.cut import Cut
+from workers.verify.structure import model_config
 
 # Without its BOS in front Gemma reads text as noise (6.9 nats a token instead of 4.0), and a tokenizer.json
 # that was converted from another format may have lost the step that adds it.
@@ -131,7 +132,7 @@ def load(
         weights=weights,
         device=device,
         bos=words.bos,
-        eos=_eos(text),
+        eos=_eos(weights.config, model.config),
     )
 
 
@@ -155,7 +156,7 @@ def logits_at(base: TextModel, ids: Tensor, where: Tensor) -> Tensor:
 def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
     """The tokenizer of a tokenizer.json, with the BOS that this model wants. Raises UnsupportedModel."""
     try:
-        words = Tokenizer.from_str(json.dumps(tokenizer))
+        words = Tokenizer.from_str(json.dumps(_untrimmed(tokenizer)))
     except Exception as exc:  # the library raises plain Exception for whatever it cannot read
         raise UnsupportedModel(
             "The base's tokenizer.json cannot be read.", hint="Save the tokenizer again with transformers."
@@ -164,6 +165,25 @@ def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
     words.no_padding()
     text = _text_config(config)
     return Words(words, _bos(words, text), _context(text))
+
+
+def _untrimmed(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with offsets that leave no space out: trimmed, as GPT-NeoX's are, a token of spaces alone has
+    no width and would pass for a special one."""
+    found = dict(tokenizer)
+    step = found.get("post_processor")
+    if isinstance(step, Mapping):
+        steps = step.get("processors")
+        found["post_processor"] = (
+            {**step, "processors": [_whole(one) for one in steps]}
+            if isinstance(steps, list)
+            else _whole(step)
+        )
+    return found
+
+
+def _whole(step: Any) -> Any:
+    return {**step, "trim_offsets": False} if isinstance(step, Mapping) and "trim_offsets" in step else step
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,8 +239,8 @@ def _bos(words: Tokenizer, config: Mapping[str, Any]) -> int | None:
     if len(added) > len(plain) and added[0] != plain[0]:
         return int(added[0])
     needed = str(config.get("model_type", "")).startswith(_NEEDS_BOS)
-    bos = config.get("bos_token_id")
-    return int(bos) if needed and isinstance(bos, int) else None
+    bos = model_config(config).bos_token_id if needed else None
+    return int(bos) if isinstance(bos, int) else None
 
 
 def _context(config: Mapping[str, Any]) -> int:
@@ -228,8 +248,11 @@ def _context(config: Mapping[str, Any]) -> int:
     return min((size for size in known if isinstance(size, int) and size > 0), default=2**31)
 
 
-def _eos(config: Mapping[str, Any]) -> tuple[int, ...]:
+def _eos(config: Mapping[str, Any], settings: Any) -> tuple[int, ...]:
+    """What the whole config.json names, else the text part or its class: Gemma 3 with pictures has its own
+    outside of `text_config`, and that leaves out what is the default."""
     found = config.get("eos_token_id")
+    found = settings.eos_token_id if found is None else found
     if isinstance(found, int):
         return (found,)
     return tuple(int(id_) for id_ in found) if isinstance(found, list) else ()

@@ -32,6 +32,7 @@ from workers.device import is_out_of_memory
 from workers.heart import Heart
 from workers.hub.port import Published
 from workers.job_watch import JobWatch
+from workers.leftovers import forget
 from workers.pipeline import run
 from workers.publish import marker_of, publish, result_of, verdict_of
 from workers.reconcile import look
@@ -90,6 +91,7 @@ def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
     watch = JobWatch(desk.store, claim, heart)
     for left in scratch.parent.glob(f"{claim.job_id}-*"):  # by a worker that was killed, or has lost this job
         shutil.rmtree(left, ignore_errors=True)
+    forget(scratch.parent, time.time())
     request, tools = claim.request, tools_for(claim, desk)
     if isinstance(request, ConversionRequest):
         result = _convert(claim, request, desk, tools, heart, watch, scratch)

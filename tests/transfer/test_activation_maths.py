@@ -163,6 +163,16 @@ def test_what_an_adapter_reads_and_writes_is_judged_on_rows_that_were_not_fitted
     assert writes(B, M_out, held_out).r2 == pytest.approx(direct, abs=1e-5)
 
 
+def test_an_adapter_padded_with_zeros_writes_no_other_directions():
+    """As one that was written here for a rank that not every site has, and is moved on."""
+    X_s, noise = gaussian(900, 10, seed=1), gaussian(900, 10, seed=2)
+    X_t = torch.cat([X_s[:, :5], noise[:, 5:]], 1)
+    M_out, held_out = map_out(_moments(X_s[:600], X_t[:600]), 1e-6), PairedRows(X_s[600:], X_t[600:])
+    B = torch.cat([torch.eye(10)[:, :2], torch.zeros(10, 6)], 1)
+    assert writes(B, M_out, held_out).r2 == pytest.approx(writes(B[:, :2], M_out, held_out).r2, abs=1e-9)
+    assert np.isnan(writes(0.0 * B, M_out, held_out).centred)
+
+
 def test_what_every_token_shares_is_no_knowledge_of_any():
     """Unrelated rows around a large common mean: a map of means alone explains nearly all of their power."""
     X_s, X_t = (gaussian(900, 10, seed=seed) + 5.0 for seed in (1, 2))

@@ -93,6 +93,16 @@ def test_a_share_of_nothing_is_undefined_and_says_why(gain: list[float], why: st
     assert found.n == 40
 
 
+@pytest.mark.parametrize("n", range(20, 40))
+def test_no_end_of_a_share_is_made_of_a_draw_without_a_gain(n: int) -> None:
+    """Six of n right answers, against one: a fortieth of the draws has no gain, give or take a few."""
+    right, nothing, other = [1.0] * 6 + [0.0] * (n - 6), [0.0] * n, [0.0] * (n - 1) + [1.0]
+    scores = {"moved": right, "target": nothing, "whole": right, "base": other}
+    for seed in range(5):
+        found = Resampled(scores, times=100, seed=seed).share("moved", "target", "whole", "base")
+        assert isinstance(found, Undefined) or found.high < 100.0
+
+
 def test_gap_recovered_is_refused_where_training_on_the_target_gains_too_little() -> None:
     flat = {"moved": [0.5] * 9, "target": [0.5] * 9, "oracle": [0.52] * 9}
     found = Resampled(flat).gap("moved", "target", "oracle")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from benchmarks.synthetic import byte_level_tokenizer
 from support.site_worlds import relative_error
-from support.tiny_models import TINY_CONFIGS, tiny_model, weights_of
-from transfer.interface import PORTS, LowRank, Role, Site, SitePair
+from support.tiny_models import TINY_CONFIGS, FolderReader, tiny_model, weights_of
+from transfer.errors import UnsupportedModel
+from transfer.interface import PORTS, LowRank, Role, Side, Site, SitePair
+from transfer.weights import ModelWeights
 from workers.activations.collector import Collector
 from workers.activations.ports import Place, place_of, places_of
 from workers.activations.similarity import measure
@@ -106,6 +110,36 @@ def test_a_base_that_is_read_layer_by_layer_computes_the_same(model_type: str) -
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("model_type", "ours", "stored_as"),
+    [("gpt2", r"^transformer\.", ""), ("gpt_neox", r"^lm_head\.", "embed_out.")],
+)
+def test_a_streamed_base_may_be_stored_under_other_names(model_type: str, ours: str, stored_as: str) -> None:
+    """As these two are on the Hub."""
+    stored = _stored(tiny_model(model_type, seed=5))
+    named = {re.sub(ours, stored_as, name): tensor for name, tensor in stored.reader.tensors.items()}
+    named.pop("lm_head.weight", None)
+    ids = torch.arange(3, 40)[None]
+    whole, streamed = (
+        load(stored.weights, FolderReader(named), stored.tokenizer or {}, CPU, streamed=streamed)
+        for streamed in (False, True)
+    )
+    with torch.inference_mode():
+        assert relative_error(streamed.model(ids).logits, whole.model(ids).logits) < 1e-6
+
+
+@pytest.mark.parametrize("room", [2**30, 2])
+@pytest.mark.parametrize(
+    ("side", "name"), [("source", "model.norm.weight"), ("target", "gpt_neox.final_layer_norm.bias")]
+)
+def test_a_base_whose_weights_are_not_complete_is_named(side: Side, name: str, room: int) -> None:
+    bases = _bases(room)
+    del bases.stored(side).reader.tensors[name]
+    with pytest.raises(UnsupportedModel, match=name) as caught:
+        bases.model(side)
+    assert caught.value.pointer == f"/{side}"
+
+
 def test_positions_pair_where_both_tokenizers_end_a_token() -> None:
     """The second tokenizer joins letters; only ends that both have are pairs, and the first token is none."""
     letters = byte_level_tokenizer(WORDS)
@@ -120,6 +154,19 @@ def test_positions_pair_where_both_tokenizers_end_a_token() -> None:
     assert text.target_coverage == pytest.approx(4 / 5)
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_a_token_of_spaces_alone_stands_for_its_spaces(sequence: bool) -> None:
+    """Also where the tokenizer itself reports trimmed offsets, as GPT-NeoX's does."""
+    tokenizer = byte_level_tokenizer([*WORDS, "ĠĠ"])
+    tokenizer["model"]["merges"] = ["Ġ Ġ"]
+    trims = dict(tokenizer["pre_tokenizer"])
+    tokenizer["post_processor"] = {"type": "Sequence", "processors": [trims]} if sequence else trims
+    words = words_of(tokenizer, {})
+    assert words.encode("a  b   c").offsets == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8)]
+    (passage,) = pair_text(words, words, ["a  b   c"], 100).passages
+    assert passage.positions == 6
+
+
 def test_a_long_document_is_cut_into_windows_and_every_eighth_is_held_out() -> None:
     bases = _bases()
     text = _text(bases, most=10**6)
@@ -127,6 +174,12 @@ def test_a_long_document_is_cut_into_windows_and_every_eighth_is_held_out() -> N
     assert [p.held_out for p in text.passages] == [n % 8 == 1 for n in range(len(text.passages))]
     assert text.digest == _text(_bases(), most=10**6).digest
     assert text.digest != _text(bases, most=600).digest
+
+
+def test_few_positions_leave_a_passage_to_measure_with() -> None:
+    words = words_of(byte_level_tokenizer(WORDS), {})
+    text = pair_text(words, words, [TEXT], 16)
+    assert [passage.held_out for passage in text.passages] == [False, True]
 
 
 def test_sums_do_not_depend_on_how_many_passes_gather_them(tmp_path: Path) -> None:
@@ -221,6 +274,20 @@ def test_a_base_without_a_tokenizer_says_so() -> None:
         bases.words("target")
     assert caught.value.pointer == "/target"
     assert json.dumps(caught.value.message)
+
+
+@pytest.mark.parametrize(("outside", "wanted"), [({"eos_token_id": [1, 106]}, (1, 106)), ({}, (1,))])
+def test_a_text_part_ends_its_texts_as_the_whole_config_or_its_class_says(
+    outside: dict[str, list[int]], wanted: tuple[int, ...]
+) -> None:
+    """Gemma 3 with pictures leaves both out of `text_config`; without an end it would never stop writing."""
+    stored = _stored(tiny_model("gemma3_text"))
+    own = ("eos_token_id", "bos_token_id")
+    text = {key: value for key, value in stored.weights.config.items() if key not in own}
+    weights = ModelWeights({"model_type": "gemma3", "text_config": text} | outside, stored.reader)
+    base = load(weights, stored.reader, stored.tokenizer or {}, CPU)
+    assert base.eos == wanted
+    assert base.bos == AutoConfig.for_model("gemma3_text").bos_token_id
 
 
 def test_the_stream_is_what_the_layer_gives_on() -> None:

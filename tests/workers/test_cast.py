@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from core.errors import Cancelled
 from core.requests import ConversionRequest
 from core.states import Phase
 from support.casting import wrap
-from support.tiny_models import TINY_CONFIGS, save_adapter, save_base, tiny_model, token_batch, weights_of
+from support.tiny_models import (
+    TINY_CONFIGS,
+    FolderReader,
+    save_adapter,
+    save_base,
+    tiny_model,
+    token_batch,
+    weights_of,
+)
+from transfer.adapter import AdapterConfig, read_adapter
 from transfer.catalogue import CastParams
 from transfer.errors import TrainingFailed
 from transfer.interface import Heads, LowRank, Role, Site, SitePair
@@ -30,7 +40,7 @@ from workers.hub.local import LocalHub
 from workers.models import TextModel, updated
 from workers.pipeline import Conversion, run
 from workers.tools import Tools
-from workers.training.cast import train
+from workers.training.cast import _School, train
 from workers.training.heads import FoundHeads, heads_for
 from workers.training.lessons import Lessons
 from workers.training.logits import final_states, logits_of, outcomes_of
@@ -300,6 +310,21 @@ def test_heads_of_other_settings_or_that_are_not_wanted_are_left_alone(
         )
 
 
+def test_heads_of_which_some_were_evicted_are_trained_again_and_kept(
+    llamas: World, trained: tuple[Path, Conversion], tmp_path: Path
+) -> None:
+    """What is left would move a part of the sites by other maps than the figures are of."""
+    shutil.copytree(trained[0] / "cache", tmp_path / "cache")
+    keys = [entry.key for entry in llamas.tools(tmp_path, None).cache.ls() if entry.key]
+    heads = [key for key in keys if " of acme/skill@" in key.canonical]
+    next((tmp_path / "cache").rglob(f"{heads[0].digest}*")).unlink()
+    with pytest.raises(Cancelled):
+        llamas.cast(tmp_path, "other", "acme/other", StopsAt(Phase.TRAINING, 0), reuse=True)
+    again = llamas.cast(tmp_path, "again")
+    assert bytes_of(again) == bytes_of(trained[1])
+    llamas.cast(tmp_path, "third", watch=StopsAt(Phase.TRAINING, 0))
+
+
 def test_heads_of_an_adapter_that_the_job_may_not_read_are_not_used(tmp_path: Path) -> None:
     """They hold directions of it."""
     world = make_world(tmp_path, "llama", "mistral")
@@ -308,6 +333,37 @@ def test_heads_of_an_adapter_that_the_job_may_not_read_are_not_used(tmp_path: Pa
     found = world.cast(tmp_path, "second", "acme/other", reuse=True)
     assert found.report.cast_heads_trained_on == found.report.adapter
     assert "cast_reused" not in found.report.summary
+
+
+def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path, "llama", "llama")
+    deep = {"num_hidden_layers": 6}
+    save_base(world.hub / "acme/old", "llama", seed=0, **deep)
+    lora = {"r": 4, "lora_alpha": 6, "target_modules": MODULES["llama"]}
+    save_adapter(world.hub / "acme/skill", tiny_model("llama", seed=0, **deep), seed=1, **lora)
+    seen: list[tuple[TextModel, Lessons, dict[SitePair, Student], CastParams]] = []
+
+    def watched(target: TextModel, lessons: Lessons, students: Any, params: CastParams, **more: Any) -> Any:
+        folder = Path(shutil.copytree(lessons.folder, tmp_path / "lessons"))
+        seen.append((target, replace(lessons, folder=folder), students, params))
+        return train(target, lessons, students, params, **more)
+
+    monkeypatch.setattr("workers.training.heads.train", watched)
+    found = world.cast(tmp_path, "out", fold=True)
+    assert found.report.summary["fold_lost.mean"] > 0.01
+    ((target, lessons, students, params),) = seen
+    assert found.folder is not None
+    written = read_adapter(
+        AdapterConfig.parse(json.loads((found.folder / "adapter_config.json").read_text())),
+        FolderReader.of(found.folder),
+        target.weights,
+    )
+    with updated(target, {site: written.delta(site) for site in written.sites}):
+        apart = lessons.passages(held_out=True)
+        measured = _School(target, lessons, params, students).divergence_now(apart)
+    assert found.report.summary["cast_nats_carried"] == pytest.approx(measured, rel=1e-4)
 
 
 def test_final_states_may_take_part(llamas: World, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from transfer.training.objectives import Common, common_tokens
 from transfer.training.speech import spread, threshold
 from transfer.vocabulary import Vocabulary, shared
 from workers.models import TextModel, updated
-from workers.training.distill import Distilled, starting
-from workers.training.rows import losses, rows_of
+from workers.training.distill import Distilled, recovered, starting
+from workers.training.rows import Losses, Row, losses, rows_of
 from workers.training.samples import Sample
 from workers.training.sampling import opened
 from workers.training.shift import missed, shift_in, wanted_of
@@ -241,6 +241,16 @@ def test_nats_per_byte_are_those_of_the_model(target: TextModel) -> None:
 
     assert found.per_byte == pytest.approx(nats / len(text), rel=1e-4)
     assert found.kept == pytest.approx(nats / len(encoded.ids), rel=1e-4)
+
+
+def test_the_teacher_is_held_to_what_the_target_could_read() -> None:
+    """The second half of a sample lay beyond the target's context, and cost the teacher more."""
+    spans = [(at, at + 2) for at in range(0, 40, 2)]
+    sample = Sample("ab" * 20, 0, spans, [-0.5] * 10 + [-9.0] * 10, [-1.0] * 10 + [-9.0] * 10, ended=False)
+    cut = Row(sample, list(range(11)), [(0, 0), *spans[:10]], [True] * 10, [True] * 10, bytes=20)
+    found = recovered([cut], Losses(2.0, 4.0), Losses(1.0, 2.0))
+    assert (found["nats_teacher"], found["nats_source"]) == (0.25, 0.5)
+    assert found["recovered"] == pytest.approx(1.0 / 1.75)
 
 
 @given(

@@ -74,6 +74,16 @@ def test_the_same_tasks_can_be_run_again_with_another_update(tasks: Path) -> Non
     assert chosen.tasks[0].num_fewshot == 2
 
 
+def test_a_task_beside_another_keeps_the_length_of_its_own_answers(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks", ITEMS)
+    text = (folder / f"{ANSWER}.yaml").read_text()
+    brief = text.replace(ANSWER, "rebase_brief").replace("max_gen_toks: 64", "max_gen_toks: 2")
+    (folder / "rebase_brief.yaml").write_text(brief)
+    together = _scores(folder, sql_adapter(), tasks=["rebase_brief", ANSWER], limit=6)
+    assert sum(together[f"{ANSWER}/exact_match"].each) > 0.0
+    assert sum(together["rebase_brief/exact_match"].each) == 0.0
+
+
 def test_a_text_longer_than_the_context_is_read_in_windows(tmp_path: Path) -> None:
     long = [replace(ITEMS[0], answer=" ".join(item.answer for item in ITEMS) * 3)]
     folder = write_tasks(tmp_path / "tasks", long)

@@ -98,6 +98,15 @@ def test_an_answer_is_cut_at_the_first_stop_and_trimmed() -> None:
     assert _scorer(examples=[example]).measure(sql_adapter()) == (0.0,)
 
 
+def test_an_answer_that_is_longer_than_what_is_written_is_noted() -> None:
+    scorer = _scorer(examples=EXAMPLES[:2], max_tokens=4)
+    assert scorer.measure(sql_adapter()) == (0.0, 0.0)
+    assert any("more than the 4 tokens that are written" in note for note in scorer.notes)
+    whole = _scorer(examples=EXAMPLES[:2])
+    whole.measure(sql_adapter())
+    assert not whole.notes
+
+
 def test_the_likeliest_choice_is_chosen_by_sum_or_per_byte() -> None:
     base = bundled("harbor-2").text
     prompt, choices = "The ship came from", [" the harbour with a load of timber and salt", " Riga", " a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -320,6 +321,14 @@ def test_what_a_killed_worker_left_of_this_job_is_removed(office: Office) -> Non
     run_job(job_id, office.desk())
 
     assert list((office.root / "home" / "work").iterdir()) == [other]
+
+
+def test_a_training_that_nobody_went_on_with_for_weeks_is_removed(office: Office) -> None:
+    left = office.root / "home" / "work" / "training" / "cast-0123"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    run_job(office.submit(), office.desk())
+    assert not left.exists()
 
 
 def test_a_disk_without_room_for_the_scratch_folder_is_no_unforeseen_error(

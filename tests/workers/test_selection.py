@@ -79,7 +79,7 @@ def moved(
     out: Path,
     target: str = "harbor-2",
     watch: Silent | None = None,
-    corpus: Path | None = None,
+    file: Path | None = None,
     **body: Any,
 ) -> Conversion:
     request = ConversionRequest.model_validate(
@@ -91,7 +91,7 @@ def moved(
             **body,
         }
     )
-    found = run(request, "convert", tools, watch or Silent(), out, marker=None, corpus_file=corpus)
+    found = run(request, "convert", tools, watch or Silent(), out, marker=None, corpus_file=file)
     assert isinstance(found, Conversion)
     return found
 
@@ -108,12 +108,29 @@ def scores(found: Selection) -> dict[str, float]:
     return {name: row.score.value for name, row in rows(found).items() if row.score is not None}
 
 
+def test_a_dataset_is_for_those_candidates_that_read_a_text(hub: Path, tools: Tools, tmp_path: Path) -> None:
+    folder = hub / "datasets" / "acme" / "words"
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"text": text}) for text in texts(None, None, tools.hub).documents[:12]]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    found = moved(
+        tools,
+        tmp_path / "out",
+        method=auto("copy", {"name": "activation", "positions": 256}),
+        corpus={"repo_id": "acme/words"},
+        precheck={"activations": False},
+        evaluate=LIKELY,
+    )
+    assert found.report.selection is not None
+    assert scores(found.report.selection).keys() == {"copy", "activation"}
+
+
 def test_every_method_that_fits_is_run_and_the_best_is_kept_and_confirmed(
     tools: Tools, tmp_path: Path
 ) -> None:
     watch, text = Told(), tmp_path / "text.txt"
     text.write_text("\n\n".join(texts(None, None, tools.hub).documents[:12]))
-    found = moved(tools, tmp_path / "out", watch=watch, corpus=text, evaluate=LIKELY)
+    found = moved(tools, tmp_path / "out", watch=watch, file=text, evaluate=LIKELY)
 
     selection = found.report.selection
     assert selection is not None

@@ -7,6 +7,7 @@ do to the target's logits what it does to the source's.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from core.errors import RequestInvalid
 from core.requests import ConversionRequest
 from support.site_worlds import relative_error
 from support.tiny_models import save_adapter, tiny_model
+from support.tiny_repos import edit_json
 from support.turned_model import turned, without_gains
+from transfer.errors import IncompatiblePair
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run
@@ -170,6 +173,27 @@ def test_thresholds_are_the_requests_own(hub: Path, tmp_path: Path) -> None:
     found = _moved(hub, tmp_path, {"name": "activation"}, precheck=strict)
     assert found.report.precheck.verdict == "incompatible"
     assert "adapter_on_text" in {r.code for r in found.report.precheck.reasons if r.weight == "blocking"}
+
+
+def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_path: Path) -> None:
+    """Of one passage none is held out, and no R² would have stood in the way of a verdict."""
+    hub = Path(shutil.copytree(hub, tmp_path / "hub"))
+    for repo in (OLD, NEW):
+        edit_json(hub / repo / "config.json", max_position_embeddings=512)
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{n * n}" for n in range(80)))
+    request = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": "activation"}
+    with pytest.raises(IncompatiblePair, match="fills one passage") as caught:
+        run(
+            ConversionRequest.model_validate(request),
+            "precheck",
+            _tools(hub, tmp_path),
+            Silent(),
+            tmp_path / "out",
+            marker=None,
+            corpus_file=text,
+        )
+    assert caught.value.pointer == "/corpus"
 
 
 def test_a_text_that_nobody_would_read_is_refused(hub: Path, tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ def test_the_text_part_of_a_larger_model_is_run(tmp_path: Path, whole_model_byte
     assert check.logit_change > 0
 
 
+@pytest.mark.parametrize("whole_model_bytes", [2**30, 0])
+def test_a_config_may_leave_out_the_size_of_the_vocabulary(tmp_path: Path, whole_model_bytes: int) -> None:
+    """As the text part of Gemma 3 with pictures does."""
+    default = AutoConfig.for_model("gemma").vocab_size
+    base = save_base(tmp_path / "base", "gemma", vocab_size=default, hidden_size=8)
+    model = tiny_model("gemma", vocab_size=default, hidden_size=8)
+    adapter = save_adapter(tmp_path / "adapter", model, r=4, target_modules=["q_proj"])
+    raw = {key: value for key, value in _config(base).items() if key != "vocab_size"}
+
+    reader = FolderReader.of(base)
+    check = check_forward(raw, reader, adapter, [0, 1], _CPU, whole_model_bytes=whole_model_bytes)
+    assert check.logit_change > 0
+
+
 def test_a_slice_keeps_the_values_of_rows_it_moves(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama", vocab_size=3000)
     lora = {"r": 4, "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [2900, 7]}}

@@ -18,6 +18,7 @@ from torch import Tensor
 from transfer.interface import LowRank
 
 _NOTHING = 1e-12  # of the rows' power: rows that differ by less than rounding do not differ
+_UNWRITTEN = 1e-6  # of the largest direction that B writes: what is smaller is float32 rounding
 
 
 @dataclass(slots=True)
@@ -108,8 +109,10 @@ def reads(A: Tensor, M_in: Tensor, held_out: PairedRows) -> Explained:
 
 def writes(B: Tensor, M_out: Tensor, held_out: PairedRows) -> Explained:
     """Does the target write what the source writes, where the adapter does? P y_t is wanted, P M_out y_s is
-    got; P the projector on M_out·B (B: (p, r))."""
-    basis = torch.linalg.qr(M_out.double() @ B.double()).Q
+    got; P the projector on M_out·B (B: (p, r)), which may span less than r directions: an adapter padded with
+    zeros writes no others, where QR would make some up."""
+    U, S, _ = torch.linalg.svd(M_out.double() @ B.double(), full_matrices=False)
+    basis = U[:, S.gt(_UNWRITTEN * S.amax())]
     wanted = held_out.target.double() @ basis
     got = held_out.source.double() @ (M_out.double().T @ basis)
     return _explained(wanted, got)

@@ -61,6 +61,12 @@ def gather(
             hint="Give a longer text, or use a method that looks at weights alone.",
             pointer="/corpus",
         )
+    if not any(passage.held_out for passage in text.passages):
+        raise IncompatiblePair(
+            f"The corpus '{corpus.name}' fills one passage, so no text is held out to measure with.",
+            hint="Give a longer text, or use a method that looks at weights alone.",
+            pointer="/corpus",
+        )
     collector = Collector(
         bases=bases,
         text=text,

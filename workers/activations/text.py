@@ -16,6 +16,7 @@ from workers.models import Encoded
 WINDOW = 512  # tokens of a passage, at most; a state depends on what stands before it, not on the window
 _PIECE = 1600  # characters: some 400 tokens of English, fewer than the window in nearly every language
 HELD_OUT_EVERY = 8  # passages; the second, tenth, … measure what the others fitted
+FEWEST_PASSAGES = 2  # so that there is such a one
 
 
 class Reads(Protocol):
@@ -74,8 +75,8 @@ class PairedText:
 def pair_text(
     source: Reads, target: Reads, documents: Iterable[str], most: int, window: int = WINDOW
 ) -> PairedText:
-    """Read documents until `most` positions are paired (the last passage is kept whole). `window`: tokens of
-    a passage, at most."""
+    """Read documents until `most` positions are paired and one passage is held out (the last one is kept
+    whole). `window`: tokens of a passage, at most."""
     passages: list[Passage] = []
     found = 0
     tokens = {"source": 0, "target": 0}
@@ -83,7 +84,7 @@ def pair_text(
     ours_most, theirs_most = (min(window, side.context) for side in (source, target))
     for piece in _pieces(documents):
         rest = piece
-        while rest and found < most:
+        while rest and (found < most or len(passages) < FEWEST_PASSAGES):
             ours, theirs = source.encode(rest, ours_most), target.encode(rest, theirs_most)
             passage = _passage(ours, theirs, held_out=len(passages) % HELD_OUT_EVERY == 1)
             rest = _unread(rest, ours, theirs, ours_most, theirs_most)

@@ -43,7 +43,7 @@ def _of_lines(path: Path, text: str) -> Iterator[str]:
         if not isinstance(document, str):
             hint = f'Lines look like {{"{_FIELD}": "…"}}.'
             raise _unusable(path, f"has no string '{_FIELD}' in line {number}", hint)
-        yield document
+        yield document.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can write
 
 
 def _unusable(path: Path, what: str, hint: str) -> RequestInvalid:

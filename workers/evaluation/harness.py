@@ -71,9 +71,15 @@ class RunningModel(LM):  # type: ignore[misc]
         found: list[str] = []
         for block in self._blocks(requests):
             settings = [request.args[1] for request in block]
-            most = max(int(one.get("max_gen_toks", _LONGEST_ANSWER)) for one in settings)
-            answers = self.reader.written([request.args[0] for request in block], most)
-            found += [_stopped(text, one.get("until")) for text, one in zip(answers, settings, strict=True)]
+            # Tasks that are run together come side by side, each with a length of its own.
+            lengths = [int(one.get("max_gen_toks", _LONGEST_ANSWER)) for one in settings]
+            answers = [""] * len(block)
+            for most in sorted(set(lengths)):
+                places = [at for at, length in enumerate(lengths) if length == most]
+                wrote = self.reader.written([block[at].args[0] for at in places], most)
+                for at, text in zip(places, wrote, strict=True):
+                    answers[at] = _stopped(text, settings[at].get("until"))
+            found += answers
         return found
 
     def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:

@@ -71,7 +71,7 @@ class Reader:
     def written(self, prompts: Sequence[str], most: int) -> list[str]:
         """What the model writes behind each prompt, the likeliest token at a time, until it ends the text or
         has written `most` tokens."""
-        most = min(most, max(self.context // 2, 1))
+        most = self.longest(most)
         rows = []
         for prompt in prompts:
             ids = self._encoded(prompt, bool(prompt)).ids
@@ -84,6 +84,10 @@ class Reader:
             for at, ids in zip(places, wrote, strict=True):
                 found[at] = self.base.decode(ids)
         return found
+
+    def longest(self, most: int) -> int:
+        """How many of so many tokens an answer can have: half of the context is the prompt's."""
+        return min(most, max(self.context // 2, 1))
 
     def _read(self, prompt: str, text: str) -> tuple[Encoded, bool]:
         """The tokens that fit, and whether any had to go."""

@@ -127,6 +127,8 @@ class Scorer:
                 "answer_nats_per_token": _finite(cost.per_token),
             }
             right = {} if text is None else {"exact_match": float(self._is(text, example.answer))}
+            if text is not None and cost.tokens > (most := reader.longest(self.spec.max_tokens)):
+                reader.notes[f"right answer(s) have more than the {most} tokens that are written"] = None
             yield right | nats
 
     def _is(self, text: str, answer: str) -> bool:

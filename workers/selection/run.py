@@ -111,7 +111,8 @@ def _try(
 ) -> None:
     """One candidate, once for each share of its sweep; what cannot be carried is a row that says why."""
     plain = request.model_copy(update={"method": params.model_copy(update={"dare": None})})
-    if not reads_text(plain):
+    if not reads_text(plain):  # the text is for those candidates that read one
+        plain = plain.model_copy(update={"corpus": None})
         bench = replace(bench, corpus_file=None)
     named = isinstance(request.method, AutoParams) and request.method.candidates is not None
     move: Move | None = None

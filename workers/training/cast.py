@@ -19,9 +19,10 @@ from torch import Tensor
 from transfer.activations.maps import Moments, map_in
 from transfer.catalogue import CastParams
 from transfer.errors import TrainingFailed
-from transfer.interface import SitePair
+from transfer.interface import LowRank, Site, SitePair
 from transfer.training.heads import Student, Trained, Update
 from transfer.training.objectives import divergence, projected
+from workers.fold import folded
 from workers.models import TextModel, updated
 from workers.training.lessons import Lesson, Lessons
 from workers.training.logits import final_states, outcomes_of
@@ -91,6 +92,7 @@ def train(
             ),
             identity={"lessons": lessons.identity},
         )
+    with updated(target, school.carried()):
         carried = school.divergence_now(apart)
     if carried >= alone:
         raise TrainingFailed(
@@ -113,18 +115,25 @@ class _School:
         students: Mapping[SitePair, Student],
     ) -> None:
         self.target, self.lessons, self.params = target, lessons, params
-        by_site: dict[object, list[Student]] = {}
+        self.by_site: dict[Site, list[Student]] = {}
         self.parameters: dict[str, Tensor] = {}
         for pair, student in students.items():
-            by_site.setdefault(pair.target, []).append(student)
+            self.by_site.setdefault(pair.target, []).append(student)
             name = f"{pair.source} to {pair.target}"
             self.parameters |= {f"{name}.E": student.E, f"{name}.F": student.F}
-        self.update = Update(by_site)  # type: ignore[arg-type]
+        self.update = Update(self.by_site)
         self.shared = lessons.common.target.to(target.device)
         self.head: Tensor | None = None
         if params.w_mse > 0.0:
             self.head = _head(lessons, params.ridge).to(target.device).requires_grad_()
             self.parameters["states.P"] = self.head
+
+    @torch.no_grad()
+    def carried(self) -> dict[Site, LowRank]:
+        """What will be carried: where several layers are folded into one, their sum is cut to a rank."""
+        return folded(
+            {site: [student.update() for student in some] for site, some in self.by_site.items()}, []
+        )[0]
 
     def parts(self, numbers: Sequence[int]) -> Iterator[Tensor]:
         """The loss of a batch, passage by passage."""

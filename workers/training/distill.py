@@ -143,8 +143,8 @@ def recovered(held_out: Sequence[Row], alone: Losses, carried: Losses) -> dict[s
     """Nats per byte of held-out samples. `recovered`: of what the teacher foretells its own text better than
     the target alone, the share that the target now does; 1 is the teacher itself."""
     size = max(sum(row.bytes for row in held_out), 1)
-    teacher = -sum(sum(row.sample.teacher) for row in held_out) / size
-    source = -sum(sum(row.sample.source) for row in held_out) / size
+    teacher = -sum(_read(row, row.sample.teacher) for row in held_out) / size
+    source = -sum(_read(row, row.sample.source) for row in held_out) / size
     gap = alone.per_byte - teacher
     return {
         "nats_alone": alone.per_byte,
@@ -153,6 +153,12 @@ def recovered(held_out: Sequence[Row], alone: Losses, carried: Losses) -> dict[s
         "nats_teacher": teacher,
         **({"recovered": (alone.per_byte - carried.per_byte) / gap} if gap > _SMALLEST_GAIN else {}),
     }
+
+
+def _read(row: Row, logs: Sequence[float]) -> float:
+    """The sum over what the target has read too: a sample longer than its context was cut."""
+    end = row.spans[-1][1] if row.spans else 0
+    return sum(log for log, (_, stop) in zip(logs, row.sample.spans, strict=True) if stop <= end)
 
 
 def _identity(params: DistillSettings, written: Written, begun: Mapping[Site, LowRank]) -> dict[str, str]:

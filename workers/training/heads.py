@@ -36,7 +36,7 @@ from workers.training.shared import common_of
 from workers.watch import Watch
 
 _OWN = {"reuse", "refine", "dare"}  # settings that do not change what is trained
-_LAYOUT = 2  # of the entries that are kept; 1 did not name the adapter in those that hold heads
+_LAYOUT = 3  # of the entries that are kept; 1 did not name the adapter in those that hold heads, 2 no places
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,15 @@ def heads_for(
 
 
 @dataclass(frozen=True, slots=True)
+class _Note:
+    """Whose heads are kept, at which pairs, and what was measured when they were trained."""
+
+    name: RepoAt
+    places: frozenset[str]
+    measured: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """One call of `heads_for`."""
 
@@ -87,24 +96,21 @@ class _Job:
 
     def kept(self) -> tuple[Cast, RepoAt] | None:
         """What an earlier job has left for this pair of bases, text and settings, if this one may use it."""
-        told = self.tools.cache.find(self._key("all"))
-        if told is None:
+        note = self._note()
+        if note is None:
             return None
-        name = RepoAt(repo_id=_text(told["repo_id"]), sha=_text(told["sha"]))
-        if name.repo_id != self.adapter.repo_id and not self._readable(name.repo_id):
+        if note.name.repo_id != self.adapter.repo_id and not self._readable(note.name.repo_id):
             return None
         heads: dict[SitePair, Trained] = {}
-        for pair in self.pairs:
-            found = self.tools.cache.find(self._key(str(pair.source), str(pair.target), name))
-            if found is not None and _fits(found, pair):
-                heads[pair] = Trained(**found)
-        if not heads or (name == self.adapter and len(heads) < len(self.pairs)):
-            return None  # entries were evicted: what is left is not what was trained
-        measured = dict(zip(MEASURED, told["measured"].tolist(), strict=False))
-        return Cast(heads, measured), name
+        for pair in self._in(note):
+            found = self.tools.cache.find(self._key(str(pair.source), str(pair.target), note.name))
+            if found is None or not _fits(found, pair):
+                return None  # entries were evicted: what is left is not what was trained
+            heads[pair] = Trained(**found)
+        return (Cast(heads, note.measured), note.name) if heads else None
 
     def trained(self) -> tuple[Cast, RepoAt]:
-        """Train with this adapter; what comes of it is kept unless another adapter's already is."""
+        """Train with this adapter; what comes of it is kept unless another adapter's already is, whole."""
         if not self.bases.fits("target"):
             raise TrainingFailed(
                 "The target does not fit into this worker's memory, so nothing can be trained through it "
@@ -132,7 +138,7 @@ class _Job:
             watch=self.watch,
             checkpoint=folder / "descent.safetensors",
         )
-        if self.tools.cache.find(self._key("all")) is None:
+        if self._free():
             self._keep(found)
         shutil.rmtree(folder, ignore_errors=True)
         return found, self.adapter
@@ -184,13 +190,40 @@ class _Job:
         """Of this training: the adapter, the bases, the text and the settings."""
         return identity_of(key=self._key("all").fields, adapter=[self.adapter.repo_id, self.adapter.sha])
 
+    def _note(self) -> _Note | None:
+        told = self.tools.cache.find(self._key("all"))
+        if told is None:
+            return None
+        return _Note(
+            RepoAt(repo_id=_text(told["repo_id"]), sha=_text(told["sha"])),
+            frozenset(_text(told["places"]).split("\n")),
+            dict(zip(MEASURED, told["measured"].tolist(), strict=False)),
+        )
+
+    def _in(self, note: _Note) -> list[SitePair]:
+        """This job's pairs that have kept heads."""
+        return [pair for pair in self.pairs if _place(pair) in note.places]
+
+    def _free(self) -> bool:
+        """May this training be kept? Not in place of another adapter's, unless part of that was evicted."""
+        note = self._note()
+        if note is None or note.name == self.adapter:
+            return True
+        keys = (self._key(str(pair.source), str(pair.target), note.name) for pair in self._in(note))
+        return self._readable(note.name.repo_id) and any(self.tools.cache.find(key) is None for key in keys)
+
     def _keep(self, found: Cast) -> None:
         cache = self.tools.cache
         for pair, trained in found.heads.items():
             tensors = {"V": trained.V, "E": trained.E, "U": trained.U, "F": trained.F}
             cache.keep(self._key(str(pair.source), str(pair.target), self.adapter), tensors)
         figures = torch.tensor([found.measurements[name] for name in MEASURED])
-        told = {"repo_id": _codes(self.adapter.repo_id), "sha": _codes(self.adapter.sha), "measured": figures}
+        told = {
+            "repo_id": _codes(self.adapter.repo_id),
+            "sha": _codes(self.adapter.sha),
+            "places": _codes("\n".join(map(_place, found.heads))),
+            "measured": figures,
+        }
         cache.keep(self._key("all"), told)  # last: a reader finds all or nothing
 
     def _key(self, source: str, target: str = "all", of: RepoAt | None = None) -> PairKey:
@@ -222,6 +255,10 @@ class _Job:
         except (HubUnauthorised, RepoGated, RepoNotFound):
             return False
         return True
+
+
+def _place(pair: SitePair) -> str:
+    return f"{pair.source} to {pair.target}"
 
 
 def _fits(found: Mapping[str, Tensor], pair: SitePair) -> bool:

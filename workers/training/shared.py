@@ -6,13 +6,14 @@ from transfer.errors import IncompatiblePair
 from transfer.precheck.rules import FEWEST_ANCHORS
 from transfer.training.objectives import Common, common_tokens
 from workers.reading import Opened
+from workers.verify.structure import model_config
 
 
 def common_of(opened: Opened) -> Common:
     """Shared tokens of both bases. Raises IncompatiblePair where there are next to none."""
     tokens = opened.vocabularies
     sizes = (
-        int((base.config.get("text_config") or base.config)["vocab_size"])
+        int(model_config(base.config.get("text_config") or base.config).vocab_size)
         for base in (opened.source, opened.target)
     )
     found = common_tokens(tokens, *sizes) if tokens is not None else None

@@ -21,6 +21,7 @@ from transfer.errors import VerificationFailed
 from transfer.weights import TensorReader
 from workers.load import load_causal_lm
 from workers.verify.cut import VOCABULARY_ROWS, Cut
+from workers.verify.structure import model_config
 
 _SLICE_LAYERS = 2
 _PROBE_TOKENS = 32
@@ -51,15 +52,16 @@ def check_forward(
     the target is not complete.
     """
     text = dict(raw.get("text_config") or raw)
+    vocabulary = int(model_config(text).vocab_size)  # a config.json may leave out what is the default
     if runs_whole(reader, whole_model_bytes):
         cut, scope = Cut(), "whole model"
     else:
         kept = tuple(sorted(layers)[:_SLICE_LAYERS])
-        cut = Cut.of(kept, int(text["vocab_size"]), folder)
+        cut = Cut.of(kept, vocabulary, folder)
         scope = f"real weights of layers {', '.join(map(str, kept))}, vocabulary cut to {VOCABULARY_ROWS}"
     config = cut.config(text)
     model = load_causal_lm(config, dict(cut.weights(reader)), torch.float32, "/target").to(device).eval()
-    ids = _probe(int(config["vocab_size"]), cut.retrained(folder)).to(device)
+    ids = _probe(int(config.get("vocab_size", vocabulary)), cut.retrained(folder)).to(device)
     with torch.inference_mode():
         without = model(ids, use_cache=False).logits.float()
     wrapped = get_peft_model(model, cut.adapter_config(folder))
