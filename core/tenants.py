@@ -97,9 +97,6 @@ def stop_jobs(store: StoreBase, tenant_id: str) -> int:
     """Cancel every job of the tenant: at once those that nobody runs. How many a worker still has. Its
     subscriptions are paused, so that a release that is told of now begins none anew."""
     with store.db.write() as connection:
-        connection.execute(
-            update(Subscription).where(Subscription.tenant_id == tenant_id).values(paused=True)
-        )
         query = (
             select(Job.__table__)
             .where(Job.tenant_id == tenant_id, Job.state.in_(_OPEN))
