@@ -10,10 +10,20 @@ from benchmarks.real_table import Comparison, Share, compared, printed
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
-PAIR, TASK = "smollm2-to-gemma3", "harbour-log"
-# The benchmark's own settings would take a quarter of an hour a row here.
-STEP = {"name": "activation", "solve": "step", "written": {"tokens": 2500}}
-TRAIN = {"name": "distill", "tokens": 2500, "batch": 4, "steps": 10, "evaluate_every": 10}
+PAIR, TASK = (
+    "gemma3-to-smollm2",
+    "harbour-log",
+)  # the other way a step of training takes several times as long
+# The benchmark's own settings would take half an hour a row here. A high rate makes up for the few steps.
+STEP = {"name": "activation", "solve": "step", "written": {"tokens": 1200}}
+TRAIN = {
+    "name": "distill",
+    "tokens": 1200,
+    "batch": 4,
+    "steps": 12,
+    "evaluate_every": 12,
+    "learning_rate": 1e-3,
+}
 SHORT = {**ROWS, "activation step": STEP, "distill": TRAIN}
 CONTROLS_AND_METHODS = ("copy, padded", "activation step", "random, as long as activation step", "distill")
 ENTRIES = 24  # of the log: some fifteen sequences
@@ -43,8 +53,8 @@ def test_the_best_training_free_method_is_above_every_control_beyond_chance(tabl
     against = [line.best_against for line in table.lines if line.row in CONTROLS]
     assert len(against) == 2
     assert all(found is not None and found.low > 0.0 for found in against)
-    assert share(table, "activation step").low > 0.1
+    assert share(table, "activation step").low > 0.3  # 0.46 was seen
 
 
 def test_training_on_what_the_source_writes_carries_part_of_the_skill(table: Comparison) -> None:
-    assert share(table, "distill").low > 0.1
+    assert share(table, "distill").low > 0.2  # 0.40 was seen
