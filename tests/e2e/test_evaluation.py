@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,9 @@ import httpx2
 import pytest
 from safetensors.torch import load_file, save_file
 
-import migrations
-from benchmarks.processes import api, environment, free_port, wait_ready, worker
 from core.repos import RepoRef
 from examples.text.queries import read_task
+from support.bundled_service import Service, bundled_service
 from support.harness_tasks import CHOICE, write_tasks
 from workers.hub.local import LocalHub
 
@@ -28,60 +25,23 @@ ITEMS = read_task(EXAMPLES / "tasks" / "harbor-sql.jsonl")
 ASKED = [{"prompt": item.prompt, "answer": item.answer} for item in ITEMS[:12]]
 
 
-@dataclass(frozen=True)
-class Service:
-    url: str
-    hub: Path
-
-    def ask(self, kind: str = "convert", **changes: Any) -> httpx2.Response:
-        body = {"adapter": {"repo_id": "tiny/harbor-sql-lora"}, "target": {"repo_id": "tiny/harbor-2"}}
-        return httpx2.post(f"{self.url}/{kind}", json={**body, "method": "copy", **changes}, timeout=30)
-
-    def get(self, path: str) -> Any:
-        return httpx2.get(self.url + path, timeout=30).json()
-
-    def ended(self, **changes: Any) -> dict[str, Any]:
-        """The job as it ended."""
-        answer = self.ask(**changes)
-        assert answer.status_code == 202, answer.text
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            job: dict[str, Any] = self.get(answer.headers["location"])
-            if job["done"]:
-                return job
-            time.sleep(0.1)
-        raise TimeoutError(str(job))
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     home = tmp_path_factory.mktemp("home")
-    hub = home / "hub"
-    shutil.copytree(EXAMPLES / "hub", hub)
+    tasks = str(write_tasks(home / "tasks", ITEMS[:10]))
+    with bundled_service(home, REBASE_TASKS_DIR=tasks, HF_HUB_OFFLINE="1") as service:
+        _add_harmful(service.hub)
+        yield service
+
+
+def _add_harmful(hub: Path) -> None:
+    """The adapter with its sign turned."""
     local = LocalHub(hub)
     pinned = local.resolve(RepoRef(repo_id="tiny/harbor-sql-lora"))
     shutil.copytree(local.fetch(pinned, "adapter_config.json").parent, hub / "tiny" / "harmful")
     path = hub / "tiny" / "harmful" / "adapter_model.safetensors"
     tensors = {name: -one if "lora_B" in name else one for name, one in load_file(path).items()}
     save_file(tensors, path)
-    migrations.upgrade(f"sqlite:///{home / 'rebase.db'}")
-    env = environment(
-        home,
-        REBASE_HUB_DIR=str(hub),
-        REBASE_SWEEP_S="0.5",
-        REBASE_TASKS_DIR=str(write_tasks(home / "tasks", ITEMS[:10])),
-        HF_HUB_OFFLINE="1",
-    )
-    port = free_port()
-    processes = [api(home, env, port), worker(home, env)]
-    try:
-        for process in processes:
-            process.start()
-        wait_ready(f"http://127.0.0.1:{port}")
-        yield Service(f"http://127.0.0.1:{port}", hub)
-    finally:
-        for process in processes:
-            process.stop()
 
 
 def test_a_job_ends_with_what_its_adapter_is_worth(service: Service) -> None:
