@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,49 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import migrations
-from benchmarks.processes import api, environment, free_port, wait_ready, worker
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
+from support.whole_service import Service, service_over
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
-
-
-class Service:
-    """The API's address and the hub folder behind it."""
-
-    def __init__(self, url: str, hub: Path) -> None:
-        self.url, self.hub = url, hub
-
-    def convert(self, **changes: Any) -> dict[str, Any]:
-        """POST /convert, and the job as it ended."""
-        body = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": "copy"}
-        answer = httpx2.post(f"{self.url}/convert", json={**body, **changes}, timeout=30)
-        assert answer.status_code == 202, answer.text
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            job: dict[str, Any] = httpx2.get(self.url + answer.headers["location"], timeout=30).json()
-            if job["done"]:
-                return job
-            time.sleep(0.05)
-        raise TimeoutError(str(job))
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     home = tmp_path_factory.mktemp("home")
     hub = make_hub(home / "hub")
-    migrations.upgrade(f"sqlite:///{home / 'rebase.db'}")
-    env = environment(home, REBASE_HUB_DIR=str(hub), REBASE_SWEEP_S="0.5", REBASE_RETRY_BASE_S="0.2")
-    port = free_port()
-    processes = [api(home, env, port), worker(home, env)]
-    try:
-        for process in processes:
-            process.start()
-        wait_ready(f"http://127.0.0.1:{port}")
-        yield Service(f"http://127.0.0.1:{port}", hub)
-    finally:
-        for process in processes:
-            process.stop()
+    with service_over(hub, home, ADAPTER, NEW, REBASE_RETRY_BASE_S="0.2") as service:
+        yield service
 
 
 def _tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
@@ -134,11 +102,11 @@ def test_a_damaged_adapter_ends_in_its_own_code_and_the_next_job_succeeds(
     repo = f"acme/damaged-{name}"
     damage(Path(shutil.copytree(service.hub / ADAPTER, service.hub / repo)))
 
-    job = service.convert(adapter={"repo_id": repo})
+    job = service.ended(adapter={"repo_id": repo})
     assert (job["status"], job["error"]["code"]) == ("failed", code), job["error"]
     assert len(job["error"]["message"]) > 20
     assert "Traceback" not in json.dumps(job)
-    assert service.convert(output={"repo_id": f"acme/after-{name}"})["status"] == "succeeded"
+    assert service.ended(output={"repo_id": f"acme/after-{name}"})["status"] == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +124,7 @@ def test_a_damaged_adapter_ends_in_its_own_code_and_the_next_job_succeeds(
 def test_a_request_that_names_the_wrong_thing_ends_in_its_own_code(
     service: Service, changes: dict[str, Any], code: str
 ) -> None:
-    job = service.convert(**changes)
+    job = service.ended(**changes)
     assert (job["status"], job["error"]["code"]) == ("failed", code), job["error"]
     assert job["attempt"] == 1
 

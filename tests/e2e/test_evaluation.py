@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from core.repos import RepoRef
 from examples.text.queries import read_task
-from support.bundled_service import Service, bundled_service
 from support.harness_tasks import CHOICE, write_tasks
+from support.whole_service import Service, bundled_service
 from workers.hub.local import LocalHub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]

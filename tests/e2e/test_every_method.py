@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.bundled_service import Service, bundled_service
+from support.whole_service import Service, bundled_service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

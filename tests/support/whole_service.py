@@ -1,4 +1,4 @@
-"""A real API and a real worker over a copy of the bundled hub folder."""
+"""A real API and a real worker over a local hub folder, such as a copy of the bundled one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ import migrations
 from benchmarks.processes import api, environment, free_port, wait_ready, worker
 
 _HUB = Path(__file__).parents[2] / "examples" / "hub"
+_BUNDLED = ("tiny/harbor-sql-lora", "tiny/harbor-2")
 _PATIENCE_S = 200
 
 
 @dataclass(frozen=True)
 class Service:
-    """`ask` sends the bundled adapter by `copy` to the bundled target, with changes."""
+    """`ask` sends one adapter by `copy` to one target, with changes."""
 
     url: str
     hub: Path
+    adapter: str
+    target: str
 
     def ask(self, kind: str = "convert", **changes: Any) -> httpx2.Response:
-        body = {"adapter": {"repo_id": "tiny/harbor-sql-lora"}, "target": {"repo_id": "tiny/harbor-2"}}
-        return self.post(f"/{kind}", {**body, "method": "copy", **changes})
+        body = {"adapter": {"repo_id": self.adapter}, "target": {"repo_id": self.target}, "method": "copy"}
+        return self.post(f"/{kind}", {**body, **changes})
 
     def post(self, path: str, body: Any) -> httpx2.Response:
         return httpx2.post(self.url + path, json=body, timeout=30)
@@ -55,9 +58,15 @@ class Service:
 
 @contextmanager
 def bundled_service(home: Path, **settings: str) -> Iterator[Service]:
-    """On SQLite, with all its files below `home`."""
-    hub = home / "hub"
-    shutil.copytree(_HUB, hub)
+    """Over a copy of the bundled hub, which `home` is given."""
+    shutil.copytree(_HUB, home / "hub")
+    with service_over(home / "hub", home, *_BUNDLED, **settings) as service:
+        yield service
+
+
+@contextmanager
+def service_over(hub: Path, home: Path, adapter: str, target: str, **settings: str) -> Iterator[Service]:
+    """On SQLite, with all its files below `home`; for an adapter and a target of that hub."""
     migrations.upgrade(f"sqlite:///{home / 'rebase.db'}")
     env = environment(home, REBASE_HUB_DIR=str(hub), REBASE_SWEEP_S="0.5", **settings)
     port = free_port()
@@ -66,7 +75,7 @@ def bundled_service(home: Path, **settings: str) -> Iterator[Service]:
         for process in processes:
             process.start()
         wait_ready(f"http://127.0.0.1:{port}")
-        yield Service(f"http://127.0.0.1:{port}", hub)
+        yield Service(f"http://127.0.0.1:{port}", hub, adapter, target)
     finally:
         for process in processes:
             process.stop()
