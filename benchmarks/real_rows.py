@@ -39,6 +39,7 @@ CONTROLS = (
 # What training is given to learn from and for how long, one thing at a time. All steps are taken and the best
 # ones kept, so that what is compared is what the row says.
 _BASE = {"name": "distill", "tokens": 20_000, "steps": 200, "patience": 0}
+_SHORT = _BASE | {"tokens": 3_000, "steps": 60}
 STUDY: Mapping[str, Wanted] = {
     "distill 200 steps": _BASE,
     "distill 20 steps": _BASE | {"steps": 20},
@@ -56,6 +57,17 @@ STUDY: Mapping[str, Wanted] = {
     "distill rate 1e-3": _BASE | {"learning_rate": 1e-3},
     "distill rank 64": _BASE | {"rank": 64},
     "distill bfloat16": _BASE | {"precision": "bfloat16"},
+    # The same questions for less, where steps are slow: 60 of short answers read 3,000 tokens about once.
+    "distill 60 steps 300 tokens": _SHORT | {"tokens": 300},
+    "distill 60 steps 1k tokens": _SHORT | {"tokens": 1_000},
+    "distill 60 steps 3k tokens": _SHORT,
+    "distill 60 steps 3k tokens from closed form": _SHORT | {"init": "closed_form"},
+    "distill 60 steps 3k tokens from step": _SHORT | {"init": "step"},
+    "distill 60 steps 3k tokens with shift": _SHORT | {"shift": 1.0},
+    "distill 60 steps 3k tokens where it speaks": _SHORT | {"filter": "speaks"},
+    "distill 60 steps 3k tokens rank 64": _SHORT | {"rank": 64},
+    "cast 60 steps": {"name": "cast", "steps": 60, "patience": 0},
+    "cast literal 60 steps": {"name": "cast", "steps": 60, "patience": 0, "objective": "distribution"},
     "cast literal": {"name": "cast", "objective": "distribution"},
     "activation both": _STEP | {"solve": "both"},
 }
