@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 
-from benchmarks.synthetic import byte_level_tokenizer
 from core.evaluation import EvaluationSpec
 from examples.text.queries import read_task
 from support.bundled import bundled, sql_adapter
-from support.tiny_models import tiny_model, weights_of
+from support.tiny_text import tiny_text_model
 from transfer.interface import LowRank, Side
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader
@@ -164,18 +161,18 @@ def test_a_broken_update_scores_badly_and_not_as_no_number() -> None:
 def test_a_text_whose_logits_do_not_fit_goes_through_in_parts(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = _tiny(family)
+    base = tiny_text_model(family)
     text = "the quick brown fox jumps over the lazy dog"
     whole = Reader(base).continued([("", text)])
-    monkeypatch.setattr("workers.evaluation.reading._LOGITS", {"cpu": 1})
-    monkeypatch.setattr("workers.evaluation.reading._SHORTEST", 7)
+    monkeypatch.setattr("workers.foretold._LOGITS", {"cpu": 1})
+    monkeypatch.setattr("workers.foretold._SHORTEST", 7)
     parts = Reader(base).continued([("", text)])
     assert parts[0].nats == pytest.approx(whole[0].nats, rel=1e-5)
     assert replace(parts[0], nats=0.0) == replace(whole[0], nats=0.0)
 
 
 def test_what_is_longer_than_the_context_is_cut_with_a_word_about_it() -> None:
-    base = _tiny("llama")  # 64 positions
+    base = tiny_text_model("llama")  # 64 positions
     reader = Reader(base)
     prompt, answer = "a" + "bc" * 100, "cd" * 5
     cost = reader.continued([(prompt, answer)])[0]
@@ -204,16 +201,3 @@ def test_refusals_are_counted_over_what_the_model_writes(monkeypatch: pytest.Mon
     moved = refusal_scores(bases, "target", deltas, prompts, 8, Progress(Silent()))
     alone = refusal_scores(bases, "target", {}, prompts, 8, Progress(Silent()))
     assert (sum(moved), sum(alone)) == (40.0, 0.0)
-
-
-def _tiny(family: str) -> TextModel:
-    """A random model whose tokens are single letters and the space."""
-    model = tiny_model(family)
-    return TextModel(
-        model=model,
-        tokenizer=Tokenizer.from_str(json.dumps(byte_level_tokenizer([*"abcdefghijklmnopqrstuvwxyz", "Ġ"]))),
-        weights=weights_of(model),
-        device=torch.device("cpu"),
-        bos=None,
-        eos=(2,),
-    )

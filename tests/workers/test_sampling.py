@@ -25,7 +25,7 @@ from workers.models import TextModel, load, updated
 from workers.tensors.model_reader import open_model
 from workers.training.samples import Written, flaw
 from workers.training.sampling import opened, write
-from workers.training.written import log_probabilities, written_by
+from workers.training.written import written_by
 from workers.watch import Silent
 
 PROMPTS = tuple(item.prompt for item in examples("train", 12, 5))
@@ -121,16 +121,6 @@ def test_scores_are_the_difference_of_both_models_log_probabilities(source: Text
         assert sample.text[sample.spans[0][0] : sample.spans[-1][1]] == sample.text[sample.spans[0][0] :]
         assert sample.spans[0][1] > sample.prompt
     assert sum(map(sum, (sample.scores for sample in found.samples))) > 0  # the adapter likes its own text
-
-
-def test_log_probabilities_do_not_depend_on_what_stands_beside(
-    source: TextModel, asked: list[list[int]]
-) -> None:
-    together = log_probabilities(source, asked)
-
-    for row, ids in zip(together, asked, strict=True):
-        assert len(row) == len(ids) - 1
-        assert row == pytest.approx(log_probabilities(source, [ids])[0], abs=1e-4)
 
 
 @pytest.mark.parametrize(

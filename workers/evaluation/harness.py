@@ -28,6 +28,7 @@ from core.evaluation import EvaluationSpec
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader
 from workers.evaluation.tasks import TaskScores
+from workers.foretold import foretold
 from workers.models import TextModel
 from workers.report import TaskRead
 from workers.training.sampling import opening
@@ -61,9 +62,9 @@ class RunningModel(LM):  # type: ignore[misc]
             for request in block:
                 windows = map(make_disjoint_window, self._windows(request.args[0]))
                 rows = [(list(before), list(after)) for before, after in windows]
-                logs = self.reader.log_probabilities([[*before, *after] for before, after in rows])
-                parts = zip(logs, rows, strict=True)
-                found.append(math.fsum(log for row, (_, after) in parts for log, _ in row[-len(after) :]))
+                whole = [[*before, *after] for before, after in rows]
+                logs = foretold(self.reader.base, whole, [len(before) for before, _ in rows])
+                found.append(math.fsum(log for row in logs for log, _ in row))
         return found
 
     def generate_until(self, requests: list[Any]) -> list[str]:

@@ -8,19 +8,14 @@ the tokens that end inside the continuation are its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from workers.foretold import foretold
 from workers.models import Encoded, TextModel
 from workers.training.sampling import context, opened, opening, write
-from workers.training.written import chosen, right_padded
 
-_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in one pass's logits
 _ROWS = 32  # side by side
-_SHORTEST = 16  # tokens of one pass over a text whose logits do not fit at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +53,16 @@ class Reader:
         """(prompt, text) → what the text costs. Without a prompt a text too long for the model loses its end,
         behind one it is the prompt that loses its beginning."""
         read = [self._read(prompt, text) for prompt, text in pairs]
-        costs = self.log_probabilities([row.ids for row, _ in read])
+        of_text = [_own(row, len(prompt)) for (row, _), (prompt, _) in zip(read, pairs, strict=True)]
+        firsts = [own[0] if own else len(row.ids) for own, (row, _) in zip(of_text, read, strict=True)]
+        costs = foretold(self.base, [row.ids for row, _ in read], firsts)
         found = []
-        for (prompt, text), (row, cut), logs in zip(pairs, read, costs, strict=True):
-            begin = len(prompt)
-            own = [at for at in range(1, len(row.ids)) if row.offsets[at][1] > max(begin, row.offsets[at][0])]
-            nats = -math.fsum(logs[at - 1][0] for at in own) if own else math.inf
-            greedy = bool(own) and all(logs[at - 1][1] for at in own)
-            found.append(Continued(nats, _bytes(prompt + text, begin, row, own, cut), len(own), greedy))
+        for (prompt, text), (row, cut), own, logs in zip(pairs, read, of_text, costs, strict=True):
+            mine = [logs[at - own[0]] for at in own]
+            nats = -math.fsum(log for log, _ in mine) if own else math.inf
+            greedy = bool(own) and all(likeliest for _, likeliest in mine)
+            size = _bytes(prompt + text, len(prompt), row, own, cut)
+            found.append(Continued(nats, size, len(own), greedy))
         return found
 
     def written(self, prompts: Sequence[str], most: int) -> list[str]:
@@ -125,48 +122,11 @@ class Reader:
     def _note(self, what: str) -> None:
         self.notes[f"{what}, because the model reads {self.context} tokens"] = None
 
-    def log_probabilities(self, rows: Sequence[list[int]]) -> list[list[tuple[float, bool]]]:
-        """Of each id of each row but its first: log P given those before it, and was it the likeliest?"""
-        found: list[list[tuple[float, bool]]] = [[] for _ in rows]
-        order = sorted(range(len(rows)), key=lambda at: (-len(rows[at]), at))
-        for places in self._batches(order, rows):
-            ids = right_padded([rows[at] for at in places]).to(self.base.device)
-            logs, likeliest = self._chosen(ids)
-            for at, row, best in zip(places, logs.tolist(), likeliest.tolist(), strict=True):
-                found[at] = list(zip(row, best, strict=True))[: len(rows[at]) - 1]
-        return found
 
-    def _batches(self, order: Sequence[int], rows: Sequence[list[int]]) -> Iterator[Sequence[int]]:
-        start = 0
-        while start < len(order):
-            size = min(_ROWS, max(1, self._room() // len(rows[order[start]])))
-            yield order[start : start + size]
-            start += size
-
-    def _room(self) -> int:
-        """Tokens whose logits fit in one pass."""
-        numbers = _LOGITS.get(self.base.device.type, _LOGITS["cpu"])
-        return max(_SHORTEST, numbers // int(self.base.model.config.vocab_size))
-
-    @torch.no_grad()
-    def _chosen(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, tokens) ids → of each but the first its log P and whether it was the likeliest. A single row
-        whose logits do not fit goes through in parts, over the keys and values of what stands before."""
-        inputs, wanted = ids[:, :-1], ids[:, 1:]
-        size = max(self._room() // len(ids), 1)
-        if inputs.shape[1] <= size:
-            if not inputs.shape[1]:
-                return wanted.float(), wanted.bool()
-            logits = self.base.model(input_ids=inputs, use_cache=False).logits
-            return chosen(logits, wanted), logits.argmax(-1) == wanted
-        logs, likeliest, past = [], [], None
-        for start in range(0, inputs.shape[1], size):
-            part = slice(start, start + size)
-            out = self.base.model(input_ids=inputs[:, part], past_key_values=past, use_cache=True)
-            past = out.past_key_values
-            logs.append(chosen(out.logits, wanted[:, part]))
-            likeliest.append(out.logits.argmax(-1) == wanted[:, part])
-        return torch.cat(logs, 1), torch.cat(likeliest, 1)
+def _own(row: Encoded, begin: int) -> list[int]:
+    """Places of the tokens that end behind so many characters."""
+    spans = row.offsets
+    return [at for at in range(1, len(spans)) if spans[at][1] > max(begin, spans[at][0])]
 
 
 def _bytes(whole: str, begin: int, row: Encoded, own: list[int], cut: bool) -> int:

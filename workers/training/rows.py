@@ -11,11 +11,11 @@ from torch import Tensor
 from transfer.catalogue import WritingSettings
 from transfer.training.objectives import Common
 from transfer.training.speech import spread, threshold
+from workers.foretold import chosen, right_padded
 from workers.models import TextModel, logits_at
 from workers.training.samples import Sample
 from workers.training.sampling import context, opened
 from workers.training.shift import Wanted, missed, wanted_of
-from workers.training.written import chosen, right_padded
 
 _LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of a batch
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from core.states import Phase
 from transfer.catalogue import DistillSettings, WritingSettings
 from transfer.errors import TrainingFailed
 from transfer.interface import LowRank, Site
 from transfer.training.objectives import Common
+from workers.foretold import foretold
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.samples import Journal, Sample, Written, flaw
@@ -29,7 +27,6 @@ from workers.watch import Watch
 _BATCH = 64  # samples written side by side
 _ENOUGH = 3  # times the tokens asked for: when so many are drawn, what is usable must do
 _PASSES = 8  # over the prompts; later ones write little that is new
-_LOGITS = 2**26  # numbers in one pass's logits
 
 
 def written_by(
@@ -63,34 +60,6 @@ def written_by(
             pointer="/method/prompts",
         )
     return found
-
-
-def log_probabilities(base: TextModel, rows: Sequence[list[int]]) -> list[list[float]]:
-    """log P of each id of each row but its first, given those before it."""
-    found: list[list[float]] = []
-    size = max(1, _LOGITS // (max(map(len, rows), default=1) * int(base.model.config.vocab_size)))
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        ids = right_padded(part).to(base.device)
-        with torch.no_grad():
-            logs = chosen(base.model(input_ids=ids, use_cache=False).logits[:, :-1], ids[:, 1:]).tolist()
-        found += [logs[at][: len(row) - 1] for at, row in enumerate(part)]
-    return found
-
-
-def right_padded(rows: Sequence[list[int]]) -> Tensor:
-    """(n, longest) int64, zeros behind, where causal models do not look."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for at, row in enumerate(rows):
-        ids[at, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return ids
-
-
-def chosen(logits: Tensor, ids: Tensor) -> Tensor:
-    """log softmax of logits (…, vocabulary) at ids (…): (…) float32."""
-    logits = logits.float()
-    picked: Tensor = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
-    return picked
 
 
 def _prompts(source: TextModel, params: WritingSettings) -> list[list[int]]:
@@ -182,20 +151,24 @@ def _scored(
     """Both models read each text again, cut into tokens as the tokenizer cuts it."""
     read = [opened(source, text, context(source)) for text in texts]
     rows = [encoded.ids for encoded in read]
-    alone = log_probabilities(source, rows)
+    written = [
+        [at for at, (start, end) in enumerate(encoded.offsets) if at > 0 and end > max(prompt, start)]
+        for encoded, (prompt, _) in zip(read, texts.values(), strict=True)
+    ]
+    firsts = [own[0] if own else len(row) for own, row in zip(written, rows, strict=True)]
+    alone = foretold(source, rows, firsts)
     with updated(source, deltas):
-        teacher = log_probabilities(source, rows)
+        teacher = foretold(source, rows, firsts)
     samples = []
     for number, (text, (prompt, ended)) in enumerate(texts.items()):
-        spans = read[number].offsets
-        own = [at for at in range(1, len(spans)) if spans[at][1] > max(prompt, spans[at][0])]
+        own, first = written[number], firsts[number]
         samples.append(
             Sample(
                 text=text,
                 prompt=prompt,
-                spans=[spans[at] for at in own],
-                teacher=[teacher[number][at - 1] for at in own],
-                source=[alone[number][at - 1] for at in own],
+                spans=[read[number].offsets[at] for at in own],
+                teacher=[teacher[number][at - first][0] for at in own],
+                source=[alone[number][at - first][0] for at in own],
                 ended=ended,
                 shift=shift_in(source, deltas, read[number], prompt, common) if common else None,
             )

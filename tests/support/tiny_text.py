@@ -1,0 +1,27 @@
+"""Random models that read letters."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks.synthetic import byte_level_tokenizer
+from support.tiny_models import tiny_model, weights_of
+from workers.models import TextModel
+
+VOCABULARY = 96  # more than there are letters
+
+
+def tiny_text_model(family: str) -> TextModel:
+    """Its tokens are single letters and the space."""
+    model = tiny_model(family)
+    return TextModel(
+        model=model,
+        tokenizer=Tokenizer.from_str(json.dumps(byte_level_tokenizer([*"abcdefghijklmnopqrstuvwxyz", "Ġ"]))),
+        weights=weights_of(model),
+        device=torch.device("cpu"),
+        bos=None,
+        eos=(2,),
+    )
