@@ -51,6 +51,17 @@ class TenantLimits(Base):
     updated_at: Mapped[datetime]
 
 
+class SpentJob(Base):
+    """A job that was deleted within 24 hours of its submission, and counts among the tenant's as long."""
+
+    __tablename__ = "spent_jobs"
+    __table_args__ = (Index("ix_spent_jobs_tenant_id_id", "tenant_id", "id"),)
+
+    id: Mapped[str] = mapped_column(Hex, primary_key=True)  # the job's
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]  # the job's
+
+
 class HubToken(Base):
     """A tenant's own token for the Hub, as `core.vault` sealed it."""
 
