@@ -36,6 +36,7 @@ class ApiKey(Base):
     scope: Mapped[str] = mapped_column(String(16))
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]  # to the hour
+    rotated_at: Mapped[datetime | None]  # when another key took its place, and its end was moved up
 
 
 class TenantLimits(Base):

@@ -1,4 +1,4 @@
-"""Deleted jobs that still count among their tenant's of the day.
+"""Deleted jobs that still count among their tenant's of the day, and keys that were rotated.
 
 Revision ID: 0008
 Revises: 0007
@@ -15,7 +15,16 @@ branch_labels = None
 depends_on = None
 
 
+_ROTATIONS = "FROM audit_log WHERE action = 'key.rotated' AND tenant_id = api_keys.tenant_id"
+
+
 def upgrade() -> None:
+    """Which keys were rotated before, the audit log knows."""
+    op.add_column("api_keys", sa.Column("rotated_at", sa.DateTime(timezone=True), nullable=True))
+    op.execute(
+        f"UPDATE api_keys SET rotated_at = (SELECT max(at) {_ROTATIONS} AND object = api_keys.id) "  # noqa: S608
+        f"WHERE id IN (SELECT object {_ROTATIONS})"
+    )
     op.create_table(
         "spent_jobs",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -30,4 +39,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("api_keys") as keys:
+        keys.drop_column("rotated_at")
     op.drop_table("spent_jobs")
