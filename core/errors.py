@@ -8,7 +8,7 @@
     ├── Forbidden               a key without the scope that is needed
     ├── TooMany                 come back later; `retry_after_s` says when
     │   ├── RateLimited         too many requests of this tenant
-    │   └── QuotaExceeded       too many jobs of this tenant
+    │   └── QuotaExceeded       too many jobs or subscriptions of this tenant
     ├── WebhookOff              this deployment has no secret for webhooks
     ├── WebhookUnauthorised     a webhook without the secret, or with another one
     ├── IdempotencyMismatch     same key, other body

@@ -45,6 +45,7 @@ class KeyRecord:
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+    rotated_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def rotate(
     """A new key of the same tenant, name, scope and length of life; the old one lives for `overlap` more, if
     it would have lived longer. `tenant`: whose it has to be.
 
-    Raises NotFound, StateConflict for a key that has ended, RequestInvalid for an overlap below zero.
+    Raises NotFound, StateConflict for a key that has ended or was rotated before (its end is that of an
+    overlap, and says nothing of how long it was to live), RequestInvalid for an overlap below zero.
     """
     if not timedelta(0) <= overlap <= LONGEST_LIFE:
         raise RequestInvalid("The overlap is zero to ten years.", pointer="/overlap_s")
@@ -120,11 +122,16 @@ def rotate(
         old = _load(connection, key_id, tenant)
         if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
             raise StateConflict("This key has ended and cannot be rotated.", hint="Make a new one.")
+        if old.rotated_at is not None:
+            raise StateConflict(
+                "This key was rotated before: another one has taken its place.",
+                hint="Rotate that one, or make a new one.",
+            )
         expires = now + (old.expires_at - old.created_at) if old.expires_at is not None else None
         made = _insert(connection, old.tenant_id, old.name, Scope(old.scope), now, expires)
         end = now + overlap
         until = end if old.expires_at is None else min(end, old.expires_at)
-        connection.execute(update(ApiKey).where(ApiKey.id == key_id).values(expires_at=until))
+        connection.execute(update(ApiKey).where(ApiKey.id == key_id).values(expires_at=until, rotated_at=now))
         write_line(connection, now, trail, "key.rotated", key_id)
     return made
 
@@ -190,7 +197,7 @@ def _insert(
     connection: Connection, tenant: str, name: str, scope: Scope, now: datetime, expires: datetime | None
 ) -> NewKey:
     key = PREFIX + secrets.token_urlsafe(32)
-    record = KeyRecord(new_id(), tenant, name, key[:_SHOWN], scope.value, now, expires, None, None)
+    record = KeyRecord(new_id(), tenant, name, key[:_SHOWN], scope.value, now, expires, None, None, None)
     values = {field: getattr(record, field) for field in KeyRecord.__slots__}
     connection.execute(insert(ApiKey).values(**values, sha256=digest(key)))
     return NewKey(key, record)

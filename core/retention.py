@@ -12,10 +12,21 @@ from sqlalchemy.orm import aliased
 from core.callbacks.spec import DeliveryState
 from core.callbacks.store import forget_deliveries
 from core.jobs.base import StoreBase
+from core.jobs.room import DAY, forget_jobs
 from core.releases.states import Stored
 from core.settings import Settings
 from core.states import TERMINAL
-from core.tables import AnchorPool, AuditLine, CallbackDelivery, Campaign, CampaignJob, Job, JobEvent, Release
+from core.tables import (
+    AnchorPool,
+    AuditLine,
+    CallbackDelivery,
+    Campaign,
+    CampaignJob,
+    Job,
+    JobEvent,
+    Release,
+    SpentJob,
+)
 
 BATCH = 200
 _ENDED = [state.value for state in TERMINAL]
@@ -37,18 +48,27 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """Rows that one sweep deleted; of `histories`, jobs that were looked through."""
+    """Rows that one sweep deleted; of `histories`, jobs that were looked through; of `spent`, deleted jobs
+    that count no longer."""
 
     jobs: int = 0
     histories: int = 0
     audit: int = 0
     deliveries: int = 0
     releases: int = 0
+    spent: int = 0
 
     @property
     def more(self) -> bool:
         """Was there as much as fits into a sweep, so that there may be more?"""
-        return BATCH in (self.jobs, self.histories, self.audit, self.deliveries, self.releases)
+        return BATCH in (
+            self.jobs,
+            self.histories,
+            self.audit,
+            self.deliveries,
+            self.releases,
+            self.spent,
+        )
 
 
 class Retention:
@@ -68,6 +88,7 @@ class Retention:
             self._audit(now),
             self._deliveries(now),
             self._releases(now),
+            self._spent(now),
         )
 
     def _jobs(self, now: datetime) -> int:
@@ -90,7 +111,7 @@ class Retention:
         with self._store.db.write() as connection:
             ids = connection.scalars(query).all()
             if ids:
-                connection.execute(delete(Job).where(Job.id.in_(ids)))
+                forget_jobs(connection, ids, now)
         return len(ids)
 
     def _histories(self, now: datetime) -> int:
@@ -141,6 +162,12 @@ class Retention:
             if ids:
                 connection.execute(delete(AuditLine).where(AuditLine.id.in_(ids)))
         return len(ids)
+
+    def _spent(self, now: datetime) -> int:
+        """Whatever the settings say: no limit looks further back than a day."""
+        old = select(SpentJob.id).where(SpentJob.id < _first_id(now - DAY)).order_by(SpentJob.id).limit(BATCH)
+        with self._store.db.write() as connection:
+            return connection.execute(delete(SpentJob).where(SpentJob.id.in_(old))).rowcount
 
 
 def _of_living_campaign(before: datetime) -> ColumnElement[bool]:

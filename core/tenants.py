@@ -13,6 +13,7 @@ from core.errors import StateConflict
 from core.jobs.base import StoreBase
 from core.jobs.client_side import cancel_locked
 from core.jobs.records import JobRecord
+from core.jobs.room import forget_jobs
 from core.jobs.turns import ring_next
 from core.limits import Limits, check_tenant_exists, limits_of, own_limits, set_limits
 from core.states import LEASED, TERMINAL, JobState
@@ -30,8 +31,9 @@ from core.tables import (
 
 _AT_ONCE = 200  # jobs deleted in one transaction, with their events and diagnostics
 _OPEN = [state.value for state in JobState if state not in TERMINAL]
-# Deleting a tenant's data keeps who it is and what it did; the tenant itself is deleted with these.
-_KEPT_WITH_THE_TENANT = frozenset({"api_keys", "tenant_limits", "audit_log"})
+# Deleting a tenant's data keeps who it is, what it did and how many jobs it has left today; the tenant itself
+# is deleted with these.
+_KEPT_WITH_THE_TENANT = frozenset({"api_keys", "tenant_limits", "spent_jobs", "audit_log"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def held_jobs(store: StoreBase, tenant_id: str) -> int:
 
 def delete_data(store: StoreBase, tenant_id: str, trail: Trail) -> None:
     """Jobs with all that hangs on them, pools, idempotency keys and stored secrets of a tenant. Its keys,
-    limits and audit log stay.
+    limits, how many jobs it submitted today, and its audit log stay.
 
     Raises NotFound, and StateConflict while one of its jobs is not done (`stop_jobs` sees to that).
     """
@@ -183,7 +185,7 @@ def _delete_some_jobs(store: StoreBase, tenant_id: str) -> bool:
     with store.db.write() as connection:
         ids = connection.scalars(some).all()
         if ids:
-            connection.execute(delete(Job).where(Job.id.in_(ids)))
+            forget_jobs(connection, ids, store.clock())
     return bool(ids)
 
 

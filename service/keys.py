@@ -46,7 +46,8 @@ class RotationRequest(BaseModel):
 
 
 class KeyView(BaseModel):
-    """A key, never the key itself: `prefix` is its beginning. `last_used_at` is exact to the hour."""
+    """A key, never the key itself: `prefix` is its beginning. `last_used_at` is exact to the hour;
+    `rotated_at` is when another key took its place."""
 
     id: str
     name: str
@@ -56,6 +57,7 @@ class KeyView(BaseModel):
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+    rotated_at: datetime | None
 
     @classmethod
     def of(cls, key: keys.KeyRecord) -> KeyView:
@@ -91,7 +93,8 @@ def list_keys(caller: AdminDep) -> KeyListView:
 
 @router.post("/{key_id}/rotate", status_code=201, response_model=NewKeyView)
 def rotate_key(key_id: KeyId, caller: AdminDep, request: RotationRequest | None = None) -> NewKeyView:
-    """A new key with the same name, scope and length of life. The old one works on for a while."""
+    """A new key with the same name, scope and length of life. The old one works on for a while, and is
+    not rotated again."""
     overlap = timedelta(seconds=(request or RotationRequest()).overlap_s)
     made = keys.rotate(caller.service.store, key_id, overlap, tenant=caller.tenant, trail=caller.trail)
     return _shown(made)

@@ -74,7 +74,8 @@ async def get_limits(caller: CallerDep) -> LimitsView:
 @router.delete("/tenant-data", status_code=204, response_class=Response)
 def delete_tenant_data(caller: AdminDep) -> Response:
     """Delete every job, pool and stored secret of your tenant. Jobs are cancelled first: while a worker still
-    has one the answer is 409, and the call is to be made again. Keys and the audit log stay."""
+    has one the answer is 409, and the call is to be made again. Keys and the audit log stay, and
+    the day's jobs still count."""
     stop_jobs(caller.service.store, caller.tenant)
     delete_data(caller.service.store, caller.tenant, caller.trail)
     return Response(status_code=204)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, insert, select, union_all
 
 from core.errors import QuotaExceeded
 from core.jobs.base import lock_tenant
 from core.jobs.records import OWN_KINDS
 from core.limits import Limits
 from core.states import TERMINAL, JobState
-from core.tables import Job
+from core.tables import Job, SpentJob
 
 DAY = timedelta(hours=24)
 _ACTIVE = Job.state.in_(sorted(state.value for state in JobState if state not in TERMINAL))
@@ -63,6 +64,22 @@ def check_room(
         raise room.refusal
 
 
+def forget_jobs(connection: Connection, ids: Sequence[str], now: datetime) -> None:
+    """Delete ended jobs with all that hangs on them. Those of the last 24 hours still count as submitted, or
+    a tenant that deletes its data could submit as many again."""
+    # Whoever deletes a row gets it back, so that two that delete at once count it once.
+    gone = connection.execute(
+        delete(Job).where(Job.id.in_(ids)).returning(Job.id, Job.tenant_id, Job.kind, Job.created_at)
+    )
+    spent = [
+        {"id": row.id, "tenant_id": row.tenant_id, "created_at": row.created_at}
+        for row in gone
+        if row.kind not in OWN_KINDS and row.created_at > now - DAY
+    ]
+    if spent:
+        connection.execute(insert(SpentJob), spent)
+
+
 def _of_open(connection: Connection, tenant_id: str, most: int) -> Room:
     query = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, _ACTIVE, _ASKED)
     refusal = QuotaExceeded(
@@ -74,14 +91,15 @@ def _of_open(connection: Connection, tenant_id: str, most: int) -> Room:
 
 
 def _of_day(connection: Connection, tenant_id: str, most: int, now: datetime) -> Room:
-    """The newest `most` jobs are looked at, in the order of the index, and no more."""
-    newest = (
-        select(Job.created_at)
-        .where(Job.tenant_id == tenant_id, _ASKED)
-        .order_by(Job.id.desc())
-        .limit(most)
-        .subquery()
-    )
+    """The newest `most` jobs are looked at, in the order of the index, and no more; then as many of those
+    that were deleted. It is one statement, so that a job that is being deleted is seen once."""
+    there = select(Job.id, Job.created_at).where(Job.tenant_id == tenant_id, _ASKED)
+    gone = select(SpentJob.id, SpentJob.created_at).where(SpentJob.tenant_id == tenant_id)
+    both = union_all(
+        select(there.order_by(Job.id.desc()).limit(most).subquery()),
+        select(gone.order_by(SpentJob.id.desc()).limit(most).subquery()),
+    ).subquery()
+    newest = select(both.c.created_at).order_by(both.c.id.desc()).limit(most).subquery()
     within = newest.c.created_at > now - DAY
     count, oldest = connection.execute(
         select(func.count(), func.min(newest.c.created_at)).select_from(newest).where(within)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 
 from core.audit import Trail, write_line
-from core.errors import NotFound
+from core.errors import NotFound, QuotaExceeded
 from core.jobs.client_side import check_limit, is_job_id
 from core.jobs.insert import insert_jobs
 from core.jobs.records import decode_cursor, encode_cursor, new_id
@@ -18,6 +18,8 @@ from core.releases.spec import SubscriptionRequest
 from core.releases.tasks import ReconcileTask
 from core.tables import Subscription, Tenant
 
+MOST_SUBSCRIPTIONS = 200  # of a tenant; a release that all of them mean is as many looks at the Hub
+_LOOK_AGAIN_S = 30  # after how long it is worth asking whether one was deleted
 _COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
 
 
@@ -28,7 +30,7 @@ class SubscriptionsSide(Submitting):
         self, tenant_id: str, request: SubscriptionRequest, trail: Trail | None = None
     ) -> tuple[SubscriptionRecord, bool]:
         """Record a subscription; the same request again gives the one that stands, and False. `trail`: who is
-        named in the audit log."""
+        named in the audit log. Raises QuotaExceeded."""
         now = self.clock()
         fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         with self.db.write() as connection:
@@ -39,6 +41,7 @@ class SubscriptionsSide(Submitting):
             standing = connection.execute(mine).one_or_none()
             if standing is not None:
                 return _record(standing), False
+            _check_count(connection, tenant_id)
             subscription_id = new_id()
             values = {
                 "id": subscription_id,
@@ -115,6 +118,16 @@ def subscriptions_to(
 
 def _of(tenant_id: str) -> Select[Any]:
     return select(*_COLUMNS).where(Subscription.tenant_id == tenant_id)
+
+
+def _check_count(connection: Connection, tenant_id: str) -> None:
+    query = select(func.count()).select_from(Subscription).where(Subscription.tenant_id == tenant_id)
+    if (connection.scalar(query) or 0) >= MOST_SUBSCRIPTIONS:
+        raise QuotaExceeded(
+            f"A tenant may have {MOST_SUBSCRIPTIONS} subscriptions, and this one has as many.",
+            hint="Delete some, or name more adapters in one.",
+            retry_after_s=_LOOK_AGAIN_S,
+        )
 
 
 def _load(connection: Connection, tenant_id: str, subscription_id: str) -> SubscriptionRecord:

@@ -2,6 +2,7 @@
 
 tenants ─┬─ api_keys              who may call; only hashes of keys are stored
          ├─ tenant_limits         what a tenant may use, where it differs from the settings
+         ├─ spent_jobs            jobs that were deleted and still count among the day's
          ├─ hub_tokens            a tenant's own token for the Hub, sealed
          └─ jobs ─┬─ outbox       bells still to be rung, written in the job's own transaction
                   ├─ job_tokens   a token that came with one request, sealed, gone when the job ends
@@ -35,7 +36,7 @@ from core.tables.jobs import (
     SiteDiagnostics,
 )
 from core.tables.releases import Campaign, CampaignJob, Release, ReleaseMatch, Subscription
-from core.tables.tenants import ApiKey, AuditLine, HubToken, Tenant, TenantLimits
+from core.tables.tenants import ApiKey, AuditLine, HubToken, SpentJob, Tenant, TenantLimits
 
 __all__ = [
     "DEFAULT_TENANT",
@@ -60,6 +61,7 @@ __all__ = [
     "ReleaseMatch",
     "SigningSecret",
     "SiteDiagnostics",
+    "SpentJob",
     "Subscription",
     "Tenant",
     "TenantLimits",

@@ -36,6 +36,7 @@ class ApiKey(Base):
     scope: Mapped[str] = mapped_column(String(16))
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]  # to the hour
+    rotated_at: Mapped[datetime | None]  # when another key took its place, and its end was moved up
 
 
 class TenantLimits(Base):
@@ -49,6 +50,17 @@ class TenantLimits(Base):
     jobs_per_day: Mapped[int | None]
     requests_per_minute: Mapped[int | None]
     updated_at: Mapped[datetime]
+
+
+class SpentJob(Base):
+    """A job that was deleted within 24 hours of its submission, and counts among the tenant's as long."""
+
+    __tablename__ = "spent_jobs"
+    __table_args__ = (Index("ix_spent_jobs_tenant_id_id", "tenant_id", "id"),)
+
+    id: Mapped[str] = mapped_column(Hex, primary_key=True)  # the job's
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]  # the job's
 
 
 class HubToken(Base):

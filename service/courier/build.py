@@ -21,8 +21,6 @@ from service.courier.sending import Sender
 
 def make_courier(settings: Settings, db: Database, resolver: Resolver, bounds: Bounds) -> Courier:
     """Raises SettingsInvalid where secrets cannot be opened or the certificates cannot be read."""
-    alive = alive_file(settings)
-    alive.parent.mkdir(parents=True, exist_ok=True)
     sender = Sender(
         resolver,
         Allowed.parse(settings.callback_allow),
@@ -35,7 +33,7 @@ def make_courier(settings: Settings, db: Database, resolver: Resolver, bounds: B
         Vault.of(settings),
         sender,
         parse_waits(settings.callback_waits_s),
-        alive=alive,
+        alive=alive_file(settings),
     )
 
 

@@ -53,6 +53,7 @@ class Courier:
         self._sender = sender
         self._waits = waits
         self._alive = alive
+        self._mute = False  # the last touch of `alive` failed, and the log says so
         self._holder = f"{socket.gethostname()[:24]}/{os.getpid()}/{secrets.token_hex(8)}"
         self._in_hand: dict[asyncio.Task[None], Taken] = {}
         self._wake = asyncio.Event()
@@ -79,7 +80,7 @@ class Courier:
     async def _take(self) -> bool:
         """Begin what is due and fits. False: there was nothing."""
         if self._alive is not None:
-            self._alive.touch()
+            self._say_alive(self._alive)
         hold_s = self._sender.timeout_s + HOLD_S
         try:
             taken = await asyncio.to_thread(
@@ -94,6 +95,19 @@ class Courier:
             self._in_hand[task] = one
             task.add_done_callback(self._done)
         return bool(taken)
+
+    def _say_alive(self, file: Path) -> None:
+        """A folder that is full or read-only is no reason to deliver nothing. Said once, and again when it
+        comes back in between."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        except OSError as exc:
+            if not self._mute:
+                log.warning("courier_alive_file", error=f"{type(exc).__name__}: {exc.strerror}")
+            self._mute = True
+        else:
+            self._mute = False
 
     def _done(self, task: asyncio.Task[None]) -> None:
         one = self._in_hand.pop(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -66,6 +67,39 @@ def test_a_key_without_an_end_is_rotated_into_one_without_an_end(store: JobStore
 
     assert new.record.expires_at is None
     assert _known(store, old.key).expires_at == clock() + keys.OVERLAP
+
+
+@pytest.mark.parametrize("life", [None, 30 * DAY])
+def test_a_key_is_rotated_once_and_then_the_one_that_took_its_place(
+    store: JobStore, clock: HandClock, life: timedelta | None
+) -> None:
+    old = keys.issue(store, "acme", "ci", expires_in=life)
+    second = keys.rotate(store, old.record.id)
+    clock.move(3600)
+    with pytest.raises(StateConflict, match="rotated before") as refused:
+        keys.rotate(store, old.record.id)
+    assert refused.value.hint == "Rotate that one, or make a new one."
+    assert _known(store, old.key).expires_at == clock() + timedelta(hours=23)
+
+    third = keys.rotate(store, second.record.id)
+
+    assert third.record.expires_at == (clock() + life if life is not None else None)
+    rotated = [key.rotated_at is not None for key in keys.list_keys(store, "acme")]
+    assert rotated == [True, True, False]
+
+
+def test_rotations_of_one_key_that_meet_make_one_successor(store: JobStore) -> None:
+    old = keys.issue(store, "acme", "ci")
+
+    def rotate(_: int) -> bool:
+        try:
+            keys.rotate(store, old.record.id)
+        except StateConflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(rotate, range(4))) == 1
 
 
 def test_what_has_ended_or_is_anothers_cannot_be_rotated(store: JobStore, clock: HandClock) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, text
 
 import migrations
+from core.audit import Trail, write_line
 from core.db import Database
-from core.tables import Base, Tenant
+from core.tables import ApiKey, Base, Tenant
 from support.postgres import a_database, a_postgres
 
 
@@ -71,6 +73,31 @@ def test_a_database_that_was_never_migrated_has_no_revision(bare_url: str) -> No
     db = Database.open(bare_url)
     with db.read() as connection:
         assert migrations.current(connection) is None
+    db.close()
+
+
+def test_keys_that_were_rotated_before_are_known_as_such_and_all_survive_the_way_down(bare_url: str) -> None:
+    migrations.upgrade(bare_url, "0007")
+    db = Database.open(bare_url)
+    old, other, at = "0" * 32, "1" * 32, datetime(2026, 1, 1, tzinfo=UTC)
+    with db.write() as connection:
+        key = text(
+            "INSERT INTO api_keys (id, tenant_id, name, prefix, sha256, created_at, scope) "
+            "VALUES (:id, 'default', 'key', 'rb_', :id, '2026-01-01', 'admin')"
+        )
+        connection.execute(key, [{"id": old}, {"id": other}])
+        write_line(connection, at, Trail("default"), "key.rotated", old)
+        write_line(connection, at, Trail("default"), "key.revoked", other)
+    migrations.upgrade(bare_url)
+    with db.read() as connection:
+        rotated = select(ApiKey.id, ApiKey.rotated_at).order_by(ApiKey.id)
+        assert connection.execute(rotated).all() == [(old, at), (other, None)]
+
+    migrations.downgrade(bare_url, "0007")
+
+    with db.read() as connection:
+        assert connection.scalars(select(ApiKey.id).order_by(ApiKey.id)).all() == [old, other]
+    assert "spent_jobs" not in _tables(bare_url)
     db.close()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import func, select
 
-from core.errors import LeaseLost, NotFound, PublicError
-from core.jobs import Decision, JobStore
+from core.errors import LeaseLost, NotFound, PublicError, QuotaExceeded
+from core.jobs import Decision, JobStore, subscriptions_side
 from core.releases.states import CampaignState, Stored
 from core.releases.tasks import ReconcileTask, ReleaseTask
 from core.states import JobState
@@ -42,6 +43,31 @@ def test_equal_subscriptions_at_the_same_moment_make_one(store: JobStore) -> Non
     for thread in threads:
         thread.join()
     assert sorted(made) == [False] * 7 + [True]
+
+
+def test_subscriptions_are_bounded_and_a_deleted_one_makes_room(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions_side, "MOST_SUBSCRIPTIONS", 3)
+
+    def subscribe(number: int) -> str | None:
+        try:
+            return store.subscribe(DEFAULT_TENANT, a_subscription(name=f"n{number}"))[0].id
+        except QuotaExceeded:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        made = [one for one in pool.map(subscribe, range(8)) if one is not None]
+    assert len(made) == 3
+    with pytest.raises(QuotaExceeded, match="3 subscriptions") as refused:
+        store.subscribe(DEFAULT_TENANT, a_subscription())
+    assert refused.value.retry_after_s == 30
+    standing = store.get_subscription(DEFAULT_TENANT, made[0]).spec
+    assert store.subscribe(DEFAULT_TENANT, standing)[1] is False
+    assert store.subscribe(add_tenant(store, "beta"), a_subscription())[1]
+
+    store.unsubscribe(DEFAULT_TENANT, made[0])
+    assert store.subscribe(DEFAULT_TENANT, a_subscription())[1]
 
 
 def test_subscriptions_are_paged_newest_first_and_belong_to_their_tenant(store: JobStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,11 +13,12 @@ from sqlalchemy import func, insert, select, update
 from core import keys, retention
 from core.audit import Trail, read_lines, write_line
 from core.callbacks.secrets import SigningSecrets
-from core.errors import Cancelled, NotFound, PublicError, StateConflict
+from core.errors import Cancelled, NotFound, PublicError, QuotaExceeded, StateConflict
 from core.hub_tokens import SealedFor, put_tenant_token
 from core.jobs import Decision, Extras, JobStore
+from core.jobs.room import forget_jobs
 from core.keeper import Keeper
-from core.limits import set_limits
+from core.limits import Limits, set_limits
 from core.releases.states import Stored
 from core.retention import Keep, Retention
 from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Job, Release
@@ -85,6 +87,40 @@ def test_ended_jobs_go_with_all_that_hangs_on_them_and_open_ones_stay(now_store:
         now_store.get("default", ended)
     assert now_store.get("default", waiting.id).state == "queued"
     assert _count(now_store, "default")["idempotency_keys"] == 0
+
+
+def test_jobs_that_are_kept_for_less_than_a_day_still_count_for_a_day(now_store: JobStore) -> None:
+    one_a_day = Extras(Limits(jobs_per_day=1))
+    _ended_job(now_store)
+    sweeper = Retention(now_store, Keep(jobs=0.25))
+    _later(now_store, 0.5)
+    assert sweeper.sweep().jobs == 1
+
+    with pytest.raises(QuotaExceeded) as refused:
+        now_store.submit("default", "convert", a_request(), extras=one_a_day)
+    assert refused.value.retry_after_s <= 12 * 3600
+    assert sweeper.sweep().spent == 0
+
+    _later(now_store, 1.01)
+    assert Retention(now_store, Keep()).sweep().spent == 1
+    now_store.submit("default", "convert", a_request(), extras=one_a_day)
+    assert _count(now_store, "default")["spent_jobs"] == 0
+
+
+def test_jobs_that_are_deleted_by_several_at_once_count_once(now_store: JobStore) -> None:
+    ids = [_ended_job(now_store) for _ in range(20)]
+    barrier = threading.Barrier(4)
+
+    def forget(_: int) -> None:
+        with now_store.db.write() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite has one writer
+                barrier.wait()
+            forget_jobs(connection, ids, now_store.clock())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(forget, range(4)))
+
+    assert _count(now_store, "default")["spent_jobs"] == 20
 
 
 def test_a_pool_that_still_stands_keeps_its_job(now_store: JobStore) -> None:
@@ -203,6 +239,9 @@ def test_the_keeper_sweeps(now_store: JobStore) -> None:
 def _furnished(store: JobStore, tenant: str) -> None:
     """A tenant with a row in every table that there is."""
     keys.issue(store, tenant, "key", trail=Trail(tenant))
+    gone = _ended_job(store, tenant)
+    with store.db.write() as connection:
+        forget_jobs(connection, [gone], store.clock())
     _ended_job(store, tenant)
     store.submit(tenant, "convert", a_request(), extras=Extras(seal=SealedFor(VAULT, "hf_x" * 9).seal))
     store.submit_pool(tenant, a_pool())
@@ -253,7 +292,7 @@ def test_deleting_the_data_alone_keeps_keys_limits_and_the_log(now_store: JobSto
     delete_data(now_store, "acme", BY_COMMAND)
 
     left = {name for name, count in _count(now_store, "acme").items() if count}
-    assert left == {"api_keys", "tenant_limits", "audit_log"}
+    assert left == {"api_keys", "tenant_limits", "spent_jobs", "audit_log"}
     assert read_lines(now_store.db, "acme")[0].action == "tenant.data_deleted"
 
 

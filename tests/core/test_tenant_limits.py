@@ -12,6 +12,8 @@ from core.audit import Trail, read_lines
 from core.errors import NotFound, QuotaExceeded, RequestInvalid
 from core.jobs import Extras, JobRecord, JobStore, Order
 from core.limits import NO_LIMITS, Limits, limits_of, set_limits
+from core.tenants import delete_data, stop_jobs
+from support.campaigns import a_subscription
 from support.databases import HandClock, a_request
 from support.pools import a_pool
 
@@ -40,6 +42,26 @@ def test_jobs_a_day_are_bounded_and_the_refusal_says_when_there_is_room_again(
     _submit(store, TWO_A_DAY)
     clock.move(3600)
     store.submit_pool("default", a_pool(), extras=TWO_A_DAY)
+    with pytest.raises(QuotaExceeded, match="24 hours") as refused:
+        _submit(store, TWO_A_DAY)
+    assert refused.value.retry_after_s == 23 * 3600
+
+    clock.move(refused.value.retry_after_s)
+    _submit(store, TWO_A_DAY)
+    with pytest.raises(QuotaExceeded):
+        _submit(store, TWO_A_DAY)
+
+
+def test_jobs_of_the_day_count_though_the_tenant_deletes_its_data(store: JobStore, clock: HandClock) -> None:
+    store.subscribe("default", a_subscription(since="2025-12-01T00:00:00Z"))  # a look, which is no job of it
+    _submit(store, TWO_A_DAY)
+    clock.move(3600)
+    for _ in range(2):
+        stop_jobs(store, "default")
+        delete_data(store, "default", Trail("default"))
+    assert store.list("default").jobs == ()
+
+    _submit(store, TWO_A_DAY)
     with pytest.raises(QuotaExceeded, match="24 hours") as refused:
         _submit(store, TWO_A_DAY)
     assert refused.value.retry_after_s == 23 * 3600

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from core.callbacks.queue import Bounds
 from core.callbacks.secrets import SigningSecrets
@@ -77,6 +79,26 @@ def test_a_message_arrives_signed_and_is_delivered(jobs: JobStore, vault: Vault,
     (attempt,) = delivery.log
     assert (attempt.number, attempt.status, attempt.reason) == (1, 204, None)
     assert attempt.duration_ms is not None
+
+
+def test_a_work_folder_that_cannot_be_written_is_said_once_and_holds_nothing_up(
+    jobs: JobStore, vault: Vault, secret: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "work"
+    folder.touch()  # no folder, so that nothing can be made in it, by root neither
+    alive = folder / "courier.alive"
+    with (
+        capture_logs() as said,
+        receiver(answers(204)) as found,
+        running_courier(jobs, vault, a_sender(), alive=alive),
+    ):
+        for _ in range(2):
+            delivery = until_settled(jobs.db, ended_job(jobs, found.url))
+            assert delivery.state is DeliveryState.DELIVERED
+        folder.unlink()
+        until(alive.exists)
+
+    assert [line["log_level"] for line in said if line["event"] == "courier_alive_file"] == ["warning"]
 
 
 def test_both_secrets_of_a_rotation_verify(jobs: JobStore, vault: Vault, secret: str) -> None:

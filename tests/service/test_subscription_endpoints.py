@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from core import keys
 from core.errors import PublicError
-from core.jobs import Decision, FigureRow
+from core.jobs import Decision, FigureRow, subscriptions_side
 from core.releases.states import Stored
 from core.tables import DEFAULT_TENANT, Job
 from support.api import Api
@@ -65,6 +65,18 @@ def test_a_wrong_field_is_pointed_at(client: TestClient, change: dict[str, Any],
     response = client.post("/subscriptions", json=subscription_body(**change))
     assert response.status_code == 422
     assert response.json()["pointers"] == [pointer]
+
+
+def test_one_subscription_too_many_is_answered_with_what_to_do(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions_side, "MOST_SUBSCRIPTIONS", 1)
+    made = client.post("/subscriptions", json=subscription_body())
+    answer = client.post("/subscriptions", json=subscription_body(bases="acme/other-*"))
+
+    assert (made.status_code, answer.status_code, answer.json()["code"]) == (201, 429, "quota_exceeded")
+    assert answer.json()["hint"].startswith("Delete some")
+    assert int(answer.headers["retry-after"]) == 30
 
 
 def test_a_subscription_without_or_with_two_rules_says_what_to_give(client: TestClient) -> None:

@@ -65,6 +65,11 @@ def test_a_key_is_made_used_rotated_and_revoked(guarded: Api, acme: Household) -
     assert client.get("/jobs", headers=bearer(first["key"])).json()["detail"] == "This API key has expired."
     assert client.get("/jobs", headers=bearer(second["key"])).status_code == 200
 
+    third = client.post(f"/keys/{second['id']}/rotate", headers=admin).json()
+    again = client.post(f"/keys/{second['id']}/rotate", headers=admin)
+    assert (again.status_code, again.json()["code"]) == (409, "state_conflict")
+    assert third["expires_at"] > second["expires_at"]
+
     assert client.delete(f"/keys/{second['id']}", headers=admin).status_code == 204
     assert client.get("/jobs", headers=bearer(second["key"])).json()["detail"] == "This API key was revoked."
     assert client.delete(f"/keys/{second['id']}", headers=admin).status_code == 404

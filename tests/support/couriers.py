@@ -64,6 +64,7 @@ def running_courier(
     *,
     waits: str = QUICK,
     bounds: Bounds | None = None,
+    alive: Path | None = None,
 ) -> Iterator[Courier]:
     """A courier on a thread of its own until the end of the block. It goes by the wall clock."""
     made: list[Courier] = []
@@ -71,7 +72,7 @@ def running_courier(
 
     async def serve() -> None:
         queue = DeliveryQueue(store.db, bounds=bounds)
-        courier = Courier(queue, SigningSecrets(store.db), vault, sender, parse_waits(waits))
+        courier = Courier(queue, SigningSecrets(store.db), vault, sender, parse_waits(waits), alive=alive)
         made.append(courier)
         loops.append(asyncio.get_running_loop())
         ready.set()
