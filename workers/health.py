@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from core.settings import Settings, get_settings
@@ -19,13 +20,16 @@ def alive_file(settings: Settings) -> Path:
 
 
 def keep_alive(settings: Settings, stop: threading.Event) -> None:
-    """Touch the file until `stop`; then remove it."""
+    """Touch the file until `stop`; then remove it. While that fails, as on a full disk, the worker counts as
+    dead; it counts as alive again when there is room."""
     path = alive_file(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        path.touch()
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         if stop.wait(_EVERY_S):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return
 
 
@@ -33,7 +37,7 @@ def is_alive(settings: Settings, now: float) -> bool:
     """Was the file touched in the last half minute?"""
     try:
         return now - alive_file(settings).stat().st_mtime < _STALE_S
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

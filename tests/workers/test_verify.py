@@ -255,6 +255,7 @@ def test_a_target_that_transformers_cannot_build_is_refused_by_name(
         {"experts_implementation": "stranger/kernel"},
         {"dtype": "int8"},
         {"return_dict": False},
+        {"_name_or_path": ["a", "list"]},
     ],
 )
 def test_a_config_does_not_decide_what_code_runs_the_target(tmp_path: Path, how: dict[str, object]) -> None:

@@ -28,6 +28,7 @@ _HOW_TO_RUN = frozenset(
         "quantization_config",
         "return_dict",
         "use_return_dict",
+        "_name_or_path",  # a name that PEFT copies; where it was no text, it failed there
     }
 )
 
