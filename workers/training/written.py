@@ -209,12 +209,14 @@ def _shifts(params: WritingSettings) -> bool:
 
 
 def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: WritingSettings) -> str:
-    """What decides the samples: settings of the sampling and the update. The bases are the job's own."""
+    """What decides the samples: settings of the sampling, what ends a text, and the update. The
+    bases are the job's own."""
     wanted = {"tokens", "prompts", "temperature", "top_p", "length", "seed"}
     return identity_of(
         settings=params.model_dump(mode="json", include=wanted),
         deltas=digest(deltas),
         vocabulary=int(source.model.config.vocab_size),
+        ends=list(source.eos),
         **({"listed": LISTED} if _shifts(params) else {}),
     )
 
