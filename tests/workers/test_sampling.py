@@ -236,6 +236,23 @@ def test_an_adapter_that_writes_nothing_usable_is_a_typed_error(source: TextMode
     assert failed.value.pointer == "/method/prompts"
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("spoilt", ["adapter", "base"])
+def test_a_model_that_gives_no_numbers_is_named(
+    source: TextModel, monkeypatch: pytest.MonkeyPatch, spoilt: str, top_p: float
+) -> None:
+    deltas = {site: delta.scaled(1e36) for site, delta in sql_adapter().items()}
+    if spoilt == "base":
+        deltas = {}
+        scale = source.model.base_model.norm.weight
+        monkeypatch.setattr(scale, "data", scale.detach() * torch.nan)
+    params = DistillParams(prompts=PROMPTS[:2], tokens=256, length=16, top_p=top_p)
+    with pytest.raises(TrainingFailed, match="source with its adapter gave probabilities that") as failed:
+        written_by(source, deltas, params, watch=Silent())
+    assert failed.value.pointer == "/adapter"
+    assert "works on its own base" in str(failed.value.hint)
+
+
 def test_it_writes_from_nothing_too(source: TextModel) -> None:
     params = DistillParams(tokens=256, length=24)
     found: Written = written_by(source, sql_adapter(), params, watch=Silent())
