@@ -26,11 +26,12 @@ _SHARE = 0.6  # of what is free: activations, moments and the allocator need the
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A base as it lies on disk."""
+    """A base as it lies on disk. `ends`: ids that end a text beside those that its config names."""
 
     weights: ModelWeights
     reader: TensorReader
     tokenizer: Mapping[str, Any] | None
+    ends: tuple[int, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -66,6 +67,7 @@ class Bases:
                     stored.reader,
                     self._tokenizer(side),
                     self.device,
+                    ends=stored.ends,
                     streamed=not self.fits(side),
                 )
         return self._loaded[side]

@@ -7,7 +7,7 @@ with transformers, and tensors come through the same checked readers as everywhe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,10 +111,12 @@ def load(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     *,
+    ends: Sequence[int] = (),
     streamed: bool = False,
 ) -> TextModel:
     """The whole text model on `device`. Raises UnsupportedModel when its weights are not complete.
 
+    `ends`: ids that end a text beside those that its config names, as far as the model has them.
     `streamed` leaves the weights where they are; each module's are read while it runs, and forgotten.
     """
     text = _text_config(weights.config)
@@ -132,7 +134,7 @@ def load(
         weights=weights,
         device=device,
         bos=words.bos,
-        eos=_eos(weights.config, model.config),
+        eos=_eos(weights.config, model.config, ends),
     )
 
 
@@ -248,11 +250,12 @@ def _context(config: Mapping[str, Any]) -> int:
     return min((size for size in known if isinstance(size, int) and size > 0), default=2**31)
 
 
-def _eos(config: Mapping[str, Any], settings: Any) -> tuple[int, ...]:
+def _eos(config: Mapping[str, Any], settings: Any, ends: Sequence[int]) -> tuple[int, ...]:
     """What the whole config.json names, else the text part or its class: Gemma 3 with pictures has its own
-    outside of `text_config`, and that leaves out what is the default."""
+    outside of `text_config`, and that leaves out what is the default. Its own stand in front of `ends`: the
+    first one divides documents, and is what a training teaches as the end."""
     found = config.get("eos_token_id")
     found = settings.eos_token_id if found is None else found
-    if isinstance(found, int):
-        return (found,)
-    return tuple(int(id_) for id_ in found) if isinstance(found, list) else ()
+    own = [found] if isinstance(found, int) else found if isinstance(found, list) else []
+    known = [id_ for id_ in ends if 0 <= id_ < int(settings.vocab_size)]
+    return tuple(dict.fromkeys([*map(int, own), *known]))

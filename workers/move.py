@@ -157,8 +157,8 @@ def carried(move: Move, bench: Bench) -> Moved:
         on_device = LowRank(delta.B.to(evidence.device), delta.A.to(evidence.device))
         result = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
         deltas.setdefault(pair.target, []).append(LowRank(result.delta.B.cpu(), result.delta.A.cpu()))
-        # What is predicted from a pool is the target layer's own update, which is not shared out.
-        scaled = pair.scale != 1.0 and Evidence.ANCHORS not in needs
+        # What a pool predicts or a training finds is the target layer's own update, which is not shared out.
+        scaled = pair.scale != 1.0 and not needs & {Evidence.ANCHORS, Evidence.TRAINED}
         rows.append(_row(pair, result, {"layer_scale": pair.scale} if scaled else {}))
     watch.step(phase, len(pairs), len(pairs), "sites")
     whole, merged = folded(deltas, rows)

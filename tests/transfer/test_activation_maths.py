@@ -21,6 +21,7 @@ from transfer.activations.cka import (
 )
 from transfer.activations.layers import coverage, monotone_map
 from transfer.activations.maps import Moments, PairedRows, carried, map_in, map_out, reads, writes
+from transfer.interface import LowRank
 
 
 def test_the_biased_estimator_is_fooled_by_independent_gaussians_and_ours_is_not():
@@ -141,8 +142,13 @@ def test_an_update_moves_exactly_onto_a_base_whose_coordinates_are_turned():
     moved = carried(delta, M_in, M_out)
     assert moved.rank == 3
     assert relative_error(dense(moved), Q @ dense(delta) @ R.T) < 1e-4
-    assert reads(delta.A, M_in, PairedRows(X, X.double() @ R.T)).r2 == pytest.approx(1.0, abs=1e-5)
+    assert reads(delta, M_in, PairedRows(X, X.double() @ R.T)).r2 == pytest.approx(1.0, abs=1e-5)
     assert writes(delta.B, M_out, PairedRows(Y, Y.double() @ Q.T)).r2 == pytest.approx(1.0, abs=1e-5)
+
+
+def _of(A):
+    """An update that hands on what A reads as it is."""
+    return LowRank(torch.eye(A.shape[0]), A)
 
 
 def test_what_an_adapter_reads_and_writes_is_judged_on_rows_that_were_not_fitted():
@@ -151,16 +157,38 @@ def test_what_an_adapter_reads_and_writes_is_judged_on_rows_that_were_not_fitted
     fitted, held_out = _moments(X_s[:600], X_t[:600]), PairedRows(X_s[600:], X_t[600:])
     M_in, M_out = map_in(fitted, 1e-6), map_out(fitted, 1e-6)
     knows, misses = torch.eye(10)[:2], torch.eye(10)[6:8]
-    assert reads(knows, M_in, held_out).r2 > 0.99
-    assert reads(misses, M_in, held_out).r2 < 0.05
+    assert reads(_of(knows), M_in, held_out).r2 > 0.99
+    assert reads(_of(misses), M_in, held_out).r2 < 0.05
     xs, xt = X_s[600:].double(), X_t[600:].double()
     A = gaussian(3, 10, seed=7).double()
     direct = 1 - float((A @ (xs.T - M_in @ xt.T)).square().sum() / (A @ xs.T).square().sum())
-    assert reads(A, M_in, held_out).r2 == pytest.approx(direct, abs=1e-5)
+    assert reads(_of(A), M_in, held_out).r2 == pytest.approx(direct, abs=1e-5)
     B = gaussian(10, 3, seed=8).double()
     P = torch.linalg.qr(M_out @ B).Q.T
     direct = 1 - float((P @ (xt.T - M_out @ xs.T)).square().sum() / (P @ xt.T).square().sum())
     assert writes(B, M_out, held_out).r2 == pytest.approx(direct, abs=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [2, 10])
+def test_what_an_adapter_reads_does_not_depend_on_how_it_is_factored(outputs):
+    X_s, noise = gaussian(900, 10, seed=1), gaussian(900, 10, seed=2)
+    X_t = torch.cat([X_s[:, :5], noise[:, 5:]], 1)
+    M_in, held_out = map_in(_moments(X_s[:600], X_t[:600]), 1e-6), PairedRows(X_s[600:], X_t[600:])
+    delta, G = update(outputs, 10, 3, seed=5), gaussian(3, 3, seed=6)
+    other = LowRank(delta.B @ torch.linalg.inv(G), G @ delta.A)
+    assert reads(other, M_in, held_out).r2 == pytest.approx(reads(delta, M_in, held_out).r2, abs=1e-5)
+    W, xs, xt = dense(delta).double(), X_s[600:].double(), X_t[600:].double()
+    direct = 1 - float((W @ (xs.T - M_in @ xt.T)).square().sum() / (W @ xs.T).square().sum())
+    assert reads(delta, M_in, held_out).r2 == pytest.approx(direct, abs=1e-9)
+
+
+def test_what_an_adapter_reads_and_makes_nothing_of_does_not_count():
+    X_s, noise = gaussian(900, 10, seed=1), gaussian(900, 10, seed=2)
+    X_t = torch.cat([X_s[:, :5], noise[:, 5:]], 1)
+    M_in, held_out = map_in(_moments(X_s[:600], X_t[:600]), 1e-6), PairedRows(X_s[600:], X_t[600:])
+    A, B = torch.eye(10)[[0, 7]], torch.tensor([[1.0, 0.0], [2.0, 0.0]])  # the second row is not known
+    assert reads(LowRank(B, A), M_in, held_out).r2 > 0.99
+    assert np.isnan(reads(LowRank(0.0 * B, A), M_in, held_out).centred)
 
 
 def test_an_adapter_padded_with_zeros_writes_no_other_directions():
@@ -179,17 +207,17 @@ def test_what_every_token_shares_is_no_knowledge_of_any():
     fitted, held_out = _moments(X_s[:600], X_t[:600]), PairedRows(X_s[600:], X_t[600:])
     M_in, M_out = map_in(fitted, 1e-6), map_out(fitted, 1e-6)
     one = torch.eye(10)
-    for found in (reads(one, M_in, held_out), writes(one, M_out, held_out)):
+    for found in (reads(_of(one), M_in, held_out), writes(one, M_out, held_out)):
         assert found.r2 > 0.9
         assert found.centred < 0.0  # the offset itself is met with noise, so the mean alone does better
     ours, theirs = X_s[600:].double().numpy(), (X_t[600:].double() @ M_in.T).numpy()
     direct = 1 - ((ours - theirs) ** 2).sum() / ((ours - ours.mean(0)) ** 2).sum()
-    assert reads(one, M_in, held_out).centred == pytest.approx(direct, abs=1e-9)
+    assert reads(_of(one), M_in, held_out).centred == pytest.approx(direct, abs=1e-9)
 
 
 def test_of_rows_that_do_not_differ_nothing_is_told():
     rows = torch.ones(8, 10)
-    found = reads(torch.eye(10), torch.eye(10), PairedRows(rows, rows))
+    found = reads(_of(torch.eye(10)), torch.eye(10), PairedRows(rows, rows))
     assert found.r2 == 1.0
     assert np.isnan(found.centred)
 

@@ -290,6 +290,20 @@ def test_a_text_part_ends_its_texts_as_the_whole_config_or_its_class_says(
     assert base.bos == AutoConfig.for_model("gemma3_text").bos_token_id
 
 
+@pytest.mark.parametrize(
+    ("own", "ends", "wanted"),
+    [(2, (7, 2), (2, 7)), ([2, 5], (7,), (2, 5, 7)), (2, (-1, 96, 2**70), (2,)), (None, (7,), (7,))],
+)
+def test_a_text_also_ends_as_generation_config_says_behind_the_configs_own(
+    own: object, ends: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    """The first one divides documents, and stays what it was. Ids that the model lacks end nothing."""
+    stored = _stored(tiny_model("llama"))
+    weights = ModelWeights({**stored.weights.config, "vocab_size": 96, "eos_token_id": own}, stored.reader)
+    bases = Bases(replace(stored, weights=weights, ends=ends), stored, CPU)
+    assert bases.model("source").eos == wanted
+
+
 def test_the_stream_is_what_the_layer_gives_on() -> None:
     stored = _stored(tiny_model("llama", seed=6))
     base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from billiard.exceptions import SoftTimeLimitExceeded
 
-from core.errors import NotAvailable, RequestInvalid
+from core.errors import Cancelled, NotAvailable, RequestInvalid
 from core.evaluation import EvaluationSpec
 from core.requests import ConversionRequest
 from examples.text.queries import read_task
 from support.bundled import bundled, sql_adapter
 from support.harness_tasks import ANSWER, CHOICE, ROLLING, write_tasks
+from transfer.errors import TrainingFailed
 from workers.cache.factors import FactorCache
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader
@@ -134,6 +136,68 @@ def test_a_task_that_would_run_code_is_refused(tmp_path: Path, changes: str) -> 
     with pytest.raises(RequestInvalid, match="could not run") as caught:
         harness(EvaluationSpec(tasks=(ANSWER,)), folder)
     assert caught.value.pointer == "/evaluate/tasks"
+
+
+def _broken(folder: Path, old: str, new: str) -> Path:
+    """The tasks, and of the one with answers a copy that fails in a way of its own."""
+    write_tasks(folder, ITEMS[:2])
+    path = folder / f"{ANSWER}.yaml"
+    text = path.read_text()
+    assert old in text
+    (folder / "rebase_broken.yaml").write_text(text.replace(ANSWER, "rebase_broken").replace(old, new))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{{prompt}}", "{{prompt.no.such}}"),  # jinja2.UndefinedError
+        ("{{prompt}}", "{{prompt"),  # jinja2.TemplateSyntaxError
+        ("{{answer}}", "{{ [] | first | upper }}"),
+        ("test_split: test", "test_split: no_such_split"),
+        ("output_type: generate_until", "output_type: no_such_type"),  # AssertionError
+        ("    test: ", "    test: /no/such"),
+    ],
+)
+def test_whatever_a_task_fails_with_is_about_the_task(tmp_path: Path, old: str, new: str) -> None:
+    with pytest.raises(RequestInvalid, match=r"could not run .*rebase_broken") as caught:
+        _scores(_broken(tmp_path / "tasks", old, new), {}, tasks=["rebase_broken"])
+    assert caught.value.pointer == "/evaluate/tasks"
+
+
+def test_a_task_that_cannot_be_loaded_is_named_alone(tmp_path: Path) -> None:
+    folder = _broken(tmp_path / "tasks", "output_type: generate_until", "output_type: no_such_type")
+    with pytest.raises(RequestInvalid, match="could not run rebase_broken: ") as caught:
+        _scores(folder, {}, tasks=[CHOICE, "rebase_broken"])
+    assert str(tmp_path) not in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("raised", "wanted"),
+    [
+        (IndexError("list index out of range"), RequestInvalid),
+        (AssertionError(), RequestInvalid),
+        (KeyError("question"), RequestInvalid),
+        (Cancelled("Stopped."), Cancelled),
+        (SoftTimeLimitExceeded(), SoftTimeLimitExceeded),
+        (torch.OutOfMemoryError("no room"), torch.OutOfMemoryError),
+        (TrainingFailed("no numbers"), TrainingFailed),
+    ],
+)
+def test_an_error_inside_a_run_is_the_tasks_unless_it_is_the_jobs_own(
+    tasks: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    raised: Exception, wanted: type[Exception],
+) -> None:  # fmt: skip
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("workers.evaluation.harness.simple_evaluate", fail)
+    with caplog.at_level("INFO", "workers.evaluation.harness"), pytest.raises(wanted) as caught:
+        _scores(tasks, {}, tasks=[CHOICE, ANSWER])
+    if wanted is RequestInvalid:
+        assert caught.value.pointer == "/evaluate/tasks"
+        assert f"could not run {CHOICE}, {ANSWER}: {type(raised).__name__}." in caught.value.message
+        assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [raised]
 
 
 def test_a_worker_without_the_harness_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,16 @@ def test_nats_of_answers_are_those_of_a_log_softmax_one_text_at_a_time() -> None
     assert scorer.headline(found) == tuple(-row["answer_nats_per_byte"] for row in found)
 
 
+def test_what_ends_an_answer_is_no_part_of_it_also_where_it_is_no_special_token() -> None:
+    base = bundled("harbor-2").text
+    prompts = [item.prompt for item in ITEMS[:8]]
+    with applied(base, sql_adapter()):
+        whole = Reader(base).written(prompts, 64)
+        brief = Reader(replace(base, eos=(*base.eos, base.tokenizer.token_to_id(";")))).written(prompts, 64)
+    assert sum(";" in text for text in whole) > 4
+    assert brief == [text.partition(";")[0] for text in whole]
+
+
 def test_answers_are_what_transformers_itself_generates() -> None:
     base = bundled("harbor-2").text
     deltas = sql_adapter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from support.tiny_repos import tokenizer
 from transfer.catalogue.distill import DistillParams
 from transfer.errors import TrainingFailed
 from transfer.weights import ModelWeights
+from workers.activations.gather import stored_bases
+from workers.bases import Bases
 from workers.hub.local import LocalHub
 from workers.models import TextModel, load, updated
 from workers.tensors.model_reader import open_model
@@ -79,6 +82,36 @@ def test_every_family_writes_what_transformers_generates(family: str, tmp_path: 
     ours = write(base, prompts, 12, temperature=0.0, top_p=1.0, seed=0)
 
     assert ours == [generated(base, prompt, 12) for prompt in prompts]
+
+
+def test_writing_stops_where_generation_config_alone_ends_a_turn(tmp_path: Path) -> None:
+    for name in ("source", "target"):
+        save_base(tmp_path / "acme" / name, "llama", seed=3)
+        (tmp_path / "acme" / name / "tokenizer.json").write_text(json.dumps(tokenizer(96)))
+    hub = LocalHub(tmp_path)
+
+    def bases() -> Bases:
+        pinned = [hub.resolve(RepoRef(repo_id=f"acme/{name}")) for name in ("source", "target")]
+        found = [open_model(hub, repo) for repo in pinned]
+        parts = {"pinned": SimpleNamespace(source=pinned[0], target=pinned[1])}
+        for side, (config, reader, words) in zip(("source", "target"), found, strict=True):
+            parts |= {
+                side: ModelWeights(config, reader),
+                f"{side}_reader": reader,
+                f"{side}_tokenizer": words,
+            }
+        tools = SimpleNamespace(hub=hub, device=torch.device("cpu"), model_bytes=None)
+        return stored_bases(SimpleNamespace(**parts), tools)  # type: ignore[arg-type]
+
+    whole = write(bases().model("source"), [[5, 9, 11]], 12, temperature=0.0, top_p=1.0, seed=0)[0]
+    turn = {"eos_token_id": [2, whole[4]]}
+    (tmp_path / "acme" / "source" / "generation_config.json").write_text(json.dumps(turn))
+    source = bases().model("source")
+    ours = write(source, [[5, 9, 11]], 12, temperature=0.0, top_p=1.0, seed=0)[0]
+
+    assert ours == whole[: whole.index(whole[4]) + 1] != whole
+    source.model.generation_config.eos_token_id = turn["eos_token_id"]
+    assert ours == generated(source, [5, 9, 11], 12)
 
 
 def test_one_seed_writes_one_text_and_another_seed_another(source: TextModel, asked: list[list[int]]) -> None:
@@ -191,6 +224,23 @@ def test_an_adapter_that_writes_nothing_usable_is_a_typed_error(source: TextMode
     with pytest.raises(TrainingFailed, match="no text to train on") as failed:
         written_by(source, {}, greedy, watch=Silent())
     assert failed.value.pointer == "/method/prompts"
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("spoilt", ["adapter", "base"])
+def test_a_model_that_gives_no_numbers_is_named(
+    source: TextModel, monkeypatch: pytest.MonkeyPatch, spoilt: str, top_p: float
+) -> None:
+    deltas = {site: delta.scaled(1e36) for site, delta in sql_adapter().items()}
+    if spoilt == "base":
+        deltas = {}
+        scale = source.model.base_model.norm.weight
+        monkeypatch.setattr(scale, "data", scale.detach() * torch.nan)
+    params = DistillParams(prompts=PROMPTS[:2], tokens=256, length=16, top_p=top_p)
+    with pytest.raises(TrainingFailed, match="source with its adapter gave probabilities that") as failed:
+        written_by(source, deltas, params, watch=Silent())
+    assert failed.value.pointer == "/adapter"
+    assert "works on its own base" in str(failed.value.hint)
 
 
 def test_it_writes_from_nothing_too(source: TextModel) -> None:

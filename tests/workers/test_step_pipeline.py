@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from core.requests import ConversionRequest
 from examples.text.queries import examples
-from support.bundled import bundled, task_loss
+from support.bundled import bundled, sql_adapter, task_loss
 from transfer.errors import TrainingFailed
 from transfer.interface import LowRank, Role, Site
+from transfer.linalg import frobenius
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.models import updated
@@ -26,12 +27,12 @@ WRITTEN = {"prompts": [item.prompt for item in examples("train", 64, 5)], "token
 STEP = {"name": "activation", "solve": "step", "written": WRITTEN}
 
 
-def _run(tmp_path: Path, method: dict[str, Any], **more: int) -> Conversion:
+def _run(tmp_path: Path, method: dict[str, Any], *, target: str = "tiny/harbor-2", **more: int) -> Conversion:
     request = ConversionRequest.model_validate(
         {
             "adapter": {"repo_id": "tiny/harbor-sql-lora"},
             "source": {"repo_id": "tiny/harbor-1"},
-            "target": {"repo_id": "tiny/harbor-2"},
+            "target": {"repo_id": target},
             "method": method,
             "output": {"dtype": "float32"},
             "precheck": {"on_incompatible": "warn"},
@@ -91,6 +92,26 @@ def test_folding_does_not_add_the_step_up(tmp_path: Path) -> None:
     """The step is the whole target's; it is not a part of several that belong together."""
     found = _run(tmp_path, STEP | {"fold": True})
     assert "folded.mean" not in found.report.summary
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "distill", "prompts": WRITTEN["prompts"], "tokens": 400, "length": 32, "steps": 3},
+        STEP | {"written": WRITTEN | {"tokens": 400, "length": 32}},
+    ],
+)
+def test_what_is_found_as_a_whole_is_shared_out_among_no_layers(
+    tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """Six layers for four: most share a source layer, and each has an update of its own."""
+    found = _run(tmp_path, method | {"layer_scale": True}, target="tiny/lantern-1")
+    own = {str(site): frobenius(delta) for site, delta in sql_adapter().items()}
+    assert len({row.source for row in found.report.sites}) < len(found.report.sites)
+    for row in found.report.sites:
+        assert "layer_scale" not in row.measurements
+        ratio = row.measurements["update_norm"] / own[row.source]
+        assert row.measurements["norm_ratio"] == pytest.approx(ratio, rel=1e-5)
 
 
 def test_training_may_begin_with_the_step(tmp_path: Path) -> None:

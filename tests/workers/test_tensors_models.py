@@ -15,7 +15,7 @@ from support.standin_hub import StandinHub
 from workers.hub.local import LocalHub
 from workers.hub.port import PinnedRepo
 from workers.hub.remote import RemoteHub
-from workers.tensors.model_reader import ModelReader, open_adapter, open_model
+from workers.tensors.model_reader import ModelReader, ends_of, open_adapter, open_model
 
 WEIGHTS = {
     "model.embed_tokens.weight": torch.arange(40.0).reshape(10, 4).bfloat16(),
@@ -164,6 +164,49 @@ def test_a_config_of_absurd_size_is_refused_before_it_is_read(folder: Path) -> N
     repo = PinnedRepo("acme/base", "0" * 40, {"config.json": 2**40})
     with pytest.raises(UnsafeFile, match="1099511627776 bytes"):
         open_model(hub, repo)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ('{"eos_token_id": [7, 2]}', (7, 2)),
+        ('{"eos_token_id": 7}', (7,)),
+        ('{"eos_token_id": ["7", true, null, 7.0, 2]}', (2,)),
+        ('{"eos_token_id": null}', ()),
+        ('{"eos_token_id": {"a": 1}}', ()),
+        ("{}", ()),
+        ("[]", ()),
+        ("{", ()),
+        ('{"eos_token_id": 7, "eos_token_id": 2}', ()),
+        ('{"eos_token_id": 7, "note": "' + " " * 2**20 + '"}', ()),
+    ],
+)
+def test_ends_of_generation_are_read_and_a_file_that_cannot_be_used_names_none(
+    folder: Path, text: str, ids: tuple[int, ...]
+) -> None:
+    assert ends_of(*pinned(folder)) == ()
+    (folder / "generation_config.json").write_text(text)
+    assert ends_of(*pinned(folder)) == ids
+
+
+def test_ends_of_generation_cost_one_small_file_of_a_remote_repo(folder: Path, tmp_path: Path) -> None:
+    shard(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
+    with StandinHub() as server:
+        server.add_repo("acme/base", folder)
+        hub = RemoteHub(None, server.url, tmp_path / "cache", timeout_s=10, wait_s=0.01)
+        repo = hub.resolve(RepoRef(repo_id="acme/base"))
+        server.requests.clear()
+        assert ends_of(hub, repo) == (7, 2)
+        asked = {request.path.partition("/resolve/")[2] for request in server.requests}
+        assert f"{repo.sha}/generation_config.json" in asked
+        server.requests.clear()
+        assert ends_of(hub, repo) == (7, 2)
+        assert server.requests == []
+    cached = [
+        path.name for path in (tmp_path / "cache").rglob("*.*") if path.suffix in (".json", ".safetensors")
+    ]
+    assert cached == ["generation_config.json"]
 
 
 def test_an_adapter_is_read(adapter: Path) -> None:

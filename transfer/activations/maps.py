@@ -99,9 +99,10 @@ class Explained:
     centred: float
 
 
-def reads(A: Tensor, M_in: Tensor, held_out: PairedRows) -> Explained:
-    """Does the adapter (A: (r, p)) read the same thing? A x_s is wanted, A M_in x_t is got."""
-    A, M = A.double(), M_in.double()
+def reads(delta: LowRank, M_in: Tensor, held_out: PairedRows) -> Explained:
+    """Does the adapter read the same thing? B A x_s is wanted, B A M_in x_t is got: what it reads counts as
+    far as B makes use of it, however the update is factored. With B = Q R, R A gives the same lengths."""
+    A, M = torch.linalg.qr(delta.B.double()).R @ delta.A.double(), M_in.double()
     wanted = held_out.source.double() @ A.T
     got = held_out.target.double() @ (A @ M).T
     return _explained(wanted, got)

@@ -37,10 +37,10 @@ def seen_by(delta: LowRank, evidence: SiteEvidence, ridge: float) -> dict[str, f
 def known(
     delta: LowRank, M_in: Tensor, M_out: Tensor, read: PairedRows, written: PairedRows
 ) -> dict[str, float]:
-    """`read_r2` of A·M_in and `write_r2` of M_out·B: what share of what the adapter reads does the target
+    """`read_r2` of B·A·M_in and `write_r2` of M_out·B: what share of what the adapter reads does the target
     know, and of what the target writes there does the source tell? `…_centred` count what tells tokens apart
     alone, and are what a verdict may rest on. At most 1; 0 is chance."""
-    ours, theirs = reads(delta.A, M_in, read), writes(delta.B, M_out, written)
+    ours, theirs = reads(delta, M_in, read), writes(delta.B, M_out, written)
     found = {
         "read_r2": ours.r2,
         "read_r2_centred": ours.centred,

@@ -38,7 +38,7 @@ class Activation:
     ) -> Carried:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t). Measures the read and write R² and the ratio of norms."""
         if params.solve != "maps":
-            return whole(delta, evidence.trained())
+            return whole(site, delta, evidence.trained())
         M_in, reads = site_map(evidence, "in", params.ridge)
         M_out, writes = site_map(evidence, "out", params.ridge)
         moved = carried(delta, M_in, M_out)

@@ -31,10 +31,11 @@ class Distill:
         self, params: DistillParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> Carried:
         """The trained update of this target site, and its norm over the source's."""
-        return whole(delta, evidence.trained())
+        return whole(site, delta, evidence.trained())
 
 
-def whole(delta: LowRank, found: LowRank) -> Carried:
-    """This site's part of an update that was found as a whole, measured against the source's."""
-    before, after = frobenius(delta), frobenius(found)
+def whole(site: SitePair, delta: LowRank, found: LowRank) -> Carried:
+    """This site's part of an update that was found as a whole, measured against the source's own: it is the
+    target layer's, and shared out among none."""
+    before, after = frobenius(delta) / site.scale, frobenius(found)
     return Carried(found, {"update_norm": after, "norm_ratio": after / before if before > 0.0 else 0.0})

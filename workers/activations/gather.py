@@ -14,6 +14,7 @@ from workers.activations.text import WINDOW, pair_text
 from workers.bases import Bases, Stored
 from workers.corpus import primes, texts
 from workers.reading import Opened
+from workers.tensors.model_reader import ends_of
 from workers.tools import Tools
 from workers.wants import candidates_read_text, reads_text
 from workers.watch import Watch
@@ -91,9 +92,10 @@ def gather(
 
 def stored_bases(opened: Opened, tools: Tools) -> Bases:
     """The request's bases, none loaded."""
+    ends = [ends_of(tools.hub, repo) for repo in (opened.pinned.source, opened.pinned.target)]
     return Bases(
-        Stored(opened.source, opened.source_reader, opened.source_tokenizer),
-        Stored(opened.target, opened.target_reader, opened.target_tokenizer),
+        Stored(opened.source, opened.source_reader, opened.source_tokenizer, ends[0]),
+        Stored(opened.target, opened.target_reader, opened.target_tokenizer, ends[1]),
         tools.device,
         tools.model_bytes,
     )

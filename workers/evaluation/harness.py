@@ -17,14 +17,17 @@ from typing import Any, NoReturn
 
 import datasets
 import evaluate
+from billiard.exceptions import SoftTimeLimitExceeded
 from lm_eval.api import task as task_module
 from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from core.errors import HubUnavailable, RequestInvalid
+from core.errors import HubUnavailable, RebaseError, RequestInvalid
 from core.evaluation import EvaluationSpec
+from transfer.errors import TransferError
+from workers.device import is_out_of_memory
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader
 from workers.evaluation.tasks import TaskScores
@@ -32,6 +35,8 @@ from workers.foretold import foretold
 from workers.models import TextModel
 from workers.report import TaskRead
 from workers.training.sampling import opening
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 32
 _LONGEST_ANSWER = 256  # tokens, where a task says nothing; the harness's own default
@@ -120,9 +125,11 @@ class Chosen:
         """The tasks with their documents. Raises RequestInvalid for a name that is not in the registry or a
         task that cannot be loaded, HubUnavailable when its documents cannot be had just now."""
         managers = [_manager_of(spec, at, tasks_dir) for at in range(len(spec.tasks))]
-        with _guarded(), _explained(spec.tasks):
-            named = zip(managers, spec.tasks, strict=True)
-            return cls(spec, tuple(task for manager, name in named for task in _loaded(manager, name)))
+        found: list[Any] = []
+        for manager, name in zip(managers, spec.tasks, strict=True):
+            with _guarded(), _explained([name]):
+                found += _loaded(manager, name)
+        return cls(spec, tuple(found))
 
     @property
     def tasks(self) -> tuple[TaskRead, ...]:
@@ -232,16 +239,23 @@ def _loaded(manager: TaskManager, name: str) -> list[Any]:
 
 @contextmanager
 def _explained(names: Sequence[str]) -> Iterator[None]:
-    """The harness raises whatever its tasks and the libraries below them raise."""
+    """The harness raises whatever its tasks and the libraries below them raise: an IndexError, a template's
+    error, an assertion. What ends the job itself is left as it is."""
     try:
         yield
+    except (RebaseError, TransferError, SoftTimeLimitExceeded):
+        raise
     except (ConnectionError, TimeoutError) as exc:
         raise HubUnavailable(
             f"The documents of {', '.join(names)} cannot be had just now.",
             hint="See that the worker reaches their datasets, or fill its cache beforehand.",
             pointer="/evaluate/tasks",
         ) from exc
-    except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
+    except Exception as exc:
+        if is_out_of_memory(exc):
+            raise
+        # A task's own mistake is looked for in its traceback; a command line shows the sentence alone.
+        log.info("lm-evaluation-harness could not run %s", ", ".join(names), exc_info=True)
         raise RequestInvalid(
             f"lm-evaluation-harness could not run {', '.join(names)}: {type(exc).__name__}.",
             hint="See that the worker can read their datasets, and that they run no code of a model.",

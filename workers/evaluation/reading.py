@@ -79,7 +79,7 @@ class Reader:
             places = order[start : start + _ROWS]
             wrote = write(self.base, [rows[at] for at in places], most, temperature=0.0, top_p=1.0, seed=0)
             for at, ids in zip(places, wrote, strict=True):
-                found[at] = self.base.decode(ids)
+                found[at] = self.base.decode(ids[:-1] if ids and ids[-1] in self.base.eos else ids)
         return found
 
     def longest(self, most: int) -> int:

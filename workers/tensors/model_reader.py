@@ -19,11 +19,13 @@ from workers.tensors.safetensors_file import SafetensorsFile
 from workers.tensors.strict_json import load_object
 
 MAX_CONFIG_BYTES = 8 * 2**20
+MAX_GENERATION_BYTES = 2**20  # they have some hundred bytes
 MAX_INDEX_BYTES = 64 * 2**20
 MAX_TOKENIZER_BYTES = 128 * 2**20  # Gemma 3's, the largest in use, has 33 MB
 # What reading a header takes at first guess: 8 + n bytes, and n is below 100 kB for a shard of a large model.
 _HEADER_GUESS = 256 * 2**10
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _SHARD = re.compile(r"^[A-Za-z0-9_][\w.-]*\.safetensors$", re.ASCII)
 _PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$")
@@ -124,6 +126,19 @@ def open_model(hub: HubPort, repo: PinnedRepo) -> tuple[dict[str, Any], ModelRea
     if "tokenizer.json" in repo.files:
         tokenizer = _json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
     return config, reader, tokenizer
+
+
+def ends_of(hub: HubPort, repo: PinnedRepo) -> tuple[int, ...]:
+    """Ids that end a text by the repo's generation_config.json, where an instruct model names its end of turn
+    and often nowhere else. No conversion hangs on that file: one that cannot be used names none.
+    """
+    if _GENERATION not in repo.files:
+        return ()
+    try:
+        found = _json(hub, repo, _GENERATION, MAX_GENERATION_BYTES).get("eos_token_id")
+    except (FileMissing, UnsafeFile):
+        return ()
+    return tuple(id_ for id_ in (found if isinstance(found, list) else [found]) if type(id_) is int)
 
 
 def missing_shards(hub: HubPort, repo: PinnedRepo) -> list[str]:

@@ -47,7 +47,8 @@ def write(
     """What the model writes after each prompt, at most `most` tokens, an EOS at the end where it came to one.
 
     Prompts are ids, none empty. Temperature 0 takes the likeliest token. The same arguments give the same ids
-    on one machine.
+    on one machine. Raises FloatingPointError where there is nothing to draw from, as probabilities are not
+    finite.
     """
     ids, mask = _left_padded(prompts)
     ids, mask = ids.to(base.device), mask.to(base.device)
@@ -90,6 +91,10 @@ def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
     if temperature == 0.0:
         return logits.argmax(-1)
     chances = (logits / temperature).softmax(-1)
+    # One logit that is no number leaves none in its row; on a GPU, drawing from such a row would leave the
+    # process unable to use the device.
+    if not bool(chances[:, 0].isfinite().all()):
+        raise FloatingPointError("next-token probabilities are not finite")
     if top_p == 1.0:
         return torch.multinomial(chances, 1, generator=generator)[:, 0]
     # Sorting a whole vocabulary took two fifths of the writing; a few tokens are nearly always enough.

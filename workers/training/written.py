@@ -41,7 +41,7 @@ def written_by(
     """Samples of S+Δ with `params.tokens` usable tokens, or what there is after three times as many.
 
     `path`: where they are kept as they come; `common`: tokens on which the shift is kept with them, where the
-    settings ask for it. Raises TrainingFailed when fewer than two can be used.
+    settings ask for it. Raises TrainingFailed when fewer than two can be used, or none can be drawn.
     """
     prompts = _prompts(source, params)
     journal = Journal(path, _identity(source, deltas, params))
@@ -107,15 +107,23 @@ def _batch(
     """Usable samples, the flaws of the others, and how many tokens were drawn."""
     size = _size(params, len(prompts))
     begun = [prompts[(found.batches * size + at) % len(prompts)] for at in range(size)]
-    with updated(source, deltas):
-        drawn = write(
-            source,
-            begun,
-            _length(source, params),
-            temperature=params.temperature,
-            top_p=params.top_p,
-            seed=params.seed * 1_000_003 + found.batches,
-        )
+    try:
+        with updated(source, deltas):
+            drawn = write(
+                source,
+                begun,
+                _length(source, params),
+                temperature=params.temperature,
+                top_p=params.top_p,
+                seed=params.seed * 1_000_003 + found.batches,
+            )
+    except FloatingPointError as exc:
+        raise TrainingFailed(
+            "The source with its adapter gave probabilities that are not finite while it wrote.",
+            hint="See that the adapter works on its own base and that neither holds numbers far too large, "
+            "or raise a temperature near 0.",
+            pointer="/adapter",
+        ) from exc
     known = {sample.text for sample in found.samples}
     dropped: Counter[str] = Counter()
     fresh: dict[str, tuple[int, bool]] = {}
@@ -182,12 +190,14 @@ def _shifts(params: WritingSettings) -> bool:
 
 
 def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: WritingSettings) -> str:
-    """What decides the samples: settings of the sampling and the update. The bases are the job's own."""
+    """What decides the samples: settings of the sampling, what ends a text, and the update. The
+    bases are the job's own."""
     wanted = {"tokens", "prompts", "temperature", "top_p", "length", "seed"}
     return identity_of(
         settings=params.model_dump(mode="json", include=wanted),
         deltas=digest(deltas),
         vocabulary=int(source.model.config.vocab_size),
+        ends=list(source.eos),
         **({"listed": LISTED} if _shifts(params) else {}),
     )
 
