@@ -20,10 +20,12 @@ def make_celery(settings: Settings) -> Celery:
     app = Celery("rebase")
     url = settings.resolved_broker_url
     transport: dict[str, Any] = {"socket_timeout": 10, "socket_connect_timeout": 5}
+    transport_class: str | None = None
     if url.startswith("filesystem:"):
         folder = settings.broker_dir
         for name in ("messages", "control"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        transport_class = "core.folder_broker:Transport"
         transport = {
             "data_folder_in": str(folder / "messages"),
             "data_folder_out": str(folder / "messages"),
@@ -32,6 +34,7 @@ def make_celery(settings: Settings) -> Celery:
         }
     app.conf.update(
         broker_url=url,
+        broker_transport=transport_class,
         broker_transport_options=transport,
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=5,
