@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from core.errors import printable
 from core.requests import ConversionRequest
 from transfer.adapter.write import BuiltAdapter
@@ -21,6 +24,7 @@ from workers.report import (
     summarise,
 )
 from workers.selection.rows import Selection
+from workers.training.advice import advice
 
 
 def opening(request: ConversionRequest, move: Move, selection: Selection | None = None) -> Report:
@@ -103,9 +107,20 @@ def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: Conve
                     flags=flags,
                     read_text=report.layer_map is not None,
                 ),
+                *_advice(found, report.method_used),
             ],
         }
     )
+
+
+def _advice(found: Moved, used: Mapping[str, Any]) -> list[str]:
+    """What the last training's curve says, to whoever asks for `used` again."""
+    if found.learnt is None:
+        return []
+    where = "refine." if used.get("refine") else ""
+    more_text = "another 'corpus'" if used["name"] == "cast" and not where else f"{where}tokens"
+    said = advice(found.learnt.curve, more_text, f"{where}steps")
+    return [said] if said else []
 
 
 def selection_caveats(found: Selection | None) -> list[str]:
