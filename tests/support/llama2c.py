@@ -71,11 +71,11 @@ def convert(file: Path, files: Path) -> None:
     _write_tokenizer(_pieces(data, at, vocabulary), files)
 
 
-def _halves_first(stacked: "torch.Tensor", heads: int) -> "torch.Tensor":  # noqa: UP037
+def _halves_first(stacked: Tensor, heads: int) -> Tensor:
+    """(layers, rows, width), whose rows come in pairs, with each head's first ones in front."""
     layers, rows, width = stacked.shape
-    return (
-        stacked.view(layers, heads, rows // heads // 2, 2, width).transpose(2, 3).reshape(layers, rows, width)
-    )
+    pairs = stacked.view(layers, heads, rows // heads // 2, 2, width)
+    return pairs.transpose(2, 3).reshape(layers, rows, width)
 
 
 def _pieces(data: bytes, at: int, count: int) -> list[tuple[str, float]]:
