@@ -7,7 +7,15 @@ import torch
 
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model, weights_of
 from transfer.adapter import AdapterConfig, read_adapter
-from transfer.catalogue import AutoParams, CopyParams, CrossLoraParams, DareParams, parse_params
+from transfer.catalogue import (
+    ActivationParams,
+    AutoParams,
+    CopyParams,
+    CrossLoraParams,
+    DareParams,
+    DistillParams,
+    parse_params,
+)
 from transfer.interface import Evidence, Role
 from transfer.linalg import factorize
 from transfer.pairing import pair_sites
@@ -218,6 +226,15 @@ def test_a_target_without_most_modules_is_incompatible(tmp_path):
     )
     assert _weights(rest, "few_sites") == ["blocking"]
     assert rest.verdict == "incompatible"
+
+
+@pytest.mark.parametrize("params", [DistillParams(), ActivationParams(solve="step")])
+def test_what_is_trained_on_the_target_needs_no_place_for_each_module(tmp_path, params):
+    target = _base("gpt2", n_embd=32)
+    found, _ = _check(tmp_path, target, params, _tokens(), target_modules="(.*gate_proj|.*0.*q_proj)")
+    assert found.measurements["sites_covered"] < 0.5
+    assert _weights(found, "dropped_sites") == ["info"]
+    assert found.verdict != "incompatible"
 
 
 def test_another_tokenizer_and_a_huge_update_are_doubts(tmp_path):

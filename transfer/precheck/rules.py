@@ -83,11 +83,11 @@ _STEPS = (
 
 def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
     """Every finding about this move with this method."""
-    yield from _sites(measured)
+    steps = isinstance(params, ActivationParams) and params.solve != "maps"
+    yield from _sites(measured, whole=steps or isinstance(params, DistillParams))
     yield from _tokenizers(measured)
     yield from _distance(measured)
     yield from _update(measured)
-    steps = isinstance(params, ActivationParams) and params.solve != "maps"
     yield from _on_text(measured, thresholds, trains=steps or isinstance(params, CastParams | DistillParams))
     if isinstance(params, ActivationParams) and steps:
         yield Reason("steps", _STEPS.format(tokens=params.written.tokens), "info")
@@ -111,10 +111,14 @@ def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thr
         yield from thinning(params.dare)
 
 
-def _sites(measured: Mapping[str, float]) -> Iterator[Reason]:
+def _sites(measured: Mapping[str, float], *, whole: bool) -> Iterator[Reason]:
+    """`whole`: the update is found on the target, from what the whole adapter writes, and loses no module."""
     covered = measured["sites_covered"]
     text = f"{covered:.0%} of the adapted modules have a place in the target."
-    if covered < FEWEST_SITES:
+    if whole and covered < 1.0:
+        text += " The others take part in what the source writes, which is what the target learns from."
+        yield Reason("dropped_sites", text, "info")
+    elif covered < FEWEST_SITES:
         yield Reason("few_sites", text, "blocking")
     elif covered < 1.0:
         yield Reason("dropped_sites", text, "doubt")
