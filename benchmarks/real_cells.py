@@ -124,11 +124,7 @@ class Lab:
         took = time.monotonic() - started if outcome is not None else 0.0
         if isinstance(wanted, str):
             folder = randomised(folder, self._folder(pair, task, row), SEED)
-        told = {
-            name: value
-            for name, value in report["summary"].items()
-            if name.startswith(("cast_", "distill_", "step_"))
-        }
+        told = {name: value for name, value in report["summary"].items() if name.startswith(_TOLD)}
         return self._scored(pair, task, row, folder, report["precheck"]["verdict"], took, told)
 
     def _moved(self, pair: str, task: str, wanted: Wanted, folder: Path) -> Conversion:

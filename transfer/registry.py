@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from transfer.interface import Method
+from transfer.catalogue import MethodParams
+from transfer.interface import Evidence, Method
 from transfer.methods.activation import Activation
 from transfer.methods.anchor_ridge import AnchorRidge
 from transfer.methods.cast import Cast
@@ -44,3 +45,9 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
 def get_method(name: str) -> Method[Any]:
     """The method of that name. `auto` is none: `transfer.precheck` resolves it to one first (KeyError)."""
     return METHODS[name]
+
+
+def found_whole(params: MethodParams) -> bool:
+    """Is the update trained on the target? It is then the target layer's own, shared out among none, and no
+    module of the source is lost: the source wrote with its whole adapter."""
+    return Evidence.TRAINED in get_method(params.name).needs(params)

@@ -28,7 +28,7 @@ def foretold(
     firsts = [1] * len(rows) if firsts is None else firsts
     found: list[list[Foretold]] = [[] for _ in rows]
     for places in _batches(base, rows, firsts):
-        if len(places) == 1 and len(rows[places[0]]) - firsts[places[0]] > _room(base):
+        if len(places) == 1 and len(rows[places[0]]) - firsts[places[0]] > room_for(base):
             found[places[0]] = _in_parts(base, rows[places[0]], firsts[places[0]])
             continue
         some = _together(base, [rows[at] for at in places], [firsts[at] for at in places])
@@ -54,7 +54,7 @@ def chosen(logits: Tensor, ids: Tensor) -> Tensor:
 
 def _batches(base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int]) -> Iterator[list[int]]:
     """Rows of like length side by side, the longest first, as many as fit; none of which nothing is asked."""
-    most, room = _TOKENS.get(base.device.type, _TOKENS["cpu"]), _room(base)
+    most, room = _TOKENS.get(base.device.type, _TOKENS["cpu"]), room_for(base)
     batch: list[int] = []
     wanted = 0
     for at in sorted(range(len(rows)), key=lambda at: (-len(rows[at]), at)):
@@ -71,7 +71,7 @@ def _batches(base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int]) 
         yield batch
 
 
-def _room(base: TextModel) -> int:
+def room_for(base: TextModel) -> int:
     """Places whose logits fit in one pass."""
     numbers = _LOGITS.get(base.device.type, _LOGITS["cpu"])
     return max(_SHORTEST, numbers // int(base.model.config.vocab_size))
@@ -97,7 +97,7 @@ def _in_parts(base: TextModel, row: list[int], first: int) -> list[Foretold]:
     start = 0
     while start < len(row) - 1:
         silent = start < first - 1
-        size = _TOKENS.get(base.device.type, _TOKENS["cpu"]) if silent else _room(base)
+        size = _TOKENS.get(base.device.type, _TOKENS["cpu"]) if silent else room_for(base)
         end = min(start + size, first - 1 if silent else len(row) - 1)
         out = base.model(
             input_ids=ids[:, start:end],

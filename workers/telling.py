@@ -9,8 +9,7 @@ from core.errors import printable
 from core.requests import ConversionRequest
 from transfer.adapter.write import BuiltAdapter
 from transfer.catalogue import AutoParams, Thresholds, parse_params
-from transfer.interface import Evidence
-from transfer.registry import get_method
+from transfer.registry import found_whole
 from workers.activations.evidence import Activations
 from workers.move import Move, Moved
 from workers.pool import told_of_pool
@@ -104,7 +103,7 @@ def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: Conve
                 *selection_caveats(report.selection),
                 *caveats(
                     report.precheck,
-                    dropped=0 if _found_whole(report.method_used) else len(report.dropped_sites),
+                    dropped=0 if found_whole(parse_params(report.method_used)) else len(report.dropped_sites),
                     not_carried=len(report.not_carried),
                     flags=flags,
                     read_text=report.layer_map is not None,
@@ -113,12 +112,6 @@ def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: Conve
             ],
         }
     )
-
-
-def _found_whole(used: Mapping[str, Any]) -> bool:
-    """Is the update trained on the target? Then none is lost: the source wrote with its whole adapter."""
-    params = parse_params(dict(used))
-    return Evidence.TRAINED in get_method(params.name).needs(params)
 
 
 def _advice(found: Moved, used: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from core.audit import Trail, read_lines
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs import Claim, Decision, JobStore
+from core.jobs import Claim, Decision, JobStore, SubscriptionRecord
 from core.releases.states import CampaignState, Stored
 from core.states import JobState
 from core.tables import DEFAULT_TENANT
@@ -198,7 +198,8 @@ def test_a_cancelled_campaign_goes_on_when_it_is_retried(store: JobStore) -> Non
     assert sorted(ring_all(store)) == sorted(jobs(store, campaign_id))
 
 
-def test_retrying_a_refused_release_looks_at_it_again(store: JobStore) -> None:
+def refused_campaign(store: JobStore) -> tuple[SubscriptionRecord, str]:
+    """A release that a guard spoke against."""
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
     store.see(seen())
     (held,) = release_claims(store)
@@ -206,6 +207,11 @@ def test_retrying_a_refused_release_looks_at_it_again(store: JobStore) -> None:
     campaign_id = store.decide(held, subscription, "acme/base-2", refused).campaign_id
     store.succeed(held, {})
     assert campaign_id is not None
+    return subscription, campaign_id
+
+
+def test_retrying_a_refused_release_looks_at_it_again(store: JobStore) -> None:
+    subscription, campaign_id = refused_campaign(store)
     with pytest.raises(StateConflict):
         store.pause_campaign(DEFAULT_TENANT, campaign_id)
     store.retry_campaign(DEFAULT_TENANT, campaign_id)
@@ -219,13 +225,7 @@ def test_retrying_a_refused_release_looks_at_it_again(store: JobStore) -> None:
 def test_retrying_a_refused_release_over_and_over_queues_one_look_and_each_time_is_in_the_audit_log(
     store: JobStore,
 ) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
-    (held,) = release_claims(store)
-    refused = Decision(Stored.REFUSED, SHA, [{"code": "licence", "message": "No."}], FACTS)
-    campaign_id = store.decide(held, subscription, "acme/base-2", refused).campaign_id
-    store.succeed(held, {})
-    assert campaign_id is not None
+    _, campaign_id = refused_campaign(store)
 
     for _ in range(3):
         store.retry_campaign(DEFAULT_TENANT, campaign_id, Trail(DEFAULT_TENANT))

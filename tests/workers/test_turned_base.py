@@ -175,6 +175,14 @@ def test_thresholds_are_the_requests_own(hub: Path, tmp_path: Path) -> None:
     assert "adapter_on_text" in {r.code for r in found.report.precheck.reasons if r.weight == "blocking"}
 
 
+def _read(hub: Path, folder: Path, method: str, text: Path) -> None:
+    """A conversion with a text of one's own."""
+    body = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": method}
+    request = ConversionRequest.model_validate(body)
+    tools = _tools(hub, folder)
+    run(request, "convert", tools, Silent(), folder / "out", marker=None, corpus_file=text)
+
+
 def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_path: Path) -> None:
     """Of one passage none is held out, and no R² would have stood in the way of a verdict."""
     hub = Path(shutil.copytree(hub, tmp_path / "hub"))
@@ -182,36 +190,16 @@ def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_pa
         edit_json(hub / repo / "config.json", max_position_embeddings=512)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"{n * n}" for n in range(80)))
-    request = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": "activation"}
     with pytest.raises(IncompatiblePair, match="fills one passage") as caught:
-        run(
-            ConversionRequest.model_validate(request),
-            "precheck",
-            _tools(hub, tmp_path),
-            Silent(),
-            tmp_path / "out",
-            marker=None,
-            corpus_file=text,
-        )
+        _read(hub, tmp_path, "activation", text)
     assert caught.value.pointer == "/corpus"
 
 
 def test_a_text_that_nobody_would_read_is_refused(hub: Path, tmp_path: Path) -> None:
-    request = ConversionRequest.model_validate(
-        {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": "copy"}
-    )
     text = tmp_path / "text.txt"
     text.write_text("Some text.")
     with pytest.raises(RequestInvalid, match="copy reads no text") as caught:
-        run(
-            request,
-            "convert",
-            _tools(hub, tmp_path),
-            Silent(),
-            tmp_path / "out",
-            marker=None,
-            corpus_file=text,
-        )
+        _read(hub, tmp_path, "copy", text)
     assert caught.value.pointer == "/corpus"
 
 

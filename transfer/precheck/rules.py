@@ -23,6 +23,7 @@ from transfer.catalogue import (
     Thresholds,
 )
 from transfer.precheck.result import Reason, Weight
+from transfer.registry import found_whole
 
 # [002]: copying works between a model and its tuned relatives, and gets worse as the distance grows. At
 # 0.15 the cosine between the weights is still 0.99.
@@ -83,13 +84,13 @@ _STEPS = (
 
 def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
     """Every finding about this move with this method."""
-    steps = isinstance(params, ActivationParams) and params.solve != "maps"
-    yield from _sites(measured, whole=steps or isinstance(params, DistillParams))
+    whole = found_whole(params)
+    yield from _sites(measured, whole=whole)
     yield from _tokenizers(measured)
     yield from _distance(measured)
     yield from _update(measured)
-    yield from _on_text(measured, thresholds, trains=steps or isinstance(params, CastParams | DistillParams))
-    if isinstance(params, ActivationParams) and steps:
+    yield from _on_text(measured, thresholds, trains=whole or isinstance(params, CastParams))
+    if isinstance(params, ActivationParams) and whole:
         yield Reason("steps", _STEPS.format(tokens=params.written.tokens), "info")
     if isinstance(params, DistillParams):
         yield Reason("trains", _TRAINS.format(tokens=params.tokens, steps=params.steps), "info")

@@ -11,13 +11,11 @@ from torch import Tensor
 from transfer.catalogue import WritingSettings
 from transfer.training.objectives import Common
 from transfer.training.speech import spread, threshold
-from workers.foretold import chosen, right_padded
+from workers.foretold import chosen, right_padded, room_for
 from workers.models import TextModel, logits_at
 from workers.training.samples import Sample
 from workers.training.sampling import context, opened
 from workers.training.shift import Wanted, missed, wanted_of
-
-_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in the logits of one part of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +163,7 @@ def logs(target: TextModel, ids: Tensor, foretold: Tensor) -> Tensor:
 
 def split(target: TextModel, rows: Sequence[Row], *, whole: bool = False) -> Iterator[Sequence[Row]]:
     """Rows side by side as long as the logits that are looked at, or all of them, have room."""
-    room = _LOGITS.get(target.device.type, 2**26) // int(target.model.config.vocab_size)
+    room = room_for(target)
     part: list[Row] = []
     used = 0
     for row in rows:
