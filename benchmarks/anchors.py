@@ -33,7 +33,7 @@ from core.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.catalogue import AnchorRidgeParams
-from transfer.interface import Pair, Side
+from transfer.interface import BasePairInfo, Side
 from transfer.methods.anchor_ridge import AnchorRidge
 from transfer.pairing import pair_sites
 from transfer.weights import ModelWeights
@@ -176,19 +176,19 @@ def _open(tools: Tools, anchors: int, moved: str) -> OpenPool:
 
 def _predict(pool: OpenPool) -> None:
     params, method = AnchorRidgeParams(), AnchorRidge()
-    state = method.prepare(params, Pair({}, {}, pool.pairs, pool))
+    state = method.prepare(params, BasePairInfo({}, {}, pool.pairs, pool))
     assert pool.adapter is not None
 
     class Evidence:
         def __init__(self, pair: Any) -> None:
             self.pair = pair
 
-        def anchors(self) -> Any:
+        def anchor_updates(self) -> Any:
             return pool.updates("target", self.pair.target)
 
     for pair in pool.pairs:
         evidence: Any = Evidence(pair)
-        method.carry(params, state, pair, pool.adapter.delta(pair.source), evidence)
+        method.transfer_site(params, state, pair, pool.adapter.delta(pair.source), evidence)
 
 
 STEPS: Final = ("reading every file once", "register", "predict one", "predict two")

@@ -79,14 +79,14 @@ class Given:
     def factors(self, side: Side, rank: int) -> Factors:
         return self.factored[side]
 
-    def paired(self, side: Side, port: Port) -> Tensor:
+    def embedding_rows(self, side: Side, port: Port) -> Tensor:
         return self.rows[side, port]
 
-    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         if self.cache is None:
             return compute()
         sides = ("bench/source", _SHA, self.role, "bench/target", _SHA, self.role)
-        return self.cache.get_or_compute_tensors(PairKey(*sides, what, "random rows"), compute)
+        return self.cache.get_or_compute_tensors(PairKey(*sides, entry_name, "random rows"), compute)
 
 
 def draw(seed: int) -> Weights:
@@ -137,7 +137,7 @@ def carry(role: Role, shapes: Shapes, evidence: Given, alignment: str) -> LowRan
     source, target = ((shapes[side, role][0], shapes[side, role][1]) for side in DEPTHS)
     site = SitePair(Site(0, role), Site(0, role), source, target)
     params = CrossLoraParams.model_validate({"rank": RANK, "alignment": alignment})
-    return CrossLora().carry(params, None, site, update(source, 3), evidence).delta
+    return CrossLora().transfer_site(params, None, site, update(source, 3), evidence).delta
 
 
 def difference(a: LowRank, b: LowRank) -> float:

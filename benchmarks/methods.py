@@ -24,7 +24,18 @@ import torch
 from torch import Tensor
 
 from transfer.catalogue import parse_params
-from transfer.interface import Factors, Kernels, LowRank, Pair, Port, Role, Side, Site, SitePair, Space
+from transfer.interface import (
+    BasePairInfo,
+    Factors,
+    Kernels,
+    LowRank,
+    Port,
+    Role,
+    Side,
+    Site,
+    SitePair,
+    Space,
+)
 from transfer.linalg import factorize
 from transfer.pool.kernel import gram, site_kernel
 from transfer.registry import get_method
@@ -59,7 +70,7 @@ class _Evidence:
     def weight(self, side: Side) -> Tensor:
         return self.weights[side]
 
-    def anchors(self) -> list[LowRank]:
+    def anchor_updates(self) -> list[LowRank]:
         return self.pool
 
     def factors(self, side: Side, rank: int) -> Factors:
@@ -67,10 +78,10 @@ class _Evidence:
             self.known[side, rank] = factorize(self.weights[side], rank)
         return self.known[side, rank]
 
-    def paired(self, side: Side, port: Port) -> Tensor:
+    def embedding_rows(self, side: Side, port: Port) -> Tensor:
         return self.rows[side, port]
 
-    def kept(self, what: str, compute: Any) -> dict[str, Tensor]:
+    def cached_by_site(self, entry_name: str, compute: Any) -> dict[str, Tensor]:
         made: dict[str, Tensor] = compute()
         return made
 
@@ -136,7 +147,7 @@ def one(name: str, role: str) -> dict[str, float]:
     ]
     method, evidence = get_method(params.name), _Evidence(weights, rows, made_pool)
     anchors = _Pool((site,), made_pool, delta) if made_pool else None
-    state = method.prepare(params, Pair({}, {}, (site,), anchors))
+    state = method.prepare(params, BasePairInfo({}, {}, (site,), anchors))
     begun = time.perf_counter()
     if "factors" in method.needs(params):
         for side in weights:
@@ -146,7 +157,7 @@ def one(name: str, role: str) -> dict[str, float]:
     with _Peak() as peak:
         for _ in range(_REPEATS):
             begun = time.perf_counter()
-            method.carry(params, state, site, delta, evidence)
+            method.transfer_site(params, state, site, delta, evidence)
             times.append(time.perf_counter() - begun)
     dense = 4.0 * o * i
     return {

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfer.errors import GapTooSmall
-from transfer.gap import SMALLEST_GAP, gap_recovered
+from transfer.gap import MIN_GAP, gap_recovered
 
-LEVEL = 0.95
-_AT_ONCE = 2**19  # places drawn at a time
+CONFIDENCE_LEVEL = 0.95
+_MAX_INDICES_PER_BATCH = 2**19  # places drawn at a time
 
-Numbers = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,70 +52,76 @@ class Undefined:
     n: int
 
 
-class Resampled:
+class PairedBootstrap:
     """Scores of several models on the same n examples, and their means over the same draws.
 
     `scores`: name → n finite numbers. Raises ValueError when there is no example, or names differ in length.
     Same seed, same draws, whatever the names.
     """
 
-    def __init__(self, scores: Mapping[str, Sequence[float]], *, times: int = 2000, seed: int = 0) -> None:
+    def __init__(
+        self, scores: Mapping[str, Sequence[float]], *, resamples: int = 2000, seed: int = 0
+    ) -> None:
         lengths = {len(values) for values in scores.values()}
         if len(lengths) != 1 or lengths == {0}:
             raise ValueError("every model needs a score for each of the same examples, at least one")
         self.n = lengths.pop()
-        columns = [np.array(values, dtype=np.float64) for values in scores.values()]
-        self._mean = {name: float(column.mean()) for name, column in zip(scores, columns, strict=True)}
-        self._draws = dict(zip(scores, _means(columns, times, seed), strict=True))
+        score_columns = [np.array(values, dtype=np.float64) for values in scores.values()]
+        self._means = {name: float(column.mean()) for name, column in zip(scores, score_columns, strict=True)}
+        self._resampled_means = dict(
+            zip(scores, _resample_means(score_columns, resamples, seed), strict=True)
+        )
 
     def mean(self, name: str) -> Interval:
         """Of one model's scores."""
-        return self._interval(self._mean[name], self._draws[name])
+        return self._build_interval(self._means[name], self._resampled_means[name])
 
     def difference(self, name: str, base: str) -> Interval:
         """mean(name) − mean(base)."""
-        return self._interval(self._mean[name] - self._mean[base], self._draws[name] - self._draws[base])
+        return self._build_interval(
+            self._means[name] - self._means[base], self._resampled_means[name] - self._resampled_means[base]
+        )
 
-    def share(self, name: str, base: str, whole: str, whole_base: str) -> Interval | Undefined:
+    def share(self, name: str, base: str, reference: str, reference_base: str) -> Interval | Undefined:
         """(name − base) / (whole − whole_base), all means.
 
         Undefined when the denominator is below 0.05 or its own interval reaches down to zero: the quotient
         would be noise, or a share of a loss.
         """
-        below = self.difference(whole, whole_base)
-        if below.value < SMALLEST_GAP:
-            return Undefined(f"the gain to be kept is {below.value:+.3f}, below {SMALLEST_GAP}", self.n)
-        gains = self._draws[whole] - self._draws[whole_base]
+        reference_gain = self.difference(reference, reference_base)
+        if reference_gain.value < MIN_GAP:
+            return Undefined(f"the gain to be kept is {reference_gain.value:+.3f}, below {MIN_GAP}", self.n)
+        reference_gains = self._resampled_means[reference] - self._resampled_means[reference_base]
         # A draw without a gain has no quotient: few enough must be left that no end is made of one.
-        if not np.quantile(gains, (1 - LEVEL) / 2, method="lower") > 0.0:
-            return Undefined(f"the gain to be kept is {below.value:+.3f}, but may be zero", self.n)
-        above = self._draws[name] - self._draws[base]
-        drawn = above / np.maximum(gains, np.finfo(np.float64).tiny)
-        value = (self._mean[name] - self._mean[base]) / below.value
-        return self._interval(value, drawn)
+        if not np.quantile(reference_gains, (1 - CONFIDENCE_LEVEL) / 2, method="lower") > 0.0:
+            return Undefined(f"the gain to be kept is {reference_gain.value:+.3f}, but may be zero", self.n)
+        gains = self._resampled_means[name] - self._resampled_means[base]
+        ratios = gains / np.maximum(reference_gains, np.finfo(np.float64).tiny)
+        value = (self._means[name] - self._means[base]) / reference_gain.value
+        return self._build_interval(value, ratios)
 
     def gap(self, name: str, base: str, oracle: str) -> Interval | Undefined:
         """Gap recovered (`transfer.gap`): the share of the oracle's gain over `base` that `name` has."""
         try:
-            gap_recovered(self._mean[name], base=self._mean[base], oracle=self._mean[oracle])
+            gap_recovered(self._means[name], base=self._means[base], oracle=self._means[oracle])
         except GapTooSmall as exc:
             return Undefined(exc.message, self.n)
         return self.share(name, base, oracle, base)
 
-    def _interval(self, value: float, draws: Numbers) -> Interval:
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    def _build_interval(self, value: float, draws: FloatArray) -> Interval:
+        low, high = np.quantile(draws, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
         # A mean of many equal numbers may miss them by a rounding; the interval must not miss its own figure.
         return Interval(value, min(float(low), value), max(float(high), value), self.n)
 
 
-def _means(columns: Sequence[Numbers], times: int, seed: int) -> list[Numbers]:
+def _resample_means(columns: Sequence[FloatArray], resamples: int, seed: int) -> list[FloatArray]:
     """For each column of n numbers its means over `times` draws, the same draws for all."""
     n = len(columns[0])
     generator = np.random.default_rng(seed)
-    found: list[list[Numbers]] = [[] for _ in columns]
-    size = max(1, _AT_ONCE // n)
-    for start in range(0, times, size):
-        draws = generator.integers(0, n, size=(min(size, times - start), n))
-        for parts, column in zip(found, columns, strict=True):
+    chunks: list[list[FloatArray]] = [[] for _ in columns]
+    batch_size = max(1, _MAX_INDICES_PER_BATCH // n)
+    for start in range(0, resamples, batch_size):
+        draws = generator.integers(0, n, size=(min(batch_size, resamples - start), n))
+        for parts, column in zip(chunks, columns, strict=True):
             parts.append(column[draws].mean(1))
-    return [np.concatenate(parts) for parts in found]
+    return [np.concatenate(parts) for parts in chunks]

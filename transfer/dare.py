@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from transfer.catalogue import DareParams
-from transfer.interface import Carried, Site
+from transfer.interface import Site, SiteResult
 from transfer.linalg import compress, frobenius
 
 
-def dare(carried: Carried, params: DareParams, site: Site) -> Carried:
+def drop_and_rescale(result: SiteResult, params: DareParams, site: Site) -> SiteResult:
     """The thinned update at the rank it had (or `params.rank`), with what the cut lost.
 
     The mask depends on `params.seed` and the target site alone. Measurements: `dare_norm_ratio` =
@@ -26,27 +26,27 @@ def dare(carried: Carried, params: DareParams, site: Site) -> Carried:
     """
     if params.p == "sweep":
         raise ValueError("a sweep tries several shares; each is a call of its own")
-    before = frobenius(carried.delta)
-    if before == 0.0:
-        return carried
-    update = carried.delta.B @ carried.delta.A
-    update.mul_(_mask(update, params, params.p, site)).div_(1.0 - params.p)
-    thinned = float(update.norm())
-    moved, lost = compress(update, params.rank or carried.delta.rank)
-    measured = {"dare_norm_ratio": thinned / before, "dare_lost_energy": lost}
-    flags = (*carried.flags, "dare_magnitude") if params.mode == "magnitude" else carried.flags
-    after = {"update_norm": frobenius(moved)}
-    return Carried(moved, {**carried.measurements, **after, **measured}, flags)
+    norm_before = frobenius(result.delta)
+    if norm_before == 0.0:
+        return result
+    update = result.delta.B @ result.delta.A
+    update.mul_(_build_mask(update, params, params.p, site)).div_(1.0 - params.p)
+    thinned_norm = float(update.norm())
+    truncated, lost_energy = compress(update, params.rank or result.delta.rank)
+    dare_metrics = {"dare_norm_ratio": thinned_norm / norm_before, "dare_lost_energy": lost_energy}
+    flags = (*result.flags, "dare_magnitude") if params.mode == "magnitude" else result.flags
+    norm_metric = {"update_norm": frobenius(truncated)}
+    return SiteResult(truncated, {**result.measurements, **norm_metric, **dare_metrics}, flags)
 
 
-def _mask(update: Tensor, params: DareParams, p: float, site: Site) -> Tensor:
+def _build_mask(update: Tensor, params: DareParams, p: float, site: Site) -> Tensor:
     """True where an entry stays."""
     if params.mode == "magnitude":
-        dropped = min(int(p * update.numel()), update.numel() - 1)
-        if dropped == 0:
+        drop_count = min(int(p * update.numel()), update.numel() - 1)
+        if drop_count == 0:
             return torch.ones_like(update, dtype=torch.bool)
-        size = update.abs()
-        return size > size.flatten().kthvalue(dropped).values
+        magnitudes = update.abs()
+        return magnitudes > magnitudes.flatten().kthvalue(drop_count).values
     digest = hashlib.sha256(f"{params.seed}:{site}".encode()).digest()
     # On the CPU, so that every device drops the same entries.
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

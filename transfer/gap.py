@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from transfer.errors import GapTooSmall
 
-SMALLEST_GAP = 0.05
+MIN_GAP = 0.05
 
 
 def gap_recovered(score: float, *, base: float, oracle: float) -> float:
     """The share. Raises GapTooSmall when |oracle − base| < 0.05: the quotient would be noise."""
-    if abs(oracle - base) < SMALLEST_GAP:
+    if abs(oracle - base) < MIN_GAP:
         raise GapTooSmall(
             f"Training on the target changes the score by {oracle - base:+.3f} only; "
-            f"at least {SMALLEST_GAP} is needed to speak of a share of it.",
+            f"at least {MIN_GAP} is needed to speak of a share of it.",
             hint="Use a task that the target cannot do yet, or train the oracle longer.",
         )
     return (score - base) / (oracle - base)

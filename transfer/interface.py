@@ -44,7 +44,7 @@ class Evidence(StrEnum):
     FACTORS = "factors"
     EMBEDDINGS = "embeddings"  # shared-vocabulary pseudo-activations
     ACTIVATIONS = "activations"
-    HEADS = "heads"  # maps trained through both bases
+    MAPS = "heads"  # maps trained through both bases
     TRAINED = "trained"  # an update of the target, trained as a whole
     ANCHORS = "anchors"
     VALIDATION = "validation"
@@ -97,7 +97,7 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class SiteMaps:
     """Trained maps of one site pair: x_s ≈ M_in x_t with M_in (i_s, i_t), y_t ≈ M_out y_s with M_out (o_t,
     o_s).
 
@@ -107,8 +107,8 @@ class Heads:
 
     M_in: Tensor
     M_out: Tensor
-    reads: Tensor
-    writes: Tensor
+    input_basis: Tensor
+    output_basis: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,10 @@ class Kernels:
     K: Tensor
     k: Tensor
     G: Tensor
-    own: float
+    self_inner: float
 
 
-class Anchors(Protocol):
+class AnchorPool(Protocol):
     """A pool of tasks with an adapter on both bases, at the sites that all of these and the adapter have."""
 
     @property
@@ -150,14 +150,14 @@ class Anchors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class BasePairInfo:
     """Both bases as far as a method's `prepare` may look: configs, paired sites, and for a method that needs
     ANCHORS the pool's inner products. No tensors of a base or an adapter."""
 
     source_config: Mapping[str, Any]
     target_config: Mapping[str, Any]
     sites: tuple[SitePair, ...]
-    anchors: Anchors | None = None
+    anchor_pool: AnchorPool | None = None
 
 
 class SiteEvidence(Protocol):
@@ -169,10 +169,10 @@ class SiteEvidence(Protocol):
     def factors(self, side: Side, rank: int) -> Factors:
         """Truncated SVD of the base weight, rank clipped to min(o, i). FACTORS."""
 
-    def paired(self, side: Side, port: Port) -> Tensor:
+    def embedding_rows(self, side: Side, port: Port) -> Tensor:
         """Paired rows of what the site reads or writes, (n, width) float32. EMBEDDINGS."""
 
-    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Small float32 tensors, none empty, that depend on the two bases and this site pair alone: computed
         once per pair of bases and shared tokens, and found again by every further adapter. EMBEDDINGS.
 
@@ -182,29 +182,31 @@ class SiteEvidence(Protocol):
     def moments(self, port: Port) -> Moments:
         """Sums over what both sides read or write on the same text. ACTIVATIONS."""
 
-    def held_out(self, port: Port) -> PairedRows:
+    def held_out_rows(self, port: Port) -> PairedRows:
         """Some rows of passages that `moments` has not seen. ACTIVATIONS."""
 
-    def rows(self, port: Port, most: int) -> PairedRows:
+    def rows(self, port: Port, max_rows: int) -> PairedRows:
         """The first `most` rows of those that `moments` sums up, the semantic primes' before the corpus's.
         ACTIVATIONS."""
 
-    def kept_at(self, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def cached_by_hook(
+        self, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """As `kept`, for what depends on the two bases, their text and the place where this site reads or
         writes; sites that read the same share it. ACTIVATIONS."""
 
-    def trained(self) -> LowRank:
+    def trained_update(self) -> LowRank:
         """This target site's part of an update that was trained as a whole, (o_t, i_t). TRAINED."""
 
-    def heads(self) -> Heads:
+    def trained_maps(self) -> SiteMaps:
         """Maps of this site pair that were trained through both bases. HEADS."""
 
-    def anchors(self) -> Sequence[LowRank]:
+    def anchor_updates(self) -> Sequence[LowRank]:
         """The anchors' updates of this target site, in the pool's order, each (o_t, i_t). ANCHORS."""
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class SiteResult:
     """A site's new update with named measurements (finite floats) and flags (short snake_case warnings)."""
 
     delta: LowRank
@@ -223,12 +225,12 @@ class AnchorWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class MethodState:
     """State of a job that has something to tell as a whole. `measurements`: finite floats; `anchors`: one per
     anchor; `curve`: what each setting gave when anchors were left out."""
 
     measurements: Mapping[str, float]
-    anchors: tuple[AnchorWeight, ...] = ()
+    anchor_weights: tuple[AnchorWeight, ...] = ()
     curve: tuple[Mapping[str, float], ...] = ()
 
 
@@ -243,13 +245,13 @@ class Method(Protocol, Generic[P_contra]):
     def needs(self, params: P_contra) -> frozenset[Evidence]:
         """The evidence that `carry` will ask for with these parameters."""
 
-    def prepare(self, params: P_contra, pair: Pair) -> Any:
+    def prepare(self, params: P_contra, pair: BasePairInfo) -> Any:
         """Once per job: small state for `carry`. Raises IncompatiblePair before any expensive work.
 
         The state may carry measurements of the whole job: `Prepared` says how.
         """
 
-    def carry(
+    def transfer_site(
         self, params: P_contra, state: Any, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """One site. `delta`: the source update times `site.scale`, source shape; the result: target shape."""

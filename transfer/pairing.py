@@ -20,18 +20,18 @@ class Pairing:
     """
 
     pairs: tuple[SitePair, ...]
-    layers: tuple[int, ...]
+    layer_map: tuple[int, ...]
     unused_source_layers: tuple[int, ...]
     dropped: tuple[Site, ...]
 
 
-def narrowed(pairing: Pairing, pairs: tuple[SitePair, ...]) -> Pairing:
+def restrict_pairing(pairing: Pairing, pairs: tuple[SitePair, ...]) -> Pairing:
     """The same with only these of its pairs; source sites that feed nothing any more count as dropped."""
-    lost = {pair.source for pair in pairing.pairs} - {pair.source for pair in pairs}
-    return replace(pairing, pairs=pairs, dropped=tuple(sorted({*pairing.dropped, *lost})))
+    newly_dropped = {pair.source for pair in pairing.pairs} - {pair.source for pair in pairs}
+    return replace(pairing, pairs=pairs, dropped=tuple(sorted({*pairing.dropped, *newly_dropped})))
 
 
-def layer_map(source_layers: int, target_layers: int) -> tuple[int, ...]:
+def map_layers_proportionally(source_layers: int, target_layers: int) -> tuple[int, ...]:
     """Target layer → source layer, proportional: the source layer in which the target layer's centre falls.
 
     Monotone, the identity at equal depth, with multiplicities that differ by at most one. Integer arithmetic,
@@ -41,16 +41,19 @@ def layer_map(source_layers: int, target_layers: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
+class LayerMaps:
     """`nearest`: target layer → source layer. `homes`: source layer → target layer. Both rise."""
 
-    nearest: tuple[int, ...]
-    homes: tuple[int, ...]
+    target_to_source: tuple[int, ...]
+    source_to_target: tuple[int, ...]
 
 
-def proportional(source_layers: int, target_layers: int) -> Layers:
+def build_proportional_maps(source_layers: int, target_layers: int) -> LayerMaps:
     """Both ways by relative depth alone."""
-    return Layers(layer_map(source_layers, target_layers), layer_map(target_layers, source_layers))
+    return LayerMaps(
+        map_layers_proportionally(source_layers, target_layers),
+        map_layers_proportionally(target_layers, source_layers),
+    )
 
 
 def pair_sites(
@@ -60,7 +63,7 @@ def pair_sites(
     layer_scale: bool,
     *,
     fold: bool = False,
-    layers: Layers | None = None,
+    layer_maps: LayerMaps | None = None,
 ) -> Pairing:
     """Match every adapted source site to the target sites that take its update; by relative depth unless
     `layers` are given.
@@ -70,36 +73,39 @@ def pair_sites(
     home: target sites then take several updates, whose pairs stand side by side. Raises IncompatiblePair when
     nothing is left to carry.
     """
-    adapted = sorted(known := set(adapter_sites))
-    ways = layers or proportional(source.layers, target.layers)
-    folded = fold and source.layers > target.layers
-    feeding = [[s for s, home in enumerate(ways.homes) if home == t] for t in range(target.layers)]
-    if not folded:
-        feeding = [[layer] for layer in ways.nearest]
-    shared_by = Counter(layer for some in feeding for layer in some)
+    sorted_sites = sorted(adapted_sites := set(adapter_sites))
+    maps = layer_maps or build_proportional_maps(source.layers, target.layers)
+    folding = fold and source.layers > target.layers
+    sources_by_target = [
+        [s for s, target_layer in enumerate(maps.source_to_target) if target_layer == t]
+        for t in range(target.layers)
+    ]
+    if not folding:
+        sources_by_target = [[layer] for layer in maps.target_to_source]
+    use_counts = Counter(layer for source_layers in sources_by_target for layer in source_layers)
     pairs = tuple(
         SitePair(
             source=site,
-            target=place,
+            target=target_site,
             source_shape=source.shape(site),
-            target_shape=target.shape(place),
-            scale=1 / shared_by[site.layer] if layer_scale else 1.0,
+            target_shape=target.shape(target_site),
+            scale=1 / use_counts[site.layer] if layer_scale else 1.0,
         )
-        for place in target.sites
-        for layer in feeding[place.layer]
-        if (site := Site(layer, place.role)) in known
+        for target_site in target.sites
+        for layer in sources_by_target[target_site.layer]
+        if (site := Site(layer, target_site.role)) in adapted_sites
     )
-    fed = {pair.source for pair in pairs}
+    used_sources = {pair.source for pair in pairs}
     if not pairs:
-        changed = ", ".join(sorted({site.role.value for site in adapted})) or "nothing"
-        present = ", ".join(role.value for role in target.architecture.roles)
+        adapted_roles = ", ".join(sorted({site.role.value for site in sorted_sites})) or "nothing"
+        available_roles = ", ".join(role.value for role in target.architecture.roles)
         raise IncompatiblePair(
             "No adapted module of the source has a counterpart in the target.",
-            hint=f"The adapter changes {changed}; {target.architecture.model_type} has {present}.",
+            hint=f"The adapter changes {adapted_roles}; {target.architecture.model_type} has {available_roles}.",
         )
     return Pairing(
         pairs=pairs,
-        layers=ways.nearest,
-        unused_source_layers=tuple(sorted({site.layer for site in adapted} - set(shared_by))),
-        dropped=tuple(site for site in adapted if site not in fed),
+        layer_map=maps.target_to_source,
+        unused_source_layers=tuple(sorted({site.layer for site in sorted_sites} - set(use_counts))),
+        dropped=tuple(site for site in sorted_sites if site not in used_sources),
     )

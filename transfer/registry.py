@@ -47,7 +47,7 @@ def get_method(name: str) -> Method[Any]:
     return METHODS[name]
 
 
-def found_whole(params: MethodParams) -> bool:
+def is_trained(params: MethodParams) -> bool:
     """Is the update trained on the target? It is then the target layer's own, shared out among none, and no
     module of the source is lost: the source wrote with its whole adapter."""
     return Evidence.TRAINED in get_method(params.name).needs(params)

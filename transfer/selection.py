@@ -33,20 +33,20 @@ from transfer.catalogue import (
 from transfer.precheck.choose import handed_on
 
 # Four examples on either side; fewer would let one example decide.
-FEWEST_TO_SPLIT = 8
+MIN_EXAMPLES_TO_SPLIT = 8
 # 0: no DARE. The others are the paper's [000].
-SHARES = (0.0, 0.8, 0.9, 0.95, 0.99)
+DARE_DROP_RATES = (0.0, 0.8, 0.9, 0.95, 0.99)
 
-Ending = Literal["better", "none_fit", "none_better", "not_confirmed"]
+SelectionStatus = Literal["better", "none_fit", "none_better", "not_confirmed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class ExampleSplit:
     """Places of examples, each in rising order. `shared`: too few to split, so both are all of them."""
 
-    choosing: tuple[int, ...]
-    confirming: tuple[int, ...]
-    shared: bool
+    selection_indices: tuple[int, ...]
+    confirmation_indices: tuple[int, ...]
+    is_shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +54,30 @@ class Choice:
     """`best`: the place of the fit candidate with the highest mean, the first of equals; None without any.
     `ending`: whether it is to be kept, and if not, why."""
 
-    best: int | None
-    ending: Ending
+    best_index: int | None
+    status: SelectionStatus
 
 
-def halves(count: int, seed: int) -> Halves:
+def split_examples(count: int, seed: int) -> ExampleSplit:
     """`count` examples in two halves at random, the choosing one larger by one where they are odd; all of
     them twice when there are fewer than eight. Raises ValueError without examples."""
     if count < 1:
         raise ValueError("there is nothing to choose by: no example")
-    everything = tuple(range(count))
-    if count < FEWEST_TO_SPLIT:
-        return Halves(everything, everything, True)
-    picked = set(np.random.default_rng(seed).permutation(count)[: (count + 1) // 2].tolist())
-    choosing = tuple(place for place in everything if place in picked)
-    return Halves(choosing, tuple(place for place in everything if place not in picked), False)
+    all_indices = tuple(range(count))
+    if count < MIN_EXAMPLES_TO_SPLIT:
+        return ExampleSplit(all_indices, all_indices, True)
+    selected = set(np.random.default_rng(seed).permutation(count)[: (count + 1) // 2].tolist())
+    selection_indices = tuple(place for place in all_indices if place in selected)
+    return ExampleSplit(
+        selection_indices, tuple(place for place in all_indices if place not in selected), False
+    )
 
 
 def choose_best(
-    alone: Sequence[float],
+    baseline: Sequence[float],
     scores: Sequence[Sequence[float]],
-    split: Halves,
-    fit: Sequence[bool] | None = None,
+    split: ExampleSplit,
+    eligible: Sequence[bool] | None = None,
 ) -> Choice:
     """The candidate to keep. `alone`: the target's own score of every example; `scores`: each candidate's,
     the simplest candidate first, higher is better; `fit`: which of them may be kept at all (None: all).
@@ -84,30 +86,34 @@ def choose_best(
     a mean that is not below the target's. Raises ValueError for lengths that differ and scores that are no
     numbers.
     """
-    if fit is not None and len(fit) != len(scores):
+    if eligible is not None and len(eligible) != len(scores):
         raise ValueError("every candidate is either fit or not")
-    if any(len(row) != len(alone) for row in scores):
+    if any(len(row) != len(baseline) for row in scores):
         raise ValueError("every candidate needs a score for each of the target's examples")
-    if not all(math.isfinite(score) for row in (alone, *scores) for score in row):
+    if not all(math.isfinite(score) for row in (baseline, *scores) for score in row):
         raise ValueError("scores must be finite")
     means = {
-        place: mean_at(row, split.choosing) for place, row in enumerate(scores) if fit is None or fit[place]
+        index: compute_mean_at(row, split.selection_indices)
+        for index, row in enumerate(scores)
+        if eligible is None or eligible[index]
     }
     if not means:
         return Choice(None, "none_fit")
-    best = max(means, key=means.__getitem__)  # the first of equals
-    if means[best] <= mean_at(alone, split.choosing):
-        return Choice(best, "none_better")
-    kept = mean_at(scores[best], split.confirming) >= mean_at(alone, split.confirming)
-    return Choice(best, "better" if kept else "not_confirmed")
+    best_index = max(means, key=means.__getitem__)  # the first of equals
+    if means[best_index] <= compute_mean_at(baseline, split.selection_indices):
+        return Choice(best_index, "none_better")
+    confirmed = compute_mean_at(scores[best_index], split.confirmation_indices) >= compute_mean_at(
+        baseline, split.confirmation_indices
+    )
+    return Choice(best_index, "better" if confirmed else "not_confirmed")
 
 
-def mean_at(scores: Sequence[float], places: Sequence[int]) -> float:
+def compute_mean_at(scores: Sequence[float], indices: Sequence[int]) -> float:
     """Of some examples; summed exactly, so that equal scores in another order are equal."""
-    return math.fsum(scores[place] for place in places) / len(places)
+    return math.fsum(scores[place] for place in indices) / len(indices)
 
 
-def candidates(auto: AutoParams, *, pool: bool, text: bool) -> tuple[MethodParams, ...]:
+def list_candidates(auto: AutoParams, *, has_pool: bool, allow_text: bool) -> tuple[MethodParams, ...]:
     """The methods that `auto` compares, the simplest first: those of the request, or every one there is.
 
     Left out of the latter: prediction from a pool where none covers the bases (`pool`), what makes the bases
@@ -117,7 +123,7 @@ def candidates(auto: AutoParams, *, pool: bool, text: bool) -> tuple[MethodParam
     """
     if auto.candidates is not None:
         return tuple(handed_on(auto, params) for params in auto.candidates)
-    every: tuple[MethodParams, ...] = (
+    all_methods: tuple[MethodParams, ...] = (
         CopyParams(),
         LinearParams(),
         ProLoraParams(),
@@ -125,19 +131,19 @@ def candidates(auto: AutoParams, *, pool: bool, text: bool) -> tuple[MethodParam
         WeightAverageParams(),
         TiesParams(),
         CrossLoraParams(),
-        *((AnchorRidgeParams(),) if pool else ()),
-        *((GeometricParams(), ActivationParams(), ActivationParams(solve="step")) if text else ()),
+        *((AnchorRidgeParams(),) if has_pool else ()),
+        *((GeometricParams(), ActivationParams(), ActivationParams(solve="step")) if allow_text else ()),
         *((DistillParams(),) if auto.train else ()),
     )
-    return tuple(handed_on(auto, params) for params in every)
+    return tuple(handed_on(auto, params) for params in all_methods)
 
 
-def variants(params: MethodParams) -> tuple[MethodParams, ...]:
+def dare_variants(params: MethodParams) -> tuple[MethodParams, ...]:
     """The method with each share of a DARE sweep, none first; itself where it has no sweep."""
     dare = params.dare
     if dare is None or dare.p != "sweep":
         return (params,)
     return tuple(
-        params.model_copy(update={"dare": dare.model_copy(update={"p": share}) if share else None})
-        for share in SHARES
+        params.model_copy(update={"dare": dare.model_copy(update={"p": rate}) if rate else None})
+        for rate in DARE_DROP_RATES
     )

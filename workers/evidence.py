@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transfer.activations.maps import Moments, PairedRows
-from transfer.interface import Evidence, Factors, Heads, LowRank, Port, Side, Site, SitePair
+from transfer.interface import Evidence, Factors, LowRank, Port, Side, Site, SiteMaps, SitePair
 from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
 from workers.activations.evidence import Activations
@@ -32,7 +32,7 @@ class EvidenceSource:
     offer: PoolOffer | None = None
     activations: Activations | None = None
     trained: Mapping[Site, LowRank] | None = None
-    heads: Callable[[SitePair], Heads] | None = None
+    heads: Callable[[SitePair], SiteMaps] | None = None
 
     def at(self, pair: SitePair, declared: frozenset[Evidence]) -> PairEvidence:
         """Evidence for one pair, limited to what the method declared."""
@@ -71,11 +71,11 @@ class PairEvidence:
         found = self.origin.cache.get_or_compute(key, lambda: _on(factorize(self._weight(side), rank), "cpu"))
         return _on(found, self.origin.device)
 
-    def paired(self, side: Side, port: Port) -> Tensor:
+    def embedding_rows(self, side: Side, port: Port) -> Tensor:
         """Rows that match between the two sides, (n, width) float32."""
         return self._embeddings().rows(side, self._site(side), port).to(self.origin.device)
 
-    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors of this pair of bases, sites and shared tokens, from the cache or computed now."""
         source, target = self.origin.source.repo, self.origin.target.repo
         key = PairKey(
@@ -85,7 +85,7 @@ class PairEvidence:
             target_repo=target.repo_id,
             target_sha=target.sha,
             target_site=str(self.pair.target),
-            what=what,
+            what=entry_name,
             anchors=self._embeddings().digest,
         )
         found = self.origin.cache.get_or_compute_tensors(key, compute)
@@ -95,20 +95,22 @@ class PairEvidence:
         """Sums over what both sides read or write on the same text."""
         return self._activations().moments(self.pair, port)
 
-    def held_out(self, port: Port) -> PairedRows:
+    def held_out_rows(self, port: Port) -> PairedRows:
         """Rows that `moments` has not seen."""
         return self._activations().held_out(self.pair, port)
 
-    def rows(self, port: Port, most: int) -> PairedRows:
+    def rows(self, port: Port, max_rows: int) -> PairedRows:
         """The first rows of those that it has."""
-        return self._activations().rows(self.pair, port, most)
+        return self._activations().rows(self.pair, port, max_rows)
 
-    def kept_at(self, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def cached_by_hook(
+        self, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """Tensors of this pair of bases, text and place, from the cache or computed now."""
-        found = self._activations().kept_at(self.pair, port, what, compute)
+        found = self._activations().kept_at(self.pair, port, entry_name, compute)
         return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
 
-    def trained(self) -> LowRank:
+    def trained_update(self) -> LowRank:
         """This target site's part of the trained update."""
         self._require(Evidence.TRAINED)
         if self.origin.trained is None:
@@ -116,14 +118,14 @@ class PairEvidence:
         found = self.origin.trained[self.pair.target]
         return LowRank(found.B.to(self.origin.device), found.A.to(self.origin.device))
 
-    def heads(self) -> Heads:
+    def trained_maps(self) -> SiteMaps:
         """Maps trained through both bases."""
-        self._require(Evidence.HEADS)
+        self._require(Evidence.MAPS)
         if self.origin.heads is None:
             raise LookupError("no heads were trained; the pipeline trains for methods that declare it")
         return self.origin.heads(self.pair)
 
-    def anchors(self) -> Sequence[LowRank]:
+    def anchor_updates(self) -> Sequence[LowRank]:
         """The pool's updates of this target site, each read when it is asked for."""
         self._require(Evidence.ANCHORS)
         if self.origin.offer is None:

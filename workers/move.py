@@ -15,9 +15,9 @@ from core.pools import Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.catalogue import AnchorRidgeParams, DareParams, MethodParams
-from transfer.dare import dare
+from transfer.dare import drop_and_rescale
 from transfer.errors import IncompatiblePair
-from transfer.interface import Carried, Evidence, LowRank, Pair, Site, SitePair
+from transfer.interface import BasePairInfo, Evidence, LowRank, Site, SitePair, SiteResult
 from transfer.pairing import Pairing, pair_sites
 from transfer.precheck import probe_pairs
 from transfer.registry import get_method
@@ -105,7 +105,7 @@ def paired(opened: Opened, params: MethodParams, activations: Activations | None
         opened.adapter.sites,
         params.layer_scale,
         fold=fold,
-        layers=activations.layers if activations is not None else None,
+        layer_maps=activations.layers if activations is not None else None,
     )
 
 
@@ -155,7 +155,7 @@ def carried(move: Move, bench: Bench) -> Moved:
         watch.step(phase, done, len(pairs), "sites")
         delta = move.opened.adapter.delta(pair.source).scaled(pair.scale)
         on_device = LowRank(delta.B.to(evidence.device), delta.A.to(evidence.device))
-        result = method.carry(params, state, pair, on_device, evidence.at(pair, needs))
+        result = method.transfer_site(params, state, pair, on_device, evidence.at(pair, needs))
         deltas.setdefault(pair.target, []).append(LowRank(result.delta.B.cpu(), result.delta.A.cpu()))
         # What a pool predicts or a training finds is the target layer's own update, which is not shared out.
         scaled = pair.scale != 1.0 and not needs & {Evidence.ANCHORS, Evidence.TRAINED}
@@ -173,7 +173,9 @@ def thinned(found: Moved, params: DareParams, device: torch.device) -> Moved:
         site = sites[row.target]
         delta = found.deltas[site]
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
-        result = dare(Carried(on_device, dict(row.measurements), tuple(row.flags)), params, site)
+        result = drop_and_rescale(
+            SiteResult(on_device, dict(row.measurements), tuple(row.flags)), params, site
+        )
         deltas[site] = LowRank(result.delta.B.cpu(), result.delta.A.cpu())
         update = {"measurements": finite(result.measurements), "flags": list(result.flags)}
         rows.append(row.model_copy(update=update))
@@ -189,11 +191,11 @@ def _prepared(move: Move) -> tuple[object, tuple[SitePair, ...]]:
     offer = evidence.offer if Evidence.ANCHORS in method.needs(params) else None
     anchors = offer.open() if offer is not None else None
     pairs = anchors.pairs if anchors is not None else opened.pairing.pairs
-    state = method.prepare(params, Pair(opened.source.config, opened.target.config, pairs, anchors))
+    state = method.prepare(params, BasePairInfo(opened.source.config, opened.target.config, pairs, anchors))
     return state, pairs
 
 
-def _row(pair: SitePair, result: Carried, more: dict[str, float]) -> SiteRow:
+def _row(pair: SitePair, result: SiteResult, more: dict[str, float]) -> SiteRow:
     return SiteRow(
         source=str(pair.source),
         target=str(pair.target),

@@ -12,7 +12,7 @@ from core.requests import ConversionRequest
 from core.states import Phase
 from transfer.catalogue import AnchorRidgeParams, AutoParams
 from transfer.errors import IncompatiblePair, TransferError
-from transfer.interface import Prepared, Side
+from transfer.interface import MethodState, Side
 from workers.anchors import SIDES, Anchor, OpenPool, open_pool, unusable
 from workers.base import Base
 from workers.hub.port import is_folder
@@ -127,7 +127,7 @@ def told_of_pool(
     prepared: Any, offer: PoolOffer | None, opened: Opened
 ) -> tuple[PoolPart | None, tuple[str, ...]]:
     """What the report says of the pool, and warnings about it; nothing when nothing was predicted from it."""
-    if offer is None or not isinstance(prepared, Prepared) or not prepared.anchors:
+    if offer is None or not isinstance(prepared, MethodState) or not prepared.anchor_weights:
         return None, ()
     rows = [
         AnchorRow(
@@ -138,7 +138,7 @@ def told_of_pool(
             leverage=told.leverage,
             loo_error=told.loo_error,
         )
-        for anchor, told in zip(offer.open().anchors, prepared.anchors, strict=True)
+        for anchor, told in zip(offer.open().anchors, prepared.anchor_weights, strict=True)
     ]
     curve = [dict(row) for row in prepared.curve]
     return PoolPart(id=offer.pool.id, anchors=rows, curve=curve), (

@@ -9,7 +9,7 @@ from core.pools import Pool, PoolRequest
 from core.states import Phase
 from transfer.catalogue import AnchorRidgeParams
 from transfer.errors import MalformedAdapter, TransferError
-from transfer.interface import Pair, Side
+from transfer.interface import BasePairInfo, Side
 from transfer.linalg import frobenius
 from transfer.pairing import pair_sites
 from transfer.registry import get_method
@@ -90,7 +90,7 @@ def _check_updates(pool: OpenPool, watch: Watch) -> None:
 def _measured(pool: OpenPool) -> dict[str, float]:
     """How well the pool predicts its own anchors, each from the others."""
     source, target = (pool.bases[side].weights.config for side in SIDES)
-    pair = Pair(source, target, pool.pairs, pool)
+    pair = BasePairInfo(source, target, pool.pairs, pool)
     told = get_method("anchor_ridge").prepare(AnchorRidgeParams(), pair).measurements
     names = ("anchors", "domains", "domain_entropy", "loo_error", "loo_error_mean", "penalty")
     return finite({name: told[name] for name in names})

@@ -9,7 +9,7 @@ from core.errors import printable
 from core.requests import ConversionRequest
 from transfer.adapter.write import BuiltAdapter
 from transfer.catalogue import AutoParams, Thresholds, parse_params
-from transfer.registry import found_whole
+from transfer.registry import is_trained
 from workers.activations.evidence import Activations
 from workers.move import Move, Moved
 from workers.pool import told_of_pool
@@ -103,7 +103,7 @@ def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: Conve
                 *selection_caveats(report.selection),
                 *caveats(
                     report.precheck,
-                    dropped=0 if found_whole(parse_params(report.method_used)) else len(report.dropped_sites),
+                    dropped=0 if is_trained(parse_params(report.method_used)) else len(report.dropped_sites),
                     not_carried=len(report.not_carried),
                     flags=flags,
                     read_text=report.layer_map is not None,

@@ -6,9 +6,9 @@ from core.requests import ConversionRequest
 from transfer.catalogue import AutoParams, MethodParams
 from transfer.interface import Evidence
 from transfer.registry import METHODS
-from transfer.selection import candidates, variants
+from transfer.selection import dare_variants, list_candidates
 
-_OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.HEADS})
+_OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.MAPS})
 
 
 def compared(request: ConversionRequest, *, pool: bool = True) -> tuple[MethodParams, ...]:
@@ -18,8 +18,8 @@ def compared(request: ConversionRequest, *, pool: bool = True) -> tuple[MethodPa
     if request.evaluate is None or not request.evaluate.examples:
         return ()
     if isinstance(params, AutoParams):
-        return candidates(params, pool=pool, text=request.precheck.activations is not False)
-    return (params,) if len(variants(params)) > 1 else ()
+        return list_candidates(params, has_pool=pool, allow_text=request.precheck.activations is not False)
+    return (params,) if len(dare_variants(params)) > 1 else ()
 
 
 def measurement_decides(request: ConversionRequest) -> bool:

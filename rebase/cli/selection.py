@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from transfer.catalogue import label
+from transfer.catalogue import format_method
 
 
 def selection_of(
@@ -33,7 +33,7 @@ def selection_tables(found: Mapping[str, Any] | None) -> list[RenderableType]:
     for place, row in enumerate(found["candidates"]):
         best = "best" if place == found["best"] else ""
         note = best or _first(row.get("reason"))
-        cells = (label(row["method"]), *_cells(row["score"]), row.get("verdict") or "", note)
+        cells = (format_method(row["method"]), *_cells(row["score"]), row.get("verdict") or "", note)
         table.add_row(*map(Text, cells))
     confirmed = found.get("confirmed")
     if confirmed is None or found["shared"]:

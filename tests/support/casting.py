@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from transfer.interface import Heads, Role, SitePair
+from transfer.interface import Role, SiteMaps, SitePair
 
 # Role → module of a layer, and which of how many equal parts of its outputs.
 PLACES: dict[str, dict[Role, tuple[str, int, int]]] = {
@@ -42,7 +42,7 @@ class Cartridge:
     A: Tensor
     B: Tensor
     scale: float
-    heads: Heads
+    heads: SiteMaps
     part: int
     parts: int
 
@@ -66,7 +66,7 @@ class Cast(nn.Module):
         return y + torch.cat([pieces.get(n, zeros) for n in range(self.cartridges[0].parts)], dim=-1)
 
 
-def wrap(target: Any, adapter: Path, families: tuple[str, str], heads: Mapping[SitePair, Heads]) -> Any:
+def wrap(target: Any, adapter: Path, families: tuple[str, str], heads: Mapping[SitePair, SiteMaps]) -> Any:
     """The target (a transformers model, changed in place) with the adapter of the source in cartridges."""
     tensors = load_file(adapter / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text())

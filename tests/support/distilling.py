@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transfer.catalogue import DistillSettings
 from transfer.interface import LowRank, Site
-from transfer.training.objectives import Common
+from transfer.training.objectives import SharedTokenIds
 from workers.models import TextModel
 from workers.training.distill import Distilled, starting, train
 from workers.training.written import written_by
@@ -25,7 +25,7 @@ def distill(
     init: Mapping[Site, LowRank] | None = None,
     watch: Watch,
     checkpoint_dir: Path | None = None,
-    common: Common | None = None,
+    common: SharedTokenIds | None = None,
 ) -> Distilled:
     """Write, then train. `sites`: of the target, with (outputs, inputs); `rank`: None takes the adapter's;
     `init`: what to begin with, at the sites that it has. Both bases are loaded."""

@@ -12,8 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.activations.maps import Moments, PairedRows, map_in, map_out
-from transfer.interface import Factors, Heads, Kernels, LowRank, Pair, Port, Role, Side, Site, SitePair, Space
+from transfer.activations.maps import Moments, PairedRows, fit_input_map, fit_output_map
+from transfer.interface import (
+    BasePairInfo,
+    Factors,
+    Kernels,
+    LowRank,
+    Port,
+    Role,
+    Side,
+    Site,
+    SiteMaps,
+    SitePair,
+    Space,
+)
 from transfer.linalg import factorize
 from transfer.pool.kernel import gram, site_kernel
 
@@ -32,37 +44,42 @@ class Evidence:
     def factors(self, side: Side, rank: int) -> Factors:
         return factorize(self.weights[side], rank)
 
-    def paired(self, side: Side, port: Port) -> Tensor:
+    def embedding_rows(self, side: Side, port: Port) -> Tensor:
         return self.pairs[side, port]
 
-    def kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         return compute()
 
-    def kept_at(self, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def cached_by_hook(
+        self, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         return compute()
 
     def moments(self, port: Port) -> Moments:
         rows = self._split(port)[0]
-        return rows.moments()
+        return rows.compute_moments()
 
-    def held_out(self, port: Port) -> PairedRows:
+    def held_out_rows(self, port: Port) -> PairedRows:
         return self._split(port)[1]
 
-    def rows(self, port: Port, most: int) -> PairedRows:
+    def rows(self, port: Port, max_rows: int) -> PairedRows:
         rows = self._split(port)[0]
-        return PairedRows(rows.source[:most], rows.target[:most])
+        return PairedRows(rows.source[:max_rows], rows.target[:max_rows])
 
     def _split(self, port: Port) -> tuple[PairedRows, PairedRows]:
-        X, Y = self.paired("source", port), self.paired("target", port)
+        X, Y = self.embedding_rows("source", port), self.embedding_rows("target", port)
         held_out = torch.arange(X.shape[0]) % 8 == 7
         return PairedRows(X[~held_out], Y[~held_out]), PairedRows(X[held_out], Y[held_out])
 
-    def heads(self) -> Heads:
+    def trained_maps(self) -> SiteMaps:
         """As training them ends where a linear map explains everything; trained in every direction."""
-        M_in, M_out = map_in(self.moments("in"), 1e-9).float(), map_out(self.moments("out"), 1e-9).float()
-        return Heads(M_in, M_out, torch.eye(M_in.shape[0]), torch.eye(M_out.shape[1]))
+        M_in, M_out = (
+            fit_input_map(self.moments("in"), 1e-9).float(),
+            fit_output_map(self.moments("out"), 1e-9).float(),
+        )
+        return SiteMaps(M_in, M_out, torch.eye(M_in.shape[0]), torch.eye(M_out.shape[1]))
 
-    def anchors(self) -> Sequence[LowRank]:
+    def anchor_updates(self) -> Sequence[LowRank]:
         return [target for _, target in self.pool]
 
 
@@ -132,14 +149,14 @@ def site_pair(
 
 def pair_of(
     *sites: SitePair, seen: Evidence | None = None, delta: LowRank | None = None, domains: str = "abcab"
-) -> Pair:
+) -> BasePairInfo:
     """What `prepare` sees, with a pool: that of `seen` for one site, or random ones."""
     updates = {
         site: seen.pool if seen else anchor_updates(site.source_shape, site.target_shape, seed=9 + n)
         for n, site in enumerate(sites)
     }
     moved = {site: delta or update(*site.source_shape, 2, seed=77) for site in sites}
-    return Pair({}, {}, sites, Pool(updates, moved, domains) if sites else None)
+    return BasePairInfo({}, {}, sites, Pool(updates, moved, domains) if sites else None)
 
 
 def dense(delta: LowRank) -> Tensor:

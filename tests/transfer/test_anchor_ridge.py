@@ -21,9 +21,9 @@ from support.site_worlds import (
 )
 from transfer.catalogue import AnchorRidgeParams
 from transfer.errors import IncompatiblePair
-from transfer.interface import LowRank, Pair, Role, Site, SitePair
+from transfer.interface import BasePairInfo, LowRank, Role, Site, SitePair
 from transfer.methods.anchor_ridge import AnchorRidge
-from transfer.pool.fit import PENALTIES, fit, leverage
+from transfer.pool.fit import PENALTIES, compute_leverage, fit_predictor
 
 SHAPES = {Role.Q: ((12, 10), (16, 14)), Role.K: ((6, 10), (8, 14)), Role.DOWN: ((10, 20), (14, 24))}
 SITES = tuple(SitePair(Site(0, role), Site(0, role), *shapes) for role, shapes in SHAPES.items())
@@ -64,10 +64,10 @@ def world(kind, inside=True, seed=0, count=N):
 
 
 def predict(params, pool, moved):
-    pair = Pair({}, {}, tuple(pool.updates), pool)
+    pair = BasePairInfo({}, {}, tuple(pool.updates), pool)
     state = AnchorRidge().prepare(params, pair)
     carried = {
-        site: AnchorRidge().carry(
+        site: AnchorRidge().transfer_site(
             params, state, site, moved[site], Evidence({}, {}, tuple(pool.updates[site]))
         )
         for site in pool.updates
@@ -149,7 +149,7 @@ def test_the_error_of_left_out_anchors_is_what_a_pool_without_them_makes_of_them
             _, carried = predict(again, less, less.moved)
             found = np.concatenate([dense(carried[s].delta).numpy().ravel() for s in SITES])
             error = np.linalg.norm(found - Y[i]) / np.linalg.norm(Y[i])
-            assert state.anchors[i].loo_error == pytest.approx(error, rel=1e-3)
+            assert state.anchor_weights[i].loo_error == pytest.approx(error, rel=1e-3)
 
 
 def test_unrelated_pools_predict_no_better_than_nothing_and_that_is_what_they_report():
@@ -174,7 +174,7 @@ def test_leverages_are_the_diagonal_of_the_smoother():
     K = Xc @ Xc.T
     wanted = np.diag(K @ np.linalg.inv(K + 0.2 * np.trace(K) / N * np.eye(N))) + 1 / N
     state, _ = predict(AnchorRidgeParams(penalty=0.2), pool, moved)
-    assert np.allclose([row.leverage for row in state.anchors], wanted, rtol=1e-5)
+    assert np.allclose([row.leverage for row in state.anchor_weights], wanted, rtol=1e-5)
 
 
 def test_a_source_layer_that_feeds_two_target_layers_counts_once():
@@ -189,7 +189,9 @@ def test_a_source_layer_that_feeds_two_target_layers_counts_once():
     params = AnchorRidgeParams(penalty=0.5)
     one, _ = predict(params, alone, {site: moved[site]})
     two, _ = predict(params, both, {site: moved[site], twin: moved[site]})
-    assert [row.weight for row in one.anchors] == pytest.approx([row.weight for row in two.anchors])
+    assert [row.weight for row in one.anchor_weights] == pytest.approx(
+        [row.weight for row in two.anchor_weights]
+    )
 
 
 def test_raw_factors_are_combined_as_the_paper_reads_them_and_need_one_rank():
@@ -222,7 +224,7 @@ def test_the_smallest_pools_and_equal_anchors_give_finite_results(predictor, cou
 def test_without_a_pool_or_with_one_anchor_it_is_refused_with_the_field():
     site = site_pair((8, 8), (8, 8))
     with pytest.raises(IncompatiblePair, match="No anchor pool") as refused:
-        AnchorRidge().prepare(AnchorRidgeParams(), Pair({}, {}, (site,)))
+        AnchorRidge().prepare(AnchorRidgeParams(), BasePairInfo({}, {}, (site,)))
     assert refused.value.pointer == "/method/pool"
     with pytest.raises(IncompatiblePair, match="1 usable anchor"):
         AnchorRidge().prepare(AnchorRidgeParams(), pair_of(site, domains="a"))
@@ -230,9 +232,9 @@ def test_without_a_pool_or_with_one_anchor_it_is_refused_with_the_field():
 
 def test_a_huge_penalty_weighs_all_anchors_alike():
     pool, _, _ = world("random")
-    pair = Pair({}, {}, SITES, pool)
+    pair = BasePairInfo({}, {}, SITES, pool)
     state = AnchorRidge().prepare(AnchorRidgeParams(penalty=1e9), pair)
-    assert [row.weight for row in state.anchors] == pytest.approx([1 / N] * N, abs=1e-6)
+    assert [row.weight for row in state.anchor_weights] == pytest.approx([1 / N] * N, abs=1e-6)
     assert state.measurements["cosine_to_mean"] == pytest.approx(1.0)
 
 
@@ -240,9 +242,9 @@ def test_leverage_of_one_kernel_lies_between_its_mean_share_and_one():
     pool, _, _ = world("random")
     kernels = pool.kernels(SITES[0], "delta")
     for penalty in (1e-6, 1.0, 1e6):
-        held = leverage(AnchorRidgeParams(), kernels, penalty)
+        held = compute_leverage(AnchorRidgeParams(), kernels, penalty)
         assert bool(((held >= 1 / N - 1e-9) & (held <= 1.0)).all())
-    assert fit(AnchorRidgeParams(), kernels).weights.sum() == pytest.approx(1.0)
+    assert fit_predictor(AnchorRidgeParams(), kernels).weights.sum() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("predictor", ["topk_ridge", "per_tensor_pca"])
@@ -269,4 +271,4 @@ def test_equal_anchors_leave_no_rounding_to_fit():
     twins = {s: [(pool.updates[s][0][0], target) for _, target in pool.updates[s]] for s in SITES}
     params = AnchorRidgeParams(predictor="per_tensor_ridge", penalty=1e-9)
     state, _ = predict(params, Pool(twins, moved, "abc"), moved)
-    assert [row.weight for row in state.anchors] == pytest.approx([1 / 3] * 3, abs=1e-6)
+    assert [row.weight for row in state.anchor_weights] == pytest.approx([1 / 3] * 3, abs=1e-6)

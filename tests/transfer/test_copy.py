@@ -17,7 +17,7 @@ COPY = Copy()
 def _carry(params, source, target, delta):
     site = site_pair(source, target)
     COPY.prepare(params, pair_of(site))
-    return COPY.carry(params, None, site, delta, evidence=None)
+    return COPY.transfer_site(params, None, site, delta, evidence=None)
 
 
 def test_the_update_is_taken_over_bit_by_bit():

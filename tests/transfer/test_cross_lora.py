@@ -68,7 +68,7 @@ def _reference(alignment, role, k, D, seen):
 
 
 def _carry(params, site, delta, seen):
-    return METHOD.carry(params, METHOD.prepare(params, pair_of(site)), site, delta, seen)
+    return METHOD.transfer_site(params, METHOD.prepare(params, pair_of(site)), site, delta, seen)
 
 
 @pytest.mark.parametrize("role", [Role.Q, Role.DOWN])
@@ -221,5 +221,5 @@ def test_nothing_dense_is_built_from_the_update():
 
     delta = LowRank(gaussian(o, 2, seed=3), gaussian(2, i, seed=4))
     params = CrossLoraParams(rank=k, alignment="projection")
-    carried = METHOD.carry(params, None, site_pair((o, i), (o, i)), delta, Given())
+    carried = METHOD.transfer_site(params, None, site_pair((o, i), (o, i)), delta, Given())
     assert carried.delta.shape == (o, i)

@@ -24,14 +24,14 @@ from transfer.interface import LowRank, Role
 from transfer.linalg import factorize
 from transfer.methods.cross_lora import CrossLora
 from transfer.methods.directions import decouple, recouple
-from transfer.methods.ranks import leading
+from transfer.methods.ranks import truncate_factors
 
 METHOD = CrossLora()
 SHAPE_PAIRS = [((40, 40), (40, 40)), ((48, 20), (64, 28)), ((20, 48), (28, 64))]
 
 
 def _carry(params, site, delta, seen):
-    return METHOD.carry(params, METHOD.prepare(params, pair_of(site)), site, delta, seen)
+    return METHOD.transfer_site(params, METHOD.prepare(params, pair_of(site)), site, delta, seen)
 
 
 def _world(source, target, r=4):
@@ -48,7 +48,7 @@ def test_orthogonalized_results_agree_with_the_formula_in_float64(alignment, sha
     options = {"rank": k, "alignment": alignment, "orthogonalize": True}
     carried = _carry(CrossLoraParams(**options), site, delta, seen)
     W_s, W_t = (seen.weight(side).double().numpy() for side in ("source", "target"))
-    X_s, X_t = (seen.paired(side, "in").double().numpy() for side in ("source", "target"))
+    X_s, X_t = (seen.embedding_rows(side, "in").double().numpy() for side in ("source", "target"))
     rows = {"reads": (X_s, X_t), "writes": (X_s @ W_s.T, X_t @ W_t.T)}
     wanted = cross_lora(World(W_s, W_t, dense(delta).numpy(), 4, **rows, options=options))
     assert relative_error(dense(carried.delta), torch.from_numpy(wanted)) < 1e-4
@@ -189,7 +189,7 @@ def test_a_sweep_asks_for_each_bases_factors_once_at_the_largest_rank():
 @pytest.mark.parametrize("k", [1, 7, 30, 99])
 def test_leading_directions_are_those_of_a_smaller_computation(shape, k):
     W = weight(*shape, seed=4)
-    sliced, alone = leading(factorize(W, 30), k), factorize(W, k)
+    sliced, alone = truncate_factors(factorize(W, 30), k), factorize(W, k)
     assert sliced.U.is_contiguous() and sliced.V.is_contiguous()
     assert sliced.energy == pytest.approx(alone.energy, rel=1e-5)
     torch.testing.assert_close(sliced.S, alone.S, rtol=1e-5, atol=1e-6)
@@ -198,7 +198,7 @@ def test_leading_directions_are_those_of_a_smaller_computation(shape, k):
 
 
 def test_the_leading_directions_of_a_zero_weight_hold_nothing():
-    assert leading(factorize(torch.zeros(6, 5), 4), 2).energy == 0.0
+    assert truncate_factors(factorize(torch.zeros(6, 5), 4), 2).energy == 0.0
 
 
 @pytest.mark.parametrize(("sweep", "field"), [([0], "sweep.0"), ([80, 16385], "sweep.1"), ([1] * 9, "sweep")])

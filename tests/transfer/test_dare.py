@@ -10,8 +10,8 @@ import torch
 
 from support.site_worlds import dense, relative_error, update
 from transfer.catalogue import DareParams
-from transfer.dare import dare
-from transfer.interface import Carried, LowRank, Role, Site
+from transfer.dare import drop_and_rescale
+from transfer.interface import LowRank, Role, Site, SiteResult
 
 SITE = Site(3, Role.Q)
 WHOLE = 24  # the smaller side: nothing is cut
@@ -19,7 +19,9 @@ WHOLE = 24  # the smaller side: nothing is cut
 
 def _thin(seed=0, shape=(WHOLE, 40), **params):
     delta = update(*shape, 4, 7)
-    found = dare(Carried(delta, {"update_norm": 1.0}, ("kept",)), DareParams(seed=seed, **params), SITE)
+    found = drop_and_rescale(
+        SiteResult(delta, {"update_norm": 1.0}, ("kept",)), DareParams(seed=seed, **params), SITE
+    )
     return dense(delta), found
 
 
@@ -64,7 +66,7 @@ def test_the_result_keeps_the_rank_and_tells_what_the_cut_lost():
 def test_seed_and_site_decide_the_mask_and_nothing_else_does():
     delta = update(WHOLE, 40, 4, 7)
     masks = [
-        dare(Carried(delta), DareParams(p=0.9, seed=seed), site).delta.B
+        drop_and_rescale(SiteResult(delta), DareParams(p=0.9, seed=seed), site).delta.B
         for seed, site in ((1, SITE), (1, SITE), (2, SITE), (1, Site(4, Role.Q)))
     ]
     assert torch.equal(masks[0], masks[1])
@@ -75,6 +77,6 @@ def test_seed_and_site_decide_the_mask_and_nothing_else_does():
 @pytest.mark.parametrize("mode", ["random", "magnitude"])
 def test_an_update_of_zero_stays_zero(mode):
     zero = LowRank(torch.zeros(6, 2), torch.zeros(2, 5))
-    found = dare(Carried(zero), DareParams(p=0.9, mode=mode), SITE)
+    found = drop_and_rescale(SiteResult(zero), DareParams(p=0.9, mode=mode), SITE)
     assert not dense(found.delta).any()
     assert all(math.isfinite(value) for value in found.measurements.values())

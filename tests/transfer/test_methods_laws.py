@@ -92,7 +92,7 @@ def _run(raw, site, delta, seen, pair=None):
     params = parse_params(raw)
     method = get_method(params.name)
     state = method.prepare(params, pair or pair_of(site, seen=seen, delta=delta))
-    return method.carry(params, state, site, delta, seen)
+    return method.transfer_site(params, state, site, delta, seen)
 
 
 def _promised(raw, rank):

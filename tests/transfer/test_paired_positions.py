@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from transfer.activations.positions import paired_positions
+from transfer.activations.positions import pair_positions
 
 TEXTS = [
     "The harbour master counted seven ships before noon.",
@@ -39,7 +39,7 @@ def sentence_piece_like(size):
 
 def _paired(one, two, text):
     a, b = one.encode(text), two.encode(text)
-    return a, b, paired_positions(a.offsets, b.offsets)
+    return a, b, pair_positions(a.offsets, b.offsets)
 
 
 def test_a_text_that_is_cut_alike_is_paired_token_by_token():
@@ -75,11 +75,11 @@ def test_of_the_bytes_of_one_character_only_the_last_has_read_it():
 
 
 def test_coverage_is_the_share_of_tokens_that_stand_for_text():
-    found = paired_positions([(0, 0), (0, 2), (2, 3), (3, 6)], [(0, 3), (3, 6), (0, 0)])
+    found = pair_positions([(0, 0), (0, 2), (2, 3), (3, 6)], [(0, 3), (3, 6), (0, 0)])
     assert (found.source.tolist(), found.target.tolist()) == ([2, 3], [0, 1])
     assert found.source_coverage == 2 / 3
     assert found.target_coverage == 1.0
-    nothing = paired_positions([(0, 0)], [(0, 1)])
+    nothing = pair_positions([(0, 0)], [(0, 1)])
     assert (nothing.source.numel(), nothing.source_coverage, nothing.target_coverage) == (0, 0.0, 0.0)
 
 

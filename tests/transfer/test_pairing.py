@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from support.tiny_models import tiny_model, weights_of
 from transfer.errors import IncompatiblePair
 from transfer.interface import Role, Site
-from transfer.pairing import layer_map, pair_sites
+from transfer.pairing import map_layers_proportionally, pair_sites
 
 
 @given(st.integers(1, 130), st.integers(1, 130))
 def test_the_layer_map_is_monotone_and_even_at_any_depths(source, target):
-    layers = layer_map(source, target)
+    layers = map_layers_proportionally(source, target)
     assert len(layers) == target
     assert list(layers) == sorted(layers)
     assert all(0 <= layer < source for layer in layers)
@@ -28,7 +28,7 @@ def test_the_layer_map_is_monotone_and_even_at_any_depths(source, target):
 
 @given(st.integers(1, 130))
 def test_equal_depths_map_layer_to_layer(depth):
-    assert layer_map(depth, depth) == tuple(range(depth))
+    assert map_layers_proportionally(depth, depth) == tuple(range(depth))
 
 
 def test_a_model_pairs_with_itself_site_by_site():
@@ -44,7 +44,7 @@ def test_a_deeper_target_shares_updates_and_scales_them_down_when_asked():
     source = weights_of(tiny_model("llama"))
     target = weights_of(tiny_model("qwen3", num_hidden_layers=5))
     pairing = pair_sites(source, target, [Site(0, Role.Q), Site(1, Role.Q)], layer_scale=True)
-    assert pairing.layers == (0, 0, 1, 1, 1)
+    assert pairing.layer_map == (0, 0, 1, 1, 1)
     assert [pair.scale for pair in pairing.pairs] == [1 / 2] * 2 + [1 / 3] * 3
     assert pairing.pairs[0].target_shape == (64, 32)
     plain = pair_sites(source, target, [Site(0, Role.Q)], layer_scale=False)
@@ -55,7 +55,7 @@ def test_a_shallower_target_names_the_source_layers_it_leaves_out():
     source = weights_of(tiny_model("llama", num_hidden_layers=5))
     target = weights_of(tiny_model("llama"))
     pairing = pair_sites(source, target, source.sites, layer_scale=True)
-    assert pairing.layers == (1, 3)
+    assert pairing.layer_map == (1, 3)
     assert pairing.unused_source_layers == (0, 2, 4)
     assert {site.layer for site in pairing.dropped} == {0, 2, 4}
 

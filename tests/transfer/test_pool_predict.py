@@ -8,8 +8,16 @@ import torch
 
 from support.site_worlds import dense, orthogonal, update
 from transfer.interface import Kernels, LowRank
-from transfer.pool.kernel import combine, gram, site_kernel
-from transfer.pool.predict import leave_one_out, mean, pca, procrustes, ridge, scale_of, topk
+from transfer.pool.kernel import combine_updates, gram, site_kernel
+from transfer.pool.predict import (
+    compute_loo_errors,
+    compute_scale,
+    solve_mean,
+    solve_pca,
+    solve_procrustes,
+    solve_ridge,
+    solve_topk,
+)
 
 N, D, E = 7, 40, 30
 RNG = np.random.default_rng(5)
@@ -19,7 +27,7 @@ centring = pytest.mark.parametrize("center", [True, False])
 
 
 def _kernels(X=X, x=x, Y=Y):
-    return Kernels(*(torch.from_numpy(part) for part in (X @ X.T, X @ x, Y @ Y.T)), own=float(x @ x))
+    return Kernels(*(torch.from_numpy(part) for part in (X @ X.T, X @ x, Y @ Y.T)), self_inner=float(x @ x))
 
 
 def _primal_ridge(X, Y, x, penalty, center):
@@ -33,13 +41,13 @@ def _same(weights, wanted, Y=Y):
 
 
 def test_the_mean_is_the_mean():
-    _same(mean(_kernels()), Y.mean(0))
+    _same(solve_mean(_kernels()), Y.mean(0))
 
 
 @centring
 @pytest.mark.parametrize("penalty", [1e-3, 1.0, 50.0])
 def test_ridge_in_the_dual_is_ridge_on_the_vectors(penalty, center):
-    _same(ridge(_kernels(), penalty, center=center), _primal_ridge(X, Y, x, penalty, center))
+    _same(solve_ridge(_kernels(), penalty, center=center), _primal_ridge(X, Y, x, penalty, center))
 
 
 @centring
@@ -50,13 +58,13 @@ def test_pca_is_ridge_on_the_leading_components(center):
     y0 = Y.mean(0) if center else np.zeros(E)
     S = (X - x0) @ V
     W = np.linalg.solve(S.T @ S + 0.5 * np.eye(3), S.T @ (Y - y0))
-    _same(pca(_kernels(), 3, 0.5, center=center), y0 + (x - x0) @ V @ W)
+    _same(solve_pca(_kernels(), 3, 0.5, center=center), y0 + (x - x0) @ V @ W)
 
 
 @centring
 def test_topk_is_ridge_on_the_nearest_by_cosine_and_nothing_for_the_rest(center):
     near = np.argsort(-(X @ x) / np.linalg.norm(X, axis=1))[:4]
-    found = topk(_kernels(), 4, 0.3, center=center)
+    found = solve_topk(_kernels(), 4, 0.3, center=center)
     _same(found, _primal_ridge(X[near], Y[near], x, 0.3, center))
     assert not found[[i for i in range(N) if i not in near]].any()
 
@@ -66,25 +74,25 @@ def test_procrustes_is_the_best_orthogonal_map_within_the_span(center):
     x0, y0 = (X.mean(0), Y.mean(0)) if center else (np.zeros(D), np.zeros(E))
     U, S, Vh = np.linalg.svd((X - x0).T @ (Y - y0), full_matrices=False)
     r = np.count_nonzero(S / S[0] > 1e-9)
-    _same(procrustes(_kernels(), center=center), y0 + (x - x0) @ U[:, :r] @ Vh[:r])
+    _same(solve_procrustes(_kernels(), center=center), y0 + (x - x0) @ U[:, :r] @ Vh[:r])
 
 
 def test_in_a_linear_world_ridge_is_exact():
     M = RNG.standard_normal((D, E))
     inside = RNG.dirichlet(np.ones(N)) @ X
-    _same(ridge(_kernels(x=inside, Y=X @ M), 1e-10), inside @ M, X @ M)
+    _same(solve_ridge(_kernels(x=inside, Y=X @ M), 1e-10), inside @ M, X @ M)
 
 
 def test_in_a_rotated_world_procrustes_is_exact():
     R = orthogonal(D, 3).numpy()
     inside = RNG.dirichlet(np.ones(N)) @ X
-    _same(procrustes(_kernels(x=inside, Y=X @ R)), inside @ R, X @ R)
+    _same(solve_procrustes(_kernels(x=inside, Y=X @ R)), inside @ R, X @ R)
 
 
 @centring
 def test_the_closed_form_error_of_leaving_one_out_is_that_of_refitting_without_it(center):
     penalties = torch.tensor([1e-2, 1.0, 30.0], dtype=torch.float64)
-    found = leave_one_out(_kernels(), penalties, center=center)
+    found = compute_loo_errors(_kernels(), penalties, center=center)
     for row, penalty in zip(found, penalties.tolist(), strict=True):
         for i in range(N):
             rest = [j for j in range(N) if j != i]
@@ -93,8 +101,8 @@ def test_the_closed_form_error_of_leaving_one_out_is_that_of_refitting_without_i
 
 
 def test_a_huge_penalty_leaves_the_mean():
-    assert torch.allclose(ridge(_kernels(), 1e12), mean(_kernels()), atol=1e-9)
-    assert scale_of(_kernels().K) == pytest.approx(((X - X.mean(0)) ** 2).sum() / N)
+    assert torch.allclose(solve_ridge(_kernels(), 1e12), solve_mean(_kernels()), atol=1e-9)
+    assert compute_scale(_kernels().K) == pytest.approx(((X - X.mean(0)) ** 2).sum() / N)
 
 
 def test_kernels_come_from_factors_and_do_not_depend_on_them():
@@ -110,7 +118,7 @@ def test_kernels_come_from_factors_and_do_not_depend_on_them():
 def test_a_combination_of_updates_is_exact_and_leaves_unused_ones_out():
     updates = [update(12, 9, r, seed) for seed, r in enumerate((1, 3, 5))]
     c = torch.tensor([0.5, 0.0, -2.0], dtype=torch.float64)
-    found = combine(updates, c)
+    found = combine_updates(updates, c)
     assert found.rank == 6
     assert torch.allclose(dense(found), 0.5 * dense(updates[0]) - 2 * dense(updates[2]), atol=1e-5)
-    assert not dense(combine(updates, 0 * c)).any()
+    assert not dense(combine_updates(updates, 0 * c)).any()

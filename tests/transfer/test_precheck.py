@@ -62,10 +62,10 @@ class _Probe:
     def factors(self, side, rank):
         return factorize(self.weight(side), rank)
 
-    def paired(self, side, port):
+    def embedding_rows(self, side, port):
         return self.embeddings.rows(side, self.models[side][1], port)
 
-    def kept(self, what, compute):
+    def cached_by_site(self, entry_name, compute):
         return compute()
 
 
@@ -287,7 +287,7 @@ def test_probes_are_the_first_middle_and_last_layer(tmp_path):
 
 
 def test_everything_a_probe_may_be_asked_for_is_declared():
-    assert set(Evidence) - {Evidence.HEADS, Evidence.TRAINED, Evidence.VALIDATION} == PROBE_NEEDS
+    assert set(Evidence) - {Evidence.MAPS, Evidence.TRAINED, Evidence.VALIDATION} == PROBE_NEEDS
 
 
 def test_the_gravest_reason_decides():

@@ -18,21 +18,28 @@ from transfer.catalogue import (
     DareParams,
     DistillParams,
     LinearParams,
-    label,
+    format_method,
     parse_params,
 )
-from transfer.selection import SHARES, Halves, candidates, choose_best, halves, variants
+from transfer.selection import (
+    DARE_DROP_RATES,
+    ExampleSplit,
+    choose_best,
+    dare_variants,
+    list_candidates,
+    split_examples,
+)
 
 # Few different values, so that ties are common, and exact in binary, so that they are ties.
 SCORE = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])
 
 
 @st.composite
-def contests(draw: st.DrawFn) -> tuple[list[float], list[list[float]], Halves]:
+def contests(draw: st.DrawFn) -> tuple[list[float], list[list[float]], ExampleSplit]:
     count = draw(st.integers(1, 24))
     rows = st.lists(SCORE, min_size=count, max_size=count)
     scores = draw(st.lists(rows, min_size=1, max_size=6))
-    return draw(rows), scores, halves(count, draw(st.integers(0, 99)))
+    return draw(rows), scores, split_examples(count, draw(st.integers(0, 99)))
 
 
 def mean(scores: Sequence[float], places: Sequence[int]) -> float:
@@ -41,81 +48,86 @@ def mean(scores: Sequence[float], places: Sequence[int]) -> float:
 
 @given(st.integers(1, 300), st.integers(0, 2**32 - 1))
 def test_every_example_is_in_one_half_and_eight_are_enough_to_split(count: int, seed: int) -> None:
-    found = halves(count, seed)
+    found = split_examples(count, seed)
     if count < 8:
-        assert found.shared
-        assert found.choosing == found.confirming == tuple(range(count))
+        assert found.is_shared
+        assert found.selection_indices == found.confirmation_indices == tuple(range(count))
         return
-    assert not found.shared
-    assert sorted((*found.choosing, *found.confirming)) == list(range(count))
-    assert len(found.choosing) - len(found.confirming) == count % 2
-    assert found == halves(count, seed)
+    assert not found.is_shared
+    assert sorted((*found.selection_indices, *found.confirmation_indices)) == list(range(count))
+    assert len(found.selection_indices) - len(found.confirmation_indices) == count % 2
+    assert found == split_examples(count, seed)
 
 
 def test_another_seed_splits_otherwise() -> None:
-    assert len({halves(20, seed) for seed in range(8)}) > 1
+    assert len({split_examples(20, seed) for seed in range(8)}) > 1
 
 
 @given(contests())
 def test_the_highest_mean_on_the_choosing_half_wins_and_the_simplest_of_equals(
-    contest: tuple[list[float], list[list[float]], Halves],
+    contest: tuple[list[float], list[list[float]], ExampleSplit],
 ) -> None:
     alone, scores, split = contest
     found = choose_best(alone, scores, split)
-    assert found.best is not None
-    means = [mean(row, split.choosing) for row in scores]
-    assert means[found.best] == pytest.approx(max(means))
-    assert all(value < means[found.best] - 1e-12 for value in means[: found.best])
+    assert found.best_index is not None
+    means = [mean(row, split.selection_indices) for row in scores]
+    assert means[found.best_index] == pytest.approx(max(means))
+    assert all(value < means[found.best_index] - 1e-12 for value in means[: found.best_index])
 
 
 @given(contests())
 def test_what_is_kept_beats_the_target_where_it_was_chosen_and_is_not_worse_elsewhere(
-    contest: tuple[list[float], list[list[float]], Halves],
+    contest: tuple[list[float], list[list[float]], ExampleSplit],
 ) -> None:
     alone, scores, split = contest
     found = choose_best(alone, scores, split)
-    assert found.best is not None
-    better = mean(scores[found.best], split.choosing) > mean(alone, split.choosing) + 1e-12
-    worse = mean(scores[found.best], split.confirming) < mean(alone, split.confirming) - 1e-12
+    assert found.best_index is not None
+    better = (
+        mean(scores[found.best_index], split.selection_indices) > mean(alone, split.selection_indices) + 1e-12
+    )
+    worse = (
+        mean(scores[found.best_index], split.confirmation_indices)
+        < mean(alone, split.confirmation_indices) - 1e-12
+    )
     expected = "none_better" if not better else "not_confirmed" if worse else "better"
-    assert found.ending == expected
+    assert found.status == expected
 
 
 @given(contests(), st.data())
 def test_scores_of_the_confirming_half_do_not_choose(
-    contest: tuple[list[float], list[list[float]], Halves], data: st.DataObject
+    contest: tuple[list[float], list[list[float]], ExampleSplit], data: st.DataObject
 ) -> None:
     alone, scores, split = contest
-    if split.shared:
+    if split.is_shared:
         return
     changed = [list(row) for row in scores]
     for row in changed:
-        for place in split.confirming:
+        for place in split.confirmation_indices:
             row[place] = data.draw(SCORE)
-    assert choose_best(alone, changed, split).best == choose_best(alone, scores, split).best
+    assert choose_best(alone, changed, split).best_index == choose_best(alone, scores, split).best_index
 
 
 @given(contests(), st.data())
 def test_what_is_not_fit_changes_nothing_by_being_there(
-    contest: tuple[list[float], list[list[float]], Halves], data: st.DataObject
+    contest: tuple[list[float], list[list[float]], ExampleSplit], data: st.DataObject
 ) -> None:
     alone, scores, split = contest
     fit = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
     found = choose_best(alone, scores, split, fit)
     left = [place for place, stays in enumerate(fit) if stays]
     if not left:
-        assert (found.best, found.ending) == (None, "none_fit")
+        assert (found.best_index, found.status) == (None, "none_fit")
         return
     among = choose_best(alone, [scores[place] for place in left], split)
-    assert among.best is not None
-    assert (found.best, found.ending) == (left[among.best], among.ending)
+    assert among.best_index is not None
+    assert (found.best_index, found.status) == (left[among.best_index], among.status)
 
 
 def test_a_lucky_choice_that_the_other_half_contradicts_is_not_kept() -> None:
-    split = halves(8, 0)
+    split = split_examples(8, 0)
     alone = [0.5] * 8
-    lucky = [1.0 if place in split.choosing else 0.0 for place in range(8)]
-    assert choose_best(alone, [lucky], split).ending == "not_confirmed"
+    lucky = [1.0 if place in split.selection_indices else 0.0 for place in range(8)]
+    assert choose_best(alone, [lucky], split).status == "not_confirmed"
 
 
 @pytest.mark.parametrize(
@@ -126,19 +138,21 @@ def test_scores_that_do_not_belong_together_are_refused(
     alone: list[float], scores: list[list[float]], fit: list[bool] | None
 ) -> None:
     with pytest.raises(ValueError, match=r"must be finite|for each of|either fit"):
-        choose_best(alone, scores, halves(len(alone), 0), fit)
+        choose_best(alone, scores, split_examples(len(alone), 0), fit)
 
 
 def test_without_a_list_every_method_is_a_candidate_but_what_was_not_allowed() -> None:
-    tried = candidates(AutoParams(train=True), pool=True, text=True)
+    tried = list_candidates(AutoParams(train=True), has_pool=True, allow_text=True)
     assert ActivationParams(solve="step") in tried
     every = [params.name for params in tried]
     assert set(every) == set(PARAMS_BY_NAME) - {"auto", "cast"}
     assert every[0] == "copy"
     assert every[-1] == "distill"
-    fewest = {params.name for params in candidates(AutoParams(), pool=False, text=False)}
+    fewest = {params.name for params in list_candidates(AutoParams(), has_pool=False, allow_text=False)}
     assert set(every) - fewest == {"anchor_ridge", "geometric", "activation", "distill"}
-    assert "cast" not in {one.name for one in candidates(AutoParams(train=True), pool=True, text=False)}
+    assert "cast" not in {
+        one.name for one in list_candidates(AutoParams(train=True), has_pool=True, allow_text=False)
+    }
 
 
 def test_candidates_get_what_auto_was_asked_to_do_with_any_update() -> None:
@@ -149,18 +163,18 @@ def test_candidates_get_what_auto_was_asked_to_do_with_any_update() -> None:
             "candidates": ["linear", {"name": "copy", "dare": {"p": 0.5}, "fold": True}],
         }
     )
-    one, two = candidates(auto, pool=False, text=False)
+    one, two = list_candidates(auto, has_pool=False, allow_text=False)
     assert one == LinearParams(layer_scale=False, dare=DareParams(p=0.8))
     assert two == CopyParams(layer_scale=False, fold=True, dare=DareParams(p=0.5))
 
 
 def test_a_sweep_is_one_variant_for_each_share_with_none_first() -> None:
     swept = CopyParams(dare=DareParams(p="sweep", seed=3))
-    found = variants(swept)
+    found = dare_variants(swept)
     assert found[0] == CopyParams()
-    assert [one.dare and one.dare.p for one in found] == [None, *SHARES[1:]]
+    assert [one.dare and one.dare.p for one in found] == [None, *DARE_DROP_RATES[1:]]
     assert all(one.dare is None or one.dare.seed == 3 for one in found)
-    assert variants(CopyParams(dare=DareParams(p=0.9))) == (CopyParams(dare=DareParams(p=0.9)),)
+    assert dare_variants(CopyParams(dare=DareParams(p=0.9))) == (CopyParams(dare=DareParams(p=0.9)),)
 
 
 @pytest.mark.parametrize(
@@ -175,10 +189,14 @@ def test_a_sweep_is_one_variant_for_each_share_with_none_first() -> None:
     ],
 )
 def test_a_method_in_one_line_says_what_differs_from_its_defaults(method: object, shown: str | None) -> None:
-    found = label(parse_params(method).model_dump(mode="json"))  # type: ignore[arg-type]
+    found = format_method(parse_params(method).model_dump(mode="json"))  # type: ignore[arg-type]
     assert found == shown or (shown is None and found.startswith("auto (candidates=") and len(found) < 70)
 
 
 def test_a_label_reads_what_a_request_holds() -> None:
-    assert label({"name": "distill"}) == label(DistillParams().model_dump(mode="json")) == "distill"
-    assert label(CrossLoraParams(rank=8).model_dump(mode="json")) == "cross_lora (rank=8)"
+    assert (
+        format_method({"name": "distill"})
+        == format_method(DistillParams().model_dump(mode="json"))
+        == "distill"
+    )
+    assert format_method(CrossLoraParams(rank=8).model_dump(mode="json")) == "cross_lora (rank=8)"

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.site_worlds import dense, gaussian, relative_error
-from transfer.activations.slopes import Slopes, step
-from transfer.training.line import search
+from transfer.activations.slopes import GradientMoments, solve_step
+from transfer.training.line import search_length
 
 
 def _slopes(o=10, i=14, n=300, seed=1):
     """Correlated inputs and gradients, so that preconditioning matters."""
     X = gaussian(n, i, seed=seed) @ gaussian(i, i, seed=seed + 1)
     G = gaussian(n, o, seed=seed + 2) @ gaussian(o, o, seed=seed + 3) + X[:, :o]
-    found = Slopes.zeros(o, i)
+    found = GradientMoments.zeros(o, i)
     for start in range(0, n, 70):
         found.add(X[start : start + 70], G[start : start + 70])
     return found, X.double().numpy(), G.double().numpy()
@@ -38,7 +38,7 @@ def _power(gram, exponent):
 def test_of_full_rank_it_is_the_ridge_solution_in_numpy(ridge):
     found, X, G = _slopes()
     wanted = -np.linalg.inv(_damped(G.T @ G, ridge)) @ (G.T @ X) @ np.linalg.inv(_damped(X.T @ X, ridge))
-    assert relative_error(dense(step(found, 10, ridge)), torch.from_numpy(wanted)) < 1e-4
+    assert relative_error(dense(solve_step(found, 10, ridge)), torch.from_numpy(wanted)) < 1e-4
 
 
 def test_cut_to_a_rank_it_is_the_nearest_in_what_the_site_then_writes():
@@ -48,7 +48,7 @@ def test_cut_to_a_rank_it_is_the_nearest_in_what_the_site_then_writes():
     whole = -np.linalg.inv(K) @ (G.T @ X) @ np.linalg.inv(C)
     U, S, Vt = np.linalg.svd(_power(K, 0.5) @ whole @ _power(C, 0.5))
     wanted = _power(K, -0.5) @ (U[:, :3] * S[:3]) @ Vt[:3] @ _power(C, -0.5)
-    assert relative_error(dense(step(found, 3, 0.1)), torch.from_numpy(wanted)) < 1e-4
+    assert relative_error(dense(solve_step(found, 3, 0.1)), torch.from_numpy(wanted)) < 1e-4
 
 
 def test_it_points_where_the_regression_is_and_a_line_search_gets_there():
@@ -57,21 +57,21 @@ def test_it_points_where_the_regression_is_and_a_line_search_gets_there():
     turn = torch.linalg.qr(gaussian(12, 12, seed=3)).Q[:7]
     white = torch.linalg.cholesky(X.T @ X / len(X))
     truth = W - turn @ torch.linalg.inv(white)  # so the errors' own covariance is the identity
-    found = Slopes.zeros(7, 12)
+    found = GradientMoments.zeros(7, 12)
     found.add(X, X @ (W - truth).T)
-    update = step(found, 7, 1e-9)
+    update = solve_step(found, 7, 1e-9)
 
     def loss(length):
         return float((X @ (W + length * dense(update).float() - truth).T).square().mean())
 
-    line = search(loss, len(X) / 3.0)
+    line = search_length(loss, len(X) / 3.0)
     assert line.loss < 1e-2 * loss(0.0)
 
 
 def test_a_site_of_which_nothing_is_wanted_is_left_alone():
-    found = Slopes.zeros(5, 6)
+    found = GradientMoments.zeros(5, 6)
     found.add(gaussian(20, 6, seed=1), torch.zeros(20, 5))
-    update = step(found, 2, 0.1)
+    update = solve_step(found, 2, 0.1)
     assert update.shape == (5, 6)
     assert not bool(dense(update).any())
 
@@ -79,10 +79,10 @@ def test_a_site_of_which_nothing_is_wanted_is_left_alone():
 def test_gradients_of_any_size_give_the_same_direction():
     """Gradients of a mean over many tokens are tiny; their squares must not vanish."""
     X, G = gaussian(100, 6, seed=1), gaussian(100, 5, seed=2)
-    one, tiny = Slopes.zeros(5, 6), Slopes.zeros(5, 6)
+    one, tiny = GradientMoments.zeros(5, 6), GradientMoments.zeros(5, 6)
     one.add(X, G)
     tiny.add(X, 2.0**-50 * G)
-    ours, theirs = (dense(step(sums, 2, 0.1)) for sums in (one, tiny))
+    ours, theirs = (dense(solve_step(sums, 2, 0.1)) for sums in (one, tiny))
     assert relative_error(theirs / theirs.norm(), ours / ours.norm()) < 1e-5
 
 
@@ -92,19 +92,19 @@ def test_the_bottom_of_a_valley_is_found_from_far_away(lowest, depth, start):
     def loss(length):
         return depth * ((length - lowest) ** 2 / lowest**2 - 1.0)
 
-    found = search(loss, start, most=40)
+    found = search_length(loss, start, max_evaluations=40)
     assert found.loss <= -0.8 * depth
-    assert found.loss == loss(found.best)
-    assert found.tried[0] == (start, loss(start)) or found.tried[0][0] == 0.0
+    assert found.loss == loss(found.best_length)
+    assert found.evaluations[0] == (start, loss(start)) or found.evaluations[0][0] == 0.0
 
 
 def test_where_every_length_is_worse_it_stays():
-    found = search(lambda length: 1.0 + length, 3.0)
-    assert found.best == 0.0
+    found = search_length(lambda length: 1.0 + length, 3.0)
+    assert found.best_length == 0.0
     assert found.loss == 1.0
-    assert len(found.tried) <= 13
+    assert len(found.evaluations) <= 13
 
 
 def test_an_exploding_loss_is_no_better_than_none():
-    found = search(lambda length: math.nan if length > 0.1 else 1.0 - length, 64.0, most=20)
-    assert 0.0 < found.best <= 0.1
+    found = search_length(lambda length: math.nan if length > 0.1 else 1.0 - length, 64.0, max_evaluations=20)
+    assert 0.0 < found.best_length <= 0.1

@@ -21,7 +21,7 @@ def _world(shape, spectrum, **method):
     params = parse_params(method)
     chosen, site = get_method(params.name), site_pair(shape, shape)
     state = chosen.prepare(params, pair_of(site))
-    carried = chosen.carry(params, state, site, delta, evidence(W_s, W_t, 8, 44))
+    carried = chosen.transfer_site(params, state, site, delta, evidence(W_s, W_t, 8, 44))
     return W_s.double().numpy(), W_t.double().numpy(), dense(delta).numpy(), carried
 
 

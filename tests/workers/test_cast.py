@@ -31,9 +31,9 @@ from support.tiny_models import (
 from transfer.adapter import AdapterConfig, read_adapter
 from transfer.catalogue import CastParams
 from transfer.errors import TrainingFailed
-from transfer.interface import Heads, LowRank, Role, Site, SitePair
-from transfer.training.heads import Student, Update
-from transfer.training.objectives import Common
+from transfer.interface import LowRank, Role, Site, SiteMaps, SitePair
+from transfer.training.heads import TrainableMaps, TrainableUpdates
+from transfer.training.objectives import SharedTokenIds
 from workers.activations.text import PairedText, Passage
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
@@ -146,9 +146,9 @@ def bytes_of(found: Conversion) -> bytes:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[SitePair, Heads]]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[SitePair, SiteMaps]]:
     """The heads of the last run, whole, as they left the training."""
-    kept: dict[SitePair, Heads] = {}
+    kept: dict[SitePair, SiteMaps] = {}
 
     def watched(*args: Any) -> FoundHeads:
         found = heads_for(*args)
@@ -165,7 +165,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[SitePair, Heads]]
     ("source", "target"), [("llama", "mistral"), ("llama", "llama"), ("gpt2", "gpt2"), ("gpt2", "llama")]
 )
 def test_the_folded_adapter_computes_what_the_papers_wrapper_computes(
-    source: str, target: str, init: str, tmp_path: Path, seen: Callable[[], dict[SitePair, Heads]]
+    source: str, target: str, init: str, tmp_path: Path, seen: Callable[[], dict[SitePair, SiteMaps]]
 ) -> None:
     """Other widths, depths and ways to store a weight; PEFT serves the one, plain modules the other."""
     world = make_world(tmp_path, source, target)
@@ -205,16 +205,16 @@ def test_what_is_trained_are_the_same_heads_however_the_update_was_factored() ->
     noise = torch.Generator().manual_seed(0)
     A, B, G = (torch.randn(*shape, generator=noise) for shape in ((3, 24), (20, 3), (3, 3)))
     M_in, M_out = torch.randn(24, 16, generator=noise), torch.randn(12, 20, generator=noise)
-    student = Student(LowRank(B, A), M_in, M_out)
+    student = TrainableMaps(LowRank(B, A), M_in, M_out)
     with torch.no_grad():
         for leaf in (student.E, student.F):
             leaf.copy_(torch.randn(leaf.shape, generator=noise))
-    heads = student.trained().heads(M_in, M_out)
-    update = Update({Site(0, Role.Q): [student, student]})[Site(0, Role.Q)]
+    heads = student.to_trained_maps().to_site_maps(M_in, M_out)
+    update = TrainableUpdates({Site(0, Role.Q): [student, student]})[Site(0, Role.Q)]
 
     whole = heads.M_out @ (B @ G) @ torch.linalg.inv(G) @ A @ heads.M_in
     torch.testing.assert_close(update.B @ update.A, 2 * whole, rtol=1e-4, atol=1e-3)
-    outside = torch.eye(24) - heads.reads @ heads.reads.T
+    outside = torch.eye(24) - heads.input_basis @ heads.input_basis.T
     torch.testing.assert_close(outside @ heads.M_in, outside @ M_in, rtol=1e-4, atol=1e-4)
 
 
@@ -343,7 +343,7 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
     save_base(world.hub / "acme/old", "llama", seed=0, **deep)
     lora = {"r": 4, "lora_alpha": 6, "target_modules": MODULES["llama"]}
     save_adapter(world.hub / "acme/skill", tiny_model("llama", seed=0, **deep), seed=1, **lora)
-    seen: list[tuple[TextModel, Lessons, dict[SitePair, Student], CastParams]] = []
+    seen: list[tuple[TextModel, Lessons, dict[SitePair, TrainableMaps], CastParams]] = []
 
     def watched(target: TextModel, lessons: Lessons, students: Any, params: CastParams, **more: Any) -> Any:
         folder = Path(shutil.copytree(lessons.folder, tmp_path / "lessons"))
@@ -405,7 +405,7 @@ def test_an_update_that_is_no_nearer_than_none_is_not_published(llamas: World, t
 def test_a_text_of_one_sequence_leaves_nothing_to_measure_with(tmp_path: Path) -> None:
     at = torch.arange(1, 9)
     text = PairedText((Passage(tuple(range(9)), tuple(range(9)), at, at, held_out=False),), 1.0, 1.0, "")
-    lessons = Lessons(tmp_path, "", text, Common(at, at), 4, 1.0, shift=True, states=False)
+    lessons = Lessons(tmp_path, "", text, SharedTokenIds(at, at), 4, 1.0, shift=True, states=False)
     with pytest.raises(TrainingFailed, match="too short") as caught:
         train(None, lessons, {}, CastParams(), covered=1.0, watch=Silent())  # type: ignore[arg-type]
     assert caught.value.pointer == "/corpus"

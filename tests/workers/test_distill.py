@@ -17,8 +17,8 @@ from support.bundled import bundled, sql_adapter, task_loss
 from support.distilling import distill, refine
 from transfer.catalogue.distill import DistillParams, RefineParams
 from transfer.interface import LowRank, Role, Site
-from transfer.training.objectives import Common, common_tokens
-from transfer.training.speech import spread, threshold
+from transfer.training.objectives import SharedTokenIds, select_shared_ids
+from transfer.training.speech import project_scores, score_threshold
 from transfer.vocabulary import Vocabulary, shared
 from workers.models import TextModel, updated
 from workers.training.distill import Distilled, recovered, starting
@@ -34,14 +34,14 @@ QUICK = DistillParams(
 )
 
 
-def common_to(name: str) -> Common:
+def common_to(name: str) -> SharedTokenIds:
     """Tokens of harbor-1 that another bundled base has too."""
     words = [
         Vocabulary.from_tokenizer_json(json.loads(bundled(x).text.tokenizer.to_str()))
         for x in ("harbor-1", name)
     ]
     sizes = [bundled(x).text.model.config.vocab_size for x in ("harbor-1", name)]
-    return common_tokens(shared(*words), *sizes)
+    return select_shared_ids(shared(*words), *sizes)
 
 
 SITES = {site: delta.shape for site, delta in sql_adapter().items()}  # harbor-2 has harbor-1's shapes
@@ -160,7 +160,7 @@ def test_the_shift_is_learnt_where_both_tokenizers_end_a_token(source: TextModel
 
 def test_what_the_shift_wants_of_the_source_itself_is_what_its_adapter_says(source: TextModel) -> None:
     """And of any base, when the adapter does nothing, what that base says anyway."""
-    common = Common(*2 * [torch.arange(source.model.config.vocab_size)])
+    common = SharedTokenIds(*2 * [torch.arange(source.model.config.vocab_size)])
     deltas, text = sql_adapter(), PROMPTS[0] + " A ship came in April."
     encoded = opened(source, text)
     nothing = {site: delta.scaled(0.0) for site, delta in deltas.items()}
@@ -268,21 +268,26 @@ def test_scores_keep_their_sum_between_tokenisations(ours: list[int], theirs: li
     own = spans(ours, length)
     scores = [score if end > start else 0.0 for score, (start, end) in zip(scores, own, strict=True)]
 
-    assert sum(spread(own, scores, spans(theirs, length))) == pytest.approx(sum(scores))
-    assert spread(own, scores, own) == pytest.approx(scores)
+    assert sum(project_scores(own, scores, spans(theirs, length))) == pytest.approx(sum(scores))
+    assert project_scores(own, scores, own) == pytest.approx(scores)
 
 
 def test_scores_follow_the_characters() -> None:
-    assert spread([(0, 4), (4, 6)], [4.0, 1.0], [(0, 0), (0, 3), (3, 5), (5, 6)]) == [0.0, 3.0, 1.5, 0.5]
-    assert spread([(0, 1), (0, 1)], [2.0, 3.0], [(0, 1)]) == [5.0]  # the bytes of one character
+    assert project_scores([(0, 4), (4, 6)], [4.0, 1.0], [(0, 0), (0, 3), (3, 5), (5, 6)]) == [
+        0.0,
+        3.0,
+        1.5,
+        0.5,
+    ]
+    assert project_scores([(0, 1), (0, 1)], [2.0, 3.0], [(0, 1)]) == [5.0]  # the bytes of one character
 
 
 def test_the_threshold_keeps_the_share_that_is_asked_for() -> None:
     scores = [0.3, -1.0, 2.0, 0.9, 0.0]
 
-    assert [score for score in scores if score >= threshold(scores, 0.4)] == [2.0, 0.9]
-    assert threshold(scores, 1.0) == float("-inf")
-    assert threshold([], 0.5) == float("-inf")
+    assert [score for score in scores if score >= score_threshold(scores, 0.4)] == [2.0, 0.9]
+    assert score_threshold(scores, 1.0) == float("-inf")
+    assert score_threshold([], 0.5) == float("-inf")
 
 
 def test_the_parameters_have_a_short_form() -> None:

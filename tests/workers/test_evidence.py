@@ -14,7 +14,7 @@ from support.tiny_models import FolderReader, open_adapter_folder, save_adapter,
 from transfer.adapter import AdapterConfig, read_adapter
 from transfer.adapter.read import SourceAdapter
 from transfer.catalogue import CrossLoraParams
-from transfer.interface import Carried, Evidence, Side
+from transfer.interface import Evidence, Side, SiteResult
 from transfer.methods.cross_lora import CrossLora
 from transfer.pairing import Pairing, pair_sites
 from transfer.precheck import PROBE_NEEDS, precheck, probe_pairs
@@ -72,11 +72,13 @@ class Pair:
         """Every site of the adapter in its place."""
         return pair_sites(self.weights["source"], self.weights["target"], adapter.sites, layer_scale=True)
 
-    def carry(self, adapter: SourceAdapter, rank: int = RANK) -> list[Carried]:
+    def carry(self, adapter: SourceAdapter, rank: int = RANK) -> list[SiteResult]:
         """Every site through Cross-LoRA."""
         params = CrossLoraParams(rank=rank)
         return [
-            CrossLora().carry(params, None, pair, adapter.delta(pair.source), self.evidence.at(pair, NEEDS))
+            CrossLora().transfer_site(
+                params, None, pair, adapter.delta(pair.source), self.evidence.at(pair, NEEDS)
+            )
             for pair in self.pairing(adapter).pairs
         ]
 
@@ -106,7 +108,7 @@ def cache(tmp_path: Path) -> FactorCache:
     return FactorCache(tmp_path, 2**30)
 
 
-def same(a: list[Carried], b: list[Carried]) -> bool:
+def same(a: list[SiteResult], b: list[SiteResult]) -> bool:
     """Equal to the last bit, measurements and flags included."""
     return len(a) == len(b) and all(
         torch.equal(x.delta.B, y.delta.B)
@@ -178,12 +180,16 @@ def test_an_alignment_is_not_used_with_factors_other_than_those_it_was_fitted_to
     pair = job.pairing(adapter).pairs[0]
     evidence = job.evidence.at(pair, NEEDS)
     delta = adapter.delta(pair.source)
-    first = CrossLora().carry(CrossLoraParams(rank=RANK), None, pair, delta, evidence)
+    first = CrossLora().transfer_site(CrossLoraParams(rank=RANK), None, pair, delta, evidence)
 
     class Elsewhere:
         """The same evidence, with the first singular pair of the source turned round."""
 
-        weight, paired, kept = evidence.weight, evidence.paired, evidence.kept
+        weight, embedding_rows, cached_by_site = (
+            evidence.weight,
+            evidence.embedding_rows,
+            evidence.cached_by_site,
+        )
 
         def factors(self, side: Side, rank: int):  # type: ignore[no-untyped-def]
             found = evidence.factors(side, rank)
@@ -193,7 +199,7 @@ def test_an_alignment_is_not_used_with_factors_other_than_those_it_was_fitted_to
             return found
 
     known = pair_entries(cache)
-    second = CrossLora().carry(CrossLoraParams(rank=RANK), None, pair, delta, Elsewhere())
+    second = CrossLora().transfer_site(CrossLoraParams(rank=RANK), None, pair, delta, Elsewhere())
     assert pair_entries(cache) == known + 1
     torch.testing.assert_close(second.delta.B @ second.delta.A, first.delta.B @ first.delta.A)
 
@@ -247,4 +253,4 @@ def test_kept_tensors_must_be_declared(
     pair = job.pairing(adapters[0]).pairs[0]
     evidence = job.evidence.at(pair, frozenset({Evidence.FACTORS}))
     with pytest.raises(LookupError, match="embeddings"):
-        evidence.kept("word", lambda: {"x": torch.ones(1)})
+        evidence.cached_by_site("word", lambda: {"x": torch.ones(1)})

@@ -13,16 +13,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-FEWEST_ROWS = 4  # HSIC₁ divides by n − 3
+MIN_ROWS = 4  # HSIC₁ divides by n − 3
 
 
 def hsic1(K: Tensor, L: Tensor) -> Tensor:
     """Unbiased HSIC of two Gram matrices (n, n), n ≥ 4; their diagonals do not matter. Batches: (…, n, n)."""
     n = K.shape[-1]
-    if n < FEWEST_ROWS:
-        raise ValueError(f"HSIC needs {FEWEST_ROWS} rows or more, not {n}")
-    off = 1.0 - torch.eye(n, dtype=K.dtype, device=K.device)
-    K, L = K * off, L * off
+    if n < MIN_ROWS:
+        raise ValueError(f"HSIC needs {MIN_ROWS} rows or more, not {n}")
+    off_diagonal = 1.0 - torch.eye(n, dtype=K.dtype, device=K.device)
+    K, L = K * off_diagonal, L * off_diagonal
     rows_k, rows_l = K.sum(-1), L.sum(-1)
     trace = (K * L).sum((-1, -2))
     means = rows_k.sum(-1) * rows_l.sum(-1) / ((n - 1) * (n - 2))
@@ -35,21 +35,21 @@ def cka(X: Tensor, Y: Tensor) -> float:
 
     It can be slightly negative. NaN when either side has no variance.
     """
-    return cka_of_batches([(X, Y)])
+    return cka_from_batches([(X, Y)])
 
 
-def cka_of_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+def cka_from_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """The same over minibatches of paired rows."""
     cross = left = right = 0.0
     for X, Y in batches:
-        K, L = _gram(X), _gram(Y)
+        K, L = _scaled_gram(X), _scaled_gram(Y)
         cross += float(hsic1(K, L))
         left += float(hsic1(K, K))
         right += float(hsic1(L, L))
     return _ratio(cross, left, right)
 
 
-def cka_biased(X: Tensor, Y: Tensor) -> float:
+def biased_cka(X: Tensor, Y: Tensor) -> float:
     """The usual estimator, for comparison with figures in print: ‖Y_cᵀX_c‖² / (‖X_cᵀX_c‖ ‖Y_cᵀY_c‖)."""
     X, Y = X.double() - X.double().mean(0), Y.double() - Y.double().mean(0)
     K, L = X @ X.T, Y @ Y.T
@@ -69,34 +69,34 @@ class LayerSimilarity:
 
     def add(self, source: list[Tensor], target: list[Tensor]) -> None:
         """One batch: per layer the paired rows (n, width); n is the same for all, at least 4."""
-        K, L = (torch.stack([_gram(rows) for rows in side]) for side in (source, target))
+        K, L = (torch.stack([_scaled_gram(rows) for rows in side]) for side in (source, target))
         self._source += hsic1(K, K).cpu()
         self._target += hsic1(L, L).cpu()
-        for number in range(len(source)):
-            self._cross[number] += hsic1(K[number].expand_as(L), L).cpu()
+        for layer in range(len(source)):
+            self._cross[layer] += hsic1(K[layer].expand_as(L), L).cpu()
 
-    def matrix(self) -> Tensor:
+    def compute_matrix(self) -> Tensor:
         """(source layers, target layers) float64; 0 where a layer has no variance."""
-        size = (self._source.clamp_min(0.0)[:, None] * self._target.clamp_min(0.0)[None]).sqrt()
-        return torch.where(size > 0.0, self._cross / size.clamp_min(1e-300), 0.0)
+        norms = (self._source.clamp_min(0.0)[:, None] * self._target.clamp_min(0.0)[None]).sqrt()
+        return torch.where(norms > 0.0, self._cross / norms.clamp_min(1e-300), 0.0)
 
 
-def without_outliers(rows: Tensor, times: float = 50.0) -> Tensor:
+def drop_outliers(rows: Tensor, times: float = 50.0) -> Tensor:
     """Rows (n, d) without massive-activation dimensions, whose mean square is above `times` the median's.
 
     A handful of such dimensions carry nearly all of a layer's norm and say nothing of its geometry; the
     similarity of two models would be the similarity of these.
     """
-    return rows[:, ~outliers(rows, times)]
+    return rows[:, ~find_outliers(rows, times)]
 
 
-def outliers(rows: Tensor, times: float = 50.0) -> Tensor:
+def find_outliers(rows: Tensor, times: float = 50.0) -> Tensor:
     """Which dimensions of rows (n, d) those are: (d,) bool."""
     power = rows.double().square().mean(0)
     return power > times * power.median()
 
 
-def _gram(rows: Tensor) -> Tensor:
+def _scaled_gram(rows: Tensor) -> Tensor:
     """X Xᵀ in float64, scaled to mean diagonal 1 so that batches weigh alike."""
     K = rows.double() @ rows.double().T
     mean = K.diagonal().mean()
@@ -104,5 +104,5 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 def _ratio(cross: float, left: float, right: float) -> float:
-    size = left * right
-    return cross / math.sqrt(size) if left > 0.0 and right > 0.0 else math.nan
+    product = left * right
+    return cross / math.sqrt(product) if left > 0.0 and right > 0.0 else math.nan

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def monotone_map(similarity: Tensor) -> tuple[int, ...]:
+def find_monotone_map(similarity: Tensor) -> tuple[int, ...]:
     """Target layer → source layer, non-decreasing, that maximises Σ_t similarity[map(t), t].
 
     similarity: (source layers, target layers), finite. Dynamic programming over targets; of equally good maps
@@ -17,25 +17,25 @@ def monotone_map(similarity: Tensor) -> tuple[int, ...]:
         raise ValueError("similarities must be finite")
     sources, targets = scores.shape
     best = scores[:, 0].clone()
-    came_from: list[list[int]] = []
+    back_pointers: list[list[int]] = []
     for target in range(1, targets):
-        back, highest, at = [], float("-inf"), 0
-        reach = torch.empty_like(best)
+        pointers, highest, best_source = [], float("-inf"), 0
+        new_best = torch.empty_like(best)
         for source in range(sources):
             if float(best[source]) > highest:
-                highest, at = float(best[source]), source
-            reach[source] = highest + scores[source, target]
-            back.append(at)
-        best = reach
-        came_from.append(back)
+                highest, best_source = float(best[source]), source
+            new_best[source] = highest + scores[source, target]
+            pointers.append(best_source)
+        best = new_best
+        back_pointers.append(pointers)
     source = int(best.argmax())
-    chosen = [source]
-    for back in reversed(came_from):
-        source = back[source]
-        chosen.append(source)
-    return tuple(reversed(chosen))
+    path = [source]
+    for pointers in reversed(back_pointers):
+        source = pointers[source]
+        path.append(source)
+    return tuple(reversed(path))
 
 
-def coverage(similarity: Tensor, threshold: float = 0.7) -> float:
+def compute_coverage(similarity: Tensor, threshold: float = 0.7) -> float:
     """Share of target layers whose best source layer is more similar than `threshold`, in [0, 1]."""
     return float((similarity.max(0).values > threshold).double().mean())

@@ -13,32 +13,32 @@ from torch import Tensor
 
 from transfer.linalg import procrustes
 
-_RAISE = 2.0  # a violated anchor weighs twice as much in the next round
+_WEIGHT_FACTOR = 2.0  # a violated anchor weighs twice as much in the next round
 
 
 @dataclass(frozen=True, slots=True)
-class Locked:
+class LockedRotation:
     """`rotation` (p, q): A·rotation ≈ B. `violated`: share of anchors on the wrong side, in [0, 1]."""
 
     rotation: Tensor
-    violated: float
+    violation_rate: float
     rounds: int
 
 
-def locked_procrustes(A: Tensor, B: Tensor, rounds: int, start: Tensor | None = None) -> Locked:
+def solve_locked_procrustes(A: Tensor, B: Tensor, rounds: int, start: Tensor | None = None) -> LockedRotation:
     """Rows A (n, p) and B (n, q). Of the rounds' solutions the one with the fewest violations is returned,
     the earliest of equals. `start`: the unweighted solution, where it is known."""
     weights = A.new_ones(A.shape[0], 1)
-    best: Locked | None = None
-    for number in range(rounds + 1):
-        rotation = procrustes(weights * A, weights * B) if number or start is None else start
-        wrong = ((A @ rotation) * B).sum(1) <= 0.0
-        violated = float(wrong.double().mean()) if wrong.numel() else 0.0
-        if best is None or violated < best.violated:
-            best = Locked(rotation, violated, number)
-        if violated == 0.0:
+    best: LockedRotation | None = None
+    for round_index in range(rounds + 1):
+        rotation = procrustes(weights * A, weights * B) if round_index or start is None else start
+        is_violated = ((A @ rotation) * B).sum(1) <= 0.0
+        violation_rate = float(is_violated.double().mean()) if is_violated.numel() else 0.0
+        if best is None or violation_rate < best.violation_rate:
+            best = LockedRotation(rotation, violation_rate, round_index)
+        if violation_rate == 0.0:
             break
-        weights = torch.where(wrong[:, None], weights * _RAISE, weights)
+        weights = torch.where(is_violated[:, None], weights * _WEIGHT_FACTOR, weights)
     if best is None:
         raise ValueError("rounds must not be negative")
     return best

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from transfer.interface import LowRank
 
-_NOTHING = 1e-12  # of the rows' power: rows that differ by less than rounding do not differ
-_UNWRITTEN = 1e-6  # of the largest direction that B writes: what is smaller is float32 rounding
+_MIN_RELATIVE_POWER = 1e-12  # of the rows' power: rows that differ by less than rounding do not differ
+_MIN_SINGULAR_RATIO = 1e-6  # of the largest direction that B writes: what is smaller is float32 rounding
 
 
 @dataclass(slots=True)
@@ -68,25 +68,25 @@ class PairedRows:
     source: Tensor
     target: Tensor
 
-    def moments(self) -> Moments:
+    def compute_moments(self) -> Moments:
         """Their sums."""
         sums = Moments.zeros(self.source.shape[1], self.target.shape[1], self.source.device)
         sums.add(self.source, self.target)
         return sums
 
 
-def map_in(moments: Moments, ridge: float) -> Tensor:
+def fit_input_map(moments: Moments, ridge: float) -> Tensor:
     """M_in (p, q): what the target reads, as the source would have read it. λ in mean eigenvalues."""
-    return _solve(moments.cross, moments.target, ridge)
+    return _solve_ridge(moments.cross, moments.target, ridge)
 
 
-def map_out(moments: Moments, ridge: float) -> Tensor:
+def fit_output_map(moments: Moments, ridge: float) -> Tensor:
     """M_out (q, p): what the source site writes, as the target site would write it."""
-    return _solve(moments.cross.T, moments.source, ridge)
+    return _solve_ridge(moments.cross.T, moments.source, ridge)
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class R2:
     """Two R² of one prediction on held-out rows. 1 is perfect; either can be negative, and is NaN where there
     is nothing to explain.
 
@@ -96,51 +96,56 @@ class Explained:
     """
 
     r2: float
-    centred: float
+    centered: float
 
 
-def reads(delta: LowRank, M_in: Tensor, held_out: PairedRows) -> Explained:
+def input_r2(delta: LowRank, M_in: Tensor, held_out: PairedRows) -> R2:
     """Does the adapter read the same thing? B A x_s is wanted, B A M_in x_t is got: what it reads counts as
     far as B makes use of it, however the update is factored. With B = Q R, R A gives the same lengths."""
     A, M = torch.linalg.qr(delta.B.double()).R @ delta.A.double(), M_in.double()
-    wanted = held_out.source.double() @ A.T
-    got = held_out.target.double() @ (A @ M).T
-    return _explained(wanted, got)
+    expected = held_out.source.double() @ A.T
+    predicted = held_out.target.double() @ (A @ M).T
+    return _compute_r2(expected, predicted)
 
 
-def writes(B: Tensor, M_out: Tensor, held_out: PairedRows) -> Explained:
+def output_r2(B: Tensor, M_out: Tensor, held_out: PairedRows) -> R2:
     """Does the target write what the source writes, where the adapter does? P y_t is wanted, P M_out y_s is
     got; P the projector on M_out·B (B: (p, r)), which may span less than r directions: an adapter padded with
     zeros writes no others, where QR would make some up."""
     U, S, _ = torch.linalg.svd(M_out.double() @ B.double(), full_matrices=False)
-    basis = U[:, S.gt(_UNWRITTEN * S.amax())]
-    wanted = held_out.target.double() @ basis
-    got = held_out.source.double() @ (M_out.double().T @ basis)
-    return _explained(wanted, got)
+    basis = U[:, S.gt(_MIN_SINGULAR_RATIO * S.amax())]
+    expected = held_out.target.double() @ basis
+    predicted = held_out.source.double() @ (M_out.double().T @ basis)
+    return _compute_r2(expected, predicted)
 
 
-def carried(delta: LowRank, M_in: Tensor, M_out: Tensor) -> LowRank:
+def apply_maps(delta: LowRank, M_in: Tensor, M_out: Tensor) -> LowRank:
     """A' = A M_in, B' = M_out B: the update on the target, of the same rank."""
     return LowRank((M_out.to(delta.B) @ delta.B), delta.A @ M_in.to(delta.A))
 
 
-def _solve(cross: Tensor, gram: Tensor, ridge: float) -> Tensor:
+def _solve_ridge(cross: Tensor, gram: Tensor, ridge: float) -> Tensor:
     """cross (gram + λI)⁻¹ with λ = ridge × mean eigenvalue, float64."""
     penalty = ridge * float(gram.diagonal().mean())
     system = gram + penalty * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    factor, trouble = torch.linalg.cholesky_ex(system)
-    if int(trouble) != 0:  # λ too small for a rank-deficient sum: the pseudoinverse is its limit
+    factor, info = torch.linalg.cholesky_ex(system)
+    if int(info) != 0:  # λ too small for a rank-deficient sum: the pseudoinverse is its limit
         inverse: Tensor = torch.linalg.pinv(system, hermitian=True)
         return cross @ inverse
     solved: Tensor = torch.cholesky_solve(cross.T, factor).T
     return solved
 
 
-def _explained(wanted: Tensor, got: Tensor) -> Explained:
+def _compute_r2(expected: Tensor, predicted: Tensor) -> R2:
     """Rows (n, k) of both."""
-    if not wanted.numel():
-        return Explained(math.nan, math.nan)
-    whole, missed = float(wanted.square().sum()), float((wanted - got).square().sum())
-    varying = float((wanted - wanted.mean(0)).square().sum())
-    sizes = (whole, varying)
-    return Explained(*(1.0 - missed / size if size > _NOTHING * whole else math.nan for size in sizes))
+    if not expected.numel():
+        return R2(math.nan, math.nan)
+    total, residual = float(expected.square().sum()), float((expected - predicted).square().sum())
+    variation = float((expected - expected.mean(0)).square().sum())
+    denominators = (total, variation)
+    return R2(
+        *(
+            1.0 - residual / denominator if denominator > _MIN_RELATIVE_POWER * total else math.nan
+            for denominator in denominators
+        )
+    )

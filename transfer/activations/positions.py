@@ -24,14 +24,14 @@ class PairedPositions:
     target_coverage: float
 
 
-def paired_positions(source: Sequence[tuple[int, int]], target: Sequence[tuple[int, int]]) -> PairedPositions:
+def pair_positions(source: Sequence[tuple[int, int]], target: Sequence[tuple[int, int]]) -> PairedPositions:
     """Pairs from the (start, end) offsets of each token in the text.
 
     Tokens of no width are special ones (BOS, EOS) and stand for no text. Several tokens with one end are the
     bytes of one character: only the last has read all of it.
     """
-    ends_s, count_s = _ends(source)
-    ends_t, count_t = _ends(target)
+    ends_s, count_s = _index_by_end(source)
+    ends_t, count_t = _index_by_end(target)
     common = sorted(ends_s.keys() & ends_t.keys())
     return PairedPositions(
         torch.tensor([ends_s[end] for end in common], dtype=torch.long),
@@ -41,12 +41,12 @@ def paired_positions(source: Sequence[tuple[int, int]], target: Sequence[tuple[i
     )
 
 
-def _ends(offsets: Sequence[tuple[int, int]]) -> tuple[dict[int, int], int]:
+def _index_by_end(offsets: Sequence[tuple[int, int]]) -> tuple[dict[int, int], int]:
     """End → last position with that end, and how many positions stand for text."""
-    found: dict[int, int] = {}
+    position_by_end: dict[int, int] = {}
     count = 0
     for position, (start, end) in enumerate(offsets):
         if end > start:
-            found[end] = position
+            position_by_end[end] = position
             count += 1
-    return found, count
+    return position_by_end, count

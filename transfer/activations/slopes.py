@@ -22,7 +22,7 @@ from transfer.linalg import factorize
 
 
 @dataclass(slots=True)
-class Slopes:
+class GradientMoments:
     """Sums over tokens, float32, as a wide site's take hundreds of megabytes and the ridge is far above their
     rounding. `inputs`: Σ x xᵀ (i, i); `outputs`: Σ g gᵀ (o, o); `cross`: Σ g xᵀ (o, i)."""
 
@@ -31,7 +31,7 @@ class Slopes:
     cross: Tensor
 
     @classmethod
-    def zeros(cls, o: int, i: int, device: torch.device | str = "cpu") -> Slopes:
+    def zeros(cls, o: int, i: int, device: torch.device | str = "cpu") -> GradientMoments:
         """Nothing seen yet."""
 
         def empty(*shape: int) -> Tensor:
@@ -39,33 +39,34 @@ class Slopes:
 
         return cls(empty(i, i), empty(o, o), empty(o, i))
 
-    def add(self, read: Tensor, wanted: Tensor) -> None:
+    def add(self, activations: Tensor, gradients: Tensor) -> None:
         """Rows x (n, i) and g (n, o) of the same tokens."""
-        read, wanted = read.float(), wanted.float()
-        self.inputs += read.T @ read
-        self.outputs += wanted.T @ wanted
-        self.cross += wanted.T @ read
+        activations, gradients = activations.float(), gradients.float()
+        self.inputs += activations.T @ activations
+        self.outputs += gradients.T @ gradients
+        self.cross += gradients.T @ activations
 
 
-def step(slopes: Slopes, rank: int, ridge: float) -> LowRank:
+def solve_step(moments: GradientMoments, rank: int, ridge: float) -> LowRank:
     """ΔW (o, i) of the given rank, float32. `ridge`: λ and μ in mean eigenvalues. Zero where the text wants
     nothing of this site."""
-    L, R = _root(slopes.inputs, ridge), _root(slopes.outputs, ridge)
-    moved = torch.linalg.solve_triangular(L, slopes.cross.double().T, upper=False).T
-    moved = torch.linalg.solve_triangular(R, moved, upper=False)
-    size = float(moved.abs().max())
-    if size == 0.0:
+    L, R = _factor_gram(moments.inputs, ridge), _factor_gram(moments.outputs, ridge)
+    whitened = torch.linalg.solve_triangular(L, moments.cross.double().T, upper=False).T
+    whitened = torch.linalg.solve_triangular(R, whitened, upper=False)
+    largest = float(whitened.abs().max())
+    if largest == 0.0:
         return LowRank(
-            moved.new_zeros(moved.shape[0], rank).float(), moved.new_zeros(rank, moved.shape[1]).float()
+            whitened.new_zeros(whitened.shape[0], rank).float(),
+            whitened.new_zeros(rank, whitened.shape[1]).float(),
         )
-    found = factorize(moved / size, rank)  # its float32 knows no sums of 1e-40
-    B, A = found.U.double() * (found.S.double() * -size), found.V.double()
+    factors = factorize(whitened / largest, rank)  # its float32 knows no sums of 1e-40
+    B, A = factors.U.double() * (factors.S.double() * -largest), factors.V.double()
     A = torch.linalg.solve_triangular(L.T, A, upper=True).T
     B = torch.linalg.solve_triangular(R.T, B, upper=True)
     return LowRank(B.float(), A.float())
 
 
-def _root(gram: Tensor, ridge: float) -> Tensor:
+def _factor_gram(gram: Tensor, ridge: float) -> Tensor:
     """The lower Cholesky factor of gram + λI, λ in mean eigenvalues; of I where gram is zero."""
     gram = gram.double()
     mean = float(gram.diagonal().mean())

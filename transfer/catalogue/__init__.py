@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, TypeAdapter
 
 from transfer.catalogue.activations import ActivationParams, GeometricParams, PairedTextParams
-from transfer.catalogue.auto import AutoParams, OneMethod
+from transfer.catalogue.auto import AutoParams, ConcreteMethodParams
 from transfer.catalogue.base import DareParams, MethodParams
 from transfer.catalogue.cast import CastParams
 from transfer.catalogue.distill import DistillParams, DistillSettings, RefineParams
@@ -30,7 +30,7 @@ from transfer.catalogue.weights import (
     TiesParams,
     WeightAverageParams,
 )
-from transfer.catalogue.written import WritingSettings
+from transfer.catalogue.written import SamplingParams
 
 __all__ = [
     "PARAMS_BY_NAME",
@@ -39,6 +39,7 @@ __all__ = [
     "AnyMethodParams",
     "AutoParams",
     "CastParams",
+    "ConcreteMethodParams",
     "CopyParams",
     "CrossLoraParams",
     "DareParams",
@@ -49,20 +50,19 @@ __all__ = [
     "GeometricParams",
     "LinearParams",
     "MethodParams",
-    "OneMethod",
     "PairedTextParams",
     "ProLoraParams",
     "RefineParams",
+    "SamplingParams",
     "Thresholds",
     "TiesParams",
     "WeightAverageParams",
-    "WritingSettings",
     "describe",
-    "label",
+    "format_method",
     "parse_params",
 ]
 
-AnyMethodParams = Annotated[AutoParams | OneMethod, Field(discriminator="name")]
+AnyMethodParams = Annotated[AutoParams | ConcreteMethodParams, Field(discriminator="name")]
 
 PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
     "auto": AutoParams,
@@ -84,24 +84,28 @@ _NESTED: dict[str, tuple[type[BaseModel], str]] = {
     "dare": (DareParams, "p"),
     "refine": (RefineParams, "steps"),
 }
-_LONGEST = 40
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)
+_MAX_VALUE_CHARS = 40
+_PARAMS_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)
 
 
 def parse_params(value: str | dict[str, Any]) -> MethodParams:
     """Parameters from a name or an object. Raises pydantic's ValidationError."""
-    params: MethodParams = _ADAPTER.validate_python({"name": value} if isinstance(value, str) else value)
+    params: MethodParams = _PARAMS_ADAPTER.validate_python(
+        {"name": value} if isinstance(value, str) else value
+    )
     return params
 
 
-def label(method: Mapping[str, Any]) -> str:
+def format_method(method: Mapping[str, Any]) -> str:
     """A method's parameters in one line for people: its name, and what differs from the defaults."""
     params = PARAMS_BY_NAME[method["name"]]
-    settings = ", ".join(f"{key}={_short(value)}" for key, value in _differing(method, params))
+    settings = ", ".join(
+        f"{key}={_abbreviate(value)}" for key, value in _iter_changed_settings(method, params)
+    )
     return f"{method['name']} ({settings})" if settings else str(method["name"])
 
 
-def _differing(
+def _iter_changed_settings(
     given: Mapping[str, Any], model: type[BaseModel], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; of DARE and refinement always how much."""
@@ -110,16 +114,16 @@ def _differing(
         if key == "name" or value == default:
             continue
         if key in _NESTED:
-            inner, telling = _NESTED[key]
-            more = dict(_differing(value, inner, f"{key}."))
-            yield from ({f"{key}.{telling}": value[telling]} | more).items()
+            inner, main_field = _NESTED[key]
+            nested_changes = dict(_iter_changed_settings(value, inner, f"{key}."))
+            yield from ({f"{key}.{main_field}": value[main_field]} | nested_changes).items()
         else:
             yield f"{prefix}{key}", value
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[: _MAX_VALUE_CHARS - 1]}…"
 
 
 def describe() -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from transfer.catalogue.base import MethodParams
-from transfer.catalogue.written import WritingSettings
+from transfer.catalogue.written import SamplingParams
 
 
 class PairedTextParams(MethodParams):
@@ -56,8 +56,8 @@ class ActivationParams(PairedTextParams):
             "and back, and a line search. `both` takes the step from what the maps carry, where that helps."
         ),
     )
-    written: WritingSettings = Field(
-        default=WritingSettings(), description="The text that the step is solved on."
+    written: SamplingParams = Field(
+        default=SamplingParams(), description="The text that the step is solved on."
     )
 
 

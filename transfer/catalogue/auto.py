@@ -22,7 +22,7 @@ from transfer.catalogue.weights import (
 )
 
 # Every method that can be run; `auto` only ever picks one of them.
-OneMethod = (
+ConcreteMethodParams = (
     CopyParams
     | DifferenceParams
     | LinearParams
@@ -38,12 +38,12 @@ OneMethod = (
 )
 
 
-def from_name(value: Any) -> Any:
+def expand_name(value: Any) -> Any:
     """A method's name alone is short for its object."""
     return {"name": value} if isinstance(value, str) else value
 
 
-Candidate = Annotated[OneMethod, Field(discriminator="name")]
+CandidateParams = Annotated[ConcreteMethodParams, Field(discriminator="name")]
 
 
 class AutoParams(MethodParams):
@@ -57,7 +57,7 @@ class AutoParams(MethodParams):
             "which takes minutes or more."
         ),
     )
-    candidates: tuple[Annotated[Candidate, BeforeValidator(from_name)], ...] | None = Field(
+    candidates: tuple[Annotated[CandidateParams, BeforeValidator(expand_name)], ...] | None = Field(
         default=None,
         max_length=16,
         json_schema_extra={"minItems": 1},
@@ -69,7 +69,9 @@ class AutoParams(MethodParams):
 
     @field_validator("candidates")
     @classmethod
-    def _some(cls, value: tuple[OneMethod, ...] | None) -> tuple[OneMethod, ...] | None:
+    def _require_candidates(
+        cls, value: tuple[ConcreteMethodParams, ...] | None
+    ) -> tuple[ConcreteMethodParams, ...] | None:
         # A least length would count a candidate that is wrong as missing, and report both.
         if value == ():
             raise ValueError("must name at least one method, or be left out")

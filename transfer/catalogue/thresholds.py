@@ -31,7 +31,7 @@ class Thresholds(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _in_order(self) -> Thresholds:
+    def _check_order(self) -> Thresholds:
         if self.coverage_uncertain > self.coverage_compatible or self.r2_uncertain > self.r2_compatible:
             raise ValueError("what is uncertain must not lie above what is compatible")
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class WritingSettings(BaseModel):
+class SamplingParams(BaseModel):
     """How the source and its adapter write text, and which of it counts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +52,7 @@ class WritingSettings(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31, description="Decides what is written and its order.")
 
 
-class DistillSettings(WritingSettings):
+class DistillSettings(SamplingParams):
     """What text is written and how long it is trained on: shared by `distill` and `refine`."""
 
     shift: float = Field(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from transfer.activations.maps import carried
-from transfer.activations.site import known, site_map
+from transfer.activations.maps import apply_maps
+from transfer.activations.site import get_site_map, map_metrics
 from transfer.catalogue import ActivationParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
-from transfer.methods.distill import whole
+from transfer.methods.distill import trained_site_result
 from transfer.methods.refusals import require_sites
 
 
@@ -29,25 +29,25 @@ class Activation:
         step = {Evidence.TRAINED} if params.solve != "maps" else set()
         return frozenset(maps | step)
 
-    def prepare(self, params: ActivationParams, pair: Pair) -> None:
+    def prepare(self, params: ActivationParams, pair: BasePairInfo) -> None:
         """Nothing but that there are sites."""
         require_sites(pair)
 
-    def carry(
+    def transfer_site(
         self, params: ActivationParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t). Measures the read and write R² and the ratio of norms."""
         if params.solve != "maps":
-            return whole(site, delta, evidence.trained())
-        M_in, reads = site_map(evidence, "in", params.ridge)
-        M_out, writes = site_map(evidence, "out", params.ridge)
-        moved = carried(delta, M_in, M_out)
-        before, after = frobenius(delta), frobenius(moved)
-        if params.norm == "preserve" and after > 0.0:
-            moved = moved.scaled(before / after)
+            return trained_site_result(site, delta, evidence.trained_update())
+        M_in, input_rows = get_site_map(evidence, "in", params.ridge)
+        M_out, output_rows = get_site_map(evidence, "out", params.ridge)
+        result = apply_maps(delta, M_in, M_out)
+        norm_before, norm_after = frobenius(delta), frobenius(result)
+        if params.norm == "preserve" and norm_after > 0.0:
+            result = result.scaled(norm_before / norm_after)
         measured = {
-            **known(delta, M_in, M_out, reads, writes),
-            "norm_ratio": after / before if before > 0.0 else 0.0,
-            "update_norm": frobenius(moved),
+            **map_metrics(delta, M_in, M_out, input_rows, output_rows),
+            "norm_ratio": norm_after / norm_before if norm_before > 0.0 else 0.0,
+            "update_norm": frobenius(result),
         }
-        return Carried(moved, measured)
+        return SiteResult(result, measured)

@@ -26,7 +26,9 @@ HELD_OUT_EVERY = 8
 # the mean; a rotated copy of the same base 0.00.
 UNINFORMATIVE_ABOVE = 0.97
 
-_SAMPLED_ROWS = 16  # of U and of V in a fingerprint; hashing them whole would cost as much as reading them
+_FINGERPRINT_ROWS = (
+    16  # of U and of V in a fingerprint; hashing them whole would cost as much as reading them
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,44 +41,48 @@ class Alignment:
 
     rotation: Tensor
     residual: float
-    null: float
-    fitted: int
-    reached: float
+    shuffled_residual: float
+    fitted_rows: int
+    reachable_share: float
 
     @property
-    def informative(self) -> bool:
+    def is_informative(self) -> bool:
         """Does the true pairing agree clearly better than a shuffled one?"""
-        return self.residual < UNINFORMATIVE_ABOVE * self.null
+        return self.residual < UNINFORMATIVE_ABOVE * self.shuffled_residual
 
-    def tensors(self, port: Port) -> dict[str, Tensor]:
+    def to_tensors(self, port: Port) -> dict[str, Tensor]:
         """The alignment as float32 tensors named for its port; `from_tensors` takes them back."""
-        measured = torch.tensor([self.residual, self.null, float(self.fitted), self.reached])
+        measured = torch.tensor(
+            [self.residual, self.shuffled_residual, float(self.fitted_rows), self.reachable_share]
+        )
         return {f"rotation_{port}": self.rotation, f"measured_{port}": measured}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], port: Port) -> Alignment:
         """What `tensors` gave, its measurements rounded to float32."""
-        residual, null, fitted, reached = tensors[f"measured_{port}"].tolist()
-        return cls(tensors[f"rotation_{port}"], residual, null, int(fitted), reached)
+        residual, shuffled_residual, fitted_rows, reachable_share = tensors[f"measured_{port}"].tolist()
+        return cls(
+            tensors[f"rotation_{port}"], residual, shuffled_residual, int(fitted_rows), reachable_share
+        )
 
 
 def align(X: Tensor, Y: Tensor) -> Alignment:
     """Orthogonal Procrustes, measured on anchors that it has not seen."""
     held_out = torch.arange(X.shape[0], device=X.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     rotation = procrustes(X[~held_out], Y[~held_out])
-    moved, wanted = X[held_out] @ rotation, Y[held_out]
-    count = wanted.shape[0]
+    predicted, expected = X[held_out] @ rotation, Y[held_out]
+    count = expected.shape[0]
     return Alignment(
         rotation=rotation,
-        residual=_residual(moved, wanted),
+        residual=_compute_residual(predicted, expected),
         # A cyclic shift by half pairs every anchor with a far one: a shuffle without fixed points or a seed.
-        null=_residual(moved, wanted.roll(max(count // 2, 1), dims=0)),
-        fitted=int((~held_out).sum()),
-        reached=float(rotation.square().sum()) / min(rotation.shape),
+        shuffled_residual=_compute_residual(predicted, expected.roll(max(count // 2, 1), dims=0)),
+        fitted_rows=int((~held_out).sum()),
+        reachable_share=float(rotation.square().sum()) / min(rotation.shape),
     )
 
 
-def alignment_name(source: Factors, target: Factors) -> str:
+def build_alignment_name(source: Factors, target: Factors) -> str:
     """Names the alignment of exactly these factors.
 
     A rotation is of use with the singular vectors that it was fitted to and no others: factors that another
@@ -90,13 +96,13 @@ def _fingerprint(factors: Factors) -> str:
     """64 bits of a hash over S and evenly spread rows of U and V, in which each direction's sign shows."""
     sha = hashlib.sha256(factors.S.cpu().numpy().tobytes())
     for vectors in (factors.U, factors.V):
-        spread = torch.linspace(0, vectors.shape[0] - 1, min(vectors.shape[0], _SAMPLED_ROWS)).long()
-        sha.update(vectors[spread.to(vectors.device)].cpu().numpy().tobytes())
+        row_indices = torch.linspace(0, vectors.shape[0] - 1, min(vectors.shape[0], _FINGERPRINT_ROWS)).long()
+        sha.update(vectors[row_indices.to(vectors.device)].cpu().numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
-def _residual(moved: Tensor, wanted: Tensor) -> float:
+def _compute_residual(predicted: Tensor, expected: Tensor) -> float:
     """min over c ≥ 0 of ‖c·moved − wanted‖ / ‖wanted‖: a common scale is free, as norms differ by model."""
-    size = float(torch.linalg.vector_norm(moved) * torch.linalg.vector_norm(wanted))
-    cosine = float((moved * wanted).sum()) / size if size > 0.0 else 0.0
+    norm_product = float(torch.linalg.vector_norm(predicted) * torch.linalg.vector_norm(expected))
+    cosine = float((predicted * expected).sum()) / norm_product if norm_product > 0.0 else 0.0
     return math.sqrt(max(1.0 - max(cosine, 0.0) ** 2, 0.0))

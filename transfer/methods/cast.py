@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from transfer.activations.maps import carried
+from transfer.activations.maps import apply_maps
 from transfer.catalogue import CastParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
 from transfer.methods.refusals import require_sites
 
-_ELSEWHERE = 0.5  # of the update lies where the heads are as they began
+_MIN_TRAINED_SHARE = 0.5  # of the update lies where the heads are as they began
 
 
 class Cast:
@@ -27,39 +27,43 @@ class Cast:
 
     def needs(self, params: CastParams) -> frozenset[Evidence]:
         """Trained heads alone."""
-        return frozenset({Evidence.HEADS})
+        return frozenset({Evidence.MAPS})
 
-    def prepare(self, params: CastParams, pair: Pair) -> None:
+    def prepare(self, params: CastParams, pair: BasePairInfo) -> None:
         """Nothing but that there are sites."""
         require_sites(pair)
 
-    def carry(
+    def transfer_site(
         self, params: CastParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t).
 
         `reads_trained`, `writes_trained`: the share of ‖ΔW‖² in directions in which the heads were trained; 1
         for the adapter that they were trained with.
         """
-        heads = evidence.heads()
-        moved = carried(delta, heads.M_in, heads.M_out)
-        before, after = frobenius(delta), frobenius(moved)
-        reads, writes = _inside(delta, heads.reads, heads.writes)
+        maps = evidence.trained_maps()
+        result = apply_maps(delta, maps.M_in, maps.M_out)
+        norm_before, norm_after = frobenius(delta), frobenius(result)
+        input_share, output_share = _compute_trained_shares(delta, maps.input_basis, maps.output_basis)
         measured = {
-            "reads_trained": reads,
-            "writes_trained": writes,
-            "norm_ratio": after / before if before > 0.0 else 0.0,
-            "update_norm": after,
+            "reads_trained": input_share,
+            "writes_trained": output_share,
+            "norm_ratio": norm_after / norm_before if norm_before > 0.0 else 0.0,
+            "update_norm": norm_after,
         }
-        flags = ("heads_of_another_adapter",) if min(reads, writes) < _ELSEWHERE and before > 0.0 else ()
-        return Carried(moved, measured, flags)
+        flags = (
+            ("heads_of_another_adapter",)
+            if min(input_share, output_share) < _MIN_TRAINED_SHARE and norm_before > 0.0
+            else ()
+        )
+        return SiteResult(result, measured, flags)
 
 
-def _inside(delta: LowRank, reads: Tensor, writes: Tensor) -> tuple[float, float]:
+def _compute_trained_shares(delta: LowRank, input_basis: Tensor, output_basis: Tensor) -> tuple[float, float]:
     """‖ΔW P‖² / ‖ΔW‖² and ‖P ΔW‖² / ‖ΔW‖² for the projectors on both bases."""
-    whole = frobenius(delta) ** 2
-    if whole == 0.0:
+    total = frobenius(delta) ** 2
+    if total == 0.0:
         return 0.0, 0.0
-    read = frobenius(LowRank(delta.B, (delta.A @ reads) @ reads.T)) ** 2
-    written = frobenius(LowRank(writes @ (writes.T @ delta.B), delta.A)) ** 2
-    return min(read / whole, 1.0), min(written / whole, 1.0)
+    input_energy = frobenius(LowRank(delta.B, (delta.A @ input_basis) @ input_basis.T)) ** 2
+    output_energy = frobenius(LowRank(output_basis @ (output_basis.T @ delta.B), delta.A)) ** 2
+    return min(input_energy / total, 1.0), min(output_energy / total, 1.0)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from transfer.catalogue import CopyParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
 from transfer.methods.refusals import require_equal_shapes, require_sites
 
@@ -24,7 +24,7 @@ class Copy:
         """Nothing."""
         return frozenset()
 
-    def prepare(self, params: CopyParams, pair: Pair) -> None:
+    def prepare(self, params: CopyParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ and `pad` is off."""
         if params.pad:
             require_sites(pair)
@@ -33,16 +33,16 @@ class Copy:
             pair, "copy", "Use cross_lora; or pad=true, as a control that carries no meaning across shapes."
         )
 
-    def carry(
+    def transfer_site(
         self, params: CopyParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o_s, i_s) → the same update, (o_t, i_t)."""
         o, i = site.target_shape
-        moved = LowRank(_resize(delta.B, o, delta.rank), _resize(delta.A, delta.rank, i))
-        before, after = frobenius(delta), frobenius(moved)
+        result = LowRank(_resize(delta.B, o, delta.rank), _resize(delta.A, delta.rank, i))
+        norm_before, norm_after = frobenius(delta), frobenius(result)
         flags = () if site.source_shape == site.target_shape else ("padded",)
-        ratio = {"norm_ratio": after / before} if before > 0.0 else {}
-        return Carried(moved, {"update_norm": after, **ratio}, flags)
+        ratio = {"norm_ratio": norm_after / norm_before} if norm_before > 0.0 else {}
+        return SiteResult(result, {"update_norm": norm_after, **ratio}, flags)
 
 
 def _resize(matrix: Tensor, rows: int, columns: int) -> Tensor:
@@ -50,6 +50,6 @@ def _resize(matrix: Tensor, rows: int, columns: int) -> Tensor:
     if matrix.shape == (rows, columns):
         return matrix
     out = matrix.new_zeros(rows, columns)
-    part = matrix[:rows, :columns]
-    out[: part.shape[0], : part.shape[1]] = part
+    overlap = matrix[:rows, :columns]
+    out[: overlap.shape[0], : overlap.shape[1]] = overlap
     return out

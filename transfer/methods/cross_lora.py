@@ -23,23 +23,23 @@ from torch import Tensor
 from transfer.catalogue import CrossLoraParams
 from transfer.interface import (
     PORTS,
-    Carried,
+    BasePairInfo,
     Evidence,
     Factors,
     LowRank,
-    Pair,
     Port,
     Role,
     SiteEvidence,
     SitePair,
+    SiteResult,
 )
 from transfer.linalg import frobenius
-from transfer.methods.anchors import Alignment, align, alignment_name
+from transfer.methods.anchors import Alignment, align, build_alignment_name
 from transfer.methods.directions import decouple, recouple
-from transfer.methods.ranks import energies, leading, leading_coordinates, swept
+from transfer.methods.ranks import energy_metrics, sweep_metrics, truncate_coordinates, truncate_factors
 from transfer.methods.refusals import require_equal_shapes, require_sites
 
-_WRITERS = frozenset({Role.O, Role.DOWN})  # their outputs go to the residual stream
+_RESIDUAL_WRITERS = frozenset({Role.O, Role.DOWN})  # their outputs go to the residual stream
 
 
 class CrossLora:
@@ -49,10 +49,10 @@ class CrossLora:
 
     def needs(self, params: CrossLoraParams) -> frozenset[Evidence]:
         """Factors of both bases; `anchored` also shared-vocabulary rows, `activations` those of a text."""
-        pairs = {"anchored": {Evidence.EMBEDDINGS}, "activations": {Evidence.ACTIVATIONS}}
-        return frozenset({Evidence.FACTORS} | pairs.get(params.alignment, set()))
+        row_evidence = {"anchored": {Evidence.EMBEDDINGS}, "activations": {Evidence.ACTIVATIONS}}
+        return frozenset({Evidence.FACTORS} | row_evidence.get(params.alignment, set()))
 
-    def prepare(self, params: CrossLoraParams, pair: Pair) -> None:
+    def prepare(self, params: CrossLoraParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair when `projection` meets unequal shapes, listing the sites."""
         require_sites(pair)
         if params.alignment == "projection":
@@ -60,45 +60,47 @@ class CrossLora:
                 pair, "cross_lora with alignment=projection", "Use alignment=anchored across shapes."
             )
 
-    def carry(
+    def transfer_site(
         self, params: CrossLoraParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t) of the same rank, with the measurements of docs/methods.md.
 
         With a sweep, factors are computed once at the largest rank and their leading `rank` directions used.
         """
-        most = max((params.rank, *params.sweep))
-        widest_s, widest_t = evidence.factors("source", most), evidence.factors("target", most)
-        source, target = leading(widest_s, params.rank), leading(widest_t, params.rank)
-        before = frobenius(delta)
-        delta, sizes = decouple(delta) if params.orthogonalize else (delta, None)
+        max_rank = max((params.rank, *params.sweep))
+        widest_s, widest_t = evidence.factors("source", max_rank), evidence.factors("target", max_rank)
+        source, target = truncate_factors(widest_s, params.rank), truncate_factors(widest_t, params.rank)
+        norm_before = frobenius(delta)
+        delta, singular_values = decouple(delta) if params.orthogonalize else (delta, None)
         measured: dict[str, float] = {}
         flags: tuple[str, ...] = ()
         if params.alignment == "projection":
-            whole = LowRank(widest_t.U.T @ delta.B, delta.A @ widest_t.V)
-            kept = turned = leading_coordinates(whole, params.rank)
+            coordinates = LowRank(widest_t.U.T @ delta.B, delta.A @ widest_t.V)
+            kept = mapped = truncate_coordinates(coordinates, params.rank)
         else:
-            whole = LowRank(widest_s.U.T @ delta.B, delta.A @ widest_s.V)
-            kept = leading_coordinates(whole, params.rank)
-            measured, flags, turned = _turn(params, site, kept, source, target, evidence)
-        if sizes is not None:
-            turned, found = recouple(turned, sizes)
-            measured |= found
-        moved = _into(target, turned)
-        if params.norm == "preserve" and (norm := frobenius(moved)) > 0.0:
-            moved = moved.scaled(before / norm)
-        measured |= energies(before, kept, moved, source, target)
-        exact = params.alignment not in {"anchored", "activations"}
-        measured |= swept(params.sweep, before, whole, widest_s, widest_t, exact_norm=exact)
-        return Carried(moved, measured, flags)
+            coordinates = LowRank(widest_s.U.T @ delta.B, delta.A @ widest_s.V)
+            kept = truncate_coordinates(coordinates, params.rank)
+            measured, flags, mapped = _map_coordinates(params, site, kept, source, target, evidence)
+        if singular_values is not None:
+            mapped, recouple_metrics = recouple(mapped, singular_values)
+            measured |= recouple_metrics
+        result = _expand_coordinates(target, mapped)
+        if params.norm == "preserve" and (norm := frobenius(result)) > 0.0:
+            result = result.scaled(norm_before / norm)
+        measured |= energy_metrics(norm_before, kept, result, source, target)
+        exact_norm = params.alignment not in {"anchored", "activations"}
+        measured |= sweep_metrics(
+            params.sweep, norm_before, coordinates, widest_s, widest_t, exact_norm=exact_norm
+        )
+        return SiteResult(result, measured, flags)
 
 
-def _into(base: Factors, coordinates: LowRank) -> LowRank:
+def _expand_coordinates(base: Factors, coordinates: LowRank) -> LowRank:
     """U C Vᵀ for coordinates C kept as factors."""
     return LowRank(base.U @ coordinates.B, coordinates.A @ base.V.T)
 
 
-def _turn(
+def _map_coordinates(
     params: CrossLoraParams,
     site: SitePair,
     kept: LowRank,
@@ -109,69 +111,77 @@ def _turn(
     """Source coordinates → target coordinates; measurements and flags of the alignment."""
     if params.alignment == "index":
         k = min(source.S.numel(), target.S.numel())
-        B, A = _resized(kept.B, target.S.numel(), k), _resized(kept.A.T, target.S.numel(), k).T
+        B, A = _resize_rows(kept.B, target.S.numel(), k), _resize_rows(kept.A.T, target.S.numel(), k).T
         return {}, ("index_alignment",), LowRank(B, A)
     if params.alignment == "activations":
-        reads, writes = (_on_text(params, port, source, target, evidence) for port in PORTS)
+        input_alignment, output_alignment = (
+            _get_text_alignment(params, port, source, target, evidence) for port in PORTS
+        )
     else:
-        reads, writes = _alignments(site, source, target, evidence)
-    turned = LowRank(writes.rotation.T @ kept.B, kept.A @ reads.rotation)
+        input_alignment, output_alignment = _get_alignments(site, source, target, evidence)
+    mapped = LowRank(output_alignment.rotation.T @ kept.B, kept.A @ input_alignment.rotation)
     measured = {
-        "anchor_tokens": float(reads.fitted),
-        "anchor_residual_in": reads.residual,
-        "anchor_residual_out": writes.residual,
-        "anchor_null_in": reads.null,
-        "anchor_null_out": writes.null,
-        "anchor_reached_in": reads.reached,
-        "anchor_reached_out": writes.reached,
+        "anchor_tokens": float(input_alignment.fitted_rows),
+        "anchor_residual_in": input_alignment.residual,
+        "anchor_residual_out": output_alignment.residual,
+        "anchor_null_in": input_alignment.shuffled_residual,
+        "anchor_null_out": output_alignment.shuffled_residual,
+        "anchor_reached_in": input_alignment.reachable_share,
+        "anchor_reached_out": output_alignment.reachable_share,
     }
-    few = min(reads.fitted, writes.fitted) < 2 * max(source.S.numel(), target.S.numel())
-    lost = not (reads.informative and writes.informative)
-    flags = (("few_anchors",) if few else ()) + (("anchors_uninformative",) if lost else ())
-    return measured, flags, turned
+    too_few = min(input_alignment.fitted_rows, output_alignment.fitted_rows) < 2 * max(
+        source.S.numel(), target.S.numel()
+    )
+    uninformative = not (input_alignment.is_informative and output_alignment.is_informative)
+    flags = (("few_anchors",) if too_few else ()) + (("anchors_uninformative",) if uninformative else ())
+    return measured, flags, mapped
 
 
-def _alignments(
+def _get_alignments(
     site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence
 ) -> tuple[Alignment, Alignment]:
     """How the two bases match in what the site reads and in what it writes: fitted once per pair of bases.
 
     A fresh fit passes through the same tensors as a kept one, so that both give the same bytes.
     """
-    found = evidence.kept(alignment_name(source, target), lambda: _fitted(site, source, target, evidence))
-    return Alignment.from_tensors(found, "in"), Alignment.from_tensors(found, "out")
+    tensors = evidence.cached_by_site(
+        build_alignment_name(source, target), lambda: _fit_alignments(site, source, target, evidence)
+    )
+    return Alignment.from_tensors(tensors, "in"), Alignment.from_tensors(tensors, "out")
 
 
-def _fitted(site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence) -> dict[str, Tensor]:
+def _fit_alignments(
+    site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence
+) -> dict[str, Tensor]:
     """Procrustes for what the site reads (X V) and what it writes (Y U)."""
-    X_s = evidence.paired("source", "in") @ source.V
-    X_t = evidence.paired("target", "in") @ target.V
-    reads = align(X_s, X_t)
-    if site.target.role in _WRITERS:
-        Y_s = evidence.paired("source", "out") @ source.U
-        Y_t = evidence.paired("target", "out") @ target.U
+    X_s = evidence.embedding_rows("source", "in") @ source.V
+    X_t = evidence.embedding_rows("target", "in") @ target.V
+    input_alignment = align(X_s, X_t)
+    if site.target.role in _RESIDUAL_WRITERS:
+        Y_s = evidence.embedding_rows("source", "out") @ source.U
+        Y_t = evidence.embedding_rows("target", "out") @ target.U
     else:
         # Y = X Wᵀ, so Y U = X V diag(S) exactly: the o-wide product is never formed. The bias is left out,
         # being a constant that says nothing about directions of change.
         Y_s, Y_t = X_s * source.S, X_t * target.S
-    return reads.tensors("in") | align(Y_s, Y_t).tensors("out")
+    return input_alignment.to_tensors("in") | align(Y_s, Y_t).to_tensors("out")
 
 
-def _on_text(
+def _get_text_alignment(
     params: CrossLoraParams, port: Port, source: Factors, target: Factors, evidence: SiteEvidence
 ) -> Alignment:
     """The same from what both bases read or write on one text, seen in the factors' coordinates."""
 
     def fit() -> dict[str, Tensor]:
         rows = evidence.rows(port, params.anchor_tokens)
-        ours, theirs = (source.V, target.V) if port == "in" else (source.U, target.U)
-        return align(rows.source @ ours, rows.target @ theirs).tensors(port)
+        source_basis, target_basis = (source.V, target.V) if port == "in" else (source.U, target.U)
+        return align(rows.source @ source_basis, rows.target @ target_basis).to_tensors(port)
 
-    name = f"{alignment_name(source, target)} rows {params.anchor_tokens}"
-    return Alignment.from_tensors(evidence.kept_at(port, name, fit), port)
+    name = f"{build_alignment_name(source, target)} rows {params.anchor_tokens}"
+    return Alignment.from_tensors(evidence.cached_by_hook(port, name, fit), port)
 
 
-def _resized(coordinates: Tensor, rows: int, k: int) -> Tensor:
+def _resize_rows(coordinates: Tensor, rows: int, k: int) -> Tensor:
     """The first k rows, zeros up to `rows`: index matching between unequal numbers of directions."""
     out = coordinates.new_zeros(rows, coordinates.shape[1])
     out[:k] = coordinates[:k]

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 
 from transfer.catalogue import DifferenceParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
-from transfer.methods.dense import cut
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
+from transfer.methods.dense import truncate_dense
 from transfer.methods.refusals import require_equal_shapes
 
 
@@ -25,15 +25,15 @@ class Difference:
         """Both base weights."""
         return frozenset({Evidence.WEIGHTS})
 
-    def prepare(self, params: DifferenceParams, pair: Pair) -> None:
+    def prepare(self, params: DifferenceParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "difference", "Across shapes use cross_lora.")
 
-    def carry(
+    def transfer_site(
         self, params: DifferenceParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o, i) → an update of rank ≤ `rank`."""
-        moved = torch.sub(evidence.weight("target"), evidence.weight("source")).mul_(params.gamma)
-        base_norm = float(moved.norm())
-        update, measured = cut(moved.addmm_(delta.B, delta.A), params.rank, delta)
-        return Carried(update, measured | {"base_norm": base_norm})
+        base_difference = torch.sub(evidence.weight("target"), evidence.weight("source")).mul_(params.gamma)
+        base_norm = float(base_difference.norm())
+        result, measured = truncate_dense(base_difference.addmm_(delta.B, delta.A), params.rank, delta)
+        return SiteResult(result, measured | {"base_norm": base_norm})

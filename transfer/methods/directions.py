@@ -25,10 +25,10 @@ from transfer.interface import LowRank
 from transfer.linalg import frobenius, inner, thin_svd
 
 # Of a unit direction, a shorter remainder is rounding of float32 factors: it is given up, not stretched.
-_REACHED = 1e-4
+_MIN_DIRECTION_NORM = 1e-4
 
 # Below this share of the largest, a direction's size is rounding of float32 factors.
-_SIZELESS = 1e-7
+_MIN_SINGULAR_RATIO = 1e-7
 
 
 def decouple(delta: LowRank) -> tuple[LowRank, Tensor]:
@@ -37,34 +37,45 @@ def decouple(delta: LowRank) -> tuple[LowRank, Tensor]:
     return LowRank(U * S, V.T), S
 
 
-def recouple(moved: LowRank, sizes: Tensor) -> tuple[LowRank, dict[str, float]]:
+def recouple(projected: LowRank, singular_values: Tensor) -> tuple[LowRank, dict[str, float]]:
     """Σ σ_j û_j v̂_jᵀ, as long as `moved`, from what became of `decouple`'s factors: B = X diag(σ), A = Yᵀ.
 
     Singular values are σ up to that common factor. Directions that do not arrive on both sides are left out.
     Measured: `directions_moved`, how many arrive; `direction_cosine`, the cosine between `moved` and the
     result (1: the projection had kept all proportions), both only for an update that is not zero.
     """
-    length = frobenius(moved)
-    if length == 0.0:
-        return moved, {}
-    solid = sizes > _SIZELESS * sizes[0]
-    weight = torch.where(solid, sizes, 0.0).double() / float(sizes[0])
-    X = torch.where(solid, moved.B.double() / torch.where(solid, sizes, 1.0).double(), 0.0)
-    Y = torch.where(solid, moved.A.T.double(), 0.0)
-    (left, written), (right, read) = _orthonormal(X, weight.square()), _orthonormal(Y, weight.square())
-    straight = LowRank(left * weight, right.T)
-    found = frobenius(straight)
-    if found == 0.0:
-        return moved.scaled(0.0), {"directions_moved": 0.0, "direction_cosine": 0.0}
-    result = LowRank((straight.B * (length / found)).to(moved.B.dtype), straight.A.to(moved.A.dtype))
-    cosine = inner(moved, result) / (length * frobenius(result))
-    return result, {"directions_moved": float(min(written, read)), "direction_cosine": min(cosine, 1.0)}
+    norm = frobenius(projected)
+    if norm == 0.0:
+        return projected, {}
+    significant = singular_values > _MIN_SINGULAR_RATIO * singular_values[0]
+    weight = torch.where(significant, singular_values, 0.0).double() / float(singular_values[0])
+    X = torch.where(
+        significant, projected.B.double() / torch.where(significant, singular_values, 1.0).double(), 0.0
+    )
+    Y = torch.where(significant, projected.A.T.double(), 0.0)
+    (left, left_rank), (right, right_rank) = (
+        _nearest_isometry(X, weight.square()),
+        _nearest_isometry(Y, weight.square()),
+    )
+    orthogonalized = LowRank(left * weight, right.T)
+    orthogonalized_norm = frobenius(orthogonalized)
+    if orthogonalized_norm == 0.0:
+        return projected.scaled(0.0), {"directions_moved": 0.0, "direction_cosine": 0.0}
+    result = LowRank(
+        (orthogonalized.B * (norm / orthogonalized_norm)).to(projected.B.dtype),
+        orthogonalized.A.to(projected.A.dtype),
+    )
+    cosine = inner(projected, result) / (norm * frobenius(result))
+    return result, {
+        "directions_moved": float(min(left_rank, right_rank)),
+        "direction_cosine": min(cosine, 1.0),
+    }
 
 
-def _orthonormal(X: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+def _nearest_isometry(X: Tensor, weight: Tensor) -> tuple[Tensor, int]:
     """The partial isometry nearest to X (k, p) in Σ_j w_j ‖û_j − x_j‖², and its rank: that of X."""
     P, lengths, Rh = torch.linalg.svd(X, full_matrices=False)
-    rank = int(lengths.gt(_REACHED).sum())
-    reached = (P[:, :rank] * lengths[:rank]) @ Rh[:rank]
-    P, _, Rh = torch.linalg.svd(reached * weight, full_matrices=False)
+    rank = int(lengths.gt(_MIN_DIRECTION_NORM).sum())
+    significant = (P[:, :rank] * lengths[:rank]) @ Rh[:rank]
+    P, _, Rh = torch.linalg.svd(significant * weight, full_matrices=False)
     return P[:, :rank] @ Rh[:rank], rank

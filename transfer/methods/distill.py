@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from transfer.catalogue import DistillParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
 from transfer.methods.refusals import require_sites
 
@@ -23,19 +23,22 @@ class Distill:
         maps = {Evidence.ACTIVATIONS} if params.init == "closed_form" else set()
         return frozenset({Evidence.TRAINED} | maps)
 
-    def prepare(self, params: DistillParams, pair: Pair) -> None:
+    def prepare(self, params: DistillParams, pair: BasePairInfo) -> None:
         """Nothing but that there are sites."""
         require_sites(pair)
 
-    def carry(
+    def transfer_site(
         self, params: DistillParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """The trained update of this target site, and its norm over the source's."""
-        return whole(site, delta, evidence.trained())
+        return trained_site_result(site, delta, evidence.trained_update())
 
 
-def whole(site: SitePair, delta: LowRank, found: LowRank) -> Carried:
+def trained_site_result(site: SitePair, delta: LowRank, trained: LowRank) -> SiteResult:
     """This site's part of an update that was found as a whole, measured against the source's own: it is the
     target layer's, and shared out among none."""
-    before, after = frobenius(delta) / site.scale, frobenius(found)
-    return Carried(found, {"update_norm": after, "norm_ratio": after / before if before > 0.0 else 0.0})
+    norm_before, norm_after = frobenius(delta) / site.scale, frobenius(trained)
+    return SiteResult(
+        trained,
+        {"update_norm": norm_after, "norm_ratio": norm_after / norm_before if norm_before > 0.0 else 0.0},
+    )

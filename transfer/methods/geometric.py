@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from transfer.activations.locks import locked_procrustes
+from transfer.activations.locks import solve_locked_procrustes
 from transfer.catalogue import GeometricParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, Port, SiteEvidence, SitePair
+from transfer.interface import BasePairInfo, Evidence, LowRank, Port, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
 from transfer.methods.anchors import align
 from transfer.methods.refusals import require_sites
@@ -22,7 +22,7 @@ from transfer.methods.refusals import require_sites
 # Part of what names a kept rotation: raise it whenever the same rows may give another one.
 ROTATION_VERSION = 1
 
-_MEASURED = ("residual", "null", "span", "locks_violated", "det")
+_METRIC_NAMES = ("residual", "null", "span", "locks_violated", "det")
 
 
 class Geometric:
@@ -34,44 +34,54 @@ class Geometric:
         """Paired activations, the primes' first."""
         return frozenset({Evidence.ACTIVATIONS})
 
-    def prepare(self, params: GeometricParams, pair: Pair) -> None:
+    def prepare(self, params: GeometricParams, pair: BasePairInfo) -> None:
         """Nothing but that there are sites."""
         require_sites(pair)
 
-    def carry(
+    def transfer_site(
         self, params: GeometricParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t).
 
         Per port: `residual` and `null` on held-out anchors (truly paired, shuffled), `anchor_span` the share
         of directions that the anchors determine, `locks_violated` the share of anchors left on the wrong
         side, `det` the sign of a square rotation (0 where widths differ).
         """
-        R_in, reads = _rotation(params, evidence, "in")
-        R_out, writes = _rotation(params, evidence, "out")
-        moved = LowRank(R_out.T @ delta.B, delta.A @ R_in)
-        before = frobenius(delta)
-        measured = {f"anchor_{key}_in": value for key, value in reads.items()}
-        measured |= {f"anchor_{key}_out": value for key, value in writes.items()}
-        measured["update_norm"] = frobenius(moved)
-        measured["norm_ratio"] = measured["update_norm"] / before if before > 0.0 else 0.0
-        violated = reads["locks_violated"] > 0.0 or writes["locks_violated"] > 0.0
-        return Carried(moved, measured, ("locks_infeasible",) if violated and params.lock_rounds else ())
+        R_in, input_metrics = _get_rotation(params, evidence, "in")
+        R_out, output_metrics = _get_rotation(params, evidence, "out")
+        result = LowRank(R_out.T @ delta.B, delta.A @ R_in)
+        norm_before = frobenius(delta)
+        measured = {f"anchor_{key}_in": value for key, value in input_metrics.items()}
+        measured |= {f"anchor_{key}_out": value for key, value in output_metrics.items()}
+        measured["update_norm"] = frobenius(result)
+        measured["norm_ratio"] = measured["update_norm"] / norm_before if norm_before > 0.0 else 0.0
+        violated = input_metrics["locks_violated"] > 0.0 or output_metrics["locks_violated"] > 0.0
+        return SiteResult(result, measured, ("locks_infeasible",) if violated and params.lock_rounds else ())
 
 
-def _rotation(params: GeometricParams, evidence: SiteEvidence, port: Port) -> tuple[Tensor, dict[str, float]]:
+def _get_rotation(
+    params: GeometricParams, evidence: SiteEvidence, port: Port
+) -> tuple[Tensor, dict[str, float]]:
     """The port's rotation (width_s, width_t) and what was measured when it was fitted."""
 
     def fit() -> dict[str, Tensor]:
         rows = evidence.rows(port, params.anchors)
-        fitted = align(rows.source, rows.target)
-        locked = locked_procrustes(rows.source, rows.target, params.lock_rounds, fitted.rotation)
+        alignment = align(rows.source, rows.target)
+        locked = solve_locked_procrustes(rows.source, rows.target, params.lock_rounds, alignment.rotation)
         R = locked.rotation
         square = R.shape[0] == R.shape[1]
         det = float(torch.linalg.det(R.double()).sign()) if square else 0.0
-        measured = torch.tensor([fitted.residual, fitted.null, fitted.reached, locked.violated, det])
+        measured = torch.tensor(
+            [
+                alignment.residual,
+                alignment.shuffled_residual,
+                alignment.reachable_share,
+                locked.violation_rate,
+                det,
+            ]
+        )
         return {"rotation": R.float(), "measured": measured}
 
     name = f"rotation v{ROTATION_VERSION} anchors {params.anchors} rounds {params.lock_rounds}"
-    found = evidence.kept_at(port, name, fit)
-    return found["rotation"], dict(zip(_MEASURED, found["measured"].tolist(), strict=True))
+    tensors = evidence.cached_by_hook(port, name, fit)
+    return tensors["rotation"], dict(zip(_METRIC_NAMES, tensors["measured"].tolist(), strict=True))

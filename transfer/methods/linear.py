@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from transfer.catalogue import LinearParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
 from transfer.methods.refusals import require_equal_shapes
 
@@ -26,25 +26,27 @@ class Linear:
         """Both base weights."""
         return frozenset({Evidence.WEIGHTS})
 
-    def prepare(self, params: LinearParams, pair: Pair) -> None:
+    def prepare(self, params: LinearParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "linear", "Across shapes use cross_lora.")
 
-    def carry(
+    def transfer_site(
         self, params: LinearParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o, i) → an update of the same rank."""
         source, target = evidence.weight("source"), evidence.weight("target")
         if params.side == "output":
-            moved = LowRank(_mapped(source, target, delta.B, params.ridge), delta.A)
+            result = LowRank(_apply_ridge_map(source, target, delta.B, params.ridge), delta.A)
         else:
-            moved = LowRank(delta.B, _mapped(source.T, target.T, delta.A.T, params.ridge).T.contiguous())
-        before, after = frobenius(delta), frobenius(moved)
-        ratio = {"norm_ratio": after / before} if before > 0.0 else {}
-        return Carried(moved, {"update_norm": after, **ratio})
+            result = LowRank(
+                delta.B, _apply_ridge_map(source.T, target.T, delta.A.T, params.ridge).T.contiguous()
+            )
+        norm_before, norm_after = frobenius(delta), frobenius(result)
+        ratio = {"norm_ratio": norm_after / norm_before} if norm_before > 0.0 else {}
+        return SiteResult(result, {"update_norm": norm_after, **ratio})
 
 
-def _mapped(source: Tensor, target: Tensor, columns: Tensor, ridge: float) -> Tensor:
+def _apply_ridge_map(source: Tensor, target: Tensor, columns: Tensor, ridge: float) -> Tensor:
     """P X for X (o, r), P = W_t W_sᵀ (W_s W_sᵀ + λI)⁻¹, λ = ridge · mean eigenvalue of W_s W_sᵀ.
 
     W_sᵀ(W_s W_sᵀ + λI)⁻¹ = (W_sᵀ W_s + λI)⁻¹ W_sᵀ, so the smaller Gram matrix is solved. Float64, because the
@@ -55,10 +57,10 @@ def _mapped(source: Tensor, target: Tensor, columns: Tensor, ridge: float) -> Te
     penalty = ridge * float(S.square().sum()) / o
     if penalty == 0.0:
         return torch.zeros_like(columns)
-    solved = S.T @ _solve(S @ S.T, penalty, X) if o <= i else _solve(S.T @ S, penalty, S.T @ X)
+    solved = S.T @ _solve_ridge(S @ S.T, penalty, X) if o <= i else _solve_ridge(S.T @ S, penalty, S.T @ X)
     return (target.double() @ solved).to(columns.dtype)
 
 
-def _solve(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
+def _solve_ridge(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
     gram.diagonal().add_(penalty)
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from transfer.catalogue import ProLoraParams
-from transfer.interface import Carried, Evidence, Factors, LowRank, Pair, SiteEvidence, SitePair
+from transfer.interface import BasePairInfo, Evidence, Factors, LowRank, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius, truncate
 from transfer.methods.refusals import require_equal_shapes
 
@@ -32,16 +32,16 @@ class ProLora:
         """Factors of both bases."""
         return frozenset({Evidence.FACTORS})
 
-    def prepare(self, params: ProLoraParams, pair: Pair) -> None:
+    def prepare(self, params: ProLoraParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "prolora", "Across shapes use cross_lora.")
 
-    def carry(
+    def transfer_site(
         self, params: ProLoraParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o, i) → an update of the same rank, or with `truncate=false` of the parts' ranks together."""
-        source, short_s = _leading(evidence.factors("source", params.rank), params.energy)
-        target, short_t = _leading(evidence.factors("target", params.rank), params.energy)
+        source, short_s = _select_leading(evidence.factors("source", params.rank), params.energy)
+        target, short_t = _select_leading(evidence.factors("target", params.rank), params.energy)
         inside = LowRank(_project(source.U, delta.B), _project(source.V, delta.A.T).T)
         parallel = LowRank(_project(target.U, inside.B), _project(target.V, inside.A.T).T)
         if params.perp == "complement":
@@ -49,36 +49,38 @@ class ProLora:
         else:
             outside = LowRank(torch.cat([delta.B, -inside.B], 1), torch.cat([delta.A, inside.A], 0))
         orthogonal = LowRank(_reject(target.U, outside.B), _reject(target.V, outside.A.T).T)
-        moved = LowRank(torch.cat([parallel.B, orthogonal.B], 1), torch.cat([parallel.A, orthogonal.A], 0))
-        lost = {}
+        result = LowRank(torch.cat([parallel.B, orthogonal.B], 1), torch.cat([parallel.A, orthogonal.A], 0))
+        truncation_metrics = {}
         if params.truncate:
-            moved, lost_energy = truncate(moved, delta.rank)
-            lost = {"lost_energy": lost_energy}
+            result, lost_energy = truncate(result, delta.rank)
+            truncation_metrics = {"lost_energy": lost_energy}
         measured = {
             "directions_source": float(source.S.numel()),
             "directions_target": float(target.S.numel()),
-            "update_norm": frobenius(moved),
-            **lost,
+            "update_norm": frobenius(result),
+            **truncation_metrics,
         }
-        if (before := frobenius(delta)) > 0.0:
+        if (norm_before := frobenius(delta)) > 0.0:
             measured |= {
-                "norm_ratio": measured["update_norm"] / before,
-                "energy_parallel": (frobenius(parallel) / before) ** 2,
-                "energy_orthogonal": (frobenius(orthogonal) / before) ** 2,
+                "norm_ratio": measured["update_norm"] / norm_before,
+                "energy_parallel": (frobenius(parallel) / norm_before) ** 2,
+                "energy_orthogonal": (frobenius(orthogonal) / norm_before) ** 2,
             }
-        return Carried(moved, measured, ("energy_short",) if short_s or short_t else ())
+        return SiteResult(result, measured, ("energy_short",) if short_s or short_t else ())
 
 
-def _leading(factors: Factors, energy: float) -> tuple[Factors, bool]:
+def _select_leading(factors: Factors, energy: float) -> tuple[Factors, bool]:
     """The fewest directions that hold `energy` of ‖W‖²_F; True when those computed hold less."""
     squares = factors.S.double().square()
     if factors.energy <= 0.0:
         return Factors(factors.U[:, :0], factors.S[:0], factors.V[:, :0], 0.0), False
-    held = squares.cumsum(0) / (squares.sum() / factors.energy)
-    k = min(int((held < energy).sum()) + 1, factors.S.numel())
-    whole = factors.S.numel() == min(factors.U.shape[0], factors.V.shape[0])
-    short = not whole and float(held[-1]) < energy
-    return Factors(factors.U[:, :k], factors.S[:k], factors.V[:, :k], float(held[k - 1])), short
+    cumulative_energy = squares.cumsum(0) / (squares.sum() / factors.energy)
+    k = min(int((cumulative_energy < energy).sum()) + 1, factors.S.numel())
+    is_full_rank = factors.S.numel() == min(factors.U.shape[0], factors.V.shape[0])
+    is_short = not is_full_rank and float(cumulative_energy[-1]) < energy
+    return Factors(
+        factors.U[:, :k], factors.S[:k], factors.V[:, :k], float(cumulative_energy[k - 1])
+    ), is_short
 
 
 def _project(basis: Tensor, columns: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from transfer.interface import Factors, LowRank
 from transfer.linalg import frobenius
 
 
-def leading(factors: Factors, k: int) -> Factors:
+def truncate_factors(factors: Factors, k: int) -> Factors:
     """The first k directions, or all there are; `energy` is scaled to what these hold of ‖W‖²_F.
 
     Copies, so that later products see one memory layout whatever was asked for.
@@ -28,14 +28,14 @@ def leading(factors: Factors, k: int) -> Factors:
     return Factors(U, factors.S[:k].contiguous(), V, factors.energy * share)
 
 
-def leading_coordinates(coordinates: LowRank, k: int) -> LowRank:
+def truncate_coordinates(coordinates: LowRank, k: int) -> LowRank:
     """U_kᵀ ΔW V_k out of U_Kᵀ ΔW V_K, both as factors."""
     return LowRank(coordinates.B[:k].contiguous(), coordinates.A[:, :k].contiguous())
 
 
-def swept(
+def sweep_metrics(
     ranks: Iterable[int],
-    before: float,
+    norm_before: float,
     coordinates: LowRank,
     source: Factors,
     target: Factors,
@@ -50,32 +50,37 @@ def swept(
     """
     measured: dict[str, float] = {}
     for k in ranks:
-        measured[f"energy_source_at_{k}"] = leading(source, k).energy
-        measured[f"energy_target_at_{k}"] = leading(target, k).energy
-        if before > 0.0:
-            share = frobenius(leading_coordinates(coordinates, k)) / before
+        measured[f"energy_source_at_{k}"] = truncate_factors(source, k).energy
+        measured[f"energy_target_at_{k}"] = truncate_factors(target, k).energy
+        if norm_before > 0.0:
+            share = frobenius(truncate_coordinates(coordinates, k)) / norm_before
             measured[f"energy_kept_at_{k}"] = min(share**2, 1.0)
             if exact_norm:
-                both = min(k, target.S.numel(), source.S.numel())
-                measured[f"norm_ratio_at_{k}"] = frobenius(leading_coordinates(coordinates, both)) / before
+                common_rank = min(k, target.S.numel(), source.S.numel())
+                measured[f"norm_ratio_at_{k}"] = (
+                    frobenius(truncate_coordinates(coordinates, common_rank)) / norm_before
+                )
     return measured
 
 
-def energies(
-    before: float, kept: LowRank, moved: LowRank, source: Factors, target: Factors
+def energy_metrics(
+    norm_before: float, kept: LowRank, result: LowRank, source: Factors, target: Factors
 ) -> dict[str, float]:
     """How much of both weights the factors hold and of the update survives; ratios need a non-zero update."""
-    after = frobenius(moved)
+    norm_after = frobenius(result)
     measured = {
         "energy_source": source.energy,
         "energy_target": target.energy,
-        "update_norm": after,
+        "update_norm": norm_after,
     }
-    if before > 0.0:
-        measured |= {"energy_kept": min((frobenius(kept) / before) ** 2, 1.0), "norm_ratio": after / before}
-    for name, ours, theirs in (("", source.U, target.U), ("_in", source.V, target.V)):
-        if ours.shape[0] == theirs.shape[0]:
-            k = min(ours.shape[1], theirs.shape[1])
-            overlap = torch.linalg.matrix_norm(ours.T @ theirs).square() / k
+    if norm_before > 0.0:
+        measured |= {
+            "energy_kept": min((frobenius(kept) / norm_before) ** 2, 1.0),
+            "norm_ratio": norm_after / norm_before,
+        }
+    for name, source_basis, target_basis in (("", source.U, target.U), ("_in", source.V, target.V)):
+        if source_basis.shape[0] == target_basis.shape[0]:
+            k = min(source_basis.shape[1], target_basis.shape[1])
+            overlap = torch.linalg.matrix_norm(source_basis.T @ target_basis).square() / k
             measured[f"subspace_overlap{name}"] = min(float(overlap), 1.0)
     return measured

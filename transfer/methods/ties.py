@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from transfer.catalogue import TiesParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
-from transfer.methods.dense import cut
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
+from transfer.methods.dense import truncate_dense
 from transfer.methods.refusals import require_equal_shapes
 
 
@@ -27,26 +27,28 @@ class Ties:
         """Both base weights."""
         return frozenset({Evidence.WEIGHTS})
 
-    def prepare(self, params: TiesParams, pair: Pair) -> None:
+    def prepare(self, params: TiesParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "ties", "Across shapes use cross_lora.")
 
-    def carry(
+    def transfer_site(
         self, params: TiesParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o, i) → an update of rank ≤ `rank`."""
-        skill = _trim(delta.B @ delta.A, params.density)
-        back = _trim(torch.sub(evidence.weight("source"), evidence.weight("target")), params.density)
-        base_norm = float(back.norm())
-        elected = torch.sign(skill + back)
-        agrees = (
-            (torch.sign(skill) == elected) & (elected != 0),
-            (torch.sign(back) == elected) & (elected != 0),
+        adapter_update = _trim(delta.B @ delta.A, params.density)
+        base_update = _trim(torch.sub(evidence.weight("source"), evidence.weight("target")), params.density)
+        base_norm = float(base_update.norm())
+        elected_signs = torch.sign(adapter_update + base_update)
+        agreement_masks = (
+            (torch.sign(adapter_update) == elected_signs) & (elected_signs != 0),
+            (torch.sign(base_update) == elected_signs) & (elected_signs != 0),
         )
-        total = skill.mul_(agrees[0]).add_(back.mul_(agrees[1]))
-        voters = agrees[0].to(total.dtype).add_(agrees[1].to(total.dtype)).clamp_min_(1.0)
-        update, measured = cut(total.div_(voters), params.rank, delta)
-        return Carried(update, measured | {"base_norm": base_norm})
+        total = adapter_update.mul_(agreement_masks[0]).add_(base_update.mul_(agreement_masks[1]))
+        voter_counts = (
+            agreement_masks[0].to(total.dtype).add_(agreement_masks[1].to(total.dtype)).clamp_min_(1.0)
+        )
+        result, measured = truncate_dense(total.div_(voter_counts), params.rank, delta)
+        return SiteResult(result, measured | {"base_norm": base_norm})
 
 
 def _trim(update: Tensor, density: float) -> Tensor:
@@ -54,6 +56,6 @@ def _trim(update: Tensor, density: float) -> Tensor:
     keep = max(1, math.ceil(density * update.numel()))
     if keep >= update.numel():
         return update
-    size = update.abs()
-    threshold = size.flatten().kthvalue(update.numel() - keep + 1).values
-    return update.mul_(size >= threshold)
+    magnitudes = update.abs()
+    threshold = magnitudes.flatten().kthvalue(update.numel() - keep + 1).values
+    return update.mul_(magnitudes >= threshold)

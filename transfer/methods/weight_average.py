@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 
 from transfer.catalogue import WeightAverageParams
-from transfer.interface import Carried, Evidence, LowRank, Pair, SiteEvidence, SitePair
-from transfer.methods.dense import cut
+from transfer.interface import BasePairInfo, Evidence, LowRank, SiteEvidence, SitePair, SiteResult
+from transfer.methods.dense import truncate_dense
 from transfer.methods.refusals import require_equal_shapes
 
 
@@ -25,15 +25,17 @@ class WeightAverage:
         """Both base weights."""
         return frozenset({Evidence.WEIGHTS})
 
-    def prepare(self, params: WeightAverageParams, pair: Pair) -> None:
+    def prepare(self, params: WeightAverageParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "weight_average", "Across shapes use cross_lora.")
 
-    def carry(
+    def transfer_site(
         self, params: WeightAverageParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
-    ) -> Carried:
+    ) -> SiteResult:
         """ΔW (o, i) → an update of rank ≤ `rank`."""
-        half = torch.sub(evidence.weight("source"), evidence.weight("target")).mul_(0.5)
-        base_norm = float(half.norm())
-        update, measured = cut(half.addmm_(delta.B, delta.A, alpha=0.5), params.rank, delta)
-        return Carried(update, measured | {"base_norm": base_norm})
+        half_difference = torch.sub(evidence.weight("source"), evidence.weight("target")).mul_(0.5)
+        base_norm = float(half_difference.norm())
+        result, measured = truncate_dense(
+            half_difference.addmm_(delta.B, delta.A, alpha=0.5), params.rank, delta
+        )
+        return SiteResult(result, measured | {"base_norm": base_norm})

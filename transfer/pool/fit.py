@@ -24,7 +24,7 @@ COARSE_PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # where every setting is fitte
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class PredictorFit:
     """Weights c (N,) of one kernel. `errors`: (N,) ‖y_i − ŷ_i‖ of each anchor left out; `mean_errors`: the
     same for the mean of the others; `sizes`: (N,) ‖y_i‖; `curve`: every setting tried, with its relative
     error."""
@@ -32,116 +32,120 @@ class Fit:
     weights: Tensor
     errors: Tensor
     mean_errors: Tensor
-    sizes: Tensor
+    norms: Tensor
     penalty: float
     count: int
     curve: tuple[Mapping[str, float], ...]
 
 
-def fit(params: AnchorRidgeParams, kernels: Kernels) -> Fit:
+def fit_predictor(params: AnchorRidgeParams, kernels: Kernels) -> PredictorFit:
     """The weights of the predictor that `params` names, on these kernels."""
     n = kernels.k.numel()
-    sizes = kernels.G.diagonal().clamp_min(0.0).sqrt()
-    mean_errors = _refit(kernels, predict.mean)
-    unit = predict.scale_of(kernels.K, center=params.center) or 1.0
-    settings = _settings(params, n)
+    norms = kernels.G.diagonal().clamp_min(0.0).sqrt()
+    mean_errors = _compute_refit_errors(kernels, predict.solve_mean)
+    unit = predict.compute_scale(kernels.K, center=params.center) or 1.0
+    settings = _list_settings(params, n)
     if params.predictor == "mean":
         errors = mean_errors[None]
     elif params.predictor in ("global_ridge", "per_tensor_ridge"):
         penalties = torch.tensor([penalty * unit for penalty, _ in settings], dtype=torch.float64)
-        errors = predict.leave_one_out(kernels, penalties, center=params.center)
+        errors = predict.compute_loo_errors(kernels, penalties, center=params.center)
     else:
-        tried = [partial(_weigh_at, params, penalty * unit, count) for penalty, count in settings]
-        errors = torch.stack([_refit(kernels, one) for one in tried])
-    total = float(sizes.square().sum())
-    relative = [float((row.square().sum() / total).sqrt()) if total > 0.0 else 0.0 for row in errors]
-    best = min(range(len(settings)), key=lambda number: relative[number])
+        solvers = [partial(_solve_weights_at, params, penalty * unit, count) for penalty, count in settings]
+        errors = torch.stack([_compute_refit_errors(kernels, solver) for solver in solvers])
+    total = float(norms.square().sum())
+    relative_errors = [float((row.square().sum() / total).sqrt()) if total > 0.0 else 0.0 for row in errors]
+    best = min(range(len(settings)), key=lambda number: relative_errors[number])
     penalty, count = settings[best]
     curve = tuple(
         {"penalty": p, "count": float(c), "loo_error": error}
-        for (p, c), error in zip(settings, relative, strict=True)
+        for (p, c), error in zip(settings, relative_errors, strict=True)
     )
     if params.count is None and count == max(c for _, c in settings):
         count = n  # the most that a fold could use is all that the whole pool has
-    weights = weigh(params, kernels, penalty * unit, count)
-    return Fit(weights, errors[best], mean_errors, sizes, penalty, count, curve)
+    weights = solve_weights(params, kernels, penalty * unit, count)
+    return PredictorFit(weights, errors[best], mean_errors, norms, penalty, count, curve)
 
 
-def weigh(params: AnchorRidgeParams, kernels: Kernels, penalty: float, count: int) -> Tensor:
+def solve_weights(params: AnchorRidgeParams, kernels: Kernels, penalty: float, count: int) -> Tensor:
     """Weights (N,) of the named predictor at one setting; λ is absolute."""
     match params.predictor:
         case "mean":
-            return predict.mean(kernels)
+            return predict.solve_mean(kernels)
         case "topk_ridge":
-            return predict.topk(kernels, count, penalty, center=params.center)
+            return predict.solve_topk(kernels, count, penalty, center=params.center)
         case "per_tensor_pca":
-            return predict.pca(kernels, count, penalty, center=params.center)
+            return predict.solve_pca(kernels, count, penalty, center=params.center)
         case "procrustes":
-            return predict.procrustes(kernels, center=params.center)
+            return predict.solve_procrustes(kernels, center=params.center)
         case _:
-            return predict.ridge(kernels, penalty, center=params.center)
+            return predict.solve_ridge(kernels, penalty, center=params.center)
 
 
-def _weigh_at(params: AnchorRidgeParams, penalty: float, count: int, kernels: Kernels) -> Tensor:
-    return weigh(params, kernels, penalty, count)
+def _solve_weights_at(params: AnchorRidgeParams, penalty: float, count: int, kernels: Kernels) -> Tensor:
+    return solve_weights(params, kernels, penalty, count)
 
 
-def leverage(params: AnchorRidgeParams, kernels: Kernels, penalty: float) -> Tensor:
+def compute_leverage(params: AnchorRidgeParams, kernels: Kernels, penalty: float) -> Tensor:
     """h_ii (N,): how far each anchor's own prediction hangs on itself. Ridge's, whatever the predictor."""
-    K = predict.centred(kernels.K) if params.center else kernels.K
-    unit = predict.scale_of(kernels.K, center=params.center) or 1.0
+    K = predict.center_kernel(kernels.K) if params.center else kernels.K
+    unit = predict.compute_scale(kernels.K, center=params.center) or 1.0
     values, vectors = torch.linalg.eigh(K)
     values = values.clamp_min(0.0)
-    inside = (vectors.square() * (values / (values + penalty * unit))).sum(1)
-    whole: Tensor = inside + (1.0 / K.shape[0] if params.center else 0.0)
-    return whole.clamp(0.0, 1.0)
+    hat_diagonal = (vectors.square() * (values / (values + penalty * unit))).sum(1)
+    leverages: Tensor = hat_diagonal + (1.0 / K.shape[0] if params.center else 0.0)
+    return leverages.clamp(0.0, 1.0)
 
 
-def span_share(kernels: Kernels, *, center: bool) -> float:
+def compute_span_share(kernels: Kernels, *, center: bool) -> float:
     """Share of ‖x‖² (centred: ‖x − x̄‖²) of the adapter that lies in the span of the anchors, in [0, 1]."""
-    own, k, K = kernels.own, kernels.k, kernels.K
+    self_inner, k, K = kernels.self_inner, kernels.k, kernels.K
     if center:
-        own = own - 2 * float(k.mean()) + float(K.mean())
-        K, k = predict.centred(kernels.K), predict.centred_row(kernels)
-    values, vectors = predict.leading(K, K.shape[0])
-    if own <= 0.0 or not values.numel():
+        self_inner = self_inner - 2 * float(k.mean()) + float(K.mean())
+        K, k = predict.center_kernel(kernels.K), predict.center_row(kernels)
+    values, vectors = predict.leading_eigenpairs(K, K.shape[0])
+    if self_inner <= 0.0 or not values.numel():
         return 0.0
-    return min(1.0, float(((vectors.T @ k).square() / values).sum()) / own)
+    return min(1.0, float(((vectors.T @ k).square() / values).sum()) / self_inner)
 
 
-def cosine_to_mean(sites: Sequence[tuple[Tensor, Tensor]]) -> float | None:
+def compute_cosine_to_mean(sites: Sequence[tuple[Tensor, Tensor]]) -> float | None:
     """Cosine between the whole prediction and the mean of the anchors, from (weights (N,), G (N, N)) of every
     site; None when either is zero."""
-    across = ours = means = 0.0
+    cross = prediction_square = mean_square = 0.0
     for weights, G in sites:
-        mean = torch.full_like(weights, 1.0 / weights.numel())
-        across += float(weights @ G @ mean)
-        ours += float(weights @ G @ weights)
-        means += float(mean @ G @ mean)
-    return across / (ours**0.5 * means**0.5) if ours > 0.0 and means > 0.0 else None
+        mean_weights = torch.full_like(weights, 1.0 / weights.numel())
+        cross += float(weights @ G @ mean_weights)
+        prediction_square += float(weights @ G @ weights)
+        mean_square += float(mean_weights @ G @ mean_weights)
+    return (
+        cross / (prediction_square**0.5 * mean_square**0.5)
+        if prediction_square > 0.0 and mean_square > 0.0
+        else None
+    )
 
 
-def _settings(params: AnchorRidgeParams, n: int) -> Sequence[tuple[float, int]]:
+def _list_settings(params: AnchorRidgeParams, n: int) -> Sequence[tuple[float, int]]:
     """Every (λ, count) to try."""
     if params.predictor in ("mean", "procrustes"):
         return [(0.0, n)]
-    closed = params.predictor in ("global_ridge", "per_tensor_ridge")
-    grid = PENALTIES if closed else COARSE_PENALTIES
+    has_closed_form = params.predictor in ("global_ridge", "per_tensor_ridge")
+    grid = PENALTIES if has_closed_form else COARSE_PENALTIES
     penalties = grid if params.penalty is None else (params.penalty,)
-    if closed:
+    if has_closed_form:
         return [(penalty, n) for penalty in penalties]
     # A fold has n − 1 anchors, and n − 2 components once they are centred.
-    most = max(1, n - 1 if params.predictor == "topk_ridge" else n - 1 - params.center)
-    counts = {2**power for power in range(9) if 2**power < most} | {most}
-    wanted = sorted(counts) if params.count is None else [min(params.count, n)]
-    return [(penalty, count) for count in wanted for penalty in penalties]
+    max_count = max(1, n - 1 if params.predictor == "topk_ridge" else n - 1 - params.center)
+    counts = {2**power for power in range(9) if 2**power < max_count} | {max_count}
+    tried_counts = sorted(counts) if params.count is None else [min(params.count, n)]
+    return [(penalty, count) for count in tried_counts for penalty in penalties]
 
 
-def _refit(kernels: Kernels, predictor: Callable[[Kernels], Tensor]) -> Tensor:
+def _compute_refit_errors(kernels: Kernels, predictor: Callable[[Kernels], Tensor]) -> Tensor:
     """‖y_i − ŷ_i‖ of every anchor (N,), predicted from the others alone."""
-    missed = []
+    errors = []
     for i in range(kernels.k.numel()):
-        weights = predictor(predict.held_out(kernels, i))
-        whole = torch.cat([-weights[:i], weights.new_ones(1), -weights[i:]])  # y_i − Σ c_j y_j
-        missed.append((whole @ kernels.G @ whole).clamp_min(0.0).sqrt())
-    return torch.stack(missed)
+        weights = predictor(predict.hold_out(kernels, i))
+        residual_weights = torch.cat([-weights[:i], weights.new_ones(1), -weights[i:]])  # y_i − Σ c_j y_j
+        errors.append((residual_weights @ kernels.G @ residual_weights).clamp_min(0.0).sqrt())
+    return torch.stack(errors)

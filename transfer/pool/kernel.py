@@ -19,28 +19,30 @@ from transfer.interface import LowRank, Space
 KERNEL_VERSION = 2  # part of every cache key: raise it whenever `gram` may give other bytes
 
 
-def gram(ours: Sequence[LowRank], theirs: Sequence[LowRank], space: Space = "delta") -> Tensor:
+def gram(first: Sequence[LowRank], second: Sequence[LowRank], space: Space = "delta") -> Tensor:
     """Inner products at one site, (len(ours), len(theirs)) float64.
 
     Raises IncompatiblePair in space `factors` when ranks differ: vectors of unlike length have no product.
     """
     if space == "factors":
-        _require_equal_ranks([*ours, *theirs])
-        left = torch.stack([torch.cat([u.B.double().flatten(), u.A.double().flatten()]) for u in ours])
-        right = torch.stack([torch.cat([u.B.double().flatten(), u.A.double().flatten()]) for u in theirs])
+        _require_equal_ranks([*first, *second])
+        left = torch.stack([torch.cat([u.B.double().flatten(), u.A.double().flatten()]) for u in first])
+        right = torch.stack([torch.cat([u.B.double().flatten(), u.A.double().flatten()]) for u in second])
         return left @ right.T
-    outs = _stack(ours, "B").T @ _stack(theirs, "B")
-    ins = _stack(ours, "A") @ _stack(theirs, "A").T
-    return _block_sums(outs.mul_(ins), [u.rank for u in ours], [u.rank for u in theirs])
+    output_products = _stack(first, "B").T @ _stack(second, "B")
+    input_products = _stack(first, "A") @ _stack(second, "A").T
+    return _sum_blocks(
+        output_products.mul_(input_products), [u.rank for u in first], [u.rank for u in second]
+    )
 
 
 def site_kernel(updates: Sequence[LowRank], space: Space = "delta") -> Tensor:
     """⟨ΔW_i, ΔW_j⟩ at one site, (n, n) float64, symmetric to the last bit."""
-    found = gram(updates, updates, space)
-    return (found + found.T) / 2
+    products = gram(updates, updates, space)
+    return (products + products.T) / 2
 
 
-def combine(updates: Sequence[LowRank], weights: Tensor, space: Space = "delta") -> LowRank:
+def combine_updates(updates: Sequence[LowRank], weights: Tensor, space: Space = "delta") -> LowRank:
     """Σ c_i ΔW_i as factors of rank Σ r_i, exact; anchors of weight 0 are left out.
 
     In space `factors` Σ c_i B_i and Σ c_i A_i, of the anchors' common rank: another update than the sum.
@@ -64,7 +66,7 @@ def _stack(updates: Sequence[LowRank], part: str) -> Tensor:
     return torch.cat([update.A for update in updates], 0).double()
 
 
-def _block_sums(products: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+def _sum_blocks(products: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
     """Sums of a (Σrows, Σcolumns) matrix over its blocks."""
     ends_down, ends_across = list(accumulate(rows)), list(accumulate(columns))
     down = [products[end - n : end].sum(0) for end, n in zip(ends_down, rows, strict=True)]

@@ -17,8 +17,8 @@ from transfer.catalogue import (
     Thresholds,
 )
 from transfer.errors import IncompatiblePair
-from transfer.interface import Anchors, Evidence, Pair, Prepared, SitePair
-from transfer.pairing import Pairing, narrowed
+from transfer.interface import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
+from transfer.pairing import Pairing, restrict_pairing
 from transfer.precheck import measure
 from transfer.precheck.choose import choose
 from transfer.precheck.result import PrecheckResult, Reason, verdict_of
@@ -43,7 +43,7 @@ class Offer(Protocol):
     def count(self) -> int:
         """How many anchors."""
 
-    def open(self) -> Anchors:
+    def open(self) -> AnchorPool:
         """The same pool on every call. Raises IncompatiblePair when it cannot be used."""
 
 
@@ -88,12 +88,12 @@ def precheck(
         measured |= measure.static(adapter, ready.pairing, vocabularies)
     if not ready.refused:
         measured |= move.tried(chosen, ready, measured, on_text=text is not None)
-    if isinstance(ready.state, Prepared):
+    if isinstance(ready.state, MethodState):
         measured |= ready.state.measurements
         measured["sites"] = float(len(ready.pairs))
         measured["sites_covered"] *= len(ready.pairs) / len(ready.pairing.pairs)
     found = (*_architectures(source, target), *why, *ready.refused, *reasons(chosen, measured, thresholds))
-    left = narrowed(ready.pairing, ready.pairs)
+    left = restrict_pairing(ready.pairing, ready.pairs)
     return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, left)
 
 
@@ -126,7 +126,7 @@ class _Move:
             pooled = Evidence.ANCHORS in method.needs(params)
             anchors = self.offer.open() if pooled and self.offer is not None else None
             pairs = anchors.pairs if anchors is not None else pairing.pairs
-            return _Ready(pairing, pairs, method.prepare(params, Pair(*self.bases, pairs, anchors)))
+            return _Ready(pairing, pairs, method.prepare(params, BasePairInfo(*self.bases, pairs, anchors)))
         except IncompatiblePair as refusal:
             message = f"{refusal.message} {refusal.hint}" if refusal.hint else refusal.message
             why = Reason("refused_by_method", message, "blocking")
@@ -179,7 +179,7 @@ def _pool_trouble(ready: _Ready) -> str | None:
 
 def _can_probe(params: MethodParams, measured: Mapping[str, float]) -> bool:
     """Anchored alignment cannot be tried without anchors; the rules then say so. Nothing is trained."""
-    if get_method(params.name).needs(params) & {Evidence.TRAINED, Evidence.HEADS}:
+    if get_method(params.name).needs(params) & {Evidence.TRAINED, Evidence.MAPS}:
         return False  # training is no pre-check
     anchored = isinstance(params, CrossLoraParams) and params.alignment == "anchored"
     return not anchored or measured.get("shared_tokens", 0.0) >= FEWEST_ANCHORS

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from transfer.activations.site import USUAL_RIDGE, seen_by
+from transfer.activations.site import DEFAULT_RIDGE, fit_metrics
 from transfer.adapter.read import SourceAdapter
 from transfer.catalogue import MethodParams
-from transfer.interface import Carried, LowRank, Method, SiteEvidence, SitePair
+from transfer.interface import LowRank, Method, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
 from transfer.pairing import Pairing
 from transfer.vocabulary import SharedTokens
@@ -83,11 +83,11 @@ def carried(
     device: torch.device,
 ) -> dict[str, float]:
     """Means over the probe sites of what the method measures; `flag_…` is the share of sites flagged."""
-    results: list[Carried] = []
+    results: list[SiteResult] = []
     for pair in pairs:
         delta = adapter.delta(pair.source)
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
-        results.append(method.carry(params, state, pair, on_device, probes(pair)))
+        results.append(method.transfer_site(params, state, pair, on_device, probes(pair)))
     measured = _means([result.measurements for result in results])
     for flag in sorted({flag for result in results for flag in result.flags}):
         measured[f"flag_{flag}"] = sum(flag in result.flags for result in results) / len(results)
@@ -102,7 +102,7 @@ def on_text(
     for pair in pairs:
         delta = adapter.delta(pair.source)
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
-        rows.append(seen_by(on_device, probes(pair), USUAL_RIDGE))
+        rows.append(fit_metrics(on_device, probes(pair), DEFAULT_RIDGE))
     return _means(rows)
 
 

@@ -23,7 +23,7 @@ from transfer.catalogue import (
     Thresholds,
 )
 from transfer.precheck.result import Reason, Weight
-from transfer.registry import found_whole
+from transfer.registry import is_trained
 
 # [002]: copying works between a model and its tuned relatives, and gets worse as the distance grows. At
 # 0.15 the cosine between the weights is still 0.99.
@@ -84,7 +84,7 @@ _STEPS = (
 
 def reasons(params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds) -> Iterator[Reason]:
     """Every finding about this move with this method."""
-    whole = found_whole(params)
+    whole = is_trained(params)
     yield from _sites(measured, whole=whole)
     yield from _tokenizers(measured)
     yield from _distance(measured)

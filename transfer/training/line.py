@@ -9,38 +9,42 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LineSearchResult:
     """`best`: 0 where nothing was better than not moving; `loss`: there; `tried`: every (length, loss) in the
     order of looking, 0 first."""
 
-    best: float
+    best_length: float
     loss: float
-    tried: tuple[tuple[float, float], ...]
+    evaluations: tuple[tuple[float, float], ...]
 
 
-def search(loss: Callable[[float], float], start: float, most: int = 12) -> Line:
+def search_length(
+    loss: Callable[[float], float], start: float, max_evaluations: int = 12
+) -> LineSearchResult:
     """The length in (0, ∞) of least loss among at most `most` that are tried, `start` > 0 first.
 
     What is not finite counts as worse than everything.
     """
-    seen: dict[float, float] = {}
+    losses: dict[float, float] = {}
 
-    def at(length: float) -> float:
-        if length not in seen:
+    def evaluate(length: float) -> float:
+        if length not in losses:
             value = loss(length)
-            seen[length] = value if math.isfinite(value) else math.inf
-        return seen[length]
+            losses[length] = value if math.isfinite(value) else math.inf
+        return losses[length]
 
-    here, still = start, at(0.0)
-    if at(here) < still and at(2.0 * here) < at(here):
-        while len(seen) < most and at(2.0 * here) < at(here):
-            here *= 2.0
+    current, loss_at_zero = start, evaluate(0.0)
+    if evaluate(current) < loss_at_zero and evaluate(2.0 * current) < evaluate(current):
+        while len(losses) < max_evaluations and evaluate(2.0 * current) < evaluate(current):
+            current *= 2.0
     else:
-        while len(seen) < most and (at(here) >= still or at(0.5 * here) < at(here)):
-            here *= 0.5
-    low, middle, high = (seen.get(factor * here, math.inf) for factor in (0.5, 1.0, 2.0))
-    bend = low - 2.0 * middle + high
-    if len(seen) < most and 0.0 < bend < math.inf:
-        at(here * 2.0 ** (0.5 * (low - high) / bend))
-    best = min(seen, key=lambda length: (seen[length], length))
-    return Line(best, seen[best], tuple(seen.items()))
+        while len(losses) < max_evaluations and (
+            evaluate(current) >= loss_at_zero or evaluate(0.5 * current) < evaluate(current)
+        ):
+            current *= 0.5
+    low, middle, high = (losses.get(factor * current, math.inf) for factor in (0.5, 1.0, 2.0))
+    curvature = low - 2.0 * middle + high
+    if len(losses) < max_evaluations and 0.0 < curvature < math.inf:
+        evaluate(current * 2.0 ** (0.5 * (low - high) / curvature))
+    best_length = min(losses, key=lambda length: (losses[length], length))
+    return LineSearchResult(best_length, losses[best_length], tuple(losses.items()))

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from transfer.vocabulary import SharedTokens
 
-_FLOOR = -60.0  # nats: an outcome this rare never happens, and −∞ − (−∞) would be no number
+_MIN_LOGPROB = -60.0  # nats: an outcome this rare never happens, and −∞ − (−∞) would be no number
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
+class SharedTokenIds:
     """The tokens that are compared: row by row the same bytes. `source`, `target`: (m,) int64 ids."""
 
     source: Tensor
@@ -39,59 +39,59 @@ class Common:
         """m."""
         return int(self.source.numel())
 
-    def to(self, device: torch.device) -> Common:
+    def to(self, device: torch.device) -> SharedTokenIds:
         """The same on another device."""
-        return Common(self.source.to(device), self.target.to(device))
+        return SharedTokenIds(self.source.to(device), self.target.to(device))
 
 
-def common_tokens(tokens: SharedTokens, source_size: int, target_size: int) -> Common:
+def select_shared_ids(tokens: SharedTokens, source_size: int, target_size: int) -> SharedTokenIds:
     """What two models' logits (of `source_size` and `target_size` numbers) can be compared on.
 
     Every index where the vocabularies are identical, added tokens too; equal sizes do not make them so.
     """
     if tokens.identical:
-        every = torch.arange(min(source_size, target_size))
-        return Common(every, every)
-    inside = (tokens.source_ids < source_size) & (tokens.target_ids < target_size)
-    return Common(tokens.source_ids[inside], tokens.target_ids[inside])
+        all_ids = torch.arange(min(source_size, target_size))
+        return SharedTokenIds(all_ids, all_ids)
+    in_range = (tokens.source_ids < source_size) & (tokens.target_ids < target_size)
+    return SharedTokenIds(tokens.source_ids[in_range], tokens.target_ids[in_range])
 
 
-def compared(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+def restricted_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities among the tokens `ids` (m,) alone: (n, V) logits → (n, m) float32."""
     return (logits[..., ids].float() / temperature).log_softmax(-1)
 
 
-def coverage(logits: Tensor, ids: Tensor) -> Tensor:
+def compute_shared_mass(logits: Tensor, ids: Tensor) -> Tensor:
     """The probability that the model itself gives to the tokens `ids` together: (n, V) → (n,) float32."""
     logits = logits.float()
     return (logits[..., ids].logsumexp(-1) - logits.logsumexp(-1)).exp()
 
 
-def leading(teacher: Tensor, source: Tensor, most: int) -> Tensor:
+def topk_columns(teacher: Tensor, source: Tensor, max_columns: int) -> Tensor:
     """Which columns to look at one by one: those likeliest to either, (n, min(most, m)) int64."""
-    return torch.maximum(teacher, source).topk(min(most, teacher.shape[-1]), dim=-1).indices
+    return torch.maximum(teacher, source).topk(min(max_columns, teacher.shape[-1]), dim=-1).indices
 
 
-def outcomes(logs: Tensor, columns: Tensor) -> Tensor:
+def topk_plus_rest(logprobs: Tensor, columns: Tensor) -> Tensor:
     """(n, m) log-probabilities as those of the listed columns (n, k), and where k < m that of all others
     together: (n, k + 1), else (n, m)."""
-    listed = logs.gather(-1, columns)
-    if columns.shape[-1] == logs.shape[-1]:
-        return listed.clamp_min(_FLOOR)
-    others = logs.scatter(-1, columns, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([listed, others], dim=-1).clamp_min(_FLOOR)
+    listed = logprobs.gather(-1, columns)
+    if columns.shape[-1] == logprobs.shape[-1]:
+        return listed.clamp_min(_MIN_LOGPROB)
+    others = logprobs.scatter(-1, columns, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([listed, others], dim=-1).clamp_min(_MIN_LOGPROB)
 
 
-def divergence(wanted: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(target: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(wanted ‖ student) of log-probabilities over the same outcomes, (n,).
 
     Times τ², so that gradients keep their size when both sides are softened. `wanted` gets no gradient.
     """
-    wanted = wanted.detach()
-    return temperature**2 * (wanted.exp() * (wanted - student)).sum(-1)
+    target = target.detach()
+    return temperature**2 * (target.exp() * (target - student)).sum(-1)
 
 
-def moved(base: Tensor, teacher: Tensor, source: Tensor) -> Tensor:
+def shifted_target(base: Tensor, teacher: Tensor, source: Tensor) -> Tensor:
     """log q of the shift: the untouched target's distribution moved by the adapter's effect, renormalised.
 
     All three: log-probabilities over the same outcomes (n, k) at one temperature.
@@ -99,11 +99,11 @@ def moved(base: Tensor, teacher: Tensor, source: Tensor) -> Tensor:
     return (base + teacher - source).log_softmax(-1)
 
 
-def projected(wanted: Tensor, found: Tensor, head: Tensor) -> Tensor:
+def projection_loss(teacher_states: Tensor, student_states: Tensor, projection: Tensor) -> Tensor:
     """‖head h_t − h_s‖² / ‖h_s‖² over all positions: `wanted` h_s (n, d_s), `found` h_t (n, d_t), `head`
     (d_s, d_t), trainable. The paper's mean square in units of the teacher's own: 1 is what zeros give. Zero
     where there is nothing to be like.
     """
-    whole = wanted.square().sum()
-    missed = (found @ head.T - wanted).square().sum()
-    return missed / whole if float(whole) > 0.0 else 0.0 * missed
+    total = teacher_states.square().sum()
+    residual = (student_states @ projection.T - teacher_states).square().sum()
+    return residual / total if float(total) > 0.0 else 0.0 * residual

@@ -12,25 +12,27 @@ from collections.abc import Sequence
 Span = tuple[int, int]
 
 
-def spread(spans: Sequence[Span], scores: Sequence[float], others: Sequence[Span]) -> list[float]:
+def project_scores(
+    spans: Sequence[Span], scores: Sequence[float], target_spans: Sequence[Span]
+) -> list[float]:
     """Scores of the tokens at `others`. Spans are (start, end) in one text, in order; one of no width gives
     and takes nothing."""
-    found = [0.0] * len(others)
-    at = 0
+    projected = [0.0] * len(target_spans)
+    first = 0
     for (start, end), score in zip(spans, scores, strict=True):
-        while at < len(others) and others[at][1] <= start:
-            at += 1
-        for place in range(at, len(others)):
-            left, right = others[place]
+        while first < len(target_spans) and target_spans[first][1] <= start:
+            first += 1
+        for index in range(first, len(target_spans)):
+            left, right = target_spans[index]
             if left >= end and right > left:
                 break
-            common = min(end, right) - max(start, left)
-            if common > 0:
-                found[place] += score * common / (end - start)
-    return found
+            overlap = min(end, right) - max(start, left)
+            if overlap > 0:
+                projected[index] += score * overlap / (end - start)
+    return projected
 
 
-def threshold(scores: Sequence[float], share: float) -> float:
+def score_threshold(scores: Sequence[float], share: float) -> float:
     """The score from which on a token is among the given share of highest ones; −∞ for all of them."""
     count = math.ceil(share * len(scores))
     if count >= len(scores):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from core.states import Phase
-from transfer.activations.layers import monotone_map
+from transfer.activations.layers import find_monotone_map
 from transfer.activations.maps import Moments, PairedRows
 from transfer.interface import PORTS, Port, SitePair
-from transfer.pairing import Layers
+from transfer.pairing import LayerMaps
 from workers.activations.collector import Collected, Collector
 from workers.activations.ports import Writes, places_of
 from workers.activations.similarity import POSITIONS, SIMILARITY_VERSION, Similarity, measure
@@ -64,10 +64,10 @@ class Activations:
         )
 
     @property
-    def layers(self) -> Layers:
+    def layers(self) -> LayerMaps:
         """The layer maps of greatest similarity, both ways."""
         matrix = self.similarity.matrix
-        return Layers(monotone_map(matrix), monotone_map(matrix.T))
+        return LayerMaps(find_monotone_map(matrix), find_monotone_map(matrix.T))
 
     def measured(self, similar: float) -> dict[str, float]:
         """What the pre-check is told of the text as a whole; CKA above `similar` counts as alike."""

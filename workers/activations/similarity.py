@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.activations.cka import FEWEST_ROWS, LayerSimilarity, cka_biased, outliers
-from transfer.activations.layers import coverage, monotone_map
+from transfer.activations.cka import MIN_ROWS, LayerSimilarity, biased_cka, find_outliers
+from transfer.activations.layers import compute_coverage, find_monotone_map
 from workers.activations.taps import layers_at
 from workers.activations.text import PairedText, Passage
 from workers.bases import Bases
@@ -31,11 +31,11 @@ class Similarity:
     @property
     def layers(self) -> tuple[int, ...]:
         """Target layer → source layer."""
-        return monotone_map(self.matrix)
+        return find_monotone_map(self.matrix)
 
     def covered(self, threshold: float) -> float:
         """Share of target layers whose best source layer is above the threshold."""
-        return coverage(self.matrix, threshold)
+        return compute_coverage(self.matrix, threshold)
 
 
 def measure(bases: Bases, text: PairedText, step: Callable[[int, int], None]) -> Similarity:
@@ -77,12 +77,15 @@ def _summed(
         rows += ours[0].shape[0]
         if rows < BATCH_ROWS and done + 1 < total:
             continue
-        if rows < FEWEST_ROWS:
+        if rows < MIN_ROWS:
             break
         batch = tuple([torch.cat(layer) for layer in zip(*side, strict=True)] for side in waiting)
         if sums is None:
             sums = LayerSimilarity(len(batch[0]), len(batch[1]))
-            keep = ([~outliers(layer) for layer in batch[0]], [~outliers(layer) for layer in batch[1]])
+            keep = (
+                [~find_outliers(layer) for layer in batch[0]],
+                [~find_outliers(layer) for layer in batch[1]],
+            )
         last = (
             [layer[:, mask] for layer, mask in zip(batch[0], keep[0], strict=True)],
             [layer[:, mask] for layer, mask in zip(batch[1], keep[1], strict=True)],
@@ -93,6 +96,6 @@ def _summed(
     step(total, total)
     if sums is None:
         return Similarity(torch.zeros(0, 0), (), 0)
-    matrix = sums.matrix()
-    biased = tuple(cka_biased(last[0][s], last[1][t]) for t, s in enumerate(monotone_map(matrix)))
+    matrix = sums.compute_matrix()
+    biased = tuple(biased_cka(last[0][s], last[1][t]) for t, s in enumerate(find_monotone_map(matrix)))
     return Similarity(matrix, biased, positions)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from transfer.activations.positions import paired_positions
+from transfer.activations.positions import pair_positions
 from transfer.interface import Side
 from workers.models import Encoded
 
@@ -118,7 +118,7 @@ def _pieces(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _passage(ours: Encoded, theirs: Encoded, *, held_out: bool) -> Passage:
-    pairs = paired_positions(ours.offsets, theirs.offsets)
+    pairs = pair_positions(ours.offsets, theirs.offsets)
     # A sequence's first token serves attention as a sink; its states are of their own kind and many times as
     # long.
     keep = (pairs.source > 0) & (pairs.target > 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from transfer.bootstrap import Interval, Resampled, Undefined
+from transfer.bootstrap import Interval, PairedBootstrap, Undefined
 from workers.report import Evaluation, Figure, Subject
 
 Scores = Mapping[Subject, Sequence[float]]
@@ -92,8 +92,10 @@ def shown(figure: Figure) -> str:
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
-def _resampled(scores: Scores, times: int, seed: int) -> Resampled:
-    return Resampled({str(subject): each for subject, each in scores.items()}, times=times, seed=seed)
+def _resampled(scores: Scores, times: int, seed: int) -> PairedBootstrap:
+    return PairedBootstrap(
+        {str(subject): each for subject, each in scores.items()}, resamples=times, seed=seed
+    )
 
 
 def _below(figure: Figure) -> bool:

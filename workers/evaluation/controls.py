@@ -36,6 +36,6 @@ def padded(opened: Opened) -> dict[Site, LowRank]:
     for pair in pairs:
         delta = opened.adapter.delta(pair.source)
         # It reads no evidence, so there is none to give.
-        carried = copy.carry(params, None, pair, delta, None)  # type: ignore[arg-type]
+        carried = copy.transfer_site(params, None, pair, delta, None)  # type: ignore[arg-type]
         parts.setdefault(pair.target, []).append(carried.delta)
     return folded(parts, [])[0]

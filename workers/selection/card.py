@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transfer.catalogue import label
+from transfer.catalogue import format_method
 from workers.evaluation.card import SCORES
 from workers.selection.rows import Scored, Selection
 
@@ -29,7 +29,7 @@ def _rows(found: Selection) -> list[list[str]]:
     rows = [["method", "score", "gain over the target alone", "verdict of its pre-check", ""]]
     for place, row in enumerate(found.candidates):
         why = "chosen" if place == found.best else row.reason or ""
-        rows.append([label(row.method), _cell(row.score), _cell(row.gain), row.verdict or "", why])
+        rows.append([format_method(row.method), _cell(row.score), _cell(row.gain), row.verdict or "", why])
     return rows
 
 

@@ -16,7 +16,7 @@ from core.requests import ConversionRequest
 from transfer.catalogue import AutoParams, MethodParams
 from transfer.errors import TransferError
 from transfer.precheck.rules import thinning
-from transfer.selection import Choice, Halves, choose_best, halves, variants
+from transfer.selection import Choice, ExampleSplit, choose_best, dare_variants, split_examples
 from workers.evaluation.prepare import Prepared
 from workers.evaluation.scoring import Measure
 from workers.judge import Judged, row_of
@@ -32,7 +32,7 @@ class _Contest:
     """What was tried so far. `measured`: the row in `rows` of each of `scores`; `fit`: may it be kept?"""
 
     alone: tuple[float, ...]
-    split: Halves
+    split: ExampleSplit
     lenient: bool
     rows: list[CandidateRow] = field(default_factory=list)
     scores: list[tuple[float, ...]] = field(default_factory=list)
@@ -56,7 +56,7 @@ class _Contest:
         self.rows.append(CandidateRow(method=_shown(judged.params), verdict=judged.precheck.verdict))
         self.scores.append(scores)
         self.fit.append(self.lenient or judged.precheck.verdict != "incompatible")
-        if self.choice.best == len(self.scores) - 1:
+        if self.choice.best_index == len(self.scores) - 1:
             self.kept = (move, found)
 
 
@@ -75,11 +75,11 @@ def best_of(
     measure = evaluation.measure
     assert measure is not None
     wanted = compared(request, pool=rules.evidence.offer is not None)
-    tries = sum(len(variants(params)) for params in wanted)
+    tries = sum(len(dare_variants(params)) for params in wanted)
     evaluation.progress.begin((1 + tries) * len(evaluation.spec.examples))
     alone = measure({})
     lenient = request.precheck.on_incompatible == "warn"
-    contest = _Contest(alone, halves(len(alone), evaluation.spec.seed), lenient)
+    contest = _Contest(alone, split_examples(len(alone), evaluation.spec.seed), lenient)
     for place, params in enumerate(wanted):
         with _named(request, place):
             _try(request, params, bench, rules, measure, contest)
@@ -123,7 +123,7 @@ def _try(
             contest.refused(params, refusals[0], move)
             return
         whole = carried(move, bench)
-        for variant in variants(params):
+        for variant in dare_variants(params):
             candidate = replace(move, judged=_with_share(move.judged, variant))
             found = finished(whole, candidate, bench)
             contest.scored(candidate, found, measure(found.deltas))

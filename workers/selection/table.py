@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from core.errors import NothingBetter
 from core.evaluation import EvaluationSpec
-from transfer.bootstrap import Interval, Resampled
-from transfer.catalogue import label
-from transfer.selection import Choice, Halves
+from transfer.bootstrap import Interval, PairedBootstrap
+from transfer.catalogue import format_method
+from transfer.selection import Choice, ExampleSplit
 from workers.evaluation.scoring import headline_of
 from workers.selection.rows import CandidateRow, Confirmed, Scored, Selection
 
@@ -22,33 +22,33 @@ def table_of(
     measured: Sequence[int],
     alone: Scores,
     scores: Sequence[Scores],
-    split: Halves,
+    split: ExampleSplit,
     choice: Choice,
 ) -> Selection:
     """Scores and gains on the choosing half for the `measured` rows; those of the best on the other half."""
     told = list(rows)
-    drawn = _drawn(spec, alone, scores, split.choosing)
+    drawn = _drawn(spec, alone, scores, split.selection_indices)
     for number, place in enumerate(measured):
         figures = {"score": _scored(drawn.mean(str(number))), "gain": _gain(drawn, number)}
         told[place] = rows[place].model_copy(update=figures)
     confirmed = None
-    if choice.best is not None:
-        other = _drawn(spec, alone, scores, split.confirming)
+    if choice.best_index is not None:
+        other = _drawn(spec, alone, scores, split.confirmation_indices)
         confirmed = Confirmed(
-            score=_scored(other.mean(str(choice.best))),
+            score=_scored(other.mean(str(choice.best_index))),
             target=_scored(other.mean(_ALONE)),
-            gain=_gain(other, choice.best),
+            gain=_gain(other, choice.best_index),
         )
     return Selection(
         score=headline_of(spec) or "",
         seed=spec.seed,
-        choosing=len(split.choosing),
-        confirming=len(split.confirming),
-        shared=split.shared,
+        choosing=len(split.selection_indices),
+        confirming=len(split.confirmation_indices),
+        shared=split.is_shared,
         target=_scored(drawn.mean(_ALONE)),
         candidates=told,
-        best=measured[choice.best] if choice.best is not None else None,
-        ending=choice.ending,
+        best=measured[choice.best_index] if choice.best_index is not None else None,
+        ending=choice.status,
         confirmed=confirmed,
     )
 
@@ -66,7 +66,7 @@ def why_chosen(found: Selection) -> str:
         else f"; on the other {found.confirming} {_of(confirmed.score)} against {_of(confirmed.target)}"
     )
     return (
-        f"Of {tried} candidate(s) that were run, {label(best.method)} scores highest: {_of(best.score)} "
+        f"Of {tried} candidate(s) that were run, {format_method(best.method)} scores highest: {_of(best.score)} "
         f"against {_of(found.target)} of the target alone ({found.score}) on the {found.choosing} example(s) "
         f"that chose{on_others}."
     )
@@ -84,7 +84,7 @@ def nothing_better(found: Selection, *, trained: bool) -> NothingBetter:
     elif found.ending == "not_confirmed" and found.confirmed is not None:
         best, confirmed = found.candidates[found.best], found.confirmed
         said = (
-            f"{label(best.method)} scores best on the examples that chose, but on the other "
+            f"{format_method(best.method)} scores best on the examples that chose, but on the other "
             f"{found.confirming} it has {_of(confirmed.score)} and the target alone "
             f"{_of(confirmed.target)} ({found.score})."
         )
@@ -102,18 +102,20 @@ def nothing_better(found: Selection, *, trained: bool) -> NothingBetter:
 def _line(row: CandidateRow) -> str:
     if row.score is not None:
         doubtful = " (incompatible)" if row.verdict == "incompatible" else ""
-        return f"{label(row.method)} {_of(row.score)}{doubtful}"
+        return f"{format_method(row.method)} {_of(row.score)}{doubtful}"
     first = (row.reason or "").split(". ")[0].rstrip(".")
-    return f"{label(row.method)} was not measured ({first})"
+    return f"{format_method(row.method)} was not measured ({first})"
 
 
-def _drawn(spec: EvaluationSpec, alone: Scores, scores: Sequence[Scores], places: Sequence[int]) -> Resampled:
+def _drawn(
+    spec: EvaluationSpec, alone: Scores, scores: Sequence[Scores], places: Sequence[int]
+) -> PairedBootstrap:
     named = {_ALONE: alone} | {str(number): row for number, row in enumerate(scores)}
     picked = {name: [row[place] for place in places] for name, row in named.items()}
-    return Resampled(picked, times=spec.bootstrap, seed=spec.seed)
+    return PairedBootstrap(picked, resamples=spec.bootstrap, seed=spec.seed)
 
 
-def _gain(drawn: Resampled, number: int) -> Scored:
+def _gain(drawn: PairedBootstrap, number: int) -> Scored:
     return _scored(drawn.difference(str(number), _ALONE))
 
 

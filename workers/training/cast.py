@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from transfer.activations.maps import Moments, map_in
+from transfer.activations.maps import Moments, fit_input_map
 from transfer.catalogue import CastParams
 from transfer.errors import TrainingFailed
 from transfer.interface import LowRank, Site, SitePair
-from transfer.training.heads import Student, Trained, Update
-from transfer.training.objectives import divergence, projected
+from transfer.training.heads import TrainableMaps, TrainableUpdates, TrainedMaps
+from transfer.training.objectives import kl_divergence, projection_loss
 from workers.fold import folded
 from workers.models import TextModel, updated
 from workers.training.lessons import Lesson, Lessons
@@ -45,14 +45,14 @@ MEASURED = (  # in the order in which they are kept with the heads
 class Cast:
     """Trained heads per site pair, on the CPU, and float32 figures of the whole training."""
 
-    heads: Mapping[SitePair, Trained]
+    heads: Mapping[SitePair, TrainedMaps]
     measurements: Mapping[str, float]
 
 
 def train(
     target: TextModel,
     lessons: Lessons,
-    students: Mapping[SitePair, Student],
+    students: Mapping[SitePair, TrainableMaps],
     params: CastParams,
     *,
     covered: float,
@@ -100,7 +100,7 @@ def train(
             hint="Train for more steps, on more text (positions, corpus), or at another learning rate.",
             pointer="/method",
         )
-    found = {pair: student.trained() for pair, student in students.items()}
+    found = {pair: student.to_trained_maps() for pair, student in students.items()}
     return Cast(found, _measured(lessons, covered, alone, begun, carried, told))
 
 
@@ -112,16 +112,16 @@ class _School:
         target: TextModel,
         lessons: Lessons,
         params: CastParams,
-        students: Mapping[SitePair, Student],
+        students: Mapping[SitePair, TrainableMaps],
     ) -> None:
         self.target, self.lessons, self.params = target, lessons, params
-        self.by_site: dict[Site, list[Student]] = {}
+        self.by_site: dict[Site, list[TrainableMaps]] = {}
         self.parameters: dict[str, Tensor] = {}
         for pair, student in students.items():
             self.by_site.setdefault(pair.target, []).append(student)
             name = f"{pair.source} to {pair.target}"
             self.parameters |= {f"{name}.E": student.E, f"{name}.F": student.F}
-        self.update = Update(self.by_site)
+        self.update = TrainableUpdates(self.by_site)
         self.shared = lessons.common.target.to(target.device)
         self.head: Tensor | None = None
         if params.w_mse > 0.0:
@@ -132,7 +132,7 @@ class _School:
     def carried(self) -> dict[Site, LowRank]:
         """What will be carried: where several layers are folded into one, their sum is cut to a rank."""
         return folded(
-            {site: [student.update() for student in some] for site, some in self.by_site.items()}, []
+            {site: [student.compute_update() for student in some] for site, some in self.by_site.items()}, []
         )[0]
 
     def parts(self, numbers: Sequence[int]) -> Iterator[Tensor]:
@@ -158,7 +158,7 @@ class _School:
         nats = []
         for number in numbers:
             wanted = self.lessons.lesson(self.target, number).wanted.cpu()
-            nats.append(divergence(wanted, self.lessons.own(number), self.params.temperature))
+            nats.append(kl_divergence(wanted, self.lessons.own(number), self.params.temperature))
         return float(torch.cat(nats).mean())
 
     def _loss(self, lesson: Lesson) -> Tensor:
@@ -166,12 +166,12 @@ class _School:
         loss = self.params.w_kl * self._divergence(lesson, states).mean()
         if self.head is not None and lesson.states is not None and lesson.begun is not None:
             change = states.float() - lesson.begun
-            loss = loss + self.params.w_mse * projected(lesson.states, change, self.head)
+            loss = loss + self.params.w_mse * projection_loss(lesson.states, change, self.head)
         return loss
 
     def _divergence(self, lesson: Lesson, states: Tensor) -> Tensor:
         said = outcomes_of(self.target, states, self.shared, lesson.columns, self.params.temperature)
-        return divergence(lesson.wanted, said, self.params.temperature)
+        return kl_divergence(lesson.wanted, said, self.params.temperature)
 
 
 def _head(lessons: Lessons, ridge: float) -> Tensor:
@@ -183,7 +183,7 @@ def _head(lessons: Lessons, ridge: float) -> Tensor:
         sums.add(source, target)
     if sums is None:
         raise LookupError("no passage to learn from")
-    return map_in(sums, ridge).float()
+    return fit_input_map(sums, ridge).float()
 
 
 def _measured(

@@ -19,7 +19,7 @@ import torch
 from transfer.catalogue.distill import DistillSettings
 from transfer.interface import LowRank, Site
 from transfer.linalg import truncate
-from transfer.training.objectives import Common
+from transfer.training.objectives import SharedTokenIds
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
@@ -50,7 +50,7 @@ def train(
     *,
     watch: Watch,
     checkpoint_dir: Path | None = None,
-    common: Common | None = None,
+    common: SharedTokenIds | None = None,
 ) -> Distilled:
     """Train on what was written; needs the target alone. `begun`: factors at every site (`starting`).
     `common`: the tokens on which the shift was kept, where the settings ask for it.

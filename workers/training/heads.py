@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from core.errors import HubUnauthorised, RepoGated, RepoNotFound
-from transfer.activations.site import site_map
+from transfer.activations.site import get_site_map
 from transfer.catalogue import CastParams
 from transfer.errors import TrainingFailed
-from transfer.interface import Evidence, Heads, LowRank, Port, SitePair
-from transfer.training.heads import HEADS_VERSION, Student, Trained, random_heads
+from transfer.interface import Evidence, LowRank, Port, SiteMaps, SitePair
+from transfer.training.heads import CAST_MAPS_VERSION, TrainableMaps, TrainedMaps, init_random_maps
 from workers.activations.evidence import Activations
 from workers.bases import Bases
 from workers.cache.factors import PairKey
@@ -43,7 +43,7 @@ _LAYOUT = 3  # of the entries that are kept; 1 did not name the adapter in those
 class FoundHeads:
     """Heads for a job. `trained_on`: the adapter that they were trained with."""
 
-    at: Callable[[SitePair], Heads]
+    at: Callable[[SitePair], SiteMaps]
     measurements: dict[str, float]
     trained_on: RepoAt
 
@@ -101,12 +101,12 @@ class _Job:
             return None
         if note.name.repo_id != self.adapter.repo_id and not self._readable(note.name.repo_id):
             return None
-        heads: dict[SitePair, Trained] = {}
+        heads: dict[SitePair, TrainedMaps] = {}
         for pair in self._in(note):
             found = self.tools.cache.find(self._key(str(pair.source), str(pair.target), note.name))
             if found is None or not _fits(found, pair):
                 return None  # entries were evicted: what is left is not what was trained
-            heads[pair] = Trained(**found)
+            heads[pair] = TrainedMaps(**found)
         return (Cast(heads, note.measured), note.name) if heads else None
 
     def trained(self) -> tuple[Cast, RepoAt]:
@@ -143,22 +143,22 @@ class _Job:
         shutil.rmtree(folder, ignore_errors=True)
         return found, self.adapter
 
-    def heads(self, pair: SitePair, found: Cast) -> Heads:
+    def heads(self, pair: SitePair, found: Cast) -> SiteMaps:
         """Whole heads at a pair; those at the beginning where nothing was trained."""
         M_in, M_out = self._begun(pair)
         if pair in found.heads:
-            return found.heads[pair].heads(M_in, M_out)
+            return found.heads[pair].to_site_maps(M_in, M_out)
         (o_s, i_s), nothing = pair.source_shape, M_in.new_zeros
-        return Heads(M_in, M_out, nothing(i_s, 0), nothing(o_s, 0))
+        return SiteMaps(M_in, M_out, nothing(i_s, 0), nothing(o_s, 0))
 
-    def _students(self) -> dict[SitePair, Student]:
+    def _students(self) -> dict[SitePair, TrainableMaps]:
         if self.params.init == "closed_form" and self.evidence.activations is not None:
             self.evidence.activations.plan(self.pairs)
         found = {}
         for pair in self.pairs:
             delta = self.opened.adapter.delta(pair.source).scaled(pair.scale)
             device = self.evidence.device
-            found[pair] = Student(LowRank(delta.B.to(device), delta.A.to(device)), *self._begun(pair))
+            found[pair] = TrainableMaps(LowRank(delta.B.to(device), delta.A.to(device)), *self._begun(pair))
         return found
 
     def _begun(self, pair: SitePair) -> tuple[Tensor, Tensor]:
@@ -167,11 +167,11 @@ class _Job:
         if self.params.init == "closed_form":
             seen = self.evidence.at(pair, frozenset({Evidence.ACTIVATIONS}))
             ports: tuple[Port, Port] = ("in", "out")
-            M_in, M_out = (site_map(seen, port, self.params.ridge)[0] for port in ports)
+            M_in, M_out = (get_site_map(seen, port, self.params.ridge)[0] for port in ports)
             return M_in.to(device), M_out.to(device)
         (o_s, i_s), (o_t, i_t) = pair.source_shape, pair.target_shape
         place = hashlib.sha256(f"{self.params.seed} {pair.source} {pair.target}".encode()).digest()
-        drawn = random_heads(i_s, i_t, o_s, o_t, int.from_bytes(place[:7], "big"))
+        drawn = init_random_maps(i_s, i_t, o_s, o_t, int.from_bytes(place[:7], "big"))
         return drawn[0].to(device), drawn[1].to(device)
 
     def _lessons(self, folder: Path) -> Lessons:
@@ -239,7 +239,7 @@ class _Job:
             target_repo=pinned.target.repo_id,
             target_sha=pinned.target.sha,
             target_site=target,
-            what=f"heads v{HEADS_VERSION}.{_LAYOUT} {settings}{whose}",
+            what=f"heads v{CAST_MAPS_VERSION}.{_LAYOUT} {settings}{whose}",
             anchors=self._activations.text.digest,
         )
 

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from transfer.interface import LowRank, Site
-from transfer.training.objectives import compared, coverage, leading, outcomes
+from transfer.training.objectives import (
+    compute_shared_mass,
+    restricted_logprobs,
+    topk_columns,
+    topk_plus_rest,
+)
 from workers.models import TextModel, updated
 from workers.training.logits import final_states, logits_of, portions
 
@@ -60,9 +65,9 @@ def heard_in(
     found: list[tuple[Tensor, ...]] = []
     for part in portions(source, alone.shape[0]):
         logits = logits_of(source, adapted[part])
-        covered, told = coverage(logits, shared), compared(logits, shared, temperature)
-        own = compared(logits_of(source, alone[part]), shared, temperature)
-        columns = leading(told, own, most)
-        found.append((columns.int(), outcomes(told, columns), outcomes(own, columns), covered))
+        covered, told = compute_shared_mass(logits, shared), restricted_logprobs(logits, shared, temperature)
+        own = restricted_logprobs(logits_of(source, alone[part]), shared, temperature)
+        columns = topk_columns(told, own, most)
+        found.append((columns.int(), topk_plus_rest(told, columns), topk_plus_rest(own, columns), covered))
     columns, told, own, covered = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     return Heard(columns, told, own, covered, adapted.float().cpu(), alone.float().cpu())

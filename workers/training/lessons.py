@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.states import Phase
 from transfer.interface import LowRank, Side, Site
-from transfer.training.objectives import Common, moved
+from transfer.training.objectives import SharedTokenIds, shifted_target
 from workers.activations.text import PairedText, Passage
 from workers.models import TextModel
 from workers.training.checkpoint import load, save
@@ -46,7 +46,7 @@ class Lessons:
     folder: Path
     identity: str
     text: PairedText
-    common: Common
+    common: SharedTokenIds
     listed: int
     temperature: float
     shift: bool
@@ -91,7 +91,9 @@ class Lessons:
         """One passage on the target's device. `hear` and `look_at` come first."""
         ids, at = _on(target, self.text.passages[number], "target")
         told, own = self._need("source", number), self._need("target", number)
-        wanted = moved(own["base"], told["teacher"], told["source"]) if self.shift else told["teacher"]
+        wanted = (
+            shifted_target(own["base"], told["teacher"], told["source"]) if self.shift else told["teacher"]
+        )
         states = begun = None
         if self.states:
             states, begun = told["teacher_states"], torch.zeros_like(own["states"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from transfer.training.objectives import compared, outcomes
+from transfer.training.objectives import restricted_logprobs, topk_plus_rest
 from workers.models import TextModel
 
 _LOGITS = {"cpu": 2**25, "cuda": 2**27}  # numbers in the logits of one part
@@ -45,7 +45,7 @@ def outcomes_of(base: TextModel, states: Tensor, ids: Tensor, columns: Tensor, t
     """
 
     def part(some: Tensor, listed: Tensor) -> Tensor:
-        return outcomes(compared(logits_of(base, some), ids, temperature), listed)
+        return topk_plus_rest(restricted_logprobs(logits_of(base, some), ids, temperature), listed)
 
     parts = []
     for portion in portions(base, states.shape[0]):

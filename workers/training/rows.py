@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from transfer.catalogue import WritingSettings
-from transfer.training.objectives import Common
-from transfer.training.speech import spread, threshold
+from transfer.catalogue import SamplingParams
+from transfer.training.objectives import SharedTokenIds
+from transfer.training.speech import project_scores, score_threshold
 from workers.foretold import chosen, right_padded, room_for
 from workers.models import TextModel, logits_at
 from workers.training.samples import Sample
@@ -33,11 +33,11 @@ class Row:
     wanted: Wanted | None = None
 
 
-def rows_of(target: TextModel, samples: Sequence[Sample], params: WritingSettings) -> list[Row]:
+def rows_of(target: TextModel, samples: Sequence[Sample], params: SamplingParams) -> list[Row]:
     """One row a sample, cut where the target's context ends."""
     read = [opened(target, sample.text, context(target) - 1) for sample in samples]
     scores = [
-        spread(sample.spans, sample.scores, found.offsets)
+        project_scores(sample.spans, sample.scores, found.offsets)
         for sample, found in zip(samples, read, strict=True)
     ]
     own = [
@@ -50,7 +50,7 @@ def rows_of(target: TextModel, samples: Sequence[Sample], params: WritingSetting
         for score, its in zip(row, mine, strict=True)
         if its
     ]
-    least = threshold(said, params.keep if params.filter == "speaks" else 1.0)
+    least = score_threshold(said, params.keep if params.filter == "speaks" else 1.0)
     rows = []
     for sample, found, row, mine in zip(samples, read, scores, own, strict=True):
         ids, spans = list(found.ids), list(found.offsets)
@@ -67,7 +67,7 @@ def rows_of(target: TextModel, samples: Sequence[Sample], params: WritingSetting
     return rows
 
 
-def shifted(target: TextModel, rows: Sequence[Row], common: Common) -> list[Row]:
+def shifted(target: TextModel, rows: Sequence[Row], common: SharedTokenIds) -> list[Row]:
     """The same with what the shift asks of the target, which must be untouched now."""
     return [
         replace(row, wanted=wanted_of(target, row.ids, row.spans, row.sample.shift, common))
@@ -123,7 +123,7 @@ def losses(target: TextModel, rows: Sequence[Row]) -> Losses:
 
 
 def parts(
-    target: TextModel, rows: Sequence[Row], shift: float = 0.0, common: Common | None = None
+    target: TextModel, rows: Sequence[Row], shift: float = 0.0, common: SharedTokenIds | None = None
 ) -> Iterator[Tensor]:
     """Mean cross-entropy of the tokens that are learnt, in parts whose logits fit; and `shift` times the mean
     divergence from what is wanted at the places that have it."""
@@ -143,7 +143,7 @@ def parts(
 
 
 @torch.no_grad()
-def shift_missed(target: TextModel, rows: Sequence[Row], common: Common) -> float:
+def shift_missed(target: TextModel, rows: Sequence[Row], common: SharedTokenIds) -> float:
     """Nats per place from what the shift asks of the model, as it now is."""
     places = max(sum(row.wanted.at.numel() for row in rows if row.wanted), 1)
     whole = 0.0

@@ -10,20 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transfer.activations.maps import carried
-from transfer.activations.site import USUAL_RIDGE, site_map
+from transfer.activations.maps import apply_maps
+from transfer.activations.site import DEFAULT_RIDGE, get_site_map
 from transfer.catalogue import (
     ActivationParams,
     CastParams,
     DistillParams,
     DistillSettings,
     MethodParams,
-    WritingSettings,
+    SamplingParams,
 )
 from transfer.errors import TrainingFailed
 from transfer.interface import Evidence, LowRank, Site, SitePair
 from transfer.registry import get_method
-from transfer.training.objectives import Common
+from transfer.training.objectives import SharedTokenIds
 from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded
@@ -92,10 +92,10 @@ def trained(
     sites = {pair.target: pair.target_shape for pair in pairs}
     rank = max(opened.adapter.delta(site).rank for site in opened.adapter.sites)
     maps = Evidence.ACTIVATIONS in get_method(params.name).needs(params)
-    ridge = params.ridge if isinstance(params, ActivationParams) else USUAL_RIDGE
+    ridge = params.ridge if isinstance(params, ActivationParams) else DEFAULT_RIDGE
     init = _closed_form(opened, evidence, pairs, ridge) if maps else None
 
-    def step(target: TextModel, written: Written, writing: WritingSettings, rank: int) -> Distilled:
+    def step(target: TextModel, written: Written, writing: SamplingParams, rank: int) -> Distilled:
         begun = {site: _to(delta, target.device) for site, delta in init.items()} if init else None
         return stepped(
             target, written, sites, rank, writing,
@@ -172,11 +172,11 @@ def _run(
 def _writing(
     opened: Opened,
     bases: Bases,
-    params: WritingSettings,
+    params: SamplingParams,
     refines: MethodParams | None,
     tools: Tools,
     watch: Watch,
-) -> Iterator[tuple[Path, Written, Common | None]]:
+) -> Iterator[tuple[Path, Written, SharedTokenIds | None]]:
     """A folder for checkpoints, gone when the work is done; what the source and its adapter write; and the
     tokens on which the shift was kept, where it is asked for. The source is let go where there is no room for
     both."""
@@ -207,12 +207,12 @@ def _closed_form(
     for pair in pairs:
         seen = evidence.at(pair, frozenset({Evidence.ACTIVATIONS}))
         delta = _to(opened.adapter.delta(pair.source).scaled(pair.scale), evidence.device)
-        maps = (site_map(seen, port, ridge)[0] for port in ("in", "out"))
-        parts.setdefault(pair.target, []).append(_to(carried(delta, *maps), "cpu"))
+        maps = (get_site_map(seen, port, ridge)[0] for port in ("in", "out"))
+        parts.setdefault(pair.target, []).append(_to(apply_maps(delta, *maps), "cpu"))
     return folded(parts, [])[0]
 
 
-def _checkpoints(opened: Opened, params: WritingSettings, refines: MethodParams | None, tools: Tools) -> Path:
+def _checkpoints(opened: Opened, params: SamplingParams, refines: MethodParams | None, tools: Tools) -> Path:
     """A folder of this adapter, these bases and these settings: whoever takes the job over finds it."""
     pinned = opened.pinned
     named = [

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from transfer.errors import IncompatiblePair
 from transfer.precheck.rules import FEWEST_ANCHORS
-from transfer.training.objectives import Common, common_tokens
+from transfer.training.objectives import SharedTokenIds, select_shared_ids
 from workers.reading import Opened
 from workers.verify.structure import model_config
 
 
-def common_of(opened: Opened) -> Common:
+def common_of(opened: Opened) -> SharedTokenIds:
     """Shared tokens of both bases. Raises IncompatiblePair where there are next to none."""
     tokens = opened.vocabularies
     sizes = (
         int(model_config(base.config.get("text_config") or base.config).vocab_size)
         for base in (opened.source, opened.target)
     )
-    found = common_tokens(tokens, *sizes) if tokens is not None else None
+    found = select_shared_ids(tokens, *sizes) if tokens is not None else None
     if found is None or found.size < FEWEST_ANCHORS:
         raise IncompatiblePair(
             f"The two vocabularies share {found.size if found else 0} tokens on which predictions could be "

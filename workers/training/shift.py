@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from transfer.interface import LowRank, Site
-from transfer.training.objectives import Common, compared, divergence, moved, outcomes
+from transfer.training.objectives import (
+    SharedTokenIds,
+    kl_divergence,
+    restricted_logprobs,
+    shifted_target,
+    topk_plus_rest,
+)
 from workers.models import Encoded, TextModel
 from workers.training.heard import listen
 from workers.training.logits import final_states, outcomes_of
@@ -44,7 +50,7 @@ class Wanted:
 
 
 def shift_in(
-    source: TextModel, deltas: Mapping[Site, LowRank], encoded: Encoded, prompt: int, common: Common
+    source: TextModel, deltas: Mapping[Site, LowRank], encoded: Encoded, prompt: int, common: SharedTokenIds
 ) -> Shift | None:
     """What the adapter changes in the text behind its first `prompt` characters; None where no place is
     left."""
@@ -64,7 +70,11 @@ def shift_in(
 
 @torch.no_grad()
 def wanted_of(
-    target: TextModel, ids: Sequence[int], offsets: Sequence[tuple[int, int]], shift: Shift, common: Common
+    target: TextModel,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    shift: Shift,
+    common: SharedTokenIds,
 ) -> Wanted | None:
     """The untouched target's own probabilities, moved; where a token of either side ends at one place."""
     places = {end: at for at, (start, end) in enumerate(offsets) if at > 0 and end > start}
@@ -77,13 +87,15 @@ def wanted_of(
     teacher, source = (_unpacked(x, torch.float32, count)[rows] for x in (shift.teacher, shift.source))
     states = final_states(target, torch.tensor(ids, device=device))[at.to(device)]
     own = outcomes_of(target, states, common.target.to(device), columns, 1.0)
-    return Wanted(at.to(device), columns, moved(own, teacher.to(device), source.to(device)))
+    return Wanted(at.to(device), columns, shifted_target(own, teacher.to(device), source.to(device)))
 
 
-def missed(logits: Tensor, wanted: Wanted, common: Common) -> Tensor:
+def missed(logits: Tensor, wanted: Wanted, common: SharedTokenIds) -> Tensor:
     """Nats from what is wanted, summed over its positions: logits (length, V) of one row."""
-    said = outcomes(compared(logits[wanted.at], common.target.to(logits.device)), wanted.columns)
-    return divergence(wanted.logs, said).sum()
+    said = topk_plus_rest(
+        restricted_logprobs(logits[wanted.at], common.target.to(logits.device)), wanted.columns
+    )
+    return kl_divergence(wanted.logs, said).sum()
 
 
 def _packed(rows: Tensor) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfer.activations.slopes import Slopes
+from transfer.activations.slopes import GradientMoments
 from transfer.interface import Site
 from workers.models import TextModel
 from workers.training.rows import Row, logs, split, stacked
@@ -19,7 +19,7 @@ Step = Callable[[int, int], None]  # parts done, of how many
 
 def slopes_of(
     base: TextModel, rows: Sequence[Row], sites: Sequence[Site], budget: int, step: Step
-) -> Iterator[tuple[Site, Slopes]]:
+) -> Iterator[tuple[Site, GradientMoments]]:
     """Each site with its sums, the loss being the mean cross-entropy of the tokens that are to be learnt.
 
     One pass forward and back over the rows gathers as many sites as fit into `budget` bytes, one at least;
@@ -29,7 +29,7 @@ def slopes_of(
     pieces = list(split(base, rows))
     learnt = max(sum(sum(row.kept) for row in rows), 1)
     for number, window in enumerate(windows):
-        sums = {site: Slopes.zeros(*base.weights.shape(site), base.device) for site in window}
+        sums = {site: GradientMoments.zeros(*base.weights.shape(site), base.device) for site in window}
         for done, piece in enumerate(pieces):
             step(number * len(pieces) + done, len(windows) * len(pieces))
             ids, _, kept = stacked(piece, base.device)
@@ -59,7 +59,7 @@ def _windows(base: TextModel, sites: Sequence[Site], budget: int) -> Iterator[li
 
 
 @contextmanager
-def _tapped(base: TextModel, sums: dict[Site, Slopes], real: Tensor) -> Iterator[None]:
+def _tapped(base: TextModel, sums: dict[Site, GradientMoments], real: Tensor) -> Iterator[None]:
     """While a loss is computed and differentiated, every site's rows go into its sums. `real`: (n, longest),
     which tokens are no padding. No parameter asks for a gradient, so what the model embeds has to."""
     modules: dict[str, list[Site]] = {}
@@ -78,7 +78,7 @@ def _asking(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
     return output.requires_grad_()
 
 
-def _adding(base: TextModel, sites: list[Site], sums: dict[Site, Slopes], real: Tensor) -> Any:
+def _adding(base: TextModel, sites: list[Site], sums: dict[Site, GradientMoments], real: Tensor) -> Any:
     def forward(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         read = inputs[0].detach()[real]
 

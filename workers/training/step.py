@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 import torch
 
 from core.states import Phase
-from transfer.activations.slopes import step
-from transfer.catalogue import WritingSettings
+from transfer.activations.slopes import solve_step
+from transfer.catalogue import SamplingParams
 from transfer.interface import LowRank, Site
 from transfer.linalg import frobenius, truncate
-from transfer.training.line import Line, search
+from transfer.training.line import LineSearchResult, search_length
 from workers.models import TextModel, updated
 from workers.training.distill import Distilled, recovered, starting
 from workers.training.rows import divided, losses, rows_of
@@ -37,7 +37,7 @@ def stepped(
     written: Written,
     sites: Mapping[Site, tuple[int, int]],
     rank: int,
-    params: WritingSettings,
+    params: SamplingParams,
     *,
     ridge: float,
     budget: int,
@@ -59,7 +59,9 @@ def stepped(
     alone = losses(target, held_out)
     tried: list[float] = []
 
-    def along(update: Callable[[float], Mapping[Site, LowRank]], still: float, start: float) -> Line:
+    def along(
+        update: Callable[[float], Mapping[Site, LowRank]], still: float, start: float
+    ) -> LineSearchResult:
         def loss(length: float) -> float:
             if length == 0.0:
                 return still
@@ -68,16 +70,16 @@ def stepped(
             with updated(target, update(length)):
                 return losses(target, held_out).kept
 
-        return search(loss, start)
+        return search_length(loss, start)
 
     known = dict(begun or {})
     gain = along(lambda length: _times(known, length), alone.kept, 1.0) if known else None
-    known = _times(known, gain.best) if gain and gain.best > 0.0 else {}
+    known = _times(known, gain.best_length) if gain and gain.best_length > 0.0 else {}
     still = gain.loss if gain else alone.kept
     steps, longest, slope = {}, {}, 0.0
     with updated(target, known):
         for site, sums in slopes_of(target, learnt, sorted(sites), budget, tell):
-            found = step(sums, rank, ridge)
+            found = solve_step(sums, rank, ridge)
             slope += float(((sums.cross.double() @ found.A.double().T) * found.B.double()).sum())
             steps[site] = found
             size = frobenius(found)
@@ -89,22 +91,22 @@ def stepped(
         return _sum(known, taken, rank)
 
     line = along(after, still, -_FALL * still / slope if slope < 0.0 else 1.0)
-    carried = after(line.best) if line.best > 0.0 else known
+    carried = after(line.best_length) if line.best_length > 0.0 else known
     with updated(target, carried):
         told = recovered(held_out, alone, losses(target, held_out))
     measured = {
         **{f"step_{name}": value for name, value in told.items()},
         "step_samples": float(len(written.samples)),
         "step_tokens": float(written.tokens),
-        "step_length": line.best,
+        "step_length": line.best_length,
         "step_lengths_tried": float(len(tried)),
-        **({"step_gain": gain.best} if gain else {}),
+        **({"step_gain": gain.best_length} if gain else {}),
     }
     on_cpu = {
         site: LowRank(delta.B.cpu(), delta.A.cpu())
         for site, delta in starting(sites, rank, carried, params.seed).items()
     }
-    curve = tuple({"length": length, "held_out": value} for length, value in line.tried)
+    curve = tuple({"length": length, "held_out": value} for length, value in line.evaluations)
     return Distilled(on_cpu, measured, curve)
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.states import Phase
-from transfer.catalogue import DistillSettings, WritingSettings
+from transfer.catalogue import DistillSettings, SamplingParams
 from transfer.errors import TrainingFailed
 from transfer.interface import LowRank, Site
-from transfer.training.objectives import Common
+from transfer.training.objectives import SharedTokenIds
 from workers.foretold import foretold
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
@@ -32,11 +32,11 @@ _PASSES = 8  # over the prompts; later ones write little that is new
 def written_by(
     source: TextModel,
     deltas: Mapping[Site, LowRank],
-    params: WritingSettings,
+    params: SamplingParams,
     *,
     watch: Watch,
     path: Path | None = None,
-    common: Common | None = None,
+    common: SharedTokenIds | None = None,
 ) -> Written:
     """Samples of S+Δ with `params.tokens` usable tokens, or what there is after three times as many.
 
@@ -62,7 +62,7 @@ def written_by(
     return found
 
 
-def _prompts(source: TextModel, params: WritingSettings) -> list[list[int]]:
+def _prompts(source: TextModel, params: SamplingParams) -> list[list[int]]:
     """Ids that writing begins from; a long prompt keeps its beginning-of-text token and its end."""
     room = context(source) - _length(source, params)
     first = opening(source)
@@ -78,11 +78,11 @@ def _prompts(source: TextModel, params: WritingSettings) -> list[list[int]]:
     return found
 
 
-def _length(source: TextModel, params: WritingSettings) -> int:
+def _length(source: TextModel, params: SamplingParams) -> int:
     return min(params.length, context(source) // 2)
 
 
-def _enough(found: Written, params: WritingSettings, prompts: int) -> bool:
+def _enough(found: Written, params: SamplingParams, prompts: int) -> bool:
     if found.tokens >= params.tokens or found.drawn >= _ENOUGH * params.tokens:
         return True
     passes = found.batches * _size(params, prompts) / prompts
@@ -91,7 +91,7 @@ def _enough(found: Written, params: WritingSettings, prompts: int) -> bool:
     return params.prompts is not None and passes >= _PASSES
 
 
-def _size(params: WritingSettings, prompts: int) -> int:
+def _size(params: SamplingParams, prompts: int) -> int:
     needed = -(-params.tokens // params.length)
     return min(_BATCH, prompts) if params.temperature == 0.0 else min(_BATCH, needed)
 
@@ -99,10 +99,10 @@ def _size(params: WritingSettings, prompts: int) -> int:
 def _batch(
     source: TextModel,
     deltas: Mapping[Site, LowRank],
-    params: WritingSettings,
+    params: SamplingParams,
     prompts: list[list[int]],
     found: Written,
-    common: Common | None,
+    common: SharedTokenIds | None,
 ) -> tuple[list[Sample], Counter[str], int]:
     """Usable samples, the flaws of the others, and how many tokens were drawn."""
     size = _size(params, len(prompts))
@@ -154,7 +154,7 @@ def _scored(
     source: TextModel,
     deltas: Mapping[Site, LowRank],
     texts: Mapping[str, tuple[int, bool]],
-    common: Common | None,
+    common: SharedTokenIds | None,
 ) -> list[Sample]:
     """Both models read each text again, cut into tokens as the tokenizer cuts it."""
     read = [opened(source, text, context(source)) for text in texts]
@@ -184,12 +184,12 @@ def _scored(
     return samples
 
 
-def _shifts(params: WritingSettings) -> bool:
+def _shifts(params: SamplingParams) -> bool:
     """Is the shift to be learnt?"""
     return isinstance(params, DistillSettings) and params.shift > 0.0
 
 
-def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: WritingSettings) -> str:
+def _identity(source: TextModel, deltas: Mapping[Site, LowRank], params: SamplingParams) -> str:
     """What decides the samples: settings of the sampling, what ends a text, and the update. The
     bases are the job's own."""
     wanted = {"tokens", "prompts", "temperature", "top_p", "length", "seed"}
