@@ -44,7 +44,7 @@ class Evidence(StrEnum):
     FACTORS = "factors"
     EMBEDDINGS = "embeddings"  # shared-vocabulary pseudo-activations
     ACTIVATIONS = "activations"
-    MAPS = "heads"  # maps trained through both bases
+    MAPS = "maps"  # maps trained through both bases
     TRAINED = "trained"  # an update of the target, trained as a whole
     ANCHORS = "anchors"
     VALIDATION = "validation"

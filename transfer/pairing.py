@@ -101,7 +101,10 @@ def pair_sites(
         available_roles = ", ".join(role.value for role in target.architecture.roles)
         raise IncompatiblePair(
             "No adapted module of the source has a counterpart in the target.",
-            hint=f"The adapter changes {adapted_roles}; {target.architecture.model_type} has {available_roles}.",
+            hint=(
+                f"The adapter changes {adapted_roles}; "
+                f"{target.architecture.model_type} has {available_roles}."
+            ),
         )
     return Pairing(
         pairs=pairs,

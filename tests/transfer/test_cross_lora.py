@@ -57,9 +57,9 @@ def _reference(alignment, role, k, D, seen):
     if alignment == "index":
         Q_out = Q_in = np.eye(U_s.shape[1], U_t.shape[1])
     else:
-        X_s, X_t = (_fit_rows(seen.paired(side, "in")) for side in ("source", "target"))
+        X_s, X_t = (_fit_rows(seen.embedding_rows(side, "in")) for side in ("source", "target"))
         if role in WRITERS:
-            Y_s, Y_t = (_fit_rows(seen.paired(side, "out")) for side in ("source", "target"))
+            Y_s, Y_t = (_fit_rows(seen.embedding_rows(side, "out")) for side in ("source", "target"))
         else:
             Y_s = X_s @ seen.weight("source").double().numpy().T
             Y_t = X_t @ seen.weight("target").double().numpy().T

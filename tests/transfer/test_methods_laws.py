@@ -79,10 +79,12 @@ each_exact_variant = pytest.mark.parametrize(
     ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else "",
 )
 EVIDENCE_OF = {
-    "paired": "embeddings",
-    "kept": "embeddings",
+    "embedding_rows": "embeddings",
+    "cached_by_site": "embeddings",
     "weight": "weights",
-    **dict.fromkeys(("moments", "held_out", "rows", "kept_at"), "activations"),
+    "anchor_updates": "anchors",
+    "trained_maps": "maps",
+    **dict.fromkeys(("moments", "held_out_rows", "rows", "cached_by_hook"), "activations"),
 }
 each_role = pytest.mark.parametrize("role", [Role.Q, Role.DOWN])
 RANK = 4

@@ -66,9 +66,9 @@ def why_chosen(found: Selection) -> str:
         else f"; on the other {found.confirming} {_of(confirmed.score)} against {_of(confirmed.target)}"
     )
     return (
-        f"Of {tried} candidate(s) that were run, {format_method(best.method)} scores highest: {_of(best.score)} "
-        f"against {_of(found.target)} of the target alone ({found.score}) on the {found.choosing} example(s) "
-        f"that chose{on_others}."
+        f"Of {tried} candidate(s) that were run, {format_method(best.method)} scores highest: "
+        f"{_of(best.score)} against {_of(found.target)} of the target alone ({found.score}) "
+        f"on the {found.choosing} example(s) that chose{on_others}."
     )
 
 
