@@ -28,14 +28,15 @@ from safetensors.torch import save_file
 
 from benchmarks.synthetic import LARGE, VOCABULARY
 from core.pools import Pool, PoolRequest
-from core.requests import RepoRef
+from core.repos import RepoRef
 from core.states import Phase
+from rebase.lora.low_rank import Side
+from rebase.methods.anchor_ridge.method import AnchorRidge
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.base import BasePairInfo
+from rebase.methods.site_pairing import pair_sites
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
-from transfer.catalogue import AnchorRidgeParams
-from transfer.interface import BasePairInfo, Side
-from transfer.methods.anchor_ridge import AnchorRidge
-from transfer.pairing import pair_sites
 from transfer.weights import ModelWeights
 from workers.anchors import OpenPool, open_pool
 from workers.base import Base

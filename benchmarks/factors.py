@@ -26,13 +26,14 @@ from torch import Tensor
 
 from benchmarks.convert import peak_bytes
 from benchmarks.synthetic import LARGE, SMALL, Shape, realistic
-from transfer.catalogue import CrossLoraParams
-from transfer.interface import Factors, LowRank, Port, Role, Side, Site, SitePair
+from rebase.lora.low_rank import Factors, LowRank, Role, Side, Site
+from rebase.methods.base import Port, SitePair
+from rebase.methods.cross_lora.method import CrossLora
+from rebase.methods.cross_lora.params import CrossLoraParams
 from transfer.linalg import FACTORS_VERSION, factorize, frobenius
-from transfer.methods.cross_lora import CrossLora
 from transfer.pseudo import INNER_ROWS
-from workers.cache.factors import FactorCache, FactorKey
-from workers.cache.keys import PairKey
+from workers.cache.factors import FactorCache
+from workers.cache.keys import FactorKey, PairKey
 from workers.hub.files import FileSource
 from workers.tensors.safetensors_file import SafetensorsFile
 

@@ -23,22 +23,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from transfer.catalogue import parse_params
-from transfer.interface import (
-    BasePairInfo,
-    Factors,
-    Kernels,
-    LowRank,
-    Port,
-    Role,
-    Side,
-    Site,
-    SitePair,
-    Space,
-)
+from rebase.lora.low_rank import Factors, LowRank, Role, Side, Site
+from rebase.methods.base import BasePairInfo, Kernels, Port, SitePair, Space
+from rebase.methods.params import parse_params
+from rebase.methods.pool_kernel import gram, site_kernel
+from rebase.methods.registry import get_method
 from transfer.linalg import factorize
-from transfer.pool.kernel import gram, site_kernel
-from transfer.registry import get_method
 
 METHODS: Final[dict[str, dict[str, Any]]] = {
     "copy": {"name": "copy"},

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from core.requests import ConversionRequest
 from core.states import Phase
+from rebase.lora.low_rank import Role
 from support.real_models import GEMMA3, MODELS
 from support.real_repos import ADAPTER_REPO, fill_hub
-from transfer.interface import Role
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run

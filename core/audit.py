@@ -12,7 +12,7 @@ from sqlalchemy import Connection, insert, select
 
 from core.db import Database
 from core.errors import RequestInvalid
-from core.tables import AuditLine
+from core.tables.tenants import AuditLine
 
 Outcome = Literal["done", "denied"]
 MOST_LINES = 200

@@ -17,7 +17,9 @@ from core.audit import Trail, write_line
 from core.errors import NotFound, RequestInvalid
 from core.jobs.base import StoreBase
 from core.settings import Settings
-from core.tables import DEFAULT_TENANT, HubToken, JobToken, Tenant
+from core.tables.base import DEFAULT_TENANT
+from core.tables.jobs import JobToken
+from core.tables.tenants import HubToken, Tenant
 from core.vault import Vault
 
 HEADER = "X-Hub-Token"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core.errors import Busy
-from core.jobs import JobStore, Swept
+from core.jobs import JobStore
+from core.jobs.keeper_side import Swept
 from core.logs import get_logger
 from core.retention import Purged, Retention
 

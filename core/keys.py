@@ -15,13 +15,13 @@ from sqlalchemy import Connection, insert, or_, select, update
 
 from core.audit import Trail, write_line
 from core.errors import NotFound, RequestInvalid, StateConflict
+from core.ids import new_id
 from core.jobs.base import StoreBase
 from core.jobs.client_side import is_job_id
-from core.jobs.records import new_id
 from core.limits import NAMES as LIMITS
 from core.limits import Limits, over
 from core.scopes import Scope
-from core.tables import ApiKey, Tenant, TenantLimits
+from core.tables.tenants import ApiKey, Tenant, TenantLimits
 
 PREFIX = "rb_"
 _SHOWN = len(PREFIX) + 6

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from core.errors import NotFound, RequestInvalid
 from core.settings import Settings
-from core.tables import Tenant, TenantLimits
+from core.tables.tenants import Tenant, TenantLimits
 
 UNLIMITED = -1  # in a tenant's row: no limit, whatever the settings say
 _MOST = 2**31 - 1

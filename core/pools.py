@@ -12,7 +12,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from core.errors import NotFound
-from core.requests import RepoRef
+from core.repos import RepoRef
 
 FEWEST_ANCHORS = 2
 MOST_ANCHORS = 256

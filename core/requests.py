@@ -12,7 +12,10 @@ from core.errors import RequestInvalid
 from core.evaluation import EvaluationSpec
 from core.repos import MAX_REPO_ID, RepoId, RepoRef, check_repo_id
 from core.texts import refuse_nul
-from transfer.catalogue import AnyMethodParams, AutoParams, MethodParams, Thresholds
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base_params import MethodParams
+from rebase.methods.params import AnyMethodParams
+from rebase.schemas.thresholds import Thresholds
 
 __all__ = [
     "MAX_REPO_ID",

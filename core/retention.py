@@ -16,17 +16,10 @@ from core.jobs.room import DAY, forget_jobs
 from core.releases.states import Stored
 from core.settings import Settings
 from core.states import TERMINAL
-from core.tables import (
-    AnchorPool,
-    AuditLine,
-    CallbackDelivery,
-    Campaign,
-    CampaignJob,
-    Job,
-    JobEvent,
-    Release,
-    SpentJob,
-)
+from core.tables.callbacks import CallbackDelivery
+from core.tables.jobs import AnchorPool, Job, JobEvent
+from core.tables.releases import Campaign, CampaignJob, Release
+from core.tables.tenants import AuditLine, SpentJob
 
 BATCH = 200
 _ENDED = [state.value for state in TERMINAL]

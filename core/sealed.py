@@ -6,7 +6,7 @@ from sqlalchemy import Connection, select, update
 
 from core.db import Database
 from core.errors import SettingsInvalid
-from core.tables import Base
+from core.tables.base import Base
 from core.vault import Vault
 
 # (table, column). Whoever adds a column that `core.vault` seals adds it here, or its secrets are lost when an

@@ -17,17 +17,10 @@ from core.jobs.room import forget_jobs
 from core.jobs.turns import ring_next
 from core.limits import Limits, check_tenant_exists, limits_of, own_limits, set_limits
 from core.states import LEASED, TERMINAL, JobState
-from core.tables import (
-    DEFAULT_TENANT,
-    ApiKey,
-    Base,
-    HubToken,
-    Job,
-    Release,
-    ReleaseMatch,
-    Subscription,
-    Tenant,
-)
+from core.tables.base import DEFAULT_TENANT, Base
+from core.tables.jobs import Job
+from core.tables.releases import Release, ReleaseMatch, Subscription
+from core.tables.tenants import ApiKey, HubToken, Tenant
 
 _AT_ONCE = 200  # jobs deleted in one transaction, with their events and diagnostics
 _OPEN = [state.value for state in JobState if state not in TERMINAL]

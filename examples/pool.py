@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.requests import RepoRef
+from core.repos import RepoRef
 from examples.build import repeatable
 from examples.cards import anchor_card
 from examples.evaluate import load

@@ -9,7 +9,7 @@ from sqlalchemy import event, text
 
 from core.db import make_engine
 from core.settings import get_settings
-from core.tables import Base
+from core.tables.base import Base
 
 # Two processes that start together (two API containers, say) take turns; any constant number will do.
 _LOCK = 7_232_732_273

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from core.errors import OutputForbidden, RequestInvalid
-from core.requests import MAX_REPO_ID, RepoRef, check_repo_id
+from core.repos import MAX_REPO_ID, RepoRef, check_repo_id
 from workers.hub.content import HashCache
 from workers.hub.plain import PlainFolder
 from workers.hub.port import ByteSource, HubPort, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind

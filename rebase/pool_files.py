@@ -16,7 +16,8 @@ from core.pools import Pool, PoolRequest
 from core.requests import ConversionRequest
 from rebase.cli.request import parse_repo
 from rebase.folders import Aliases, repo_reference
-from transfer.catalogue import AnchorRidgeParams, AutoParams
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.auto.params import AutoParams
 
 STDIN = "-"
 

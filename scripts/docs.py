@@ -13,7 +13,7 @@ import typer
 
 from core.settings import Settings
 from rebase.cli.app import app
-from transfer.catalogue import PARAMS_BY_NAME, describe
+from rebase.methods.params import PARAMS_BY_NAME, describe
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by `make docs` from the code; do not edit. -->"

@@ -19,12 +19,12 @@ from starlette.concurrency import run_in_threadpool
 
 from core.audit import Trail, network_of, write_line
 from core.errors import Busy, Forbidden, RateLimited, Unauthorised
-from core.jobs import Extras
+from core.jobs.base import Extras
 from core.keys import Identity
 from core.limits import Limits
 from core.logs import get_logger
 from core.scopes import Scope, scope_of_method
-from core.tables import DEFAULT_TENANT
+from core.tables.base import DEFAULT_TENANT
 from service.rates import headers_of
 from service.state import Service
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from core.errors import PublicError
-from core.jobs import CampaignEntry, CampaignRecord, JobRecord
+from core.jobs.records import JobRecord
+from core.jobs.release_records import CampaignEntry, CampaignRecord
 from core.states import JobState
 from service.campaign_views import CampaignView
 from service.views import FigureView

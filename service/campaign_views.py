@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from core.jobs import CampaignPage, CampaignRecord, Tally
+from core.jobs.release_records import CampaignPage, CampaignRecord, Tally
 from core.releases.states import CampaignState
 
 

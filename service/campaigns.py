@@ -8,8 +8,8 @@ from fastapi import APIRouter, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.jobs import CampaignRecord
 from core.jobs.client_side import MAX_PAGE
+from core.jobs.release_records import CampaignRecord
 from core.releases.states import AT_REST, CampaignState
 from service.auth import CallerDep
 from service.campaign_report import CampaignReport, report_of

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.jobs.records import new_id
+from core.ids import new_id
 from core.logs import bound, get_logger
 from service.metrics import Metrics
 from service.problems import problem, unforeseen

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from core import keys
 from core.errors import Busy
-from core.jobs import EventRecord, JobRecord
+from core.jobs.records import EventRecord, JobRecord
 from service.auth import Caller, CallerDep
 from service.views import progress_of
 

@@ -20,7 +20,7 @@ from core.hub_tokens import (
     put_tenant_token,
     token_set_at,
 )
-from core.jobs import Extras
+from core.jobs.base import Extras
 from core.vault import Vault
 from service.auth import AdminDep, Caller
 

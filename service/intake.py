@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from core.jobs import PLAIN, ConversionKind, Extras, JobRecord, JobStore, Order
+from core.jobs import JobStore
+from core.jobs.base import PLAIN, Extras
+from core.jobs.records import ConversionKind, JobRecord
+from core.jobs.submit import Order
 from core.requests import ConversionRequest
 
 LARGEST = 100

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from core.jobs.client_side import MAX_PAGE
-from core.requests import check_repo_id
+from core.repos import check_repo_id
 from core.states import JobState
 from service.answers import etag_of, job_answer, matches
 from service.auth import CallerDep

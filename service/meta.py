@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from starlette.responses import RedirectResponse, Response
 
 import migrations
+from rebase.methods.params import describe
 from service.auth import CallerDep
 from service.problems import problem
 from service.state import ServiceDep
 from service.views import MethodListView, MethodView
-from transfer.catalogue import describe
 
 router = APIRouter(tags=["service"])
 

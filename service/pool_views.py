@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from core.errors import PublicError
-from core.jobs import PoolPage, PoolRecord
+from core.jobs.pools_side import PoolPage, PoolRecord
 from core.pools import AnchorSpec
-from core.requests import RepoRef
+from core.repos import RepoRef
 from core.states import PoolState
 
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from core.jobs import PoolRecord
 from core.jobs.client_side import MAX_PAGE
+from core.jobs.pools_side import PoolRecord
 from core.pools import PoolRequest
 from core.states import PoolState
 from service.answers import retry_after_s

@@ -10,14 +10,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from core.errors import NotFound, RequestInvalid, StateConflict
-from core.jobs import ConversionKind, Extras
+from core.jobs.base import Extras
+from core.jobs.records import ConversionKind
 from core.requests import ConversionRequest, refuse_for_precheck, refuse_unmeasured
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base_params import MethodParams
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
 from service.callbacks import check_callback
 from service.hub_tokens import JobHubToken, extras_of
 from service.views import JobView
-from transfer.catalogue import AnchorRidgeParams, AutoParams, MethodParams
 
 router = APIRouter(tags=["jobs"])
 

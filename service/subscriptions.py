@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.jobs import SubscriptionRecord
 from core.jobs.client_side import MAX_PAGE
+from core.jobs.release_records import SubscriptionRecord
 from core.releases.plan import refuse_impossible
 from core.releases.spec import SubscriptionRequest
 from service.auth import CallerDep

@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from core.errors import PublicError
-from core.jobs import Diagnostics, JobPage, JobRecord
-from core.jobs.records import Kind
+from core.jobs.records import Diagnostics, JobPage, JobRecord, Kind
 from core.states import JobState
 
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from core.errors import WebhookOff, WebhookUnauthorised
-from core.jobs import Seen
+from core.jobs.release_records import Seen
 from core.settings import Settings
 from service.state import ServiceDep
 from service.webhook_payload import Ignored, read, release_in

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import RequestInvalid
-from core.jobs import Seen
+from core.jobs.release_records import Seen
 from core.releases.tasks import MAIN
 from core.repos import check_repo_id
 

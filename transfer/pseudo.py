@@ -19,7 +19,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from transfer.interface import Port, Role, Side, Site
+from rebase.lora.low_rank import Role, Side, Site
+from rebase.methods.base import Port
 from transfer.weights import ModelWeights
 
 # What `down` reads costs two products with the widest weights of the layer, n·d·ff each. At 4096 rows that

@@ -17,7 +17,7 @@ from torch import Tensor
 from transfer.adapter.read import SourceAdapter
 from transfer.adapter.tables import StoredTable
 from transfer.adapter.write import DTYPES
-from transfer.architectures import Architecture
+from transfer.architectures.architecture import Architecture
 from transfer.errors import VerificationFailed
 from transfer.weights import READABLE_DTYPES, TensorInfo, TensorReader
 

@@ -19,13 +19,14 @@ from torch import Tensor
 from core.errors import RebaseError, RequestInvalid
 from core.pools import AnchorSpec, Pool, PoolRequest
 from core.states import Phase
+from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.methods.base import Kernels, SitePair, Space
+from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
+from rebase.methods.site_pairing import Pairing
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
 from transfer.errors import IncompatiblePair, TransferError
-from transfer.interface import Kernels, LowRank, Side, Site, SitePair, Space
 from transfer.linalg import FACTORS_VERSION
-from transfer.pairing import Pairing
-from transfer.pool.kernel import KERNEL_VERSION, gram, site_kernel
 from workers.base import Base
 from workers.cache.factors import FactorCache
 from workers.cache.keys import PoolKey
@@ -49,7 +50,7 @@ class Anchor:
 
 @dataclass(slots=True)
 class OpenPool:
-    """Implements `transfer.interface.Anchors`. `pairs`: where every anchor has an update on both sides, and
+    """Implements `rebase.methods.base.Anchors`. `pairs`: where every anchor has an update on both sides, and
     the adapter one. `adapter`: the one that is moved; None while a pool is being registered."""
 
     id: str | None

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.activations.maps import Moments, PairedRows
-from transfer.interface import Evidence, Factors, LowRank, Port, Side, Site, SiteMaps, SitePair
+from rebase.lora.low_rank import Factors, LowRank, Side, Site
+from rebase.methods.activation_maps import Moments, PairedRows
+from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
 from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
 from workers.activations.evidence import Activations
 from workers.base import Base
-from workers.cache.factors import FactorCache, FactorKey, PairKey
+from workers.cache.factors import FactorCache
+from workers.cache.keys import FactorKey, PairKey
 from workers.pool import PoolOffer
 
 __all__ = ["Base", "EvidenceSource", "PairEvidence"]
@@ -45,7 +47,7 @@ class EvidenceSource:
 
 @dataclass(frozen=True, slots=True)
 class PairEvidence:
-    """Implements `transfer.interface.SiteEvidence`."""
+    """Implements `rebase.methods.base.SiteEvidence`."""
 
     origin: EvidenceSource
     pair: SitePair

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from transfer.interface import LowRank, Site
+from rebase.lora.low_rank import LowRank, Site
 from transfer.linalg import truncate
 from workers.report import SiteRow
 

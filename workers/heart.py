@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 
 from core.errors import Cancelled, LeaseLost
-from core.jobs import Claim, JobStore
+from core.jobs import JobStore
+from core.jobs.records import Claim
 from core.logs import get_logger
 
 log = get_logger(__name__)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from core.errors import Busy
-from core.jobs import Claim, FigureRow, JobStore, LayerRows
+from core.jobs import JobStore
+from core.jobs.records import Claim, FigureRow, LayerRows
 from core.logs import get_logger
 from core.states import Phase
 from workers.heart import Heart

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transfer.catalogue import MethodParams, Thresholds
-from transfer.pairing import Pairing
-from transfer.precheck import PROBE_NEEDS, Reason, precheck
+from rebase.methods.base_params import MethodParams
+from rebase.methods.site_pairing import Pairing
+from rebase.schemas.thresholds import Thresholds
+from transfer.precheck.judge import PROBE_NEEDS, precheck
+from transfer.precheck.result import Reason
 from workers.evidence import EvidenceSource
 from workers.reading import Opened
 from workers.report import Precheck, ReasonRow, finite

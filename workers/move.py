@@ -14,17 +14,20 @@ import torch
 from core.pools import Pools
 from core.requests import ConversionRequest
 from core.states import Phase
-from transfer.catalogue import AnchorRidgeParams, DareParams, MethodParams
-from transfer.dare import drop_and_rescale
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.base import BasePairInfo, Evidence, SitePair, SiteResult
+from rebase.methods.base_params import DareParams, MethodParams
+from rebase.methods.dare import drop_and_rescale
+from rebase.methods.registry import get_method
+from rebase.methods.site_pairing import Pairing, pair_sites
 from transfer.errors import IncompatiblePair
-from transfer.interface import BasePairInfo, Evidence, LowRank, Site, SitePair, SiteResult
-from transfer.pairing import Pairing, pair_sites
-from transfer.precheck import probe_pairs
-from transfer.registry import get_method
+from transfer.precheck.measure import probe_pairs
 from workers.activations.evidence import Activations
 from workers.activations.gather import gather
+from workers.base import Base
 from workers.bases import Bases
-from workers.evidence import Base, EvidenceSource
+from workers.evidence import EvidenceSource
 from workers.fold import folded
 from workers.judge import Judged, judge
 from workers.pool import PoolOffer, offer_pool

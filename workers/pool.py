@@ -10,9 +10,11 @@ from core.errors import RebaseError
 from core.pools import Pool, Pools
 from core.requests import ConversionRequest
 from core.states import Phase
-from transfer.catalogue import AnchorRidgeParams, AutoParams
+from rebase.lora.low_rank import Side
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base import MethodState
 from transfer.errors import IncompatiblePair, TransferError
-from transfer.interface import MethodState, Side
 from workers.anchors import SIDES, Anchor, OpenPool, open_pool, unusable
 from workers.base import Base
 from workers.hub.port import is_folder

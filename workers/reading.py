@@ -12,15 +12,16 @@ import torch
 from core.errors import FileMissing, RebaseError
 from core.requests import ConversionRequest
 from core.states import Phase
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base import Evidence
+from rebase.methods.base_params import MethodParams
+from rebase.methods.registry import get_method
+from rebase.methods.site_pairing import Pairing, pair_sites
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
-from transfer.catalogue import AutoParams, MethodParams
 from transfer.errors import TransferError
-from transfer.interface import Evidence
-from transfer.pairing import Pairing, pair_sites
-from transfer.precheck import probe_pairs
+from transfer.precheck.measure import probe_pairs
 from transfer.pseudo import PairedEmbeddings
-from transfer.registry import get_method
 from transfer.vocabulary import SharedTokens, Vocabulary, shared
 from transfer.weights import ModelWeights, TensorReader
 from workers.hub.port import HubPort, PinnedRepo

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-from core.jobs import Claim, JobStore, Seen, SubscriptionRecord
+from core.jobs import JobStore
+from core.jobs.records import Claim
+from core.jobs.release_records import Seen, SubscriptionRecord
 from core.releases.names import is_meant
 from core.releases.tasks import MAIN, ReconcileTask
 from core.states import Phase

@@ -7,12 +7,13 @@ from typing import Any
 from core.errors import RebaseError, RequestInvalid, printable
 from core.pools import Pool, PoolRequest
 from core.states import Phase
-from transfer.catalogue import AnchorRidgeParams
+from rebase.lora.low_rank import Side
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.base import BasePairInfo
+from rebase.methods.registry import get_method
+from rebase.methods.site_pairing import pair_sites
 from transfer.errors import MalformedAdapter, TransferError
-from transfer.interface import BasePairInfo, Side
 from transfer.linalg import frobenius
-from transfer.pairing import pair_sites
-from transfer.registry import get_method
 from transfer.weights import ModelWeights
 from workers.anchors import SIDES, OpenPool, about_anchor, open_pool
 from workers.base import Base

@@ -19,7 +19,9 @@ from core.errors import (
     RevisionNotFound,
     public_error,
 )
-from core.jobs import Claim, Decision, JobStore, SubscriptionRecord
+from core.jobs import JobStore
+from core.jobs.records import Claim
+from core.jobs.release_records import Decision, SubscriptionRecord
 from core.logs import get_logger
 from core.releases.guards import Facts, Reason, objections
 from core.releases.spec import SubscriptionRequest

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import FileMissing, OutputExists, RebaseError, RequestInvalid, UnsafeFile
-from core.requests import ConversionRequest, RepoRef, check_repo_id
+from core.repos import RepoRef, check_repo_id
+from core.requests import ConversionRequest
 from transfer.errors import MalformedAdapter
 from workers.hub.port import HubPort, PinnedRepo
 

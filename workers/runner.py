@@ -22,7 +22,9 @@ from core.errors import (
     public_error,
 )
 from core.hub_tokens import token_of
-from core.jobs import Claim, ConversionKind, JobStore, TenantPools
+from core.jobs import JobStore
+from core.jobs.pools_side import TenantPools
+from core.jobs.records import Claim, ConversionKind
 from core.logs import bound, get_logger
 from core.pools import PoolRequest
 from core.releases.tasks import ReleaseTask

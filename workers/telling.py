@@ -7,9 +7,11 @@ from typing import Any
 
 from core.errors import printable
 from core.requests import ConversionRequest
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.params import parse_params
+from rebase.methods.registry import is_trained
+from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.write import BuiltAdapter
-from transfer.catalogue import AutoParams, Thresholds, parse_params
-from transfer.registry import is_trained
 from workers.activations.evidence import Activations
 from workers.move import Move, Moved
 from workers.pool import told_of_pool

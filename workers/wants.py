@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from core.requests import ConversionRequest
-from transfer.catalogue import AutoParams, MethodParams
-from transfer.interface import Evidence
-from transfer.registry import METHODS
-from transfer.selection import dare_variants, list_candidates
+from rebase.methods.auto.candidates import list_candidates
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base import Evidence
+from rebase.methods.base_params import MethodParams
+from rebase.methods.dare import dare_variants
+from rebase.methods.registry import METHODS
 
 _OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.MAPS})
 

@@ -13,7 +13,8 @@ from core.callbacks.spec import EVENT_OF, CallbackEvent, DeliveryState
 from core.callbacks.url import parse
 from core.ids import new_id
 from core.states import JobState
-from core.tables import CallbackDelivery, CallbackStop, Job
+from core.tables.callbacks import CallbackDelivery, CallbackStop
+from core.tables.jobs import Job
 
 
 def add_delivery(connection: Connection, job_id: str, at: datetime, state: JobState) -> None:

@@ -18,7 +18,7 @@ from core.callbacks.records import AttemptRecord, Settlement, Taken
 from core.callbacks.spec import DeliveryState
 from core.clock import Clock, utcnow
 from core.db import Database
-from core.tables import CallbackAttempt, CallbackDelivery, CallbackStop
+from core.tables.callbacks import CallbackAttempt, CallbackDelivery, CallbackStop
 
 COURIER_LOST = "courier_lost"
 

@@ -14,7 +14,8 @@ from core.clock import Clock, utcnow
 from core.db import Database
 from core.errors import StateConflict
 from core.ids import new_id
-from core.tables import SigningSecret, Tenant
+from core.tables.callbacks import SigningSecret
+from core.tables.tenants import Tenant
 from core.vault import Vault
 
 MOST_SIGNING = 3  # signatures in one header

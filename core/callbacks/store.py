@@ -15,7 +15,8 @@ from core.db import Database
 from core.errors import NotFound, StateConflict
 from core.jobs.client_side import check_limit, is_job_id
 from core.jobs.records import decode_cursor, encode_cursor
-from core.tables import CallbackAttempt, CallbackDelivery, CallbackStop, Job
+from core.tables.callbacks import CallbackAttempt, CallbackDelivery, CallbackStop
+from core.tables.jobs import Job
 
 _LOG = [getattr(CallbackAttempt, name) for name in AttemptRecord.__slots__]
 

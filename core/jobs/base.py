@@ -17,7 +17,8 @@ from core.db import Database
 from core.limits import NO_LIMITS, Limits
 from core.releases.states import Stored
 from core.states import JobState
-from core.tables import Campaign, CampaignJob, Job, JobEvent, Outbox
+from core.tables.jobs import Job, JobEvent, Outbox
+from core.tables.releases import Campaign, CampaignJob
 
 FIRST_RING_AGAIN_S = 30.0
 LAST_RING_AGAIN_S = 3600.0

@@ -17,7 +17,8 @@ from core.jobs.release_records import CampaignEntry, CampaignPage, CampaignRecor
 from core.releases.plan import Stage
 from core.releases.states import CampaignState, Stored
 from core.states import TERMINAL, JobState
-from core.tables import Campaign, CampaignJob, EvaluationFigure, Job
+from core.tables.jobs import EvaluationFigure, Job
+from core.tables.releases import Campaign, CampaignJob
 
 _TOLD = ("moved", "target")
 _FIGURES = [getattr(EvaluationFigure, field.name) for field in fields(FigureRow)]

@@ -35,7 +35,7 @@ from core.jobs.records import (
 from core.jobs.room import check_room
 from core.jobs.token_rows import keep_token, wipe_token
 from core.states import TERMINAL, JobState
-from core.tables import AnchorPool, Job, JobEvent, SiteDiagnostics
+from core.tables.jobs import AnchorPool, Job, JobEvent, SiteDiagnostics
 
 MAX_PAGE = 200
 _JOB_ID = re.compile(r"[0-9a-f]{32}")

@@ -14,9 +14,10 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from core.errors import Cancelled
+from core.ids import new_id
 from core.jobs.client_side import CANCELLED
 from core.jobs.insert import insert_jobs
-from core.jobs.records import Claim, new_id
+from core.jobs.records import Claim
 from core.jobs.release_records import Decided, Decision, Outcome, SubscriptionRecord
 from core.jobs.releases_side import ReleasesSide
 from core.jobs.room import room_of
@@ -30,7 +31,7 @@ from core.releases.states import Stored
 from core.releases.tasks import ReleaseTask
 from core.repos import RepoRef
 from core.states import JobState
-from core.tables import Campaign, CampaignJob, Release, ReleaseMatch, Subscription
+from core.tables.releases import Campaign, CampaignJob, Release, ReleaseMatch, Subscription
 
 _COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
 _AGAIN = frozenset({Stored.WAITING.value, Stored.REFUSED.value})

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from sqlalchemy import Connection, delete, insert, select
 
 from core.jobs.records import FigureRow
-from core.tables import EvaluationFigure
+from core.tables.jobs import EvaluationFigure
 
 _COLUMNS = [getattr(EvaluationFigure, field.name) for field in fields(FigureRow)]
 

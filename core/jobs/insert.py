@@ -11,7 +11,8 @@ from core.audit import Trail
 from core.jobs.base import ring_again_at
 from core.jobs.records import JobRecord
 from core.states import JobState
-from core.tables import AuditLine, Job, JobEvent, Outbox
+from core.tables.jobs import Job, JobEvent, Outbox
+from core.tables.tenants import AuditLine
 
 _JOB_COLUMNS = [
     "id",

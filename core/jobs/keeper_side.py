@@ -26,7 +26,7 @@ from core.jobs.client_side import CANCELLED
 from core.jobs.token_rows import wipe_token
 from core.jobs.turns import ring_next
 from core.states import LEASED, TERMINAL, JobState
-from core.tables import Job, Outbox
+from core.tables.jobs import Job, Outbox
 
 Ts = TypeVarTuple("Ts")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, delete, insert, select
 
 from core.jobs.records import LayerRows
-from core.tables import LayerSimilarity
+from core.tables.jobs import LayerSimilarity
 
 
 def replace_layers(connection: Connection, job_id: str, layers: LayerRows) -> None:

@@ -19,7 +19,7 @@ from core.jobs.records import JobRecord, decode_cursor, encode_cursor
 from core.jobs.submit import Submitting, fingerprint_of
 from core.pools import Pool, PoolRequest
 from core.states import JobState, PoolState, pool_state_of
-from core.tables import AnchorPool, Job
+from core.tables.jobs import AnchorPool, Job
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from core.jobs.worker_side import hold
 from core.releases.names import owner_of
 from core.releases.tasks import MAIN, ReconcileTask
 from core.states import TERMINAL, JobState
-from core.tables import Job, Release, ReleaseMatch, Subscription
+from core.tables.jobs import Job
+from core.tables.releases import Release, ReleaseMatch, Subscription
 
 BATCH = 100
 

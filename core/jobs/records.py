@@ -12,7 +12,6 @@ from typing import Any, Literal
 from sqlalchemy import Row
 
 from core.errors import RequestInvalid
-from core.ids import new_id as new_id  # noqa: PLC0414  (handed on: jobs are what ids were made for)
 from core.pools import PoolRequest
 from core.releases.tasks import ReconcileTask, ReleaseTask
 from core.requests import ConversionRequest

@@ -13,15 +13,17 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from core.ids import new_id
 from core.jobs.insert import insert_jobs
-from core.jobs.records import JobRecord, new_id
+from core.jobs.records import JobRecord
 from core.jobs.release_records import Seen, SeenAs, SubscriptionRecord
 from core.jobs.submit import Submitting
 from core.jobs.subscriptions_side import subscriptions_to
 from core.releases.names import is_meant, owner_of
 from core.releases.tasks import ReleaseTask
 from core.states import JobState
-from core.tables import Job, Release, ReleaseMatch
+from core.tables.jobs import Job
+from core.tables.releases import Release, ReleaseMatch
 
 # The Hub may be away for a while just when it has news: 10 s, doubling, gives it about twenty minutes.
 ATTEMPTS = 8

@@ -14,7 +14,8 @@ from core.jobs.base import lock_tenant
 from core.jobs.records import OWN_KINDS
 from core.limits import Limits
 from core.states import TERMINAL, JobState
-from core.tables import Job, SpentJob
+from core.tables.jobs import Job
+from core.tables.tenants import SpentJob
 
 DAY = timedelta(hours=24)
 _ACTIVE = Job.state.in_(sorted(state.value for state in JobState if state not in TERMINAL))

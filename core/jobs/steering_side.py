@@ -26,7 +26,8 @@ from core.releases.states import CampaignState, Stored
 from core.releases.tasks import ReleaseTask
 from core.repos import RepoRef
 from core.states import TERMINAL, JobState
-from core.tables import Campaign, CampaignJob, Job
+from core.tables.jobs import Job
+from core.tables.releases import Campaign, CampaignJob
 
 _WAITING = frozenset({JobState.QUEUED, JobState.RETRY_WAIT})
 _RETRIED = frozenset({JobState.FAILED, JobState.CANCELLED})

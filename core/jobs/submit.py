@@ -14,15 +14,16 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select
 
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, QuotaExceeded, RequestInvalid
+from core.ids import new_id
 from core.jobs.base import PLAIN, Extras, StoreBase
 from core.jobs.insert import insert_jobs
-from core.jobs.records import ConversionKind, JobRecord, JobRequest, Kind, new_id
+from core.jobs.records import ConversionKind, JobRecord, JobRequest, Kind
 from core.jobs.room import check_room, room_of
 from core.jobs.token_rows import insert_tokens
 from core.limits import Limits
 from core.requests import ConversionRequest
 from core.states import JobState
-from core.tables import IdempotencyKey, Job
+from core.tables.jobs import IdempotencyKey, Job
 
 MAX_KEY_LENGTH = 255
 

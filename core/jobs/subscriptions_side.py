@@ -9,14 +9,16 @@ from sqlalchemy import Connection, Row, Select, delete, func, insert, select, up
 
 from core.audit import Trail, write_line
 from core.errors import NotFound, QuotaExceeded
+from core.ids import new_id
 from core.jobs.client_side import check_limit, is_job_id
 from core.jobs.insert import insert_jobs
-from core.jobs.records import decode_cursor, encode_cursor, new_id
+from core.jobs.records import decode_cursor, encode_cursor
 from core.jobs.release_records import SubscriptionPage, SubscriptionRecord
 from core.jobs.submit import Submitting
 from core.releases.spec import SubscriptionRequest
 from core.releases.tasks import ReconcileTask
-from core.tables import Subscription, Tenant
+from core.tables.releases import Subscription
+from core.tables.tenants import Tenant
 
 MOST_SUBSCRIPTIONS = 200  # of a tenant; a release that all of them mean is as many looks at the Hub
 _LOOK_AGAIN_S = 30  # after how long it is worth asking whether one was deleted

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, update
 
-from core.tables import JobToken
+from core.tables.jobs import JobToken
 
 
 def insert_tokens(connection: Connection, sealed: Mapping[str, str], now: datetime) -> None:

@@ -18,7 +18,8 @@ from core.jobs.records import OWN_KINDS
 from core.limits import NAMES as LIMITS
 from core.limits import Limits, limits_of, over
 from core.states import LEASED, JobState
-from core.tables import Job, Outbox, TenantLimits
+from core.tables.jobs import Job, Outbox
+from core.tables.tenants import TenantLimits
 
 _LEASED = sorted(state.value for state in LEASED)
 

@@ -20,7 +20,7 @@ from core.jobs.records import NO_LAYERS, Claim, FigureRow, LayerRows, request_mo
 from core.jobs.token_rows import wipe_token
 from core.jobs.turns import ring_next, turn_of
 from core.states import LEASED, TERMINAL, JobState, Phase, sources_of
-from core.tables import Job, SiteDiagnostics
+from core.tables.jobs import Job, SiteDiagnostics
 
 
 class WorkerSide(StoreBase):

@@ -16,7 +16,8 @@ from core.releases.template import DEFAULT, check_distinct, check_template
 from core.repos import RepoRef
 from core.requests import OutputSpec, PrecheckSpec
 from core.texts import refuse_nul
-from transfer.catalogue import AnyMethodParams, AutoParams
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.params import AnyMethodParams
 
 
 class OutputTemplate(OutputSpec):

@@ -7,18 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from examples.text.words import (
-    CARGO,
-    MONTHS,
-    NUMBERS,
-    PORTS,
-    WINDS,
-    date,
-    join,
-    person,
-    ship,
-    upper_first,
-)
+from examples.text.words import CARGO, MONTHS, NUMBERS, PORTS, WINDS, date, join, person, ship, upper_first
 
 
 def arrival(rng: Random) -> str:

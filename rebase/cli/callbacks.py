@@ -16,7 +16,7 @@ from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
-from rebase.client import Delivery, SigningSecret
+from rebase.client.models import Delivery, SigningSecret
 
 commands = typer.Typer(
     help="Signed messages to a URL when a job ends: secrets, deliveries, replay.", no_args_is_help=True

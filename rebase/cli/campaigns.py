@@ -18,7 +18,8 @@ from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
-from rebase.client import Campaign, CampaignReport, RebaseClient
+from rebase.client.http import RebaseClient
+from rebase.client.release_models import Campaign, CampaignReport
 from rebase.client.releases import Move
 
 commands = typer.Typer(help="What subscriptions made of releases.", no_args_is_help=True)

@@ -8,7 +8,7 @@ from enum import IntEnum
 from pydantic import ValidationError
 
 from core.errors import PublicError, RebaseError, Unauthorised, public_error
-from rebase.client import ServiceError, ServiceUnreachable
+from rebase.client.errors import ServiceError, ServiceUnreachable
 from transfer.errors import TransferError
 
 

@@ -14,7 +14,7 @@ from rebase.cli.output import Output
 from rebase.cli.selection import selection_of, selection_tables
 from rebase.cli.tables import diagnostics_table, job_lines, jobs_table
 from rebase.cli.waiting import exit_of, follow, open_client, why
-from rebase.client import Job
+from rebase.client.models import Job
 
 
 def status(

@@ -12,7 +12,7 @@ from core.errors import RequestInvalid
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
-from transfer.catalogue import describe
+from rebase.methods.params import describe
 
 
 def command(

@@ -16,8 +16,7 @@ from rebase.cli.exits import Exit, exit_for_code
 from rebase.cli.output import Output
 from rebase.cli.tables import error_lines, labelled, rows_by_id
 from rebase.cli.waiting import follow, open_client
-from rebase.client import AnchorPool
-from rebase.client.models import Repo
+from rebase.client.models import AnchorPool, Repo
 from rebase.pool_files import read_pool
 
 commands = typer.Typer(

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from core.errors import RequestInvalid
 from core.requests import ConversionRequest, refuse_unmeasured
 from rebase.evaluation_files import merged
+from rebase.methods.params import PARAMS_BY_NAME
 from service.pointers import field_errors
-from transfer.catalogue import PARAMS_BY_NAME
 
 _OBJECTS = tuple(ConversionRequest.model_fields)
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from transfer.catalogue import format_method
+from rebase.methods.params import format_method
 
 
 def selection_of(

@@ -18,7 +18,7 @@ from rebase.cli.output import Output
 from rebase.cli.request import overlay, parse_repo, parse_settings, validate_as
 from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
-from rebase.client import Subscription
+from rebase.client.release_models import Subscription
 from rebase.evaluation_files import merged, read_evaluation
 
 commands = typer.Typer(help="What is converted when a base is released.", no_args_is_help=True)

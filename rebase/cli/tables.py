@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import PublicError
-from rebase.client import Job
+from rebase.client.models import Job
 
 _VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "incompatible": "bold red"}
 _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}

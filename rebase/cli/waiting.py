@@ -10,7 +10,8 @@ from core.states import JobState
 from rebase.cli.exits import Exit, exit_for_code
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
-from rebase.client import Job, RebaseClient
+from rebase.client.http import RebaseClient
+from rebase.client.models import Job
 
 
 def open_client(url: str) -> RebaseClient:

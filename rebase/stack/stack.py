@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.settings import Settings
 from rebase.cli.exits import CommandFailed
-from rebase.client import RebaseClient
+from rebase.client.http import RebaseClient
 from rebase.stack.child import Child
 from rebase.stack.database import migrate_database
 

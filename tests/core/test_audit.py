@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from core.audit import Trail, network_of, read_lines, write_line
 from core.errors import RequestInvalid
 from core.jobs import JobStore
-from core.tables import AuditLine
+from core.tables.tenants import AuditLine
 
 
 def _write(store: JobStore, tenant: str, *about: str) -> None:

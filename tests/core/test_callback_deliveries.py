@@ -15,7 +15,7 @@ from core.callbacks.store import forget_deliveries
 from core.errors import NotFound, RequestInvalid, StateConflict
 from core.jobs import JobStore
 from core.states import MOVES, TERMINAL, JobState
-from core.tables import CallbackAttempt, CallbackDelivery
+from core.tables.callbacks import CallbackAttempt, CallbackDelivery
 from support.callbacks import (
     ENDINGS,
     EVERYTHING,

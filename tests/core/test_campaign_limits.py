@@ -6,10 +6,12 @@ import pytest
 from sqlalchemy import delete, select
 
 from core.errors import QuotaExceeded
-from core.jobs import Decision, JobStore
+from core.jobs import JobStore
+from core.jobs.release_records import Decision
 from core.limits import set_limits
 from core.releases.states import CampaignState, Stored
-from core.tables import Campaign, Outbox
+from core.tables.jobs import Outbox
+from core.tables.releases import Campaign
 from support.campaigns import FACTS, SHA, a_subscription, opened, release_claims, seen
 from support.databases import a_request
 

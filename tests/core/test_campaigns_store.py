@@ -8,10 +8,12 @@ import pytest
 
 from core.audit import Trail, read_lines
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs import Claim, Decision, JobStore, SubscriptionRecord
+from core.jobs import JobStore
+from core.jobs.records import Claim
+from core.jobs.release_records import Decision, SubscriptionRecord
 from core.releases.states import CampaignState, Stored
 from core.states import JobState
-from core.tables import DEFAULT_TENANT
+from core.tables.base import DEFAULT_TENANT
 from support.campaigns import FACTS, SHA, a_subscription, add_tenant, opened, release_claims, seen
 from support.databases import HandClock, a_request
 

@@ -11,8 +11,9 @@ from sqlalchemy import func, inspect, select, text
 import migrations
 from core.db import Database
 from core.errors import PublicError
-from core.jobs import Claim, FigureRow, JobStore
-from core.tables import EvaluationFigure
+from core.jobs import JobStore
+from core.jobs.records import Claim, FigureRow
+from core.tables.jobs import EvaluationFigure
 from support.databases import a_request
 from support.postgres import a_database, a_postgres
 

@@ -25,9 +25,10 @@ import migrations
 from core.callbacks.spec import EVENT_OF
 from core.db import Database
 from core.errors import Cancelled, LeaseLost, PublicError, StateConflict
-from core.jobs import Claim, JobStore
+from core.jobs import JobStore
+from core.jobs.records import Claim
 from core.states import MOVES, TERMINAL, JobState, Phase
-from core.tables import Job
+from core.tables.jobs import Job
 from support.callbacks import EVERYTHING, a_job, book_of
 from support.databases import HandClock
 

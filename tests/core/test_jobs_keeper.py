@@ -13,8 +13,8 @@ from redis import Redis
 
 from core.broker import make_celery, ring
 from core.db import Database
-from core.jobs import JobStore, Swept
-from core.jobs.keeper_side import HELD_S
+from core.jobs import JobStore
+from core.jobs.keeper_side import HELD_S, Swept
 from core.keeper import Keeper
 from core.settings import Settings
 from core.states import JobState

@@ -10,10 +10,10 @@ from sqlalchemy import event, func, select, text
 
 from core.db import Database
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, RequestInvalid
+from core.ids import new_id
 from core.jobs import JobStore
-from core.jobs.records import new_id
 from core.states import JobState
-from core.tables import IdempotencyKey, Job, JobEvent, Outbox
+from core.tables.jobs import IdempotencyKey, Job, JobEvent, Outbox
 from support.databases import a_request
 
 TENANT = "default"

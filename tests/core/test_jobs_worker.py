@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from core.errors import Cancelled, LeaseLost, PublicError
-from core.jobs import Claim, JobStore
+from core.jobs import JobStore
+from core.jobs.records import Claim
 from core.jobs.worker_side import after_failure
 from core.states import JobState, Phase
 from support.databases import HandClock, a_request

@@ -11,7 +11,7 @@ import pytest
 from core.db import Database
 from core.jobs import JobStore
 from core.keeper import Keeper
-from core.tables import DEFAULT_TENANT
+from core.tables.base import DEFAULT_TENANT
 from support.campaigns import a_subscription, release_claims
 
 

@@ -16,7 +16,8 @@ from sqlalchemy import inspect, select, text
 import migrations
 from core.audit import Trail, write_line
 from core.db import Database
-from core.tables import ApiKey, Base, Tenant
+from core.tables.base import Base
+from core.tables.tenants import ApiKey, Tenant
 from support.postgres import a_database, a_postgres
 
 

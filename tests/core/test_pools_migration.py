@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 import migrations
 from core.db import Database
 from core.jobs import JobStore
-from core.tables import SiteDiagnostics
+from core.tables.jobs import SiteDiagnostics
 from support.databases import a_request
 from support.pools import a_pool
 from support.postgres import a_database, a_postgres

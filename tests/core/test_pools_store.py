@@ -10,10 +10,11 @@ from sqlalchemy.exc import IntegrityError
 
 from core import keys
 from core.errors import IdempotencyMismatch, NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs import JobStore, TenantPools
+from core.jobs import JobStore
+from core.jobs.pools_side import TenantPools
 from core.pools import PoolRequest
 from core.states import JobState, PoolState
-from core.tables import AnchorPool, Job
+from core.tables.jobs import AnchorPool, Job
 from support.databases import HandClock, a_request
 from support.pools import COMMIT, NEW, OLD, a_pool, finish_pool
 

@@ -9,11 +9,14 @@ import pytest
 from sqlalchemy import func, select
 
 from core.errors import LeaseLost, NotFound, PublicError, QuotaExceeded
-from core.jobs import Decision, JobStore, subscriptions_side
+from core.jobs import JobStore, subscriptions_side
+from core.jobs.release_records import Decision
 from core.releases.states import CampaignState, Stored
 from core.releases.tasks import ReconcileTask, ReleaseTask
 from core.states import JobState
-from core.tables import DEFAULT_TENANT, Job, Release
+from core.tables.base import DEFAULT_TENANT
+from core.tables.jobs import Job
+from core.tables.releases import Release
 from support.campaigns import FACTS, SHA, a_subscription, add_tenant, opened, release_claims, seen
 from support.databases import HandClock, a_request
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from core.pools import PoolRequest
 from core.releases.spec import SubscriptionRequest
-from core.requests import ConversionRequest, RepoRef
+from core.repos import RepoRef
+from core.requests import ConversionRequest
 
 
 @pytest.mark.parametrize(

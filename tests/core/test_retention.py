@@ -15,13 +15,19 @@ from core.audit import Trail, read_lines, write_line
 from core.callbacks.secrets import SigningSecrets
 from core.errors import Cancelled, NotFound, PublicError, QuotaExceeded, StateConflict
 from core.hub_tokens import SealedFor, put_tenant_token
-from core.jobs import Decision, Extras, JobStore
+from core.jobs import JobStore
+from core.jobs.base import Extras
+from core.jobs.release_records import Decision
 from core.jobs.room import forget_jobs
 from core.keeper import Keeper
 from core.limits import Limits, set_limits
 from core.releases.states import Stored
 from core.retention import Keep, Retention
-from core.tables import AuditLine, Base, CallbackDelivery, CallbackStop, Job, Release
+from core.tables.base import Base
+from core.tables.callbacks import CallbackDelivery, CallbackStop
+from core.tables.jobs import Job
+from core.tables.releases import Release
+from core.tables.tenants import AuditLine
 from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
 from core.vault import Vault, new_key
 from support.campaigns import SHA, a_subscription, bare_campaign, opened, release_claims, seen

@@ -12,10 +12,13 @@ from sqlalchemy import inspect, select, text
 from core import keys
 from core.errors import NotFound, PublicError, RequestInvalid, SettingsInvalid
 from core.hub_tokens import SealedFor, delete_tenant_token, put_tenant_token, token_of
-from core.jobs import Claim, Extras, JobStore
+from core.jobs import JobStore
+from core.jobs.base import Extras
+from core.jobs.records import Claim
 from core.sealed import SEALED, reseal_all
 from core.settings import Settings
-from core.tables import Base, JobToken
+from core.tables.base import Base
+from core.tables.jobs import JobToken
 from core.vault import Vault, new_key
 from support.databases import HandClock, a_request
 

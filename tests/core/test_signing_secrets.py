@@ -17,7 +17,7 @@ from core.errors import SettingsInvalid, StateConflict
 from core.jobs import JobStore
 from core.logs import redact
 from core.sealed import reseal_all
-from core.tables import SigningSecret
+from core.tables.callbacks import SigningSecret
 from core.vault import Vault, new_key
 from support.callbacks import a_tenant, sql_text
 from support.databases import HandClock

@@ -10,7 +10,10 @@ import pytest
 from core import keys
 from core.audit import Trail, read_lines
 from core.errors import NotFound, QuotaExceeded, RequestInvalid
-from core.jobs import Extras, JobRecord, JobStore, Order
+from core.jobs import JobStore
+from core.jobs.base import Extras
+from core.jobs.records import JobRecord
+from core.jobs.submit import Order
 from core.limits import NO_LIMITS, Limits, limits_of, set_limits
 from core.tenants import delete_data, stop_jobs
 from support.campaigns import a_subscription

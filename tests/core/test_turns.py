@@ -11,10 +11,11 @@ from sqlalchemy import delete, select
 
 from core import keys
 from core.errors import PublicError
-from core.jobs import Claim, JobStore
+from core.jobs import JobStore
+from core.jobs.records import Claim
 from core.limits import UNLIMITED, Limits, set_limits
 from core.states import JobState
-from core.tables import Outbox
+from core.tables.jobs import Outbox
 from core.tenants import change_limits
 from support.databases import HandClock, a_request
 

@@ -22,9 +22,11 @@ from typing import Any
 import pytest
 import redis
 
-from core.requests import CallbackSpec, ConversionRequest
+from core.callbacks.spec import CallbackSpec
+from core.requests import ConversionRequest
 from core.vault import new_key
-from rebase.client import RebaseClient, ServiceError
+from rebase.client.errors import ServiceError
+from rebase.client.http import RebaseClient
 from support import compose, tiny_repos
 from support.postgres import a_database, a_postgres
 from support.receivers import answers, receiver

@@ -22,9 +22,9 @@ from core.clock import utcnow
 from core.db import Database
 from core.jobs import JobStore
 from core.settings import Settings
-from core.tables import CallbackDelivery
+from core.tables.callbacks import CallbackDelivery
 from core.vault import Vault, new_key
-from rebase.client import RebaseClient
+from rebase.client.http import RebaseClient
 from service.courier.health import is_alive
 from support.callbacks import ended_job, sql_text
 from support.command import REBASE

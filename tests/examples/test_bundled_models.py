@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.requests import RepoRef
+from core.repos import RepoRef
 from examples.evaluate import held_out_loss, samples
 from examples.pool import BASES, pool_body, repo_of
 from examples.text.formats import TASKS, parse, task_examples

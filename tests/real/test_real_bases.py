@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rebase.lora.low_rank import Role, Site
+from rebase.methods._alignment import align
 from support.real_repos import Base
-from transfer.interface import Role, Site
 from transfer.linalg import factorize
-from transfer.methods.anchors import align
 from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens, shared
 

@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from core.requests import ConversionRequest
-from rebase.client import RebaseClient
+from rebase.client.http import RebaseClient
 from rebase.client.models import Job
 from rebase.stack.stack import Place, Stack, free_port
 from support.real_models import GEMMA3, SMOLLM2

@@ -15,7 +15,7 @@ from rich.console import Console
 from rebase.cli import app, methods
 from rebase.cli.cache import format_size, parse_size
 from rebase.cli.progress import PhaseProgress
-from rebase.client import ServiceUnreachable
+from rebase.client.errors import ServiceUnreachable
 from support.command import Command
 from support.running_service import clean_environment
 
@@ -181,8 +181,9 @@ def test_the_cache_lists_what_belongs_to_one_base_and_to_a_pair(
 ) -> None:
     import torch
 
-    from transfer.interface import Factors
-    from workers.cache.factors import FactorCache, FactorKey, PairKey
+    from rebase.lora.low_rank import Factors
+    from workers.cache.factors import FactorCache
+    from workers.cache.keys import FactorKey, PairKey
 
     monkeypatch.setenv("REBASE_CACHE_DIR", str(tmp_path))
     cache, ones = FactorCache(tmp_path, 10**6), torch.ones(2, 1)

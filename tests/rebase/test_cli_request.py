@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from core.errors import NotAvailable, RequestInvalid
 from rebase.cli.request import build_request, parse_settings, parse_value
-from transfer.catalogue import AutoParams, DareParams
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base_params import DareParams
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

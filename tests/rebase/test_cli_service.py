@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from core.errors import PublicError
-from core.jobs import Claim, LayerRows
+from core.jobs.records import Claim, LayerRows
 from core.states import Phase
-from rebase.client import RebaseClient
+from rebase.client.http import RebaseClient
 from support.command import REBASE, Command
 from support.running_service import RunningService, clean_environment, free_port, running_service
 

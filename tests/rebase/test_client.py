@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from core.errors import PublicError, RequestInvalid
-from core.jobs import Claim
+from core.jobs.records import Claim
 from core.requests import ConversionRequest
 from core.states import Phase
 from rebase.cli.request import build_request
-from rebase.client import Job, RebaseClient, ServiceError, ServiceUnreachable
+from rebase.client.errors import ServiceError, ServiceUnreachable
+from rebase.client.http import RebaseClient
+from rebase.client.models import Job
 from support.running_service import RunningService, free_port, running_service, service_process
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from core.errors import PublicError, RequestInvalid
 from core.states import JobState, Phase
-from core.tables import DEFAULT_TENANT
-from rebase.client import RebaseClient, ServiceError
+from core.tables.base import DEFAULT_TENANT
+from rebase.client.errors import ServiceError
+from rebase.client.http import RebaseClient
 from support.command import Command
 from support.pools import COMMIT, NEW, OLD, a_pool, finish_pool, pool_body
 from support.running_service import RunningService

@@ -11,10 +11,11 @@ from uuid import uuid4
 
 import pytest
 
-from core.jobs import Decision
+from core.jobs.release_records import Decision
 from core.releases.states import Stored
-from core.tables import DEFAULT_TENANT
-from rebase.client import RebaseClient, ServiceError
+from core.tables.base import DEFAULT_TENANT
+from rebase.client.errors import ServiceError
+from rebase.client.http import RebaseClient
 from support.campaigns import FACTS, SHA, release_claims, seen
 from support.command import Command
 from support.running_service import RunningService

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from core.errors import PublicError
-from core.jobs import LayerRows
-from rebase.client import RebaseClient
+from core.jobs.records import LayerRows
+from rebase.client.http import RebaseClient
 from support.command import Command
 from support.running_service import RunningService
 

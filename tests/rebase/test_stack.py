@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from core.requests import RepoRef
-from rebase.client import RebaseClient
+from core.repos import RepoRef
+from rebase.client.http import RebaseClient
 from rebase.stack.child import GRACE_S, Child
 from rebase.stack.hub_folder import seed
 from support.command import REBASE

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.synthetic import byte_level_tokenizer
-from core.requests import check_repo_id
+from core.repos import check_repo_id
 from rebase.folders import Aliases
+from rebase.methods.params import PARAMS_BY_NAME
 from support.command import REBASE, Command
 from support.running_service import clean_environment
 from support.tiny_models import save_adapter, save_base, tiny_model
-from transfer.catalogue import PARAMS_BY_NAME
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "rebase_report.json"}
 

@@ -17,7 +17,7 @@ from core.errors import NotFound, RequestInvalid, SettingsInvalid
 from core.jobs import JobStore
 from core.logs import redact
 from core.settings import Settings
-from core.tables import ApiKey
+from core.tables.tenants import ApiKey
 from service.app import create_app
 from support.api import BODY, Api
 

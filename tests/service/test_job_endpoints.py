@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.errors import PublicError
-from core.jobs import FigureRow, LayerRows
+from core.jobs.records import FigureRow, LayerRows
 from core.states import Phase
 from support.api import Api
 

@@ -17,9 +17,9 @@ import pytest
 from starlette.testclient import TestClient
 
 import migrations
+from rebase.methods.params import PARAMS_BY_NAME
 from support.api import BODY, Api
 from support.databases import a_request
-from transfer.catalogue import PARAMS_BY_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 

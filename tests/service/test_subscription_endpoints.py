@@ -12,9 +12,12 @@ from starlette.testclient import TestClient
 
 from core import keys
 from core.errors import PublicError
-from core.jobs import Decision, FigureRow, subscriptions_side
+from core.jobs import subscriptions_side
+from core.jobs.records import FigureRow
+from core.jobs.release_records import Decision
 from core.releases.states import Stored
-from core.tables import DEFAULT_TENANT, Job
+from core.tables.base import DEFAULT_TENANT
+from core.tables.jobs import Job
 from support.api import Api
 from support.campaigns import FACTS, a_subscription, opened, release_claims, seen, subscription_body
 

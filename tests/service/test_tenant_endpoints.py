@@ -19,7 +19,8 @@ from core.audit import read_lines
 from core.hub_tokens import token_of
 from core.scopes import Scope
 from core.settings import Settings
-from core.tables import ApiKey, HubToken, JobToken
+from core.tables.jobs import JobToken
+from core.tables.tenants import ApiKey, HubToken
 from core.tenants import change_limits
 from core.vault import new_key
 from support.api import BODY, Api

@@ -10,7 +10,8 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from core.jobs import Claim, JobStore
+from core.jobs import JobStore
+from core.jobs.records import Claim
 from core.settings import Settings
 from service.app import create_app
 

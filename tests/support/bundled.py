@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from core.requests import RepoRef
+from core.repos import RepoRef
 from examples.evaluate import answer_loss
 from examples.text.queries import Example, read_task
+from rebase.lora.low_rank import LowRank, Site
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
-from transfer.interface import LowRank, Site
 from transfer.weights import ModelWeights
 from workers.hub.local import LocalHub
 from workers.models import TextModel, load

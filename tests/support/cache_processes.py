@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from transfer.interface import Factors
-from workers.cache.factors import FactorCache, FactorKey
+from rebase.lora.low_rank import Factors
+from workers.cache.factors import FactorCache
+from workers.cache.keys import FactorKey
 
 KEY = FactorKey("acme/base", "a" * 40, "model.layers.0.self_attn.q_proj.weight", 4, 1)
 

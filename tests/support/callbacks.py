@@ -13,8 +13,9 @@ from core.callbacks.spec import CallbackEvent, DeliveryState
 from core.callbacks.store import DeliveryBook
 from core.db import Database
 from core.errors import PublicError
-from core.jobs import Claim, JobStore
-from core.tables import Tenant
+from core.jobs import JobStore
+from core.jobs.records import Claim
+from core.tables.tenants import Tenant
 from support.databases import HandClock, a_request
 
 URL = "https://hooks.acme.example/rebase"
@@ -143,7 +144,7 @@ def sql_text(db: Database) -> str:
     """Everything that the database holds, as text."""
     from sqlalchemy import select
 
-    from core.tables import Base
+    from core.tables.base import Base
 
     with db.read() as connection:
         return "\n".join(

@@ -7,11 +7,15 @@ from typing import Any
 from sqlalchemy import insert, select
 
 from core.ids import new_id
-from core.jobs import Claim, Decision, JobStore, Seen, SubscriptionRecord
+from core.jobs import JobStore
+from core.jobs.records import Claim
+from core.jobs.release_records import Decision, Seen, SubscriptionRecord
 from core.releases.spec import SubscriptionRequest
 from core.releases.states import Stored
 from core.releases.tasks import MAIN
-from core.tables import Campaign, Job, Tenant
+from core.tables.jobs import Job
+from core.tables.releases import Campaign
+from core.tables.tenants import Tenant
 
 SHA = "a" * 40
 FACTS: dict[str, Any] = {"content": "weights-1"}

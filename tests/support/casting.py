@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from transfer.interface import Role, SiteMaps, SitePair
+from rebase.lora.low_rank import Role
+from rebase.methods.base import SiteMaps, SitePair
 
 # Role → module of a layer, and which of how many equal parts of its outputs.
 PLACES: dict[str, dict[Role, tuple[str, int, int]]] = {

@@ -15,7 +15,8 @@ import migrations
 from core.db import Database
 from core.jobs import JobStore
 from core.requests import ConversionRequest
-from core.tables import DEFAULT_TENANT, Tenant
+from core.tables.base import DEFAULT_TENANT
+from core.tables.tenants import Tenant
 from support.postgres import a_database, a_postgres
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from transfer.catalogue import DistillSettings
-from transfer.interface import LowRank, Site
-from transfer.training.objectives import SharedTokenIds
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.base_params import DistillSettings
+from rebase.training.losses import SharedTokenIds
 from workers.models import TextModel
 from workers.training.distill import Distilled, starting, train
 from workers.training.written import written_by

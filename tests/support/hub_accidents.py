@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from core.errors import RebaseError
-from core.requests import RepoRef
+from core.repos import RepoRef
 from workers.hub.content import hash_file
 from workers.hub.local import LocalHub
 

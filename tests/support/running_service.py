@@ -16,7 +16,7 @@ import migrations
 from core.db import Database
 from core.jobs import JobStore
 from core.settings import Settings
-from rebase.client import RebaseClient
+from rebase.client.http import RebaseClient
 
 
 def free_port() -> int:

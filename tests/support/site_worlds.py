@@ -12,22 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.activations.maps import Moments, PairedRows, fit_input_map, fit_output_map
-from transfer.interface import (
-    BasePairInfo,
-    Factors,
-    Kernels,
-    LowRank,
-    Port,
-    Role,
-    Side,
-    Site,
-    SiteMaps,
-    SitePair,
-    Space,
-)
+from rebase.lora.low_rank import Factors, LowRank, Role, Side, Site
+from rebase.methods.activation_maps import Moments, PairedRows, fit_input_map, fit_output_map
+from rebase.methods.base import BasePairInfo, Kernels, Port, SiteMaps, SitePair, Space
+from rebase.methods.pool_kernel import gram, site_kernel
 from transfer.linalg import factorize
-from transfer.pool.kernel import gram, site_kernel
 
 
 @dataclass(frozen=True, slots=True)

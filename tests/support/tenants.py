@@ -12,7 +12,7 @@ from core import keys
 from core.callbacks.store import DeliveryBook
 from core.jobs import JobStore
 from core.scopes import Scope
-from core.tables import ApiKey
+from core.tables.tenants import ApiKey
 from service.auth import declared_scopes
 from support.api import Api
 from support.campaigns import a_subscription, bare_campaign

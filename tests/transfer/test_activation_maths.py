@@ -10,17 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.site_worlds import dense, gaussian, orthogonal, relative_error, update
-from transfer.activations.cka import (
+from rebase.evidence.cka import (
     LayerSimilarity,
     biased_cka,
     cka,
     cka_from_batches,
+    compute_coverage,
     drop_outliers,
+    find_monotone_map,
     hsic1,
 )
-from transfer.activations.layers import compute_coverage, find_monotone_map
-from transfer.activations.maps import (
+from rebase.lora.low_rank import LowRank
+from rebase.methods.activation_maps import (
     Moments,
     PairedRows,
     apply_maps,
@@ -29,7 +30,7 @@ from transfer.activations.maps import (
     input_r2,
     output_r2,
 )
-from transfer.interface import LowRank
+from support.site_worlds import dense, gaussian, orthogonal, relative_error, update
 
 
 def test_the_biased_estimator_is_fooled_by_independent_gaussians_and_ours_is_not():

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rebase.lora.low_rank import Role, Site
 from support.tiny_models import (
     FolderReader,
     open_adapter_folder,
@@ -17,11 +18,11 @@ from support.tiny_models import (
     weights_of,
     with_adapter,
 )
-from transfer.adapter import AdapterConfig, read_adapter
 from transfer.adapter import read as read_module
-from transfer.architectures import FAMILIES
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import read_adapter
+from transfer.architectures.families import FAMILIES
 from transfer.errors import MalformedAdapter, UnsupportedAdapter
-from transfer.interface import Role, Site
 
 CPU = {"r": 4, "lora_alpha": 8}
 

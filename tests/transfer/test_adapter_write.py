@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rebase.lora.low_rank import LowRank, Role, Site
 from support.tiny_models import (
     TINY_CONFIGS,
     FolderReader,
@@ -21,10 +22,11 @@ from support.tiny_models import (
     weights_of,
     with_adapter,
 )
-from transfer.adapter import AdapterConfig, build_adapter, read_adapter
-from transfer.architectures import FAMILIES
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import read_adapter
+from transfer.adapter.write import build_adapter
+from transfer.architectures.families import FAMILIES
 from transfer.errors import VerificationFailed
-from transfer.interface import LowRank, Role, Site
 
 DEFAULTS = {"dtype": "float32", "max_rank": None, "base_model": "acme/target", "revision": "0" * 40}
 

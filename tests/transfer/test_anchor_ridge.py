@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.methods.anchor_ridge._fit import PENALTIES, compute_leverage, fit_predictor
+from rebase.methods.anchor_ridge.method import AnchorRidge
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.base import BasePairInfo, SitePair
 from support.site_worlds import (
     Evidence,
     Pool,
@@ -19,11 +24,7 @@ from support.site_worlds import (
     site_pair,
     update,
 )
-from transfer.catalogue import AnchorRidgeParams
 from transfer.errors import IncompatiblePair
-from transfer.interface import BasePairInfo, LowRank, Role, Site, SitePair
-from transfer.methods.anchor_ridge import AnchorRidge
-from transfer.pool.fit import PENALTIES, compute_leverage, fit_predictor
 
 SHAPES = {Role.Q: ((12, 10), (16, 14)), Role.K: ((6, 10), (8, 14)), Role.DOWN: ((10, 20), (14, 24))}
 SITES = tuple(SitePair(Site(0, role), Site(0, role), *shapes) for role, shapes in SHAPES.items())

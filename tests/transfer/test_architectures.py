@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rebase.lora.low_rank import Role, Site
 from support.tiny_models import TINY_CONFIGS
-from transfer.architectures import FAMILIES, architecture_for
+from transfer.architectures.architecture import architecture_for
+from transfer.architectures.families import FAMILIES
 from transfer.errors import UnsupportedModel
-from transfer.interface import Role, Site
 
 LLAMA = {"model_type": "llama", **TINY_CONFIGS["llama"]}
 

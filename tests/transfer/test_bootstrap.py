@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from transfer.bootstrap import Interval, PairedBootstrap, Undefined
+from rebase.evaluation.bootstrap import Interval, PairedBootstrap, Undefined
 
 
 def _binomial_quantile(n: int, p: float, level: float) -> int:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from transfer.catalogue import (
-    ActivationParams,
-    AnchorRidgeParams,
-    AutoParams,
-    CopyParams,
-    DareParams,
-    DistillParams,
-    RefineParams,
-    Thresholds,
-    parse_params,
-)
-from transfer.precheck import choose
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.auto import choose
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base_params import DareParams, RefineParams
+from rebase.methods.copy.params import CopyParams
+from rebase.methods.distill.params import DistillParams
+from rebase.methods.params import parse_params
+from rebase.schemas.thresholds import Thresholds
 from transfer.precheck.rules import reasons
 
 RELATIVES = {"shapes_equal": 1.0, "relative_distance": 0.3}

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from rebase.lora.low_rank import LowRank, Role
+from rebase.methods._alignment import HELD_OUT_EVERY
+from rebase.methods.cross_lora.method import CrossLora
+from rebase.methods.cross_lora.params import CrossLoraParams
 from support.site_worlds import (
     Evidence,
     dense,
@@ -18,10 +22,6 @@ from support.site_worlds import (
     update,
     weight,
 )
-from transfer.catalogue import CrossLoraParams
-from transfer.interface import LowRank, Role
-from transfer.methods.anchors import HELD_OUT_EVERY
-from transfer.methods.cross_lora import CrossLora
 
 METHOD = CrossLora()
 SHAPE_PAIRS = [((40, 40), (40, 40)), ((48, 20), (64, 28)), ((20, 48), (28, 64)), ((12, 40), (8, 56))]
@@ -215,7 +215,7 @@ def test_nothing_dense_is_built_from_the_update():
 
     class Given:
         def factors(self, side, rank):
-            from transfer.interface import Factors
+            from rebase.lora.low_rank import Factors
 
             return Factors(U, torch.ones(k), V, 0.5)
 

@@ -7,6 +7,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rebase.lora.low_rank import LowRank, Role
+from rebase.methods.cross_lora._decouple import decouple, recouple
+from rebase.methods.cross_lora._ranks import truncate_factors
+from rebase.methods.cross_lora.method import CrossLora
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.params import parse_params
 from support.formulas import World, cross_lora
 from support.site_worlds import (
     Evidence,
@@ -19,12 +25,7 @@ from support.site_worlds import (
     update,
     weight,
 )
-from transfer.catalogue import CrossLoraParams, parse_params
-from transfer.interface import LowRank, Role
 from transfer.linalg import factorize
-from transfer.methods.cross_lora import CrossLora
-from transfer.methods.directions import decouple, recouple
-from transfer.methods.ranks import truncate_factors
 
 METHOD = CrossLora()
 SHAPE_PAIRS = [((40, 40), (40, 40)), ((48, 20), (64, 28)), ((20, 48), (28, 64))]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.methods.base import SiteResult
+from rebase.methods.base_params import DareParams
+from rebase.methods.dare import drop_and_rescale
 from support.site_worlds import dense, relative_error, update
-from transfer.catalogue import DareParams
-from transfer.dare import drop_and_rescale
-from transfer.interface import LowRank, Role, Site, SiteResult
 
 SITE = Site(3, Role.Q)
 WHOLE = 24  # the smaller side: nothing is cut

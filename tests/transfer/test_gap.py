@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rebase.evaluation.bootstrap import gap_recovered
 from transfer.errors import GapTooSmall
-from transfer.gap import gap_recovered
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rebase.lora.low_rank import LowRank, Role
+from rebase.methods.params import PARAMS_BY_NAME, parse_params
+from rebase.methods.registry import METHODS, get_method
 from support.site_worlds import (
     dense,
     evidence,
@@ -20,10 +23,7 @@ from support.site_worlds import (
     update,
     weight,
 )
-from transfer.catalogue import PARAMS_BY_NAME, parse_params
 from transfer.errors import IncompatiblePair
-from transfer.interface import LowRank, Role
-from transfer.registry import METHODS, get_method
 
 # Every reading of a method that obeys the same laws: parameters, and whether shapes may differ.
 VARIANTS = [

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from transfer.training.objectives import (
+from rebase.training.losses import (
     SharedTokenIds,
     compute_shared_mass,
     kl_divergence,

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from support.site_worlds import dense, orthogonal, update
-from transfer.interface import Kernels, LowRank
-from transfer.pool.kernel import combine_updates, gram, site_kernel
-from transfer.pool.predict import (
+from rebase.lora.low_rank import LowRank
+from rebase.methods.anchor_ridge._regression import (
     compute_loo_errors,
     compute_scale,
     solve_mean,
@@ -18,6 +16,9 @@ from transfer.pool.predict import (
     solve_ridge,
     solve_topk,
 )
+from rebase.methods.base import Kernels
+from rebase.methods.pool_kernel import combine_updates, gram, site_kernel
+from support.site_worlds import dense, orthogonal, update
 
 N, D, E = 7, 40, 30
 RNG = np.random.default_rng(5)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rebase.lora.low_rank import Role
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.auto import choose
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base import Evidence
+from rebase.methods.base_params import DareParams
+from rebase.methods.copy.params import CopyParams
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.distill.params import DistillParams
+from rebase.methods.params import parse_params
+from rebase.methods.site_pairing import pair_sites
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model, weights_of
-from transfer.adapter import AdapterConfig, read_adapter
-from transfer.catalogue import (
-    ActivationParams,
-    AutoParams,
-    CopyParams,
-    CrossLoraParams,
-    DareParams,
-    DistillParams,
-    parse_params,
-)
-from transfer.interface import Evidence, Role
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import read_adapter
 from transfer.linalg import factorize
-from transfer.pairing import pair_sites
-from transfer.precheck import PROBE_NEEDS, PrecheckResult, choose, precheck, probe_pairs
-from transfer.precheck.result import Reason, verdict_of
+from transfer.precheck.judge import PROBE_NEEDS, precheck
+from transfer.precheck.measure import probe_pairs
+from transfer.precheck.result import PrecheckResult, Reason, verdict_of
 from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights

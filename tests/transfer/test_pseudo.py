@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rebase.lora.low_rank import Role, Site
 from support.tiny_models import tiny_model, weights_of
-from transfer.architectures import FAMILIES
-from transfer.interface import Role, Site
+from transfer.architectures.families import FAMILIES
 from transfer.pseudo import PairedEmbeddings
 
 IDS = torch.tensor([3, 17, 40, 41, 90])

@@ -9,26 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfer.catalogue import (
-    PARAMS_BY_NAME,
-    ActivationParams,
-    AutoParams,
-    CopyParams,
-    CrossLoraParams,
-    DareParams,
-    DistillParams,
-    LinearParams,
-    format_method,
-    parse_params,
-)
-from transfer.selection import (
-    DARE_DROP_RATES,
-    ExampleSplit,
-    choose_best,
-    dare_variants,
-    list_candidates,
-    split_examples,
-)
+from rebase.evaluation.selection import ExampleSplit, choose_best, split_examples
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.auto.candidates import list_candidates
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base_params import DareParams
+from rebase.methods.copy.params import CopyParams
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.dare import DARE_DROP_RATES, dare_variants
+from rebase.methods.distill.params import DistillParams
+from rebase.methods.linear.params import LinearParams
+from rebase.methods.params import PARAMS_BY_NAME, format_method, parse_params
 
 # Few different values, so that ties are common, and exact in binary, so that they are ties.
 SCORE = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])

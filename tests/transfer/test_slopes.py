@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rebase.training.preconditioned_step import GradientMoments, search_length, solve_step
 from support.site_worlds import dense, gaussian, relative_error
-from transfer.activations.slopes import GradientMoments, solve_step
-from transfer.training.line import search_length
 
 
 def _slopes(o=10, i=14, n=300, seed=1):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rebase.methods.params import parse_params
+from rebase.methods.registry import get_method
 from support.site_worlds import dense, evidence, pair_of, site_pair, update, weight
-from transfer.catalogue import parse_params
-from transfer.registry import get_method
 
 SHAPES = [(24, 24), (20, 44), (48, 18)]  # square, wide as down_proj, tall as up_proj
 worlds = pytest.mark.parametrize(

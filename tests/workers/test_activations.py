@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks.synthetic import byte_level_tokenizer
+from rebase.lora.low_rank import LowRank, Role, Side, Site
+from rebase.methods.base import PORTS, SitePair
 from support.site_worlds import relative_error
 from support.tiny_models import TINY_CONFIGS, FolderReader, tiny_model, weights_of
 from transfer.errors import UnsupportedModel
-from transfer.interface import PORTS, LowRank, Role, Side, Site, SitePair
 from transfer.weights import ModelWeights
 from workers.activations.collector import Collector
 from workers.activations.ports import Place, place_of, places_of

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import Rejected, RepoNotFound, RequestInvalid
 from core.pools import NO_POOLS, PoolRequest, Pools
-from core.requests import ConversionRequest, RepoRef
+from core.repos import RepoRef
+from core.requests import ConversionRequest
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_pools import MIXTURE, MODULES, OnePool, body, make_anchors, make_mixture
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub, perturb

@@ -13,8 +13,7 @@ import pytest
 
 from support.real_tasks import HELD_OUT_SEED, PROMPTS_SEED, TASKS, TRAINING_SEED
 from workers.activations.text import PairedText, pair_text
-from workers.corpus import default_corpus
-from workers.corpus.bundled import parts
+from workers.corpus.bundled import default_corpus, parts
 from workers.models import Encoded
 
 FIRST_EDITION = ("everyday", "formal", "technical")

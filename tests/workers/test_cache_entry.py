@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from rebase.lora.low_rank import Factors
 from support.cache_processes import KEY, factors, same
-from transfer.interface import Factors
 from workers.cache.entry import (
     CorruptEntryError,
     Entry,

@@ -18,6 +18,11 @@ from benchmarks.synthetic import byte_level_tokenizer
 from core.errors import Cancelled
 from core.requests import ConversionRequest
 from core.states import Phase
+from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.methods.base import SiteMaps, SitePair
+from rebase.methods.cast.params import CastParams
+from rebase.training.cast_maps import TrainableMaps, TrainableUpdates
+from rebase.training.losses import SharedTokenIds
 from support.casting import wrap
 from support.tiny_models import (
     TINY_CONFIGS,
@@ -28,12 +33,9 @@ from support.tiny_models import (
     token_batch,
     weights_of,
 )
-from transfer.adapter import AdapterConfig, read_adapter
-from transfer.catalogue import CastParams
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import read_adapter
 from transfer.errors import TrainingFailed
-from transfer.interface import LowRank, Role, Site, SiteMaps, SitePair
-from transfer.training.heads import TrainableMaps, TrainableUpdates
-from transfer.training.objectives import SharedTokenIds
 from workers.activations.text import PairedText, Passage
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.corpus import CorpusSpec
 from core.errors import (
     FileMissing,
     NotAvailable,
@@ -25,11 +26,12 @@ from core.errors import (
     RequestInvalid,
     UnsafeFile,
 )
-from core.requests import CorpusSpec, RepoRef
+from core.repos import RepoRef
 from rebase.folders import WithFolders
 from support.standin_hub import StandinHub
-from workers.corpus import Corpus, texts
+from workers.corpus import texts
 from workers.corpus.choose import choose
+from workers.corpus.corpus import Corpus
 from workers.corpus.rows import documents
 from workers.corpus.stream import Budget, Stream
 from workers.hub.local import LocalHub

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from core.errors import Cancelled
 from core.states import Phase
 from examples.text.queries import examples
+from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.methods.base_params import RefineParams
+from rebase.methods.distill.params import DistillParams
+from rebase.training.losses import SharedTokenIds, select_shared_ids
+from rebase.training.token_selection import project_scores, score_threshold
 from support.bundled import bundled, sql_adapter, task_loss
 from support.distilling import distill, refine
-from transfer.catalogue.distill import DistillParams, RefineParams
-from transfer.interface import LowRank, Role, Site
-from transfer.training.objectives import SharedTokenIds, select_shared_ids
-from transfer.training.speech import project_scores, score_threshold
 from transfer.vocabulary import Vocabulary, shared
 from workers.models import TextModel, updated
 from workers.training.distill import Distilled, recovered, starting

@@ -13,9 +13,9 @@ from core.errors import Cancelled
 from core.requests import ConversionRequest
 from core.states import Phase
 from examples.text.queries import examples
+from rebase.lora.low_rank import LowRank, Role, Site
 from support.bundled import bundled, task_loss
 from transfer.errors import TrainingFailed
-from transfer.interface import LowRank, Role, Site
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.models import updated

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import Cancelled, RebaseError, Rejected, WorseThanTarget, public_error
-from core.requests import ConversionRequest, RepoRef
+from core.repos import RepoRef
+from core.requests import ConversionRequest
 from core.states import Phase
 from support.tiny_repos import edit_json
 from transfer.errors import TransferError

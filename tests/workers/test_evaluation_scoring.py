@@ -11,9 +11,9 @@ import torch
 
 from core.evaluation import EvaluationSpec
 from examples.text.queries import read_task
+from rebase.lora.low_rank import LowRank, Side
 from support.bundled import bundled, sql_adapter
 from support.tiny_text import tiny_text_model
-from transfer.interface import LowRank, Side
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader
 from workers.evaluation.refusals import refusal_scores, refuses

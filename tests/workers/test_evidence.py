@@ -10,20 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from rebase.lora.low_rank import Side
+from rebase.methods.base import Evidence, SiteResult
+from rebase.methods.cross_lora.method import CrossLora
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.site_pairing import Pairing, pair_sites
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model
-from transfer.adapter import AdapterConfig, read_adapter
-from transfer.adapter.read import SourceAdapter
-from transfer.catalogue import CrossLoraParams
-from transfer.interface import Evidence, Side, SiteResult
-from transfer.methods.cross_lora import CrossLora
-from transfer.pairing import Pairing, pair_sites
-from transfer.precheck import PROBE_NEEDS, precheck, probe_pairs
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import SourceAdapter, read_adapter
+from transfer.precheck.judge import PROBE_NEEDS, precheck
+from transfer.precheck.measure import probe_pairs
 from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
+from workers.base import Base
 from workers.cache.factors import FactorCache
 from workers.cache.keys import PairKey
-from workers.evidence import Base, EvidenceSource
+from workers.evidence import EvidenceSource
 from workers.hub.port import PinnedRepo
 
 VOCABULARY, LAYERS, RANK = 200, 5, 6

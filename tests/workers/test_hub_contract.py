@@ -20,7 +20,7 @@ from core.errors import (
     RevisionNotFound,
     UnsafeFile,
 )
-from core.requests import RepoRef
+from core.repos import RepoRef
 from support.standin_hub import StandinHub
 from workers.hub.local import LocalHub
 from workers.hub.port import HubPort, Published

@@ -20,7 +20,7 @@ from core.errors import (
     RevisionNotFound,
     UnsafeFile,
 )
-from core.requests import RepoRef
+from core.repos import RepoRef
 from workers.hub.content import HashCache
 from workers.hub.local import LocalHub
 from workers.hub.plain import PlainFolder

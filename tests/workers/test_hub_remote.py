@@ -24,7 +24,7 @@ from core.errors import (
     RepoNotFound,
     UnsafeFile,
 )
-from core.requests import RepoRef
+from core.repos import RepoRef
 from core.settings import Settings
 from support.standin_hub import StandinHub
 from workers.hub.factory import make_hub

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from core.requests import ConversionRequest
+from rebase.methods.registry import METHODS
 from support.formulas import FORMULAS, Matrix, World
 from support.tiny_models import save_adapter, save_base, tiny_model, token_batch
 from support.tiny_repos import edit_json, perturb, tokenizer
-from transfer.registry import METHODS
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run

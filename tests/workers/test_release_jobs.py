@@ -15,9 +15,11 @@ import torch
 from sqlalchemy import select
 
 from core.db import Database
-from core.jobs import CampaignRecord, JobStore
+from core.jobs import JobStore
+from core.jobs.release_records import CampaignRecord
 from core.settings import Settings
-from core.tables import DEFAULT_TENANT, Job
+from core.tables.base import DEFAULT_TENANT
+from core.tables.jobs import Job
 from service.campaign_views import CampaignListView
 from support.campaigns import a_subscription, seen
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)

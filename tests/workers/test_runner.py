@@ -24,7 +24,7 @@ from core.jobs.records import JobRecord
 from core.requests import ConversionRequest
 from core.settings import Settings
 from core.states import JobState, Phase
-from core.tables import DEFAULT_TENANT
+from core.tables.base import DEFAULT_TENANT
 from support.databases import (  # noqa: F401  (fixtures)
     database_url,
     empty_postgres_url,

@@ -18,7 +18,7 @@ from core.pools import PoolRequest
 from core.requests import ConversionRequest
 from core.settings import Settings
 from core.states import JobState, PoolState
-from core.tables import DEFAULT_TENANT
+from core.tables.base import DEFAULT_TENANT
 from support.databases import (  # noqa: F401  (fixtures)
     database_url,
     empty_postgres_url,

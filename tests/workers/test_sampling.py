@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from core.errors import Cancelled
-from core.requests import RepoRef
+from core.repos import RepoRef
 from core.states import Phase
 from examples.text.queries import examples
+from rebase.methods.distill.params import DistillParams
 from support.bundled import bundled, sql_adapter
 from support.tiny_models import TINY_CONFIGS, save_base
 from support.tiny_repos import tokenizer
-from transfer.catalogue.distill import DistillParams
 from transfer.errors import TrainingFailed
 from transfer.weights import ModelWeights
 from workers.activations.gather import stored_bases

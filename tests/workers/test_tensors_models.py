@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core.errors import FileMissing, UnsafeFile
-from core.requests import RepoRef
+from core.repos import RepoRef
 from support.safetensors_files import entry, file_bytes, write_tensors
 from support.standin_hub import StandinHub
 from workers.hub.local import LocalHub

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from core.requests import ConversionRequest
+from rebase.lora.low_rank import LowRank, Site
 from transfer.errors import VerificationFailed
-from transfer.interface import LowRank, Site
 from transfer.linalg import frobenius
 from workers.hub.local import LocalHub
 from workers.reading import Opened, read, resolve

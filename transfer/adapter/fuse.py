@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from transfer.architectures import Architecture
-from transfer.interface import LowRank, Role
+from rebase.lora.low_rank import LowRank, Role
+from transfer.architectures.architecture import Architecture
 
 
 def fuse(architecture: Architecture, roles: Sequence[Role], blocks: Mapping[Role, LowRank]) -> LowRank:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from transfer.interface import Role
+from rebase.lora.low_rank import Role
 
 
 class NormKind(StrEnum):

@@ -8,22 +8,20 @@ from typing import Any, Protocol
 
 import torch
 
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.auto.choose import choose
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
+from rebase.methods.base_params import MethodParams
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.registry import get_method
+from rebase.methods.site_pairing import Pairing, restrict_pairing
+from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.read import SourceAdapter
-from transfer.catalogue import (
-    AnchorRidgeParams,
-    AutoParams,
-    CrossLoraParams,
-    MethodParams,
-    Thresholds,
-)
 from transfer.errors import IncompatiblePair
-from transfer.interface import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
-from transfer.pairing import Pairing, restrict_pairing
 from transfer.precheck import measure
-from transfer.precheck.choose import choose
 from transfer.precheck.result import PrecheckResult, Reason, verdict_of
 from transfer.precheck.rules import FEWEST_ANCHORS, LEAST_POOL_ERROR, reasons
-from transfer.registry import get_method
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
 

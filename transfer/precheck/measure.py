@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from transfer.activations.site import DEFAULT_RIDGE, fit_metrics
+from rebase.lora.low_rank import LowRank
+from rebase.methods.activation_maps import DEFAULT_RIDGE, fit_metrics
+from rebase.methods.base import Method, SiteEvidence, SitePair, SiteResult
+from rebase.methods.base_params import MethodParams
+from rebase.methods.site_pairing import Pairing
 from transfer.adapter.read import SourceAdapter
-from transfer.catalogue import MethodParams
-from transfer.interface import LowRank, Method, SiteEvidence, SitePair, SiteResult
 from transfer.linalg import frobenius
-from transfer.pairing import Pairing
 from transfer.vocabulary import SharedTokens
 
 Probes = Callable[[SitePair], SiteEvidence]

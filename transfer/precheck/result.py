@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transfer.catalogue import MethodParams
-from transfer.pairing import Pairing
+from rebase.methods.base_params import MethodParams
+from rebase.methods.site_pairing import Pairing
 
 Verdict = Literal["compatible", "uncertain", "incompatible"]
 Weight = Literal["info", "doubt", "blocking"]

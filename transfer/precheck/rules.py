@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from transfer.catalogue import (
-    ActivationParams,
-    AnchorRidgeParams,
-    CastParams,
-    CopyParams,
-    CrossLoraParams,
-    DareParams,
-    DenseParams,
-    DistillParams,
-    LinearParams,
-    MethodParams,
-    ProLoraParams,
-    Thresholds,
-)
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.base_params import DareParams, DenseParams, MethodParams
+from rebase.methods.cast.params import CastParams
+from rebase.methods.copy.params import CopyParams
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.distill.params import DistillParams
+from rebase.methods.linear.params import LinearParams
+from rebase.methods.prolora.params import ProLoraParams
+from rebase.methods.registry import is_trained
+from rebase.schemas.thresholds import Thresholds
 from transfer.precheck.result import Reason, Weight
-from transfer.registry import is_trained
 
 # [002]: copying works between a model and its tuned relatives, and gets worse as the distance grows. At
 # 0.15 the cosine between the weights is still 0.99.

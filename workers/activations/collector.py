@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from transfer.activations.maps import Moments, PairedRows
-from transfer.interface import Side
+from rebase.lora.low_rank import Side
+from rebase.methods.activation_maps import Moments, PairedRows
 from workers.activations.ports import Place, PlacePair
 from workers.activations.taps import rows_at
 from workers.activations.text import PairedText, Passage

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from core.states import Phase
-from transfer.activations.layers import find_monotone_map
-from transfer.activations.maps import Moments, PairedRows
-from transfer.interface import PORTS, Port, SitePair
-from transfer.pairing import LayerMaps
+from rebase.evidence.cka import find_monotone_map
+from rebase.methods.activation_maps import Moments, PairedRows
+from rebase.methods.base import PORTS, Port, SitePair
+from rebase.methods.site_pairing import LayerMaps
 from workers.activations.collector import Collected, Collector
 from workers.activations.ports import Writes, places_of
 from workers.activations.similarity import POSITIONS, SIMILARITY_VERSION, Similarity, measure
 from workers.activations.text import PairedText
 from workers.bases import Bases
-from workers.cache.factors import FactorCache, PairKey
-from workers.corpus import Corpus
+from workers.cache.factors import FactorCache
+from workers.cache.keys import PairKey
+from workers.corpus.corpus import Corpus
 from workers.hub.port import PinnedRepo
 from workers.watch import Watch
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from core.errors import RequestInvalid
 from core.requests import ConversionRequest
-from transfer.catalogue import CastParams, CrossLoraParams, GeometricParams, MethodParams, PairedTextParams
+from rebase.methods.base_params import MethodParams, PairedTextParams
+from rebase.methods.cast.params import CastParams
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.geometric.params import GeometricParams
 from transfer.errors import IncompatiblePair
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from transfer.interface import Port, Role, Side, Site, SitePair
+from rebase.lora.low_rank import Role, Side, Site
+from rebase.methods.base import Port, SitePair
 from transfer.weights import ModelWeights
 
 Writes = Literal["own", "stream"]

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.activations.cka import MIN_ROWS, LayerSimilarity, biased_cka, find_outliers
-from transfer.activations.layers import compute_coverage, find_monotone_map
+from rebase.evidence.cka import (
+    MIN_ROWS,
+    LayerSimilarity,
+    biased_cka,
+    compute_coverage,
+    find_monotone_map,
+    find_outliers,
+)
 from workers.activations.taps import layers_at
 from workers.activations.text import PairedText, Passage
 from workers.bases import Bases

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfer.interface import Side
+from rebase.lora.low_rank import Side
 from workers.activations.ports import STREAM, Place
 from workers.activations.text import Passage
 from workers.models import TextModel

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from transfer.activations.positions import pair_positions
-from transfer.interface import Side
+from rebase.evidence.token_alignment import pair_positions
+from rebase.lora.low_rank import Side
 from workers.models import Encoded
 
 WINDOW = 512  # tokens of a passage, at most; a state depends on what stands before it, not on the window

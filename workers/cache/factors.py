@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from transfer.interface import Factors
+from rebase.lora.low_rank import Factors
 from workers.cache.disk import DiskTier, StoredFile
 from workers.cache.entry import (
     CorruptEntryError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from transfer.bootstrap import Interval, PairedBootstrap, Undefined
+from rebase.evaluation.bootstrap import Interval, PairedBootstrap, Undefined
 from workers.report import Evaluation, Figure, Subject
 
 Scores = Mapping[Subject, Sequence[float]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from transfer.catalogue import CopyParams
-from transfer.interface import LowRank, Site
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.copy.method import Copy
+from rebase.methods.copy.params import CopyParams
+from rebase.methods.site_pairing import pair_sites
 from transfer.linalg import frobenius
-from transfer.methods.copy import Copy
-from transfer.pairing import pair_sites
 from workers.evaluation.scoring import Deltas
 from workers.fold import folded
 from workers.reading import Opened

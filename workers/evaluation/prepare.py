@@ -16,7 +16,8 @@ from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
 from transfer.errors import TransferError
 from workers.bases import Bases
-from workers.corpus import Corpus, read_dataset
+from workers.corpus.corpus import Corpus
+from workers.corpus.dataset import read_dataset
 from workers.evaluation.progress import Progress
 from workers.evaluation.scoring import Measure, Scorer, headline_of
 from workers.evaluation.tasks import Harness, harness

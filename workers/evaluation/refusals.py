@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transfer.interface import Side
+from rebase.lora.low_rank import Side
 from workers.bases import Bases
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader

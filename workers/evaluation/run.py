@@ -7,9 +7,9 @@ from typing import Any
 
 from core.errors import WorseThanTarget
 from core.evaluation import ChoiceExample, EvaluationSpec, GenerationExample
+from rebase.lora.low_rank import LowRank, Side, Site
 from transfer.adapter.read import SourceAdapter
 from transfer.adapter.write import BuiltAdapter
-from transfer.interface import LowRank, Side, Site
 from workers.evaluation.compare import averages, drifted, is_worse, judged, sentences, shown
 from workers.evaluation.controls import padded, random_like
 from workers.evaluation.prepare import Prepared, digest_of

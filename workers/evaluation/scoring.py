@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from core.evaluation import ChoiceExample, EvaluationSpec, Example, GenerationExample, TextExample
-from transfer.interface import LowRank, Side, Site
+from rebase.lora.low_rank import LowRank, Side, Site
 from workers.bases import Bases
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Continued, Reader

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.errors import RepoNotFound, RequestInvalid
-from core.requests import MAX_REPO_ID, check_repo_id
+from core.repos import MAX_REPO_ID, check_repo_id
 
 
 def checked(repo_id: str) -> str:

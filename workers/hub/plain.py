@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.errors import FileMissing, HubUnavailable, RevisionNotFound
-from core.requests import RepoRef
+from core.repos import RepoRef
 from workers.hub.content import SHA, FileRecord, HashCache, commit_sha
 from workers.hub.files import FileSource, list_files
 from workers.hub.port import PinnedRepo

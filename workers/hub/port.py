@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from core.requests import RepoRef
+from core.repos import RepoRef
 
 RepoKind = Literal["model", "dataset"]
 

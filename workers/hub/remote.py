@@ -32,7 +32,7 @@ from core.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from core.requests import RepoRef
+from core.repos import RepoRef
 from workers.hub.card import licences_of, tags_of
 from workers.hub.content import SHA, content_of
 from workers.hub.files import FileSource, list_files

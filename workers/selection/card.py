@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transfer.catalogue import format_method
+from rebase.methods.params import format_method
 from workers.evaluation.card import SCORES
 from workers.selection.rows import Scored, Selection
 

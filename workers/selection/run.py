@@ -13,10 +13,12 @@ from typing import Any
 
 from core.errors import RebaseError
 from core.requests import ConversionRequest
-from transfer.catalogue import AutoParams, MethodParams
+from rebase.evaluation.selection import Choice, ExampleSplit, choose_best, split_examples
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base_params import MethodParams
+from rebase.methods.dare import dare_variants
 from transfer.errors import TransferError
 from transfer.precheck.rules import thinning
-from transfer.selection import Choice, ExampleSplit, choose_best, dare_variants, split_examples
 from workers.evaluation.prepare import Prepared
 from workers.evaluation.scoring import Measure
 from workers.judge import Judged, row_of

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from core.errors import NothingBetter
 from core.evaluation import EvaluationSpec
-from transfer.bootstrap import Interval, PairedBootstrap
-from transfer.catalogue import format_method
-from transfer.selection import Choice, ExampleSplit
+from rebase.evaluation.bootstrap import Interval, PairedBootstrap
+from rebase.evaluation.selection import Choice, ExampleSplit
+from rebase.methods.params import format_method
 from workers.evaluation.scoring import headline_of
 from workers.selection.rows import CandidateRow, Confirmed, Scored, Selection
 

@@ -3,7 +3,7 @@
     loss = w_kl · KL(wanted ‖ p_{T'}) + w_mse · ‖P h_{T'} − h‖² / ‖h‖²        mean over paired positions
 
 `wanted` is S+Δ's distribution or the target's own moved by the adapter's shift
-(`transfer.training.objectives`); h are S+Δ's final states, or with the shift their difference to S's, as on
+(`rebase.training.losses`); h are S+Δ's final states, or with the shift their difference to S's, as on
 the target's side. P is trained too.
 """
 
@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from transfer.activations.maps import Moments, fit_input_map
-from transfer.catalogue import CastParams
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.activation_maps import Moments, fit_input_map
+from rebase.methods.base import SitePair
+from rebase.methods.cast.params import CastParams
+from rebase.training.cast_maps import TrainableMaps, TrainableUpdates, TrainedMaps
+from rebase.training.losses import kl_divergence, projection_loss
 from transfer.errors import TrainingFailed
-from transfer.interface import LowRank, Site, SitePair
-from transfer.training.heads import TrainableMaps, TrainableUpdates, TrainedMaps
-from transfer.training.objectives import kl_divergence, projection_loss
 from workers.fold import folded
 from workers.models import TextModel, updated
 from workers.training.lessons import Lesson, Lessons

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from transfer.catalogue.distill import DistillSettings
-from transfer.interface import LowRank, Site
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.base_params import DistillSettings
+from rebase.training.losses import SharedTokenIds
 from transfer.linalg import truncate
-from transfer.training.objectives import SharedTokenIds
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from core.errors import HubUnauthorised, RepoGated, RepoNotFound
-from transfer.activations.site import get_site_map
-from transfer.catalogue import CastParams
+from rebase.lora.low_rank import LowRank
+from rebase.methods.activation_maps import get_site_map
+from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
+from rebase.methods.cast.params import CastParams
+from rebase.training.cast_maps import CAST_MAPS_VERSION, TrainableMaps, TrainedMaps, init_random_maps
 from transfer.errors import TrainingFailed
-from transfer.interface import Evidence, LowRank, Port, SiteMaps, SitePair
-from transfer.training.heads import CAST_MAPS_VERSION, TrainableMaps, TrainedMaps, init_random_maps
 from workers.activations.evidence import Activations
 from workers.bases import Bases
-from workers.cache.factors import PairKey
+from workers.cache.keys import PairKey
 from workers.evidence import EvidenceSource
 from workers.models import TextModel
 from workers.reading import Opened

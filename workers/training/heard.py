@@ -12,13 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.interface import LowRank, Site
-from transfer.training.objectives import (
-    compute_shared_mass,
-    restricted_logprobs,
-    topk_columns,
-    topk_plus_rest,
-)
+from rebase.lora.low_rank import LowRank, Site
+from rebase.training.losses import compute_shared_mass, restricted_logprobs, topk_columns, topk_plus_rest
 from workers.models import TextModel, updated
 from workers.training.logits import final_states, logits_of, portions
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from core.states import Phase
-from transfer.interface import LowRank, Side, Site
-from transfer.training.objectives import SharedTokenIds, shifted_target
+from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.training.losses import SharedTokenIds, shifted_target
 from workers.activations.text import PairedText, Passage
 from workers.models import TextModel
 from workers.training.checkpoint import load, save

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from transfer.training.objectives import restricted_logprobs, topk_plus_rest
+from rebase.training.losses import restricted_logprobs, topk_plus_rest
 from workers.models import TextModel
 
 _LOGITS = {"cpu": 2**25, "cuda": 2**27}  # numbers in the logits of one part

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from transfer.catalogue import SamplingParams
-from transfer.training.objectives import SharedTokenIds
-from transfer.training.speech import project_scores, score_threshold
+from rebase.methods.base_params import SamplingParams
+from rebase.training.losses import SharedTokenIds
+from rebase.training.token_selection import project_scores, score_threshold
 from workers.foretold import chosen, right_padded, room_for
 from workers.models import TextModel, logits_at
 from workers.training.samples import Sample

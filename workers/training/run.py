@@ -10,20 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transfer.activations.maps import apply_maps
-from transfer.activations.site import DEFAULT_RIDGE, get_site_map
-from transfer.catalogue import (
-    ActivationParams,
-    CastParams,
-    DistillParams,
-    DistillSettings,
-    MethodParams,
-    SamplingParams,
-)
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.activation_maps import DEFAULT_RIDGE, apply_maps, get_site_map
+from rebase.methods.base import Evidence, SitePair
+from rebase.methods.base_params import DistillSettings, MethodParams, SamplingParams
+from rebase.methods.cast.params import CastParams
+from rebase.methods.distill.params import DistillParams
+from rebase.methods.registry import get_method
+from rebase.training.losses import SharedTokenIds
 from transfer.errors import TrainingFailed
-from transfer.interface import Evidence, LowRank, Site, SitePair
-from transfer.registry import get_method
-from transfer.training.objectives import SharedTokenIds
 from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded

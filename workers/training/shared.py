@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rebase.training.losses import SharedTokenIds, select_shared_ids
 from transfer.errors import IncompatiblePair
 from transfer.precheck.rules import FEWEST_ANCHORS
-from transfer.training.objectives import SharedTokenIds, select_shared_ids
 from workers.reading import Opened
 from workers.verify.structure import model_config
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.interface import LowRank, Site
-from transfer.training.objectives import (
+from rebase.lora.low_rank import LowRank, Site
+from rebase.training.losses import (
     SharedTokenIds,
     kl_divergence,
     restricted_logprobs,

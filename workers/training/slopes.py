@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfer.activations.slopes import GradientMoments
-from transfer.interface import Site
+from rebase.lora.low_rank import Site
+from rebase.training.preconditioned_step import GradientMoments
 from workers.models import TextModel
 from workers.training.rows import Row, logs, split, stacked
 

@@ -1,7 +1,7 @@
 """One preconditioned step instead of training: one pass forward and back over what the source and its adapter
 wrote, then a line search on samples that were held out. No text of the task, no optimiser, no iteration.
 
-The mathematics is in `transfer.activations.slopes`.
+The mathematics is in `rebase.training.preconditioned_step`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from core.states import Phase
-from transfer.activations.slopes import solve_step
-from transfer.catalogue import SamplingParams
-from transfer.interface import LowRank, Site
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.base_params import SamplingParams
+from rebase.training.preconditioned_step import LineSearchResult, search_length, solve_step
 from transfer.linalg import frobenius, truncate
-from transfer.training.line import LineSearchResult, search_length
 from workers.models import TextModel, updated
 from workers.training.distill import Distilled, recovered, starting
 from workers.training.rows import divided, losses, rows_of

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.states import Phase
-from transfer.catalogue import DistillSettings, SamplingParams
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.base_params import DistillSettings, SamplingParams
+from rebase.training.losses import SharedTokenIds
 from transfer.errors import TrainingFailed
-from transfer.interface import LowRank, Site
-from transfer.training.objectives import SharedTokenIds
 from workers.foretold import foretold
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of

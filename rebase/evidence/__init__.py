@@ -1,0 +1,1 @@
+"""What transfer methods look at: factors, shared embeddings, activations, anchor pools; gathered lazily."""

@@ -1,0 +1,78 @@
+"""What a transfer method is, and the small values that pass between it and the pipeline.
+
+Orientation throughout is PEFT's: a linear layer is y = W x with W ∈ R^{o×i}; an update is ΔW = B A with
+A ∈ R^{r×i}, B ∈ R^{o×r}, the LoRA scale already in B. A *site* is one linear role in one layer, after fused
+modules were split (`q_proj`, never `qkv_proj`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+
+Side = Literal["source", "target"]
+
+
+class Role(StrEnum):
+    """The seven linear roles of a decoder layer; each architecture's table says where they live."""
+
+    Q = "q_proj"
+    K = "k_proj"
+    V = "v_proj"
+    O = "o_proj"  # noqa: E741  (the field's own letter)
+    GATE = "gate_proj"
+    UP = "up_proj"
+    DOWN = "down_proj"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """One linear role in one layer of one model."""
+
+    layer: int
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.role.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """ΔW = B A, scale included. B: (o, r), A: (r, i); float32 unless a caller says otherwise."""
+
+    B: Tensor
+    A: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(o, i) of the dense update."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Columns of B; the numerical rank may be lower."""
+        return self.B.shape[1]
+
+    def scaled(self, factor: float) -> LowRank:
+        """The same update times `factor`."""
+        return LowRank(self.B * factor, self.A)
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Rank-k truncated SVD of one base weight: W ≈ U diag(S) Vᵀ. U: (o, k), S: (k,), V: (i, k), float32.
+
+    `energy` is the share of ‖W‖²_F that the k directions hold, in [0, 1].
+    """
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+    energy: float

@@ -1,0 +1,1 @@
+"""One transfer method per file; `rebase.methods.registry` lists them."""

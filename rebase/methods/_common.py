@@ -1,0 +1,59 @@
+"""Checks that several methods make in `prepare`, before anything is read, and the truncation of dense updates."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rebase.lora.low_rank import LowRank
+from rebase.methods.base import BasePairInfo, SitePair
+from transfer.errors import IncompatiblePair
+from transfer.linalg import compress, frobenius, inner
+
+_MAX_LISTED = 6  # sites named in the sentence; the rest are counted
+
+
+def unequal_sites(sites: tuple[SitePair, ...]) -> tuple[SitePair, ...]:
+    """The pairs whose two weights differ in shape."""
+    return tuple(pair for pair in sites if pair.source_shape != pair.target_shape)
+
+
+def require_sites(pair: BasePairInfo) -> None:
+    """Raises IncompatiblePair when no adapted site has a counterpart."""
+    if not pair.sites:
+        raise IncompatiblePair("No adapted module of the source has a counterpart in the target.")
+
+
+def require_equal_shapes(pair: BasePairInfo, method: str, hint: str) -> None:
+    """Raises IncompatiblePair that lists the sites whose shapes differ."""
+    require_sites(pair)
+    mismatched = unequal_sites(pair.sites)
+    if not mismatched:
+        return
+    listed = ", ".join(
+        f"{site.target} ({site.source_shape[0]}×{site.source_shape[1]} → "
+        f"{site.target_shape[0]}×{site.target_shape[1]})"
+        for site in mismatched[:_MAX_LISTED]
+    )
+    more = f" and {len(mismatched) - _MAX_LISTED} more" if len(mismatched) > _MAX_LISTED else ""
+    raise IncompatiblePair(
+        f"{method} needs equal shapes at every site; they differ at {listed}{more}.",
+        hint=hint,
+        pointer="/method",
+    )
+
+
+def truncate_dense(update: Tensor, rank: int, delta: LowRank) -> tuple[LowRank, dict[str, float]]:
+    """Best approximation of a dense update (o, i) at this rank, and what became of the adapter's `delta`.
+
+    `lost_energy`: the share of ‖update‖²_F outside the rank. `skill_kept` = ⟨result, ΔW_s⟩ / ‖ΔW_s‖²: 1 when
+    the result still holds all of the adapter's own update, whatever else it holds.
+    """
+    result, lost_energy = compress(update, rank)
+    norm_after, norm_before = frobenius(result), frobenius(delta)
+    measured = {"update_norm": norm_after, "lost_energy": lost_energy}
+    if norm_before > 0.0:
+        measured |= {
+            "norm_ratio": norm_after / norm_before,
+            "skill_kept": inner(result, delta) / norm_before**2,
+        }
+    return result, measured

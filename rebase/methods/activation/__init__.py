@@ -1,0 +1,1 @@
+"""Closed-form maps between what the two bases compute from one text."""

@@ -1,0 +1,59 @@
+"""Closed-form maps from paired activations (ours): A' = A·M_in, B' = M_out·B.
+
+M_in and M_out are ridge regressions between what the two bases' sites read and write on the same text
+(`rebase.methods.activation_maps`). Widths, depths, head counts and tokenizers may all differ. The rank stays.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rebase.lora.low_rank import LowRank
+from rebase.methods._common import require_sites
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.activation_maps import apply_maps, get_site_map, map_metrics
+from rebase.methods.base import (
+    BasePairInfo,
+    Evidence,
+    SiteEvidence,
+    SitePair,
+    SiteResult,
+    trained_site_result,
+)
+from transfer.linalg import frobenius
+
+
+class Activation:
+    """Two products per site once the maps are there."""
+
+    name: ClassVar[str] = "activation"
+
+    def needs(self, params: ActivationParams) -> frozenset[Evidence]:
+        """Paired activations, unless the step is taken alone; for the step, an update found as a whole, since
+        the loss couples all sites."""
+        maps = {Evidence.ACTIVATIONS} if params.solve != "step" else set()
+        step = {Evidence.TRAINED} if params.solve != "maps" else set()
+        return frozenset(maps | step)
+
+    def prepare(self, params: ActivationParams, pair: BasePairInfo) -> None:
+        """Nothing but that there are sites."""
+        require_sites(pair)
+
+    def transfer_site(
+        self, params: ActivationParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
+    ) -> SiteResult:
+        """ΔW (o_s, i_s) → ΔW (o_t, i_t). Measures the read and write R² and the ratio of norms."""
+        if params.solve != "maps":
+            return trained_site_result(site, delta, evidence.trained_update())
+        M_in, input_rows = get_site_map(evidence, "in", params.ridge)
+        M_out, output_rows = get_site_map(evidence, "out", params.ridge)
+        result = apply_maps(delta, M_in, M_out)
+        norm_before, norm_after = frobenius(delta), frobenius(result)
+        if params.norm == "preserve" and norm_after > 0.0:
+            result = result.scaled(norm_before / norm_after)
+        measured = {
+            **map_metrics(delta, M_in, M_out, input_rows, output_rows),
+            "norm_ratio": norm_after / norm_before if norm_before > 0.0 else 0.0,
+            "update_norm": frobenius(result),
+        }
+        return SiteResult(result, measured)

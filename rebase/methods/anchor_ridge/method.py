@@ -1,0 +1,190 @@
+"""Anchor-space prediction [003]: the update as a combination of the pool's target updates, Θ̂ = Σ c_i ΔW_i^Y.
+
+The weights c come from how the adapter relates to the pool's source adapters, in the dual: only N×N inner
+products are used (`_regression`). One set of weights serves all sites, except for the
+`per_tensor_…` predictors, which have one per site. Nothing of the adapter itself reaches the result but
+through c, so what no anchor knows cannot come over; `span_share` says how much that leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods._common import require_sites
+from rebase.methods.anchor_ridge._fit import (
+    PredictorFit,
+    compute_cosine_to_mean,
+    compute_leverage,
+    compute_span_share,
+    fit_predictor,
+)
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.base import (
+    AnchorPool,
+    AnchorWeight,
+    BasePairInfo,
+    Evidence,
+    Kernels,
+    MethodState,
+    SiteEvidence,
+    SitePair,
+    SiteResult,
+)
+from rebase.methods.pool_kernel import combine_updates
+from transfer.errors import IncompatiblePair
+from transfer.linalg import frobenius, truncate
+
+MIN_ANCHORS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction(MethodState):
+    """Weights (N,) and fit per target site; a global predictor has the same one at every site."""
+
+    fits: Mapping[Site, PredictorFit] | None = None
+
+
+class AnchorRidge:
+    """Six predictors over one pool; the result is cut to the adapter's rank."""
+
+    name: ClassVar[str] = "anchor_ridge"
+
+    def needs(self, params: AnchorRidgeParams) -> frozenset[Evidence]:
+        """The pool."""
+        return frozenset({Evidence.ANCHORS})
+
+    def prepare(self, params: AnchorRidgeParams, pair: BasePairInfo) -> Prediction:
+        """The weights. Raises IncompatiblePair without a pool of two anchors that fits these sites."""
+        require_sites(pair)
+        pool = pair.anchor_pool
+        if pool is None:
+            raise IncompatiblePair(
+                "No anchor pool for these two bases was given or registered.",
+                hint="Register one: POST /anchor-pools, `rebase pools add`; or give one to transfer --pool.",
+                pointer="/method/pool",
+            )
+        if len(pool.domains) < MIN_ANCHORS:
+            raise IncompatiblePair(
+                f"The pool has {len(pool.domains)} usable anchor(s); {MIN_ANCHORS} are needed.",
+                pointer="/method/pool",
+            )
+        kernels = {site: pool.kernels(site, params.space) for site in pair.sites}
+        total = _sum_kernels(kernels)
+        _require_finite(total)
+        if params.predictor.startswith("per_tensor"):
+            fits = {
+                site.target: fit_predictor(params, site_kernels) for site, site_kernels in kernels.items()
+            }
+        else:
+            fits = dict.fromkeys((site.target for site in kernels), fit_predictor(params, total))
+        return _build_prediction(params, pool, kernels, total, fits)
+
+    def transfer_site(
+        self,
+        params: AnchorRidgeParams,
+        state: Prediction,
+        site: SitePair,
+        delta: LowRank,
+        evidence: SiteEvidence,
+    ) -> SiteResult:
+        """ΔW (o_t, i_t), of `rank` or the adapter's own; what cutting lost is measured."""
+        site_fit = (state.fits or {})[site.target]
+        combined = combine_updates(evidence.anchor_updates(), site_fit.weights, params.space)
+        result, lost_energy = truncate(combined, min(params.rank or delta.rank, *combined.shape))
+        measured = {
+            "update_norm": frobenius(result),
+            "lost_energy": lost_energy,
+            "loo_error": _compute_relative_error(site_fit.errors, site_fit.norms),
+            "loo_error_mean": _compute_relative_error(site_fit.mean_errors, site_fit.norms),
+        }
+        if (norm_before := frobenius(delta) / site.scale) > 0.0:  # the adapter's own, before layers share it
+            measured["norm_ratio"] = measured["update_norm"] / norm_before
+        if params.predictor.startswith("per_tensor"):
+            measured |= {"penalty": site_fit.penalty, "count": float(site_fit.count)}
+        return SiteResult(result, measured)
+
+
+def _require_finite(kernels: Kernels) -> None:
+    if not all(bool(part.isfinite().all()) for part in (kernels.K, kernels.k, kernels.G)):
+        raise IncompatiblePair(
+            "Some updates of the pool or of the adapter are too large to compare.", pointer="/method/pool"
+        )
+
+
+def _sum_kernels(kernels: Mapping[SitePair, Kernels]) -> Kernels:
+    """Inner products of whole adapters. Target layers may share a source layer, which then counts once."""
+    ordered_pairs = sorted(kernels, key=lambda site: site.target)
+    by_source = {site.source: kernels[site] for site in ordered_pairs}
+    order = sorted(by_source)
+    return Kernels(
+        torch.stack([by_source[site].K for site in order]).sum(0),
+        torch.stack([by_source[site].k for site in order]).sum(0),
+        torch.stack([kernels[site].G for site in ordered_pairs]).sum(0),
+        math.fsum(by_source[site].self_inner for site in order),
+    )
+
+
+def _build_prediction(
+    params: AnchorRidgeParams,
+    pool: AnchorPool,
+    kernels: Mapping[SitePair, Kernels],
+    total: Kernels,
+    fits: Mapping[Site, PredictorFit],
+) -> Prediction:
+    """The prediction with what it says about itself, summed over sites where each has its own weights."""
+    site_fits = [fits[site] for site in sorted(fits)]
+    if not params.predictor.startswith("per_tensor"):
+        site_fits = site_fits[:1]
+    errors = torch.stack([site_fit.errors for site_fit in site_fits]).square().sum(0).sqrt()
+    mean_errors = torch.stack([found.mean_errors for found in site_fits]).square().sum(0).sqrt()
+    norms = torch.stack([found.norms for found in site_fits]).square().sum(0).sqrt()
+    weights = torch.stack([found.weights for found in site_fits]).mean(0)
+    measured = {
+        "anchors": float(weights.numel()),
+        "domains": float(len(set(pool.domains))),
+        "domain_entropy": _compute_entropy(pool.domains),
+        "loo_error": _compute_relative_error(errors, norms),
+        "loo_error_mean": _compute_relative_error(mean_errors, norms),
+        "span_share": compute_span_share(total, center=False),
+        "span_share_centred": compute_span_share(total, center=True),
+    }
+    G = {site.target: found.G for site, found in kernels.items()}
+    if (
+        cosine := compute_cosine_to_mean([(fits[site].weights, G[site]) for site in sorted(fits)])
+    ) is not None:
+        measured["cosine_to_mean"] = cosine
+    if len(site_fits) == 1:
+        measured |= {"penalty": site_fits[0].penalty, "count": float(site_fits[0].count)}
+    kernel_fits = [
+        (kernels[site], fits[site.target]) for site in sorted(kernels, key=lambda site: site.target)
+    ]
+    if len(site_fits) == 1:
+        kernel_fits = [(total, site_fits[0])]
+    leverages = torch.stack(
+        [compute_leverage(params, found, kernel_fit.penalty or 1e-3) for found, kernel_fit in kernel_fits]
+    ).mean(0)
+    anchor_weights = tuple(
+        AnchorWeight(float(c), float(h), float(e / s) if s > 0.0 else 0.0)
+        for c, h, e, s in zip(weights, leverages, errors, norms, strict=True)
+    )
+    return Prediction(measured, anchor_weights, site_fits[0].curve if len(site_fits) == 1 else (), fits)
+
+
+def _compute_relative_error(errors: Tensor, norms: Tensor) -> float:
+    """√(Σ e² / Σ ‖y‖²): 1 is what predicting zero would give."""
+    total = float(norms.square().sum())
+    return math.sqrt(float(errors.square().sum()) / total) if total > 0.0 else 0.0
+
+
+def _compute_entropy(labels: Sequence[str]) -> float:
+    """−Σ p ln p of the domain labels, in nats: 0 for a pool of one domain."""
+    shares = [count / len(labels) for count in Counter(labels).values()]
+    return max(0.0, -math.fsum(share * math.log(share) for share in shares))

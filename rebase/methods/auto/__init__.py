@@ -1,0 +1,1 @@
+"""`auto`: chooses a method by rules, or by measurement."""

@@ -1,0 +1,113 @@
+"""`auto`: which method, by rules that anybody can follow.
+
+1. Every site has the same shape on both sides and the bases share their coordinates → `copy`. Between
+   relatives it does better than anything more elaborate [002].
+2. Otherwise, a pool of tasks with an adapter on both bases, which predicts itself → `anchor_ridge` [003].
+3. Otherwise, where training is allowed → `distill`: no map between the bases was seen to carry a skill.
+4. Otherwise, where both bases read a text anyway and their layers and this adapter's own directions are alike
+   there → `activation`. It is not worth running both bases for: on the one real pair of families measured,
+   its maps recovered 1.4 % of the gap and `cross_lora` 0.7 to 1.2 %. Its step on written text recovers more
+   of the nats and none of the right answers, so only measuring may choose it.
+5. Otherwise → `cross_lora` with `anchored`, the reading of weights across shapes that looks at evidence.
+`index` is never chosen: it pairs directions that have nothing to do with each other.
+Whether the chosen method is good enough is the verdict's business, not the choice's; for 4 and 5 the choice
+says what training would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.auto.params import AutoParams
+from rebase.methods.base_params import MethodParams
+from rebase.methods.copy.params import CopyParams
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.distill.params import DistillParams
+from rebase.schemas.thresholds import Thresholds
+from transfer.precheck.result import Reason
+
+P = TypeVar("P", bound=MethodParams)
+
+# relative_distance d means a cosine of about 1 − d²/2 between the two weights. At 0.7 that is 0.75, far above
+# the 0 of two unrelated trainings (d = √2): coordinate j of one base still is coordinate j of the other.
+SHARED_COORDINATES = 0.7
+
+_THRESHOLDS = Thresholds()
+# benchmarks/results/2026-11-22-real-pair.md and 2026-11-24-activations-real.md.
+_WOULD_TRAIN = (
+    "No map between bases that are not relatives was seen to carry a skill: at most 1.4% of what training on "
+    "the target gains, where activation with solve=step had 42% without training, and distill more. "
+    "method.train=true allows the latter."
+)
+
+
+def choose(
+    params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds = _THRESHOLDS
+) -> tuple[MethodParams, tuple[Reason, ...]]:
+    """Parameters of the method to run, and why. Anything but `auto` is returned as it is.
+
+    `measured` holds `shapes_equal`; where shapes agree `relative_distance`; where a pool covers the bases
+    `pool_anchors`; where both read a text `cka_coverage`, `read_r2_centred` and `write_r2_centred`.
+    """
+    if not isinstance(params, AutoParams):
+        return params, ()
+    distance = measured.get("relative_distance")
+    if measured["shapes_equal"] == 1.0 and distance is not None and distance <= SHARED_COORDINATES:
+        return _chosen(
+            params, CopyParams(), f"shapes agree and the bases differ by {distance:.3f} of their norm"
+        )
+    unlike = _unlike(measured)
+    if (size := measured.get("pool_anchors", 0.0)) > 0.0:
+        why = f"{unlike}, and a pool has {size:.0f} tasks with an adapter on both"
+        return _chosen(params, AnchorRidgeParams(), why)
+    if params.train:
+        why = f"{unlike}, and training is allowed, which is what carries a skill there"
+        return _chosen(params, DistillParams(), why)
+    if _reads_alike(measured, thresholds.coverage_uncertain, thresholds.r2_uncertain):
+        why = f"{unlike}, and on a text that both read, their layers and what this adapter touches are alike"
+        sure = _reads_alike(measured, thresholds.coverage_compatible, thresholds.r2_compatible)
+        chosen, because = _chosen(params, ActivationParams(), why)
+        return chosen, (*because, Reason("auto_would_train", _WOULD_TRAIN, "info" if sure else "doubt"))
+    why = f"{unlike}, so copying would mean nothing"
+    chosen, because = _chosen(params, CrossLoraParams(), why, "cross_lora with anchored alignment")
+    return chosen, (*because, Reason("auto_would_train", _WOULD_TRAIN, "doubt"))
+
+
+def handed_on(auto: AutoParams, params: P) -> P:
+    """The method that does the work, with what `auto` was asked to do to any method's update."""
+    return params.model_copy(
+        update={
+            "layer_scale": auto.layer_scale and params.layer_scale,
+            "fold": auto.fold or params.fold,
+            "refine": params.refine or auto.refine,
+            "dare": params.dare or auto.dare,
+        }
+    )
+
+
+def _chosen(
+    auto: AutoParams, params: MethodParams, why: str, named: str | None = None
+) -> tuple[MethodParams, tuple[Reason, ...]]:
+    sentence = f"auto chose {named or params.name}: {why}."
+    return handed_on(auto, params), (Reason(f"auto_{params.name}", sentence, "info"),)
+
+
+def _unlike(measured: Mapping[str, float]) -> str:
+    """Why a copy is no choice."""
+    if measured["shapes_equal"] < 1.0:
+        return "shapes differ"
+    distance = measured.get("relative_distance")
+    return (
+        f"the bases differ by {distance:.2f} of their norm"
+        if distance is not None
+        else "the base weights are zero"
+    )
+
+
+def _reads_alike(measured: Mapping[str, float], coverage: float, r2: float) -> bool:
+    """Did both bases read a text, with at least this coverage of layers and R² of the adapter?"""
+    r2s = [measured.get(name, -1.0) for name in ("read_r2_centred", "write_r2_centred")]
+    return measured.get("cka_coverage", -1.0) >= coverage and min(r2s) >= r2

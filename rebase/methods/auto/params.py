@@ -1,0 +1,77 @@
+"""Parameters of `auto`, and which methods it may compare."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.anchor_ridge.params import AnchorRidgeParams
+from rebase.methods.base_params import MethodParams
+from rebase.methods.cast.params import CastParams
+from rebase.methods.copy.params import CopyParams
+from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.difference.params import DifferenceParams
+from rebase.methods.distill.params import DistillParams
+from rebase.methods.geometric.params import GeometricParams
+from rebase.methods.linear.params import LinearParams
+from rebase.methods.prolora.params import ProLoraParams
+from rebase.methods.ties.params import TiesParams
+from rebase.methods.weight_average.params import WeightAverageParams
+
+# Every method that can be run; `auto` only ever picks one of them.
+ConcreteMethodParams = (
+    CopyParams
+    | DifferenceParams
+    | LinearParams
+    | WeightAverageParams
+    | TiesParams
+    | CrossLoraParams
+    | ProLoraParams
+    | AnchorRidgeParams
+    | GeometricParams
+    | ActivationParams
+    | CastParams
+    | DistillParams
+)
+
+
+def expand_name(value: Any) -> Any:
+    """A method's name alone is short for its object."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+CandidateParams = Annotated[ConcreteMethodParams, Field(discriminator="name")]
+
+
+class AutoParams(MethodParams):
+    """Pick a method by documented rules from the pre-check's evidence, or by measurement on `evaluate`."""
+
+    name: Literal["auto"] = "auto"
+    train: bool = Field(
+        default=False,
+        description=(
+            "Allow training: where no method that works without is fit, let the target learn (`distill`), "
+            "which takes minutes or more."
+        ),
+    )
+    candidates: tuple[Annotated[CandidateParams, BeforeValidator(expand_name)], ...] | None = Field(
+        default=None,
+        max_length=16,
+        json_schema_extra={"minItems": 1},
+        description=(
+            "With `evaluate`: the methods that are run and compared, names or objects, the simplest first. "
+            "Null compares every one that fits the pair."
+        ),
+    )
+
+    @field_validator("candidates")
+    @classmethod
+    def _require_candidates(
+        cls, value: tuple[ConcreteMethodParams, ...] | None
+    ) -> tuple[ConcreteMethodParams, ...] | None:
+        # A least length would count a candidate that is wrong as missing, and report both.
+        if value == ():
+            raise ValueError("must name at least one method, or be left out")
+        return value

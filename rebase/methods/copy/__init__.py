@@ -1,0 +1,1 @@
+"""SimpleCopy [002]: the update is taken over unchanged."""

@@ -1,0 +1,56 @@
+"""SimpleCopy [002]: ΔW_t = ΔW_s. The source's update is taken over unchanged.
+
+The baseline to beat: between a model and its close relatives it does better than the elaborate methods.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from rebase.lora.low_rank import LowRank
+from rebase.methods._common import require_equal_shapes, require_sites
+from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods.copy.params import CopyParams
+from transfer.linalg import frobenius
+
+
+class Copy:
+    """No evidence is read. With `pad`, shapes that differ are cropped or filled with zeros (a control)."""
+
+    name: ClassVar[str] = "copy"
+
+    def needs(self, params: CopyParams) -> frozenset[Evidence]:
+        """Nothing."""
+        return frozenset()
+
+    def prepare(self, params: CopyParams, pair: BasePairInfo) -> None:
+        """Raises IncompatiblePair, listing the sites, when shapes differ and `pad` is off."""
+        if params.pad:
+            require_sites(pair)
+            return
+        require_equal_shapes(
+            pair, "copy", "Use cross_lora; or pad=true, as a control that carries no meaning across shapes."
+        )
+
+    def transfer_site(
+        self, params: CopyParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
+    ) -> SiteResult:
+        """ΔW (o_s, i_s) → the same update, (o_t, i_t)."""
+        o, i = site.target_shape
+        result = LowRank(_resize(delta.B, o, delta.rank), _resize(delta.A, delta.rank, i))
+        norm_before, norm_after = frobenius(delta), frobenius(result)
+        flags = () if site.source_shape == site.target_shape else ("padded",)
+        ratio = {"norm_ratio": norm_after / norm_before} if norm_before > 0.0 else {}
+        return SiteResult(result, {"update_norm": norm_after, **ratio}, flags)
+
+
+def _resize(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """Crop to (rows, columns), or fill with zeros."""
+    if matrix.shape == (rows, columns):
+        return matrix
+    out = matrix.new_zeros(rows, columns)
+    overlap = matrix[:rows, :columns]
+    out[: overlap.shape[0], : overlap.shape[1]] = overlap
+    return out

@@ -1,0 +1,1 @@
+"""Cross-LoRA [001]: projection through the leading singular subspaces of both bases."""

@@ -1,0 +1,69 @@
+"""DARE (Yu et al. 2024, as used by [000]): drop entries of an update and rescale the rest; after any method.
+
+`random` keeps each entry with probability 1 − p and divides by 1 − p, so that the expected update stays as
+it was. `magnitude`, the literal reading of [000], keeps the largest entries and divides too, so that the
+result is several times as long as the update; hence its flag. Either makes ΔW dense, so it is cut to a rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from rebase.lora.low_rank import Site
+from rebase.methods.base import SiteResult
+from rebase.methods.base_params import DareParams, MethodParams
+from transfer.linalg import compress, frobenius
+
+
+def drop_and_rescale(result: SiteResult, params: DareParams, site: Site) -> SiteResult:
+    """The thinned update at the rank it had (or `params.rank`), with what the cut lost.
+
+    The mask depends on `params.seed` and the target site alone. Measurements: `dare_norm_ratio` =
+    ‖thinned‖_F / ‖ΔW‖_F before the cut, `dare_lost_energy` = the share of ‖thinned‖²_F that the cut lost.
+    A sweep is called for once per share, with `params.p` set to it: ValueError otherwise.
+    """
+    if params.p == "sweep":
+        raise ValueError("a sweep tries several shares; each is a call of its own")
+    norm_before = frobenius(result.delta)
+    if norm_before == 0.0:
+        return result
+    update = result.delta.B @ result.delta.A
+    update.mul_(_build_mask(update, params, params.p, site)).div_(1.0 - params.p)
+    thinned_norm = float(update.norm())
+    truncated, lost_energy = compress(update, params.rank or result.delta.rank)
+    dare_metrics = {"dare_norm_ratio": thinned_norm / norm_before, "dare_lost_energy": lost_energy}
+    flags = (*result.flags, "dare_magnitude") if params.mode == "magnitude" else result.flags
+    norm_metric = {"update_norm": frobenius(truncated)}
+    return SiteResult(truncated, {**result.measurements, **norm_metric, **dare_metrics}, flags)
+
+
+def _build_mask(update: Tensor, params: DareParams, p: float, site: Site) -> Tensor:
+    """True where an entry stays."""
+    if params.mode == "magnitude":
+        drop_count = min(int(p * update.numel()), update.numel() - 1)
+        if drop_count == 0:
+            return torch.ones_like(update, dtype=torch.bool)
+        magnitudes = update.abs()
+        return magnitudes > magnitudes.flatten().kthvalue(drop_count).values
+    digest = hashlib.sha256(f"{params.seed}:{site}".encode()).digest()
+    # On the CPU, so that every device drops the same entries.
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return (torch.rand(update.shape, generator=generator) >= p).to(update.device)
+
+
+# 0: no DARE. The others are the paper's [000].
+DARE_DROP_RATES = (0.0, 0.8, 0.9, 0.95, 0.99)
+
+
+def dare_variants(params: MethodParams) -> tuple[MethodParams, ...]:
+    """The method with each share of a DARE sweep, none first; itself where it has no sweep."""
+    dare = params.dare
+    if dare is None or dare.p != "sweep":
+        return (params,)
+    return tuple(
+        params.model_copy(update={"dare": dare.model_copy(update={"p": rate}) if rate else None})
+        for rate in DARE_DROP_RATES
+    )

@@ -1,0 +1,1 @@
+"""SimpleDifference [002]: the update plus the base's own change."""

@@ -1,0 +1,1 @@
+"""Distillation: an adapter trained on text that the source generates with its adapter."""

@@ -1,0 +1,1 @@
+"""Geometric alignment [000]: an orthogonal map between the bases' activations."""

@@ -1,0 +1,1 @@
+"""SimpleLinear [002]: the linear map that best turns one base weight into the other."""

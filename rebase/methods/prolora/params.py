@@ -1,0 +1,28 @@
+"""Parameters of the methods that look at weights alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rebase.methods.base_params import MethodParams
+
+
+class ProLoraParams(MethodParams):
+    """Move the parts inside and outside of the base's leading directions apart [002, ProLoRA]."""
+
+    name: Literal["prolora"] = "prolora"
+    energy: float = Field(
+        default=0.95, gt=0.0, le=1.0, description="Share of ‖W‖² that the leading directions of a base hold."
+    )
+    rank: int = Field(
+        default=1024, ge=1, le=16384, description="Most singular directions computed of each base weight."
+    )
+    perp: Literal["complement", "residual"] = Field(
+        default="complement",
+        description="The part outside: off both source subspaces, or all that is not inside both.",
+    )
+    truncate: bool = Field(
+        default=True, description="Cut the result to the adapter's rank; otherwise both parts' ranks add up."
+    )

@@ -1,0 +1,1 @@
+"""TIES merging [000]: a baseline."""

@@ -1,0 +1,1 @@
+"""Weight averaging [000]: a baseline."""

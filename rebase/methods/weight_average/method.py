@@ -1,0 +1,41 @@
+"""Weight averaging, a baseline of [000]: ΔW_t = ½ (W_s + ΔW_s + W_t) − W_t, cut to a rank.
+
+The mean of the tuned source and the target, as an update of the target. It exists to be beaten: between
+identical bases it carries half of the adapter.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from rebase.lora.low_rank import LowRank
+from rebase.methods._common import require_equal_shapes, truncate_dense
+from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods.weight_average.params import WeightAverageParams
+
+
+class WeightAverage:
+    """Reads both weights: ½ (ΔW_s + W_s − W_t). Not linear in the update."""
+
+    name: ClassVar[str] = "weight_average"
+
+    def needs(self, params: WeightAverageParams) -> frozenset[Evidence]:
+        """Both base weights."""
+        return frozenset({Evidence.WEIGHTS})
+
+    def prepare(self, params: WeightAverageParams, pair: BasePairInfo) -> None:
+        """Raises IncompatiblePair, listing the sites, when shapes differ."""
+        require_equal_shapes(pair, "weight_average", "Across shapes use cross_lora.")
+
+    def transfer_site(
+        self, params: WeightAverageParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
+    ) -> SiteResult:
+        """ΔW (o, i) → an update of rank ≤ `rank`."""
+        half_difference = torch.sub(evidence.weight("source"), evidence.weight("target")).mul_(0.5)
+        base_norm = float(half_difference.norm())
+        result, measured = truncate_dense(
+            half_difference.addmm_(delta.B, delta.A, alpha=0.5), params.rank, delta
+        )
+        return SiteResult(result, measured | {"base_norm": base_norm})

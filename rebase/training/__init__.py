@@ -1,0 +1,1 @@
+"""Training an update or CAST's maps on the target model."""

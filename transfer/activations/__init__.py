@@ -1,1 +1,0 @@
-"""What paired activations say about two bases: how alike layers are, and the linear maps between sites."""

@@ -1,1 +1,0 @@
-"""One transfer method per file; `transfer.registry` lists them."""

@@ -1,1 +1,0 @@
-"""Anchor-space prediction [003]: a new target adapter as a combination of the pool's target adapters."""

@@ -1,1 +1,0 @@
-"""What training minimises: pure losses and weights of tokens."""
