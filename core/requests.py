@@ -117,7 +117,7 @@ class ConversionRequest(_Model):
 def refuse_unmeasured(request: ConversionRequest) -> None:
     """What only a measurement can decide needs examples to measure on; it is refused, not ignored."""
     method = request.method
-    listed = method.candidates if isinstance(method, AutoParams) else None
+    listed = method.listed_candidates
     methods: dict[str, MethodParams] = {"/method": method}
     methods |= {f"/method/candidates/{place}": params for place, params in enumerate(listed or ())}
     measures = request.evaluate is not None and bool(request.evaluate.examples)

@@ -16,8 +16,6 @@ from core.pools import Pool, PoolRequest
 from core.requests import ConversionRequest
 from rebase.cli.request import parse_repo
 from rebase.folders import Aliases, repo_reference
-from rebase.methods.anchor_ridge.params import AnchorRidgeParams
-from rebase.methods.auto.params import AutoParams
 
 STDIN = "-"
 
@@ -51,12 +49,12 @@ def local_pool(file: str, request: ConversionRequest, aliases: Aliases) -> FileP
     under an alias. Bases that the file leaves out are the request's. Raises RequestInvalid.
     """
     method = request.method
-    if not isinstance(method, AnchorRidgeParams | AutoParams):
+    if not method.uses_pool:
         raise RequestInvalid(
             f"--pool is for the methods anchor_ridge and auto; {method.name} predicts from no pool.",
             pointer="/method",
         )
-    if isinstance(method, AnchorRidgeParams) and method.pool is not None:
+    if method.pool_id is not None:
         raise RequestInvalid(
             "A pool is named twice, by --pool and by the method's parameter 'pool'.", pointer="/method/pool"
         )

@@ -13,8 +13,6 @@ from core.errors import NotFound, RequestInvalid, StateConflict
 from core.jobs.base import Extras
 from core.jobs.records import ConversionKind
 from core.requests import ConversionRequest, refuse_for_precheck, refuse_unmeasured
-from rebase.methods.anchor_ridge.params import AnchorRidgeParams
-from rebase.methods.auto.params import AutoParams
 from rebase.methods.base_params import MethodParams
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
@@ -81,13 +79,15 @@ async def _submit(
 
 def _pools(method: MethodParams) -> Iterator[tuple[str, str]]:
     """The anchor pools that a request names: (pointer to the field, id)."""
-    listed = method.candidates if isinstance(method, AutoParams) else None
     for pointer, params in (
         ("/method", method),
-        *((f"/method/candidates/{place}", params) for place, params in enumerate(listed or ())),
+        *(
+            (f"/method/candidates/{place}", params)
+            for place, params in enumerate(method.listed_candidates or ())
+        ),
     ):
-        if isinstance(params, AnchorRidgeParams) and params.pool is not None:
-            yield f"{pointer}/pool", params.pool
+        if params.pool_id is not None:
+            yield f"{pointer}/pool", params.pool_id
 
 
 def _check_pool(

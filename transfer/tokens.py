@@ -24,9 +24,6 @@ from transfer.weights import READABLE_DTYPES, TensorInfo, TensorReader
 Side = Literal["input", "output"]  # the embedding, or the head that gives logits
 HEADS = ("lm_head", "embed_out")  # transformers itself calls it `lm_head` in every family
 
-# These methods leave coordinates as they are, so that a change of a row means the same in the new base.
-SHARED_COORDINATES = frozenset({"copy", "difference", "linear", "weight_average", "ties", "prolora"})
-
 # Above this share of a table's rows it is stored whole. A stored row costs the same either way; PEFT copies
 # the table at each forward pass for single rows, and keeps a second one for a whole table.
 MOST_SINGLE_ROWS = 0.05

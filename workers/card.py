@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from rebase.methods.base import TRAINED_ON_TEXT
+from rebase.methods.params import parse_params
+from rebase.methods.registry import get_method
 from workers.evaluation.card import evaluation_lines
 from workers.hub.port import is_folder
 from workers.report import RepoAt, Report
@@ -97,9 +100,8 @@ def _brief(value: Any) -> Any:
 
 
 def _how(method: dict[str, Any]) -> str:
-    if method["name"] == "distill" or method.get("refine") is not None:
-        return "with training on text that the source wrote"
-    return "with trained maps between the two bases" if method["name"] == "cast" else "without training"
+    params = parse_params(method)
+    return TRAINED_ON_TEXT if params.refine is not None else get_method(params.name).effort
 
 
 def _caveats(report: Report) -> list[str]:

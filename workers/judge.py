@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rebase.methods.base_params import MethodParams
+from rebase.methods.findings import Finding
 from rebase.methods.site_pairing import Pairing
 from rebase.schemas.thresholds import Thresholds
 from transfer.precheck.judge import PROBE_NEEDS, precheck
-from transfer.precheck.result import Reason
 from workers.evidence import EvidenceSource
 from workers.reading import Opened
 from workers.report import Precheck, ReasonRow, finite
@@ -50,11 +50,11 @@ def judge(
         thresholds=thresholds,
         paired=paired,
     )
-    reasons = [row_of(reason) for reason in found.reasons]
+    reasons = [row_of(finding) for finding in found.findings]
     document = Precheck(verdict=found.verdict, reasons=reasons, measurements=finite(found.measurements))
     return Judged(document, found.params, found.prepared, found.pairing)
 
 
-def row_of(reason: Reason) -> ReasonRow:
+def row_of(finding: Finding) -> ReasonRow:
     """A finding as the report writes it."""
-    return ReasonRow(code=reason.code, message=reason.message, weight=reason.weight)
+    return ReasonRow(code=finding.code, message=finding.message, weight=finding.weight)

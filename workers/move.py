@@ -15,7 +15,6 @@ from core.pools import Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from rebase.lora.low_rank import LowRank, Site
-from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo, Evidence, SitePair, SiteResult
 from rebase.methods.base_params import DareParams, MethodParams
 from rebase.methods.dare import drop_and_rescale
@@ -34,8 +33,7 @@ from workers.pool import PoolOffer, offer_pool
 from workers.reading import Opened, paired_embeddings
 from workers.report import SiteRow, finite
 from workers.tools import Tools
-from workers.training.run import Learnt, learn, refined
-from workers.wants import finds_whole
+from workers.training.run import Learnt, refined, train_if_needed
 from workers.watch import Watch
 
 
@@ -76,7 +74,7 @@ def begun(request: ConversionRequest, bench: Bench, offer: PoolOffer | None = No
     """
     opened, watch = bench.opened, bench.watch
     activations = gather(request, opened, bench.bases, bench.tools, bench.corpus_file, watch)
-    pooled = replace(opened, pairing=paired(opened, AnchorRidgeParams(), activations))
+    pooled = replace(opened, pairing=pair_all_sites(opened, activations))
     evidence = EvidenceSource(
         source=Base(opened.pinned.source, opened.source),
         target=Base(opened.pinned.target, opened.target),
@@ -98,23 +96,24 @@ def begun(request: ConversionRequest, bench: Bench, offer: PoolOffer | None = No
     return Move(replace(opened, pairing=judged.pairing), evidence, judged)
 
 
-def paired(opened: Opened, params: MethodParams, activations: Activations | None) -> Pairing:
+def pair_all_sites(
+    opened: Opened, activations: Activations | None, *, layer_scale: bool = True, fold: bool = False
+) -> Pairing:
     """Sites by similarity of layers where both bases read a text, else by relative depth."""
-    # A pool predicts the target layer's own update, and training finds it: neither is made of several.
-    fold = params.fold and not isinstance(params, AnchorRidgeParams) and not finds_whole(params)
     return pair_sites(
         opened.source,
         opened.target,
         opened.adapter.sites,
-        params.layer_scale,
+        layer_scale,
         fold=fold,
         layer_maps=activations.layers if activations is not None else None,
     )
 
 
 def _planned(opened: Opened, params: MethodParams, activations: Activations | None) -> Pairing:
-    """The same, and the pass over the text knows which sites the pre-check will ask for."""
-    pairing = paired(opened, params, activations)
+    """Sites as this method pairs them; the pass over the text knows which ones the pre-check will ask for."""
+    fold = params.fold if params.chooses_method else get_method(params.name).folds_layers(params)
+    pairing = pair_all_sites(opened, activations, layer_scale=params.layer_scale, fold=fold)
     if activations is not None:
         activations.plan(probe_pairs(pairing.pairs))
     return pairing
@@ -149,7 +148,7 @@ def carried(move: Move, bench: Bench) -> Moved:
             pointer="/method",
         )
     phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
-    evidence, learnt = learn(move.opened, bench.bases, evidence, pairs, params, bench.tools, watch)
+    evidence, learnt = train_if_needed(move.opened, bench.bases, evidence, pairs, params, bench.tools, watch)
     if evidence.activations is not None:
         evidence.activations.plan(pairs)
     deltas: dict[Site, list[LowRank]] = {}

@@ -11,8 +11,6 @@ from core.pools import Pool, Pools
 from core.requests import ConversionRequest
 from core.states import Phase
 from rebase.lora.low_rank import Side
-from rebase.methods.anchor_ridge.params import AnchorRidgeParams
-from rebase.methods.auto.params import AutoParams
 from rebase.methods.base import MethodState
 from transfer.errors import IncompatiblePair, TransferError
 from workers.anchors import SIDES, Anchor, OpenPool, open_pool, unusable
@@ -80,11 +78,11 @@ def offer_pool(
     Raises NotFound or StateConflict, and IncompatiblePair for a pool of other bases.
     """
     params, pinned = request.method, opened.pinned
-    if not isinstance(params, AnchorRidgeParams | AutoParams):
+    if not params.uses_pool:
         return None
-    asked = isinstance(params, AnchorRidgeParams)
-    if isinstance(params, AnchorRidgeParams) and params.pool is not None:
-        pool: Pool | None = pools.get(params.pool)
+    asked = not params.chooses_method
+    if params.pool_id is not None:
+        pool: Pool | None = pools.get(params.pool_id)
     else:
         pool = pools.covering(pinned.source.repo_id, pinned.target.repo_id)
     if pool is None:

@@ -12,7 +12,6 @@ import torch
 from core.errors import FileMissing, RebaseError
 from core.requests import ConversionRequest
 from core.states import Phase
-from rebase.methods.auto.params import AutoParams
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
@@ -160,7 +159,7 @@ def _announce(opened: Opened, request: ConversionRequest) -> None:
 
 def _reads_every_site(opened: Opened, wanted: MethodParams) -> bool:
     """Will the method read base weights at every site? `auto` copies between equal shapes and reads none."""
-    if isinstance(wanted, AutoParams):
+    if wanted.chooses_method:
         return any(pair.source_shape != pair.target_shape for pair in opened.pairing.pairs)
     return bool(get_method(wanted.name).needs(wanted) & OF_BASES)
 

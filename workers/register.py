@@ -8,9 +8,9 @@ from core.errors import RebaseError, RequestInvalid, printable
 from core.pools import Pool, PoolRequest
 from core.states import Phase
 from rebase.lora.low_rank import Side
+from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
-from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import pair_sites
 from transfer.errors import MalformedAdapter, TransferError
 from transfer.linalg import frobenius
@@ -92,7 +92,7 @@ def _measured(pool: OpenPool) -> dict[str, float]:
     """How well the pool predicts its own anchors, each from the others."""
     source, target = (pool.bases[side].weights.config for side in SIDES)
     pair = BasePairInfo(source, target, pool.pairs, pool)
-    told = get_method("anchor_ridge").prepare(AnchorRidgeParams(), pair).measurements
+    told = AnchorRidge().prepare(AnchorRidgeParams(), pair).measurements
     names = ("anchors", "domains", "domain_entropy", "loo_error", "loo_error_mean", "penalty")
     return finite({name: told[name] for name in names})
 

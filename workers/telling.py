@@ -7,9 +7,9 @@ from typing import Any
 
 from core.errors import printable
 from core.requests import ConversionRequest
-from rebase.methods.auto.params import AutoParams
+from rebase.methods.base import Evidence
 from rebase.methods.params import parse_params
-from rebase.methods.registry import is_trained
+from rebase.methods.registry import get_method, is_trained
 from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.write import BuiltAdapter
 from workers.activations.evidence import Activations
@@ -59,7 +59,7 @@ def opening(request: ConversionRequest, move: Move, selection: Selection | None 
 
 def _not_compared(request: ConversionRequest) -> list[str]:
     """An evaluation that `auto` cannot choose by."""
-    if not isinstance(request.method, AutoParams) or request.evaluate is None or request.evaluate.examples:
+    if not request.method.chooses_method or request.evaluate is None or request.evaluate.examples:
         return []
     return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
 
@@ -121,7 +121,8 @@ def _advice(found: Moved, used: Mapping[str, Any]) -> list[str]:
     if found.learnt is None:
         return []
     where = "refine." if used.get("refine") else ""
-    more_text = "another 'corpus'" if used["name"] == "cast" and not where else f"{where}tokens"
+    reads_corpus = Evidence.MAPS in get_method(used["name"]).needs(parse_params(dict(used)))
+    more_text = "another 'corpus'" if reads_corpus and not where else f"{where}tokens"
     said = advice(found.learnt.curve, more_text, f"{where}steps")
     return [said] if said else []
 

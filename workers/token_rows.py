@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from core.errors import printable
+from rebase.methods.registry import get_method
 from transfer.adapter.tables import StoredTable
 from transfer.adapter.write import BuiltAdapter, WrittenTable, with_tables
 from transfer.errors import TransferError
-from transfer.tokens import SHARED_COORDINATES, beyond, changes, moved_rows, survey
+from transfer.tokens import beyond, changes, moved_rows, survey
 from transfer.vocabulary import Vocabulary, counterparts
 from workers.hub.port import HubPort
 from workers.reading import Opened
@@ -134,7 +135,7 @@ def _obstacle(opened: Opened, method: str) -> str | None:
     source, target = opened.source.embedding_shape[1], opened.target.embedding_shape[1]
     if source != target:
         return f"a token has {source} numbers in the source base and {target} in the target"
-    if method not in SHARED_COORDINATES:
+    if not get_method(method).keeps_coordinates:
         return f"the method {method} changes coordinates, and token rows have no map"
     return None
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from core.requests import ConversionRequest
 from rebase.methods.auto.candidates import list_candidates
-from rebase.methods.auto.params import AutoParams
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.dare import dare_variants
-from rebase.methods.registry import METHODS
+from rebase.methods.registry import get_method, is_trained
 
 _OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.MAPS})
 
@@ -19,14 +18,14 @@ def compared(request: ConversionRequest, *, pool: bool = True) -> tuple[MethodPa
     params = request.method
     if request.evaluate is None or not request.evaluate.examples:
         return ()
-    if isinstance(params, AutoParams):
+    if params.chooses_method:
         return list_candidates(params, has_pool=pool, allow_text=request.precheck.activations is not False)
     return (params,) if len(dare_variants(params)) > 1 else ()
 
 
 def measurement_decides(request: ConversionRequest) -> bool:
     """Does measuring choose the method? The verdict on the one that rules would choose then ends nothing."""
-    return isinstance(request.method, AutoParams) and bool(compared(request))
+    return request.method.chooses_method and bool(compared(request))
 
 
 def reads_text(request: ConversionRequest) -> bool:
@@ -43,17 +42,10 @@ def candidates_read_text(request: ConversionRequest) -> bool:
 
 
 def _reads(params: MethodParams) -> bool:
-    method = METHODS.get(params.name)
-    return method is not None and bool(method.needs(params) & _OF_TEXT)
+    return not params.chooses_method and bool(get_method(params.name).needs(params) & _OF_TEXT)
 
 
 def runs_bases(request: ConversionRequest) -> bool:
     """Will both bases run as models, so that all of their weights are read?"""
-    trains = finds_whole(request.method) or request.method.refine is not None
+    trains = is_trained(request.method) or request.method.refine is not None
     return trains or reads_text(request) or request.evaluate is not None
-
-
-def finds_whole(params: MethodParams) -> bool:
-    """Is the target's update found as a whole, on text that the source writes, and not site by site?"""
-    method = METHODS.get(params.name)
-    return method is not None and Evidence.TRAINED in method.needs(params)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from core.errors import RequestInvalid
 from core.requests import ConversionRequest, refuse_unmeasured
 from rebase.evaluation_files import merged
-from rebase.methods.params import PARAMS_BY_NAME
+from rebase.methods.params import DEFAULT_METHOD, PARAMS_BY_NAME
 from service.pointers import field_errors
 
 _OBJECTS = tuple(ConversionRequest.model_fields)
@@ -100,7 +100,7 @@ def build_request(
     if method is not None:
         overlay(body, "method", {"name": method})
     elif isinstance(body.get("method"), dict):
-        body["method"].setdefault("name", "auto")
+        body["method"].setdefault("name", DEFAULT_METHOD)
     if output is not None:
         overlay(body, "output", parse_repo(output, field="output"))
     return validate(body)

@@ -20,6 +20,7 @@ from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
 from rebase.client.release_models import Subscription
 from rebase.evaluation_files import merged, read_evaluation
+from rebase.methods.params import DEFAULT_METHOD
 
 commands = typer.Typer(help="What is converted when a base is released.", no_args_is_help=True)
 
@@ -93,7 +94,7 @@ def subscribe(
     if method is not None:
         overlay(body, "method", {"name": method})
     elif isinstance(body.get("method"), dict):
-        body["method"].setdefault("name", "auto")
+        body["method"].setdefault("name", DEFAULT_METHOD)
     if output is not None:
         overlay(body, "output", {"repo_id": output})
     guards = {"kind": kind, "licences": licences or None, "max_jobs": max_jobs}

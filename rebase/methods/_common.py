@@ -1,14 +1,21 @@
-"""Checks that several methods make in `prepare`, before anything is read, and the truncation of dense updates."""
+"""Checks that several methods make in `prepare`, and the truncation of dense updates."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from rebase.lora.low_rank import LowRank
 from rebase.methods.base import BasePairInfo, SitePair
+from rebase.methods.base_params import DenseParams
+from rebase.methods.findings import Finding, find_unrelated_bases
 from transfer.errors import IncompatiblePair
 from transfer.linalg import compress, frobenius, inner
 
+# ⟨ΔW_t, ΔW_s⟩ / ‖ΔW_s‖²: below half, the rank went to the bases' difference rather than to the adapter.
+HALF_SKILL_KEPT = 0.5
+MIN_SKILL_KEPT = 0.05
 _MAX_LISTED = 6  # sites named in the sentence; the rest are counted
 
 
@@ -57,3 +64,14 @@ def truncate_dense(update: Tensor, rank: int, delta: LowRank) -> tuple[LowRank, 
             "skill_kept": inner(result, delta) / norm_before**2,
         }
     return result, measured
+
+
+def find_dense_losses(name: str, params: DenseParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+    """For methods whose dense result is truncated: a baseline, and how much of the adapter it keeps."""
+    yield from find_unrelated_bases(measured)
+    text = f"{name} mixes the bases' own difference into the update: a baseline, seldom the best choice."
+    yield Finding("baseline", text, "doubt")
+    kept = measured.get("skill_kept")
+    if kept is not None and kept < HALF_SKILL_KEPT:
+        text = f"At rank {params.rank} the result holds {kept:.0%} of the adapter's own update."
+        yield Finding("little_skill", text, "blocking" if kept < MIN_SKILL_KEPT else "doubt")

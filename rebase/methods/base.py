@@ -7,7 +7,7 @@ modules were split (`q_proj`, never `qkv_proj`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 from torch import Tensor
 
 from rebase.lora.low_rank import Factors, LowRank, Side, Site
-from rebase.methods.base_params import MethodParams
+from rebase.methods.base_params import DistillSettings, MethodParams, SamplingParams
+from rebase.methods.findings import Finding
 from transfer.linalg import frobenius
 
 if TYPE_CHECKING:
@@ -118,9 +119,10 @@ class SiteEvidence(Protocol):
 
     def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Small float32 tensors, none empty, that depend on the two bases and this site pair alone: computed
-        once per pair of bases and shared tokens, and found again by every further adapter. EMBEDDINGS.
+        once per pair of bases and shared tokens, and reused by every further adapter. EMBEDDINGS.
 
-        `what` starts with a word for people, and names every setting and algorithm version they depend on.
+        `entry_name` starts with a word for people, and names every setting and algorithm version that they
+        depend on.
         """
 
     def moments(self, port: Port) -> Moments:
@@ -130,20 +132,20 @@ class SiteEvidence(Protocol):
         """Some rows of passages that `moments` has not seen. ACTIVATIONS."""
 
     def rows(self, port: Port, max_rows: int) -> PairedRows:
-        """The first `most` rows of those that `moments` sums up, the semantic primes' before the corpus's.
+        """The first `max_rows` rows of those that `moments` sums up, semantic primes before the corpus.
         ACTIVATIONS."""
 
     def cached_by_hook(
         self, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """As `kept`, for what depends on the two bases, their text and the place where this site reads or
-        writes; sites that read the same share it. ACTIVATIONS."""
+        """As `cached_by_site`, for what depends on the two bases, their text and the hook point of this
+        site; sites that read the same share it. ACTIVATIONS."""
 
     def trained_update(self) -> LowRank:
         """This target site's part of an update that was trained as a whole, (o_t, i_t). TRAINED."""
 
     def trained_maps(self) -> SiteMaps:
-        """Maps of this site pair that were trained through both bases. HEADS."""
+        """Maps of this site pair that were trained through both bases. MAPS."""
 
     def anchor_updates(self) -> Sequence[LowRank]:
         """The anchors' updates of this target site, in the pool's order, each (o_t, i_t). ANCHORS."""
@@ -170,7 +172,7 @@ class AnchorWeight:
 
 @dataclass(frozen=True, slots=True)
 class MethodState:
-    """State of a job that has something to tell as a whole. `measurements`: finite floats; `anchors`: one per
+    """State with measurements of the whole job. `measurements`: finite floats; `anchor_weights`: one per
     anchor; `curve`: what each setting gave when anchors were left out."""
 
     measurements: Mapping[str, float]
@@ -178,27 +180,119 @@ class MethodState:
     curve: tuple[Mapping[str, float], ...] = ()
 
 
-P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
+@dataclass(frozen=True, slots=True)
+class CorpusNeeds:
+    """How a method wants both bases to read a text.
+
+    `positions`: paired token positions at most; `window`: tokens of a passage (None: the model's usual one);
+    `rows`: positions that the method looks at one by one; `primes_first`: the semantic primes come before
+    the corpus; `writes`: what o and down write is looked at in their own outputs or in the residual stream.
+    """
+
+    positions: int = 16384
+    window: int | None = None
+    rows: int = 0
+    primes_first: bool = False
+    writes: Literal["own", "stream"] = "own"
 
 
-class Method(Protocol, Generic[P_contra]):
-    """One transfer method. Both functions are pure; same inputs, same bytes."""
+TRAINED_ON_TEXT = "with training on text that the source wrote"
+
+P = TypeVar("P", bound=MethodParams)
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Trainer(Protocol[T_co]):
+    """What the engine offers to methods that train. Both bases run; each call returns the trained evidence.
+
+    All of them raise TrainingFailed when training brings nothing.
+    """
+
+    def take_step(self, sampling: SamplingParams, *, ridge: float, from_maps: bool) -> T_co:
+        """One preconditioned step of the target on generated text; `from_maps`: beginning with the update
+        that closed-form maps give."""
+
+    def distill(
+        self,
+        params: DistillSettings,
+        *,
+        rank: int | None,
+        init: Literal["zero", "closed_form", "step"],
+    ) -> T_co:
+        """Train an update of the target on generated text; `rank`: None takes the adapter's own."""
+
+    def train_maps(self, params: Any) -> T_co:
+        """Train maps between the bases' sites around the frozen adapter."""
+
+
+class Method(Generic[P]):
+    """One transfer method: everything about it. All functions are pure; same inputs, same bytes.
+
+    A subclass names itself and implements `needs`, `prepare` and `transfer_site`; the other functions have
+    the answer of a method that looks at weights alone.
+    """
 
     name: ClassVar[str]
 
-    def needs(self, params: P_contra) -> frozenset[Evidence]:
-        """The evidence that `carry` will ask for with these parameters."""
+    keeps_coordinates: ClassVar[bool] = False
+    """Coordinate j of a residual stream means the same before and after, so that token rows can be copied."""
 
-    def prepare(self, params: P_contra, pair: BasePairInfo) -> Any:
-        """Once per job: small state for `carry`. Raises IncompatiblePair before any expensive work.
+    effort: ClassVar[str] = "without training"
+    """What the work took, as the model card says it."""
 
-        The state may carry measurements of the whole job: `Prepared` says how.
+    is_copy: ClassVar[bool] = False
+    """The result is the source's own update, so that the control `pad` says nothing beside it."""
+
+    def needs(self, params: P) -> frozenset[Evidence]:
+        """The evidence that `transfer_site` will ask for with these parameters."""
+        raise NotImplementedError
+
+    def corpus_needs(self, params: P) -> CorpusNeeds:
+        """How both bases are to read a text, where they read one."""
+        return CorpusNeeds()
+
+    def is_trained(self, params: P) -> bool:
+        """Is the update trained on the target as a whole? It is then the target layer's own, shared out among
+        none, and no module of the source is lost: the source generated text with its whole adapter."""
+        return Evidence.TRAINED in self.needs(params)
+
+    def folds_layers(self, params: P) -> bool:
+        """Are the updates of several source layers added up for one target layer?"""
+        return params.fold and not self.is_trained(params)
+
+    def default_candidates(self, *, has_pool: bool, allow_text: bool, allow_training: bool) -> tuple[P, ...]:
+        """The parameters with which `auto` tries this method when it chooses by measurement."""
+        return ()
+
+    def prepare(self, params: P, pair: BasePairInfo) -> Any:
+        """Once per job: small state for `transfer_site`. Raises IncompatiblePair before any expensive work.
+
+        A state with measurements of the whole job is a `MethodState`.
         """
+        raise NotImplementedError
+
+    def can_probe(self, params: P, measured: Mapping[str, float]) -> bool:
+        """Can the pre-check run `transfer_site` at a few sites? Training is no pre-check."""
+        return not self.needs(params) & {Evidence.TRAINED, Evidence.MAPS}
+
+    def findings(self, params: P, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """What this method's measurements mean for the verdict."""
+        yield from ()
+
+    def unusable_reason(self, state: Any) -> str | None:
+        """Why `auto` should leave this method aside after `prepare`; None where it may be used."""
+        return None
+
+    def train(self, params: P, trainer: Trainer[T]) -> T | None:
+        """Train what `transfer_site` will ask for; None for methods that need no training."""
+        return None
 
     def transfer_site(
-        self, params: P_contra, state: Any, site: SitePair, delta: LowRank, evidence: SiteEvidence
+        self, params: P, state: Any, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> SiteResult:
         """One site. `delta`: the source update times `site.scale`, source shape; the result: target shape."""
+        raise NotImplementedError
 
 
 def trained_site_result(site: SitePair, delta: LowRank, trained: LowRank) -> SiteResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -121,6 +121,12 @@ class MethodParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    chooses_method: ClassVar[bool] = False
+    """These parameters stand for a rule that picks one of the other methods."""
+
+    uses_pool: ClassVar[bool] = False
+    """An anchor pool can be used with these parameters."""
+
     name: str
     layer_scale: bool = Field(
         default=True,
@@ -138,6 +144,16 @@ class MethodParams(BaseModel):
         description="Train the carried update on a little text that the source writes; off by default.",
     )
     dare: DareParams | None = Field(default=None, description="Thin the carried update out; off by default.")
+
+    @property
+    def pool_id(self) -> str | None:
+        """The anchor pool that the parameters name."""
+        return None
+
+    @property
+    def listed_candidates(self) -> tuple[MethodParams, ...] | None:
+        """The methods that the parameters list to be compared; None where they list none."""
+        return None
 
 
 class PairedTextParams(MethodParams):

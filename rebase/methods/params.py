@@ -70,20 +70,24 @@ __all__ = [
 AnyMethodParams = Annotated[AutoParams | ConcreteMethodParams, Field(discriminator="name")]
 
 PARAMS_BY_NAME: dict[str, type[MethodParams]] = {
-    "auto": AutoParams,
-    "copy": CopyParams,
-    "difference": DifferenceParams,
-    "linear": LinearParams,
-    "weight_average": WeightAverageParams,
-    "ties": TiesParams,
-    "cross_lora": CrossLoraParams,
-    "prolora": ProLoraParams,
-    "anchor_ridge": AnchorRidgeParams,
-    "geometric": GeometricParams,
-    "activation": ActivationParams,
-    "cast": CastParams,
-    "distill": DistillParams,
+    params.model_fields["name"].default: params
+    for params in (
+        AutoParams,
+        CopyParams,
+        DifferenceParams,
+        LinearParams,
+        WeightAverageParams,
+        TiesParams,
+        CrossLoraParams,
+        ProLoraParams,
+        AnchorRidgeParams,
+        GeometricParams,
+        ActivationParams,
+        CastParams,
+        DistillParams,
+    )
 }
+DEFAULT_METHOD: str = AutoParams().name
 
 _NESTED: dict[str, tuple[type[BaseModel], str]] = {
     "dare": (DareParams, "p"),

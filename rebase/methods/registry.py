@@ -8,7 +8,7 @@ from typing import Any
 
 from rebase.methods.activation.method import Activation
 from rebase.methods.anchor_ridge.method import AnchorRidge
-from rebase.methods.base import Evidence, Method
+from rebase.methods.base import Method
 from rebase.methods.base_params import MethodParams
 from rebase.methods.cast.method import Cast
 from rebase.methods.copy.method import Copy
@@ -21,17 +21,18 @@ from rebase.methods.prolora.method import ProLora
 from rebase.methods.ties.method import Ties
 from rebase.methods.weight_average.method import WeightAverage
 
+# The simplest first: `auto` compares them in this order and keeps the first of equals.
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
         method.name: method
         for method in (
             Copy(),
-            Difference(),
             Linear(),
+            ProLora(),
+            Difference(),
             WeightAverage(),
             Ties(),
             CrossLora(),
-            ProLora(),
             AnchorRidge(),
             Geometric(),
             Activation(),
@@ -43,11 +44,10 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
 
 
 def get_method(name: str) -> Method[Any]:
-    """The method of that name. `auto` is none: `transfer.precheck` resolves it to one first (KeyError)."""
+    """The method of that name. `auto` is none: it is resolved to one first (KeyError)."""
     return METHODS[name]
 
 
 def is_trained(params: MethodParams) -> bool:
-    """Is the update trained on the target? It is then the target layer's own, shared out among none, and no
-    module of the source is lost: the source wrote with its whole adapter."""
-    return Evidence.TRAINED in get_method(params.name).needs(params)
+    """Is the target's update trained as a whole (`Method.is_trained`)? Not known yet where a rule chooses."""
+    return not params.chooses_method and get_method(params.name).is_trained(params)

@@ -13,7 +13,7 @@ from rebase.methods.copy.params import CopyParams
 from rebase.methods.distill.params import DistillParams
 from rebase.methods.params import parse_params
 from rebase.schemas.thresholds import Thresholds
-from transfer.precheck.rules import reasons
+from transfer.precheck.rules import list_findings
 
 RELATIVES = {"shapes_equal": 1.0, "relative_distance": 0.3}
 STRANGERS = {"shapes_equal": 0.0}
@@ -104,7 +104,7 @@ def test_what_every_token_shares_saves_no_map_and_the_step_needs_none(method, we
     }
     found = {
         reason.code: reason
-        for reason in reasons(parse_params({"name": "activation"} | method), measured, Thresholds())
+        for reason in list_findings(parse_params({"name": "activation"} | method), measured, Thresholds())
     }
     assert found["adapter_on_text"].weight == weight
     assert "32%" in found["adapter_on_text"].message

@@ -14,6 +14,7 @@ from rebase.methods.base_params import DareParams
 from rebase.methods.copy.params import CopyParams
 from rebase.methods.cross_lora.params import CrossLoraParams
 from rebase.methods.distill.params import DistillParams
+from rebase.methods.findings import Finding
 from rebase.methods.params import parse_params
 from rebase.methods.site_pairing import pair_sites
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model, weights_of
@@ -22,7 +23,7 @@ from transfer.adapter.read import read_adapter
 from transfer.linalg import factorize
 from transfer.precheck.judge import PROBE_NEEDS, precheck
 from transfer.precheck.measure import probe_pairs
-from transfer.precheck.result import PrecheckResult, Reason, verdict_of
+from transfer.precheck.result import PrecheckResult, verdict_of
 from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
@@ -90,11 +91,11 @@ def _check(tmp_path, target, params, tokens=None, source=None, **lora) -> tuple[
         return _Probe(source, target, paired, pair)
 
     result = precheck(source, target, adapter, pairing, tokens, params, probes=probes)
-    return result, [reason.code for reason in result.reasons]
+    return result, [reason.code for reason in result.findings]
 
 
 def _weights(result, code):
-    return [reason.weight for reason in result.reasons if reason.code == code]
+    return [reason.weight for reason in result.findings if reason.code == code]
 
 
 @pytest.mark.parametrize("params", [CopyParams(), AutoParams()])
@@ -162,7 +163,7 @@ def test_unrelated_bases_of_other_shape_are_incompatible_as_their_anchors_carry_
     assert (result.verdict, result.method) == ("incompatible", "cross_lora")
     assert result.params.alignment == "anchored"
     assert _weights(result, "anchors_uninformative") == ["blocking"]
-    assert "kept about 1% of what training" in " ".join(reason.message for reason in result.reasons)
+    assert "kept about 1% of what training" in " ".join(reason.message for reason in result.findings)
 
 
 def _widened(base: ModelWeights) -> ModelWeights:
@@ -293,7 +294,7 @@ def test_everything_a_probe_may_be_asked_for_is_declared():
 
 
 def test_the_gravest_reason_decides():
-    info, doubt, block = (Reason("x", "y", weight) for weight in ("info", "doubt", "blocking"))
+    info, doubt, block = (Finding("x", "y", weight) for weight in ("info", "doubt", "blocking"))
     assert verdict_of([]) == verdict_of([info]) == "compatible"
     assert verdict_of([info, doubt]) == "uncertain"
     assert verdict_of([doubt, block, info]) == "incompatible"

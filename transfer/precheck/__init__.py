@@ -7,15 +7,13 @@ What those can and cannot show is said in `rules`, next to each threshold.
 from rebase.methods.auto.choose import choose
 from transfer.precheck.judge import PROBE_NEEDS, Offer, precheck
 from transfer.precheck.measure import probe_pairs
-from transfer.precheck.result import PrecheckResult, Reason, Verdict, Weight
+from transfer.precheck.result import PrecheckResult, Verdict
 
 __all__ = [
     "PROBE_NEEDS",
     "Offer",
     "PrecheckResult",
-    "Reason",
     "Verdict",
-    "Weight",
     "choose",
     "precheck",
     "probe_pairs",

@@ -8,20 +8,18 @@ from typing import Any, Protocol
 
 import torch
 
-from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.auto.choose import choose
-from rebase.methods.auto.params import AutoParams
 from rebase.methods.base import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
 from rebase.methods.base_params import MethodParams
-from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.findings import Finding
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import Pairing, restrict_pairing
 from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.read import SourceAdapter
 from transfer.errors import IncompatiblePair
 from transfer.precheck import measure
-from transfer.precheck.result import PrecheckResult, Reason, verdict_of
-from transfer.precheck.rules import FEWEST_ANCHORS, LEAST_POOL_ERROR, reasons
+from transfer.precheck.result import PrecheckResult, verdict_of
+from transfer.precheck.rules import list_findings
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
 
@@ -75,11 +73,11 @@ def precheck(
     if text is not None:
         measured |= text
     chosen: MethodParams = params
-    why: tuple[Reason, ...] = ()
+    why: tuple[Finding, ...] = ()
     ready = move.ready(params, pairing)
     if not ready.refused:
         measured |= measure.weights(adapter, measure.probe_pairs(pairing.pairs), probes)
-    if isinstance(params, AutoParams):
+    if params.chooses_method:
         if text is not None:
             measured |= measure.on_text(adapter, measure.probe_pairs(pairing.pairs), probes, device)
         chosen, why, ready = _chosen(params, measured, move, paired or (lambda _: pairing), thresholds)
@@ -90,7 +88,12 @@ def precheck(
         measured |= ready.state.measurements
         measured["sites"] = float(len(ready.pairs))
         measured["sites_covered"] *= len(ready.pairs) / len(ready.pairing.pairs)
-    found = (*_architectures(source, target), *why, *ready.refused, *reasons(chosen, measured, thresholds))
+    found = (
+        *_architectures(source, target),
+        *why,
+        *ready.refused,
+        *list_findings(chosen, measured, thresholds),
+    )
     left = restrict_pairing(ready.pairing, ready.pairs)
     return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, left)
 
@@ -102,7 +105,7 @@ class _Ready:
     pairing: Pairing
     pairs: tuple[SitePair, ...]
     state: Any = None
-    refused: tuple[Reason, ...] = ()
+    refused: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class _Move:
 
     def ready(self, params: MethodParams, pairing: Pairing) -> _Ready:
         """`auto` prepares nothing: it chooses among methods that do not refuse."""
-        if isinstance(params, AutoParams):
+        if params.chooses_method:
             return _Ready(pairing, pairing.pairs)
         method = get_method(params.name)
         try:
@@ -127,7 +130,7 @@ class _Move:
             return _Ready(pairing, pairs, method.prepare(params, BasePairInfo(*self.bases, pairs, anchors)))
         except IncompatiblePair as refusal:
             message = f"{refusal.message} {refusal.hint}" if refusal.hint else refusal.message
-            why = Reason("refused_by_method", message, "blocking")
+            why = Finding("refused_by_method", message, "blocking")
             return _Ready(pairing, pairing.pairs, refused=(why,))
 
     def tried(
@@ -135,7 +138,7 @@ class _Move:
     ) -> dict[str, float]:
         """The method on the real update at the probe sites, and what the adapter sees of a text there."""
         found: dict[str, float] = {}
-        if _can_probe(params, measured):
+        if get_method(params.name).can_probe(params, measured):
             places = measure.probe_pairs(ready.pairs)
             method = get_method(params.name)
             found |= measure.carried(
@@ -148,42 +151,30 @@ class _Move:
 
 
 def _chosen(
-    params: AutoParams,
+    params: MethodParams,
     measured: Mapping[str, float],
     move: _Move,
     paired: Callable[[MethodParams], Pairing],
     thresholds: Thresholds,
-) -> tuple[MethodParams, tuple[Reason, ...], _Ready]:
+) -> tuple[MethodParams, tuple[Finding, ...], _Ready]:
     """What `auto` chooses; a pool that turns out to be unusable is left aside, and that is said."""
     chosen, why = choose(params, measured, thresholds)
     ready = move.ready(chosen, paired(chosen))
-    if isinstance(chosen, AnchorRidgeParams) and (trouble := _pool_trouble(ready)) is not None:
-        unusable = Reason("pool_unusable", trouble, "doubt")
-        without = {name: value for name, value in measured.items() if name != "pool_anchors"}
-        chosen, why = choose(params, without, thresholds)
+    if chosen.uses_pool and (reason := _find_pool_problem(chosen, ready)) is not None:
+        unusable = Finding("pool_unusable", reason, "doubt")
+        chosen, why = choose(params, measured, thresholds, without_pool=True)
         return chosen, (unusable, *why), move.ready(chosen, paired(chosen))
     return chosen, why, ready
 
 
-def _pool_trouble(ready: _Ready) -> str | None:
+def _find_pool_problem(params: MethodParams, ready: _Ready) -> str | None:
     """Why a pool is no choice for `auto`: it cannot be read, or cannot even predict itself."""
     if ready.refused:
         return ready.refused[0].message
-    error = ready.state.measurements["loo_error"]
-    if error < LEAST_POOL_ERROR:
-        return None
-    return f"An anchor pool was left aside: it misses its own tasks by {error:.0%} of their norm."
+    return get_method(params.name).unusable_reason(ready.state)
 
 
-def _can_probe(params: MethodParams, measured: Mapping[str, float]) -> bool:
-    """Anchored alignment cannot be tried without anchors; the rules then say so. Nothing is trained."""
-    if get_method(params.name).needs(params) & {Evidence.TRAINED, Evidence.MAPS}:
-        return False  # training is no pre-check
-    anchored = isinstance(params, CrossLoraParams) and params.alignment == "anchored"
-    return not anchored or measured.get("shared_tokens", 0.0) >= FEWEST_ANCHORS
-
-
-def _architectures(source: ModelWeights, target: ModelWeights) -> tuple[Reason, ...]:
+def _architectures(source: ModelWeights, target: ModelWeights) -> tuple[Finding, ...]:
     ours, theirs = source.architecture, target.architecture
     if (ours.model_type, ours.hidden, ours.layers) == (theirs.model_type, theirs.hidden, theirs.layers):
         return ()
@@ -191,4 +182,4 @@ def _architectures(source: ModelWeights, target: ModelWeights) -> tuple[Reason, 
         f"From {ours.model_type} ({ours.layers} layers, width {ours.hidden}) "
         f"to {theirs.model_type} ({theirs.layers} layers, width {theirs.hidden})."
     )
-    return (Reason("other_architecture", text, "info"),)
+    return (Finding("other_architecture", text, "info"),)

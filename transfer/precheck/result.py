@@ -7,19 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rebase.methods.base_params import MethodParams
+from rebase.methods.findings import Finding
 from rebase.methods.site_pairing import Pairing
 
 Verdict = Literal["compatible", "uncertain", "incompatible"]
-Weight = Literal["info", "doubt", "blocking"]
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """One finding. `info` never moves the verdict, a `doubt` makes it uncertain, `blocking` incompatible."""
-
-    code: str
-    message: str
-    weight: Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +19,7 @@ class PrecheckResult:
     method prepared; `pairing`: the sites that it can carry, and those that are left out."""
 
     verdict: Verdict
-    reasons: tuple[Reason, ...]
+    findings: tuple[Finding, ...]
     measurements: dict[str, float]
     params: MethodParams
     prepared: Any
@@ -40,9 +31,9 @@ class PrecheckResult:
         return self.params.name
 
 
-def verdict_of(reasons: Iterable[Reason]) -> Verdict:
-    """The gravest reason decides."""
-    weights = {reason.weight for reason in reasons}
+def verdict_of(findings: Iterable[Finding]) -> Verdict:
+    """The gravest finding decides."""
+    weights = {finding.weight for finding in findings}
     if "blocking" in weights:
         return "incompatible"
     return "uncertain" if "doubt" in weights else "compatible"

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from core.errors import RequestInvalid
 from core.requests import ConversionRequest
-from rebase.methods.base_params import MethodParams, PairedTextParams
-from rebase.methods.cast.params import CastParams
-from rebase.methods.cross_lora.params import CrossLoraParams
-from rebase.methods.geometric.params import GeometricParams
+from rebase.methods.base import CorpusNeeds
+from rebase.methods.base_params import MethodParams
+from rebase.methods.registry import get_method
 from transfer.errors import IncompatiblePair
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
@@ -23,7 +22,6 @@ from workers.wants import candidates_read_text, reads_text
 from workers.watch import Watch
 
 FEWEST_POSITIONS = 256  # every eighth passage of these is held out
-_POSITIONS = 16384  # where the method does not say
 
 
 def gather(
@@ -54,10 +52,11 @@ def gather(
     corpus = texts(corpus_file, request.corpus, tools.hub)
     params = request.method
     documents = corpus.documents
-    if isinstance(params, GeometricParams):
+    needs = _corpus_needs(params)
+    if needs.primes_first:
         documents = (*primes().documents, *documents)
-    window = params.tokens if isinstance(params, CastParams) else WINDOW
-    text = pair_text(bases.words("source"), bases.words("target"), documents, _positions(params), window)
+    window = needs.window or WINDOW
+    text = pair_text(bases.words("source"), bases.words("target"), documents, needs.positions, window)
     if text.positions < FEWEST_POSITIONS:
         raise IncompatiblePair(
             f"The two tokenizers end a token at the same place only {text.positions} times in the corpus "
@@ -77,7 +76,7 @@ def gather(
         budget=tools.activation_bytes,
         scratch=tools.scratch,
         step=lambda done, total: None,
-        keep_rows=_rows(params),
+        keep_rows=needs.rows,
     )
     found = Activations(
         source=opened.pinned.source,
@@ -87,7 +86,7 @@ def gather(
         collector=collector,
         cache=tools.cache,
         watch=watch,
-        writes=params.writes if isinstance(params, PairedTextParams) else "own",
+        writes=needs.writes,
     )
     collector.step = found.step
     return found
@@ -104,14 +103,6 @@ def stored_bases(opened: Opened, tools: Tools) -> Bases:
     )
 
 
-def _positions(params: MethodParams) -> int:
-    return params.positions if isinstance(params, PairedTextParams) else _POSITIONS
-
-
-def _rows(params: MethodParams) -> int:
-    """How many rows a method wants to see one by one."""
-    if isinstance(params, GeometricParams):
-        return params.anchors
-    if isinstance(params, CrossLoraParams) and params.alignment == "activations":
-        return params.anchor_tokens
-    return 0
+def _corpus_needs(params: MethodParams) -> CorpusNeeds:
+    """Of the method; the usual ones where a rule has yet to choose it."""
+    return CorpusNeeds() if params.chooses_method else get_method(params.name).corpus_needs(params)

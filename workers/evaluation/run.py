@@ -8,6 +8,7 @@ from typing import Any
 from core.errors import WorseThanTarget
 from core.evaluation import ChoiceExample, EvaluationSpec, GenerationExample
 from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.methods.registry import get_method
 from transfer.adapter.read import SourceAdapter
 from transfer.adapter.write import BuiltAdapter
 from workers.evaluation.compare import averages, drifted, is_worse, judged, sentences, shown
@@ -30,7 +31,7 @@ def evaluated(prepared: Prepared, built: BuiltAdapter, report: Report) -> Report
         notes.append("The moved adapter's token rows were not applied: its figures are of the rest of it.")
     if prepared.opened.adapter.tables:
         notes.append("The source adapter's trained token rows were not applied on its own base.")
-    if report.method_used["name"] == "copy" and "pad" in prepared.spec.controls:
+    if get_method(report.method_used["name"]).is_copy and "pad" in prepared.spec.controls:
         notes.append("The method copies the update itself, so the control 'pad' is no other adapter.")
     found = _evaluate(prepared, _deltas(adapter), notes)
     caveats = [line for line in report.caveats if line != NOT_EVALUATED]

@@ -14,11 +14,10 @@ from typing import Any
 from core.errors import RebaseError
 from core.requests import ConversionRequest
 from rebase.evaluation.selection import Choice, ExampleSplit, choose_best, split_examples
-from rebase.methods.auto.params import AutoParams
 from rebase.methods.base_params import MethodParams
 from rebase.methods.dare import dare_variants
 from transfer.errors import TransferError
-from transfer.precheck.rules import thinning
+from transfer.precheck.rules import find_dare_losses
 from workers.evaluation.prepare import Prepared
 from workers.evaluation.scoring import Measure
 from workers.judge import Judged, row_of
@@ -116,7 +115,7 @@ def _try(
     if not reads_text(plain):  # the text is for those candidates that read one
         plain = plain.model_copy(update={"corpus": None})
         bench = replace(bench, corpus_file=None)
-    named = isinstance(request.method, AutoParams) and request.method.candidates is not None
+    named = request.method.listed_candidates is not None
     move: Move | None = None
     try:
         move = begun(plain, bench, None if named else rules.evidence.offer)
@@ -138,7 +137,7 @@ def _with_share(judged: Judged, params: MethodParams) -> Judged:
     judged = replace(judged, params=params)
     if params.dare is None:
         return judged
-    judged = _told(judged, *map(row_of, thinning(params.dare)))
+    judged = _told(judged, *map(row_of, find_dare_losses(params.dare)))
     if judged.precheck.verdict != "compatible":
         return judged
     return replace(judged, precheck=judged.precheck.model_copy(update={"verdict": "uncertain"}))
@@ -155,7 +154,7 @@ def _named(request: ConversionRequest, place: int) -> Iterator[None]:
     try:
         yield
     except (RebaseError, TransferError) as exc:
-        listed = isinstance(request.method, AutoParams) and request.method.candidates is not None
+        listed = request.method.listed_candidates is not None
         if listed and exc.pointer is not None and exc.pointer.startswith("/method"):
             exc.pointer = f"/method/candidates/{place}{exc.pointer.removeprefix('/method')}"
         raise

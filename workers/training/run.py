@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rebase.lora.low_rank import LowRank, Site
-from rebase.methods.activation.params import ActivationParams
 from rebase.methods.activation_maps import DEFAULT_RIDGE, apply_maps, get_site_map
 from rebase.methods.base import Evidence, SitePair
 from rebase.methods.base_params import DistillSettings, MethodParams, SamplingParams
 from rebase.methods.cast.params import CastParams
-from rebase.methods.distill.params import DistillParams
 from rebase.methods.registry import get_method
 from rebase.training.losses import SharedTokenIds
 from transfer.errors import TrainingFailed
@@ -33,7 +32,6 @@ from workers.training.samples import Written
 from workers.training.shared import common_of
 from workers.training.step import stepped
 from workers.training.written import written_by
-from workers.wants import finds_whole
 from workers.watch import Watch
 
 Begin = Callable[[TextModel, Written], Mapping[Site, LowRank]]  # the target and what was written → factors
@@ -53,7 +51,7 @@ class Learnt:
         return Learnt({**self.measurements, **more.measurements}, self.heads_of, more.curve or self.curve)
 
 
-def learn(
+def train_if_needed(
     opened: Opened,
     bases: Bases,
     evidence: EvidenceSource,
@@ -63,60 +61,88 @@ def learn(
     watch: Watch,
 ) -> tuple[EvidenceSource, Learnt | None]:
     """The evidence with what this method has to have trained, if anything. Raises TrainingFailed."""
-    if finds_whole(params):
-        distilled = trained(opened, bases, evidence, pairs, params, tools, watch)
-        return replace(evidence, trained=distilled.deltas), Learnt(
-            distilled.measurements, curve=distilled.curve
-        )
-    if isinstance(params, CastParams):
-        found = heads_for(opened, bases, evidence, pairs, params, tools, watch)
-        return replace(evidence, heads=found.at), Learnt(found.measurements, found.trained_on)
-    return evidence, None
+    trainer = JobTrainer(opened, bases, evidence, pairs, tools, watch)
+    return get_method(params.name).train(params, trainer) or (evidence, None)
 
 
-def trained(
-    opened: Opened,
-    bases: Bases,
-    evidence: EvidenceSource,
-    pairs: tuple[SitePair, ...],
-    params: MethodParams,
-    tools: Tools,
-    watch: Watch,
-) -> Distilled:
-    """The target's update at every paired site, by training or by one step, as the method wants it. Raises
-    TrainingFailed when that brought nothing."""
-    sites = {pair.target: pair.target_shape for pair in pairs}
-    rank = max(opened.adapter.delta(site).rank for site in opened.adapter.sites)
-    maps = Evidence.ACTIVATIONS in get_method(params.name).needs(params)
-    ridge = params.ridge if isinstance(params, ActivationParams) else DEFAULT_RIDGE
-    init = _closed_form(opened, evidence, pairs, ridge) if maps else None
+@dataclass(frozen=True, slots=True)
+class JobTrainer:
+    """Implements `rebase.methods.base.Trainer` for one job: trained evidence, and what to report of it."""
 
-    def step(target: TextModel, written: Written, writing: SamplingParams, rank: int) -> Distilled:
-        begun = {site: _to(delta, target.device) for site, delta in init.items()} if init else None
-        return stepped(
-            target, written, sites, rank, writing,
-            ridge=ridge, budget=tools.activation_bytes, watch=watch, begun=begun,
-        )  # fmt: skip
+    opened: Opened
+    bases: Bases
+    evidence: EvidenceSource
+    pairs: tuple[SitePair, ...]
+    tools: Tools
+    watch: Watch
 
-    if isinstance(params, ActivationParams):
-        settings = params.written
-        with _writing(opened, bases, settings, None, tools, watch) as (_, written, _):
-            found = step(bases.model("target"), written, settings, rank)
+    def take_step(
+        self, sampling: SamplingParams, *, ridge: float, from_maps: bool
+    ) -> tuple[EvidenceSource, Learnt]:
+        """The step alone, or from what the maps give. Raises TrainingFailed where it does not help."""
+        init = self._closed_form(ridge) if from_maps else None
+        with _writing(self.opened, self.bases, sampling, None, self.tools, self.watch) as (_, written, _):
+            target = self.bases.model("target")
+            found = self._step(target, written, sampling, self._adapter_rank(), ridge=ridge, init=init)
         if found.measurements["step_nats_carried"] >= found.measurements["step_nats_alone"]:
             raise TrainingFailed(
                 "No step foretold the held-out text better than the target alone does.",
                 hint="Sample more tokens, raise the ridge, or give prompts of the adapter's task.",
                 pointer="/method",
             )
-        return found
-    assert isinstance(params, DistillParams)
-    wide = params.rank or rank
+        return self._with_update(found)
 
-    def begin(target: TextModel, written: Written) -> Mapping[Site, LowRank]:
-        known = step(target, written, params, wide).deltas if params.init == "step" else init
-        return starting(sites, wide, known, params.seed)
+    def distill(
+        self,
+        params: DistillSettings,
+        *,
+        rank: int | None,
+        init: Literal["zero", "closed_form", "step"],
+    ) -> tuple[EvidenceSource, Learnt]:
+        """A trained update; it begins with nothing, with the maps' update, or with one step."""
+        sites = {pair.target: pair.target_shape for pair in self.pairs}
+        wide = rank or self._adapter_rank()
+        maps = self._closed_form(DEFAULT_RIDGE) if init == "closed_form" else None
 
-    return _run(opened, bases, begin, params, tools, watch)
+        def begin(target: TextModel, written: Written) -> Mapping[Site, LowRank]:
+            known = maps
+            if init == "step":
+                known = self._step(target, written, params, wide, ridge=DEFAULT_RIDGE, init=None).deltas
+            return starting(sites, wide, known, params.seed)
+
+        return self._with_update(_run(self.opened, self.bases, begin, params, self.tools, self.watch))
+
+    def train_maps(self, params: CastParams) -> tuple[EvidenceSource, Learnt]:
+        """Trained maps, or those that another adapter of these bases has left."""
+        found = heads_for(self.opened, self.bases, self.evidence, self.pairs, params, self.tools, self.watch)
+        return replace(self.evidence, heads=found.at), Learnt(found.measurements, found.trained_on)
+
+    def _with_update(self, found: Distilled) -> tuple[EvidenceSource, Learnt]:
+        learnt = Learnt(found.measurements, curve=found.curve)
+        return replace(self.evidence, trained=found.deltas), learnt
+
+    def _adapter_rank(self) -> int:
+        return max(self.opened.adapter.delta(site).rank for site in self.opened.adapter.sites)
+
+    def _closed_form(self, ridge: float) -> dict[Site, LowRank]:
+        return _closed_form(self.opened, self.evidence, self.pairs, ridge)
+
+    def _step(
+        self,
+        target: TextModel,
+        written: Written,
+        sampling: SamplingParams,
+        rank: int,
+        *,
+        ridge: float,
+        init: Mapping[Site, LowRank] | None,
+    ) -> Distilled:
+        sites = {pair.target: pair.target_shape for pair in self.pairs}
+        begun = {site: _to(delta, target.device) for site, delta in init.items()} if init else None
+        return stepped(
+            target, written, sites, rank, sampling,
+            ridge=ridge, budget=self.tools.activation_bytes, watch=self.watch, begun=begun,
+        )  # fmt: skip
 
 
 def refined(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rebase.methods.findings import MIN_SHARED_TOKENS
 from rebase.training.losses import SharedTokenIds, select_shared_ids
 from transfer.errors import IncompatiblePair
-from transfer.precheck.rules import FEWEST_ANCHORS
 from workers.reading import Opened
 from workers.verify.structure import model_config
 
@@ -17,10 +17,10 @@ def common_of(opened: Opened) -> SharedTokenIds:
         for base in (opened.source, opened.target)
     )
     found = select_shared_ids(tokens, *sizes) if tokens is not None else None
-    if found is None or found.size < FEWEST_ANCHORS:
+    if found is None or found.size < MIN_SHARED_TOKENS:
         raise IncompatiblePair(
             f"The two vocabularies share {found.size if found else 0} tokens on which predictions could be "
-            f"compared; {FEWEST_ANCHORS} are needed.",
+            f"compared; {MIN_SHARED_TOKENS} are needed.",
             hint="Use a method that compares no predictions: activation, or distill with shift=0.",
             pointer="/method",
         )

@@ -6,6 +6,7 @@ M_in and M_out are ridge regressions between what the two bases' sites read and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from rebase.lora.low_rank import LowRank
@@ -14,16 +15,21 @@ from rebase.methods.activation.params import ActivationParams
 from rebase.methods.activation_maps import apply_maps, get_site_map, map_metrics
 from rebase.methods.base import (
     BasePairInfo,
+    CorpusNeeds,
     Evidence,
+    Method,
     SiteEvidence,
     SitePair,
     SiteResult,
+    T,
+    Trainer,
     trained_site_result,
 )
+from rebase.methods.findings import Finding
 from transfer.linalg import frobenius
 
 
-class Activation:
+class Activation(Method[ActivationParams]):
     """Two products per site once the maps are there."""
 
     name: ClassVar[str] = "activation"
@@ -38,6 +44,33 @@ class Activation:
     def prepare(self, params: ActivationParams, pair: BasePairInfo) -> None:
         """Nothing but that there are sites."""
         require_sites(pair)
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[ActivationParams, ...]:
+        """The maps, and the step by itself."""
+        return (ActivationParams(), ActivationParams(solve="step")) if allow_text else ()
+
+    def corpus_needs(self, params: ActivationParams) -> CorpusNeeds:
+        """Sums alone."""
+        return CorpusNeeds(positions=params.positions, writes=params.writes)
+
+    def findings(self, params: ActivationParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """What the step is solved on."""
+        if self.is_trained(params):
+            text = (
+                f"The step is solved on {params.written.tokens} tokens that the source writes, from the "
+                "target's own gradients. How much it helped is measured on held-out text of the same kind."
+            )
+            yield Finding("steps", text, "info")
+
+    def train(self, params: ActivationParams, trainer: Trainer[T]) -> T | None:
+        """The step, alone or from what the maps give."""
+        if not self.is_trained(params):
+            return None
+        return trainer.take_step(
+            params.written, ridge=params.ridge, from_maps=Evidence.ACTIVATIONS in self.needs(params)
+        )
 
     def transfer_site(
         self, params: ActivationParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence

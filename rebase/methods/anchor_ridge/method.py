@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,16 +33,26 @@ from rebase.methods.base import (
     BasePairInfo,
     Evidence,
     Kernels,
+    Method,
     MethodState,
     SiteEvidence,
     SitePair,
     SiteResult,
 )
+from rebase.methods.findings import Finding, Weight
 from rebase.methods.pool_kernel import combine_updates
 from transfer.errors import IncompatiblePair
 from transfer.linalg import frobenius, truncate
 
 MIN_ANCHORS = 2
+# An anchor left out is predicted with this relative error at most (1 is what predicting zero gives); below
+# the second figure more of it is right than wrong.
+MAX_POOL_ERROR = 1.0
+HALF_POOL_ERROR = 0.7
+# [003]: on three of five tasks the ridge prediction was the pool's mean.
+MEAN_COSINE = 0.99
+HALF_SPAN = 0.5
+FEW_TASKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class Prediction(MethodState):
     fits: Mapping[Site, PredictorFit] | None = None
 
 
-class AnchorRidge:
+class AnchorRidge(Method[AnchorRidgeParams]):
     """Six predictors over one pool; the result is cut to the adapter's rank."""
 
     name: ClassVar[str] = "anchor_ridge"
@@ -86,6 +96,50 @@ class AnchorRidge:
         else:
             fits = dict.fromkeys((site.target for site in kernels), fit_predictor(params, total))
         return _build_prediction(params, pool, kernels, total, fits)
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[AnchorRidgeParams, ...]:
+        """As it is by default."""
+        return (AnchorRidgeParams(),) if has_pool else ()
+
+    def folds_layers(self, params: AnchorRidgeParams) -> bool:
+        """Never: a pool predicts the target layer's own update."""
+        return False
+
+    def findings(self, params: AnchorRidgeParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """What a pool knows of itself: its own anchors, each predicted from the others."""
+        if "loo_error" not in measured:
+            return  # `prepare` refused, and says why
+        count, error, mean = (measured[name] for name in ("anchors", "loo_error", "loo_error_mean"))
+        text = (
+            f"Each of the pool's {count:.0f} tasks, predicted from the others, is missed by {error:.0%} of "
+            f"its norm (by their mean: {mean:.0%})."
+        )
+        weight: Weight = (
+            "blocking" if error >= MAX_POOL_ERROR else "doubt" if error > HALF_POOL_ERROR else "info"
+        )
+        yield Finding("pool_error", text, weight)
+        share = measured["span_share"]
+        text = f"The pool's source adapters span {share:.1%} of this update; the rest cannot come over."
+        yield Finding("outside_pool", text, "doubt" if share < HALF_SPAN else "info")
+        if params.predictor != "mean" and measured.get("cosine_to_mean", 0.0) > MEAN_COSINE:
+            text = "The prediction is the pool's mean, which would be the same for any adapter."
+            yield Finding("pool_mean", text, "doubt")
+        if measured["domain_entropy"] == 0.0:
+            text = (
+                "The pool has one domain only; outside of it predictions can turn out worse than none [003]."
+            )
+            yield Finding("narrow_pool", text, "doubt")
+        if count < FEW_TASKS:
+            yield Finding("small_pool", f"A pool of {count:.0f} tasks says little.", "doubt")
+
+    def unusable_reason(self, state: Prediction) -> str | None:
+        """A pool that cannot even predict itself is no choice."""
+        error = state.measurements["loo_error"]
+        if error < MAX_POOL_ERROR:
+            return None
+        return f"An anchor pool was left aside: it misses its own tasks by {error:.0%} of their norm."
 
     def transfer_site(
         self,

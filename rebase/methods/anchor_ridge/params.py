@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from rebase.methods.base_params import MethodParams
 
 class AnchorRidgeParams(MethodParams):
     """Predict the update from tasks that have an adapter on both bases [003, anchor prediction]."""
+
+    uses_pool: ClassVar[bool] = True
 
     name: Literal["anchor_ridge"] = "anchor_ridge"
     pool: str | None = Field(
@@ -49,3 +51,8 @@ class AnchorRidgeParams(MethodParams):
     rank: int | None = Field(
         default=None, ge=1, le=4096, description="Rank of the result; null keeps the adapter's own."
     )
+
+    @property
+    def pool_id(self) -> str | None:
+        """The registered pool that the request names."""
+        return self.pool

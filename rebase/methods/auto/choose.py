@@ -26,14 +26,14 @@ from rebase.methods.base_params import MethodParams
 from rebase.methods.copy.params import CopyParams
 from rebase.methods.cross_lora.params import CrossLoraParams
 from rebase.methods.distill.params import DistillParams
+from rebase.methods.findings import Finding
 from rebase.schemas.thresholds import Thresholds
-from transfer.precheck.result import Reason
 
 P = TypeVar("P", bound=MethodParams)
 
 # relative_distance d means a cosine of about 1 − d²/2 between the two weights. At 0.7 that is 0.75, far above
 # the 0 of two unrelated trainings (d = √2): coordinate j of one base still is coordinate j of the other.
-SHARED_COORDINATES = 0.7
+MAX_SHARED_DISTANCE = 0.7
 
 _THRESHOLDS = Thresholds()
 # benchmarks/results/2026-11-22-real-pair.md and 2026-11-24-activations-real.md.
@@ -45,22 +45,27 @@ _WOULD_TRAIN = (
 
 
 def choose(
-    params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds = _THRESHOLDS
-) -> tuple[MethodParams, tuple[Reason, ...]]:
+    params: MethodParams,
+    measured: Mapping[str, float],
+    thresholds: Thresholds = _THRESHOLDS,
+    *,
+    without_pool: bool = False,
+) -> tuple[MethodParams, tuple[Finding, ...]]:
     """Parameters of the method to run, and why. Anything but `auto` is returned as it is.
 
     `measured` holds `shapes_equal`; where shapes agree `relative_distance`; where a pool covers the bases
-    `pool_anchors`; where both read a text `cka_coverage`, `read_r2_centred` and `write_r2_centred`.
+    `pool_anchors`, which `without_pool` leaves aside; where both read a text `cka_coverage`,
+    `read_r2_centred` and `write_r2_centred`.
     """
     if not isinstance(params, AutoParams):
         return params, ()
     distance = measured.get("relative_distance")
-    if measured["shapes_equal"] == 1.0 and distance is not None and distance <= SHARED_COORDINATES:
+    if measured["shapes_equal"] == 1.0 and distance is not None and distance <= MAX_SHARED_DISTANCE:
         return _chosen(
             params, CopyParams(), f"shapes agree and the bases differ by {distance:.3f} of their norm"
         )
     unlike = _unlike(measured)
-    if (size := measured.get("pool_anchors", 0.0)) > 0.0:
+    if (size := measured.get("pool_anchors", 0.0)) > 0.0 and not without_pool:
         why = f"{unlike}, and a pool has {size:.0f} tasks with an adapter on both"
         return _chosen(params, AnchorRidgeParams(), why)
     if params.train:
@@ -70,13 +75,13 @@ def choose(
         why = f"{unlike}, and on a text that both read, their layers and what this adapter touches are alike"
         sure = _reads_alike(measured, thresholds.coverage_compatible, thresholds.r2_compatible)
         chosen, because = _chosen(params, ActivationParams(), why)
-        return chosen, (*because, Reason("auto_would_train", _WOULD_TRAIN, "info" if sure else "doubt"))
+        return chosen, (*because, Finding("auto_would_train", _WOULD_TRAIN, "info" if sure else "doubt"))
     why = f"{unlike}, so copying would mean nothing"
     chosen, because = _chosen(params, CrossLoraParams(), why, "cross_lora with anchored alignment")
-    return chosen, (*because, Reason("auto_would_train", _WOULD_TRAIN, "doubt"))
+    return chosen, (*because, Finding("auto_would_train", _WOULD_TRAIN, "doubt"))
 
 
-def handed_on(auto: AutoParams, params: P) -> P:
+def inherit_options(auto: AutoParams, params: P) -> P:
     """The method that does the work, with what `auto` was asked to do to any method's update."""
     return params.model_copy(
         update={
@@ -90,9 +95,9 @@ def handed_on(auto: AutoParams, params: P) -> P:
 
 def _chosen(
     auto: AutoParams, params: MethodParams, why: str, named: str | None = None
-) -> tuple[MethodParams, tuple[Reason, ...]]:
+) -> tuple[MethodParams, tuple[Finding, ...]]:
     sentence = f"auto chose {named or params.name}: {why}."
-    return handed_on(auto, params), (Reason(f"auto_{params.name}", sentence, "info"),)
+    return inherit_options(auto, params), (Finding(f"auto_{params.name}", sentence, "info"),)
 
 
 def _unlike(measured: Mapping[str, float]) -> str:

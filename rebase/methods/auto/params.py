@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -48,6 +48,9 @@ CandidateParams = Annotated[ConcreteMethodParams, Field(discriminator="name")]
 class AutoParams(MethodParams):
     """Pick a method by documented rules from the pre-check's evidence, or by measurement on `evaluate`."""
 
+    chooses_method: ClassVar[bool] = True
+    uses_pool: ClassVar[bool] = True
+
     name: Literal["auto"] = "auto"
     train: bool = Field(
         default=False,
@@ -75,3 +78,8 @@ class AutoParams(MethodParams):
         if value == ():
             raise ValueError("must name at least one method, or be left out")
         return value
+
+    @property
+    def listed_candidates(self) -> tuple[MethodParams, ...] | None:
+        """The candidates of the request."""
+        return self.candidates

@@ -7,6 +7,7 @@ maps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -14,17 +15,29 @@ from torch import Tensor
 from rebase.lora.low_rank import LowRank
 from rebase.methods._common import require_sites
 from rebase.methods.activation_maps import apply_maps
-from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods.base import (
+    BasePairInfo,
+    CorpusNeeds,
+    Evidence,
+    Method,
+    SiteEvidence,
+    SitePair,
+    SiteResult,
+    T,
+    Trainer,
+)
 from rebase.methods.cast.params import CastParams
+from rebase.methods.findings import MIN_SHARED_TOKENS, Finding
 from transfer.linalg import frobenius
 
 _MIN_TRAINED_SHARE = 0.5  # of the update lies where the heads are as they began
 
 
-class Cast:
+class Cast(Method[CastParams]):
     """Two products per site once the heads are there."""
 
     name: ClassVar[str] = "cast"
+    effort: ClassVar[str] = "with trained maps between the two bases"
 
     def needs(self, params: CastParams) -> frozenset[Evidence]:
         """Trained heads alone."""
@@ -33,6 +46,35 @@ class Cast:
     def prepare(self, params: CastParams, pair: BasePairInfo) -> None:
         """Nothing but that there are sites."""
         require_sites(pair)
+
+    def corpus_needs(self, params: CastParams) -> CorpusNeeds:
+        """Passages of the length that is trained on."""
+        return CorpusNeeds(positions=params.positions, window=params.tokens, writes=params.writes)
+
+    def findings(self, params: CastParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """What is trained; tokens to compare predictions by; the paper's objective."""
+        text = (
+            f"cast trains maps around the adapter on general text: at most {params.steps} steps of sequences "
+            f"of {params.tokens} tokens. How near the target's probabilities came is measured on held-out "
+            "text."
+        )
+        yield Finding("trains", text, "info")
+        if (shared := measured.get("shared_tokens", 0.0)) < MIN_SHARED_TOKENS:
+            text = (
+                f"The vocabularies share {shared:.0f} tokens; at least {MIN_SHARED_TOKENS} are needed to "
+                "compare what the bases foretell."
+            )
+            yield Finding("no_shared_tokens", text, "blocking")
+        if params.objective == "distribution":
+            text = (
+                "objective=distribution also teaches the target what the source base says without the "
+                "adapter."
+            )
+            yield Finding("base_distilled", text, "doubt")
+
+    def train(self, params: CastParams, trainer: Trainer[T]) -> T | None:
+        """The maps."""
+        return trainer.train_maps(params)
 
     def transfer_site(
         self, params: CastParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence

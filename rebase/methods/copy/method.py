@@ -5,21 +5,25 @@ The baseline to beat: between a model and its close relatives it does better tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
 from rebase.lora.low_rank import LowRank
 from rebase.methods._common import require_equal_shapes, require_sites
-from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
 from rebase.methods.copy.params import CopyParams
+from rebase.methods.findings import Finding, find_unrelated_bases
 from transfer.linalg import frobenius
 
 
-class Copy:
+class Copy(Method[CopyParams]):
     """No evidence is read. With `pad`, shapes that differ are cropped or filled with zeros (a control)."""
 
     name: ClassVar[str] = "copy"
+    keeps_coordinates: ClassVar[bool] = True
+    is_copy: ClassVar[bool] = True
 
     def needs(self, params: CopyParams) -> frozenset[Evidence]:
         """Nothing."""
@@ -33,6 +37,20 @@ class Copy:
         require_equal_shapes(
             pair, "copy", "Use cross_lora; or pad=true, as a control that carries no meaning across shapes."
         )
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[CopyParams, ...]:
+        """As it is by default."""
+        return (CopyParams(),)
+
+    def findings(self, params: CopyParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """Equal shapes are not enough: the bases must be related. Without `pad`, `prepare` refuses others."""
+        if measured["shapes_equal"] == 1.0:
+            yield from find_unrelated_bases(measured)
+        elif params.pad:
+            text = "Cropping and padding between different shapes carries no meaning; it is only a control."
+            yield Finding("padded", text, "doubt")
 
     def transfer_site(
         self, params: CopyParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence

@@ -16,6 +16,7 @@ text, and `projection` (equal shapes, [002]'s reading) stays in the common coord
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -23,7 +24,17 @@ from torch import Tensor
 from rebase.lora.low_rank import Factors, LowRank, Role
 from rebase.methods._alignment import Alignment, align, build_alignment_name
 from rebase.methods._common import require_equal_shapes, require_sites
-from rebase.methods.base import PORTS, BasePairInfo, Evidence, Port, SiteEvidence, SitePair, SiteResult
+from rebase.methods.base import (
+    PORTS,
+    BasePairInfo,
+    CorpusNeeds,
+    Evidence,
+    Method,
+    Port,
+    SiteEvidence,
+    SitePair,
+    SiteResult,
+)
 from rebase.methods.cross_lora._decouple import decouple, recouple
 from rebase.methods.cross_lora._ranks import (
     energy_metrics,
@@ -32,12 +43,23 @@ from rebase.methods.cross_lora._ranks import (
     truncate_factors,
 )
 from rebase.methods.cross_lora.params import CrossLoraParams
+from rebase.methods.findings import MIN_SHARED_TOKENS, UNRELATED_DISTANCE, Finding, weigh_energy
 from transfer.linalg import frobenius
+
+# Share of probe sites whose shared tokens say nothing: a majority decides.
+_MAX_UNINFORMATIVE = 0.5
+
+# benchmarks/results/2026-11-22-real-pair.md: SmolLM2-135M to Gemma-3-270M, `make bench NAME=real`.
+_MEASURED_GAP = (
+    "On the one real pair of families measured so far, it kept about 1% of what training on the target "
+    "gains; activation with solve=step and distill, which learn from text that the source writes, got much "
+    "further."
+)
 
 _RESIDUAL_WRITERS = frozenset({Role.O, Role.DOWN})  # their outputs go to the residual stream
 
 
-class CrossLora:
+class CrossLora(Method[CrossLoraParams]):
     """Rank-preserving: only B and A are multiplied, nothing dense is built."""
 
     name: ClassVar[str] = "cross_lora"
@@ -54,6 +76,35 @@ class CrossLora:
             require_equal_shapes(
                 pair, "cross_lora with alignment=projection", "Use alignment=anchored across shapes."
             )
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[CrossLoraParams, ...]:
+        """As it is by default."""
+        return (CrossLoraParams(),)
+
+    def corpus_needs(self, params: CrossLoraParams) -> CorpusNeeds:
+        """Rows to align by, where activations pair them."""
+        return CorpusNeeds(rows=params.anchor_tokens if params.alignment == "activations" else 0)
+
+    def can_probe(self, params: CrossLoraParams, measured: Mapping[str, float]) -> bool:
+        """Not without shared tokens to align by; the findings then say so."""
+        return params.alignment != "anchored" or measured.get("shared_tokens", 0.0) >= MIN_SHARED_TOKENS
+
+    def findings(self, params: CrossLoraParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """Bases that are not relatives, arbitrary pairing, energy lost, and uninformative shared tokens."""
+        distance = measured.get("relative_distance")
+        if measured["shapes_equal"] < 1.0 or distance is None or distance > UNRELATED_DISTANCE:
+            yield Finding("across_families", f"The bases are not relatives. {_MEASURED_GAP}", "doubt")
+        if params.alignment == "index":
+            text = (
+                "alignment=index pairs singular vectors by order, which is arbitrary between different "
+                "models."
+            )
+            yield Finding("index_alignment", text, "doubt")
+        yield from _find_energy_losses(measured)
+        if params.alignment == "anchored":
+            yield from _find_shared_token_problems(measured)
 
     def transfer_site(
         self, params: CrossLoraParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
@@ -181,3 +232,35 @@ def _resize_rows(coordinates: Tensor, rows: int, k: int) -> Tensor:
     out = coordinates.new_zeros(rows, coordinates.shape[1])
     out[:k] = coordinates[:k]
     return out
+
+
+def _find_energy_losses(measured: Mapping[str, float]) -> Iterator[Finding]:
+    kept = measured.get("energy_kept")
+    if kept is not None and (weight := weigh_energy(kept)) is not None:
+        text = f"The leading singular directions hold {kept:.0%} of the update; the rest is lost."
+        yield Finding("little_energy", text, weight)
+    if "energy_source" in measured:
+        text = (
+            f"The directions kept hold {measured['energy_source']:.0%} of the source's weights and "
+            f"{measured['energy_target']:.0%} of the target's."
+        )
+        yield Finding("weight_energy", text, "info")
+
+
+def _find_shared_token_problems(measured: Mapping[str, float]) -> Iterator[Finding]:
+    shared = measured.get("shared_tokens", 0.0)
+    if shared < MIN_SHARED_TOKENS:
+        text = (
+            f"The vocabularies share {shared:.0f} tokens; at least {MIN_SHARED_TOKENS} are needed as anchors."
+        )
+        yield Finding("no_anchors", text, "blocking")
+        return
+    if measured.get("flag_few_anchors", 0.0) > 0.0:
+        text = f"{measured['anchor_tokens']:.0f} anchors are less than two per direction that is aligned."
+        yield Finding("few_anchors", text, "doubt")
+    if (share := measured.get("flag_anchors_uninformative", 0.0)) > 0.0:
+        text = (
+            f"At {share:.0%} of the probed modules the shared tokens align the bases no better than a "
+            "shuffled pairing does, and nothing else pairs them."
+        )
+        yield Finding("anchors_uninformative", text, "blocking" if share > _MAX_UNINFORMATIVE else "doubt")

@@ -6,20 +6,23 @@ the base moved. That direction has full rank, so nearly all of it is lost in a L
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
 
 from rebase.lora.low_rank import LowRank
-from rebase.methods._common import require_equal_shapes, truncate_dense
-from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods._common import find_dense_losses, require_equal_shapes, truncate_dense
+from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
 from rebase.methods.difference.params import DifferenceParams
+from rebase.methods.findings import Finding
 
 
-class Difference:
+class Difference(Method[DifferenceParams]):
     """Reads both weights. Not linear in the update: the base's own move is added to it."""
 
     name: ClassVar[str] = "difference"
+    keeps_coordinates: ClassVar[bool] = True
 
     def needs(self, params: DifferenceParams) -> frozenset[Evidence]:
         """Both base weights."""
@@ -28,6 +31,16 @@ class Difference:
     def prepare(self, params: DifferenceParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "difference", "Across shapes use cross_lora.")
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[DifferenceParams, ...]:
+        """As it is by default."""
+        return (DifferenceParams(),)
+
+    def findings(self, params: DifferenceParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """A baseline, and how much of the adapter it keeps."""
+        yield from find_dense_losses(self.name, params, measured)
 
     def transfer_site(
         self, params: DifferenceParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence

@@ -16,7 +16,16 @@ from torch import Tensor
 from rebase.lora.low_rank import LowRank
 from rebase.methods._alignment import align
 from rebase.methods._common import require_sites
-from rebase.methods.base import BasePairInfo, Evidence, Port, SiteEvidence, SitePair, SiteResult
+from rebase.methods.base import (
+    BasePairInfo,
+    CorpusNeeds,
+    Evidence,
+    Method,
+    Port,
+    SiteEvidence,
+    SitePair,
+    SiteResult,
+)
 from rebase.methods.geometric.params import GeometricParams
 from transfer.linalg import frobenius, procrustes
 
@@ -26,7 +35,7 @@ ROTATION_VERSION = 1
 _METRIC_NAMES = ("residual", "null", "span", "locks_violated", "det")
 
 
-class Geometric:
+class Geometric(Method[GeometricParams]):
     """Rank-preserving; norms are kept on the anchors' span."""
 
     name: ClassVar[str] = "geometric"
@@ -38,6 +47,18 @@ class Geometric:
     def prepare(self, params: GeometricParams, pair: BasePairInfo) -> None:
         """Nothing but that there are sites."""
         require_sites(pair)
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[GeometricParams, ...]:
+        """As it is by default."""
+        return (GeometricParams(),) if allow_text else ()
+
+    def corpus_needs(self, params: GeometricParams) -> CorpusNeeds:
+        """The primes first, and as many rows as are matched."""
+        return CorpusNeeds(
+            positions=params.positions, rows=params.anchors, primes_first=True, writes=params.writes
+        )
 
     def transfer_site(
         self, params: GeometricParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from rebase.lora.low_rank import LowRank
 from rebase.methods._common import require_equal_shapes
-from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
+from rebase.methods.findings import Finding, find_unrelated_bases
 from rebase.methods.linear.params import LinearParams
 from transfer.linalg import frobenius
 
 
-class Linear:
+class Linear(Method[LinearParams]):
     """Rank-preserving: P is never built, only applied to the r columns of B or the r rows of A."""
 
     name: ClassVar[str] = "linear"
+    keeps_coordinates: ClassVar[bool] = True
 
     def needs(self, params: LinearParams) -> frozenset[Evidence]:
         """Both base weights."""
@@ -30,6 +33,16 @@ class Linear:
     def prepare(self, params: LinearParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "linear", "Across shapes use cross_lora.")
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[LinearParams, ...]:
+        """As it is by default."""
+        return (LinearParams(),)
+
+    def findings(self, params: LinearParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """Coordinates must mean the same in both bases."""
+        yield from find_unrelated_bases(measured)
 
     def transfer_site(
         self, params: LinearParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence

@@ -7,21 +7,24 @@ both have to be dense; the result has full rank and is cut.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rebase.lora.low_rank import LowRank
-from rebase.methods._common import require_equal_shapes, truncate_dense
-from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods._common import find_dense_losses, require_equal_shapes, truncate_dense
+from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
+from rebase.methods.findings import Finding
 from rebase.methods.ties.params import TiesParams
 
 
-class Ties:
+class Ties(Method[TiesParams]):
     """Reads both weights. Not linear in the update."""
 
     name: ClassVar[str] = "ties"
+    keeps_coordinates: ClassVar[bool] = True
 
     def needs(self, params: TiesParams) -> frozenset[Evidence]:
         """Both base weights."""
@@ -30,6 +33,16 @@ class Ties:
     def prepare(self, params: TiesParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "ties", "Across shapes use cross_lora.")
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[TiesParams, ...]:
+        """As it is by default."""
+        return (TiesParams(),)
+
+    def findings(self, params: TiesParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """A baseline, and how much of the adapter it keeps."""
+        yield from find_dense_losses(self.name, params, measured)
 
     def transfer_site(
         self, params: TiesParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence

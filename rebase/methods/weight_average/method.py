@@ -6,20 +6,23 @@ identical bases it carries half of the adapter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
 
 from rebase.lora.low_rank import LowRank
-from rebase.methods._common import require_equal_shapes, truncate_dense
-from rebase.methods.base import BasePairInfo, Evidence, SiteEvidence, SitePair, SiteResult
+from rebase.methods._common import find_dense_losses, require_equal_shapes, truncate_dense
+from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
+from rebase.methods.findings import Finding
 from rebase.methods.weight_average.params import WeightAverageParams
 
 
-class WeightAverage:
+class WeightAverage(Method[WeightAverageParams]):
     """Reads both weights: ½ (ΔW_s + W_s − W_t). Not linear in the update."""
 
     name: ClassVar[str] = "weight_average"
+    keeps_coordinates: ClassVar[bool] = True
 
     def needs(self, params: WeightAverageParams) -> frozenset[Evidence]:
         """Both base weights."""
@@ -28,6 +31,16 @@ class WeightAverage:
     def prepare(self, params: WeightAverageParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
         require_equal_shapes(pair, "weight_average", "Across shapes use cross_lora.")
+
+    def default_candidates(
+        self, *, has_pool: bool, allow_text: bool, allow_training: bool
+    ) -> tuple[WeightAverageParams, ...]:
+        """As it is by default."""
+        return (WeightAverageParams(),)
+
+    def findings(self, params: WeightAverageParams, measured: Mapping[str, float]) -> Iterator[Finding]:
+        """A baseline, and how much of the adapter it keeps."""
+        yield from find_dense_losses(self.name, params, measured)
 
     def transfer_site(
         self, params: WeightAverageParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
