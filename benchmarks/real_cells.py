@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.real_rows import ALL, Wanted
 from core.errors import RebaseError
-from core.pools import NO_POOLS, Pool, PoolRequest, Pools
+from core.pools import NO_ANCHOR_POOLS, AnchorPools, Pool, PoolRequest
 from core.requests import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3, SMOLLM2, STORIES, RealModel, prepare
@@ -194,12 +194,12 @@ class Lab:
             place(self._adapter(task, base), self.hub / name)
         return name
 
-    def _pools(self, pair: str, task: str) -> Pools:
+    def _pools(self, pair: str, task: str) -> AnchorPools:
         """The other tasks, which have an adapter on both bases."""
         source, target = PAIRS[pair]
         others = [name for name in TASKS if name != task]
         if len(others) < 2:
-            return NO_POOLS
+            return NO_ANCHOR_POOLS
         anchors = [
             {
                 "source": {"repo_id": self._name(name, source)},
@@ -221,7 +221,7 @@ class _One:
     def get(self, pool_id: str) -> Pool:
         return Pool(None, self.spec)
 
-    def covering(self, source_repo: str, target_repo: str) -> Pool | None:
+    def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
         return Pool(None, self.spec)
 
 

@@ -12,14 +12,14 @@ from sqlalchemy import Connection, insert, select
 
 from core.db import Database
 from core.errors import RequestInvalid
-from core.tables.tenants import AuditLine
+from core.tables.tenants import AuditEvent
 
-Outcome = Literal["done", "denied"]
-MOST_LINES = 200
+AuditOutcome = Literal["done", "denied"]
+MAX_EVENTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Trail:
+class AuditContext:
     """On whose behalf something is done. `key_id` None: the command line on the service's own side."""
 
     tenant_id: str
@@ -43,47 +43,47 @@ class AuditRecord:
     client: str | None
 
 
-def write_line(
+def write_audit_event(
     connection: Connection,
     at: datetime,
-    trail: Trail | None,
+    audit: AuditContext | None,
     action: str,
-    about: str,
-    outcome: Outcome = "done",
+    object_id: str,
+    outcome: AuditOutcome = "done",
 ) -> None:
     """Add a line in the caller's transaction; nothing without a trail. `action`: `noun.verb`; `about`: the
     object's id or name, never a secret."""
-    if trail is None:
+    if audit is None:
         return
     connection.execute(
-        insert(AuditLine).values(
+        insert(AuditEvent).values(
             at=at,
-            tenant_id=trail.tenant_id,
-            key_id=trail.key_id,
+            tenant_id=audit.tenant_id,
+            key_id=audit.key_id,
             action=action,
-            object=about[:200],
+            object=object_id[:200],
             outcome=outcome,
-            request_id=trail.request_id,
-            client=trail.client,
+            request_id=audit.request_id,
+            client=audit.client,
         )
     )
 
 
-def read_lines(
+def list_audit_events(
     db: Database, tenant_id: str, *, before: int | None = None, limit: int = 50
 ) -> Sequence[AuditRecord]:
     """One tenant's lines, newest first, with ids below `before`. Raises RequestInvalid for a wrong limit."""
-    if not 1 <= limit <= MOST_LINES:
-        raise RequestInvalid(f"'limit' must be between 1 and {MOST_LINES}.", pointer="/limit")
-    columns = [getattr(AuditLine, name) for name in AuditRecord.__slots__]
-    query = select(*columns).where(AuditLine.tenant_id == tenant_id).order_by(AuditLine.id.desc())
+    if not 1 <= limit <= MAX_EVENTS:
+        raise RequestInvalid(f"'limit' must be between 1 and {MAX_EVENTS}.", pointer="/limit")
+    columns = [getattr(AuditEvent, name) for name in AuditRecord.__slots__]
+    query = select(*columns).where(AuditEvent.tenant_id == tenant_id).order_by(AuditEvent.id.desc())
     if before is not None:
-        query = query.where(AuditLine.id < before)
+        query = query.where(AuditEvent.id < before)
     with db.read() as connection:
         return [AuditRecord(*row) for row in connection.execute(query.limit(limit))]
 
 
-def network_of(address: str | None) -> str | None:
+def anonymize_address(address: str | None) -> str | None:
     """The network that an address is in (/24, for IPv6 /48): enough to see that a caller is a stranger."""
     if address is None:
         return None
@@ -93,5 +93,5 @@ def network_of(address: str | None) -> str | None:
         return None
     mapped = getattr(parsed, "ipv4_mapped", None)
     parsed = mapped or parsed
-    length = 24 if parsed.version == 4 else 48
-    return str(ipaddress.ip_network(f"{parsed}/{length}", strict=False))
+    prefix_length = 24 if parsed.version == 4 else 48
+    return str(ipaddress.ip_network(f"{parsed}/{prefix_length}", strict=False))

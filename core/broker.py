@@ -11,7 +11,7 @@ from celery import Celery
 
 from core.settings import Settings
 
-RING = "rebase.ring"
+TASK_NAME = "rebase.ring"
 QUEUE = "rebase"
 
 
@@ -74,6 +74,6 @@ def make_sender(settings: Settings) -> Celery:
     return app
 
 
-def ring(app: Celery, job_id: str) -> None:
+def send_notification(app: Celery, job_id: str) -> None:
     """Put one doorbell message on the queue. Raises what the transport raises; the caller tries again."""
-    app.send_task(RING, args=[job_id], queue=QUEUE, ignore_result=True, retry=False)
+    app.send_task(TASK_NAME, args=[job_id], queue=QUEUE, ignore_result=True, retry=False)

@@ -7,7 +7,7 @@ from pydantic import Field
 from core.repos import RepoRef
 
 # As the Hub names configurations and splits; neither can be a path.
-_WORD = r"^\w[\w.-]*$"
+_NAME_PATTERN = r"^\w[\w.-]*$"
 
 
 class CorpusSpec(RepoRef):
@@ -16,11 +16,13 @@ class CorpusSpec(RepoRef):
     config: str | None = Field(
         default=None,
         max_length=100,
-        pattern=_WORD,
+        pattern=_NAME_PATTERN,
         description="The dataset's configuration (a folder, or the beginning of file names); null where it "
         "has but one.",
     )
-    split: str = Field(default="train", max_length=100, pattern=_WORD, description="The split to read.")
+    split: str = Field(
+        default="train", max_length=100, pattern=_NAME_PATTERN, description="The split to read."
+    )
     column: str = Field(
         default="text",
         min_length=1,

@@ -21,9 +21,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from core.errors import Busy
 
 POOL_SIZE = 10  # more connections than this only queue inside PostgreSQL for one API process
-WAIT_S = 5  # longest wait for a lock or for a connection, before the caller is told to come back
+TIMEOUT_S = 5  # longest wait for a lock or for a connection, before the caller is told to come back
 _NO_TRANSACTION = "rebase_no_transaction"
-_SQLITE_TROUBLE = ("locked", "busy", "unable to open", "disk i/o", "is full")
+_SQLITE_TRANSIENT_ERRORS = ("locked", "busy", "unable to open", "disk i/o", "is full")
 
 
 class Database:
@@ -37,26 +37,29 @@ class Database:
         self._autocommit = engine.execution_options(**options)
 
     @classmethod
-    def open(cls, url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S) -> Database:
+    def open(cls, url: str, *, pool_size: int = POOL_SIZE, timeout_s: float = TIMEOUT_S) -> Database:
         """Open a database by SQLAlchemy URL; nothing connects yet. Creates the folder of an SQLite file."""
-        return cls(make_engine(url, pool_size=pool_size, wait_s=wait_s))
+        return cls(make_engine(url, pool_size=pool_size, timeout_s=timeout_s))
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Read without a transaction: each statement sees what is committed. Raises Busy."""
-        with _busy(), self._autocommit.connect() as connection:
+        with _raise_busy_on_transient_errors(), self._autocommit.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction, committed at the end of the block and rolled back by any error. Raises Busy."""
-        with _busy(), self.engine.begin() as connection:
+        with _raise_busy_on_transient_errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def statement(self) -> Iterator[Connection]:
         """For a write that is one statement: on PostgreSQL it commits by itself, saving two round trips."""
-        with _busy(), self._autocommit.connect() if self.is_postgres else self.engine.begin() as connection:
+        with (
+            _raise_busy_on_transient_errors(),
+            self._autocommit.connect() if self.is_postgres else self.engine.begin() as connection,
+        ):
             yield connection
 
     def close(self) -> None:
@@ -64,7 +67,7 @@ class Database:
         self.engine.dispose()
 
 
-def make_engine(url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S) -> Engine:
+def make_engine(url: str, *, pool_size: int = POOL_SIZE, timeout_s: float = TIMEOUT_S) -> Engine:
     """An engine with this project's timeouts. `wait_s` = 0: migrations, which may take long.
 
     Its errors do not quote the values of a statement: they end in logs, and requests are their owner's.
@@ -76,22 +79,22 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S)
         engine = create_engine(
             parsed,
             pool_size=pool_size,
-            pool_timeout=wait_s or 30,
+            pool_timeout=timeout_s or 30,
             hide_parameters=True,
-            connect_args={"timeout": wait_s or 60},
+            connect_args={"timeout": timeout_s or 60},
         )
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_immediate)
         return engine
-    limits = f"-c lock_timeout={int(wait_s * 1000)} -c statement_timeout={int(wait_s * 3000)}"
+    limits = f"-c lock_timeout={int(timeout_s * 1000)} -c statement_timeout={int(timeout_s * 3000)}"
     return create_engine(
         parsed,
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=wait_s or 30,
+        pool_timeout=timeout_s or 30,
         pool_use_lifo=True,
         hide_parameters=True,
-        connect_args={"connect_timeout": 5, "options": limits if wait_s else ""},
+        connect_args={"connect_timeout": 5, "options": limits if timeout_s else ""},
     )
 
 
@@ -110,18 +113,18 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 @contextmanager
-def _busy() -> Iterator[None]:
+def _raise_busy_on_transient_errors() -> Iterator[None]:
     """Locked, unreachable, overloaded: all mean `come back soon`; anything else is a bug and stays one."""
     try:
         yield
     except (PoolTimeout, OperationalError, InterfaceError) as exc:
-        if _is_trouble(exc):
+        if _is_transient_error(exc):
             raise Busy("The database cannot answer just now.", hint="Try again in a few seconds.") from exc
         raise
 
 
-def _is_trouble(exc: Exception) -> bool:
+def _is_transient_error(exc: Exception) -> bool:
     original = exc.orig if isinstance(exc, DBAPIError) else None
     if original is not None and type(original).__module__.startswith("sqlite3"):
-        return any(word in str(original).lower() for word in _SQLITE_TROUBLE)
+        return any(word in str(original).lower() for word in _SQLITE_TRANSIENT_ERRORS)
     return True

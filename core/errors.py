@@ -41,7 +41,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from core.redaction import scrub_long
+from core.redaction import scrub_long_secrets
 from transfer.errors import TransferError
 
 
@@ -80,7 +80,7 @@ class SettingsInvalid(RebaseError):
     code = "settings_invalid"
 
 
-class Unauthorised(RebaseError):
+class Unauthorized(RebaseError):
     code = "unauthorised"
 
 
@@ -88,7 +88,7 @@ class Forbidden(RebaseError):
     code = "forbidden"
 
 
-class TooMany(RebaseError):
+class TooManyRequests(RebaseError):
     """A limit of this tenant is reached; nothing was done."""
 
     code = "too_many"
@@ -99,19 +99,19 @@ class TooMany(RebaseError):
         self.retry_after_s = retry_after_s
 
 
-class RateLimited(TooMany):
+class RateLimited(TooManyRequests):
     code = "rate_limited"
 
 
-class QuotaExceeded(TooMany):
+class QuotaExceeded(TooManyRequests):
     code = "quota_exceeded"
 
 
-class WebhookOff(RebaseError):
+class WebhookNotConfigured(RebaseError):
     code = "webhook_not_set_up"
 
 
-class WebhookUnauthorised(RebaseError):
+class WebhookUnauthorized(RebaseError):
     code = "webhook_unauthorised"
 
 
@@ -156,7 +156,7 @@ class RepoGated(HubError):
     code = "repo_gated"
 
 
-class HubUnauthorised(HubError):
+class HubUnauthorized(HubError):
     code = "hub_unauthorised"
 
 
@@ -233,7 +233,7 @@ class InternalError(RebaseError):
     code = "internal"
 
 
-def printable(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """Text that may quote a stranger's file, with control characters spelled out; line breaks stay."""
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
@@ -241,11 +241,11 @@ def printable(text: str) -> str:
     )
 
 
-def public_error(exc: BaseException) -> PublicError:
+def to_public_error(exc: BaseException) -> PublicError:
     """The record for any exception; unforeseen ones keep their cause for the log only."""
     if isinstance(exc, RebaseError | TransferError):
         # No message is made of a secret; should a stranger's answer quote one, it ends here.
-        message = scrub_long(printable(exc.message))
+        message = scrub_long_secrets(escape_control_characters(exc.message))
         fields: dict[str, Any] = {"message": message, "hint": exc.hint, "pointer": exc.pointer}
         return PublicError(code=exc.code, retryable=getattr(exc, "retryable", False), **fields)
     return PublicError(

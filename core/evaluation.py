@@ -20,8 +20,8 @@ from core.corpus import CorpusSpec
 from core.repos import RepoRef
 
 # The whole body of a request has at most 256 KiB; these bounds say so field by field.
-_LONGEST = 200_000
-_MOST_EXAMPLES = 5_000
+_MAX_TEXT_LENGTH = 200_000
+_MAX_EXAMPLES = 5_000
 Control = Literal["zero", "random", "pad"]
 # No field is called so, because errors name fields and tags in one path.
 EXAMPLE_TAGS = ("of generation", "of choices", "of text")
@@ -34,17 +34,17 @@ class _Model(BaseModel):
 class GenerationExample(_Model):
     """A prompt and the one right answer behind it, as the model would write it."""
 
-    prompt: str = Field(min_length=1, max_length=_LONGEST, description="What the model is given.")
+    prompt: str = Field(min_length=1, max_length=_MAX_TEXT_LENGTH, description="What the model is given.")
     answer: str = Field(
         min_length=1,
-        max_length=_LONGEST,
+        max_length=_MAX_TEXT_LENGTH,
         description="What it should write next. Prompt and answer are joined as they stand, so a space "
         "between them belongs to one of the two.",
     )
 
     @field_validator("answer")
     @classmethod
-    def _says_something(cls, value: str) -> str:
+    def _require_visible_answer(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("must hold more than white space: that is trimmed before answers are compared")
         return value
@@ -53,8 +53,8 @@ class GenerationExample(_Model):
 class ChoiceExample(_Model):
     """A prompt and what could stand behind it, of which one choice is right."""
 
-    prompt: str = Field(min_length=1, max_length=_LONGEST, description="What the model is given.")
-    choices: tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST)], ...] = Field(
+    prompt: str = Field(min_length=1, max_length=_MAX_TEXT_LENGTH, description="What the model is given.")
+    choices: tuple[Annotated[str, Field(min_length=1, max_length=_MAX_TEXT_LENGTH)], ...] = Field(
         min_length=2,
         max_length=26,
         description="What could follow, joined to the prompt as it stands; the likeliest counts as chosen.",
@@ -63,14 +63,14 @@ class ChoiceExample(_Model):
 
     @field_validator("choices")
     @classmethod
-    def _differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_distinct_choices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("must differ from each other")
         return value
 
     @field_validator("label")
     @classmethod
-    def _names_a_choice(cls, value: int, info: ValidationInfo) -> int:
+    def _require_label_in_range(cls, value: int, info: ValidationInfo) -> int:
         choices = info.data.get("choices")
         if choices is not None and value >= len(choices):
             raise ValueError(f"must be below the number of choices, {len(choices)}")
@@ -80,22 +80,22 @@ class ChoiceExample(_Model):
 class TextExample(_Model):
     """A text that the model should find likely."""
 
-    text: str = Field(min_length=2, max_length=_LONGEST, description="Plain text.")
+    text: str = Field(min_length=2, max_length=_MAX_TEXT_LENGTH, description="Plain text.")
 
 
-def _kind(value: Any) -> str:
+def _get_example_tag(value: Any) -> str:
     """Told apart by their fields."""
-    has = value.__contains__ if isinstance(value, dict) else partial(hasattr, value)
-    if has("text"):
+    has_field = value.__contains__ if isinstance(value, dict) else partial(hasattr, value)
+    if has_field("text"):
         return EXAMPLE_TAGS[2]
-    return EXAMPLE_TAGS[1] if has("choices") or has("label") else EXAMPLE_TAGS[0]
+    return EXAMPLE_TAGS[1] if has_field("choices") or has_field("label") else EXAMPLE_TAGS[0]
 
 
 Example = Annotated[
     Annotated[GenerationExample, Tag(EXAMPLE_TAGS[0])]
     | Annotated[ChoiceExample, Tag(EXAMPLE_TAGS[1])]
     | Annotated[TextExample, Tag(EXAMPLE_TAGS[2])],
-    Discriminator(_kind),
+    Discriminator(_get_example_tag),
 ]
 TaskName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][\w.+-]*$")]
 
@@ -109,8 +109,8 @@ class RefusalDataset(CorpusSpec):
 class RefusalSpec(_Model):
     """Prompts, and how much of an answer is looked at to tell whether it refuses."""
 
-    prompts: tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST)], ...] = Field(
-        default=(), max_length=_MOST_EXAMPLES, description="Prompts, given as they are to the models."
+    prompts: tuple[Annotated[str, Field(min_length=1, max_length=_MAX_TEXT_LENGTH)], ...] = Field(
+        default=(), max_length=_MAX_EXAMPLES, description="Prompts, given as they are to the models."
     )
     dataset: RefusalDataset | None = Field(default=None, description="Prompts from a dataset repo instead.")
     tokens: int = Field(
@@ -118,7 +118,7 @@ class RefusalSpec(_Model):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> RefusalSpec:
+    def _require_one_source(self) -> RefusalSpec:
         if bool(self.prompts) == (self.dataset is not None):
             raise ValueError("give either prompts or a dataset")
         return self
@@ -129,7 +129,7 @@ class EvaluationSpec(_Model):
 
     examples: tuple[Example, ...] = Field(
         default=(),
-        max_length=_MOST_EXAMPLES,
+        max_length=_MAX_EXAMPLES,
         description="Examples told apart by their fields: {prompt, answer}, {prompt, choices, label} or "
         "{text}. They must not be what the adapter was trained on.",
     )
@@ -182,27 +182,27 @@ class EvaluationSpec(_Model):
 
     @field_validator("controls")
     @classmethod
-    def _zero_is_there(cls, value: tuple[Control, ...]) -> tuple[Control, ...]:
-        known: tuple[Control, ...] = ("zero", "random", "pad")
-        return tuple(name for name in known if name == "zero" or name in value)
+    def _add_zero_control(cls, value: tuple[Control, ...]) -> tuple[Control, ...]:
+        all_controls: tuple[Control, ...] = ("zero", "random", "pad")
+        return tuple(name for name in all_controls if name == "zero" or name in value)
 
     @field_validator("tasks")
     @classmethod
-    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_unique_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("must name each task once")
         return value
 
     @field_validator("score")
     @classmethod
-    def _has_answers(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _require_answers_for_accuracy(cls, value: str | None, info: ValidationInfo) -> str | None:
         examples = info.data.get("examples", ())
-        if value == "accuracy" and examples and all(isinstance(one, TextExample) for one in examples):
+        if value == "accuracy" and examples and all(isinstance(example, TextExample) for example in examples):
             raise ValueError("accuracy needs examples with an answer; these are texts")
         return value
 
     @model_validator(mode="after")
-    def _says_something(self) -> EvaluationSpec:
+    def _require_any_measurement(self) -> EvaluationSpec:
         if not self.examples and not self.tasks and self.refusals is None:
             raise ValueError("give at least one of examples, tasks and refusals")
         return self

@@ -16,8 +16,8 @@ from kombu.exceptions import ChannelError
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
-_LOOKS = 100
-_PAUSE_S = 0.01
+_MAX_READS = 100
+_READ_PAUSE_S = 0.01
 
 
 class Channel(filesystem.Channel):
@@ -37,13 +37,13 @@ class Channel(filesystem.Channel):
 
     def get_table(self, exchange: str) -> list[Any]:
         """The queues of an exchange; empty where it has none yet."""
-        for _ in range(_LOOKS):
+        for _ in range(_MAX_READS):
             try:
-                found: list[Any] = super().get_table(exchange)  # type: ignore[no-untyped-call]
+                table: list[Any] = super().get_table(exchange)  # type: ignore[no-untyped-call]
             except ValueError:  # another process is about to write it
-                time.sleep(_PAUSE_S)
+                time.sleep(_READ_PAUSE_S)
             else:
-                return found
+                return table
         raise ChannelError(f"The table of the exchange '{exchange}' cannot be read")
 
 

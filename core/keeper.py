@@ -13,44 +13,44 @@ from typing import Protocol
 
 from core.errors import Busy
 from core.jobs import JobStore
-from core.jobs.keeper_side import Swept
+from core.jobs.keeper_side import ReapResult
 from core.logs import get_logger
-from core.retention import Purged, Retention
+from core.retention import PurgeResult, Retention
 
 log = get_logger("keeper")
 
 # A burst is rung in small batches with a breath between them: bells are for jobs that take minutes, and
 # requests that wait for an answer come first.
-BATCH = 20
-BREATH_S = 0.1
-PURGE_S = 60.0
-GATHER_S = 0.05  # a nudge waits this long for others, so that a burst costs one batch and not one each
+PUBLISH_BATCH = 20
+BATCH_PAUSE_S = 0.1
+PURGE_INTERVAL_S = 60.0
+COALESCE_S = 0.05  # a nudge waits this long for others, so that a burst costs one batch and not one each
 
 
-class Ring(Protocol):
+class Notify(Protocol):
     """Put one job's bell on the broker; raises what the transport raises."""
 
     def __call__(self, job_id: str, /) -> None: ...
 
 
 @dataclass(slots=True)
-class KeeperState:
+class SchedulerState:
     """What the keeper last saw, for /readyz and /metrics."""
 
     broker_ok: bool | None = None  # None: nothing was rung yet
-    rung: int = 0
+    notified: int = 0
     failures: int = 0
-    last_sweep: Swept | None = None
+    last_reap: ReapResult | None = None
 
 
-class Keeper:
+class Scheduler:
     """Relays when nudged and every `interval` seconds; sweeps every `interval` seconds, and asks for looks at
     the Hub that are `reconcile_s` old (0: never)."""
 
     def __init__(
         self,
         store: JobStore,
-        ring: Ring,
+        notify: Notify,
         interval: float,
         *,
         reconcile_s: float = 0.0,
@@ -58,15 +58,15 @@ class Keeper:
         retention: Retention | None = None,
     ) -> None:
         """`retention`: what is deleted because its time is over; looked at every `PURGE_S` seconds."""
-        self.state = KeeperState()
+        self.state = SchedulerState()
         self._store = store
-        self._ring = ring
+        self._notify = notify
         self._interval = interval
         self._reconcile_s = reconcile_s
         self._monotonic = monotonic
         self._retention = retention
         self._purged_at = float("-inf")
-        self._wake = threading.Event()
+        self._wake_event = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -79,69 +79,69 @@ class Keeper:
     def stop(self, timeout_s: float = 10.0) -> None:
         """End after the bell in hand. Bells that are left stay in the outbox."""
         self._stopping.set()
-        self._wake.set()
+        self._wake_event.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
             self._thread = None
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """There is something in the outbox: ring soon. Costs the caller next to nothing."""
-        self._wake.set()
+        self._wake_event.set()
 
     def _run(self) -> None:
-        swept_at = float("-inf")
+        reaped_at = float("-inf")
         while not self._stopping.is_set():
-            self._wake.clear()
-            more = self._guarded(self._relay_batch)
-            if self._monotonic() - swept_at >= self._interval:
-                swept_at = self._monotonic()
-                more = bool(self._guarded(self._sweep)) or more
-                self._guarded(self._purge)
-                more = (self._reconcile_s > 0 and self._guarded(self._ask_for_looks)) or more
-            if more:
-                self._stopping.wait(BREATH_S)
+            self._wake_event.clear()
+            has_more = self._run_step(self._publish_batch)
+            if self._monotonic() - reaped_at >= self._interval:
+                reaped_at = self._monotonic()
+                has_more = bool(self._run_step(self._reap)) or has_more
+                self._run_step(self._purge)
+                has_more = (self._reconcile_s > 0 and self._run_step(self._enqueue_polls)) or has_more
+            if has_more:
+                self._stopping.wait(BATCH_PAUSE_S)
             else:
-                self._wake.wait(self._interval)
-                self._stopping.wait(GATHER_S)
+                self._wake_event.wait(self._interval)
+                self._stopping.wait(COALESCE_S)
 
-    def _relay_batch(self) -> bool:
-        rung = self._store.relay(self._ring_one, limit=BATCH)
-        self.state.rung += rung
-        return rung == BATCH
+    def _publish_batch(self) -> bool:
+        published = self._store.publish(self._notify_one, limit=PUBLISH_BATCH)
+        self.state.notified += published
+        return published == PUBLISH_BATCH
 
-    def _ring_one(self, job_id: str) -> None:
+    def _notify_one(self, job_id: str) -> None:
         try:
-            self._ring(job_id)
+            self._notify(job_id)
         except Exception:
             self.state.broker_ok = False
             raise
         self.state.broker_ok = True
 
-    def _sweep(self) -> bool:
-        swept = self._store.sweep()
-        self.state.last_sweep = swept
-        if swept != Swept():
-            log.info("swept", **{name: getattr(swept, name) for name in Swept.__slots__})
-        return swept.bells > 0
+    def _reap(self) -> bool:
+        result = self._store.reap()
+        self.state.last_reap = result
+        if result != ReapResult():
+            log.info("swept", **{name: getattr(result, name) for name in ReapResult.__slots__})
+        return result.notifications > 0
 
     def _purge(self) -> bool:
         """One bounded batch; the next one comes with the next sweep while there is more."""
-        if self._retention is None or self._monotonic() - self._purged_at < PURGE_S:
+        if self._retention is None or self._monotonic() - self._purged_at < PURGE_INTERVAL_S:
             return False
-        purged = self._retention.sweep()
-        if not purged.more:
+        result = self._retention.purge()
+        if not result.has_more:
             self._purged_at = self._monotonic()
-        if purged != Purged():
-            log.info("purged", **{name: getattr(purged, name) for name in Purged.__slots__})
-        return purged.more
+        if result != PurgeResult():
+            log.info("purged", **{name: getattr(result, name) for name in PurgeResult.__slots__})
+        return result.has_more
 
-    def _ask_for_looks(self) -> bool:
-        asked = self._store.ask_for_looks(self._reconcile_s)
-        if asked:
-            log.info("reconciling", looks=asked)
-        return asked > 0
+    def _enqueue_polls(self) -> bool:
+        queued = self._store.enqueue_polls(self._reconcile_s)
+        if queued:
+            log.info("reconciling", looks=queued)
+        return queued > 0
 
-    def _guarded(self, step: Callable[[], bool]) -> bool:
+    def _run_step(self, step: Callable[[], bool]) -> bool:
         """The keeper outlives every trouble of broker and database; what failed is tried again next time."""
         try:
             return step()

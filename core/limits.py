@@ -14,7 +14,7 @@ from core.settings import Settings
 from core.tables.tenants import Tenant, TenantLimits
 
 UNLIMITED = -1  # in a tenant's row: no limit, whatever the settings say
-_MOST = 2**31 - 1
+_MAX_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Limits:
     requests_per_minute: int | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
+    def from_settings(cls, settings: Settings) -> Limits:
         """What holds for tenants without a row."""
         return cls(
             settings.tenant_max_running,
@@ -38,31 +38,31 @@ class Limits:
         )
 
     @property
-    def on_jobs(self) -> bool:
+    def has_job_limits(self) -> bool:
         """Must a submission be counted?"""
         return self.max_queued is not None or self.jobs_per_day is not None
 
 
 NO_LIMITS = Limits()
-NAMES = tuple(field.name for field in fields(Limits))
-_COLUMNS = [getattr(TenantLimits, name) for name in NAMES]
+LIMIT_FIELDS = tuple(field.name for field in fields(Limits))
+_COLUMNS = [getattr(TenantLimits, name) for name in LIMIT_FIELDS]
 
 
-def limits_of(connection: Connection, tenant_id: str, defaults: Limits) -> Limits:
+def load_limits(connection: Connection, tenant_id: str, defaults: Limits) -> Limits:
     """One tenant's limits now."""
     row = connection.execute(select(*_COLUMNS).where(TenantLimits.tenant_id == tenant_id)).one_or_none()
-    return defaults if row is None else over(defaults, row._mapping)
+    return defaults if row is None else merge_limits(defaults, row._mapping)
 
 
-def over(defaults: Limits, row: Mapping[Any, Any]) -> Limits:
+def merge_limits(defaults: Limits, row: Mapping[Any, Any]) -> Limits:
     """The defaults with a tenant's own numbers over them."""
-    own = {name: row[name] for name in NAMES if row[name] is not None}
+    stored = {name: row[name] for name in LIMIT_FIELDS if row[name] is not None}
     return replace(
-        defaults, **{name: None if number == UNLIMITED else number for name, number in own.items()}
+        defaults, **{name: None if number == UNLIMITED else number for name, number in stored.items()}
     )
 
 
-def own_limits(connection: Connection, tenant_id: str) -> dict[str, int | None]:
+def load_stored_limits(connection: Connection, tenant_id: str) -> dict[str, int | None]:
     """What a tenant's row says itself: None takes the setting, UNLIMITED is no limit."""
     row = connection.execute(select(*_COLUMNS).where(TenantLimits.tenant_id == tenant_id)).one_or_none()
     return dict(row._mapping) if row is not None else asdict(NO_LIMITS)
@@ -73,20 +73,20 @@ def set_limits(
 ) -> None:
     """Change some of a tenant's numbers (None: back to the setting). Raises NotFound, RequestInvalid."""
     for name, number in changes.items():
-        if number is not None and number != UNLIMITED and not 1 <= number <= _MOST:
+        if number is not None and number != UNLIMITED and not 1 <= number <= _MAX_LIMIT:
             raise RequestInvalid(
                 f"{name} is a number from 1, 'none' or 'default'; {number} is neither.", pointer=f"/{name}"
             )
     check_tenant_exists(connection, tenant_id)
-    now_set = {**own_limits(connection, tenant_id), **changes}
-    if all(number is None for number in now_set.values()):
+    new_limits = {**load_stored_limits(connection, tenant_id), **changes}
+    if all(number is None for number in new_limits.values()):
         connection.execute(delete(TenantLimits).where(TenantLimits.tenant_id == tenant_id))
         return
-    values = {**now_set, "updated_at": now}
-    changed = connection.execute(
+    values = {**new_limits, "updated_at": now}
+    result = connection.execute(
         update(TenantLimits).where(TenantLimits.tenant_id == tenant_id).values(**values)
     )
-    if changed.rowcount == 0:
+    if result.rowcount == 0:
         connection.execute(insert(TenantLimits).values(tenant_id=tenant_id, **values))
 
 

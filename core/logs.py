@@ -14,22 +14,27 @@ from typing import Any
 
 import structlog
 
-from core.redaction import BLANK, NAMES, scrub_value
+from core.redaction import REDACTED, SECRET_NAMES, scrub_value
 from core.settings import Settings
 
-_KEPT = frozenset({"_record", "_from_structlog"})  # for the formatter, which drops them
-_CHATTY = ("alembic", "httpx2", "kombu", "amqp")  # a line per request or start-up step, of use to nobody here
+_FORMATTER_KEYS = frozenset({"_record", "_from_structlog"})  # for the formatter, which drops them
+_NOISY_LOGGERS = (
+    "alembic",
+    "httpx2",
+    "kombu",
+    "amqp",
+)  # a line per request or start-up step, of use to nobody here
 
 
 def configure_logging(settings: Settings) -> None:
     """Set up structlog and the standard library's logging; a second call replaces the first."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    shared: list[structlog.typing.Processor] = [
+    processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        redact,
+        redact_event,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -37,17 +42,17 @@ def configure_logging(settings: Settings) -> None:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(processors=[_drop_meta, renderer], foreign_pre_chain=shared)
+        structlog.stdlib.ProcessorFormatter(processors=[_drop_meta, renderer], foreign_pre_chain=processors)
     )
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
-    for name in _CHATTY:
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -57,18 +62,18 @@ def get_logger(name: str) -> Any:
 
 
 @contextmanager
-def bound(**values: Any) -> Iterator[None]:
+def bind_log_context(**values: Any) -> Iterator[None]:
     """Every line written inside the block carries these values; they are gone after it."""
     with structlog.contextvars.bound_contextvars(**values):
         yield
 
 
-def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Blank secrets in one event, by the name they go under and by their shape, however deep they lie."""
     for name, value in event.items():
-        if name in _KEPT:
+        if name in _FORMATTER_KEYS:
             continue
-        event[name] = BLANK if name.lower() in NAMES else scrub_value(value)
+        event[name] = REDACTED if name.lower() in SECRET_NAMES else scrub_value(value)
     return event
 
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from core.errors import NotFound
 from core.repos import RepoRef
 
-FEWEST_ANCHORS = 2
-MOST_ANCHORS = 256
+MIN_ANCHORS = 2
+MAX_ANCHORS = 256
 
 
 class _Model(BaseModel):
@@ -42,17 +42,17 @@ class PoolRequest(_Model):
     name: str | None = Field(default=None, min_length=1, max_length=100, description="For people.")
     source: RepoRef
     target: RepoRef
-    anchors: tuple[AnchorSpec, ...] = Field(min_length=FEWEST_ANCHORS, max_length=MOST_ANCHORS)
+    anchors: tuple[AnchorSpec, ...] = Field(min_length=MIN_ANCHORS, max_length=MAX_ANCHORS)
 
     @field_validator("name")
     @classmethod
-    def _for_people(cls, value: str | None) -> str | None:
+    def _require_printable_name(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
             raise ValueError("must be printable text on one line")
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> PoolRequest:
+    def _require_distinct_repos(self) -> PoolRequest:
         if self.source == self.target:
             raise ValueError("source and target are the same base model and revision")
         for side in ("source", "target"):
@@ -73,26 +73,26 @@ class Pool:
     spec: PoolRequest
 
 
-class Pools(Protocol):
+class AnchorPools(Protocol):
     """Where a conversion finds the pools of its tenant."""
 
     def get(self, pool_id: str) -> Pool:
         """A pool by its id. Raises NotFound, or StateConflict while it is not ready."""
 
-    def covering(self, source_repo: str, target_repo: str) -> Pool | None:
+    def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
         """The newest ready pool from the one base repo to the other, if there is any."""
 
 
-class NoPools:
+class NoAnchorPools:
     """For runs that have none."""
 
     def get(self, pool_id: str) -> Pool:
         """There is none by any name."""
         raise NotFound(f"There is no anchor pool '{pool_id}' here.", pointer="/method/pool")
 
-    def covering(self, source_repo: str, target_repo: str) -> Pool | None:
+    def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
         """There is none."""
         return None
 
 
-NO_POOLS = NoPools()
+NO_ANCHOR_POOLS = NoAnchorPools()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-BLANK = "[redacted]"
-NAMES = frozenset(
+REDACTED = "[redacted]"
+SECRET_NAMES = frozenset(
     {
         "authorization",
         "token",
@@ -25,25 +25,25 @@ NAMES = frozenset(
 # Hub tokens, our own keys, signing secrets, bearer values, and user:password in an address. In logs a name
 # that only looks like a token is blanked too; an error has to name the reader's own repos, so that there only
 # what is as long as a real token is taken for one (34 characters behind hf_, 43 behind rb_).
-_SHAPES = re.compile(
+_SECRET_PATTERNS = re.compile(
     r"\b(?:rb|hf)_[A-Za-z0-9_-]{8,}"
     r"|\bwhsec_[A-Za-z0-9+/=_-]{8,}"
     r"|(?<=\bBearer )[A-Za-z0-9._~+/=-]{8,}"
     r"|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"
 )
-_LONG_SHAPES = re.compile(
+_LONG_SECRET_PATTERNS = re.compile(
     r"\b(?:rb|hf)_[A-Za-z0-9_-]{30,}|\bwhsec_[A-Za-z0-9+/=_-]{20,}|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"
 )
 
 
 def scrub(text: str) -> str:
     """`text` with everything that has the shape of a secret blanked."""
-    return _SHAPES.sub(BLANK, text)
+    return _SECRET_PATTERNS.sub(REDACTED, text)
 
 
-def scrub_long(text: str) -> str:
+def scrub_long_secrets(text: str) -> str:
     """The same for sentences to users: only what is as long as a real secret."""
-    return _LONG_SHAPES.sub(BLANK, text)
+    return _LONG_SECRET_PATTERNS.sub(REDACTED, text)
 
 
 def scrub_value(value: Any) -> Any:
@@ -55,7 +55,8 @@ def scrub_value(value: Any) -> Any:
         return scrub(value)
     if isinstance(value, dict):
         return {
-            name: BLANK if str(name).lower() in NAMES else scrub_value(inner) for name, inner in value.items()
+            name: REDACTED if str(name).lower() in SECRET_NAMES else scrub_value(inner)
+            for name, inner in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
         return [scrub_value(inner) for inner in value]

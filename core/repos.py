@@ -35,7 +35,7 @@ class RepoRef(BaseModel):
     repo_id: RepoId
     revision: str = Field(default="main", min_length=1, max_length=200, pattern=r"^[\w][\w./-]*$")
 
-    _check = field_validator("repo_id")(check_repo_id)
+    _validate_repo_id = field_validator("repo_id")(check_repo_id)
 
     def __str__(self) -> str:
         return f"{self.repo_id}@{self.revision}"

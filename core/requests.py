@@ -11,7 +11,7 @@ from core.corpus import CorpusSpec
 from core.errors import RequestInvalid
 from core.evaluation import EvaluationSpec
 from core.repos import MAX_REPO_ID, RepoId, RepoRef, check_repo_id
-from core.texts import refuse_nul
+from core.texts import reject_nul
 from rebase.methods.auto.params import AutoParams
 from rebase.methods.base_params import MethodParams
 from rebase.methods.params import AnyMethodParams
@@ -27,9 +27,9 @@ __all__ = [
     "PrecheckSpec",
     "RepoId",
     "RepoRef",
+    "check_precheck_request",
     "check_repo_id",
-    "refuse_for_precheck",
-    "refuse_unmeasured",
+    "check_selection_examples",
 ]
 
 
@@ -55,7 +55,7 @@ class OutputSpec(_Model):
 
     @field_validator("repo_id")
     @classmethod
-    def _named(cls, value: str | None) -> str | None:
+    def _validate_repo_id(cls, value: str | None) -> str | None:
         if value is None:
             return None
         if "/" not in value:
@@ -77,7 +77,7 @@ class PrecheckSpec(_Model):
     thresholds: Thresholds = Field(default_factory=Thresholds)
 
 
-def _method_from_name(value: Any) -> Any:
+def _wrap_method_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -89,7 +89,7 @@ class ConversionRequest(_Model):
         default=None, description="Defaults to the adapter's base_model_name_or_path."
     )
     target: RepoRef
-    method: Annotated[AnyMethodParams, BeforeValidator(_method_from_name)] = Field(default_factory=AutoParams)
+    method: Annotated[AnyMethodParams, BeforeValidator(_wrap_method_name)] = Field(default_factory=AutoParams)
     output: OutputSpec = Field(default_factory=OutputSpec)
     precheck: PrecheckSpec = Field(default_factory=PrecheckSpec)
     corpus: CorpusSpec | None = Field(
@@ -103,10 +103,10 @@ class ConversionRequest(_Model):
         default=None, description="Send a signed message when the job ends; see docs/callbacks.md."
     )
 
-    _no_nul = model_validator(mode="before")(refuse_nul)
+    _no_nul = model_validator(mode="before")(reject_nul)
 
     @model_validator(mode="after")
-    def _target_differs(self) -> ConversionRequest:
+    def _require_distinct_bases(self) -> ConversionRequest:
         if self.source is not None and self.source == self.target:
             raise ValueError(
                 "source and target are the same base model and revision; there is nothing to move"
@@ -114,14 +114,14 @@ class ConversionRequest(_Model):
         return self
 
 
-def refuse_unmeasured(request: ConversionRequest) -> None:
+def check_selection_examples(request: ConversionRequest) -> None:
     """What only a measurement can decide needs examples to measure on; it is refused, not ignored."""
     method = request.method
-    listed = method.listed_candidates
+    candidates = method.listed_candidates
     methods: dict[str, MethodParams] = {"/method": method}
-    methods |= {f"/method/candidates/{place}": params for place, params in enumerate(listed or ())}
-    measures = request.evaluate is not None and bool(request.evaluate.examples)
-    if listed is not None and not measures:
+    methods |= {f"/method/candidates/{index}": params for index, params in enumerate(candidates or ())}
+    has_examples = request.evaluate is not None and bool(request.evaluate.examples)
+    if candidates is not None and not has_examples:
         raise RequestInvalid(
             "Candidates are compared on 'evaluate.examples', of which there are none.",
             hint="Give evaluate.examples, or leave 'candidates' out: rules then choose the method.",
@@ -130,7 +130,7 @@ def refuse_unmeasured(request: ConversionRequest) -> None:
     for pointer, params in methods.items():
         if params.dare is None or params.dare.p != "sweep":
             continue
-        if not measures:
+        if not has_examples:
             raise RequestInvalid(
                 "A sweep keeps the share that measures best on 'evaluate.examples', of which there are none.",
                 hint="Give evaluate.examples, or one share as a number.",
@@ -144,7 +144,7 @@ def refuse_unmeasured(request: ConversionRequest) -> None:
             )
 
 
-def refuse_for_precheck(request: ConversionRequest) -> None:
+def check_precheck_request(request: ConversionRequest) -> None:
     """A pre-check moves nothing, so what could only be done with a moved adapter is refused, not ignored."""
     if request.evaluate is not None:
         raise RequestInvalid(

@@ -13,15 +13,15 @@ class Scope(StrEnum):
     CONVERT = "convert"
     ADMIN = "admin"
 
-    def allows(self, needed: Scope) -> bool:
+    def allows(self, required: Scope) -> bool:
         """Is `needed` this scope or one that it implies?"""
-        return _ORDER.index(needed) <= _ORDER.index(self)
+        return _ORDER.index(required) <= _ORDER.index(self)
 
 
 _ORDER = (Scope.READ, Scope.CONVERT, Scope.ADMIN)
-_LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def scope_of_method(method: str) -> Scope:
+def get_required_scope(method: str) -> Scope:
     """What an endpoint needs that says nothing more: looking needs `read`, everything else `convert`."""
-    return Scope.READ if method.upper() in _LOOKING else Scope.CONVERT
+    return Scope.READ if method.upper() in _SAFE_METHODS else Scope.CONVERT

@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from core.callbacks.allow import Allowed
-from core.callbacks.schedule import DEFAULT_WAITS, parse_waits
+from core.callbacks.allow import Allowlist
+from core.callbacks.schedule import DEFAULT_DELAYS, parse_delays
 
-_HOME = Path(".rebase")
+_DEFAULT_HOME = Path(".rebase")
 
 
 class Settings(BaseSettings):
@@ -20,7 +20,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REBASE_", env_file=".env", extra="ignore")
 
-    home: Path = Field(default=_HOME, description="Folder for everything that has no setting of its own.")
+    home: Path = Field(
+        default=_DEFAULT_HOME, description="Folder for everything that has no setting of its own."
+    )
     database_url: str | None = Field(
         default=None, description="SQLAlchemy URL; default: SQLite inside `home`."
     )
@@ -177,7 +179,7 @@ class Settings(BaseSettings):
         ),
     )
     callback_waits_s: str = Field(
-        default=DEFAULT_WAITS,
+        default=DEFAULT_DELAYS,
         description="Seconds before each further attempt at a callback; after the last one it is given up.",
     )
     callback_timeout_s: float = Field(
@@ -192,24 +194,24 @@ class Settings(BaseSettings):
 
     @field_validator("callback_allow")
     @classmethod
-    def _hosts(cls, value: str) -> str:
-        Allowed.parse(value)
+    def _validate_callback_allow(cls, value: str) -> str:
+        Allowlist.parse(value)
         return value
 
     @field_validator("callback_waits_s")
     @classmethod
-    def _waits(cls, value: str) -> str:
-        parse_waits(value)
+    def _validate_callback_waits(cls, value: str) -> str:
+        parse_delays(value)
         return value
 
     @field_validator("home", "hub_dir", "cache_dir", "work_dir", "callback_ca_file")
     @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
+    def _make_absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
     @field_validator("heartbeat_s")
     @classmethod
-    def _in_time(cls, value: float, info: ValidationInfo) -> float:
+    def _validate_heartbeat(cls, value: float, info: ValidationInfo) -> float:
         """One late beat must not cost the job."""
         if value > info.data.get("lease_s", value * 2) / 2:
             raise ValueError("must be at most half of REBASE_LEASE_S")

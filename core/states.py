@@ -51,7 +51,7 @@ class Phase(StrEnum):
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED})
 LEASED = frozenset({JobState.RUNNING, JobState.PUBLISHING})
 
-MOVES: dict[JobState, frozenset[JobState]] = {
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
     JobState.RUNNING: frozenset(
         {
@@ -83,13 +83,13 @@ class PoolState(StrEnum):
     INVALID = "invalid"
 
 
-def pool_state_of(job: JobState) -> PoolState:
+def derive_pool_state(job_state: JobState) -> PoolState:
     """A pool is ready when its job has succeeded; a job that ended otherwise can be retried."""
-    if job not in TERMINAL:
+    if job_state not in TERMINAL:
         return PoolState.VALIDATING
-    return PoolState.READY if job is JobState.SUCCEEDED else PoolState.INVALID
+    return PoolState.READY if job_state is JobState.SUCCEEDED else PoolState.INVALID
 
 
-def sources_of(state: JobState) -> frozenset[JobState]:
+def get_source_states(state: JobState) -> frozenset[JobState]:
     """The states from which a job may move to `state`."""
-    return frozenset(source for source, targets in MOVES.items() if state in targets)
+    return frozenset(source for source, targets in TRANSITIONS.items() if state in targets)

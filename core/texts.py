@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def refuse_nul(value: Any) -> Any:
+def reject_nul(value: Any) -> Any:
     """The body itself. Raises ValueError where one of its texts holds U+0000.
 
     PostgreSQL keeps JSON with that character and then refuses to look into it: the job could be neither
@@ -13,12 +13,12 @@ def refuse_nul(value: Any) -> Any:
     """
     pending = [("", value)]
     while pending:
-        path, here = pending.pop()
-        if isinstance(here, str):
-            if "\0" in here:
+        path, item = pending.pop()
+        if isinstance(item, str):
+            if "\0" in item:
                 raise ValueError(f"holds the character U+0000 at '{path[:200]}', which no text here may have")
-        elif isinstance(here, dict):
-            pending += [(f"{path}/{key}", inner) for key, inner in here.items()]
-        elif isinstance(here, list | tuple):
-            pending += [(f"{path}/{place}", inner) for place, inner in enumerate(here)]
+        elif isinstance(item, dict):
+            pending += [(f"{path}/{key}", inner) for key, inner in item.items()]
+        elif isinstance(item, list | tuple):
+            pending += [(f"{path}/{index}", inner) for index, inner in enumerate(item)]
     return value

@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from core.errors import SettingsInvalid
 from core.settings import Settings
 
-_HINT = "Make a key with 'rebase secrets key' and set REBASE_SECRET_KEYS for the API and every worker."
+_KEY_HINT = "Make a key with 'rebase secrets key' and set REBASE_SECRET_KEYS for the API and every worker."
 
 
 class Vault:
@@ -28,56 +28,56 @@ class Vault:
             self._fernet = MultiFernet([Fernet(key) for key in keys])
         except ValueError as exc:
             raise SettingsInvalid(
-                "REBASE_SECRET_KEYS holds something that is not 32 bytes of URL-safe base64.", hint=_HINT
+                "REBASE_SECRET_KEYS holds something that is not 32 bytes of URL-safe base64.", hint=_KEY_HINT
             ) from exc
 
     @classmethod
-    def of(cls, settings: Settings) -> Vault:
+    def from_settings(cls, settings: Settings) -> Vault:
         """The deployment's vault: of its keys, or of a key file that an embedded one keeps in its home.
 
         Raises SettingsInvalid for keys that are none, and where a deployment on a database server has none.
         """
-        given = settings.secret_keys.get_secret_value() if settings.secret_keys else ""
-        keys = [key.strip() for key in given.split(",") if key.strip()]
+        configured = settings.secret_keys.get_secret_value() if settings.secret_keys else ""
+        keys = [key.strip() for key in configured.split(",") if key.strip()]
         if keys:
             return cls(keys)
         if not settings.resolved_database_url.startswith("sqlite"):
-            raise SettingsInvalid("Secrets cannot be kept: REBASE_SECRET_KEYS is not set.", hint=_HINT)
-        return cls([_kept_key(settings.resolved_home / "secret.key")])
+            raise SettingsInvalid("Secrets cannot be kept: REBASE_SECRET_KEYS is not set.", hint=_KEY_HINT)
+        return cls([_load_or_create_key(settings.resolved_home / "secret.key")])
 
-    def seal(self, purpose: str, secret: str) -> str:
+    def encrypt(self, purpose: str, secret: str) -> str:
         """The text to store. `purpose` says where it belongs, such as `hub_token/acme`; it is not secret."""
         return self._fernet.encrypt(f"{purpose}\0{secret}".encode()).decode()
 
-    def open(self, purpose: str, sealed: str) -> str:
+    def decrypt(self, purpose: str, ciphertext: str) -> str:
         """The secret again. Raises SettingsInvalid when no key opens it, or it was sealed elsewhere."""
         try:
-            found, _, secret = self._fernet.decrypt(sealed).decode().partition("\0")
+            stored_purpose, _, secret = self._fernet.decrypt(ciphertext).decode().partition("\0")
         except InvalidToken as exc:
             raise SettingsInvalid(
                 "A stored secret cannot be opened with the keys in REBASE_SECRET_KEYS.",
                 hint="Set the key it was stored with beside the new one, or store the secret again.",
             ) from exc
-        if found != purpose:
+        if stored_purpose != purpose:
             raise SettingsInvalid("A stored secret belongs to something else and was not opened.")
         return secret
 
-    def reseal(self, sealed: str) -> str:
+    def reencrypt(self, ciphertext: str) -> str:
         """The same secret under the newest key. Raises SettingsInvalid when no key opens it."""
         try:
-            return self._fernet.rotate(sealed).decode()
+            return self._fernet.rotate(ciphertext).decode()
         except InvalidToken as exc:
             raise SettingsInvalid(
                 "A stored secret cannot be opened with the keys in REBASE_SECRET_KEYS."
             ) from exc
 
 
-def new_key() -> str:
+def generate_key() -> str:
     """A fresh key for REBASE_SECRET_KEYS."""
     return Fernet.generate_key().decode()
 
 
-def _kept_key(path: Path) -> str:
+def _load_or_create_key(path: Path) -> str:
     """The key in this file, which is made (readable by its owner alone) when there is none.
 
     Whoever comes first writes it whole: all that begin together must end up with one key, or what one of them
@@ -89,7 +89,7 @@ def _kept_key(path: Path) -> str:
         # have the same number, would write over a shared one after it was linked.
         fd, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # readable by its owner alone
         with os.fdopen(fd, "w") as file:
-            file.write(new_key())
+            file.write(generate_key())
         try:
             os.link(draft, path)
         except FileExistsError:

@@ -12,15 +12,15 @@ from core.settings import get_settings
 from core.tables.base import Base
 
 # Two processes that start together (two API containers, say) take turns; any constant number will do.
-_LOCK = 7_232_732_273
+_LOCK_ID = 7_232_732_273
 
 
 def run() -> None:
     """Run the scripts in one transaction, so that a failed migration leaves nothing behind."""
     url = context.config.attributes.get("url") or get_settings().resolved_database_url
-    engine = make_engine(url, wait_s=0)
+    engine = make_engine(url, timeout_s=0)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _without_foreign_keys)
+        event.listen(engine, "connect", _disable_foreign_keys)
     try:
         with engine.connect() as connection:
             context.configure(
@@ -33,17 +33,17 @@ def run() -> None:
             )
             with context.begin_transaction():
                 if engine.dialect.name == "postgresql":
-                    connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _LOCK})
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _LOCK_ID})
                 context.run_migrations()
                 if engine.dialect.name == "sqlite":
-                    broken = connection.execute(text("PRAGMA foreign_key_check")).all()
-                    if broken:
-                        raise RuntimeError(f"rows without their parents after migrating: {broken[:5]}")
+                    orphans = connection.execute(text("PRAGMA foreign_key_check")).all()
+                    if orphans:
+                        raise RuntimeError(f"rows without their parents after migrating: {orphans[:5]}")
     finally:
         engine.dispose()
 
 
-def _without_foreign_keys(connection: Any, _entry: Any) -> None:
+def _disable_foreign_keys(connection: Any, _entry: Any) -> None:
     """A table that is built anew is dropped in between, which would take along all rows that refer to it.
     SQLite hears of this only outside a transaction; whether all parents are there is checked at the end."""
     connection.execute("PRAGMA foreign_keys=OFF")

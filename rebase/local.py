@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import FileMissing
-from core.pools import NO_POOLS, Pools
+from core.pools import NO_ANCHOR_POOLS, AnchorPools
 from core.requests import ConversionRequest
 from core.settings import Settings
 from core.states import Phase
@@ -82,7 +82,7 @@ def run_here(
     folders: dict[str, str],
     watch: Shown,
     out: Path | None,
-    pools: Pools = NO_POOLS,
+    pools: AnchorPools = NO_ANCHOR_POOLS,
     corpus: Path | None = None,
 ) -> Report:
     """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""

@@ -32,7 +32,7 @@ class FilePool:
             f"There is no anchor pool '{pool_id}' here, only that of --pool.", pointer="/method/pool"
         )
 
-    def covering(self, source_repo: str, target_repo: str) -> Pool | None:
+    def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
         """The pool, whatever the bases: it was asked for, so that one of other bases is an error."""
         return Pool(None, self.spec)
 

@@ -13,7 +13,7 @@ _LONGEST_WAIT_S = 30
 def job_answer(job: JobRecord, status: int = 200, *, created: bool = False) -> Response:
     """A job as JSON with ETag, Retry-After while it is not done, and Location when it is new."""
     headers = {"ETag": etag_of(job)}
-    if not job.done:
+    if not job.is_done:
         headers["Retry-After"] = str(retry_after_s(job))
     if created:
         headers["Location"] = f"/jobs/{job.id}"

@@ -19,9 +19,9 @@ from core import broker
 from core.db import Database
 from core.errors import RebaseError, SettingsInvalid
 from core.jobs import JobStore
-from core.keeper import Keeper, Ring
+from core.keeper import Notify, Scheduler
 from core.limits import Limits
-from core.retention import Keep, Retention
+from core.retention import Retention, RetentionPeriods
 from core.settings import Settings
 from service import (
     auth,
@@ -52,7 +52,7 @@ _PROBLEM = {
 }
 
 
-def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
+def create_app(settings: Settings, *, ring: Notify | None = None) -> FastAPI:
     """An app that shares nothing with any other. `ring` replaces the deployment's broker.
 
     Raises SettingsInvalid when it would serve other machines without asking for keys.
@@ -61,14 +61,14 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     store = JobStore(
         Database.open(settings.resolved_database_url),
         max_attempts=settings.max_attempts,
-        limits=Limits.of(settings),
+        limits=Limits.from_settings(settings),
     )
-    keeper = Keeper(
+    keeper = Scheduler(
         store,
-        ring or partial(broker.ring, broker.make_sender(settings)),
+        ring or partial(broker.send_notification, broker.make_sender(settings)),
         settings.sweep_s,
         reconcile_s=settings.reconcile_s,
-        retention=Retention(store, Keep.of(settings)),
+        retention=Retention(store, RetentionPeriods.from_settings(settings)),
     )
     service = Service(
         settings,

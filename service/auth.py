@@ -17,13 +17,13 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from starlette.concurrency import run_in_threadpool
 
-from core.audit import Trail, network_of, write_line
-from core.errors import Busy, Forbidden, RateLimited, Unauthorised
-from core.jobs.base import Extras
+from core.audit import AuditContext, anonymize_address, write_audit_event
+from core.errors import Busy, Forbidden, RateLimited, Unauthorized
+from core.jobs.base import SubmissionContext
 from core.keys import Identity
 from core.limits import Limits
 from core.logs import get_logger
-from core.scopes import Scope, scope_of_method
+from core.scopes import Scope, get_required_scope
 from core.tables.base import DEFAULT_TENANT
 from service.rates import headers_of
 from service.state import Service
@@ -43,18 +43,18 @@ class Caller:
     tenant: str
     scope: Scope
     limits: Limits
-    trail: Trail
+    trail: AuditContext
 
     @property
-    def extras(self) -> Extras:
+    def extras(self) -> SubmissionContext:
         """What goes with a job that is submitted. Without keys there is one caller, of whom the jobs
         themselves say as much as a line in the audit log would."""
         keyed = self.trail.key_id is not None
-        return Extras(limits=self.limits, trail=self.trail if keyed else None)
+        return SubmissionContext(limits=self.limits, audit=self.trail if keyed else None)
 
 
 async def _caller(request: Request) -> Caller:
-    return await _authorised(request, scope_of_method(request.method))
+    return await _authorised(request, get_required_scope(request.method))
 
 
 async def _admin(request: Request) -> Caller:
@@ -82,12 +82,12 @@ async def _identified(request: Request, service: Service) -> Identity:
     """Raises Unauthorised."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key:
-        raise Unauthorised(
+        raise Unauthorized(
             "This service asks for an API key.", hint="Send the header 'Authorization: Bearer rb_…'."
         )
     known = await service.known_keys.identify(service.store, key.strip())
     if known is None:
-        raise Unauthorised("This API key is not valid.", hint="Make one with 'rebase keys create'.")
+        raise Unauthorized("This API key is not valid.", hint="Make one with 'rebase keys create'.")
     check_alive(known, service.store.clock())
     return known
 
@@ -97,7 +97,7 @@ def check_alive(known: Identity, now: datetime) -> None:
     ended = known.revoked_at is not None or (known.expires_at is not None and known.expires_at <= now)
     if ended:
         how = "was revoked" if known.revoked_at is not None else "has expired"
-        raise Unauthorised(f"This API key {how}.", hint="Ask an admin of your tenant for another one.")
+        raise Unauthorized(f"This API key {how}.", hint="Ask an admin of your tenant for another one.")
 
 
 async def _count(request: Request, service: Service, known: Identity) -> None:
@@ -116,13 +116,13 @@ async def _count(request: Request, service: Service, known: Identity) -> None:
         )
 
 
-def _trail(request: Request, tenant: str, key_id: str | None) -> Trail:
+def _trail(request: Request, tenant: str, key_id: str | None) -> AuditContext:
     client = request.client.host if request.client is not None else None
     request_id: str | None = request.scope.get("state", {}).get("request_id")
-    return Trail(tenant, key_id, request_id, network_of(client))
+    return AuditContext(tenant, key_id, request_id, anonymize_address(client))
 
 
-async def _note_denied(service: Service, request: Request, trail: Trail) -> None:
+async def _note_denied(service: Service, request: Request, trail: AuditContext) -> None:
     """A line in the audit log, at most one a minute for a key. Trouble with it changes no answer."""
     if trail.key_id is None or not service.denials.due(trail.key_id):
         return
@@ -133,9 +133,9 @@ async def _note_denied(service: Service, request: Request, trail: Trail) -> None
         log.warning("denied_attempt_not_noted", exc_info=True)
 
 
-def _write_denied(service: Service, trail: Trail, about: str) -> None:
+def _write_denied(service: Service, trail: AuditContext, about: str) -> None:
     with service.store.db.write() as connection:
-        write_line(connection, service.store.clock(), trail, "request.denied", about, "denied")
+        write_audit_event(connection, service.store.clock(), trail, "request.denied", about, "denied")
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]
@@ -149,7 +149,7 @@ def declared_scopes(app: FastAPI) -> dict[tuple[str, str], Scope | None]:
         dependant = getattr(route, "dependant", None)
         calls = _calls_of(dependant) if dependant is not None else set()
         for method in route.methods or ():
-            own = scope_of_method(method) if _caller in calls else None
+            own = get_required_scope(method) if _caller in calls else None
             found[method, str(route.path)] = Scope.ADMIN if _admin in calls else own
     return found
 

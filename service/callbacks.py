@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.callbacks.allow import Allowed
+from core.callbacks.allow import Allowlist
 from core.callbacks.rules import check_callback_url
-from core.callbacks.secrets import SigningSecrets
+from core.callbacks.secrets import SigningSecretRepository
 from core.callbacks.spec import CallbackSpec, DeliveryState
-from core.callbacks.store import DeliveryBook
+from core.callbacks.store import DeliveryRepository
 from core.jobs.client_side import MAX_PAGE
 from core.logs import get_logger
 from core.vault import Vault
@@ -53,7 +53,7 @@ class RotateRequest(BaseModel):
 @router.get("/jobs/{job_id}/deliveries", response_model=DeliveryListView)
 def job_deliveries(job_id: str, caller: CallerDep) -> Response:
     """A job's callbacks, oldest first, each with every attempt. One page holds all of them."""
-    found = _book(caller).of_job(caller.tenant, job_id)
+    found = _book(caller).list_for_job(caller.tenant, job_id)
     view = DeliveryListView.model_construct(
         deliveries=[DeliveryView.of(delivery) for delivery in found], next_cursor=None
     )
@@ -63,7 +63,9 @@ def job_deliveries(job_id: str, caller: CallerDep) -> Response:
 @router.get("/deliveries", response_model=DeliveryListView)
 def list_deliveries(caller: CallerDep, query: Annotated[DeliveriesQuery, Query()]) -> Response:
     """Your callbacks, newest first."""
-    page = _book(caller).page(caller.tenant, state=query.state, cursor=query.cursor, limit=query.limit)
+    page = _book(caller).list_deliveries(
+        caller.tenant, state=query.state, cursor=query.cursor, limit=query.limit
+    )
     return _json(DeliveryListView.of(page))
 
 
@@ -87,7 +89,7 @@ def replay_delivery(delivery_id: str, caller: CallerDep) -> Response:
 @router.get("/callback-secrets", response_model=SecretListView)
 def list_secrets(caller: CallerDep) -> Response:
     """Your signing secrets by id and date; never the secrets themselves."""
-    found = _secrets(caller).listed(caller.tenant)
+    found = _secrets(caller).list_signing(caller.tenant)
     return _json(SecretListView.model_construct(secrets=[SecretView.of(secret) for secret in found]))
 
 
@@ -99,7 +101,9 @@ def rotate_secret(caller: AdminDep, request: RotateRequest | None = None) -> Res
     settings = caller.service.settings
     asked = request.overlap_s if request is not None else None
     overlap_s = settings.callback_secret_overlap_s if asked is None else asked
-    record, secret = _secrets(caller).rotate(Vault.of(settings), caller.tenant, overlap_s, caller.trail)
+    record, secret = _secrets(caller).rotate(
+        Vault.from_settings(settings), caller.tenant, overlap_s, caller.trail
+    )
     log.info("signing_secret_made", tenant=caller.tenant, secret_id=record.id)
     view = NewSecretView.model_construct(
         id=record.id, created_at=record.created_at, retires_at=record.retires_at, secret=secret
@@ -110,16 +114,16 @@ def rotate_secret(caller: AdminDep, request: RotateRequest | None = None) -> Res
 def check_callback(caller: Caller, callback: CallbackSpec) -> None:
     """May this deployment call back there, and could the receiver verify it? Raises RequestInvalid,
     StateConflict."""
-    check_callback_url(callback.url, Allowed.parse(caller.service.settings.callback_allow))
-    _secrets(caller).require(caller.tenant)
+    check_callback_url(callback.url, Allowlist.parse(caller.service.settings.callback_allow))
+    _secrets(caller).require_secret(caller.tenant)
 
 
-def _book(caller: Caller) -> DeliveryBook:
-    return DeliveryBook(caller.service.store.db, caller.service.store.clock)
+def _book(caller: Caller) -> DeliveryRepository:
+    return DeliveryRepository(caller.service.store.db, caller.service.store.clock)
 
 
-def _secrets(caller: Caller) -> SigningSecrets:
-    return SigningSecrets(caller.service.store.db, caller.service.store.clock)
+def _secrets(caller: Caller) -> SigningSecretRepository:
+    return SigningSecretRepository(caller.service.store.db, caller.service.store.clock)
 
 
 def _json(view: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -102,8 +102,8 @@ def _of_job(entry: CampaignEntry, named: Mapping[str, Any]) -> AdapterReport:
         method=result.get("method"),
         output=MovedTo.model_construct(**output) if output is not None else None,
         measurements=result.get("measurements") or {},
-        figures=[FigureView.model_construct(**asdict(figure)) for figure in entry.figures],
-        error=PublicError.model_construct(**job.error) if job.done and job.error else None,
+        figures=[FigureView.model_construct(**asdict(figure)) for figure in entry.metrics],
+        error=PublicError.model_construct(**job.error) if job.is_done and job.error else None,
     )
 
 
@@ -137,5 +137,5 @@ def _why(job: JobRecord, result: Mapping[str, Any]) -> list[str]:
     """The verdict's reasons, and what ended the job where something did."""
     measured = ((job.diagnostics or {}).get("precheck") or {}).get("reasons") or []
     told = [str(reason.get("message", "")) for reason in result.get("reasons") or measured]
-    error = (job.error or {}).get("message") if job.done else None
+    error = (job.error or {}).get("message") if job.is_done else None
     return [*([str(error)] if error and error not in told else []), *filter(None, told)]

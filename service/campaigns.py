@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from core.jobs.client_side import MAX_PAGE
 from core.jobs.release_records import CampaignRecord
-from core.releases.states import AT_REST, CampaignState
+from core.releases.states import IDLE_CAMPAIGN_STATES, CampaignState
 from service.auth import CallerDep
 from service.campaign_report import CampaignReport, report_of
 from service.campaign_views import CampaignListView, CampaignView
@@ -67,7 +67,7 @@ def get_report(
     """Which adapters moved, which need retraining and why, which failed: JSON, or a page to read."""
     store = caller.service.store
     campaign = store.get_campaign(caller.tenant, campaign_id)
-    report = report_of(campaign, store.campaign_entries(caller.tenant, campaign_id))
+    report = report_of(campaign, store.list_campaign_entries(caller.tenant, campaign_id))
     headers = {"Vary": "Accept"}
     if format == "html" or (format is None and _prefers_html(accept)):
         headers |= {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
@@ -106,12 +106,12 @@ def approve_campaign(campaign_id: str, caller: CallerDep) -> Response:
 
 
 def _rung(caller: CallerDep, campaign: CampaignRecord, status: int = 200) -> Response:
-    caller.service.keeper.nudge()
+    caller.service.keeper.wake()
     return _answer(campaign, status)
 
 
 def _answer(campaign: CampaignRecord, status: int = 200) -> Response:
-    headers = {} if campaign.state in AT_REST else {"Retry-After": str(_LOOK_AGAIN_S)}
+    headers = {} if campaign.state in IDLE_CAMPAIGN_STATES else {"Retry-After": str(_LOOK_AGAIN_S)}
     return Response(CampaignView.of(campaign).model_dump_json(), status, headers, "application/json")
 
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.ids import new_id
-from core.logs import bound, get_logger
+from core.logs import bind_log_context, get_logger
 from service.metrics import Metrics
 from service.problems import problem, unforeseen
 
@@ -46,7 +46,7 @@ class Edge:
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, scope["state"])
         started = time.perf_counter()
-        with bound(request_id=request_id):
+        with bind_log_context(request_id=request_id):
             try:
                 await self._serve(scope, headers, receive, answer)
             except Exception:

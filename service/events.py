@@ -45,7 +45,9 @@ async def get_events(
                 looked_at = anyio.current_time()
                 if not await run_in_threadpool(_may_go_on, caller):
                     return
-            job, events = await run_in_threadpool(caller.service.store.history, job.tenant_id, job.id, last)
+            job, events = await run_in_threadpool(
+                caller.service.store.get_with_events, job.tenant_id, job.id, last
+            )
         except Busy:
             await anyio.sleep(POLL_S)
             continue
@@ -54,7 +56,7 @@ async def get_events(
             yield _message(event)
         if events:
             continue  # a page may be full; the next look finds the rest
-        if job.done:
+        if job.is_done:
             return
         if job.version != version:
             version = job.version
@@ -65,7 +67,7 @@ async def get_events(
 def _may_go_on(caller: Caller) -> bool:
     """Does the key still work with which the stream was opened? Raises Busy."""
     key_id = caller.trail.key_id
-    return key_id is None or keys.is_alive(caller.service.store, key_id)
+    return key_id is None or keys.is_active(caller.service.store, key_id)
 
 
 def _message(event: EventRecord) -> ServerSentEvent:

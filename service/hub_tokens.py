@@ -12,15 +12,15 @@ from starlette.responses import Response
 
 from core.errors import RequestInvalid
 from core.hub_tokens import (
-    HEADER,
-    MOST_CHARACTERS,
-    SealedFor,
+    HUB_TOKEN_HEADER,
+    MAX_TOKEN_LENGTH,
+    JobTokenEncryptor,
     check_hub_token,
     delete_tenant_token,
+    get_token_updated_at,
     put_tenant_token,
-    token_set_at,
 )
-from core.jobs.base import Extras
+from core.jobs.base import SubmissionContext
 from core.vault import Vault
 from service.auth import AdminDep, Caller
 
@@ -29,7 +29,7 @@ router = APIRouter(prefix="/hub-token", tags=["tenant"])
 JobHubToken = Annotated[
     str | None,
     Header(
-        alias=HEADER,
+        alias=HUB_TOKEN_HEADER,
         description="A Hub token for this job alone: encrypted while the job lasts, then deleted. Without it "
         "the job uses the one that is stored for the tenant.",
     ),
@@ -41,7 +41,7 @@ class HubTokenBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    token: SecretStr = Field(min_length=1, max_length=MOST_CHARACTERS)
+    token: SecretStr = Field(min_length=1, max_length=MAX_TOKEN_LENGTH)
 
 
 class HubTokenView(BaseModel):
@@ -51,7 +51,7 @@ class HubTokenView(BaseModel):
     updated_at: datetime | None
 
 
-def extras_of(caller: Caller, hub_token: str | None) -> Extras:
+def extras_of(caller: Caller, hub_token: str | None) -> SubmissionContext:
     """What goes with this caller's job. Raises RequestInvalid for a header that is no token, and
     SettingsInvalid where the deployment has no key to seal it with."""
     if hub_token is None:
@@ -59,9 +59,11 @@ def extras_of(caller: Caller, hub_token: str | None) -> Extras:
     try:
         token = check_hub_token(hub_token)
     except RequestInvalid as exc:
-        exc.message = f"{HEADER}: {exc.message}"
+        exc.message = f"{HUB_TOKEN_HEADER}: {exc.message}"
         raise
-    return replace(caller.extras, seal=SealedFor(Vault.of(caller.service.settings), token).seal)
+    return replace(
+        caller.extras, seal=JobTokenEncryptor(Vault.from_settings(caller.service.settings), token).encrypt
+    )
 
 
 @router.put("", response_model=HubTokenView)
@@ -70,18 +72,18 @@ def put_hub_token(body: HubTokenBody, caller: AdminDep) -> HubTokenView:
     service = caller.service
     put_tenant_token(
         service.store,
-        Vault.of(service.settings),
+        Vault.from_settings(service.settings),
         caller.tenant,
         body.token.get_secret_value(),
         caller.trail,
     )
-    return HubTokenView(stored=True, updated_at=token_set_at(service.store, caller.tenant))
+    return HubTokenView(stored=True, updated_at=get_token_updated_at(service.store, caller.tenant))
 
 
 @router.get("", response_model=HubTokenView)
 def get_hub_token(caller: AdminDep) -> HubTokenView:
     """Is a token stored? The token itself is not shown to anybody."""
-    at = token_set_at(caller.service.store, caller.tenant)
+    at = get_token_updated_at(caller.service.store, caller.tenant)
     return HubTokenView(stored=at is not None, updated_at=at)
 
 

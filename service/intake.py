@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from core.jobs import JobStore
-from core.jobs.base import PLAIN, Extras
+from core.jobs.base import NO_CONTEXT, SubmissionContext
 from core.jobs.records import ConversionKind, JobRecord
-from core.jobs.submit import Order
+from core.jobs.submit import Submission
 from core.requests import ConversionRequest
 
 LARGEST = 100
@@ -26,7 +26,7 @@ THREADS = 2  # one gathers and writes while the other waits for its flush
 class _Waiting:
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[JobRecord]
-    order: Order
+    order: Submission
 
 
 class Intake:
@@ -58,11 +58,11 @@ class Intake:
         tenant_id: str,
         kind: ConversionKind,
         request: ConversionRequest,
-        extras: Extras = PLAIN,
+        extras: SubmissionContext = NO_CONTEXT,
     ) -> JobRecord:
         """Queue a job; returns once it is committed. Raises what `JobStore.submit` raises."""
         loop = asyncio.get_running_loop()
-        order = Order(tenant_id, kind, request, extras)
+        order = Submission(tenant_id, kind, request, extras)
         waiting = _Waiting(loop, loop.create_future(), order)
         self._queue.put(waiting)
         return await waiting.answer

@@ -61,19 +61,19 @@ def get_job(
 @router.get("/{job_id}/diagnostics", response_model=DiagnosticsView)
 def get_diagnostics(job_id: str, caller: CallerDep) -> Response:
     """What the latest run measured, site by site. Empty before the pre-check has run."""
-    view = DiagnosticsView.of(job_id, caller.service.store.diagnostics(caller.tenant, job_id))
+    view = DiagnosticsView.of(job_id, caller.service.store.get_diagnostics(caller.tenant, job_id))
     return Response(view.model_dump_json(), media_type="application/json")
 
 
 @router.post("/{job_id}/cancel", response_model=JobView)
 def cancel_job(job_id: str, caller: CallerDep) -> Response:
     """Cancel: at once while nobody runs the job, else with its worker's next heartbeat."""
-    return job_answer(caller.service.store.cancel(caller.tenant, job_id, trail=caller.trail))
+    return job_answer(caller.service.store.cancel(caller.tenant, job_id, audit=caller.trail))
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
 def retry_job(job_id: str, caller: CallerDep, hub_token: JobHubToken = None) -> Response:
     """Queue a failed, rejected or cancelled job again with a fresh budget of attempts."""
-    job = caller.service.store.retry(caller.tenant, job_id, extras=extras_of(caller, hub_token))
-    caller.service.keeper.nudge()
+    job = caller.service.store.retry(caller.tenant, job_id, context=extras_of(caller, hub_token))
+    caller.service.keeper.wake()
     return job_answer(job, 202, created=True)

@@ -15,8 +15,8 @@ from service.auth import AdminDep
 
 router = APIRouter(prefix="/keys", tags=["tenant"])
 
-_SHORTEST_S = int(keys.SHORTEST_LIFE.total_seconds())
-_LONGEST_S = int(keys.LONGEST_LIFE.total_seconds())
+_SHORTEST_S = int(keys.MIN_LIFETIME.total_seconds())
+_LONGEST_S = int(keys.MAX_LIFETIME.total_seconds())
 KeyId = Annotated[str, Path(max_length=64)]
 
 
@@ -38,7 +38,7 @@ class RotationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     overlap_s: int = Field(
-        default=int(keys.OVERLAP.total_seconds()),
+        default=int(keys.DEFAULT_OVERLAP.total_seconds()),
         ge=0,
         le=_LONGEST_S,
         description="How long the old key goes on working.",
@@ -81,7 +81,9 @@ class KeyListView(BaseModel):
 def create_key(request: KeyRequest, caller: AdminDep) -> NewKeyView:
     """Make a key of your tenant. It is shown this once."""
     life = timedelta(seconds=request.expires_in_s) if request.expires_in_s is not None else None
-    made = keys.issue(caller.service.store, caller.tenant, request.name, request.scope, life, caller.trail)
+    made = keys.issue_key(
+        caller.service.store, caller.tenant, request.name, request.scope, life, caller.trail
+    )
     return _shown(made)
 
 
@@ -96,14 +98,14 @@ def rotate_key(key_id: KeyId, caller: AdminDep, request: RotationRequest | None 
     """A new key with the same name, scope and length of life. The old one works on for a while, and is
     not rotated again."""
     overlap = timedelta(seconds=(request or RotationRequest()).overlap_s)
-    made = keys.rotate(caller.service.store, key_id, overlap, tenant=caller.tenant, trail=caller.trail)
+    made = keys.rotate_key(caller.service.store, key_id, overlap, tenant=caller.tenant, audit=caller.trail)
     return _shown(made)
 
 
 @router.delete("/{key_id}", status_code=204, response_class=Response)
 def revoke_key(key_id: KeyId, caller: AdminDep) -> Response:
     """End a key's life, within ten seconds everywhere."""
-    keys.revoke(caller.service.store, key_id, tenant=caller.tenant, trail=caller.trail)
+    keys.revoke_key(caller.service.store, key_id, tenant=caller.tenant, audit=caller.trail)
     return Response(status_code=204)
 
 

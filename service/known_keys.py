@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from core import keys
 from core.jobs import JobStore
-from core.limits import Limits, limits_of
+from core.limits import Limits, load_limits
 
 V = TypeVar("V")
 _KNOWN_FOR_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
@@ -46,10 +46,10 @@ class KnownKeys:
 
     async def identify(self, store: JobStore, key: str) -> keys.Identity | None:
         """Whom the key stands for, ended or not; None for one that is unknown. Raises Busy."""
-        digest = keys.digest(key)
+        digest = keys.hash_key(key)
         known = self._memory.recall(digest)
         if known is None:
-            known = await run_in_threadpool(keys.identify, store, key)
+            known = await run_in_threadpool(keys.identify_key, store, key)
             if known is not None:
                 self._memory.keep(digest, known)
         return known
@@ -72,4 +72,4 @@ class KnownLimits:
 
 def _read(store: JobStore, tenant: str) -> Limits:
     with store.db.read() as connection:
-        return limits_of(connection, tenant, store.limits)
+        return load_limits(connection, tenant, store.limits)

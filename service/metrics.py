@@ -8,10 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from core.callbacks.store import DeliveryBook
+from core.callbacks.store import DeliveryRepository
 from core.errors import Busy
 from core.jobs import JobStore
-from core.keeper import Keeper
+from core.keeper import Scheduler
 from service.release_metrics import ReleaseMetrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -21,7 +21,7 @@ _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 class Metrics:
     """A registry of its own per app, so that two apps in one process do not collide."""
 
-    def __init__(self, store: JobStore, keeper: Keeper) -> None:
+    def __init__(self, store: JobStore, keeper: Scheduler) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "rebase_http_requests",
@@ -37,7 +37,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_Jobs(store, keeper))
-        self.registry.register(_Callbacks(DeliveryBook(store.db, store.clock)))
+        self.registry.register(_Callbacks(DeliveryRepository(store.db, store.clock)))
         self.releases = ReleaseMetrics(store, self.registry)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -47,7 +47,7 @@ class Metrics:
 
 
 class _Jobs(Collector):
-    def __init__(self, store: JobStore, keeper: Keeper) -> None:
+    def __init__(self, store: JobStore, keeper: Scheduler) -> None:
         self._store = store
         self._keeper = keeper
 
@@ -58,12 +58,15 @@ class _Jobs(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """Figures of this moment; those from the database are left out while it does not answer."""
         state = self._keeper.state
-        yield CounterMetricFamily("rebase_bells_rung", "Bells given to the broker.", value=state.rung)
+        yield CounterMetricFamily("rebase_bells_rung", "Bells given to the broker.", value=state.notified)
         yield CounterMetricFamily(
             "rebase_keeper_failures", "Steps of relay and sweep that failed.", value=state.failures
         )
         try:
-            waiting, active = self._store.waiting_bells(), self._store.active_counts()
+            waiting, active = (
+                self._store.count_pending_notifications(),
+                self._store.count_open_jobs_by_state(),
+            )
         except Busy:
             return
         yield GaugeMetricFamily("rebase_outbox_rows", "Bells that still have to be rung.", value=waiting)
@@ -74,7 +77,7 @@ class _Jobs(Collector):
 
 
 class _Callbacks(Collector):
-    def __init__(self, book: DeliveryBook) -> None:
+    def __init__(self, book: DeliveryRepository) -> None:
         self._book = book
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
@@ -84,7 +87,7 @@ class _Callbacks(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Deliveries that are kept, by state, and how long the oldest one has been waiting."""
         try:
-            counts = self._book.counts()
+            counts = self._book.count_by_state()
         except Busy:
             return
         deliveries = GaugeMetricFamily(

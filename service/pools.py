@@ -46,7 +46,7 @@ async def register_pool(
     store = caller.service.store
     extras = extras_of(caller, hub_token)
     pool, _ = await run_in_threadpool(store.submit_pool, caller.tenant, request, idempotency_key, extras)
-    caller.service.keeper.nudge()
+    caller.service.keeper.wake()
     return _answer(pool, 202, created=True)
 
 
@@ -68,7 +68,7 @@ def get_pool(pool_id: str, caller: CallerDep) -> Response:
 @router.delete("/{pool_id}", status_code=204, response_class=Response)
 def delete_pool(pool_id: str, caller: CallerDep) -> Response:
     """Delete a pool, and cancel its validation. Jobs that are still to use it will fail."""
-    caller.service.store.delete_pool(caller.tenant, pool_id, trail=caller.trail)
+    caller.service.store.delete_pool(caller.tenant, pool_id, audit=caller.trail)
     return Response(status_code=204)
 
 

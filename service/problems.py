@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from core.errors import InternalError, RebaseError, TooMany
-from core.redaction import scrub_long
+from core.errors import InternalError, RebaseError, TooManyRequests
+from core.redaction import scrub_long_secrets
 from service.pointers import FieldError, field_errors
 
 STATUS: dict[str, int] = {
@@ -116,7 +116,7 @@ async def on_rebase_error(request: Request, exc: Exception) -> Response:
         raise exc
     location: Literal["body", "query"] = "body" if request.method == "POST" else "query"
     errors = [FieldError(pointer=exc.pointer, detail=exc.message, location=location)] if exc.pointer else []
-    headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, TooMany) else None
+    headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, TooManyRequests) else None
     return problem(
         exc.code,
         exc.message,
@@ -133,7 +133,7 @@ async def on_http_error(request: Request, exc: Exception) -> Response:
     code = _CODE_OF_STATUS.get(exc.status_code, InternalError.code)
     return problem(
         code,
-        f"{exc.detail}: {request.method} {scrub_long(request.url.path)}",
+        f"{exc.detail}: {request.method} {scrub_long_secrets(request.url.path)}",
         request_id=_request_id(request),
         headers=exc.headers,
     )

@@ -36,7 +36,7 @@ class ReleaseMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Counted at the scrape; left out while the database does not answer."""
         try:
-            seen, campaigns = self._store.releases_seen(), self._store.campaign_counts()
+            seen, campaigns = self._store.count_releases(), self._store.count_campaigns()
         except Busy:
             return
         releases = GaugeMetricFamily(

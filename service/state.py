@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from core.jobs import JobStore
-from core.keeper import Keeper
+from core.keeper import Scheduler
 from core.settings import Settings
 from service.intake import Intake
 from service.known_keys import KnownKeys, KnownLimits
@@ -22,7 +22,7 @@ class Service:
 
     settings: Settings
     store: JobStore
-    keeper: Keeper
+    keeper: Scheduler
     metrics: Metrics
     migrations_head: str
     intake: Intake

@@ -10,9 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from core.errors import NotFound, RequestInvalid, StateConflict
-from core.jobs.base import Extras
+from core.jobs.base import SubmissionContext
 from core.jobs.records import ConversionKind
-from core.requests import ConversionRequest, refuse_for_precheck, refuse_unmeasured
+from core.requests import ConversionRequest, check_precheck_request, check_selection_examples
 from rebase.methods.base_params import MethodParams
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
@@ -58,11 +58,11 @@ async def _submit(
     kind: ConversionKind,
     request: ConversionRequest,
     idempotency_key: str | None,
-    extras: Extras,
+    extras: SubmissionContext,
 ) -> Response:
-    refuse_unmeasured(request)
+    check_selection_examples(request)
     if kind == "precheck":
-        refuse_for_precheck(request)
+        check_precheck_request(request)
     if request.callback is not None:
         await run_in_threadpool(check_callback, caller, request.callback)
     for pointer, pool in _pools(request.method):
@@ -73,7 +73,7 @@ async def _submit(
         job, _ = await run_in_threadpool(
             caller.service.store.submit, caller.tenant, kind, request, idempotency_key, extras
         )
-    caller.service.keeper.nudge()
+    caller.service.keeper.wake()
     return job_answer(job, 202, created=True)
 
 
@@ -103,10 +103,13 @@ def _check_pool(
     Raises NotFound, StateConflict (not ready) and RequestInvalid (other bases).
     """
     store, tenant = caller.service.store, caller.tenant
-    if idempotency_key is not None and store.submitted(tenant, kind, request, idempotency_key) is not None:
+    if (
+        idempotency_key is not None
+        and store.find_submitted(tenant, kind, request, idempotency_key) is not None
+    ):
         return
     try:
-        spec = store.pool_for_use(tenant, pool_id).spec
+        spec = store.get_ready(tenant, pool_id).spec
     except (NotFound, StateConflict) as exc:
         exc.pointer = pointer
         raise

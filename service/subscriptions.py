@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from core.jobs.client_side import MAX_PAGE
 from core.jobs.release_records import SubscriptionRecord
-from core.releases.plan import refuse_impossible
+from core.releases.plan import check_subscription_request
 from core.releases.spec import SubscriptionRequest
 from service.auth import CallerDep
 from service.callbacks import check_callback
@@ -44,11 +44,11 @@ class SubscriptionChange(BaseModel):
 )
 def subscribe(request: SubscriptionRequest, caller: CallerDep) -> Response:
     """Convert adapters whenever such a base is released. The same request again changes nothing."""
-    refuse_impossible(request)
+    check_subscription_request(request)
     if request.callback is not None:
         check_callback(caller, request.callback)
     subscription, created = caller.service.store.subscribe(caller.tenant, request, caller.trail)
-    caller.service.keeper.nudge()
+    caller.service.keeper.wake()
     headers = {"Location": f"/subscriptions/{subscription.id}"}
     return _answer(subscription, 201 if created else 200, headers)
 

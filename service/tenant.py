@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.audit import MOST_LINES, read_lines
-from core.tenants import delete_data, stop_jobs
+from core.audit import MAX_EVENTS, list_audit_events
+from core.tenants import cancel_all_jobs, erase_tenant_data
 from service.auth import AdminDep, CallerDep
 
 router = APIRouter(tags=["tenant"])
@@ -25,7 +25,7 @@ class AuditQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     before: int | None = Field(default=None, ge=1, le=_MOST_ID, description="The last page's `next_before`.")
-    limit: int = Field(default=50, ge=1, le=MOST_LINES)
+    limit: int = Field(default=50, ge=1, le=MAX_EVENTS)
 
 
 class AuditView(BaseModel):
@@ -60,7 +60,7 @@ class LimitsView(BaseModel):
 @router.get("/audit", response_model=AuditListView)
 def list_audit(caller: AdminDep, query: Annotated[AuditQuery, Query()]) -> AuditListView:
     """Who did what in your tenant."""
-    found = read_lines(caller.service.store.db, caller.tenant, before=query.before, limit=query.limit)
+    found = list_audit_events(caller.service.store.db, caller.tenant, before=query.before, limit=query.limit)
     lines = [AuditView(**{name: getattr(line, name) for name in AuditView.model_fields}) for line in found]
     return AuditListView(lines=lines, next_before=lines[-1].id if len(lines) == query.limit else None)
 
@@ -76,6 +76,6 @@ def delete_tenant_data(caller: AdminDep) -> Response:
     """Delete every job, pool and stored secret of your tenant. Jobs are cancelled first: while a worker still
     has one the answer is 409, and the call is to be made again. Keys and the audit log stay, and
     the day's jobs still count."""
-    stop_jobs(caller.service.store, caller.tenant)
-    delete_data(caller.service.store, caller.tenant, caller.trail)
+    cancel_all_jobs(caller.service.store, caller.tenant)
+    erase_tenant_data(caller.service.store, caller.tenant, caller.trail)
     return Response(status_code=204)

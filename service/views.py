@@ -64,7 +64,7 @@ class JobView(BaseModel):
             id=job.id,
             kind=job.kind,
             status=job.state,
-            done=job.done,
+            done=job.is_done,
             phase=job.phase,
             progress=progress_of(job),
             attempt=job.attempt,
@@ -78,7 +78,7 @@ class JobView(BaseModel):
             resolved=_resolved_of(job),
             verdict=job.verdict,
             result=job.result if job.state is JobState.SUCCEEDED else None,
-            error=PublicError.model_construct(**job.error) if job.done and job.error else None,
+            error=PublicError.model_construct(**job.error) if job.is_done and job.error else None,
             request=job.request,
             links=_links_of(job),
         )
@@ -189,11 +189,15 @@ def progress_of(job: JobRecord) -> ProgressView | None:
 
 
 def _layer_map_of(diagnostics: Diagnostics) -> LayerMapView | None:
-    if not diagnostics.layers.similarity:
+    if not diagnostics.layer_similarity.similarity:
         return None
     told = (diagnostics.summary or {}).get("layer_map") or {}
     return LayerMapView.model_construct(
-        **{**told, "similarity": diagnostics.layers.similarity, "layers": diagnostics.layers.layers}
+        **{
+            **told,
+            "similarity": diagnostics.layer_similarity.similarity,
+            "layers": diagnostics.layer_similarity.layer_map,
+        }
     )
 
 
@@ -201,7 +205,7 @@ def _evaluation_of(diagnostics: Diagnostics) -> EvaluationView | None:
     told = (diagnostics.summary or {}).get("evaluation")
     if told is None:
         return None
-    figures = [FigureView.model_construct(**asdict(figure)) for figure in diagnostics.figures]
+    figures = [FigureView.model_construct(**asdict(figure)) for figure in diagnostics.metrics]
     return EvaluationView.model_construct(**{**told, "figures": figures})
 
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from core.errors import WebhookOff, WebhookUnauthorised
-from core.jobs.release_records import Seen
+from core.errors import WebhookNotConfigured, WebhookUnauthorized
+from core.jobs.release_records import ReleaseEvent
 from core.settings import Settings
 from service.state import ServiceDep
 from service.webhook_payload import Ignored, read, release_in
@@ -54,15 +54,15 @@ async def hub_webhook(request: Request, service: ServiceDep) -> Response:
     try:
         check_secret(service.settings, request.headers.get("x-webhook-secret", ""))
         found = release_in(read(await request.body()))
-        if isinstance(found, Seen):
-            status = await run_in_threadpool(service.store.see, found)
+        if isinstance(found, ReleaseEvent):
+            status = await run_in_threadpool(service.store.record_release, found)
             found = Ignored(status, _REASONS[status]) if status != "recorded" else found
         outcome = found.reason if isinstance(found, Ignored) else "recorded"
     finally:
         service.metrics.releases.delivered(outcome)
     if isinstance(found, Ignored):
         return _answer(WebhookAnswer(status="ignored", reason=found.reason, detail=found.detail))
-    service.keeper.nudge()
+    service.keeper.wake()
     return _answer(WebhookAnswer(status="recorded", reason=None, detail=None))
 
 
@@ -72,14 +72,14 @@ def check_secret(settings: Settings, given: str) -> None:
     kept = settings.webhook_secret.get_secret_value() if settings.webhook_secret is not None else ""
     secrets = [secret.strip() for secret in kept.split(",") if secret.strip()]
     if not secrets:
-        raise WebhookOff(
+        raise WebhookNotConfigured(
             "The webhook of this service is not set up.",
             hint="Set REBASE_WEBHOOK_SECRET to the secret that the Hub is told when the webhook is made.",
         )
     # Compared as bytes: headers may hold what text comparison refuses.
     matches = [hmac.compare_digest(secret.encode(), given.encode("latin-1")) for secret in secrets]
     if not any(matches):
-        raise WebhookUnauthorised(
+        raise WebhookUnauthorized(
             "The webhook's secret is missing or wrong.",
             hint="Send it in X-Webhook-Secret; it is the one in REBASE_WEBHOOK_SECRET.",
         )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import RequestInvalid
-from core.jobs.release_records import Seen
-from core.releases.tasks import MAIN
+from core.jobs.release_records import ReleaseEvent
+from core.releases.tasks import MAIN_REF
 from core.repos import check_repo_id
 
 _LONGEST = 100  # of ids
@@ -40,7 +40,7 @@ def read(body: bytes) -> Mapping[str, Any]:
     return payload
 
 
-def release_in(payload: Mapping[str, Any]) -> Seen | Ignored:
+def release_in(payload: Mapping[str, Any]) -> ReleaseEvent | Ignored:
     """What the payload says of the main branch of a model."""
     event, repo = _part(payload, "event"), _part(payload, "repo")
     if repo.get("type") != "model":
@@ -61,14 +61,14 @@ def release_in(payload: Mapping[str, Any]) -> Seen | Ignored:
     if sha is None:
         return Ignored("not_main", "Nothing was pushed to the branch main.")
     webhook_id, repo_id = _text(_part(payload, "webhook").get("id")), _text(repo.get("id"))
-    return Seen(name, MAIN, sha, "webhook", webhook_id or None, repo_id or None, new_repo=new)
+    return ReleaseEvent(name, MAIN_REF, sha, "webhook", webhook_id or None, repo_id or None, new_repo=new)
 
 
 def _pushed(payload: Mapping[str, Any]) -> str | None:
     """The commit that main was moved to."""
     updated = payload.get("updatedRefs")
     for ref in updated if isinstance(updated, list) else ():
-        if isinstance(ref, dict) and ref.get("ref") == MAIN and _text(ref.get("newSha")):
+        if isinstance(ref, dict) and ref.get("ref") == MAIN_REF and _text(ref.get("newSha")):
             return _text(ref.get("newSha"))[:_SHA_LENGTH]
     return None
 

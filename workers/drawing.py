@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
-from core.errors import printable
+from core.errors import escape_control_characters
 from workers.report import LayerMap
 
 # The scale "cividis" (Nuñez, Anderton, Renslow 2018), which reads the same with every kind of colour vision.
@@ -151,7 +151,7 @@ def _chosen(draw: ImageDraw.ImageDraw, layer_map: LayerMap, cell: int, left: int
 
 def _name(repo_id: str) -> str:
     """Names come from strangers: one line of what can be printed."""
-    return " ".join(printable(repo_id).split())
+    return " ".join(escape_control_characters(repo_id).split())
 
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, font: _Font, room: float) -> str:

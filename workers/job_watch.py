@@ -6,7 +6,7 @@ import time
 
 from core.errors import Busy
 from core.jobs import JobStore
-from core.jobs.records import Claim, FigureRow, LayerRows
+from core.jobs.records import Claim, LayerSimilarityMatrix, MetricRow
 from core.logs import get_logger
 from core.states import Phase
 from workers.heart import Heart
@@ -36,14 +36,14 @@ class JobWatch:
             return
         eta = (now - self._phase_began) / done * (total - done) if done and total else None
         try:
-            self._store.report(self._claim, phase, done, total, unit, eta)
+            self._store.report_progress(self._claim, phase, done, total, unit, eta)
         except Busy:
             log.warning("progress_not_written", exc_info=True)
         self._written = now
 
     def resolved(self, resolved: Resolved) -> None:
         """Pinned commits onto the job's row."""
-        self._store.resolved(
+        self._store.record_resolved(
             self._claim,
             adapter_sha=resolved.adapter_sha,
             source_repo=resolved.source_repo,
@@ -56,12 +56,12 @@ class JobWatch:
         """The evidence so far, replacing what an earlier call or attempt left."""
         document = report.model_dump(mode="json")
         sites = document.pop("sites")
-        found = LayerRows()
+        found = LayerSimilarityMatrix()
         if document["layer_map"] is not None:
             matrix, layers = document["layer_map"].pop("similarity"), document["layer_map"].pop("layers")
-            found = LayerRows(matrix, layers)
+            found = LayerSimilarityMatrix(matrix, layers)
         figures = []
         if document["evaluation"] is not None:
-            figures = [FigureRow(**figure) for figure in document["evaluation"].pop("figures")]
+            figures = [MetricRow(**figure) for figure in document["evaluation"].pop("figures")]
         verdict = report.precheck.verdict
         self._store.save_diagnostics(self._claim, document, sites, verdict, found, figures)

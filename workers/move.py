@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from core.pools import Pools
+from core.pools import AnchorPools
 from core.requests import ConversionRequest
 from core.states import Phase
 from rebase.lora.low_rank import LowRank, Site
@@ -44,7 +44,7 @@ class Bench:
     opened: Opened
     bases: Bases
     tools: Tools
-    pools: Pools
+    pools: AnchorPools
     corpus_file: Path | None
     watch: Watch
 

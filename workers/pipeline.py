@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from core.errors import Rejected
-from core.pools import NO_POOLS, Pools
-from core.requests import ConversionRequest, refuse_for_precheck
+from core.pools import NO_ANCHOR_POOLS, AnchorPools
+from core.requests import ConversionRequest, check_precheck_request
 from core.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
 from workers.activations.gather import stored_bases
@@ -54,7 +54,7 @@ def run(
     folder: Path,
     *,
     marker: str | None,
-    pools: Pools = NO_POOLS,
+    pools: AnchorPools = NO_ANCHOR_POOLS,
     corpus_file: Path | None = None,
 ) -> Conversion | Published:
     """Convert (or only pre-check) and leave a verified adapter in `folder`, which must not exist yet.
@@ -64,7 +64,7 @@ def run(
     `core.errors` and `transfer.errors`; `Rejected` when the verdict ends the job.
     """
     if kind == "precheck":
-        refuse_for_precheck(request)
+        check_precheck_request(request)
     pinned, adapter_config, adapter_reader = resolve(request, tools.hub, watch)
     place = None
     if marker is not None and kind == "convert":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import RebaseError
-from core.pools import Pool, Pools
+from core.pools import AnchorPools, Pool
 from core.requests import ConversionRequest
 from core.states import Phase
 from rebase.lora.low_rank import Side
@@ -70,7 +70,7 @@ class PoolOffer:
 
 
 def offer_pool(
-    request: ConversionRequest, opened: Opened, pools: Pools, tools: Tools, watch: Watch
+    request: ConversionRequest, opened: Opened, pools: AnchorPools, tools: Tools, watch: Watch
 ) -> PoolOffer | None:
     """The pool that `method.pool` names, or the newest one between these bases; None where there is none, and
     for methods that use none.
@@ -84,7 +84,7 @@ def offer_pool(
     if params.pool_id is not None:
         pool: Pool | None = pools.get(params.pool_id)
     else:
-        pool = pools.covering(pinned.source.repo_id, pinned.target.repo_id)
+        pool = pools.find_for_bases(pinned.source.repo_id, pinned.target.repo_id)
     if pool is None:
         return None
     named: dict[Side, set[str]] = {

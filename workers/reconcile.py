@@ -7,9 +7,9 @@ from typing import Any
 
 from core.jobs import JobStore
 from core.jobs.records import Claim
-from core.jobs.release_records import Seen, SubscriptionRecord
-from core.releases.names import is_meant
-from core.releases.tasks import MAIN, ReconcileTask
+from core.jobs.release_records import ReleaseEvent, SubscriptionRecord
+from core.releases.names import subscription_matches
+from core.releases.tasks import MAIN_REF, ReconcileTask
 from core.states import Phase
 from workers.hub.port import HubPort, ListedModel
 from workers.watch import Watch
@@ -22,8 +22,8 @@ def look(claim: Claim, task: ReconcileTask, store: JobStore, hub: HubPort, watch
     last changed whenever its weights came. Nothing that changed last before a subscription's `since` can have
     been made after it, which is where the list is left.
     """
-    mine = store.subscriptions_to(claim.tenant_id, task.owner)
-    known = store.known_releases([one.id for one in mine])
+    mine = store.list_subscriptions_to_owner(claim.tenant_id, task.owner)
+    known = store.list_known_releases([one.id for one in mine])
     begun = store.clock()
     looked = found = 0
     for owner in sorted({one.spec.owner_as_written for one in mine}):
@@ -34,9 +34,9 @@ def look(claim: Claim, task: ReconcileTask, store: JobStore, hub: HubPort, watch
             looked += 1
             watch.step(Phase.READING, looked, None, "models")
             if any(_is_news(one, model, known) for one in mine):
-                seen = Seen(model.repo_id, MAIN, model.sha, "poll", created_at=model.created_at)
-                found += store.see(seen, claim.tenant_id) == "recorded"
-    store.looked(claim, task.owner, [one.id for one in mine], begun)
+                seen = ReleaseEvent(model.repo_id, MAIN_REF, model.sha, "poll", created_at=model.created_at)
+                found += store.record_release(seen, claim.tenant_id) == "recorded"
+    store.mark_polled(claim, task.owner, [one.id for one in mine], begun)
     return {"models": looked, "releases": found}
 
 
@@ -45,4 +45,4 @@ def _is_news(
 ) -> bool:
     if (subscription.id, model.repo_id, model.sha) in known or model.created_at < subscription.since:
         return False
-    return is_meant(subscription.request, model.repo_id)
+    return subscription_matches(subscription.request, model.repo_id)

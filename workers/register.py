@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.errors import RebaseError, RequestInvalid, printable
+from core.errors import RebaseError, RequestInvalid, escape_control_characters
 from core.pools import Pool, PoolRequest
 from core.states import Phase
 from rebase.lora.low_rank import Side
@@ -101,7 +101,9 @@ def _warnings(pool: OpenPool, request: PoolRequest) -> list[str]:
     """Anchors that say that they were trained on another base than the pool's."""
     named = {"source": request.source.repo_id, "target": request.target.repo_id}
     return [
-        printable(f"{anchor.repos[side].repo_id} names '{base}' as its base; the pool says '{named[side]}'.")
+        escape_control_characters(
+            f"{anchor.repos[side].repo_id} names '{base}' as its base; the pool says '{named[side]}'."
+        )
         for anchor in pool.anchors
         for side in SIDES
         if (base := anchor.named_bases[side]) is not None and base != named[side]

@@ -11,23 +11,23 @@ from math import prod
 from typing import Any
 
 from core.errors import (
-    HubUnauthorised,
+    HubUnauthorized,
     RebaseError,
     RepoGated,
     RepoNotFound,
     RequestInvalid,
     RevisionNotFound,
-    public_error,
+    to_public_error,
 )
 from core.jobs import JobStore
 from core.jobs.records import Claim
 from core.jobs.release_records import Decision, SubscriptionRecord
 from core.logs import get_logger
-from core.releases.guards import Facts, Reason, objections
+from core.releases.guards import GuardViolation, ModelFacts, find_violations
 from core.releases.spec import SubscriptionRequest
-from core.releases.states import Stored
+from core.releases.states import CampaignDbState
 from core.releases.tasks import ReleaseTask
-from core.releases.template import fill
+from core.releases.template import fill_template
 from core.states import Phase
 from transfer.errors import TransferError
 from transfer.weights import ModelWeights
@@ -39,28 +39,28 @@ from workers.watch import Watch
 log = get_logger(__name__)
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_UNREADABLE = (RepoNotFound, RevisionNotFound, HubUnauthorised)
+_UNREADABLE = (RepoNotFound, RevisionNotFound, HubUnauthorized)
 
 
 def follow(claim: Claim, task: ReleaseTask, store: JobStore, hub: HubPort, watch: Watch) -> dict[str, Any]:
     """The job's result. Raises what a hub raises when it is not available, and LeaseLost."""
-    subscription = store.subscription_of(claim, task.subscription_id)
+    subscription = store.find_subscription(claim, task.subscription_id)
     if subscription is None:
         return _told("unsubscribed")
     if subscription.paused:
-        store.forget(claim, task)
+        store.unmark_release(claim, task)
         return _told("paused")
     watch.step(Phase.RESOLVING)
     try:
         hub.check_read(task.repo_id)
         info = hub.info(task.repo_id)
     except RepoGated as exc:
-        decision = _refused(task.sha, [Reason(code=exc.code, message=exc.message)])
+        decision = _refused(task.sha, [GuardViolation(code=exc.code, message=exc.message)])
         return _decide(claim, store, subscription, task, decision)
     except _UNREADABLE as exc:
         # Nothing is recorded: whoever may not read the repo is not told that somebody announced it.
         # When it is opened, or the token replaced, a look is shown it and takes it up.
-        store.forget(claim, task)
+        store.unmark_release(claim, task)
         return _told("unreadable", code=exc.code)
     if REPORT_FILE in info.repo.files or ("adapter_config.json" in info.repo.files and not _has_config(info)):
         return _told("adapter")
@@ -74,34 +74,34 @@ def judge(hub: HubPort, info: RepoInfo, subscription: SubscriptionRecord) -> Dec
     try:
         missing = _missing(hub, info)
         if missing is not None:
-            waits = Reason(
+            waits = GuardViolation(
                 code="incomplete", message=f"The repo holds no {missing} yet; a push may bring it."
             )
-            return Decision(Stored.WAITING, sha, [waits.model_dump()])
+            return Decision(CampaignDbState.WAITING, sha, [waits.model_dump()])
         facts = facts_of(hub, info)
     except (RebaseError, TransferError) as exc:
-        error = public_error(exc)
+        error = to_public_error(exc)
         if error.retryable:
             raise
-        return _refused(sha, [Reason(code=error.code, message=error.message)])
-    against = objections(spec.guards, facts, subscription.since)
+        return _refused(sha, [GuardViolation(code=error.code, message=error.message)])
+    against = find_violations(spec.guards, facts, subscription.since)
     if against:
         return _refused(sha, against, facts)
     outputs, left_out = places(hub, spec, info.repo.repo_id)
     if not outputs:
-        nowhere = Reason(code="no_outputs", message="No adapter has a place to go.")
+        nowhere = GuardViolation(code="no_outputs", message="No adapter has a place to go.")
         return _refused(sha, [nowhere], facts, left_out)
-    return Decision(Stored.OPEN, sha, [], facts.model_dump(mode="json"), outputs, left_out)
+    return Decision(CampaignDbState.OPEN, sha, [], facts.model_dump(mode="json"), outputs, left_out)
 
 
-def facts_of(hub: HubPort, info: RepoInfo) -> Facts:
+def facts_of(hub: HubPort, info: RepoInfo) -> ModelFacts:
     """Sizes by the headers of all shards, the rest by the card. Raises what readers raise, also for a family
     of models that cannot be a target."""
     config, reader, _ = open_model(hub, info.repo)
     ModelWeights(config, reader)
     infos = reader.infos()
     model_type = config.get("model_type")
-    return Facts(
+    return ModelFacts(
         repo_id=info.repo.repo_id,
         sha=info.repo.sha,
         created_at=info.created_at,
@@ -121,16 +121,18 @@ def places(
     outputs: dict[int, str] = {}
     left_out: list[dict[str, Any]] = []
     for position, adapter in enumerate(spec.adapters):
-        why: Reason | None = None
+        why: GuardViolation | None = None
         name = ""
         try:
-            name = hub.default_output(fill(spec.output.repo_id, adapter.repo_id, target))
+            name = hub.default_output(fill_template(spec.output.repo_id, adapter.repo_id, target))
         except RequestInvalid as exc:
-            why = Reason(code="output_name", message=exc.message)
+            why = GuardViolation(code="output_name", message=exc.message)
         if why is None and name.casefold() in {taken.casefold() for taken in outputs.values()}:
-            why = Reason(code="output_name", message=f"'{name}' is another adapter's output already.")
+            why = GuardViolation(code="output_name", message=f"'{name}' is another adapter's output already.")
         if why is None and len(outputs) >= spec.guards.max_jobs:
-            why = Reason(code="max_jobs", message=f"The budget is {spec.guards.max_jobs} jobs per release.")
+            why = GuardViolation(
+                code="max_jobs", message=f"The budget is {spec.guards.max_jobs} jobs per release."
+            )
         if why is None:
             outputs[position] = name
         else:
@@ -155,17 +157,20 @@ def _missing(hub: HubPort, info: RepoInfo) -> str | None:
 
 
 def _refused(
-    sha: str, reasons: list[Reason], facts: Facts | None = None, left_out: list[dict[str, Any]] | None = None
+    sha: str,
+    reasons: list[GuardViolation],
+    facts: ModelFacts | None = None,
+    left_out: list[dict[str, Any]] | None = None,
 ) -> Decision:
     told = [reason.model_dump() for reason in reasons]
     known = facts.model_dump(mode="json") if facts is not None else None
-    return Decision(Stored.REFUSED, sha, told, known, left_out=left_out or ())
+    return Decision(CampaignDbState.REFUSED, sha, told, known, left_out=left_out or ())
 
 
 def _decide(
     claim: Claim, store: JobStore, subscription: SubscriptionRecord, task: ReleaseTask, decision: Decision
 ) -> dict[str, Any]:
-    decided = store.decide(claim, subscription, task.repo_id, decision)
+    decided = store.record_decision(claim, subscription, task.repo_id, decision)
     return _told(decided.outcome, campaign=decided.campaign_id)
 
 

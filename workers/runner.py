@@ -19,13 +19,13 @@ from core.errors import (
     OutOfMemory,
     Rejected,
     TimeLimit,
-    public_error,
+    to_public_error,
 )
-from core.hub_tokens import token_of
+from core.hub_tokens import resolve_hub_token
 from core.jobs import JobStore
-from core.jobs.pools_side import TenantPools
+from core.jobs.pools_side import ScopedAnchorPools
 from core.jobs.records import Claim, ConversionKind
-from core.logs import bound, get_logger
+from core.logs import bind_log_context, get_logger
 from core.pools import PoolRequest
 from core.releases.tasks import ReleaseTask
 from core.requests import ConversionRequest
@@ -60,7 +60,7 @@ class Desk:
 def tools_for(claim: Claim, desk: Desk) -> Tools:
     """The worker's tools with a hub that is asked with this job's token and no other. Raises SettingsInvalid
     for a token that was stored and cannot be opened here."""
-    token = token_of(desk.store, desk.settings, claim)
+    token = resolve_hub_token(desk.store, desk.settings, claim)
     return replace(desk.tools, hub=desk.tools.hub.with_token(token))
 
 
@@ -74,7 +74,7 @@ def run_job(job_id: str, desk: Desk) -> None:
     if claim is None:
         log.info("nothing_to_claim", job_id=job_id)
         return
-    with bound(job_id=job_id, attempt=claim.attempt):
+    with bind_log_context(job_id=job_id, attempt=claim.attempt):
         log.info("claimed", kind=claim.kind)
         scratch = desk.settings.resolved_work_dir / f"{job_id}-{claim.attempt}"
         heart = Heart(desk.store, claim, every_s=desk.settings.heartbeat_s, lease_s=desk.settings.lease_s)
@@ -122,16 +122,16 @@ def _convert(
     with disk_trouble():
         scratch.mkdir(parents=True, exist_ok=True)
     kind: ConversionKind = "precheck" if claim.kind == "precheck" else "convert"
-    pools = TenantPools(desk.store, claim.tenant_id)
+    pools = ScopedAnchorPools(desk.store, claim.tenant_id)
     outcome = run(request, kind, tools, watch, scratch / "adapter", marker=marker, pools=pools)
     heart.check()
     if isinstance(outcome, Published):
         log.info("already_published", commit=outcome.commit)
-        desk.store.publishing(claim)
+        desk.store.mark_publishing(claim)
         return result_of(tools.hub, outcome, None)
     if outcome.folder is None:
         return verdict_of(outcome.report)
-    desk.store.publishing(claim)
+    desk.store.mark_publishing(claim)
     published = publish(tools.hub, request, outcome, marker)
     log.info("published", repo=published.repo_id, commit=published.commit)
     return result_of(tools.hub, published, outcome.report)
@@ -160,11 +160,11 @@ def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
             f"The worker ran out of memory on device '{desk.tools.device.type}'.",
             hint="Use a machine or GPU with more memory, REBASE_DEVICE=cpu, or a lower rank.",
         ).with_traceback(exc.__traceback__)
-    error = public_error(exc)
+    error = to_public_error(exc)
     try:
         if isinstance(exc, Cancelled):
             log.info("cancelled")
-            _insist(lambda: desk.store.cancelled(claim), desk.settings.lease_s)
+            _insist(lambda: desk.store.mark_cancelled(claim), desk.settings.lease_s)
         elif isinstance(exc, Rejected):
             log.info("rejected")
             _insist(lambda: desk.store.reject(claim, error), desk.settings.lease_s)
@@ -187,7 +187,7 @@ def _standing(claim: Claim, desk: Desk, exc: Exception) -> dict[str, Any] | None
     request = claim.request
     if claim.kind == "precheck" or not isinstance(request, ConversionRequest):
         return None
-    if public_error(exc).retryable or not desk.store.may_be_published(claim):
+    if to_public_error(exc).retryable or not desk.store.has_started_publishing(claim):
         return None
     hub = tools_for(claim, desk).hub
     published = hub.find_commit(output_name(hub, request), marker_of(claim.job_id))

@@ -7,7 +7,7 @@ import socket
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from core.broker import RING
+from core.broker import TASK_NAME
 from core.db import Database
 from core.jobs import JobStore
 from core.limits import Limits
@@ -34,14 +34,14 @@ def desk() -> Desk:
         store=JobStore(
             Database.open(settings.resolved_database_url),
             max_attempts=settings.max_attempts,
-            limits=Limits.of(settings),
+            limits=Limits.from_settings(settings),
         ),
         tools=make_tools(settings),
         owner=f"{socket.gethostname()}:{os.getpid()}",
     )
 
 
-@app.task(name=RING, ignore_result=True)
+@app.task(name=TASK_NAME, ignore_result=True)
 def ring(job_id: str) -> None:
     """Run the job if it waits for a worker. Never raises: the job's row tells how it ended."""
     from workers.runner import run_job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.errors import printable
+from core.errors import escape_control_characters
 from core.requests import ConversionRequest
 from rebase.methods.base import Evidence
 from rebase.methods.params import parse_params
@@ -51,7 +51,7 @@ def opening(request: ConversionRequest, move: Move, selection: Selection | None 
         unused_source_layers=list(opened.pairing.unused_source_layers),
         not_carried=list(opened.adapter.not_carried),
         warnings=[
-            printable(warning)
+            escape_control_characters(warning)
             for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool, *_not_compared(request))
         ],
     )

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from core.errors import printable
+from core.errors import escape_control_characters
 from rebase.methods.registry import get_method
 from transfer.adapter.tables import StoredTable
 from transfer.adapter.write import BuiltAdapter, WrittenTable, with_tables
@@ -209,6 +209,6 @@ def _told(report: Report, not_carried: tuple[str, ...], warnings: tuple[str, ...
     return report.model_copy(
         update={
             "not_carried": [*report.not_carried, *not_carried],
-            "warnings": [*report.warnings, *map(printable, warnings)],
+            "warnings": [*report.warnings, *map(escape_control_characters, warnings)],
         }
     )

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
-from core.callbacks.allow import Allowed
+from core.callbacks.allow import Allowlist
 
 Address = IPv4Address | IPv6Address
 
 # From the IANA special-purpose registries, and one cloud's metadata address that lies outside of them.
-DENIED: dict[str, str] = {
+DENIED_NETWORKS: dict[str, str] = {
     "0.0.0.0/8": "this network",
     "10.0.0.0/8": "private",
     "100.64.0.0/10": "shared by carriers (CGNAT)",
@@ -56,13 +56,13 @@ DENIED: dict[str, str] = {
     "fec0::/10": "site-local",
     "ff00::/8": "multicast",
 }
-_DENIED = [(ip_network(network), why) for network, why in DENIED.items()]
-_DENIED_4 = [(network, why) for network, why in _DENIED if isinstance(network, IPv4Network)]
-_DENIED_6 = [(network, why) for network, why in _DENIED if isinstance(network, IPv6Network)]
-_GLOBAL_6 = IPv6Network("2000::/3")
+_PARSED_NETWORKS = [(ip_network(network), why) for network, why in DENIED_NETWORKS.items()]
+_DENIED_IPV4 = [(network, why) for network, why in _PARSED_NETWORKS if isinstance(network, IPv4Network)]
+_DENIED_IPV6 = [(network, why) for network, why in _PARSED_NETWORKS if isinstance(network, IPv6Network)]
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 # Where an IPv4 address stands in the 128 bits: (prefix, bits to the right of it, turned over?).
-_CARRIERS = (
+_IPV4_EMBEDDINGS = (
     (IPv6Network("::/96"), 0, False),
     (IPv6Network("::ffff:0:0/96"), 0, False),
     (IPv6Network("::ffff:0:0:0/96"), 0, False),
@@ -72,37 +72,44 @@ _CARRIERS = (
     (IPv6Network("2001::/32"), 64, False),  # Teredo: its server …
     (IPv6Network("2001::/32"), 0, True),  # … and its client, with every bit turned over
 )
-_ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # the third 32 bits of an interface that carries an IPv4 address
+_ISATAP_PREFIXES = (
+    0x0000_5EFE,
+    0x0200_5EFE,
+)  # the third 32 bits of an interface that carries an IPv4 address
 
 
-def embedded(address: Address) -> list[IPv4Address]:
+def find_embedded_ipv4(address: Address) -> list[IPv4Address]:
     """The IPv4 addresses that an IPv6 address carries, by any scheme that puts one there."""
     number = int(address)
     if isinstance(address, IPv4Address) or number <= 1:  # `::` and `::1` only look like carriers
         return []
-    found = [
-        IPv4Address((number >> shift & 0xFFFF_FFFF) ^ (0xFFFF_FFFF if turned else 0))
-        for network, shift, turned in _CARRIERS
+    addresses = [
+        IPv4Address((number >> shift & 0xFFFF_FFFF) ^ (0xFFFF_FFFF if inverted else 0))
+        for network, shift, inverted in _IPV4_EMBEDDINGS
         if address in network
     ]
-    if number >> 32 & 0xFFFF_FFFF in _ISATAP:
-        found.append(IPv4Address(number & 0xFFFF_FFFF))
-    return found
+    if number >> 32 & 0xFFFF_FFFF in _ISATAP_PREFIXES:
+        addresses.append(IPv4Address(number & 0xFFFF_FFFF))
+    return addresses
 
 
-def refusal(address: Address, allowed: Allowed) -> str | None:
+def blocked_reason(address: Address, allowlist: Allowlist) -> str | None:
     """Why nothing may be sent to this address; None: it may. What it carries must be allowed as well."""
-    for one in (address, *embedded(address)):
-        why = None if allowed.address(one) else _denied(one)
-        if why is not None:
-            return f"{address} is {why}" if one == address else f"{address} carries {one}, which is {why}"
+    for candidate in (address, *find_embedded_ipv4(address)):
+        reason = None if allowlist.allows_address(candidate) else _denied_reason(candidate)
+        if reason is not None:
+            return (
+                f"{address} is {reason}"
+                if candidate == address
+                else f"{address} carries {candidate}, which is {reason}"
+            )
     return None
 
 
-def _denied(address: Address) -> str | None:
+def _denied_reason(address: Address) -> str | None:
     if isinstance(address, IPv4Address):
-        return next((why for network, why in _DENIED_4 if address in network), None)
+        return next((why for network, why in _DENIED_IPV4 if address in network), None)
     if address.scope_id is not None:
         return "an address with a zone"
-    why = next((why for network, why in _DENIED_6 if address in network), None)
-    return why or (None if address in _GLOBAL_6 else "not global unicast")
+    why = next((why for network, why in _DENIED_IPV6 if address in network), None)
+    return why or (None if address in _GLOBAL_UNICAST else "not global unicast")

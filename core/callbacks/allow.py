@@ -6,18 +6,18 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
-_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?", re.ASCII)
+_HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowlist:
     """Host names and networks. A listed name is trusted with whatever it resolves to."""
 
     names: frozenset[str] = frozenset()
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Allowed:
+    def parse(cls, text: str) -> Allowlist:
         """Names, addresses and networks, separated by commas. Raises ValueError for what is none of these."""
         names: set[str] = set()
         networks: list[IPv4Network | IPv6Network] = []
@@ -26,15 +26,15 @@ class Allowed:
                 networks.append(ip_network(entry))
             except ValueError:
                 # A last label of digits can be no name, so it is a network that was mistyped.
-                if not _NAME.fullmatch(entry) or entry.rsplit(".", 1)[-1].isdecimal():
+                if not _HOST_NAME.fullmatch(entry) or entry.rsplit(".", 1)[-1].isdecimal():
                     raise ValueError(f"'{entry}' is no host name, address or network") from None
                 names.add(entry)
         return cls(frozenset(names), tuple(networks))
 
-    def name(self, host: str) -> bool:
+    def allows_host(self, host: str) -> bool:
         """Is this very name listed?"""
         return host in self.names
 
-    def address(self, address: IPv4Address | IPv6Address) -> bool:
+    def allows_address(self, address: IPv4Address | IPv6Address) -> bool:
         """Does it lie in a listed network?"""
         return any(address in network for network in self.networks)

@@ -9,20 +9,20 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select
 
-from core.callbacks.spec import EVENT_OF, CallbackEvent, DeliveryState
-from core.callbacks.url import parse
+from core.callbacks.spec import EVENT_BY_STATE, CallbackEvent, DeliveryState
+from core.callbacks.url import parse_callback_url
 from core.ids import new_id
 from core.states import JobState
 from core.tables.callbacks import CallbackDelivery, CallbackStop
 from core.tables.jobs import Job
 
 
-def add_delivery(connection: Connection, job_id: str, at: datetime, state: JobState) -> None:
+def enqueue_delivery(connection: Connection, job_id: str, at: datetime, state: JobState) -> None:
     """Record a delivery when the job's request asks to hear of this move; its row has the new state already.
 
     A URL that has answered 410 to this tenant gets a row that is stopped from the start, for a replay.
     """
-    event = EVENT_OF.get(state)
+    event = EVENT_BY_STATE.get(state)
     if event is None:
         return
     # Most jobs have none, and the rest of a request may be long.
@@ -31,11 +31,11 @@ def add_delivery(connection: Connection, job_id: str, at: datetime, state: JobSt
         return
     row = connection.execute(select(Job.__table__).where(Job.id == job_id)).one()
     url = callback["url"]
-    digest = url_digest(url)
+    digest = hash_url(url)
     stopped = select(CallbackStop.at).where(
         CallbackStop.tenant_id == row.tenant_id, CallbackStop.url_sha256 == digest
     )
-    pending = connection.scalar(stopped) is None
+    is_pending = connection.scalar(stopped) is None
     connection.execute(
         insert(CallbackDelivery).values(
             id=new_id(),
@@ -44,24 +44,24 @@ def add_delivery(connection: Connection, job_id: str, at: datetime, state: JobSt
             event=event.value,
             url=url,
             url_sha256=digest,
-            receiver=parse(url).origin,
-            payload=payload_of(row, event, at),
-            state=(DeliveryState.PENDING if pending else DeliveryState.STOPPED).value,
+            receiver=parse_callback_url(url).origin,
+            payload=build_payload(row, event, at),
+            state=(DeliveryState.PENDING if is_pending else DeliveryState.STOPPED).value,
             attempts=0,
             failures=0,
-            next_at=at if pending else None,
+            next_at=at if is_pending else None,
             created_at=at,
             updated_at=at,
         )
     )
 
 
-def url_digest(url: str) -> str:
+def hash_url(url: str) -> str:
     """What a URL is stopped by."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
-def payload_of(job: Row[Any], event: CallbackEvent, at: datetime) -> str:
+def build_payload(job: Row[Any], event: CallbackEvent, at: datetime) -> str:
     """The message as JSON text. Small and stable: names and codes; whoever wants more asks the API."""
     output = (job.result or {}).get("output") or {}
     error = job.error or {}

@@ -14,121 +14,133 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from core.callbacks.records import AttemptRecord, Settlement, Taken
+from core.callbacks.records import AttemptRecord, LeasedDelivery, Settlement
 from core.callbacks.spec import DeliveryState
 from core.clock import Clock, utcnow
 from core.db import Database
 from core.tables.callbacks import CallbackAttempt, CallbackDelivery, CallbackStop
 
-COURIER_LOST = "courier_lost"
+DISPATCHER_LOST = "courier_lost"
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class LeaseLimits:
     """How much one courier has in hand at once: of one tenant's receiver, of one tenant, of everybody."""
 
-    receiver: int = 4
-    tenant: int = 16
+    per_endpoint: int = 4
+    per_tenant: int = 16
     total: int = 64
 
 
 class DeliveryQueue:
     """The couriers' side of the tables."""
 
-    def __init__(self, db: Database, clock: Clock = utcnow, bounds: Bounds | None = None) -> None:
+    def __init__(self, db: Database, clock: Clock = utcnow, limits: LeaseLimits | None = None) -> None:
         self.db = db
         self.clock = clock
-        self.bounds = bounds or Bounds()
+        self.limits = limits or LeaseLimits()
 
-    def take(self, holder: str, hold_s: float, in_hand: Sequence[Taken] = ()) -> list[Taken]:
+    def lease(
+        self, lease_owner: str, lease_s: float, leased: Sequence[LeasedDelivery] = ()
+    ) -> list[LeasedDelivery]:
         """Due deliveries for a courier that has `in_hand` already, shared out fairly.
 
         Each tenant's first comes before anybody's second, and within a tenant each receiver's, so that a
         receiver with thousands of messages that nobody accepts delays its own and no other.
         """
         now = self.clock()
-        room = self.bounds.total - len(in_hand)
-        if room <= 0:
+        capacity = self.limits.total - len(leased)
+        if capacity <= 0:
             return []
         with self.db.read() as connection:
-            offered = list(connection.execute(self._offered(now, in_hand).limit(room)))
-        chosen = self._within_bounds(offered, in_hand)
-        if not chosen:
+            candidates = list(connection.execute(self._select_candidates(now, leased).limit(capacity)))
+        ids = self._apply_limits(candidates, leased)
+        if not ids:
             return []
         with self.db.write() as connection:
-            return self._hold(connection, chosen, now, holder, hold_s)
+            return self._lease_rows(connection, ids, now, lease_owner, lease_s)
 
-    def _offered(self, now: datetime, in_hand: Sequence[Taken]) -> Select[Any]:
-        busy = _Busy.of(in_hand)
-        full = [pair for pair, number in busy.receivers.items() if number >= self.bounds.receiver]
-        tired = [tenant for tenant, number in busy.tenants.items() if number >= self.bounds.tenant]
-        due = _due(now)
-        if full:
-            due = and_(due, tuple_(CallbackDelivery.tenant_id, CallbackDelivery.receiver).not_in(full))
-        if tired:
-            due = and_(due, CallbackDelivery.tenant_id.not_in(tired))
-        row = CallbackDelivery
-        at_receiver = func.row_number().over(
-            partition_by=(row.tenant_id, row.receiver), order_by=(row.next_at, row.id)
+    def _select_candidates(self, now: datetime, leased: Sequence[LeasedDelivery]) -> Select[Any]:
+        counts = _LeasedCounts.from_deliveries(leased)
+        full_endpoints = [
+            pair for pair, number in counts.by_endpoint.items() if number >= self.limits.per_endpoint
+        ]
+        full_tenants = [
+            tenant for tenant, number in counts.by_tenant.items() if number >= self.limits.per_tenant
+        ]
+        due = _is_due(now)
+        if full_endpoints:
+            due = and_(
+                due, tuple_(CallbackDelivery.tenant_id, CallbackDelivery.receiver).not_in(full_endpoints)
+            )
+        if full_tenants:
+            due = and_(due, CallbackDelivery.tenant_id.not_in(full_tenants))
+        table = CallbackDelivery
+        rank_at_endpoint = func.row_number().over(
+            partition_by=(table.tenant_id, table.receiver), order_by=(table.next_at, table.id)
         )
-        first = select(row.id, row.tenant_id, row.receiver, row.next_at, at_receiver.label("place")).where(
-            due
-        )
+        first = select(
+            table.id, table.tenant_id, table.receiver, table.next_at, rank_at_endpoint.label("place")
+        ).where(due)
         inner = first.subquery()
-        of_tenant = func.row_number().over(
+        rank_in_tenant = func.row_number().over(
             partition_by=inner.c.tenant_id, order_by=(inner.c.place, inner.c.next_at, inner.c.id)
         )
         second = (
-            select(inner, of_tenant.label("turn")).where(inner.c.place <= self.bounds.receiver).subquery()
+            select(inner, rank_in_tenant.label("turn"))
+            .where(inner.c.place <= self.limits.per_endpoint)
+            .subquery()
         )
         return (
             select(second.c.id, second.c.tenant_id, second.c.receiver)
-            .where(second.c.turn <= self.bounds.tenant)
+            .where(second.c.turn <= self.limits.per_tenant)
             .order_by(second.c.turn, second.c.next_at, second.c.id)
         )
 
-    def _within_bounds(self, offered: Sequence[Row[Any]], in_hand: Sequence[Taken]) -> list[str]:
-        busy, chosen = _Busy.of(in_hand), []
-        for row in offered:
+    def _apply_limits(self, candidates: Sequence[Row[Any]], leased: Sequence[LeasedDelivery]) -> list[str]:
+        counts, ids = _LeasedCounts.from_deliveries(leased), []
+        for row in candidates:
             pair = (row.tenant_id, row.receiver)
-            if busy.receivers.get(pair, 0) >= self.bounds.receiver:
+            if counts.by_endpoint.get(pair, 0) >= self.limits.per_endpoint:
                 continue
-            if busy.tenants.get(row.tenant_id, 0) >= self.bounds.tenant:
+            if counts.by_tenant.get(row.tenant_id, 0) >= self.limits.per_tenant:
                 continue
-            busy.add(*pair)
-            chosen.append(row.id)
-        return chosen
+            counts.add(*pair)
+            ids.append(row.id)
+        return ids
 
-    def _hold(
-        self, connection: Connection, ids: Collection[str], now: datetime, holder: str, hold_s: float
-    ) -> list[Taken]:
+    def _lease_rows(
+        self, connection: Connection, ids: Collection[str], now: datetime, lease_owner: str, lease_s: float
+    ) -> list[LeasedDelivery]:
         """Take those that are still due. One that another courier held was lost with it: the log says so."""
-        row = CallbackDelivery
-        locked = connection.execute(
-            select(row.__table__)
-            .where(row.id.in_(ids), _due(now))
-            .order_by(row.id)
+        table = CallbackDelivery
+        rows = connection.execute(
+            select(table.__table__)
+            .where(table.id.in_(ids), _is_due(now))
+            .order_by(table.id)
             .with_for_update(skip_locked=True)
         ).all()
-        lost = [one for one in locked if one.held_by is not None]
-        if locked:
+        abandoned = [one for one in rows if one.held_by is not None]
+        if rows:
             connection.execute(
-                update(row)
-                .where(row.id.in_([one.id for one in locked]))
+                update(table)
+                .where(table.id.in_([one.id for one in rows]))
                 .values(
-                    held_by=holder,
-                    held_until=now + timedelta(seconds=hold_s),
-                    attempts=row.attempts + 1,
+                    held_by=lease_owner,
+                    held_until=now + timedelta(seconds=lease_s),
+                    attempts=table.attempts + 1,
                     updated_at=now,
                 )
             )
-        if lost:
+        if abandoned:
             connection.execute(
-                update(row).where(row.id.in_([one.id for one in lost])).values(failures=row.failures + 1)
+                update(table)
+                .where(table.id.in_([one.id for one in abandoned]))
+                .values(failures=table.failures + 1)
             )
-            connection.execute(insert(CallbackAttempt), [_lost_attempt(one) for one in lost])
+            connection.execute(insert(CallbackAttempt), [_build_lost_attempt(one) for one in abandoned])
         return [
-            Taken(
+            LeasedDelivery(
                 id=one.id,
                 tenant_id=one.tenant_id,
                 receiver=one.receiver,
@@ -136,72 +148,72 @@ class DeliveryQueue:
                 payload=one.payload,
                 attempt=one.attempts + 1,
                 failures=one.failures + (1 if one.held_by is not None else 0),
-                holder=holder,
+                lease_owner=lease_owner,
             )
-            for one in locked
+            for one in rows
         ]
 
-    def settle(self, taken: Taken, attempt: AttemptRecord, settlement: Settlement) -> bool:
+    def settle(self, delivery: LeasedDelivery, attempt: AttemptRecord, settlement: Settlement) -> bool:
         """Log an attempt and move its delivery. False: it was no longer ours, and nothing was written."""
-        now, row = self.clock(), CallbackDelivery
+        now, table = self.clock(), CallbackDelivery
         with self.db.write() as connection:
-            changed = connection.execute(
-                update(row)
+            updated = connection.execute(
+                update(table)
                 .where(
-                    row.id == taken.id,
-                    row.held_by == taken.holder,
-                    row.attempts == taken.attempt,
-                    row.state == DeliveryState.PENDING.value,
+                    table.id == delivery.id,
+                    table.held_by == delivery.lease_owner,
+                    table.attempts == delivery.attempt,
+                    table.state == DeliveryState.PENDING.value,
                 )
                 .values(
                     state=settlement.state.value,
-                    failures=taken.failures + (0 if settlement.state is DeliveryState.DELIVERED else 1),
+                    failures=delivery.failures + (0 if settlement.state is DeliveryState.DELIVERED else 1),
                     next_at=settlement.next_at,
                     held_by=None,
                     held_until=None,
                     updated_at=now,
                 )
-                .returning(row.tenant_id, row.url_sha256)
+                .returning(table.tenant_id, table.url_sha256)
             ).one_or_none()
-            if changed is None:
+            if updated is None:
                 return False
             values = {name: getattr(attempt, name) for name in AttemptRecord.__slots__}
-            connection.execute(insert(CallbackAttempt).values(delivery_id=taken.id, **values))
+            connection.execute(insert(CallbackAttempt).values(delivery_id=delivery.id, **values))
             if settlement.state is DeliveryState.STOPPED:
-                _stop_url(connection, changed.tenant_id, changed.url_sha256, now)
+                _stop_url(connection, updated.tenant_id, updated.url_sha256, now)
         return True
 
 
 @dataclass(slots=True)
-class _Busy:
-    receivers: dict[tuple[str, str], int]
-    tenants: dict[str, int]
+class _LeasedCounts:
+    by_endpoint: dict[tuple[str, str], int]
+    by_tenant: dict[str, int]
 
     @classmethod
-    def of(cls, in_hand: Sequence[Taken]) -> _Busy:
-        busy = cls({}, {})
-        for one in in_hand:
-            busy.add(one.tenant_id, one.receiver)
-        return busy
+    def from_deliveries(cls, leased: Sequence[LeasedDelivery]) -> _LeasedCounts:
+        counts = cls({}, {})
+        for delivery in leased:
+            counts.add(delivery.tenant_id, delivery.receiver)
+        return counts
 
     def add(self, tenant: str, receiver: str) -> None:
-        self.receivers[tenant, receiver] = self.receivers.get((tenant, receiver), 0) + 1
-        self.tenants[tenant] = self.tenants.get(tenant, 0) + 1
+        self.by_endpoint[tenant, receiver] = self.by_endpoint.get((tenant, receiver), 0) + 1
+        self.by_tenant[tenant] = self.by_tenant.get(tenant, 0) + 1
 
 
-def _due(now: datetime) -> ColumnElement[bool]:
-    row = CallbackDelivery
-    free = or_(row.held_until.is_(None), row.held_until <= now)
-    return and_(row.state == DeliveryState.PENDING.value, row.next_at <= now, free)
+def _is_due(now: datetime) -> ColumnElement[bool]:
+    table = CallbackDelivery
+    is_unleased = or_(table.held_until.is_(None), table.held_until <= now)
+    return and_(table.state == DeliveryState.PENDING.value, table.next_at <= now, is_unleased)
 
 
-def _lost_attempt(row: Row[Any]) -> dict[str, Any]:
+def _build_lost_attempt(row: Row[Any]) -> dict[str, Any]:
     return {
         "delivery_id": row.id,
         "number": row.attempts,
         "at": row.updated_at,
         "status": None,
-        "reason": COURIER_LOST,
+        "reason": DISPATCHER_LOST,
         "detail": "The courier ended before it could say what became of this attempt.",
         "duration_ms": None,
     }
@@ -209,20 +221,20 @@ def _lost_attempt(row: Row[Any]) -> dict[str, Any]:
 
 def _stop_url(connection: Connection, tenant_id: str, url_sha256: str, now: datetime) -> None:
     """The receiver is gone for good: what waits for it waits for a replay, and so does what comes."""
-    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    build_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     connection.execute(
-        make(CallbackStop)
+        build_insert(CallbackStop)
         .values(tenant_id=tenant_id, url_sha256=url_sha256, at=now)
         .on_conflict_do_nothing(index_elements=["tenant_id", "url_sha256"])
     )
-    row = CallbackDelivery
+    table = CallbackDelivery
     connection.execute(
-        update(row)
+        update(table)
         .where(
-            row.tenant_id == tenant_id,
-            row.url_sha256 == url_sha256,
-            row.state == DeliveryState.PENDING.value,
-            or_(row.held_until.is_(None), row.held_until <= now),
+            table.tenant_id == tenant_id,
+            table.url_sha256 == url_sha256,
+            table.state == DeliveryState.PENDING.value,
+            or_(table.held_until.is_(None), table.held_until <= now),
         )
         .values(
             state=DeliveryState.STOPPED.value, next_at=None, held_by=None, held_until=None, updated_at=now

@@ -69,7 +69,7 @@ class DeliveryPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class LeasedDelivery:
     """A courier's hold on a delivery; `holder` and `attempt` fence what it writes."""
 
     id: str
@@ -79,7 +79,7 @@ class Taken:
     payload: str
     attempt: int
     failures: int
-    holder: str
+    lease_owner: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Row, delete, insert, or_, select, update
 
-from core.audit import Trail, write_line
-from core.callbacks.signature import new_secret
+from core.audit import AuditContext, write_audit_event
+from core.callbacks.signature import generate_secret
 from core.clock import Clock, utcnow
 from core.db import Database
 from core.errors import StateConflict
@@ -18,7 +18,7 @@ from core.tables.callbacks import SigningSecret
 from core.tables.tenants import Tenant
 from core.vault import Vault
 
-MOST_SIGNING = 3  # signatures in one header
+MAX_SIGNING_SECRETS = 3  # signatures in one header
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class SecretRecord:
     retires_at: datetime | None
 
 
-class SigningSecrets:
+class SigningSecretRepository:
     """The secrets of every tenant. Without a vault they can be listed, but neither made nor opened."""
 
     def __init__(self, db: Database, clock: Clock = utcnow) -> None:
@@ -38,45 +38,49 @@ class SigningSecrets:
         self.clock = clock
 
     def rotate(
-        self, vault: Vault, tenant_id: str, overlap_s: float, trail: Trail | None = None
+        self, vault: Vault, tenant_id: str, overlap_s: float, audit: AuditContext | None = None
     ) -> tuple[SecretRecord, str]:
         """Make a new secret, which signs from now on; those before it sign along for `overlap_s` at most.
 
         The secret itself is returned here and never again. `trail`: who is named in the audit log.
         """
-        now, id_, secret = self.clock(), new_id(), new_secret()
+        now, id_, secret = self.clock(), new_id(), generate_secret()
         end = now + timedelta(seconds=overlap_s)
-        row = SigningSecret
-        mine = row.tenant_id == tenant_id
+        table = SigningSecret
+        of_tenant = table.tenant_id == tenant_id
         with self.db.write() as connection:
             # One rotation at a time, so that exactly one secret is the newest.
             connection.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update()).one()
-            connection.execute(delete(row).where(mine, row.retires_at <= now))
+            connection.execute(delete(table).where(of_tenant, table.retires_at <= now))
             connection.execute(
-                update(row)
-                .where(mine, or_(row.retires_at.is_(None), row.retires_at > end))
+                update(table)
+                .where(of_tenant, or_(table.retires_at.is_(None), table.retires_at > end))
                 .values(retires_at=end)
             )
-            kept = connection.scalars(select(row.id).where(mine).order_by(row.id.desc())).all()
-            connection.execute(delete(row).where(mine, row.id.in_(kept[MOST_SIGNING - 1 :])))
+            signing_ids = connection.scalars(
+                select(table.id).where(of_tenant).order_by(table.id.desc())
+            ).all()
             connection.execute(
-                insert(row).values(
+                delete(table).where(of_tenant, table.id.in_(signing_ids[MAX_SIGNING_SECRETS - 1 :]))
+            )
+            connection.execute(
+                insert(table).values(
                     id=id_,
                     tenant_id=tenant_id,
-                    sealed=vault.seal(_purpose(tenant_id, id_), secret),
+                    sealed=vault.encrypt(_make_purpose(tenant_id, id_), secret),
                     created_at=now,
                 )
             )
-            write_line(connection, now, trail, "callback_secret.made", id_)
+            write_audit_event(connection, now, audit, "callback_secret.made", id_)
         return SecretRecord(id_, now, None), secret
 
-    def listed(self, tenant_id: str) -> list[SecretRecord]:
+    def list_signing(self, tenant_id: str) -> list[SecretRecord]:
         """Those that sign, newest first."""
-        return [SecretRecord(row.id, row.created_at, row.retires_at) for row in self._signing(tenant_id)]
+        return [SecretRecord(row.id, row.created_at, row.retires_at) for row in self._load_signing(tenant_id)]
 
-    def require(self, tenant_id: str) -> None:
+    def require_secret(self, tenant_id: str) -> None:
         """Raises StateConflict for a tenant without a secret: nobody could verify its callbacks."""
-        if not self._signing(tenant_id):
+        if not self._load_signing(tenant_id):
             raise StateConflict(
                 "Callbacks are signed, and there is no signing secret yet.",
                 hint="Make one first, and give it to the receiver: POST /callback-secrets, or "
@@ -84,20 +88,23 @@ class SigningSecrets:
                 pointer="/callback",
             )
 
-    def open(self, vault: Vault, tenant_id: str) -> list[str]:
+    def decrypt_signing(self, vault: Vault, tenant_id: str) -> list[str]:
         """The secrets to sign with, newest first. Raises SettingsInvalid when the vault's keys do not fit."""
-        return [vault.open(_purpose(tenant_id, row.id), row.sealed) for row in self._signing(tenant_id)]
+        return [
+            vault.decrypt(_make_purpose(tenant_id, row.id), row.sealed)
+            for row in self._load_signing(tenant_id)
+        ]
 
-    def _signing(self, tenant_id: str) -> list[Row[Any]]:
-        row, now = SigningSecret, self.clock()
+    def _load_signing(self, tenant_id: str) -> list[Row[Any]]:
+        table, now = SigningSecret, self.clock()
         query = (
-            select(row.id, row.sealed, row.created_at, row.retires_at)
-            .where(row.tenant_id == tenant_id, or_(row.retires_at.is_(None), row.retires_at > now))
-            .order_by(row.id.desc())
+            select(table.id, table.sealed, table.created_at, table.retires_at)
+            .where(table.tenant_id == tenant_id, or_(table.retires_at.is_(None), table.retires_at > now))
+            .order_by(table.id.desc())
         )
         with self.db.read() as connection:
             return list(connection.execute(query))
 
 
-def _purpose(tenant_id: str, id_: str) -> str:
+def _make_purpose(tenant_id: str, id_: str) -> str:
     return f"signing_secret/{tenant_id}/{id_}"

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from core.callbacks.url import MAX_URL, parse
+from core.callbacks.url import MAX_URL_LENGTH, parse_callback_url
 from core.states import TERMINAL, JobState
 
 
@@ -31,14 +31,14 @@ class DeliveryState(StrEnum):
 
 
 # The move that an event tells of. `started` is told of every attempt, not only of the first.
-EVENT_OF: dict[JobState, CallbackEvent] = {
+EVENT_BY_STATE: dict[JobState, CallbackEvent] = {
     JobState.RUNNING: CallbackEvent.JOB_STARTED,
     JobState.SUCCEEDED: CallbackEvent.JOB_SUCCEEDED,
     JobState.REJECTED: CallbackEvent.JOB_REJECTED,
     JobState.FAILED: CallbackEvent.JOB_FAILED,
     JobState.CANCELLED: CallbackEvent.JOB_CANCELLED,
 }
-_ENDS = tuple(EVENT_OF[state] for state in JobState if state in TERMINAL)
+_TERMINAL_EVENTS = tuple(EVENT_BY_STATE[state] for state in JobState if state in TERMINAL)
 
 
 class CallbackSpec(BaseModel):
@@ -47,11 +47,11 @@ class CallbackSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(
-        max_length=MAX_URL,
+        max_length=MAX_URL_LENGTH,
         description="An https URL on a public host, without credentials; redirects are not followed.",
     )
     events: tuple[CallbackEvent, ...] = Field(
-        default=_ENDS,
+        default=_TERMINAL_EVENTS,
         max_length=16,
         json_schema_extra={"minItems": 1},
         description="Default: every way in which a job can end.",
@@ -59,13 +59,13 @@ class CallbackSpec(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _well_formed(cls, value: str) -> str:
-        parse(value)
+    def _validate_url(cls, value: str) -> str:
+        parse_callback_url(value)
         return value
 
     @field_validator("events")
     @classmethod
-    def _each_once(cls, value: Sequence[CallbackEvent]) -> tuple[CallbackEvent, ...]:
+    def _normalize_events(cls, value: Sequence[CallbackEvent]) -> tuple[CallbackEvent, ...]:
         """In one order, so that the same request stays the same request."""
         if not value:
             raise ValueError("must name at least one event; leave it out for every end of a job")

@@ -12,18 +12,18 @@ from ipaddress import IPv4Address, IPv6Address
 
 import idna
 
-MAX_URL = 2048
+MAX_URL_LENGTH = 2048
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?", re.DOTALL)
 _AUTHORITY = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(:[0-9]{1,5})?")
 _CHARACTER = r"[\w.~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2}"
 _TARGET = re.compile(rf"(?:/(?:{_CHARACTER})*)?(?:\?(?:{_CHARACTER}|\?)*)?", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-_PORTS = {"https": 443, "http": 80}
+_DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True)
-class Receiver:
+class Endpoint:
     """Where a callback goes. `host`: a lower-case ASCII name without a last dot, or an address as text."""
 
     scheme: str
@@ -35,29 +35,29 @@ class Receiver:
     @property
     def authority(self) -> str:
         """The Host header."""
-        host = bracketed(self.host)
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        host = format_host(self.host)
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
         """Host and port, as deliveries are counted by."""
-        return f"{bracketed(self.host)}:{self.port}"
+        return f"{format_host(self.host)}:{self.port}"
 
 
-def bracketed(host: str) -> str:
+def format_host(host: str) -> str:
     """An IPv6 address as it stands in a URL; everything else as it is."""
     return f"[{host}]" if ":" in host else host
 
 
-def parse(url: str) -> Receiver:
+def parse_callback_url(url: str) -> Endpoint:
     """Take a URL apart. Raises ValueError with a sentence for the person who wrote it."""
-    if len(url) > MAX_URL:
-        raise ValueError(f"may hold {MAX_URL} characters")
+    if len(url) > MAX_URL_LENGTH:
+        raise ValueError(f"may hold {MAX_URL_LENGTH} characters")
     match = _URL.fullmatch(url)
     if match is None:
         raise ValueError("is not a URL such as https://hooks.example.com/rebase")
     scheme, authority, target, fragment = match[1].lower(), match[2], match[3], match[4]
-    if scheme not in _PORTS:
+    if scheme not in _DEFAULT_PORTS:
         raise ValueError("must begin with https://")
     if fragment is not None:
         raise ValueError("must not have a fragment ('#…'); it would never be sent")
@@ -68,15 +68,15 @@ def parse(url: str) -> Receiver:
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         raise ValueError("has no host, or a port that is not a number")
-    port = int(parts[3][1:]) if parts[3] else _PORTS[scheme]
+    port = int(parts[3][1:]) if parts[3] else _DEFAULT_PORTS[scheme]
     if not 1 <= port <= 65535:
         raise ValueError("has a port that does not exist")
-    address, host = (_six(parts[1]), "") if parts[1] is not None else _name_or_four(parts[2])
+    address, host = (_parse_ipv6(parts[1]), "") if parts[1] is not None else _parse_host(parts[2])
     host = host or str(address)
-    return Receiver(scheme, host, port, target if target.startswith("/") else f"/{target}", address)
+    return Endpoint(scheme, host, port, target if target.startswith("/") else f"/{target}", address)
 
 
-def _six(text: str) -> IPv6Address:
+def _parse_ipv6(text: str) -> IPv6Address:
     try:
         address = IPv6Address(text)
     except ValueError:
@@ -86,7 +86,7 @@ def _six(text: str) -> IPv6Address:
     return address
 
 
-def _name_or_four(text: str) -> tuple[IPv4Address | None, str]:
+def _parse_host(text: str) -> tuple[IPv4Address | None, str]:
     """A host name in its one ASCII form, or an IPv4 address in its usual one."""
     if not text.isascii():
         try:

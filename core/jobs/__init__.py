@@ -2,75 +2,83 @@
 
 from __future__ import annotations
 
-from core.jobs.base import PLAIN, Extras
-from core.jobs.client_side import ClientSide
-from core.jobs.keeper_side import KeeperSide, Swept
-from core.jobs.pools_side import PoolPage, PoolRecord, PoolsSide, TenantPools
-from core.jobs.reconcile_side import ReconcileSide
+from core.jobs.base import NO_CONTEXT, SubmissionContext
+from core.jobs.client_side import JobRepository
+from core.jobs.keeper_side import OutboxRepository, ReapResult
+from core.jobs.pools_side import AnchorPoolRepository, PoolPage, PoolRecord, ScopedAnchorPools
+from core.jobs.reconcile_side import ReleasePolling
 from core.jobs.records import (
     Claim,
     ConversionKind,
     Diagnostics,
     EventRecord,
-    FigureRow,
     JobPage,
     JobRecord,
     JobRequest,
     Kind,
-    LayerRows,
+    LayerSimilarityMatrix,
+    MetricRow,
 )
 from core.jobs.release_records import (
     CampaignEntry,
     CampaignPage,
     CampaignRecord,
-    Decided,
     Decision,
-    Seen,
-    SeenAs,
+    DecisionResult,
+    RecordResult,
+    ReleaseEvent,
     SubscriptionPage,
     SubscriptionRecord,
     Tally,
 )
-from core.jobs.steering_side import SteeringSide
-from core.jobs.submit import Order, Submitting, check_idempotency_key
-from core.jobs.subscriptions_side import SubscriptionsSide
-from core.jobs.worker_side import WorkerSide
+from core.jobs.steering_side import CampaignControl
+from core.jobs.submit import JobSubmission, Submission, check_idempotency_key
+from core.jobs.subscriptions_side import SubscriptionRepository
+from core.jobs.worker_side import ClaimedJobs
 
 
-class JobStore(PoolsSide, SubscriptionsSide, SteeringSide, ReconcileSide, ClientSide, WorkerSide, KeeperSide):
+class JobStore(
+    AnchorPoolRepository,
+    SubscriptionRepository,
+    CampaignControl,
+    ReleasePolling,
+    JobRepository,
+    ClaimedJobs,
+    OutboxRepository,
+):
     """All of it: the service submits and uses pools, subscriptions, campaigns and jobs; workers settle and
     decide; the keeper relays, sweeps and asks for looks at the Hub."""
 
 
 __all__ = [
-    "PLAIN",
+    "NO_CONTEXT",
     "CampaignEntry",
     "CampaignPage",
     "CampaignRecord",
     "Claim",
     "ConversionKind",
-    "Decided",
     "Decision",
+    "DecisionResult",
     "Diagnostics",
     "EventRecord",
-    "Extras",
-    "FigureRow",
     "JobPage",
     "JobRecord",
     "JobRequest",
     "JobStore",
+    "JobSubmission",
     "Kind",
-    "LayerRows",
-    "Order",
+    "LayerSimilarityMatrix",
+    "MetricRow",
     "PoolPage",
     "PoolRecord",
-    "Seen",
-    "SeenAs",
-    "Submitting",
+    "ReapResult",
+    "RecordResult",
+    "ReleaseEvent",
+    "ScopedAnchorPools",
+    "Submission",
+    "SubmissionContext",
     "SubscriptionPage",
     "SubscriptionRecord",
-    "Swept",
     "Tally",
-    "TenantPools",
     "check_idempotency_key",
 ]

@@ -10,21 +10,21 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, select
 
 from core.errors import NotFound
-from core.jobs.base import StoreBase
-from core.jobs.client_side import check_limit, is_job_id
-from core.jobs.records import FigureRow, JobRecord, decode_cursor, encode_cursor
+from core.jobs.base import Repository
+from core.jobs.client_side import check_page_limit, is_valid_id
+from core.jobs.records import JobRecord, MetricRow, decode_cursor, encode_cursor
 from core.jobs.release_records import CampaignEntry, CampaignPage, CampaignRecord, Tally
 from core.releases.plan import Stage
-from core.releases.states import CampaignState, Stored
+from core.releases.states import CampaignDbState, CampaignState
 from core.states import TERMINAL, JobState
-from core.tables.jobs import EvaluationFigure, Job
+from core.tables.jobs import EvaluationMetric, Job
 from core.tables.releases import Campaign, CampaignJob
 
-_TOLD = ("moved", "target")
-_FIGURES = [getattr(EvaluationFigure, field.name) for field in fields(FigureRow)]
+_REPORTED_SUBJECTS = ("moved", "target")
+_METRIC_COLUMNS = [getattr(EvaluationMetric, field.name) for field in fields(MetricRow)]
 
 
-class CampaignsSide(StoreBase):
+class CampaignRepository(Repository):
     """What a reader may ask."""
 
     def get_campaign(self, tenant_id: str, campaign_id: str) -> CampaignRecord:
@@ -42,20 +42,20 @@ class CampaignsSide(StoreBase):
         limit: int = 50,
     ) -> CampaignPage:
         """Newest first. Raises RequestInvalid for a foreign cursor."""
-        check_limit(limit)
-        query = _of(tenant_id).order_by(Campaign.id.desc())
+        check_page_limit(limit)
+        query = _select_campaigns(tenant_id).order_by(Campaign.id.desc())
         if state is not None:
-            query = query.where(shown_state() == state.value)
+            query = query.where(display_state() == state.value)
         if subscription is not None:
             query = query.where(Campaign.subscription_id == subscription)
         if cursor is not None:
             query = query.where(Campaign.id < decode_cursor(cursor))
         with self.db.read() as connection:
             rows = connection.execute(query.limit(limit + 1)).all()
-            found = _with_tallies(connection, rows[:limit])
-        return CampaignPage(found, encode_cursor(found[-1].id) if len(rows) > limit else None)
+            campaigns = _attach_tallies(connection, rows[:limit])
+        return CampaignPage(campaigns, encode_cursor(campaigns[-1].id) if len(rows) > limit else None)
 
-    def campaign_entries(self, tenant_id: str, campaign_id: str) -> list[CampaignEntry]:
+    def list_campaign_entries(self, tenant_id: str, campaign_id: str) -> list[CampaignEntry]:
         """Every job of a campaign, by adapter, pre-checks before conversions. Raises NotFound."""
         query = (
             select(Job.__table__, CampaignJob.stage, CampaignJob.position)
@@ -66,22 +66,22 @@ class CampaignsSide(StoreBase):
         with self.db.read() as connection:
             load_campaign(connection, tenant_id, campaign_id)
             rows = connection.execute(query).all()
-            figures = _figures(connection, campaign_id)
+            metrics = _load_metrics(connection, campaign_id)
         return [
-            CampaignEntry(row.stage, row.position, JobRecord.from_row(row), tuple(figures[row.id]))
+            CampaignEntry(row.stage, row.position, JobRecord.from_row(row), tuple(metrics[row.id]))
             for row in rows
         ]
 
-    def campaign_counts(self) -> dict[CampaignState, int]:
+    def count_campaigns(self) -> dict[CampaignState, int]:
         """How many campaigns of all tenants are in each state."""
-        shown = shown_state().label("shown")
+        shown = display_state().label("shown")
         with self.db.read() as connection:
             rows = connection.execute(select(shown, func.count()).group_by(shown))
-            found = {row[0]: row[1] for row in rows}
-        return {state: found.get(state.value, 0) for state in CampaignState}
+            counts = {row[0]: row[1] for row in rows}
+        return {state: counts.get(state.value, 0) for state in CampaignState}
 
 
-def shown_state() -> ColumnElement[str]:
+def display_state() -> ColumnElement[str]:
     """`CampaignState` of a row of `campaigns`."""
     jobs = (
         select(CampaignJob.job_id)
@@ -92,7 +92,7 @@ def shown_state() -> ColumnElement[str]:
     active = jobs.where(Job.state.not_in([state.value for state in TERMINAL])).exists()
     unapproved = and_(Campaign.dry_run, Campaign.approved_at.is_(None))
     return case(
-        (Campaign.state != Stored.OPEN.value, Campaign.state),
+        (Campaign.state != CampaignDbState.OPEN.value, Campaign.state),
         (and_(active, unapproved), CampaignState.CHECKING.value),
         (active, CampaignState.CONVERTING.value),
         (and_(unapproved, jobs.exists()), CampaignState.AWAITING_APPROVAL.value),
@@ -103,20 +103,20 @@ def shown_state() -> ColumnElement[str]:
 def load_campaign(connection: Connection, tenant_id: str, campaign_id: str) -> CampaignRecord:
     """One campaign. Raises NotFound."""
     row = None
-    if is_job_id(campaign_id):
-        row = connection.execute(_of(tenant_id).where(Campaign.id == campaign_id)).one_or_none()
+    if is_valid_id(campaign_id):
+        row = connection.execute(_select_campaigns(tenant_id).where(Campaign.id == campaign_id)).one_or_none()
     if row is None:
         raise NotFound("There is no such campaign.", hint="GET /campaigns lists yours.")
-    return _with_tallies(connection, [row])[0]
+    return _attach_tallies(connection, [row])[0]
 
 
-def _of(tenant_id: str) -> Select[Any]:
-    query = select(Campaign.__table__, shown_state().label("shown"))
+def _select_campaigns(tenant_id: str) -> Select[Any]:
+    query = select(Campaign.__table__, display_state().label("shown"))
     return query.where(Campaign.tenant_id == tenant_id)
 
 
-def _with_tallies(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[CampaignRecord, ...]:
-    records = [_record(row) for row in rows]
+def _attach_tallies(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[CampaignRecord, ...]:
+    records = [_to_record(row) for row in rows]
     query = (
         select(CampaignJob.campaign_id, CampaignJob.stage, Job.state, Job.verdict, func.count().label("n"))
         .join(Job, Job.id == CampaignJob.job_id)
@@ -144,21 +144,21 @@ def _with_tallies(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[Cam
     )
 
 
-def _record(row: Row[Any]) -> CampaignRecord:
+def _to_record(row: Row[Any]) -> CampaignRecord:
     values = row._mapping
     names = [name for name in CampaignRecord.__slots__ if name not in ("state", "tallies")]
     return CampaignRecord(state=CampaignState(row.shown), **{name: values[name] for name in names})
 
 
-def _figures(connection: Connection, campaign_id: str) -> dict[str, list[FigureRow]]:
+def _load_metrics(connection: Connection, campaign_id: str) -> dict[str, list[MetricRow]]:
     """job id → the figures of the moved adapter and of the target alone."""
     query = (
-        select(EvaluationFigure.job_id, *_FIGURES)
-        .join(CampaignJob, CampaignJob.job_id == EvaluationFigure.job_id)
-        .where(CampaignJob.campaign_id == campaign_id, EvaluationFigure.subject.in_(_TOLD))
-        .order_by(EvaluationFigure.job_id, EvaluationFigure.position)
+        select(EvaluationMetric.job_id, *_METRIC_COLUMNS)
+        .join(CampaignJob, CampaignJob.job_id == EvaluationMetric.job_id)
+        .where(CampaignJob.campaign_id == campaign_id, EvaluationMetric.subject.in_(_REPORTED_SUBJECTS))
+        .order_by(EvaluationMetric.job_id, EvaluationMetric.position)
     )
-    found: dict[str, list[FigureRow]] = defaultdict(list)
-    for job_id, *figure in connection.execute(query):
-        found[job_id].append(FigureRow(*figure))
-    return found
+    metrics: dict[str, list[MetricRow]] = defaultdict(list)
+    for job_id, *values in connection.execute(query):
+        metrics[job_id].append(MetricRow(*values))
+    return metrics

@@ -8,23 +8,23 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
 
-from core.audit import Trail, write_line
+from core.audit import AuditContext, write_audit_event
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs.base import (
-    PLAIN,
-    Extras,
-    StoreBase,
-    add_bells,
+    NO_CONTEXT,
+    Repository,
+    SubmissionContext,
     add_event,
-    add_move,
-    began_publishing,
-    queued_values,
+    build_queued_values,
+    enqueue_notifications,
+    has_started_publishing,
+    record_transition,
 )
-from core.jobs.figure_rows import read_figures, replace_figures
-from core.jobs.layer_rows import read_layers, replace_layers
+from core.jobs.figure_rows import read_metrics, replace_metrics
+from core.jobs.layer_rows import read_layer_similarity, replace_layer_similarity
 from core.jobs.records import (
-    NO_LAYERS,
-    OWN_KINDS,
+    INTERNAL_KINDS,
+    NO_LAYER_SIMILARITY,
     Diagnostics,
     EventRecord,
     JobPage,
@@ -32,17 +32,17 @@ from core.jobs.records import (
     decode_cursor,
     encode_cursor,
 )
-from core.jobs.room import check_room
-from core.jobs.token_rows import keep_token, wipe_token
+from core.jobs.room import require_quota
+from core.jobs.token_rows import delete_token, upsert_token
 from core.states import TERMINAL, JobState
 from core.tables.jobs import AnchorPool, Job, JobEvent, SiteDiagnostics
 
 MAX_PAGE = 200
-_JOB_ID = re.compile(r"[0-9a-f]{32}")
-CANCELLED = PublicError(code="cancelled", message="The job was cancelled.")
+_ID_PATTERN = re.compile(r"[0-9a-f]{32}")
+CANCELLED_ERROR = PublicError(code="cancelled", message="The job was cancelled.")
 
 
-class ClientSide(StoreBase):
+class JobRepository(Repository):
     """Reads and the two requests that a person can make of a job."""
 
     def get(self, tenant_id: str, job_id: str) -> JobRecord:
@@ -50,7 +50,7 @@ class ClientSide(StoreBase):
         with self.db.read() as connection:
             return _load(connection, tenant_id, job_id)
 
-    def diagnostics(self, tenant_id: str, job_id: str) -> Diagnostics:
+    def get_diagnostics(self, tenant_id: str, job_id: str) -> Diagnostics:
         """What the latest run measured (empty before the pre-check). Raises NotFound."""
         with self.db.read() as connection:
             job = _load(connection, tenant_id, job_id)
@@ -59,14 +59,19 @@ class ClientSide(StoreBase):
                 .where(SiteDiagnostics.job_id == job_id)
                 .order_by(SiteDiagnostics.position)
             ).all()
-            layers, figures = read_layers(connection, job_id), read_figures(connection, job_id)
-        return Diagnostics(job.verdict, job.diagnostics, tuple(rows), layers, figures)
+            layer_similarity, metrics = (
+                read_layer_similarity(connection, job_id),
+                read_metrics(connection, job_id),
+            )
+        return Diagnostics(job.verdict, job.diagnostics, tuple(rows), layer_similarity, metrics)
 
-    def events(self, tenant_id: str, job_id: str, after: int = 0) -> Sequence[EventRecord]:
+    def list_events(self, tenant_id: str, job_id: str, after: int = 0) -> Sequence[EventRecord]:
         """The job's history with ids above `after`, oldest first, at most a page. Raises NotFound."""
-        return self.history(tenant_id, job_id, after)[1]
+        return self.get_with_events(tenant_id, job_id, after)[1]
 
-    def history(self, tenant_id: str, job_id: str, after: int = 0) -> tuple[JobRecord, Sequence[EventRecord]]:
+    def get_with_events(
+        self, tenant_id: str, job_id: str, after: int = 0
+    ) -> tuple[JobRecord, Sequence[EventRecord]]:
         """The job, then its events above `after`: none of those that led to this state is missing."""
         with self.db.read() as connection:
             job = _load(connection, tenant_id, job_id)
@@ -78,7 +83,7 @@ class ClientSide(StoreBase):
             ).all()
         return job, [EventRecord(id=row.id, at=row.at, type=row.type, data=row.data) for row in rows]
 
-    def cancel(self, tenant_id: str, job_id: str, *, trail: Trail | None = None) -> JobRecord:
+    def cancel(self, tenant_id: str, job_id: str, *, audit: AuditContext | None = None) -> JobRecord:
         """Cancel at once when nobody runs the job, else set the flag that its worker reads.
 
         What may stand on the hub already must not be called cancelled: a job that once came to publishing is
@@ -94,10 +99,10 @@ class ClientSide(StoreBase):
             if job.state is JobState.PUBLISHING:
                 raise StateConflict("It is too late to cancel: the result is being published.")
             cancel_locked(connection, job, self.clock())
-            write_line(connection, self.clock(), trail, "job.cancelled", job_id)
+            write_audit_event(connection, self.clock(), audit, "job.cancelled", job_id)
             return _load(connection, tenant_id, job_id)
 
-    def retry(self, tenant_id: str, job_id: str, *, extras: Extras = PLAIN) -> JobRecord:
+    def retry(self, tenant_id: str, job_id: str, *, context: SubmissionContext = NO_CONTEXT) -> JobRecord:
         """Queue an ended job again with a fresh budget of attempts; what the last run left is cleared.
 
         A Hub token that came with the first request is gone; one may come with this one. Raises NotFound,
@@ -111,16 +116,16 @@ class ClientSide(StoreBase):
                 raise StateConflict(
                     f"Only failed, rejected or cancelled jobs can be retried; it is '{state}'."
                 )
-            pool = select(AnchorPool.id).where(AnchorPool.id == job_id)
-            if job.kind == "pool" and connection.scalar(pool) is None:
+            has_pool = select(AnchorPool.id).where(AnchorPool.id == job_id)
+            if job.kind == "pool" and connection.scalar(has_pool) is None:
                 raise StateConflict(
                     "The anchor pool of this job was deleted.", hint="Register it again: POST /anchor-pools."
                 )
-            check_room(connection, tenant_id, extras.limits, now, new=False)
+            require_quota(connection, tenant_id, context.limits, now, is_new=False)
             retry_locked(connection, job_id, now, self.max_attempts)
-            if extras.seal is not None:
-                keep_token(connection, job_id, extras.seal(job_id), now)
-            write_line(connection, now, extras.trail, "job.retried", job_id)
+            if context.encrypt_token is not None:
+                upsert_token(connection, job_id, context.encrypt_token(job_id), now)
+            write_audit_event(connection, now, context.audit, "job.retried", job_id)
             return _load(connection, tenant_id, job_id)
 
     def list(
@@ -134,8 +139,8 @@ class ClientSide(StoreBase):
         limit: int = 50,
     ) -> JobPage:
         """Newest first. `adapter` and `target` are repo ids. Raises RequestInvalid for a foreign cursor."""
-        check_limit(limit)
-        query = select(Job.__table__).where(_of(tenant_id)).order_by(Job.id.desc())
+        check_page_limit(limit)
+        query = select(Job.__table__).where(_visible_to(tenant_id)).order_by(Job.id.desc())
         if state is not None:
             query = query.where(Job.state == state.value)
         if adapter is not None:
@@ -152,22 +157,22 @@ class ClientSide(StoreBase):
 
 def cancel_locked(connection: Connection, job: JobRecord, now: datetime) -> None:
     """Cancel a job that has not ended, whose row the caller has locked; see `ClientSide.cancel`."""
-    changed = update(Job).where(Job.id == job.id).values(version=Job.version + 1, updated_at=now)
-    if job.state is JobState.RUNNING or began_publishing(connection, job.id):
-        connection.execute(changed.values(cancel_requested=True))
+    statement = update(Job).where(Job.id == job.id).values(version=Job.version + 1, updated_at=now)
+    if job.state is JobState.RUNNING or has_started_publishing(connection, job.id):
+        connection.execute(statement.values(cancel_requested=True))
         add_event(connection, job.id, now, "cancel_requested")
         return
     connection.execute(
-        changed.values(
+        statement.values(
             state=JobState.CANCELLED.value,
             cancel_requested=True,
             not_before=None,
             finished_at=now,
-            error=CANCELLED.model_dump(),
+            error=CANCELLED_ERROR.model_dump(),
         )
     )
-    add_move(connection, job.id, now, JobState.CANCELLED)
-    wipe_token(connection, job.id)
+    record_transition(connection, job.id, now, JobState.CANCELLED)
+    delete_token(connection, job.id)
 
 
 def retry_locked(connection: Connection, job_id: str, now: datetime, max_attempts: int) -> None:
@@ -177,7 +182,7 @@ def retry_locked(connection: Connection, job_id: str, now: datetime, max_attempt
         update(Job)
         .where(Job.id == job_id)
         .values(
-            **queued_values(now),
+            **build_queued_values(now),
             **cleared,
             cancel_requested=False,
             attempt_limit=Job.attempt + max_attempts,
@@ -185,33 +190,33 @@ def retry_locked(connection: Connection, job_id: str, now: datetime, max_attempt
         )
     )
     connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == job_id))
-    replace_layers(connection, job_id, NO_LAYERS)
-    replace_figures(connection, job_id, ())
-    add_move(connection, job_id, now, JobState.QUEUED, reason="retry")
-    add_bells(connection, [job_id], now)
+    replace_layer_similarity(connection, job_id, NO_LAYER_SIMILARITY)
+    replace_metrics(connection, job_id, ())
+    record_transition(connection, job_id, now, JobState.QUEUED, reason="retry")
+    enqueue_notifications(connection, [job_id], now)
 
 
-def is_job_id(text: str) -> bool:
+def is_valid_id(text: str) -> bool:
     """Can this be an id? A foreign string may hold what the database refuses."""
-    return _JOB_ID.fullmatch(text) is not None
+    return _ID_PATTERN.fullmatch(text) is not None
 
 
-def check_limit(limit: int) -> None:
+def check_page_limit(limit: int) -> None:
     """Raises RequestInvalid for a page that is too small or too large."""
     if not 1 <= limit <= MAX_PAGE:
         raise RequestInvalid(f"'limit' must be between 1 and {MAX_PAGE}.", pointer="/limit")
 
 
-def _of(tenant_id: str) -> ColumnElement[bool]:
+def _visible_to(tenant_id: str) -> ColumnElement[bool]:
     """A tenant's jobs as it may see them. The service's own are left out: they name repos that may turn out
     to be hidden from the tenant."""
-    return and_(Job.tenant_id == tenant_id, Job.kind.not_in(OWN_KINDS))
+    return and_(Job.tenant_id == tenant_id, Job.kind.not_in(INTERNAL_KINDS))
 
 
 def _load(connection: Connection, tenant_id: str, job_id: str, *, lock: bool = False) -> JobRecord:
-    if not is_job_id(job_id):
+    if not is_valid_id(job_id):
         raise NotFound("There is no such job.")
-    query = select(Job.__table__).where(Job.id == job_id, _of(tenant_id))
+    query = select(Job.__table__).where(Job.id == job_id, _visible_to(tenant_id))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFound("There is no such job.")

@@ -15,37 +15,37 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from core.errors import Cancelled
 from core.ids import new_id
-from core.jobs.client_side import CANCELLED
+from core.jobs.client_side import CANCELLED_ERROR
 from core.jobs.insert import insert_jobs
 from core.jobs.records import Claim
-from core.jobs.release_records import Decided, Decision, Outcome, SubscriptionRecord
-from core.jobs.releases_side import ReleasesSide
-from core.jobs.room import room_of
-from core.jobs.subscriptions_side import subscriptions_to
-from core.jobs.worker_side import hold
-from core.limits import limits_of
-from core.releases.guards import Reason
-from core.releases.plan import Stage, request_for
+from core.jobs.release_records import Decision, DecisionOutcome, DecisionResult, SubscriptionRecord
+from core.jobs.releases_side import ReleaseRepository
+from core.jobs.room import load_quota
+from core.jobs.subscriptions_side import find_subscriptions_to_owner
+from core.jobs.worker_side import lock_claimed_job
+from core.limits import load_limits
+from core.releases.guards import GuardViolation
+from core.releases.plan import Stage, build_conversion_request
 from core.releases.spec import SubscriptionRequest
-from core.releases.states import Stored
+from core.releases.states import CampaignDbState
 from core.releases.tasks import ReleaseTask
 from core.repos import RepoRef
 from core.states import JobState
 from core.tables.releases import Campaign, CampaignJob, Release, ReleaseMatch, Subscription
 
 _COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
-_AGAIN = frozenset({Stored.WAITING.value, Stored.REFUSED.value})
-_OUTCOMES: dict[Stored, Outcome] = {
-    Stored.WAITING: "waiting",
-    Stored.REFUSED: "refused",
-    Stored.OPEN: "open",
+_UNDECIDED_STATES = frozenset({CampaignDbState.WAITING.value, CampaignDbState.REFUSED.value})
+_OUTCOMES: dict[CampaignDbState, DecisionOutcome] = {
+    CampaignDbState.WAITING: "waiting",
+    CampaignDbState.REFUSED: "refused",
+    CampaignDbState.OPEN: "open",
 }
 
 
-class DecisionsSide(ReleasesSide):
+class ReleaseDecisions(ReleaseRepository):
     """For workers: the subscription of a release job, and its decision."""
 
-    def subscription_of(self, claim: Claim, subscription_id: str) -> SubscriptionRecord | None:
+    def find_subscription(self, claim: Claim, subscription_id: str) -> SubscriptionRecord | None:
         """The subscription that the job works for; None when it was deleted meanwhile, or is another
         tenant's."""
         query = select(*_COLUMNS).where(
@@ -55,14 +55,14 @@ class DecisionsSide(ReleasesSide):
             row = connection.execute(query).one_or_none()
         return SubscriptionRecord(*row) if row is not None else None
 
-    def subscriptions_to(self, tenant_id: str, owner: str) -> list[SubscriptionRecord]:
+    def list_subscriptions_to_owner(self, tenant_id: str, owner: str) -> list[SubscriptionRecord]:
         """The tenant's subscriptions to an owner that are not paused."""
         with self.db.read() as connection:
-            return subscriptions_to(connection, owner, tenant_id)
+            return find_subscriptions_to_owner(connection, owner, tenant_id)
 
-    def decide(
+    def record_decision(
         self, claim: Claim, subscription: SubscriptionRecord, repo_id: str, decision: Decision
-    ) -> Decided:
+    ) -> DecisionResult:
         """Begin a campaign, or say why there is none. Raises LeaseLost, and Cancelled for a job that was to
         stop: its tenant is being deleted.
 
@@ -71,37 +71,37 @@ class DecisionsSide(ReleasesSide):
         """
         now = self.clock()
         with self.db.write() as connection:
-            if hold(connection, claim, {JobState.RUNNING}).cancel_requested:
-                raise Cancelled(CANCELLED.message)
-            locked = select(Subscription.id).where(Subscription.id == subscription.id)
-            if connection.scalar(locked.with_for_update(key_share=True)) is None:
-                return Decided(None, "unsubscribed")
-            standing = _newest(connection, subscription.id, repo_id)
-            if standing is not None and _is_handled(standing, subscription.spec, decision):
-                return Decided(standing.id, "handled")
-            again = standing is not None and standing.state in _AGAIN
-            campaign_id = standing.id if standing is not None and again else new_id()
-            decision = self._within_limits(connection, claim.tenant_id, decision, now)
-            values = _values(decision, subscription, now)
-            if again:
+            if lock_claimed_job(connection, claim, {JobState.RUNNING}).cancel_requested:
+                raise Cancelled(CANCELLED_ERROR.message)
+            subscription_query = select(Subscription.id).where(Subscription.id == subscription.id)
+            if connection.scalar(subscription_query.with_for_update(key_share=True)) is None:
+                return DecisionResult(None, "unsubscribed")
+            newest = _lock_newest_campaign(connection, subscription.id, repo_id)
+            if newest is not None and _is_handled(newest, subscription.spec, decision):
+                return DecisionResult(newest.id, "handled")
+            is_redecided = newest is not None and newest.state in _UNDECIDED_STATES
+            campaign_id = newest.id if newest is not None and is_redecided else new_id()
+            decision = self._apply_quota(connection, claim.tenant_id, decision, now)
+            values = _build_campaign_values(decision, subscription, now)
+            if is_redecided:
                 connection.execute(update(Campaign).where(Campaign.id == campaign_id).values(values))
             else:
                 values |= {"id": campaign_id, "tenant_id": subscription.tenant_id, "created_at": now}
                 values |= {"subscription_id": subscription.id, "repo_id": repo_id}
-                values |= {"number": standing.number + 1 if standing is not None else 1}
+                values |= {"number": newest.number + 1 if newest is not None else 1}
                 connection.execute(insert(Campaign).values(values))
-            if decision.state is Stored.OPEN:
+            if decision.state is CampaignDbState.OPEN:
                 stage: Stage = "precheck" if subscription.spec.dry_run else "convert"
                 target = RepoRef(repo_id=repo_id, revision=decision.sha)
-                whose = (subscription.tenant_id, subscription.spec)
-                self._add_jobs(connection, *whose, campaign_id, target, stage, decision.outputs)
-        return Decided(campaign_id, _OUTCOMES[decision.state])
+                tenant_and_spec = (subscription.tenant_id, subscription.spec)
+                self._add_jobs(connection, *tenant_and_spec, campaign_id, target, stage, decision.outputs)
+        return DecisionResult(campaign_id, _OUTCOMES[decision.state])
 
-    def forget(self, claim: Claim, task: ReleaseTask) -> None:
+    def unmark_release(self, claim: Claim, task: ReleaseTask) -> None:
         """As if the release had not been seen by this subscription: the next look finds it again."""
         of_release = select(Release.id).where(Release.repo_id == task.repo_id, Release.sha == task.sha)
         with self.db.write() as connection:
-            hold(connection, claim, {JobState.RUNNING})
+            lock_claimed_job(connection, claim, {JobState.RUNNING})
             connection.execute(
                 delete(ReleaseMatch).where(
                     ReleaseMatch.subscription_id == task.subscription_id,
@@ -109,25 +109,27 @@ class DecisionsSide(ReleasesSide):
                 )
             )
 
-    def _within_limits(
+    def _apply_quota(
         self, connection: Connection, tenant_id: str, decision: Decision, now: datetime
     ) -> Decision:
         """With as many adapters as the tenant's limits let in; the others are left out, with the reason.
         When none gets in, the release is refused, so that it can be looked at again when there is room."""
-        if decision.state is not Stored.OPEN:
+        if decision.state is not CampaignDbState.OPEN:
             return decision
-        room = room_of(connection, tenant_id, limits_of(connection, tenant_id, self.limits), now)
-        if room.refusal is None or len(decision.outputs) <= room.left:
+        quota = load_quota(connection, tenant_id, load_limits(connection, tenant_id, self.limits), now)
+        if quota.error is None or len(decision.outputs) <= quota.remaining:
             return decision
-        fits = sorted(decision.outputs)[: max(0, int(room.left))]
-        why = Reason(code=room.refusal.code, message=room.refusal.message).model_dump()
-        beyond = [{"position": place, **why} for place in sorted(set(decision.outputs) - set(fits))]
-        if not fits:
-            return replace(decision, state=Stored.REFUSED, reasons=[why], outputs={})
+        accepted = sorted(decision.outputs)[: max(0, int(quota.remaining))]
+        violation = GuardViolation(code=quota.error.code, message=quota.error.message).model_dump()
+        over_quota = [
+            {"position": place, **violation} for place in sorted(set(decision.outputs) - set(accepted))
+        ]
+        if not accepted:
+            return replace(decision, state=CampaignDbState.REFUSED, reasons=[violation], outputs={})
         return replace(
             decision,
-            outputs={place: decision.outputs[place] for place in fits},
-            left_out=[*decision.left_out, *beyond],
+            outputs={place: decision.outputs[place] for place in accepted},
+            left_out=[*decision.left_out, *over_quota],
         )
 
     def _add_jobs(
@@ -143,9 +145,10 @@ class DecisionsSide(ReleasesSide):
         """Queue one job per adapter, in the caller's transaction. `outputs`: position → output repo."""
         positions = sorted(outputs)
         requests = [
-            request_for(spec, spec.adapters[place], target, stage, outputs[place]) for place in positions
+            build_conversion_request(spec, spec.adapters[position], target, stage, outputs[position])
+            for position in positions
         ]
-        records = [self._new_record(tenant_id, stage, request) for request in requests]
+        records = [self._build_record(tenant_id, stage, request) for request in requests]
         if not records:
             return
         insert_jobs(connection, records)
@@ -156,7 +159,7 @@ class DecisionsSide(ReleasesSide):
         connection.execute(insert(CampaignJob), rows)
 
 
-def _newest(connection: Connection, subscription_id: str, repo_id: str) -> Any:
+def _lock_newest_campaign(connection: Connection, subscription_id: str, repo_id: str) -> Any:
     """The newest campaign for a base: id, number, state, sha, decision; None: there is none."""
     query = (
         select(Campaign.id, Campaign.number, Campaign.state, Campaign.sha, Campaign.decision)
@@ -168,18 +171,20 @@ def _newest(connection: Connection, subscription_id: str, repo_id: str) -> Any:
     return connection.execute(query).one_or_none()
 
 
-def _is_handled(standing: Any, spec: SubscriptionRequest, decision: Decision) -> bool:
+def _is_handled(newest: Any, spec: SubscriptionRequest, decision: Decision) -> bool:
     """Does the newest campaign for this base settle this release too?"""
-    if standing.state in _AGAIN:
+    if newest.state in _UNDECIDED_STATES:
         return False
-    if not spec.on_update or standing.sha == decision.sha or decision.state is not Stored.OPEN:
+    if not spec.on_update or newest.sha == decision.sha or decision.state is not CampaignDbState.OPEN:
         return True
-    before, now = standing.decision.get("facts") or {}, decision.facts or {}
-    return before.get("content") == now.get("content")
+    old_facts, new_facts = newest.decision.get("facts") or {}, decision.facts or {}
+    return old_facts.get("content") == new_facts.get("content")
 
 
-def _values(decision: Decision, subscription: SubscriptionRecord, now: datetime) -> dict[str, Any]:
-    told = {
+def _build_campaign_values(
+    decision: Decision, subscription: SubscriptionRecord, now: datetime
+) -> dict[str, Any]:
+    decision_json = {
         "reasons": list(decision.reasons),
         "facts": decision.facts,
         "left_out": list(decision.left_out),
@@ -189,7 +194,7 @@ def _values(decision: Decision, subscription: SubscriptionRecord, now: datetime)
         "sha": decision.sha,
         "state": decision.state.value,
         "request": subscription.request,
-        "decision": told,
+        "decision": decision_json,
         "dry_run": subscription.spec.dry_run,
         "updated_at": now,
     }

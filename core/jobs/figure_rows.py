@@ -7,21 +7,25 @@ from dataclasses import asdict, fields
 
 from sqlalchemy import Connection, delete, insert, select
 
-from core.jobs.records import FigureRow
-from core.tables.jobs import EvaluationFigure
+from core.jobs.records import MetricRow
+from core.tables.jobs import EvaluationMetric
 
-_COLUMNS = [getattr(EvaluationFigure, field.name) for field in fields(FigureRow)]
+_METRIC_COLUMNS = [getattr(EvaluationMetric, field.name) for field in fields(MetricRow)]
 
 
-def replace_figures(connection: Connection, job_id: str, figures: Sequence[FigureRow]) -> None:
+def replace_metrics(connection: Connection, job_id: str, metrics: Sequence[MetricRow]) -> None:
     """Write them in the caller's transaction; what an earlier attempt left goes."""
-    connection.execute(delete(EvaluationFigure).where(EvaluationFigure.job_id == job_id))
-    rows = [{"job_id": job_id, "position": n, **asdict(figure)} for n, figure in enumerate(figures)]
+    connection.execute(delete(EvaluationMetric).where(EvaluationMetric.job_id == job_id))
+    rows = [
+        {"job_id": job_id, "position": position, **asdict(metric)} for position, metric in enumerate(metrics)
+    ]
     if rows:
-        connection.execute(insert(EvaluationFigure), rows)
+        connection.execute(insert(EvaluationMetric), rows)
 
 
-def read_figures(connection: Connection, job_id: str) -> tuple[FigureRow, ...]:
+def read_metrics(connection: Connection, job_id: str) -> tuple[MetricRow, ...]:
     """The figures as they were saved; none where nothing was evaluated."""
-    query = select(*_COLUMNS).where(EvaluationFigure.job_id == job_id).order_by(EvaluationFigure.position)
-    return tuple(FigureRow(*row) for row in connection.execute(query))
+    query = (
+        select(*_METRIC_COLUMNS).where(EvaluationMetric.job_id == job_id).order_by(EvaluationMetric.position)
+    )
+    return tuple(MetricRow(*row) for row in connection.execute(query))

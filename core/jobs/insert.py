@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Insert, bindparam, insert
 
-from core.audit import Trail
-from core.jobs.base import ring_again_at
+from core.audit import AuditContext
+from core.jobs.base import next_notification_at
 from core.jobs.records import JobRecord
 from core.states import JobState
 from core.tables.jobs import Job, JobEvent, Outbox
-from core.tables.tenants import AuditLine
+from core.tables.tenants import AuditEvent
 
 _JOB_COLUMNS = [
     "id",
@@ -34,21 +34,21 @@ _JOB_COLUMNS = [
 _INSERT_JOB = insert(Job).values(
     {name: bindparam(f"p_{name}", type_=Job.__table__.c[name].type) for name in _JOB_COLUMNS}
 )
-_AT = Job.__table__.c.created_at.type
+_TIMESTAMP = Job.__table__.c.created_at.type
 _INSERT_EVENT = insert(JobEvent).values(
     job_id=bindparam("p_id"),
-    at=bindparam("p_created_at", type_=_AT),
+    at=bindparam("p_created_at", type_=_TIMESTAMP),
     type="state",
     data={"state": JobState.QUEUED.value},
 )
-_INSERT_BELL = insert(Outbox).values(
+_INSERT_NOTIFICATION = insert(Outbox).values(
     job_id=bindparam("p_id"),
     tries=0,
-    next_at=bindparam("p_created_at", type_=_AT),
-    created_at=bindparam("p_created_at", type_=_AT),
+    next_at=bindparam("p_created_at", type_=_TIMESTAMP),
+    created_at=bindparam("p_created_at", type_=_TIMESTAMP),
 )
-_INSERT_LINE = insert(AuditLine).values(
-    at=bindparam("p_created_at", type_=_AT),
+_INSERT_AUDIT_EVENT = insert(AuditEvent).values(
+    at=bindparam("p_created_at", type_=_TIMESTAMP),
     tenant_id=bindparam("p_tenant_id"),
     key_id=bindparam("p_key_id"),
     action=bindparam("p_action"),
@@ -58,41 +58,43 @@ _INSERT_LINE = insert(AuditLine).values(
     client=bindparam("p_client"),
 )
 # PostgreSQL takes all three in one statement and checks the foreign keys at its end: one round trip.
-_INSERT_ALL = _INSERT_BELL.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
-_INSERT_ALL_AND_LINE = _INSERT_ALL.add_cte(_INSERT_LINE.cte("line"))
-_ONE_BY_ONE = (_INSERT_JOB, _INSERT_EVENT, _INSERT_BELL)
+_INSERT_ALL = _INSERT_NOTIFICATION.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
+_INSERT_ALL_WITH_AUDIT = _INSERT_ALL.add_cte(_INSERT_AUDIT_EVENT.cte("line"))
+_INSERT_SEPARATELY = (_INSERT_JOB, _INSERT_EVENT, _INSERT_NOTIFICATION)
 
 
 def insert_jobs(
-    connection: Connection, records: Sequence[JobRecord], trails: Sequence[Trail] | None = None
+    connection: Connection, records: Sequence[JobRecord], audit_contexts: Sequence[AuditContext] | None = None
 ) -> None:
     """Write all of them, or none. On PostgreSQL any number of jobs is one round trip. `trails`, one a job:
     who the audit log is to name."""
-    parameters = [_parameters(record) for record in records]
-    for values, trail in zip(parameters, trails or (), strict=trails is not None):
-        values |= {"p_key_id": trail.key_id, "p_request_id": trail.request_id, "p_client": trail.client}
+    parameters = [_build_parameters(record) for record in records]
+    for values, audit in zip(parameters, audit_contexts or (), strict=audit_contexts is not None):
+        values |= {"p_key_id": audit.key_id, "p_request_id": audit.request_id, "p_client": audit.client}
         values["p_action"] = "pool.registered" if values["p_kind"] == "pool" else "job.submitted"
     if connection.dialect.name == "postgresql":
-        statements: tuple[Insert, ...] = (_INSERT_ALL if trails is None else _INSERT_ALL_AND_LINE,)
+        statements: tuple[Insert, ...] = (_INSERT_ALL if audit_contexts is None else _INSERT_ALL_WITH_AUDIT,)
     else:
-        statements = _ONE_BY_ONE if trails is None else (*_ONE_BY_ONE, _INSERT_LINE)
+        statements = (
+            _INSERT_SEPARATELY if audit_contexts is None else (*_INSERT_SEPARATELY, _INSERT_AUDIT_EVENT)
+        )
     for statement in statements:
         connection.execute(statement, parameters if len(parameters) > 1 else parameters[0])
 
 
-def _parameters(record: JobRecord) -> dict[str, Any]:
-    moved, target = _repos_of(record)
+def _build_parameters(record: JobRecord) -> dict[str, Any]:
+    adapter_repo, target_repo = _get_repo_columns(record)
     derived = {
         "state": record.state.value,
-        "adapter_repo": moved,
-        "target_repo": target,
-        "ring_after": ring_again_at(record.created_at, 0),
+        "adapter_repo": adapter_repo,
+        "target_repo": target_repo,
+        "ring_after": next_notification_at(record.created_at, 0),
         "rings": 0,
     }
     return {f"p_{name}": derived[name] if name in derived else getattr(record, name) for name in _JOB_COLUMNS}
 
 
-def _repos_of(record: JobRecord) -> tuple[str, str]:
+def _get_repo_columns(record: JobRecord) -> tuple[str, str]:
     """What the columns adapter_repo and target_repo hold; of the service's own work only what it looks at."""
     request = record.request
     if record.kind == "release":

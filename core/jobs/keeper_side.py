@@ -14,27 +14,27 @@ from sqlalchemy import Connection, Select, case, delete, func, or_, select, upda
 
 from core.errors import PublicError, WorkerLost
 from core.jobs.base import (
-    StoreBase,
-    add_bells,
-    add_move,
-    began_publishing,
-    is_paused,
-    queued_values,
-    ring_again_at,
+    Repository,
+    build_queued_values,
+    campaign_paused,
+    enqueue_notifications,
+    has_started_publishing,
+    next_notification_at,
+    record_transition,
 )
-from core.jobs.client_side import CANCELLED
-from core.jobs.token_rows import wipe_token
-from core.jobs.turns import ring_next
+from core.jobs.client_side import CANCELLED_ERROR
+from core.jobs.token_rows import delete_token
+from core.jobs.turns import notify_waiting
 from core.states import LEASED, TERMINAL, JobState
 from core.tables.jobs import Job, Outbox
 
 Ts = TypeVarTuple("Ts")
 
 BATCH = 100
-HELD_S = 30.0  # a relay that dies with rows in hand: they fall due again after this
-LAST_BACKOFF_S = 60.0
+LEASE_S = 30.0  # a relay that dies with rows in hand: they fall due again after this
+MAX_BACKOFF_S = 60.0
 
-LOST = PublicError(
+WORKER_LOST_ERROR = PublicError(
     code=WorkerLost.code,
     message="The worker died on every attempt that this job had.",
     hint="Look at the workers' logs and memory, then retry the job.",
@@ -42,25 +42,25 @@ LOST = PublicError(
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class ReapResult:
     """What one sweep did."""
 
-    due: int = 0  # waits that were over
+    waits_ended: int = 0  # waits that were over
     requeued: int = 0  # lost workers, attempts left
     lost: int = 0  # lost workers, no attempts left
     cancelled: int = 0  # lost workers of jobs that were to be cancelled
-    rung_again: int = 0  # queued jobs that nobody took
+    renotified: int = 0  # queued jobs that nobody took
 
     @property
-    def bells(self) -> int:
+    def notifications(self) -> int:
         """Rows added to the outbox."""
-        return self.due + self.requeued + self.rung_again
+        return self.waits_ended + self.requeued + self.renotified
 
 
-class KeeperSide(StoreBase):
+class OutboxRepository(Repository):
     """`relay` and `sweep`."""
 
-    def relay(self, ring: Callable[[str], None], limit: int = BATCH) -> int:
+    def publish(self, notify: Callable[[str], None], limit: int = BATCH) -> int:
         """Ring for due outbox rows, oldest first; returns how many rang.
 
         Rows are taken first and rung outside any transaction, so a slow broker blocks nobody. Stops at the
@@ -68,19 +68,19 @@ class KeeperSide(StoreBase):
         """
         now = self.clock()
         with self.db.write() as connection:
-            rows = self._take(connection, now, limit)
-        rung: list[int] = []
+            rows = self._lease_rows(connection, now, limit)
+        published: list[int] = []
         try:
             for row_id, job_id, _ in rows:
-                ring(job_id)
-                rung.append(row_id)
+                notify(job_id)
+                published.append(row_id)
         finally:
-            left = rows[len(rung) :]
+            unpublished = rows[len(published) :]
             if rows:
-                self._settle(rung, left)
-        return len(rung)
+                self._settle(published, unpublished)
+        return len(published)
 
-    def _take(self, connection: Connection, now: datetime, limit: int) -> list[tuple[int, str, int]]:
+    def _lease_rows(self, connection: Connection, now: datetime, limit: int) -> list[tuple[int, str, int]]:
         due = (
             select(Outbox.id)
             .where(Outbox.next_at <= now)
@@ -88,107 +88,111 @@ class KeeperSide(StoreBase):
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        taken = connection.execute(
+        leased = connection.execute(
             update(Outbox)
             .where(Outbox.id.in_(due), Outbox.next_at <= now)
-            .values(next_at=now + timedelta(seconds=HELD_S), tries=Outbox.tries + 1)
+            .values(next_at=now + timedelta(seconds=LEASE_S), tries=Outbox.tries + 1)
             .returning(Outbox.id, Outbox.job_id, Outbox.tries)
         )
-        return sorted((row.id, row.job_id, row.tries) for row in taken)
+        return sorted((row.id, row.job_id, row.tries) for row in leased)
 
-    def _settle(self, rung: list[int], left: list[tuple[int, str, int]]) -> None:
+    def _settle(self, published: list[int], unpublished: list[tuple[int, str, int]]) -> None:
         now = self.clock()
         with self.db.write() as connection:
-            if rung:
-                connection.execute(delete(Outbox).where(Outbox.id.in_(rung)))
-            for row_id, _, tries in left:
-                wait = min(LAST_BACKOFF_S, 2.0 ** min(tries - 1, 10))
+            if published:
+                connection.execute(delete(Outbox).where(Outbox.id.in_(published)))
+            for row_id, _, tries in unpublished:
+                wait = min(MAX_BACKOFF_S, 2.0 ** min(tries - 1, 10))
                 connection.execute(
                     update(Outbox).where(Outbox.id == row_id).values(next_at=now + timedelta(seconds=wait))
                 )
 
-    def waiting_bells(self) -> int:
+    def count_pending_notifications(self) -> int:
         """Outbox rows that still have to be rung."""
         with self.db.read() as connection:
             return connection.scalar(select(func.count()).select_from(Outbox)) or 0
 
-    def active_counts(self) -> dict[JobState, int]:
+    def count_open_jobs_by_state(self) -> dict[JobState, int]:
         """How many jobs are in each state that is not terminal."""
-        active = [state for state in JobState if state not in TERMINAL]
+        open_states = [state for state in JobState if state not in TERMINAL]
         query = (
             select(Job.state, func.count())
-            .where(Job.state.in_([state.value for state in active]))
+            .where(Job.state.in_([state.value for state in open_states]))
             .group_by(Job.state)
         )
         with self.db.read() as connection:
-            found = {row[0]: row[1] for row in connection.execute(query)}
-        return {state: found.get(state.value, 0) for state in active}
+            counts = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: counts.get(state.value, 0) for state in open_states}
 
-    def sweep(self) -> Swept:
+    def reap(self) -> ReapResult:
         """Put right what nobody else will: ended waits, dead workers, queued jobs whose bell was lost."""
         now = self.clock()
-        freed: set[str] = set()
+        freed_tenants: set[str] = set()
         with self.db.write() as connection:
-            due = self._requeue_due(connection, now)
-            requeued, lost, cancelled = self._expire(connection, now, freed)
-            rung_again = self._ring_again(connection, now)
+            waits_ended = self._requeue_due(connection, now)
+            requeued, lost, cancelled = self._reap_expired_leases(connection, now, freed_tenants)
+            renotified = self._renotify(connection, now)
         # Not above: a claim locks its tenant and then its job, this transaction has locked jobs already.
-        for tenant_id in sorted(freed):
+        for tenant_id in sorted(freed_tenants):
             with self.db.write() as connection:
-                rung_again += ring_next(connection, tenant_id, self.limits, now)
-        return Swept(due, requeued, lost, cancelled, rung_again)
+                renotified += notify_waiting(connection, tenant_id, self.limits, now)
+        return ReapResult(waits_ended, requeued, lost, cancelled, renotified)
 
     def _requeue_due(self, connection: Connection, now: datetime) -> int:
-        query = _some(select(Job.id).where(Job.state == JobState.RETRY_WAIT.value, Job.not_before <= now))
+        query = _lock_batch(
+            select(Job.id).where(Job.state == JobState.RETRY_WAIT.value, Job.not_before <= now)
+        )
         ids = connection.scalars(query).all()
         for job_id in ids:
             self._requeue(connection, job_id, now, "wait over")
         return len(ids)
 
-    def _expire(self, connection: Connection, now: datetime, freed: set[str]) -> tuple[int, int, int]:
+    def _reap_expired_leases(
+        self, connection: Connection, now: datetime, freed_tenants: set[str]
+    ) -> tuple[int, int, int]:
         """`freed` is told the tenants that have fewer jobs running now."""
-        held = Job.state.in_(sorted(state.value for state in LEASED))
+        is_leased = Job.state.in_(sorted(state.value for state in LEASED))
         query = select(Job.id, Job.tenant_id, Job.attempt, Job.attempt_limit, Job.cancel_requested)
-        rows = connection.execute(_some(query.where(held, Job.lease_expires_at <= now))).all()
+        rows = connection.execute(_lock_batch(query.where(is_leased, Job.lease_expires_at <= now))).all()
         counts = {JobState.QUEUED: 0, JobState.FAILED: 0, JobState.CANCELLED: 0}
         for row in rows:
-            cancel = row.cancel_requested and not began_publishing(connection, row.id)
-            state = after_worker_lost(row.attempt, row.attempt_limit, cancel=cancel)
+            cancel = row.cancel_requested and not has_started_publishing(connection, row.id)
+            state = get_state_after_worker_lost(row.attempt, row.attempt_limit, cancel=cancel)
             counts[state] += 1
-            freed.add(row.tenant_id)
+            freed_tenants.add(row.tenant_id)
             if state is JobState.QUEUED:
                 self._requeue(connection, row.id, now, WorkerLost.code)
             else:
-                self._end(connection, row.id, now, state, CANCELLED if cancel else LOST)
+                self._finish(connection, row.id, now, state, CANCELLED_ERROR if cancel else WORKER_LOST_ERROR)
         return counts[JobState.QUEUED], counts[JobState.FAILED], counts[JobState.CANCELLED]
 
-    def _ring_again(self, connection: Connection, now: datetime) -> int:
-        unrung = select(Outbox.id).where(Outbox.job_id == Job.id).exists()
+    def _renotify(self, connection: Connection, now: datetime) -> int:
+        has_notification = select(Outbox.id).where(Outbox.job_id == Job.id).exists()
         query = select(Job.id, Job.rings).where(
             Job.state == JobState.QUEUED.value,
             or_(Job.ring_after.is_(None), Job.ring_after <= now),
-            ~unrung,
-            ~is_paused(),
+            ~has_notification,
+            ~campaign_paused(),
         )
-        rows = connection.execute(_some(query)).all()
+        rows = connection.execute(_lock_batch(query)).all()
         if rows:
-            later = {row.id: ring_again_at(now, row.rings + 1) for row in rows}
+            notify_after = {row.id: next_notification_at(now, row.rings + 1) for row in rows}
             connection.execute(
                 update(Job)
-                .where(Job.id.in_(later))
-                .values(rings=Job.rings + 1, ring_after=case(later, value=Job.id))
+                .where(Job.id.in_(notify_after))
+                .values(rings=Job.rings + 1, ring_after=case(notify_after, value=Job.id))
             )
-        add_bells(connection, [row.id for row in rows], now)
+        enqueue_notifications(connection, [row.id for row in rows], now)
         return len(rows)
 
     def _requeue(self, connection: Connection, job_id: str, now: datetime, reason: str) -> None:
         connection.execute(
-            update(Job).where(Job.id == job_id).values(**queued_values(now), version=Job.version + 1)
+            update(Job).where(Job.id == job_id).values(**build_queued_values(now), version=Job.version + 1)
         )
-        add_move(connection, job_id, now, JobState.QUEUED, reason=reason)
-        add_bells(connection, [job_id], now)
+        record_transition(connection, job_id, now, JobState.QUEUED, reason=reason)
+        enqueue_notifications(connection, [job_id], now)
 
-    def _end(
+    def _finish(
         self, connection: Connection, job_id: str, now: datetime, state: JobState, error: PublicError
     ) -> None:
         connection.execute(
@@ -206,16 +210,16 @@ class KeeperSide(StoreBase):
                 finished_at=now,
             )
         )
-        add_move(connection, job_id, now, state, reason=error.code)
-        wipe_token(connection, job_id)
+        record_transition(connection, job_id, now, state, reason=error.code)
+        delete_token(connection, job_id)
 
 
-def after_worker_lost(attempt: int, limit: int, *, cancel: bool) -> JobState:
+def get_state_after_worker_lost(attempt: int, limit: int, *, cancel: bool) -> JobState:
     """Where a job goes when its lease has run out. `cancel`: somebody asked to, and nothing can stand yet."""
     if cancel:
         return JobState.CANCELLED
     return JobState.QUEUED if attempt < limit else JobState.FAILED
 
 
-def _some(query: Select[*Ts]) -> Select[*Ts]:
+def _lock_batch(query: Select[*Ts]) -> Select[*Ts]:
     return query.order_by(Job.id).limit(BATCH).with_for_update(skip_locked=True, of=Job)

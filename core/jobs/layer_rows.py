@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, insert, select
 
-from core.jobs.records import LayerRows
+from core.jobs.records import LayerSimilarityMatrix
 from core.tables.jobs import LayerSimilarity
 
 
-def replace_layers(connection: Connection, job_id: str, layers: LayerRows) -> None:
+def replace_layer_similarity(connection: Connection, job_id: str, matrix: LayerSimilarityMatrix) -> None:
     """Write the map in the caller's transaction; what an earlier attempt left goes."""
     connection.execute(delete(LayerSimilarity).where(LayerSimilarity.job_id == job_id))
     rows = [
@@ -17,16 +17,16 @@ def replace_layers(connection: Connection, job_id: str, layers: LayerRows) -> No
             "source_layer": source,
             "target_layer": target,
             "cka": cka,
-            "chosen": layers.layers[target] == source,
+            "chosen": matrix.layer_map[target] == source,
         }
-        for source, row in enumerate(layers.similarity)
+        for source, row in enumerate(matrix.similarity)
         for target, cka in enumerate(row)
     ]
     if rows:
         connection.execute(insert(LayerSimilarity), rows)
 
 
-def read_layers(connection: Connection, job_id: str) -> LayerRows:
+def read_layer_similarity(connection: Connection, job_id: str) -> LayerSimilarityMatrix:
     """The map as it was saved; empty where there is none."""
     query = (
         select(LayerSimilarity.target_layer, LayerSimilarity.cka, LayerSimilarity.chosen)
@@ -35,10 +35,10 @@ def read_layers(connection: Connection, job_id: str) -> LayerRows:
     )
     similarity: list[list[float]] = []
     chosen: dict[int, int] = {}
-    for target, cka, taken in connection.execute(query):
+    for target, cka, is_chosen in connection.execute(query):
         if target == 0:
             similarity.append([])
         similarity[-1].append(cka)
-        if taken:
+        if is_chosen:
             chosen[target] = len(similarity) - 1
-    return LayerRows(similarity, [chosen[target] for target in sorted(chosen)])
+    return LayerSimilarityMatrix(similarity, [chosen[target] for target in sorted(chosen)])

@@ -11,14 +11,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, insert, select
 
-from core.audit import Trail, write_line
+from core.audit import AuditContext, write_audit_event
 from core.errors import NotFound, StateConflict
-from core.jobs.base import PLAIN, Extras
-from core.jobs.client_side import cancel_locked, check_limit, is_job_id
+from core.jobs.base import NO_CONTEXT, SubmissionContext
+from core.jobs.client_side import cancel_locked, check_page_limit, is_valid_id
 from core.jobs.records import JobRecord, decode_cursor, encode_cursor
-from core.jobs.submit import Submitting, fingerprint_of
+from core.jobs.submit import JobSubmission, compute_fingerprint
 from core.pools import Pool, PoolRequest
-from core.states import JobState, PoolState, pool_state_of
+from core.states import JobState, PoolState, derive_pool_state
 from core.tables.jobs import AnchorPool, Job
 
 
@@ -38,7 +38,7 @@ class PoolRecord:
     @property
     def state(self) -> PoolState:
         """It follows from the job's."""
-        return pool_state_of(self.job.state)
+        return derive_pool_state(self.job.state)
 
     @property
     def document(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class PoolPage:
     next_cursor: str | None
 
 
-class PoolsSide(Submitting):
+class AnchorPoolRepository(JobSubmission):
     """Register, look, page, delete, use."""
 
     def submit_pool(
@@ -70,16 +70,16 @@ class PoolsSide(Submitting):
         tenant_id: str,
         request: PoolRequest,
         idempotency_key: str | None = None,
-        extras: Extras = PLAIN,
+        context: SubmissionContext = NO_CONTEXT,
     ) -> tuple[PoolRecord, bool]:
         """Register a pool: job, event, bell and pool in one transaction. A key works as in `submit`.
 
         Raises what `submit` raises, and StateConflict for a key whose pool was deleted.
         """
-        record = self._new_record(tenant_id, "pool", request)
+        record = self._build_record(tenant_id, "pool", request)
 
         def write(connection: Connection) -> None:
-            self._record(connection, record, extras)
+            self._insert_submission(connection, record, context)
             connection.execute(
                 insert(AnchorPool).values(
                     id=record.id,
@@ -96,7 +96,7 @@ class PoolsSide(Submitting):
             with self.db.write() as connection:
                 write(connection)
             return PoolRecord(record, request.name, len(request.anchors)), True
-        job, created = self._submit_once(record, fingerprint_of("pool", request), idempotency_key, write)
+        job, created = self._submit_once(record, compute_fingerprint("pool", request), idempotency_key, write)
         try:
             return self.get_pool(tenant_id, job.id), created
         except NotFound as exc:
@@ -120,8 +120,8 @@ class PoolsSide(Submitting):
         limit: int = 50,
     ) -> PoolPage:
         """Newest first. `source` and `target` are repo ids. Raises RequestInvalid for a foreign cursor."""
-        check_limit(limit)
-        query = _of(tenant_id).order_by(AnchorPool.id.desc())
+        check_page_limit(limit)
+        query = _select_pools(tenant_id).order_by(AnchorPool.id.desc())
         if source is not None:
             query = query.where(AnchorPool.source_repo == source)
         if target is not None:
@@ -133,7 +133,7 @@ class PoolsSide(Submitting):
         pools = tuple(PoolRecord.from_row(row) for row in rows[:limit])
         return PoolPage(pools=pools, next_cursor=encode_cursor(pools[-1].id) if len(rows) > limit else None)
 
-    def delete_pool(self, tenant_id: str, pool_id: str, *, trail: Trail | None = None) -> None:
+    def delete_pool(self, tenant_id: str, pool_id: str, *, audit: AuditContext | None = None) -> None:
         """Forget a pool; while it is being validated, its job is cancelled too. The job stays. Raises
         NotFound."""
         with self.db.write() as connection:
@@ -142,34 +142,34 @@ class PoolsSide(Submitting):
                 raise _not_found()
             if pool.state is PoolState.VALIDATING and not pool.job.cancel_requested:
                 cancel_locked(connection, pool.job, self.clock())
-            write_line(connection, self.clock(), trail, "pool.deleted", pool_id)
+            write_audit_event(connection, self.clock(), audit, "pool.deleted", pool_id)
 
-    def pool_for_use(self, tenant_id: str, pool_id: str) -> Pool:
+    def get_ready(self, tenant_id: str, pool_id: str) -> Pool:
         """A ready pool, pinned. Raises NotFound, StateConflict while it is not ready; both point at the
         method's `pool`."""
         try:
-            found = self.get_pool(tenant_id, pool_id)
+            pool = self.get_pool(tenant_id, pool_id)
         except NotFound as exc:
             exc.pointer = "/method/pool"
             raise
-        if found.state is PoolState.VALIDATING:
+        if pool.state is PoolState.VALIDATING:
             raise StateConflict(
                 "This anchor pool is still being validated.",
                 hint=f"Wait until GET /anchor-pools/{pool_id} says that it is ready.",
                 pointer="/method/pool",
             )
-        if found.state is PoolState.INVALID:
+        if pool.state is PoolState.INVALID:
             raise StateConflict(
                 "This anchor pool is invalid: its registration did not succeed.",
                 hint=f"GET /anchor-pools/{pool_id} says why.",
                 pointer="/method/pool",
             )
-        return _usable(found)
+        return _to_pool(pool)
 
-    def covering(self, tenant_id: str, source_repo: str, target_repo: str) -> Pool | None:
+    def find_for_bases(self, tenant_id: str, source_repo: str, target_repo: str) -> Pool | None:
         """The newest ready pool from the one base repo to the other."""
         query = (
-            _of(tenant_id)
+            _select_pools(tenant_id)
             .where(AnchorPool.source_repo == source_repo, AnchorPool.target_repo == target_repo)
             .where(Job.state == JobState.SUCCEEDED.value)
             .order_by(AnchorPool.id.desc())
@@ -177,30 +177,30 @@ class PoolsSide(Submitting):
         )
         with self.db.read() as connection:
             row = connection.execute(query).one_or_none()
-        return _usable(PoolRecord.from_row(row)) if row is not None else None
+        return _to_pool(PoolRecord.from_row(row)) if row is not None else None
 
 
 @dataclass(frozen=True, slots=True)
-class TenantPools:
+class ScopedAnchorPools:
     """`core.pools.Pools` of one tenant."""
 
-    store: PoolsSide
+    store: AnchorPoolRepository
     tenant_id: str
 
     def get(self, pool_id: str) -> Pool:
         """A ready pool of this tenant. Raises NotFound, StateConflict."""
-        return self.store.pool_for_use(self.tenant_id, pool_id)
+        return self.store.get_ready(self.tenant_id, pool_id)
 
-    def covering(self, source_repo: str, target_repo: str) -> Pool | None:
+    def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
         """The newest ready pool of this tenant between the two."""
-        return self.store.covering(self.tenant_id, source_repo, target_repo)
+        return self.store.find_for_bases(self.tenant_id, source_repo, target_repo)
 
 
-def _usable(pool: PoolRecord) -> Pool:
+def _to_pool(pool: PoolRecord) -> Pool:
     return Pool(pool.id, PoolRequest.model_validate(pool.document))
 
 
-def _of(tenant_id: str) -> Select[Any]:
+def _select_pools(tenant_id: str) -> Select[Any]:
     return (
         select(Job.__table__, AnchorPool.name.label("pool_name"), AnchorPool.anchors.label("pool_anchors"))
         .join(AnchorPool, AnchorPool.id == Job.id)
@@ -209,9 +209,9 @@ def _of(tenant_id: str) -> Select[Any]:
 
 
 def _load(connection: Connection, tenant_id: str, pool_id: str, *, lock: bool = False) -> PoolRecord:
-    if not is_job_id(pool_id):
+    if not is_valid_id(pool_id):
         raise _not_found()
-    query = _of(tenant_id).where(AnchorPool.id == pool_id)
+    query = _select_pools(tenant_id).where(AnchorPool.id == pool_id)
     row = connection.execute(query.with_for_update(of=Job) if lock else query).one_or_none()
     if row is None:
         raise _not_found()

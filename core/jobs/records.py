@@ -19,9 +19,12 @@ from core.states import TERMINAL, JobState
 
 ConversionKind = Literal["convert", "precheck"]
 Kind = Literal["convert", "precheck", "pool", "release", "reconcile"]
-OWN_KINDS: tuple[Kind, ...] = ("release", "reconcile")  # the service's own work: no client is shown these
+INTERNAL_KINDS: tuple[Kind, ...] = (
+    "release",
+    "reconcile",
+)  # the service's own work: no client is shown these
 JobRequest = ConversionRequest | PoolRequest | ReleaseTask | ReconcileTask
-_MODELS: dict[Kind, type[JobRequest]] = {
+_REQUEST_MODELS: dict[Kind, type[JobRequest]] = {
     "convert": ConversionRequest,
     "precheck": ConversionRequest,
     "pool": PoolRequest,
@@ -30,9 +33,9 @@ _MODELS: dict[Kind, type[JobRequest]] = {
 }
 
 
-def request_model(kind: Kind) -> type[JobRequest]:
+def get_request_model(kind: Kind) -> type[JobRequest]:
     """What `jobs.request` holds for this kind."""
-    return _MODELS[kind]
+    return _REQUEST_MODELS[kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class JobRecord:
     finished_at: datetime | None
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """No move comes by itself any more."""
         return self.state in TERMINAL
 
@@ -100,18 +103,18 @@ class EventRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRows:
+class LayerSimilarityMatrix:
     """similarity[source layer][target layer]; `layers`: target layer → source layer. Both empty: no map."""
 
     similarity: Sequence[Sequence[float]] = ()
-    layers: Sequence[int] = ()
+    layer_map: Sequence[int] = ()
 
 
-NO_LAYERS = LayerRows()
+NO_LAYER_SIMILARITY = LayerSimilarityMatrix()
 
 
 @dataclass(frozen=True, slots=True)
-class FigureRow:
+class MetricRow:
     """One figure of an evaluation: of which model, with its 95 % interval and over how many examples; or why
     there is none."""
 
@@ -132,8 +135,8 @@ class Diagnostics:
     verdict: str | None
     summary: dict[str, Any] | None
     sites: tuple[dict[str, Any], ...]
-    layers: LayerRows = NO_LAYERS
-    figures: tuple[FigureRow, ...] = ()
+    layer_similarity: LayerSimilarityMatrix = NO_LAYER_SIMILARITY
+    metrics: tuple[MetricRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

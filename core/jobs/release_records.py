@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from core.jobs.records import FigureRow, JobRecord
+from core.jobs.records import JobRecord, MetricRow
 from core.releases.plan import Stage
 from core.releases.spec import SubscriptionRequest
-from core.releases.states import CampaignState, Stored
+from core.releases.states import CampaignDbState, CampaignState
 from core.states import TERMINAL, JobState
 
 
@@ -42,7 +42,7 @@ class SubscriptionPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ReleaseEvent:
     """A repo's main branch at a commit, as a webhook told it or a look at the Hub found it."""
 
     repo_id: str
@@ -55,7 +55,7 @@ class Seen:
     new_repo: bool = False  # the repo was made; `sha` is what it begins with
 
 
-SeenAs = Literal["recorded", "duplicate", "own_push", "no_subscription"]
+RecordResult = Literal["recorded", "duplicate", "own_push", "no_subscription"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Decision:
     `outputs`: position of an adapter → the repo it goes to; an adapter is there or in `left_out`.
     """
 
-    state: Stored
+    state: CampaignDbState
     sha: str
     reasons: Sequence[Mapping[str, str]] = ()
     facts: Mapping[str, Any] | None = None
@@ -73,15 +73,15 @@ class Decision:
     left_out: Sequence[Mapping[str, Any]] = ()
 
 
-Outcome = Literal["waiting", "refused", "open", "handled", "unsubscribed"]
+DecisionOutcome = Literal["waiting", "refused", "open", "handled", "unsubscribed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DecisionResult:
     """The campaign that stands now, and whether this decision made or changed it."""
 
     campaign_id: str | None
-    outcome: Outcome
+    outcome: DecisionOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +141,4 @@ class CampaignEntry:
     stage: Stage
     position: int
     job: JobRecord
-    figures: tuple[FigureRow, ...] = ()
+    metrics: tuple[MetricRow, ...] = ()

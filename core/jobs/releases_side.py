@@ -16,110 +16,117 @@ from sqlalchemy.dialects import postgresql, sqlite
 from core.ids import new_id
 from core.jobs.insert import insert_jobs
 from core.jobs.records import JobRecord
-from core.jobs.release_records import Seen, SeenAs, SubscriptionRecord
-from core.jobs.submit import Submitting
-from core.jobs.subscriptions_side import subscriptions_to
-from core.releases.names import is_meant, owner_of
+from core.jobs.release_records import RecordResult, ReleaseEvent, SubscriptionRecord
+from core.jobs.submit import JobSubmission
+from core.jobs.subscriptions_side import find_subscriptions_to_owner
+from core.releases.names import get_owner, subscription_matches
 from core.releases.tasks import ReleaseTask
 from core.states import JobState
 from core.tables.jobs import Job
 from core.tables.releases import Release, ReleaseMatch
 
 # The Hub may be away for a while just when it has news: 10 s, doubling, gives it about twenty minutes.
-ATTEMPTS = 8
+RELEASE_JOB_ATTEMPTS = 8
 
 
-class ReleasesSide(Submitting):
+class ReleaseRepository(JobSubmission):
     """`see`, and how many releases were seen."""
 
-    def see(self, seen: Seen, tenant_id: str | None = None) -> SeenAs:
+    def record_release(self, event: ReleaseEvent, tenant_id: str | None = None) -> RecordResult:
         """Record a release and queue a job per subscription (of one tenant, or of all) that means it.
 
         One transaction; one delivered again, or found by a look too, changes nothing.
         """
         with self.db.read() as connection:
-            if is_own_push(connection, seen):
+            if is_own_push(connection, event):
                 return "own_push"
-            if not _meaning(connection, seen, tenant_id):
+            if not _find_matching_subscriptions(connection, event, tenant_id):
                 return "no_subscription"
         now = self.clock()
         with self.db.write() as connection:
-            release_id = _record(connection, seen, now)
+            release_id = _insert_release(connection, event, now)
             if release_id is None:
                 return "duplicate"
-            meaning = _meaning(connection, seen, tenant_id, keep=True)
-            new = _match(connection, release_id, meaning)
-            told = {"repo_id": seen.repo_id, "sha": seen.sha, "seen_by": seen.seen_by}
+            matching = _find_matching_subscriptions(connection, event, tenant_id, lock=True)
+            new_matches = _insert_matches(connection, release_id, matching)
+            release_fields = {"repo_id": event.repo_id, "sha": event.sha, "seen_by": event.seen_by}
             records = [
-                self._look_at(one.tenant_id, ReleaseTask.model_validate({"subscription_id": one.id, **told}))
-                for one in meaning
-                if one.id in new
+                self._build_release_job(
+                    subscription.tenant_id,
+                    ReleaseTask.model_validate({"subscription_id": subscription.id, **release_fields}),
+                )
+                for subscription in matching
+                if subscription.id in new_matches
             ]
             if records:
                 insert_jobs(connection, records)
         return "recorded" if records else "duplicate"
 
-    def _look_at(self, tenant_id: str, task: ReleaseTask) -> JobRecord:
+    def _build_release_job(self, tenant_id: str, task: ReleaseTask) -> JobRecord:
         """A new job that looks at a release for a subscription; the caller inserts it."""
-        record = self._new_record(tenant_id, "release", task)
-        return replace(record, attempt_limit=max(ATTEMPTS, record.attempt_limit))
+        record = self._build_record(tenant_id, "release", task)
+        return replace(record, attempt_limit=max(RELEASE_JOB_ATTEMPTS, record.attempt_limit))
 
-    def releases_seen(self) -> dict[str, int]:
+    def count_releases(self) -> dict[str, int]:
         """How many releases webhooks told, and how many looks found."""
         with self.db.read() as connection:
             rows = connection.execute(select(Release.seen_by, func.count()).group_by(Release.seen_by))
-            found: dict[str, int] = {row[0]: row[1] for row in rows}
-        return {by: found.get(by, 0) for by in ("webhook", "poll")}
+            counts: dict[str, int] = {row[0]: row[1] for row in rows}
+        return {source: counts.get(source, 0) for source in ("webhook", "poll")}
 
 
-def is_own_push(connection: Connection, seen: Seen) -> bool:
+def is_own_push(connection: Connection, event: ReleaseEvent) -> bool:
     """Did a job of ours make this commit (or this repo), or is one about to? The commit is on the Hub, and so
     in a webhook, before the job's row says so."""
-    made = Job.state == JobState.SUCCEEDED.value
-    if not seen.new_repo:
-        made = and_(made, Job.result["output"]["commit"].as_string() == seen.sha)
-    ours = (Job.output_repo == seen.repo_id, or_(made, Job.state == JobState.PUBLISHING.value))
-    return connection.scalar(select(Job.id).where(*ours).limit(1)) is not None
+    was_published = Job.state == JobState.SUCCEEDED.value
+    if not event.new_repo:
+        was_published = and_(was_published, Job.result["output"]["commit"].as_string() == event.sha)
+    by_our_job = (
+        Job.output_repo == event.repo_id,
+        or_(was_published, Job.state == JobState.PUBLISHING.value),
+    )
+    return connection.scalar(select(Job.id).where(*by_our_job).limit(1)) is not None
 
 
-def _meaning(
-    connection: Connection, seen: Seen, tenant_id: str | None, *, keep: bool = False
+def _find_matching_subscriptions(
+    connection: Connection, event: ReleaseEvent, tenant_id: str | None, *, lock: bool = False
 ) -> list[SubscriptionRecord]:
-    found = subscriptions_to(connection, owner_of(seen.repo_id), tenant_id, keep=keep)
+    subscriptions = find_subscriptions_to_owner(connection, get_owner(event.repo_id), tenant_id, lock=lock)
     return [
-        one
-        for one in found
-        if is_meant(one.request, seen.repo_id) and (seen.created_at is None or seen.created_at >= one.since)
+        subscription
+        for subscription in subscriptions
+        if subscription_matches(subscription.request, event.repo_id)
+        and (event.created_at is None or event.created_at >= subscription.since)
     ]
 
 
-def _record(connection: Connection, seen: Seen, now: datetime) -> str | None:
+def _insert_release(connection: Connection, event: ReleaseEvent, now: datetime) -> str | None:
     """The release's id, new or not; None for a delivery that is known under another name of its repo."""
     values = {
         "id": new_id(),
-        "repo_id": seen.repo_id,
-        "ref": seen.ref,
-        "sha": seen.sha,
-        "webhook_id": seen.webhook_id,
-        "hub_repo_id": seen.hub_repo_id,
-        "seen_by": seen.seen_by,
+        "repo_id": event.repo_id,
+        "ref": event.ref,
+        "sha": event.sha,
+        "webhook_id": event.webhook_id,
+        "hub_repo_id": event.hub_repo_id,
+        "seen_by": event.seen_by,
         "seen_at": now,
     }
-    connection.execute(_insert(connection, Release).values(values).on_conflict_do_nothing())
-    here = (Release.repo_id == seen.repo_id, Release.ref == seen.ref, Release.sha == seen.sha)
-    found: str | None = connection.scalar(select(Release.id).where(*here))
-    return found
+    connection.execute(_build_dialect_insert(connection, Release).values(values).on_conflict_do_nothing())
+    same_commit = (Release.repo_id == event.repo_id, Release.ref == event.ref, Release.sha == event.sha)
+    release_id: str | None = connection.scalar(select(Release.id).where(*same_commit))
+    return release_id
 
 
-def _match(connection: Connection, release_id: str, meaning: list[SubscriptionRecord]) -> set[str]:
+def _insert_matches(connection: Connection, release_id: str, matching: list[SubscriptionRecord]) -> set[str]:
     """Note who means the release; the ids of those for whom that is news."""
-    rows = [{"release_id": release_id, "subscription_id": one.id} for one in meaning]
+    rows = [{"release_id": release_id, "subscription_id": subscription.id} for subscription in matching]
     if not rows:
         return set()
-    statement = _insert(connection, ReleaseMatch).values(rows).on_conflict_do_nothing()
+    statement = _build_dialect_insert(connection, ReleaseMatch).values(rows).on_conflict_do_nothing()
     return set(connection.scalars(statement.returning(ReleaseMatch.subscription_id)))
 
 
-def _insert(connection: Connection, table: Any) -> Any:
+def _build_dialect_insert(connection: Connection, table: Any) -> Any:
     """INSERT that can pass over what is there: both databases have it, in dialects of their own."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)

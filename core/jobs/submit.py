@@ -15,10 +15,10 @@ from sqlalchemy import Connection, func, insert, select
 
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, QuotaExceeded, RequestInvalid
 from core.ids import new_id
-from core.jobs.base import PLAIN, Extras, StoreBase
+from core.jobs.base import NO_CONTEXT, Repository, SubmissionContext
 from core.jobs.insert import insert_jobs
 from core.jobs.records import ConversionKind, JobRecord, JobRequest, Kind
-from core.jobs.room import check_room, room_of
+from core.jobs.room import load_quota, require_quota
 from core.jobs.token_rows import insert_tokens
 from core.limits import Limits
 from core.requests import ConversionRequest
@@ -29,16 +29,16 @@ MAX_KEY_LENGTH = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Submission:
     """One submission among many."""
 
     tenant_id: str
     kind: ConversionKind
     request: ConversionRequest
-    extras: Extras = PLAIN
+    extras: SubmissionContext = NO_CONTEXT
 
 
-class Submitting(StoreBase):
+class JobSubmission(Repository):
     """`submit`, one at a time or many at once."""
 
     _in_flight: set[tuple[str, str]] = set()  # noqa: RUF012  (one process, one set)
@@ -50,28 +50,30 @@ class Submitting(StoreBase):
         kind: ConversionKind,
         request: ConversionRequest,
         idempotency_key: str | None = None,
-        extras: Extras = PLAIN,
+        context: SubmissionContext = NO_CONTEXT,
     ) -> tuple[JobRecord, bool]:
         """Queue a job; with a key that was used before for the same request, return that job and False.
 
         Raises IdempotencyMismatch (same key, other request), IdempotencyInFlight (the first use is
         still being recorded), RequestInvalid (a key too long), QuotaExceeded and Busy.
         """
-        record = self._new_record(tenant_id, kind, request)
+        record = self._build_record(tenant_id, kind, request)
         if idempotency_key is None:
-            with self.db.statement() if extras == PLAIN else self.db.write() as connection:
-                self._record(connection, record, extras)
+            with self.db.statement() if context == NO_CONTEXT else self.db.write() as connection:
+                self._insert_submission(connection, record, context)
             return record, True
-        write = partial(self._record, record=record, extras=extras)
-        return self._submit_once(record, fingerprint_of(kind, request), idempotency_key, write)
+        write = partial(self._insert_submission, record=record, context=context)
+        return self._submit_once(record, compute_fingerprint(kind, request), idempotency_key, write)
 
-    def submitted(
+    def find_submitted(
         self, tenant_id: str, kind: Kind, request: JobRequest, idempotency_key: str
     ) -> JobRecord | None:
         """The job that this key and request made before, if they did. Raises IdempotencyMismatch."""
         check_idempotency_key(idempotency_key)
         with self.db.read() as connection:
-            return self._earlier(connection, tenant_id, idempotency_key, fingerprint_of(kind, request))
+            return self._find_by_key(
+                connection, tenant_id, idempotency_key, compute_fingerprint(kind, request)
+            )
 
     def _submit_once(
         self, record: JobRecord, fingerprint: str, key: str, write: Callable[[Connection], None]
@@ -79,11 +81,11 @@ class Submitting(StoreBase):
         """`write` in a transaction that also takes the key; else the job that the key made before."""
         check_idempotency_key(key)
         tenant_id = record.tenant_id
-        with self._only_user_of(tenant_id, key), self.db.write() as connection:
+        with self._reserve_key(tenant_id, key), self.db.write() as connection:
             self._lock_key(connection, tenant_id, key)
-            earlier = self._earlier(connection, tenant_id, key, fingerprint)
-            if earlier is not None:
-                return earlier, False
+            existing = self._find_by_key(connection, tenant_id, key, fingerprint)
+            if existing is not None:
+                return existing, False
             write(connection)
             connection.execute(
                 insert(IdempotencyKey).values(
@@ -96,60 +98,67 @@ class Submitting(StoreBase):
             )
         return record, True
 
-    def submit_batch(self, orders: Sequence[Order]) -> list[JobRecord | QuotaExceeded]:
+    def submit_batch(self, submissions: Sequence[Submission]) -> list[JobRecord | QuotaExceeded]:
         """Queue jobs in one transaction, for each order the job or why its tenant may have no more. Raises
         Busy."""
-        records = [self._new_record(order.tenant_id, order.kind, order.request) for order in orders]
+        records = [self._build_record(order.tenant_id, order.kind, order.request) for order in submissions]
         with self.db.write() as connection:
-            answers = self._fitting(connection, orders, records)
-            taken = [
-                (answer, order.extras)
-                for answer, order in zip(answers, orders, strict=True)
-                if isinstance(answer, JobRecord)
+            results = self._apply_quotas(connection, submissions, records)
+            accepted = [
+                (result, order.extras)
+                for result, order in zip(results, submissions, strict=True)
+                if isinstance(result, JobRecord)
             ]
-            named = [(record, extras.trail) for record, extras in taken if extras.trail is not None]
-            unnamed = [record for record, extras in taken if extras.trail is None]
-            if unnamed:
-                insert_jobs(connection, unnamed)
-            if named:
-                insert_jobs(connection, [record for record, _ in named], [trail for _, trail in named])
-            sealed = {
-                record.id: extras.seal(record.id) for record, extras in taken if extras.seal is not None
+            audited = [(record, extras.audit) for record, extras in accepted if extras.audit is not None]
+            unaudited = [record for record, extras in accepted if extras.audit is None]
+            if unaudited:
+                insert_jobs(connection, unaudited)
+            if audited:
+                insert_jobs(connection, [record for record, _ in audited], [audit for _, audit in audited])
+            encrypted = {
+                record.id: extras.encrypt_token(record.id)
+                for record, extras in accepted
+                if extras.encrypt_token is not None
             }
-            insert_tokens(connection, sealed, self.clock())
-        return answers
+            insert_tokens(connection, encrypted, self.clock())
+        return results
 
-    def _fitting(
-        self, connection: Connection, orders: Sequence[Order], records: Sequence[JobRecord]
+    def _apply_quotas(
+        self, connection: Connection, submissions: Sequence[Submission], records: Sequence[JobRecord]
     ) -> list[JobRecord | QuotaExceeded]:
         """Each order's record, or its refusal where its tenant's room is used up by those before it."""
         limited: dict[str, Limits] = {
-            order.tenant_id: order.extras.limits for order in orders if order.extras.limits.on_jobs
+            order.tenant_id: order.extras.limits
+            for order in submissions
+            if order.extras.limits.has_job_limits
         }
         # In one order for everybody, as each of these is a lock.
-        rooms = {
-            tenant: room_of(connection, tenant, limited[tenant], self.clock()) for tenant in sorted(limited)
+        quotas = {
+            tenant: load_quota(connection, tenant, limited[tenant], self.clock())
+            for tenant in sorted(limited)
         }
-        answers: list[JobRecord | QuotaExceeded] = []
-        used = dict.fromkeys(rooms, 0)
-        for order, record in zip(orders, records, strict=True):
-            room = rooms.get(order.tenant_id)
-            if room is not None and room.refusal is not None and used[order.tenant_id] >= room.left:
-                answers.append(room.refusal)
+        results: list[JobRecord | QuotaExceeded] = []
+        used = dict.fromkeys(quotas, 0)
+        for order, record in zip(submissions, records, strict=True):
+            quota = quotas.get(order.tenant_id)
+            if quota is not None and quota.error is not None and used[order.tenant_id] >= quota.remaining:
+                results.append(quota.error)
                 continue
-            if room is not None:
+            if quota is not None:
                 used[order.tenant_id] += 1
-            answers.append(record)
-        return answers
+            results.append(record)
+        return results
 
-    def _record(self, connection: Connection, record: JobRecord, extras: Extras) -> None:
+    def _insert_submission(
+        self, connection: Connection, record: JobRecord, context: SubmissionContext
+    ) -> None:
         """One job with what comes with it, in the caller's transaction. Raises QuotaExceeded."""
-        check_room(connection, record.tenant_id, extras.limits, record.created_at)
-        insert_jobs(connection, [record], [extras.trail] if extras.trail is not None else None)
-        if extras.seal is not None:
-            insert_tokens(connection, {record.id: extras.seal(record.id)}, record.created_at)
+        require_quota(connection, record.tenant_id, context.limits, record.created_at)
+        insert_jobs(connection, [record], [context.audit] if context.audit is not None else None)
+        if context.encrypt_token is not None:
+            insert_tokens(connection, {record.id: context.encrypt_token(record.id)}, record.created_at)
 
-    def _new_record(self, tenant_id: str, kind: Kind, request: JobRequest) -> JobRecord:
+    def _build_record(self, tenant_id: str, kind: Kind, request: JobRequest) -> JobRecord:
         now: datetime = self.clock()
         values: dict[str, Any] = dict.fromkeys(JobRecord.__slots__)
         values.update(
@@ -168,7 +177,7 @@ class Submitting(StoreBase):
         return JobRecord(**values)
 
     @contextmanager
-    def _only_user_of(self, tenant_id: str, key: str) -> Iterator[None]:
+    def _reserve_key(self, tenant_id: str, key: str) -> Iterator[None]:
         """Within this process a key is used by one submission at a time."""
         entry = (tenant_id, key)
         with self._in_flight_lock:
@@ -190,7 +199,7 @@ class Submitting(StoreBase):
         if not connection.scalar(select(func.pg_try_advisory_xact_lock(number))):
             raise _in_flight_error()
 
-    def _earlier(
+    def _find_by_key(
         self, connection: Connection, tenant_id: str, key: str, fingerprint: str
     ) -> JobRecord | None:
         row = connection.execute(
@@ -214,7 +223,7 @@ def check_idempotency_key(key: str) -> None:
         raise RequestInvalid(f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
 
 
-def fingerprint_of(kind: Kind, request: JobRequest) -> str:
+def compute_fingerprint(kind: Kind, request: JobRequest) -> str:
     """SHA-256 of the request with its defaults filled in, so that `null` and `left out` are the same."""
     return hashlib.sha256(f"{kind}\n{request.model_dump_json()}".encode()).hexdigest()
 

@@ -10,20 +10,23 @@ from sqlalchemy import Connection, delete, insert, update
 from core.tables.jobs import JobToken
 
 
-def insert_tokens(connection: Connection, sealed: Mapping[str, str], now: datetime) -> None:
+def insert_tokens(connection: Connection, encrypted: Mapping[str, str], now: datetime) -> None:
     """Store those of new jobs (id → sealed token) in the transaction that queues them."""
-    rows = [{"job_id": job_id, "sealed": text, "created_at": now} for job_id, text in sealed.items()]
+    rows = [
+        {"job_id": job_id, "sealed": ciphertext, "created_at": now}
+        for job_id, ciphertext in encrypted.items()
+    ]
     if rows:
         connection.execute(insert(JobToken), rows)
 
 
-def keep_token(connection: Connection, job_id: str, sealed: str, now: datetime) -> None:
+def upsert_token(connection: Connection, job_id: str, ciphertext: str, now: datetime) -> None:
     """Store one for a job that is queued again."""
-    changed = connection.execute(update(JobToken).where(JobToken.job_id == job_id).values(sealed=sealed))
-    if changed.rowcount == 0:
-        connection.execute(insert(JobToken).values(job_id=job_id, sealed=sealed, created_at=now))
+    result = connection.execute(update(JobToken).where(JobToken.job_id == job_id).values(sealed=ciphertext))
+    if result.rowcount == 0:
+        connection.execute(insert(JobToken).values(job_id=job_id, sealed=ciphertext, created_at=now))
 
 
-def wipe_token(connection: Connection, job_id: str) -> None:
+def delete_token(connection: Connection, job_id: str) -> None:
     """Forget it, in the transaction that ends the job. Most jobs have none, which is fine."""
     connection.execute(delete(JobToken).where(JobToken.job_id == job_id))

@@ -13,10 +13,10 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
-from core.jobs.base import add_bells, is_paused, lock_tenant, ring_again_at
-from core.jobs.records import OWN_KINDS
-from core.limits import NAMES as LIMITS
-from core.limits import Limits, limits_of, over
+from core.jobs.base import campaign_paused, enqueue_notifications, lock_tenant, next_notification_at
+from core.jobs.records import INTERNAL_KINDS
+from core.limits import LIMIT_FIELDS as LIMITS
+from core.limits import Limits, load_limits, merge_limits
 from core.states import LEASED, JobState
 from core.tables.jobs import Job, Outbox
 from core.tables.tenants import TenantLimits
@@ -24,7 +24,9 @@ from core.tables.tenants import TenantLimits
 _LEASED = sorted(state.value for state in LEASED)
 
 
-def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElement[bool] | None:
+def build_concurrency_condition(
+    connection: Connection, job_id: str, defaults: Limits
+) -> ColumnElement[bool] | None:
     """A condition for the claim of this job: its tenant has room. None: nothing to fulfil.
 
     Claims for one tenant come one after the other until their transactions end, so that two of them cannot
@@ -39,8 +41,8 @@ def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElem
     row = connection.execute(query).one_or_none()
     if row is None:
         return None
-    most = over(defaults, row._mapping).max_running
-    if most is None:
+    max_running = merge_limits(defaults, row._mapping).max_running
+    if max_running is None:
         return None
     lock_tenant(connection, "turns", row.tenant_id)
     other = Job.__table__.alias("other")
@@ -48,44 +50,57 @@ def turn_of(connection: Connection, job_id: str, defaults: Limits) -> ColumnElem
         select(func.count())
         .select_from(other)
         .where(other.c.tenant_id == row.tenant_id)
-        .where(other.c.state.in_(_LEASED), _alike(other.c.kind, own=row.kind in OWN_KINDS))
+        .where(
+            other.c.state.in_(_LEASED), _same_kind_group(other.c.kind, internal=row.kind in INTERNAL_KINDS)
+        )
         .scalar_subquery()
     )
-    return running < most
+    return running < max_running
 
 
-def ring_next(connection: Connection, tenant_id: str, defaults: Limits, now: datetime) -> int:
+def notify_waiting(connection: Connection, tenant_id: str, defaults: Limits, now: datetime) -> int:
     """Ring for as many of the tenant's oldest queued jobs as may start now; how many bells were added.
 
     For the transaction in which one of its jobs stops running. Jobs whose bell still waits are not rung
     twice; one that was rung and not yet taken is, which does no harm.
     """
-    most = limits_of(connection, tenant_id, defaults).max_running
-    if most is None:
+    max_running = load_limits(connection, tenant_id, defaults).max_running
+    if max_running is None:
         return 0
     lock_tenant(connection, "turns", tenant_id)
-    return sum(_ring_some(connection, tenant_id, most, now, own=own) for own in (False, True))
+    return sum(
+        _notify_group(connection, tenant_id, max_running, now, internal=internal)
+        for internal in (False, True)
+    )
 
 
-def _ring_some(connection: Connection, tenant_id: str, most: int, now: datetime, *, own: bool) -> int:
+def _notify_group(
+    connection: Connection, tenant_id: str, max_running: int, now: datetime, *, internal: bool
+) -> int:
     """Of the tenant's jobs, or of the service's own for it."""
-    theirs = (Job.tenant_id == tenant_id, _alike(Job.kind, own=own))
-    leased = select(func.count()).select_from(Job).where(*theirs, Job.state.in_(_LEASED))
+    in_group = (Job.tenant_id == tenant_id, _same_kind_group(Job.kind, internal=internal))
+    leased = select(func.count()).select_from(Job).where(*in_group, Job.state.in_(_LEASED))
     running = connection.scalar(leased) or 0
-    if running >= most:
+    if running >= max_running:
         return 0
-    queued = select(Job.id).where(*theirs, Job.state == JobState.QUEUED.value, ~is_paused()).order_by(Job.id)
-    ids = connection.scalars(queued.limit(most - running)).all()
-    unrung = set(connection.scalars(select(Outbox.job_id).where(Outbox.job_id.in_(ids))))
-    waiting = [job_id for job_id in ids if job_id not in unrung]
+    queued = (
+        select(Job.id)
+        .where(*in_group, Job.state == JobState.QUEUED.value, ~campaign_paused())
+        .order_by(Job.id)
+    )
+    ids = connection.scalars(queued.limit(max_running - running)).all()
+    notified = set(connection.scalars(select(Outbox.job_id).where(Outbox.job_id.in_(ids))))
+    waiting = [job_id for job_id in ids if job_id not in notified]
     if waiting:
         # Should this bell be lost, the sweeper rings in half a minute and not in an hour.
         connection.execute(
-            update(Job).where(Job.id.in_(waiting)).values(rings=0, ring_after=ring_again_at(now, 0))
+            update(Job).where(Job.id.in_(waiting)).values(rings=0, ring_after=next_notification_at(now, 0))
         )
-        add_bells(connection, waiting, now)
+        enqueue_notifications(connection, waiting, now)
     return len(waiting)
 
 
-def _alike(kind: ColumnElement[str] | InstrumentedAttribute[str], *, own: bool) -> ColumnElement[bool]:
-    return kind.in_(OWN_KINDS) if own else kind.not_in(OWN_KINDS)
+def _same_kind_group(
+    kind: ColumnElement[str] | InstrumentedAttribute[str], *, internal: bool
+) -> ColumnElement[bool]:
+    return kind.in_(INTERNAL_KINDS) if internal else kind.not_in(INTERNAL_KINDS)

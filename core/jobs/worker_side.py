@@ -12,18 +12,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, or_, select, update
 
 from core.errors import Cancelled, LeaseLost, PublicError
-from core.jobs.base import StoreBase, add_event, add_move, began_publishing, is_paused
-from core.jobs.client_side import CANCELLED
-from core.jobs.figure_rows import replace_figures
-from core.jobs.layer_rows import replace_layers
-from core.jobs.records import NO_LAYERS, Claim, FigureRow, LayerRows, request_model
-from core.jobs.token_rows import wipe_token
-from core.jobs.turns import ring_next, turn_of
-from core.states import LEASED, TERMINAL, JobState, Phase, sources_of
+from core.jobs.base import Repository, add_event, campaign_paused, has_started_publishing, record_transition
+from core.jobs.client_side import CANCELLED_ERROR
+from core.jobs.figure_rows import replace_metrics
+from core.jobs.layer_rows import replace_layer_similarity
+from core.jobs.records import NO_LAYER_SIMILARITY, Claim, LayerSimilarityMatrix, MetricRow, get_request_model
+from core.jobs.token_rows import delete_token
+from core.jobs.turns import build_concurrency_condition, notify_waiting
+from core.states import LEASED, TERMINAL, JobState, Phase, get_source_states
 from core.tables.jobs import Job, SiteDiagnostics
 
 
-class WorkerSide(StoreBase):
+class ClaimedJobs(Repository):
     """Claim, report, settle."""
 
     def claim(self, job_id: str, owner: str, lease_s: float) -> Claim | None:
@@ -32,11 +32,11 @@ class WorkerSide(StoreBase):
         now = self.clock()
         due = and_(Job.state == JobState.RETRY_WAIT.value, Job.not_before <= now)
         with self.db.write() as connection:
-            turn = turn_of(connection, job_id, self.limits)
+            within_limit = build_concurrency_condition(connection, job_id, self.limits)
             row = connection.execute(
                 update(Job)
-                .where(Job.id == job_id, or_(Job.state == JobState.QUEUED.value, due), ~is_paused())
-                .where(*([turn] if turn is not None else []))
+                .where(Job.id == job_id, or_(Job.state == JobState.QUEUED.value, due), ~campaign_paused())
+                .where(*([within_limit] if within_limit is not None else []))
                 .values(
                     state=JobState.RUNNING.value,
                     attempt=Job.attempt + 1,
@@ -54,8 +54,8 @@ class WorkerSide(StoreBase):
             ).one_or_none()
             if row is None:
                 return None
-            add_move(connection, job_id, now, JobState.RUNNING, attempt=row.attempt)
-        request = request_model(row.kind).model_validate(row.request)
+            record_transition(connection, job_id, now, JobState.RUNNING, attempt=row.attempt)
+        request = get_request_model(row.kind).model_validate(row.request)
         return Claim(job_id, row.tenant_id, row.kind, request, row.attempt, owner)
 
     def heartbeat(self, claim: Claim, lease_s: float) -> bool:
@@ -63,11 +63,11 @@ class WorkerSide(StoreBase):
         expires = self.clock() + timedelta(seconds=lease_s)
         with self.db.statement() as connection:
             row = connection.execute(
-                _fenced(claim).values(lease_expires_at=expires).returning(Job.cancel_requested)
+                _fenced_update(claim).values(lease_expires_at=expires).returning(Job.cancel_requested)
             ).one_or_none()
-        return bool(_held(row, claim).cancel_requested)
+        return bool(_require_row(row, claim).cancel_requested)
 
-    def report(
+    def report_progress(
         self,
         claim: Claim,
         phase: Phase,
@@ -78,7 +78,7 @@ class WorkerSide(StoreBase):
     ) -> None:
         """Publish progress. Only a change of phase is an event in the history. Raises LeaseLost."""
         now = self.clock()
-        change = _fenced(claim).values(
+        statement = _fenced_update(claim).values(
             phase=phase.value,
             progress_done=done,
             progress_total=total,
@@ -88,12 +88,12 @@ class WorkerSide(StoreBase):
             updated_at=now,
         )
         with self.db.write() as connection:
-            if connection.execute(change.where(Job.phase.is_distinct_from(phase.value))).rowcount:
+            if connection.execute(statement.where(Job.phase.is_distinct_from(phase.value))).rowcount:
                 add_event(connection, claim.job_id, now, "phase", {"phase": phase.value})
             else:
-                _one(connection, change, claim)
+                _update_one(connection, statement, claim)
 
-    def resolved(
+    def record_resolved(
         self,
         claim: Claim,
         *,
@@ -113,22 +113,26 @@ class WorkerSide(StoreBase):
         }
         now = self.clock()
         with self.db.write() as connection:
-            _one(connection, _fenced(claim).values(**pins, version=Job.version + 1, updated_at=now), claim)
+            _update_one(
+                connection,
+                _fenced_update(claim).values(**pins, version=Job.version + 1, updated_at=now),
+                claim,
+            )
             add_event(connection, claim.job_id, now, "resolved", pins)
 
-    def publishing(self, claim: Claim) -> None:
+    def mark_publishing(self, claim: Claim) -> None:
         """The last step before the commit. Raises Cancelled when somebody asked to (nothing may be published
         then), else LeaseLost when the job is not ours."""
         with self.db.write() as connection:
-            row = hold(connection, claim, {JobState.RUNNING})
+            row = lock_claimed_job(connection, claim, {JobState.RUNNING})
             if row.cancel_requested:
-                raise Cancelled(CANCELLED.message)
-            self._move(connection, claim, JobState.PUBLISHING)
+                raise Cancelled(CANCELLED_ERROR.message)
+            self._transition(connection, claim, JobState.PUBLISHING)
 
-    def may_be_published(self, claim: Claim) -> bool:
+    def has_started_publishing(self, claim: Claim) -> bool:
         """May a commit of this job stand on the hub, made by this attempt or an earlier one?"""
         with self.db.read() as connection:
-            return began_publishing(connection, claim.job_id)
+            return has_started_publishing(connection, claim.job_id)
 
     def save_diagnostics(
         self,
@@ -136,36 +140,39 @@ class WorkerSide(StoreBase):
         summary: dict[str, Any],
         sites: list[dict[str, Any]],
         verdict: str | None,
-        layers: LayerRows = NO_LAYERS,
-        figures: Sequence[FigureRow] = (),
+        layer_similarity: LayerSimilarityMatrix = NO_LAYER_SIMILARITY,
+        metrics: Sequence[MetricRow] = (),
     ) -> None:
         """Replace the job's diagnostics, those of earlier attempts included. Raises LeaseLost."""
         now = self.clock()
         values = {"diagnostics": summary, "verdict": verdict, "updated_at": now}
         with self.db.write() as connection:
-            _one(connection, _fenced(claim).values(**values, version=Job.version + 1), claim)
+            _update_one(connection, _fenced_update(claim).values(**values, version=Job.version + 1), claim)
             connection.execute(delete(SiteDiagnostics).where(SiteDiagnostics.job_id == claim.job_id))
             if sites:
-                rows = [{"job_id": claim.job_id, "position": n, "data": site} for n, site in enumerate(sites)]
+                rows = [
+                    {"job_id": claim.job_id, "position": position, "data": site}
+                    for position, site in enumerate(sites)
+                ]
                 connection.execute(insert(SiteDiagnostics), rows)
-            replace_layers(connection, claim.job_id, layers)
-            replace_figures(connection, claim.job_id, figures)
+            replace_layer_similarity(connection, claim.job_id, layer_similarity)
+            replace_metrics(connection, claim.job_id, metrics)
             add_event(connection, claim.job_id, now, "diagnostics", {"verdict": verdict, "sites": len(sites)})
 
     def succeed(self, claim: Claim, result: dict[str, Any]) -> None:
         """End the job with its result. Raises LeaseLost."""
         with self.db.write() as connection:
-            self._move(connection, claim, JobState.SUCCEEDED, result=result)
+            self._transition(connection, claim, JobState.SUCCEEDED, result=result)
 
     def reject(self, claim: Claim, error: PublicError) -> None:
         """End the job: by its verdict, or what was measured, it must not be published. Raises LeaseLost."""
         with self.db.write() as connection:
-            self._move(connection, claim, JobState.REJECTED, error=error.model_dump())
+            self._transition(connection, claim, JobState.REJECTED, error=error.model_dump())
 
-    def cancelled(self, claim: Claim) -> None:
+    def mark_cancelled(self, claim: Claim) -> None:
         """End the job because its owner asked. Raises LeaseLost."""
         with self.db.write() as connection:
-            self._move(connection, claim, JobState.CANCELLED, error=CANCELLED.model_dump())
+            self._transition(connection, claim, JobState.CANCELLED, error=CANCELLED_ERROR.model_dump())
 
     def fail(self, claim: Claim, error: PublicError, retry_in_s: float | None = None) -> JobState:
         """End this attempt: wait `retry_in_s` for another one while the budget lasts, else end the job.
@@ -173,23 +180,23 @@ class WorkerSide(StoreBase):
         Returns the new state. Raises LeaseLost.
         """
         with self.db.write() as connection:
-            row = hold(connection, claim, LEASED)
-            state = after_failure(
+            row = lock_claimed_job(connection, claim, LEASED)
+            state = get_state_after_failure(
                 attempt=claim.attempt,
                 limit=row.attempt_limit,
                 retryable=retry_in_s is not None,
-                cancel=row.cancel_requested and not began_publishing(connection, claim.job_id),
+                cancel=row.cancel_requested and not has_started_publishing(connection, claim.job_id),
             )
-            shown = CANCELLED if state is JobState.CANCELLED else error
-            wait: datetime | None = None
+            public_error = CANCELLED_ERROR if state is JobState.CANCELLED else error
+            retry_at: datetime | None = None
             if state is JobState.RETRY_WAIT and retry_in_s is not None:
-                wait = self.clock() + timedelta(seconds=retry_in_s)
+                retry_at = self.clock() + timedelta(seconds=retry_in_s)
             # A job that waits is not done, so the failure stands in its history and not in `error`.
-            ended = {"error": shown.model_dump()} if state is not JobState.RETRY_WAIT else {}
-            self._move(connection, claim, state, not_before=wait, reason=error.code, **ended)
+            final_values = {"error": public_error.model_dump()} if state is not JobState.RETRY_WAIT else {}
+            self._transition(connection, claim, state, not_before=retry_at, reason=error.code, **final_values)
         return state
 
-    def _move(
+    def _transition(
         self,
         connection: Connection,
         claim: Claim,
@@ -199,33 +206,33 @@ class WorkerSide(StoreBase):
         **values: Any,
     ) -> None:
         now = self.clock()
-        change: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "state": state.value,
             "version": Job.version + 1,
             "updated_at": now,
             **values,
         }
         if state is not JobState.PUBLISHING:
-            change |= {"lease_owner": None, "lease_expires_at": None, "phase": None, "progress_eta_s": None}
+            columns |= {"lease_owner": None, "lease_expires_at": None, "phase": None, "progress_eta_s": None}
             if state is not JobState.RETRY_WAIT:
-                change["finished_at"] = now
-        allowed = sources_of(state) & LEASED
-        _one(connection, _fenced(claim, allowed).values(**change), claim)
-        add_move(connection, claim.job_id, now, state, **({"reason": reason} if reason else {}))
+                columns["finished_at"] = now
+        allowed = get_source_states(state) & LEASED
+        _update_one(connection, _fenced_update(claim, allowed).values(**columns), claim)
+        record_transition(connection, claim.job_id, now, state, **({"reason": reason} if reason else {}))
         if state in TERMINAL:
-            wipe_token(connection, claim.job_id)
+            delete_token(connection, claim.job_id)
         if state not in LEASED:
-            ring_next(connection, claim.tenant_id, self.limits, now)
+            notify_waiting(connection, claim.tenant_id, self.limits, now)
 
 
-def after_failure(*, attempt: int, limit: int, retryable: bool, cancel: bool) -> JobState:
+def get_state_after_failure(*, attempt: int, limit: int, retryable: bool, cancel: bool) -> JobState:
     """Where a job goes when an attempt has failed. `cancel`: somebody asked to, and nothing can stand yet."""
     if cancel:
         return JobState.CANCELLED
     return JobState.RETRY_WAIT if retryable and attempt < limit else JobState.FAILED
 
 
-def _fence(claim: Claim, states: Collection[JobState]) -> ColumnElement[bool]:
+def _fence_condition(claim: Claim, states: Collection[JobState]) -> ColumnElement[bool]:
     return and_(
         Job.id == claim.job_id,
         Job.attempt == claim.attempt,
@@ -234,27 +241,31 @@ def _fence(claim: Claim, states: Collection[JobState]) -> ColumnElement[bool]:
     )
 
 
-def _fenced(claim: Claim, states: Collection[JobState] = LEASED) -> Update:
-    return update(Job).where(_fence(claim, states))
+def _fenced_update(claim: Claim, states: Collection[JobState] = LEASED) -> Update:
+    return update(Job).where(_fence_condition(claim, states))
 
 
-def hold(connection: Connection, claim: Claim, states: Collection[JobState]) -> Any:
+def lock_claimed_job(connection: Connection, claim: Claim, states: Collection[JobState]) -> Any:
     """Lock the job's row while it is ours."""
-    query = select(Job.attempt_limit, Job.cancel_requested).where(_fence(claim, states)).with_for_update()
-    return _held(connection.execute(query).one_or_none(), claim)
+    query = (
+        select(Job.attempt_limit, Job.cancel_requested)
+        .where(_fence_condition(claim, states))
+        .with_for_update()
+    )
+    return _require_row(connection.execute(query).one_or_none(), claim)
 
 
-def _one(connection: Connection, change: Update, claim: Claim) -> None:
-    if connection.execute(change).rowcount != 1:
-        raise _lost(claim)
+def _update_one(connection: Connection, statement: Update, claim: Claim) -> None:
+    if connection.execute(statement).rowcount != 1:
+        raise _lease_lost(claim)
 
 
-def _held(row: Any, claim: Claim) -> Any:
+def _require_row(row: Any, claim: Claim) -> Any:
     """The row, or LeaseLost when the fence found none."""
     if row is None:
-        raise _lost(claim)
+        raise _lease_lost(claim)
     return row
 
 
-def _lost(claim: Claim) -> LeaseLost:
+def _lease_lost(claim: Claim) -> LeaseLost:
     return LeaseLost(f"Attempt {claim.attempt} no longer holds this job.")

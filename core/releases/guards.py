@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Kind = Literal["any", "instruct", "base"]
-MOST_JOBS = 200
-_MOST = 2**62
-_WORDS = re.compile(r"[-_.]+")
+ModelKind = Literal["any", "instruct", "base"]
+MAX_JOBS = 200
+_MAX_NUMBER = 2**62
+_WORD_SEPARATOR = re.compile(r"[-_.]+")
 # The rule for `kind`: a word of the name decides; where none does, a tag does; else it is a base.
 BASE_WORDS = frozenset({"base", "pt", "pretrain", "pretrained"})
 INSTRUCT_WORDS = frozenset(
@@ -25,11 +25,13 @@ class Guards(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_bytes: int | None = Field(default=None, ge=0, le=_MOST, description="Of the weights' files.")
-    max_bytes: int | None = Field(default=None, ge=0, le=_MOST)
-    min_parameters: int | None = Field(default=None, ge=0, le=_MOST, description="Numbers in all tensors.")
-    max_parameters: int | None = Field(default=None, ge=0, le=_MOST)
-    kind: Kind = Field(
+    min_bytes: int | None = Field(default=None, ge=0, le=_MAX_NUMBER, description="Of the weights' files.")
+    max_bytes: int | None = Field(default=None, ge=0, le=_MAX_NUMBER)
+    min_parameters: int | None = Field(
+        default=None, ge=0, le=_MAX_NUMBER, description="Numbers in all tensors."
+    )
+    max_parameters: int | None = Field(default=None, ge=0, le=_MAX_NUMBER)
+    kind: ModelKind = Field(
         default="any",
         description="`instruct` or `base`, by a word of the name (instruct, chat, it, …; base, pt, …), "
         "else by the tag `conversational`, `instruct` or `chat`; what says neither is a base.",
@@ -41,24 +43,24 @@ class Guards(BaseModel):
         description="Licences that the release's card may name (`license` or `license_name`); null is any.",
     )
     max_jobs: int = Field(
-        default=50, ge=1, le=MOST_JOBS, description="Adapters per release; those after them are left out."
+        default=50, ge=1, le=MAX_JOBS, description="Adapters per release; those after them are left out."
     )
 
     @field_validator("licences")
     @classmethod
-    def _lower(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _casefold_licenses(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return tuple(name.strip().casefold() for name in value) if value is not None else None
 
     @model_validator(mode="after")
-    def _ranges(self) -> Guards:
-        for what in ("bytes", "parameters"):
-            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+    def _validate_ranges(self) -> Guards:
+        for quantity in ("bytes", "parameters"):
+            low, high = getattr(self, f"min_{quantity}"), getattr(self, f"max_{quantity}")
             if low is not None and high is not None and low > high:
-                raise ValueError(f"min_{what} is above max_{what}: no release could pass")
+                raise ValueError(f"min_{quantity} is above max_{quantity}: no release could pass")
         return self
 
 
-class Facts(BaseModel):
+class ModelFacts(BaseModel):
     """What the Hub says of a release, read anew by the worker."""
 
     model_config = ConfigDict(frozen=True)
@@ -76,7 +78,7 @@ class Facts(BaseModel):
     @property
     def kind(self) -> Literal["instruct", "base"]:
         """By the rule above."""
-        words = set(_WORDS.split(self.repo_id.rpartition("/")[2].casefold()))
+        words = set(_WORD_SEPARATOR.split(self.repo_id.rpartition("/")[2].casefold()))
         if words & INSTRUCT_WORDS:
             return "instruct"
         if words & BASE_WORDS:
@@ -84,20 +86,25 @@ class Facts(BaseModel):
         return "instruct" if {tag.casefold() for tag in self.tags} & INSTRUCT_TAGS else "base"
 
 
-class Reason(BaseModel):
+class GuardViolation(BaseModel):
     """Why a release made no campaign, or an adapter no job."""
 
     code: str
     message: str
 
 
-def objections(guards: Guards, facts: Facts, since: datetime) -> list[Reason]:
+def find_violations(guards: Guards, facts: ModelFacts, since: datetime) -> list[GuardViolation]:
     """Everything that speaks against a campaign; empty: nothing does."""
-    found = [*_age(facts, since), *_size(guards, facts), *_kind(guards, facts), *_licence(guards, facts)]
-    return [Reason(code=code, message=message) for code, message in found]
+    violations = [
+        *_find_age_violations(facts, since),
+        *_find_size_violations(guards, facts),
+        *_find_kind_violations(guards, facts),
+        *_find_license_violations(guards, facts),
+    ]
+    return [GuardViolation(code=code, message=message) for code, message in violations]
 
 
-def _age(facts: Facts, since: datetime) -> list[tuple[str, str]]:
+def _find_age_violations(facts: ModelFacts, since: datetime) -> list[tuple[str, str]]:
     if facts.created_at is None or facts.created_at >= since:
         return []
     return [
@@ -109,29 +116,35 @@ def _age(facts: Facts, since: datetime) -> list[tuple[str, str]]:
     ]
 
 
-def _size(guards: Guards, facts: Facts) -> list[tuple[str, str]]:
-    found = []
+def _find_size_violations(guards: Guards, facts: ModelFacts) -> list[tuple[str, str]]:
+    violations = []
     values: dict[str, Any] = {"bytes": facts.bytes, "parameters": facts.parameters}
-    for what, value in values.items():
-        low, high = getattr(guards, f"min_{what}"), getattr(guards, f"max_{what}")
+    for quantity, value in values.items():
+        low, high = getattr(guards, f"min_{quantity}"), getattr(guards, f"max_{quantity}")
         if low is not None and value < low:
-            found.append((f"min_{what}", f"The release has {value} {what}; at least {low} are asked for."))
+            violations.append(
+                (f"min_{quantity}", f"The release has {value} {quantity}; at least {low} are asked for.")
+            )
         if high is not None and value > high:
-            found.append((f"max_{what}", f"The release has {value} {what}; at most {high} are allowed."))
-    return found
+            violations.append(
+                (f"max_{quantity}", f"The release has {value} {quantity}; at most {high} are allowed.")
+            )
+    return violations
 
 
-def _kind(guards: Guards, facts: Facts) -> list[tuple[str, str]]:
+def _find_kind_violations(guards: Guards, facts: ModelFacts) -> list[tuple[str, str]]:
     if guards.kind in ("any", facts.kind):
         return []
     return [("kind", f"By its name and tags the release is '{facts.kind}'; '{guards.kind}' is asked for.")]
 
 
-def _licence(guards: Guards, facts: Facts) -> list[tuple[str, str]]:
+def _find_license_violations(guards: Guards, facts: ModelFacts) -> list[tuple[str, str]]:
     if guards.licences is None:
         return []
-    named = [name.casefold() for name in facts.licences]
-    if any(name in guards.licences for name in named):
+    license_names = [name.casefold() for name in facts.licences]
+    if any(name in guards.licences for name in license_names):
         return []
-    says = f"names the licence '{', '.join(facts.licences)[:200]}'" if named else "names no licence"
-    return [("licence", f"The release's card {says}; allowed: {', '.join(guards.licences)[:300]}.")]
+    card_statement = (
+        f"names the licence '{', '.join(facts.licences)[:200]}'" if license_names else "names no licence"
+    )
+    return [("licence", f"The release's card {card_statement}; allowed: {', '.join(guards.licences)[:300]}.")]

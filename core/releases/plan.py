@@ -6,23 +6,23 @@ from typing import Literal
 
 from core.releases.spec import SubscriptionRequest
 from core.repos import RepoRef
-from core.requests import ConversionRequest, OutputSpec, refuse_for_precheck, refuse_unmeasured
+from core.requests import ConversionRequest, OutputSpec, check_precheck_request, check_selection_examples
 
 Stage = Literal["precheck", "convert"]
 
 
-def request_for(
+def build_conversion_request(
     spec: SubscriptionRequest, adapter: RepoRef, target: RepoRef, stage: Stage, output: str | None
 ) -> ConversionRequest:
     """One adapter's request; `output` is the filled-in template. Raises ValueError when source and target are
     one."""
-    place = {**spec.output.model_dump(), "repo_id": output if stage == "convert" else None}
+    output_fields = {**spec.output.model_dump(), "repo_id": output if stage == "convert" else None}
     return ConversionRequest(
         adapter=adapter,
         source=spec.source,
         target=target,
         method=spec.method,
-        output=OutputSpec.model_validate(place),
+        output=OutputSpec.model_validate(output_fields),
         precheck=spec.precheck,
         corpus=spec.corpus,
         evaluate=spec.evaluate if stage == "convert" else None,
@@ -30,12 +30,12 @@ def request_for(
     )
 
 
-def refuse_impossible(spec: SubscriptionRequest) -> None:
+def check_subscription_request(spec: SubscriptionRequest) -> None:
     """What every job of the subscription would be refused for is refused now. Raises RequestInvalid."""
     example = RepoRef(repo_id="example/base", revision="0" * 40)
     stages: tuple[Stage, ...] = ("precheck", "convert") if spec.dry_run else ("convert",)
     for stage in stages:
-        request = request_for(spec, spec.adapters[0], example, stage, "example/output")
-        refuse_unmeasured(request)
+        request = build_conversion_request(spec, spec.adapters[0], example, stage, "example/output")
+        check_selection_examples(request)
         if stage == "precheck":
-            refuse_for_precheck(request)
+            check_precheck_request(request)

@@ -10,12 +10,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from core.callbacks.spec import CallbackSpec
 from core.corpus import CorpusSpec
 from core.evaluation import EvaluationSpec
-from core.releases.guards import MOST_JOBS, Guards
-from core.releases.names import check_base, check_pattern, owner_of
-from core.releases.template import DEFAULT, check_distinct, check_template
+from core.releases.guards import MAX_JOBS, Guards
+from core.releases.names import check_base_repo_id, check_pattern, get_owner
+from core.releases.template import DEFAULT_OUTPUT_TEMPLATE, check_distinct_outputs, check_template
 from core.repos import RepoRef
 from core.requests import OutputSpec, PrecheckSpec
-from core.texts import refuse_nul
+from core.texts import reject_nul
 from rebase.methods.auto.params import AutoParams
 from rebase.methods.params import AnyMethodParams
 
@@ -24,21 +24,23 @@ class OutputTemplate(OutputSpec):
     """Where moved adapters go and how they are written; `repo_id` is a template."""
 
     repo_id: str = Field(
-        default=DEFAULT,
+        default=DEFAULT_OUTPUT_TEMPLATE,
         description="Fields: {owner} and {adapter} of the adapter, {target_owner} and {target} of the base.",
-        examples=[DEFAULT],
+        examples=[DEFAULT_OUTPUT_TEMPLATE],
     )
 
     @field_validator("repo_id")
     @classmethod
-    def _named(cls, value: str | None) -> str | None:
+    def _validate_template(cls, value: str | None) -> str | None:
         return check_template(value) if value is not None else None
 
 
-_YEARS = range(2000, 2200)  # dates at the ends of what a computer can count overflow when they are moved
+_ALLOWED_YEARS = range(
+    2000, 2200
+)  # dates at the ends of what a computer can count overflow when they are moved
 
 
-def _from_text(key: str) -> BeforeValidator:
+def _wrap_string(key: str) -> BeforeValidator:
     """`"auto"` is short for `{"name": "auto"}`, and a template for `{"repo_id": …}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
@@ -60,12 +62,12 @@ class SubscriptionRequest(BaseModel):
         max_length=200,
         description="A base. Its successors have the same owner and family name, and a higher version.",
     )
-    adapters: tuple[RepoRef, ...] = Field(min_length=1, max_length=MOST_JOBS)
+    adapters: tuple[RepoRef, ...] = Field(min_length=1, max_length=MAX_JOBS)
     source: RepoRef | None = Field(
         default=None, description="The base of all adapters; null: what each adapter names."
     )
-    method: Annotated[AnyMethodParams, _from_text("name")] = Field(default_factory=AutoParams)
-    output: Annotated[OutputTemplate, _from_text("repo_id")] = Field(default_factory=OutputTemplate)
+    method: Annotated[AnyMethodParams, _wrap_string("name")] = Field(default_factory=AutoParams)
+    output: Annotated[OutputTemplate, _wrap_string("repo_id")] = Field(default_factory=OutputTemplate)
     precheck: PrecheckSpec = Field(default_factory=PrecheckSpec)
     corpus: CorpusSpec | None = None
     evaluate: EvaluationSpec | None = None
@@ -87,58 +89,58 @@ class SubscriptionRequest(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _for_people(cls, value: str | None) -> str | None:
+    def _require_printable_name(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
             raise ValueError("must be printable text on one line")
         return value
 
     @field_validator("bases")
     @classmethod
-    def _pattern(cls, value: str | None) -> str | None:
+    def _validate_bases(cls, value: str | None) -> str | None:
         return check_pattern(value) if value is not None else None
 
     @field_validator("successors_of")
     @classmethod
-    def _base(cls, value: str | None) -> str | None:
-        return check_base(value) if value is not None else None
+    def _validate_successors_of(cls, value: str | None) -> str | None:
+        return check_base_repo_id(value) if value is not None else None
 
     @field_validator("adapters")
     @classmethod
-    def _owned(cls, value: tuple[RepoRef, ...]) -> tuple[RepoRef, ...]:
+    def _validate_adapters(cls, value: tuple[RepoRef, ...]) -> tuple[RepoRef, ...]:
         for adapter in value:
-            check_base(adapter.repo_id)
+            check_base_repo_id(adapter.repo_id)
         if len(set(value)) < len(value):
             raise ValueError("names an adapter twice")
         return value
 
     @field_validator("since")
     @classmethod
-    def _aware(cls, value: datetime | None) -> datetime | None:
+    def _normalize_since(cls, value: datetime | None) -> datetime | None:
         """A date without a zone is UTC."""
         if value is None:
             return None
-        if value.year not in _YEARS:
-            raise ValueError(f"must lie between the years {_YEARS.start} and {_YEARS.stop}")
+        if value.year not in _ALLOWED_YEARS:
+            raise ValueError(f"must lie between the years {_ALLOWED_YEARS.start} and {_ALLOWED_YEARS.stop}")
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
-    _no_nul = model_validator(mode="before")(refuse_nul)
+    _no_nul = model_validator(mode="before")(reject_nul)
 
     @model_validator(mode="before")
     @classmethod
-    def _one_rule(cls, value: Any) -> Any:
+    def _require_one_rule(cls, value: Any) -> Any:
         if isinstance(value, dict) and (value.get("bases") is None) == (value.get("successors_of") is None):
             raise ValueError("give exactly one of 'bases' (a pattern) and 'successors_of' (a base)")
         return value
 
     @model_validator(mode="after")
-    def _told_apart(self) -> SubscriptionRequest:
-        check_distinct(self.output.repo_id, self.adapters)
+    def _require_distinct_outputs(self) -> SubscriptionRequest:
+        check_distinct_outputs(self.output.repo_id, self.adapters)
         return self
 
     @property
     def owner(self) -> str:
         """Whose releases are meant, in lower case, as webhooks are matched by."""
-        return owner_of(self.bases or self.successors_of or "")
+        return get_owner(self.bases or self.successors_of or "")
 
     @property
     def owner_as_written(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Stored(StrEnum):
+class CampaignDbState(StrEnum):
     """What the table holds."""
 
     WAITING = "waiting"
@@ -38,7 +38,7 @@ class CampaignState(StrEnum):
     FINISHED = "finished"
 
 
-AT_REST = frozenset(
+IDLE_CAMPAIGN_STATES = frozenset(
     {
         CampaignState.REFUSED,
         CampaignState.AWAITING_APPROVAL,

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 SeenBy = Literal["webhook", "poll", "retry"]
-MAIN = "refs/heads/main"
+MAIN_REF = "refs/heads/main"
 
 
 class _Model(BaseModel):

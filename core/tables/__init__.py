@@ -26,7 +26,7 @@ from core.tables.base import DEFAULT_TENANT, Base
 from core.tables.callbacks import CallbackAttempt, CallbackDelivery, CallbackStop, SigningSecret
 from core.tables.jobs import (
     AnchorPool,
-    EvaluationFigure,
+    EvaluationMetric,
     IdempotencyKey,
     Job,
     JobEvent,
@@ -36,20 +36,21 @@ from core.tables.jobs import (
     SiteDiagnostics,
 )
 from core.tables.releases import Campaign, CampaignJob, Release, ReleaseMatch, Subscription
-from core.tables.tenants import ApiKey, AuditLine, HubToken, SpentJob, Tenant, TenantLimits
+from core.tables.tenants import ApiKey, AuditEvent, CountedJob, HubToken, Tenant, TenantLimits
 
 __all__ = [
     "DEFAULT_TENANT",
     "AnchorPool",
     "ApiKey",
-    "AuditLine",
+    "AuditEvent",
     "Base",
     "CallbackAttempt",
     "CallbackDelivery",
     "CallbackStop",
     "Campaign",
     "CampaignJob",
-    "EvaluationFigure",
+    "CountedJob",
+    "EvaluationMetric",
     "HubToken",
     "IdempotencyKey",
     "Job",
@@ -61,7 +62,6 @@ __all__ = [
     "ReleaseMatch",
     "SigningSecret",
     "SiteDiagnostics",
-    "SpentJob",
     "Subscription",
     "Tenant",
     "TenantLimits",

@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 DEFAULT_TENANT = "default"
 
-_NAMES = {
+_NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
@@ -37,15 +37,15 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 RowId = BigInteger().with_variant(Integer, "sqlite")
-Hex = String(32)
+HexId = String(32)
 JsonObject = dict[str, Any]
 
 
 class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention=_NAMES)
+    metadata = MetaData(naming_convention=_NAMING_CONVENTION)
     type_annotation_map = {datetime: UtcDateTime(), JsonObject: JSON()}  # noqa: RUF012  (read by SQLAlchemy)
 
 
-def one_of(column: str, values: list[str]) -> str:
+def build_in_check(column: str, values: list[str]) -> str:
     """The condition of a check: the column holds one of these."""
     return f"{column} IN ({', '.join(repr(value) for value in values)})"

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.callbacks.spec import DeliveryState
-from core.tables.base import Base, Hex, one_of
+from core.tables.base import Base, HexId, build_in_check
 
 
 class CallbackDelivery(Base):
@@ -20,12 +20,12 @@ class CallbackDelivery(Base):
 
     __tablename__ = "callback_deliveries"
     __table_args__ = (
-        CheckConstraint(one_of("state", [state.value for state in DeliveryState]), name="state"),
+        CheckConstraint(build_in_check("state", [state.value for state in DeliveryState]), name="state"),
         Index("ix_callback_deliveries_tenant_id_id", "tenant_id", "id"),
         Index("ix_callback_deliveries_state_next_at", "state", "next_at"),
     )
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     event: Mapped[str] = mapped_column(String(32))
@@ -74,7 +74,7 @@ class SigningSecret(Base):
 
     __tablename__ = "signing_secrets"
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
     sealed: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime]

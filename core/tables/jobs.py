@@ -8,9 +8,9 @@ from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Str
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.states import TERMINAL, JobState
-from core.tables.base import Base, Hex, JsonObject, RowId, one_of
+from core.tables.base import Base, HexId, JsonObject, RowId, build_in_check
 
-_ACTIVE = text(one_of("state", [state.value for state in JobState if state not in TERMINAL]))
+_IS_OPEN = text(build_in_check("state", [state.value for state in JobState if state not in TERMINAL]))
 
 
 class Job(Base):
@@ -20,16 +20,18 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(one_of("state", [state.value for state in JobState]), name="state"),
-        CheckConstraint(one_of("kind", ["convert", "precheck", "pool", "release", "reconcile"]), name="kind"),
+        CheckConstraint(build_in_check("state", [state.value for state in JobState]), name="state"),
+        CheckConstraint(
+            build_in_check("kind", ["convert", "precheck", "pool", "release", "reconcile"]), name="kind"
+        ),
         Index("ix_jobs_output_repo", "output_repo"),  # is a push one of our own?
         Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
         Index(
             "ix_jobs_active",
             "state",
             "id",
-            postgresql_where=_ACTIVE,
-            sqlite_where=_ACTIVE,
+            postgresql_where=_IS_OPEN,
+            sqlite_where=_IS_OPEN,
         ),
         # For a tenant's own share: how many of its jobs run, and which of its jobs is next.
         Index(
@@ -37,12 +39,12 @@ class Job(Base):
             "tenant_id",
             "state",
             "id",
-            postgresql_where=_ACTIVE,
-            sqlite_where=_ACTIVE,
+            postgresql_where=_IS_OPEN,
+            sqlite_where=_IS_OPEN,
         ),
     )
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)  # UUID version 7: sorts by creation
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)  # UUID version 7: sorts by creation
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     kind: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))
@@ -130,7 +132,7 @@ class LayerSimilarity(Base):
     chosen: Mapped[bool]
 
 
-class EvaluationFigure(Base):
+class EvaluationMetric(Base):
     """One figure of one model in a job's evaluation, with its interval over `n` examples; `reason`: why it
     has no value."""
 

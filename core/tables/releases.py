@@ -7,8 +7,8 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from core.releases.states import Stored
-from core.tables.base import Base, Hex, JsonObject, one_of
+from core.releases.states import CampaignDbState
+from core.tables.base import Base, HexId, JsonObject, build_in_check
 
 
 class Subscription(Base):
@@ -22,7 +22,7 @@ class Subscription(Base):
         Index("ix_subscriptions_asked_at", "asked_at"),
     )
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     owner: Mapped[str] = mapped_column(String(100))  # lower case
     request: Mapped[JsonObject]
@@ -42,10 +42,10 @@ class Release(Base):
     __table_args__ = (
         UniqueConstraint("repo_id", "ref", "sha"),
         UniqueConstraint("webhook_id", "hub_repo_id", "ref", "sha"),
-        CheckConstraint(one_of("seen_by", ["webhook", "poll"]), name="seen_by"),
+        CheckConstraint(build_in_check("seen_by", ["webhook", "poll"]), name="seen_by"),
     )
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)
     repo_id: Mapped[str] = mapped_column(String(200))
     ref: Mapped[str] = mapped_column(String(200))
     sha: Mapped[str] = mapped_column(String(64))
@@ -75,12 +75,12 @@ class Campaign(Base):
 
     __tablename__ = "campaigns"
     __table_args__ = (
-        CheckConstraint(one_of("state", [state.value for state in Stored]), name="state"),
+        CheckConstraint(build_in_check("state", [state.value for state in CampaignDbState]), name="state"),
         UniqueConstraint("subscription_id", "repo_id", "number"),
         Index("ix_campaigns_tenant_id_id", "tenant_id", "id"),
     )
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     subscription_id: Mapped[str | None] = mapped_column(ForeignKey("subscriptions.id", ondelete="SET NULL"))
     repo_id: Mapped[str] = mapped_column(String(200))
@@ -99,7 +99,7 @@ class CampaignJob(Base):
     """A campaign's job for the adapter at `position` of its request. The key is why no rerun can make two."""
 
     __tablename__ = "campaign_jobs"
-    __table_args__ = (CheckConstraint(one_of("stage", ["precheck", "convert"]), name="stage"),)
+    __table_args__ = (CheckConstraint(build_in_check("stage", ["precheck", "convert"]), name="stage"),)
 
     campaign_id: Mapped[str] = mapped_column(ForeignKey("campaigns.id", ondelete="CASCADE"), primary_key=True)
     stage: Mapped[str] = mapped_column(String(16), primary_key=True)

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.scopes import Scope
-from core.tables.base import Base, Hex, RowId, one_of
+from core.tables.base import Base, HexId, RowId, build_in_check
 
 
 class Tenant(Base):
@@ -24,9 +24,11 @@ class ApiKey(Base):
     """A key's SHA-256 (it is high-entropy, so no slow hash is needed) and the prefix that people know."""
 
     __tablename__ = "api_keys"
-    __table_args__ = (CheckConstraint(one_of("scope", [scope.value for scope in Scope]), name="scope"),)
+    __table_args__ = (
+        CheckConstraint(build_in_check("scope", [scope.value for scope in Scope]), name="scope"),
+    )
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
     name: Mapped[str] = mapped_column(String(200))
     prefix: Mapped[str] = mapped_column(String(16))
@@ -52,13 +54,13 @@ class TenantLimits(Base):
     updated_at: Mapped[datetime]
 
 
-class SpentJob(Base):
+class CountedJob(Base):
     """A job that was deleted within 24 hours of its submission, and counts among the tenant's as long."""
 
     __tablename__ = "spent_jobs"
     __table_args__ = (Index("ix_spent_jobs_tenant_id_id", "tenant_id", "id"),)
 
-    id: Mapped[str] = mapped_column(Hex, primary_key=True)  # the job's
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)  # the job's
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     created_at: Mapped[datetime]  # the job's
 
@@ -73,7 +75,7 @@ class HubToken(Base):
     updated_at: Mapped[datetime]
 
 
-class AuditLine(Base):
+class AuditEvent(Base):
     """One thing that somebody did, or tried. Rows are added and, after their time, deleted; never changed (a
     trigger refuses). `client` is the caller's network, not its address."""
 
@@ -83,7 +85,7 @@ class AuditLine(Base):
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     at: Mapped[datetime]
     tenant_id: Mapped[str] = mapped_column(String(64))
-    key_id: Mapped[str | None] = mapped_column(Hex)  # null: the command line on the service's own side
+    key_id: Mapped[str | None] = mapped_column(HexId)  # null: the command line on the service's own side
     action: Mapped[str] = mapped_column(String(64))
     object: Mapped[str] = mapped_column(String(200))
     outcome: Mapped[str] = mapped_column(String(16))

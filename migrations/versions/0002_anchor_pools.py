@@ -18,16 +18,16 @@ _STATES = (
     "state IN ('queued', 'running', 'publishing', 'retry_wait', "
     "'succeeded', 'rejected', 'failed', 'cancelled')"
 )
-_KINDS_BEFORE = "kind IN ('convert', 'precheck')"
+_OLD_KINDS = "kind IN ('convert', 'precheck')"
 _KINDS = "kind IN ('convert', 'precheck', 'pool')"
 # 0001 gave its checks a name that the naming convention then prefixed once more. From here on they are called
 # what the models say.
-_BEFORE, _NOW = "ck_jobs_ck_jobs_", "ck_jobs_"
-_OF_POOLS = "(SELECT id FROM jobs WHERE kind = 'pool')"
+_OLD_PREFIX, _NEW_PREFIX = "ck_jobs_ck_jobs_", "ck_jobs_"
+_POOL_JOB_IDS = "(SELECT id FROM jobs WHERE kind = 'pool')"
 
 
 def upgrade() -> None:
-    _replace_checks(_BEFORE, _NOW, _KINDS)
+    _replace_checks(_OLD_PREFIX, _NEW_PREFIX, _KINDS)
     op.create_table(
         "anchor_pools",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -55,14 +55,14 @@ def downgrade() -> None:
     op.drop_index("ix_anchor_pools_tenant_id_source_repo_target_repo_id", "anchor_pools")
     op.drop_table("anchor_pools")
     for table in ("site_diagnostics", "outbox", "job_events", "idempotency_keys"):
-        op.execute(f"DELETE FROM {table} WHERE job_id IN {_OF_POOLS}")  # noqa: S608  (our own names)
+        op.execute(f"DELETE FROM {table} WHERE job_id IN {_POOL_JOB_IDS}")  # noqa: S608  (our own names)
     op.execute("DELETE FROM jobs WHERE kind = 'pool'")
-    _replace_checks(_NOW, _BEFORE, _KINDS_BEFORE)
+    _replace_checks(_NEW_PREFIX, _OLD_PREFIX, _OLD_KINDS)
 
 
-def _replace_checks(before: str, now: str, kinds: str) -> None:
+def _replace_checks(old_prefix: str, new_prefix: str, kinds: str) -> None:
     """SQLite cannot change a check: there, the table is built anew with everything else that it has."""
     with op.batch_alter_table("jobs") as jobs:
         for name, condition in (("kind", kinds), ("state", _STATES)):
-            jobs.drop_constraint(op.f(f"{before}{name}"), type_="check")
-            jobs.create_check_constraint(op.f(f"{now}{name}"), condition)
+            jobs.drop_constraint(op.f(f"{old_prefix}{name}"), type_="check")
+            jobs.create_check_constraint(op.f(f"{new_prefix}{name}"), condition)

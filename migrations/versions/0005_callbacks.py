@@ -14,7 +14,7 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-_AT = sa.DateTime(timezone=True)
+_TIMESTAMP = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
@@ -31,11 +31,11 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
-        sa.Column("next_at", _AT, nullable=True),
+        sa.Column("next_at", _TIMESTAMP, nullable=True),
         sa.Column("held_by", sa.String(length=64), nullable=True),
-        sa.Column("held_until", _AT, nullable=True),
-        sa.Column("created_at", _AT, nullable=False),
-        sa.Column("updated_at", _AT, nullable=False),
+        sa.Column("held_until", _TIMESTAMP, nullable=True),
+        sa.Column("created_at", _TIMESTAMP, nullable=False),
+        sa.Column("updated_at", _TIMESTAMP, nullable=False),
         sa.CheckConstraint(
             "state IN ('pending', 'delivered', 'failed', 'stopped')",
             name=op.f("ck_callback_deliveries_state"),
@@ -55,7 +55,7 @@ def upgrade() -> None:
         "callback_attempts",
         sa.Column("delivery_id", sa.String(length=32), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("at", _AT, nullable=False),
+        sa.Column("at", _TIMESTAMP, nullable=False),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("reason", sa.String(length=32), nullable=True),
         sa.Column("detail", sa.String(length=300), nullable=True),
@@ -72,7 +72,7 @@ def upgrade() -> None:
         "callback_stops",
         sa.Column("tenant_id", sa.String(length=64), nullable=False),
         sa.Column("url_sha256", sa.String(length=64), nullable=False),
-        sa.Column("at", _AT, nullable=False),
+        sa.Column("at", _TIMESTAMP, nullable=False),
         sa.ForeignKeyConstraint(
             ["tenant_id"], ["tenants.id"], name="fk_callback_stops_tenant_id", ondelete="CASCADE"
         ),
@@ -83,8 +83,8 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("tenant_id", sa.String(length=64), nullable=False),
         sa.Column("sealed", sa.Text(), nullable=False),
-        sa.Column("created_at", _AT, nullable=False),
-        sa.Column("retires_at", _AT, nullable=True),
+        sa.Column("created_at", _TIMESTAMP, nullable=False),
+        sa.Column("retires_at", _TIMESTAMP, nullable=True),
         sa.ForeignKeyConstraint(
             ["tenant_id"], ["tenants.id"], name="fk_signing_secrets_tenant_id", ondelete="CASCADE"
         ),

@@ -15,7 +15,7 @@ branch_labels = None
 depends_on = None
 
 _ACTIVE = sa.text("state IN ('queued', 'running', 'publishing', 'retry_wait')")
-_NUMBERS = ("max_running", "max_queued", "jobs_per_day", "requests_per_minute")
+_LIMIT_COLUMNS = ("max_running", "max_queued", "jobs_per_day", "requests_per_minute")
 
 
 def upgrade() -> None:
@@ -30,7 +30,7 @@ def upgrade() -> None:
     op.create_table(
         "tenant_limits",
         sa.Column("tenant_id", sa.String(length=64), nullable=False),
-        *(sa.Column(name, sa.Integer(), nullable=True) for name in _NUMBERS),
+        *(sa.Column(name, sa.Integer(), nullable=True) for name in _LIMIT_COLUMNS),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["tenant_id"], ["tenants.id"], name="fk_tenant_limits_tenant_id", ondelete="CASCADE"

@@ -14,11 +14,11 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-_KINDS_BEFORE = "kind IN ('convert', 'precheck', 'pool')"
+_OLD_KINDS = "kind IN ('convert', 'precheck', 'pool')"
 _KINDS = "kind IN ('convert', 'precheck', 'pool', 'release', 'reconcile')"
 _STATES = "state IN ('waiting', 'refused', 'open', 'paused', 'cancelled')"
-_OURS = "(SELECT id FROM jobs WHERE kind IN ('release', 'reconcile'))"
-_OF_JOBS = (
+_INTERNAL_JOB_IDS = "(SELECT id FROM jobs WHERE kind IN ('release', 'reconcile'))"
+_JOB_TABLES = (
     "site_diagnostics",
     "layer_similarities",
     "evaluations",
@@ -28,7 +28,7 @@ _OF_JOBS = (
     "callback_deliveries",
     "job_tokens",
 )
-_WHEN = sa.DateTime(timezone=True)
+_TIMESTAMP = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
@@ -42,11 +42,11 @@ def upgrade() -> None:
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
         sa.Column("paused", sa.Boolean(), nullable=False),
-        sa.Column("since", _WHEN, nullable=False),
-        sa.Column("asked_at", _WHEN, nullable=False),
-        sa.Column("looked_at", _WHEN, nullable=False),
-        sa.Column("created_at", _WHEN, nullable=False),
-        _of_tenant("subscriptions"),
+        sa.Column("since", _TIMESTAMP, nullable=False),
+        sa.Column("asked_at", _TIMESTAMP, nullable=False),
+        sa.Column("looked_at", _TIMESTAMP, nullable=False),
+        sa.Column("created_at", _TIMESTAMP, nullable=False),
+        _tenant_foreign_key("subscriptions"),
         sa.PrimaryKeyConstraint("id", name="pk_subscriptions"),
         sa.UniqueConstraint("tenant_id", "fingerprint", name="uq_subscriptions_tenant_id_fingerprint"),
     )
@@ -61,7 +61,7 @@ def upgrade() -> None:
         sa.Column("webhook_id", sa.String(length=100), nullable=True),
         sa.Column("hub_repo_id", sa.String(length=100), nullable=True),
         sa.Column("seen_by", sa.String(length=16), nullable=False),
-        sa.Column("seen_at", _WHEN, nullable=False),
+        sa.Column("seen_at", _TIMESTAMP, nullable=False),
         sa.CheckConstraint("seen_by IN ('webhook', 'poll')", name=op.f("ck_releases_seen_by")),
         sa.PrimaryKeyConstraint("id", name="pk_releases"),
         sa.UniqueConstraint("repo_id", "ref", "sha", name="uq_releases_repo_id_ref_sha"),
@@ -92,11 +92,11 @@ def downgrade() -> None:
     """The jobs that worked for subscriptions go; those of campaigns are ordinary ones and stay."""
     for table in ("campaign_jobs", "campaigns", "release_matches", "releases", "subscriptions"):
         op.drop_table(table)
-    for table in _OF_JOBS:
-        op.execute(f"DELETE FROM {table} WHERE job_id IN {_OURS}")  # noqa: S608  (our own names)
+    for table in _JOB_TABLES:
+        op.execute(f"DELETE FROM {table} WHERE job_id IN {_INTERNAL_JOB_IDS}")  # noqa: S608  (our own names)
     op.execute("DELETE FROM jobs WHERE kind IN ('release', 'reconcile')")
     op.drop_index("ix_jobs_output_repo", "jobs")
-    _replace_kinds(_KINDS_BEFORE)
+    _replace_kinds(_OLD_KINDS)
 
 
 def _create_campaigns() -> None:
@@ -112,11 +112,11 @@ def _create_campaigns() -> None:
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("decision", sa.JSON(), nullable=False),
         sa.Column("dry_run", sa.Boolean(), nullable=False),
-        sa.Column("approved_at", _WHEN, nullable=True),
-        sa.Column("created_at", _WHEN, nullable=False),
-        sa.Column("updated_at", _WHEN, nullable=False),
+        sa.Column("approved_at", _TIMESTAMP, nullable=True),
+        sa.Column("created_at", _TIMESTAMP, nullable=False),
+        sa.Column("updated_at", _TIMESTAMP, nullable=False),
         sa.CheckConstraint(_STATES, name=op.f("ck_campaigns_state")),
-        _of_tenant("campaigns"),
+        _tenant_foreign_key("campaigns"),
         sa.ForeignKeyConstraint(
             ["subscription_id"],
             ["subscriptions.id"],
@@ -145,7 +145,7 @@ def _create_campaigns() -> None:
     )
 
 
-def _of_tenant(table: str) -> sa.ForeignKeyConstraint:
+def _tenant_foreign_key(table: str) -> sa.ForeignKeyConstraint:
     return sa.ForeignKeyConstraint(
         ["tenant_id"], ["tenants.id"], name=f"fk_{table}_tenant_id", ondelete="CASCADE"
     )

@@ -15,15 +15,15 @@ branch_labels = None
 depends_on = None
 
 
-_ROTATIONS = "FROM audit_log WHERE action = 'key.rotated' AND tenant_id = api_keys.tenant_id"
+_ROTATION_EVENTS = "FROM audit_log WHERE action = 'key.rotated' AND tenant_id = api_keys.tenant_id"
 
 
 def upgrade() -> None:
     """Which keys were rotated before, the audit log knows."""
     op.add_column("api_keys", sa.Column("rotated_at", sa.DateTime(timezone=True), nullable=True))
     op.execute(
-        f"UPDATE api_keys SET rotated_at = (SELECT max(at) {_ROTATIONS} AND object = api_keys.id) "  # noqa: S608
-        f"WHERE id IN (SELECT object {_ROTATIONS})"
+        f"UPDATE api_keys SET rotated_at = (SELECT max(at) {_ROTATION_EVENTS} AND object = api_keys.id) "  # noqa: S608
+        f"WHERE id IN (SELECT object {_ROTATION_EVENTS})"
     )
     op.create_table(
         "spent_jobs",

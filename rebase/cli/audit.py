@@ -24,11 +24,11 @@ def command(
     as_json: options.AsJson = False,
 ) -> int:
     """Show a tenant's audit log."""
-    from core.audit import read_lines
+    from core.audit import list_audit_events
 
     out = Output(as_json=as_json)
     with database_trouble():
-        lines = read_lines(open_store(Settings()).db, tenant, before=before, limit=limit)
+        lines = list_audit_events(open_store(Settings()).db, tenant, before=before, limit=limit)
     out.document({"lines": [asdict(line) for line in lines]})
     columns = ("id", "at (UTC)", "key", "action", "object", "outcome", "request", "from")
     table = Table(*columns, box=None, pad_edge=False)

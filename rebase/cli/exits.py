@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from pydantic import ValidationError
 
-from core.errors import PublicError, RebaseError, Unauthorised, public_error
+from core.errors import PublicError, RebaseError, Unauthorized, to_public_error
 from rebase.client.errors import ServiceError, ServiceUnreachable
 from transfer.errors import TransferError
 
@@ -50,11 +50,11 @@ def describe(exc: Exception) -> tuple[Exit, PublicError] | None:
     """Exit code and record of an error that was foreseen; None for one that was not."""
     if isinstance(exc, ServiceError | ServiceUnreachable):
         error = exc.error
-        if error.code == Unauthorised.code:  # the service's hint speaks of headers
+        if error.code == Unauthorized.code:  # the service's hint speaks of headers
             error = error.model_copy(update={"hint": _KEY_HINT})
         return exit_for_code(error.code), error
     if isinstance(exc, RebaseError | TransferError):
-        error = public_error(exc)
+        error = to_public_error(exc)
         return exit_for_code(error.code), error
     if isinstance(exc, ValidationError) and exc.title == "Settings":
         return Exit.USAGE, _bad_setting(exc)

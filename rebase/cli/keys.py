@@ -41,13 +41,13 @@ def create(
     as_json: options.AsJson = False,
 ) -> int:
     """Make a key and print it, once; only its hash is stored."""
-    from core.audit import Trail
-    from core.keys import issue
+    from core.audit import AuditContext
+    from core.keys import issue_key
 
     out = Output(as_json=as_json)
     life = parse_life(expires_in) if expires_in is not None else None
     with database_trouble():
-        made = issue(open_store(Settings()), tenant, name, scope, life, Trail(tenant))
+        made = issue_key(open_store(Settings()), tenant, name, scope, life, AuditContext(tenant))
     _show(out, made)
     return Exit.DONE
 
@@ -62,12 +62,12 @@ def rotate(
 ) -> int:
     """Make a key in place of another one, which works on for a while; prints the new one, once."""
     from core import keys
-    from core.audit import Trail
+    from core.audit import AuditContext
 
     out = Output(as_json=as_json)
     store = open_store(Settings())
     with database_trouble():
-        made = keys.rotate(store, key_id, parse_life(overlap), trail=Trail(_owner(key_id, store)))
+        made = keys.rotate_key(store, key_id, parse_life(overlap), audit=AuditContext(_owner(key_id, store)))
     _show(out, made)
     return Exit.DONE
 
@@ -96,12 +96,12 @@ def ls(
 def revoke(key_id: KeyId, as_json: options.AsJson = False) -> int:
     """End a key's life."""
     from core import keys
-    from core.audit import Trail
+    from core.audit import AuditContext
 
     out = Output(as_json=as_json)
     store = open_store(Settings())
     with database_trouble():
-        keys.revoke(store, key_id, trail=Trail(_owner(key_id, store)))
+        keys.revoke_key(store, key_id, audit=AuditContext(_owner(key_id, store)))
     out.document({"revoked": key_id})
     out.show("Revoked.")
     return Exit.DONE

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from core.errors import RequestInvalid
-from core.requests import refuse_for_precheck
+from core.requests import check_precheck_request
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
@@ -34,7 +34,7 @@ def command(
     out = Output(as_json=as_json)
     if local:
         request, folders, pools = local_request(adapter, target, source, method, settings, pool)
-        refuse_for_precheck(request)
+        check_precheck_request(request)
         evidence = run_locally(request, "precheck", folders, hub, out, pools=pools, corpus=corpus)
         found = evidence.precheck
         out.document(found.model_dump(mode="json"))
@@ -54,7 +54,7 @@ def command(
     request = build_request(
         adapter=adapter, target=target, source=source, method=method, settings=settings or ()
     )
-    refuse_for_precheck(request)
+    check_precheck_request(request)
     with open_client(url) as client:
         job = follow(client, client.precheck(request), out)
         measured = client.diagnostics(job.id) if job.done else None

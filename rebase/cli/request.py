@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from core.errors import RequestInvalid
-from core.requests import ConversionRequest, refuse_unmeasured
+from core.requests import ConversionRequest, check_selection_examples
 from rebase.evaluation_files import merged
 from rebase.methods.params import DEFAULT_METHOD, PARAMS_BY_NAME
 from service.pointers import field_errors
@@ -124,7 +124,7 @@ def overlay(body: dict[str, Any], field: str, given: Mapping[str, Any]) -> None:
 def validate(body: Mapping[str, Any]) -> ConversionRequest:
     """Validate, telling the first wrong field by the name that was typed."""
     request = validate_as(ConversionRequest, body)
-    refuse_unmeasured(request)
+    check_selection_examples(request)
     return request
 
 

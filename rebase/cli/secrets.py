@@ -17,9 +17,9 @@ commands = typer.Typer(help="Keys for secrets at rest (REBASE_SECRET_KEYS).", no
 @commands.command("key")
 def key(as_json: options.AsJson = False) -> int:
     """Print a fresh key for REBASE_SECRET_KEYS. Nothing is stored."""
-    from core.vault import new_key
+    from core.vault import generate_key
 
-    out, made = Output(as_json=as_json), new_key()
+    out, made = Output(as_json=as_json), generate_key()
     out.document({"key": made})
     out.show(made)
     out.note("Set REBASE_SECRET_KEYS to it, for the API and every worker. To rotate: NEW,OLD.")
@@ -29,12 +29,12 @@ def key(as_json: options.AsJson = False) -> int:
 @commands.command("rotate")
 def rotate(as_json: options.AsJson = False) -> int:
     """Encrypt every stored secret with the first key of REBASE_SECRET_KEYS; the others can go afterwards."""
-    from core.sealed import reseal_all
+    from core.sealed import rotate_encryption
     from core.vault import Vault
 
     out, settings = Output(as_json=as_json), Settings()
     with database_trouble():
-        count = reseal_all(open_store(settings).db, Vault.of(settings))
+        count = rotate_encryption(open_store(settings).db, Vault.from_settings(settings))
     out.document({"resealed": count})
     out.show(f"{count} secret(s) are under the newest key now.")
     return Exit.DONE

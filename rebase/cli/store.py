@@ -22,7 +22,7 @@ def open_store(settings: Settings) -> JobStore:
     from core.jobs import JobStore
     from core.limits import Limits
 
-    return JobStore(Database.open(settings.resolved_database_url), limits=Limits.of(settings))
+    return JobStore(Database.open(settings.resolved_database_url), limits=Limits.from_settings(settings))
 
 
 def parse_life(text: str) -> timedelta:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from core.errors import RequestInvalid
-from core.releases.plan import refuse_impossible
+from core.releases.plan import check_subscription_request
 from core.releases.spec import SubscriptionRequest
 from rebase.cli import options
 from rebase.cli.exits import Exit
@@ -100,7 +100,7 @@ def subscribe(
     guards = {"kind": kind, "licences": licences or None, "max_jobs": max_jobs}
     overlay(body, "guards", {key: value for key, value in guards.items() if value is not None})
     request = validate_as(SubscriptionRequest, body)
-    refuse_impossible(request)
+    check_subscription_request(request)
     with open_client(url) as client:
         subscription = client.subscribe(request)
     out.document(subscription.model_dump(mode="json"))

@@ -62,8 +62,8 @@ def set_limits(
     as_json: options.AsJson = False,
 ) -> int:
     """Change what a tenant may use. Services notice within ten seconds."""
-    from core.audit import Trail
-    from core.tenants import change_limits, show_tenant
+    from core.audit import AuditContext
+    from core.tenants import change_limits, get_tenant
 
     out, store = Output(as_json=as_json), open_store(Settings())
     given = {
@@ -76,8 +76,8 @@ def set_limits(
     if not changes:
         raise RequestInvalid("Nothing to set.", hint="Give at least one limit, e.g. --max-running 2.")
     with database_trouble():
-        change_limits(store, tenant, changes, Trail(tenant))
-        limits = show_tenant(store, tenant).limits
+        change_limits(store, tenant, changes, AuditContext(tenant))
+        limits = get_tenant(store, tenant).limits
     out.document({"tenant": tenant, "limits": asdict(limits)})
     out.show(f"{tenant}: {_said(limits)}")
     return Exit.DONE
@@ -86,11 +86,11 @@ def set_limits(
 @commands.command("ls")
 def ls(as_json: options.AsJson = False) -> int:
     """List tenants with what they may use and have."""
-    from core.tenants import list_tenants, show_tenant
+    from core.tenants import get_tenant, list_tenants
 
     out, store = Output(as_json=as_json), open_store(Settings())
     with database_trouble():
-        found = [show_tenant(store, tenant) for tenant in list_tenants(store)]
+        found = [get_tenant(store, tenant) for tenant in list_tenants(store)]
     out.document({"tenants": [asdict(tenant) for tenant in found]})
     table = Table("tenant", "keys", "running", "open", "Hub token", "limits", box=None, pad_edge=False)
     for one in found:
@@ -103,11 +103,11 @@ def ls(as_json: options.AsJson = False) -> int:
 @commands.command("show")
 def show(tenant: TenantId, as_json: options.AsJson = False) -> int:
     """One tenant; `*` marks what its own row says in place of the settings."""
-    from core.tenants import show_tenant
+    from core.tenants import get_tenant
 
     out = Output(as_json=as_json)
     with database_trouble():
-        found = show_tenant(open_store(Settings()), tenant)
+        found = get_tenant(open_store(Settings()), tenant)
     out.document(asdict(found))
     out.show(f"{found.id}, since {str(found.created_at)[:19]} UTC")
     out.show(f"keys {found.keys}, jobs running {found.jobs_running}, jobs not done {found.jobs_open}")
@@ -128,7 +128,7 @@ def set_token(
 ) -> int:
     """Store a tenant's Hub token, encrypted. Read from stdin, or from a variable; never an argument, which
     every process of this machine could see."""
-    from core.audit import Trail
+    from core.audit import AuditContext
     from core.hub_tokens import put_tenant_token
     from core.vault import Vault
 
@@ -140,7 +140,9 @@ def set_token(
             f"{where} holds no token.", hint="For example: rebase tenants token set acme < FILE"
         )
     with database_trouble():
-        put_tenant_token(open_store(settings), Vault.of(settings), tenant, token, Trail(tenant))
+        put_tenant_token(
+            open_store(settings), Vault.from_settings(settings), tenant, token, AuditContext(tenant)
+        )
     out.document({"tenant": tenant, "stored": True})
     out.show("Stored.")
     return Exit.DONE
@@ -149,12 +151,12 @@ def set_token(
 @token_commands.command("rm")
 def remove_token(tenant: TenantId, as_json: options.AsJson = False) -> int:
     """Forget a tenant's Hub token."""
-    from core.audit import Trail
+    from core.audit import AuditContext
     from core.hub_tokens import delete_tenant_token
 
     out = Output(as_json=as_json)
     with database_trouble():
-        delete_tenant_token(open_store(Settings()), tenant, Trail(tenant))
+        delete_tenant_token(open_store(Settings()), tenant, AuditContext(tenant))
     out.document({"tenant": tenant, "stored": False})
     out.show("Forgotten.")
     return Exit.DONE
@@ -174,8 +176,8 @@ def delete(
     as_json: options.AsJson = False,
 ) -> int:
     """Cancel a tenant's jobs, then delete every row of it."""
-    from core.audit import Trail
-    from core.tenants import delete_data, delete_tenant, revoke_all_keys
+    from core.audit import AuditContext
+    from core.tenants import delete_tenant, erase_tenant_data, revoke_all_keys
 
     out, store = Output(as_json=as_json), open_store(Settings())
     if not yes:
@@ -186,11 +188,11 @@ def delete(
             revoke_all_keys(store, tenant)
         _wait_for_jobs(store, tenant, out, patience)
         if data_only:
-            delete_data(store, tenant, Trail(tenant))
+            erase_tenant_data(store, tenant, AuditContext(tenant))
         else:
             time.sleep(max(0.0, _FORGOTTEN_S - (time.monotonic() - began)))
             _wait_for_jobs(store, tenant, out, patience)
-            delete_tenant(store, tenant, Trail(tenant))
+            delete_tenant(store, tenant, AuditContext(tenant))
     out.document({"deleted": tenant, "data_only": data_only})
     out.show("Deleted.")
     return Exit.DONE
@@ -198,12 +200,12 @@ def delete(
 
 def _wait_for_jobs(store: JobStore, tenant: str, out: Output, patience_s: float) -> None:
     """Raises StateConflict when some are not done by then."""
-    from core.tenants import held_jobs, stop_jobs
+    from core.tenants import cancel_all_jobs, count_open_jobs
 
-    left, until = stop_jobs(store, tenant), time.monotonic() + patience_s
+    left, until = cancel_all_jobs(store, tenant), time.monotonic() + patience_s
     if left:
         out.note(f"Waiting for {left} job(s) to stop.")
-    while held_jobs(store, tenant):
+    while count_open_jobs(store, tenant):
         if time.monotonic() > until:
             raise StateConflict(
                 f"Some jobs of '{tenant}' have not stopped after {patience_s:g} s; they were asked to.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from core.errors import HubError, Rejected, RequestInvalid
-from core.pools import NO_POOLS, Pools
+from core.pools import NO_ANCHOR_POOLS, AnchorPools
 from core.requests import ConversionRequest
 from core.settings import Settings
 from rebase.cli import leaving_on_ctrl_c, options
@@ -97,7 +97,7 @@ def local_request(
     settings: list[str] | None,
     pool: str | None,
     evaluate: Path | None = None,
-) -> tuple[ConversionRequest, dict[str, str], Pools]:
+) -> tuple[ConversionRequest, dict[str, str], AnchorPools]:
     """The request, with the folders among its repos and anchors under aliases: (request, alias → folder,
     what `pool` names)."""
     aliases = Aliases()
@@ -120,7 +120,7 @@ def local_request(
             hint="Leave 'callback' out, or ask a service: rebase convert.",
             pointer="/callback",
         )
-    pools = local_pool(pool, request, aliases) if pool is not None else NO_POOLS
+    pools = local_pool(pool, request, aliases) if pool is not None else NO_ANCHOR_POOLS
     return request, aliases.folders, pools
 
 
@@ -140,7 +140,7 @@ def run_locally(
     hub: Path | None,
     out: Output,
     *,
-    pools: Pools = NO_POOLS,
+    pools: AnchorPools = NO_ANCHOR_POOLS,
     corpus: Path | None = None,
     out_dir: Path | None = None,
     report_file: Path | None = None,

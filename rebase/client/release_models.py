@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from core.errors import PublicError
-from core.releases.states import AT_REST
+from core.releases.states import IDLE_CAMPAIGN_STATES
 from rebase.client.models import Answer
 
 
@@ -68,7 +68,7 @@ class Campaign(Answer):
     @property
     def at_rest(self) -> bool:
         """Nothing more happens by itself."""
-        return self.state in {state.value for state in AT_REST}
+        return self.state in {state.value for state in IDLE_CAMPAIGN_STATES}
 
 
 class CampaignList(Answer):

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 
-from core.callbacks.queue import Bounds
+from core.callbacks.queue import LeaseLimits
 from core.db import Database
 from core.errors import SettingsInvalid
 from core.logs import configure_logging
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    bounds = Bounds()
+    bounds = LeaseLimits()
     resolver = SystemResolver(bounds.total)
     db = Database.open(settings.resolved_database_url)
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from core.callbacks.allow import Allowed
-from core.callbacks.queue import Bounds, DeliveryQueue
-from core.callbacks.schedule import parse_waits
-from core.callbacks.secrets import SigningSecrets
+from core.callbacks.allow import Allowlist
+from core.callbacks.queue import DeliveryQueue, LeaseLimits
+from core.callbacks.schedule import parse_delays
+from core.callbacks.secrets import SigningSecretRepository
 from core.db import Database
 from core.errors import SettingsInvalid
 from core.settings import Settings
@@ -19,20 +19,20 @@ from service.courier.resolve import Resolver
 from service.courier.sending import Sender
 
 
-def make_courier(settings: Settings, db: Database, resolver: Resolver, bounds: Bounds) -> Courier:
+def make_courier(settings: Settings, db: Database, resolver: Resolver, bounds: LeaseLimits) -> Courier:
     """Raises SettingsInvalid where secrets cannot be opened or the certificates cannot be read."""
     sender = Sender(
         resolver,
-        Allowed.parse(settings.callback_allow),
+        Allowlist.parse(settings.callback_allow),
         tls_context(settings.callback_ca_file),
         settings.callback_timeout_s,
     )
     return Courier(
-        DeliveryQueue(db, bounds=bounds),
-        SigningSecrets(db),
-        Vault.of(settings),
+        DeliveryQueue(db, limits=bounds),
+        SigningSecretRepository(db),
+        Vault.from_settings(settings),
         sender,
-        parse_waits(settings.callback_waits_s),
+        parse_delays(settings.callback_waits_s),
         alive=alive_file(settings),
     )
 

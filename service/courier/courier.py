@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.callbacks.queue import DeliveryQueue
-from core.callbacks.records import AttemptRecord, Taken
-from core.callbacks.secrets import SigningSecrets
-from core.callbacks.signature import signed_headers
+from core.callbacks.records import AttemptRecord, LeasedDelivery
+from core.callbacks.secrets import SigningSecretRepository
+from core.callbacks.signature import build_signature_headers
 from core.errors import Busy, SettingsInvalid
 from core.logs import get_logger
 from core.vault import Vault
@@ -40,7 +40,7 @@ class Courier:
     def __init__(
         self,
         queue: DeliveryQueue,
-        signing: SigningSecrets,
+        signing: SigningSecretRepository,
         vault: Vault,
         sender: Sender,
         waits: tuple[float, ...],
@@ -55,7 +55,7 @@ class Courier:
         self._alive = alive
         self._mute = False  # the last touch of `alive` failed, and the log says so
         self._holder = f"{socket.gethostname()[:24]}/{os.getpid()}/{secrets.token_hex(8)}"
-        self._in_hand: dict[asyncio.Task[None], Taken] = {}
+        self._in_hand: dict[asyncio.Task[None], LeasedDelivery] = {}
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -84,7 +84,7 @@ class Courier:
         hold_s = self._sender.timeout_s + HOLD_S
         try:
             taken = await asyncio.to_thread(
-                self._queue.take, self._holder, hold_s, list(self._in_hand.values())
+                self._queue.lease, self._holder, hold_s, list(self._in_hand.values())
             )
         except Busy as exc:
             log.warning("courier_database_busy", cause=str(exc.__cause__))
@@ -116,7 +116,7 @@ class Courier:
             # Its hold runs out, and the delivery falls due again.
             log.error("delivery_left", delivery_id=one.id, error=f"{type(exc).__name__}: {exc}")
 
-    async def _deliver(self, taken: Taken) -> None:
+    async def _deliver(self, taken: LeasedDelivery) -> None:
         started = self._queue.clock()
         attempt = await self._attempt(taken)
         outcome = attempt.outcome
@@ -146,13 +146,13 @@ class Courier:
             # Only now is the slot free: else slow name servers could be asked by more threads than there are.
             await asyncio.wait([attempt.lookup])
 
-    async def _attempt(self, taken: Taken) -> Attempt:
+    async def _attempt(self, taken: LeasedDelivery) -> Attempt:
         if taken.failures > len(self._waits):
             return Attempt(
                 Outcome(reason=Reason.COURIER_LOST, detail="Couriers kept ending during this delivery.")
             )
         try:
-            keys = await asyncio.to_thread(self._signing.open, self._vault, taken.tenant_id)
+            keys = await asyncio.to_thread(self._signing.decrypt_signing, self._vault, taken.tenant_id)
         except SettingsInvalid as exc:
             log.warning("signing_secret_closed", tenant=taken.tenant_id, error=exc.message)
             keys = []
@@ -165,7 +165,7 @@ class Courier:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": _USER_AGENT,
-            **signed_headers(keys, taken.id, timestamp, body),
+            **build_signature_headers(keys, taken.id, timestamp, body),
         }
         try:
             return await self._sender.send(taken.url, headers, body)

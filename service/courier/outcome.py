@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from core.callbacks.records import Settlement
-from core.callbacks.schedule import next_wait_s
+from core.callbacks.schedule import compute_next_delay
 from core.callbacks.spec import DeliveryState
 
 
@@ -75,7 +75,7 @@ def settlement_of(
         return Settlement(DeliveryState.DELIVERED)
     if outcome.reason is Reason.GONE:
         return Settlement(DeliveryState.STOPPED)
-    wait = next_wait_s(waits, failures + 1, seed, outcome.asked_s)
+    wait = compute_next_delay(waits, failures + 1, seed, outcome.asked_s)
     if wait is None:
         return Settlement(DeliveryState.FAILED)
     return Settlement(DeliveryState.PENDING, now + timedelta(seconds=wait))

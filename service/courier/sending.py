@@ -17,9 +17,9 @@ from datetime import datetime
 
 import httpx2
 
-from core.callbacks.allow import Allowed
-from core.callbacks.rules import objection, refused_address
-from core.callbacks.url import Receiver, bracketed, parse
+from core.callbacks.allow import Allowlist
+from core.callbacks.rules import endpoint_blocked_reason, resolved_blocked_reason
+from core.callbacks.url import Endpoint, format_host, parse_callback_url
 from core.clock import utcnow
 from core.logs import get_logger
 from service.courier.outcome import Outcome, Reason, judge
@@ -47,7 +47,7 @@ class Sender:
     """Sends one message to one URL within `timeout_s`, DNS included. Raises nothing of its receiver's."""
 
     resolver: Resolver
-    allowed: Allowed
+    allowed: Allowlist
     tls: ssl.SSLContext
     timeout_s: float
     clock: Callable[[], datetime] = utcnow
@@ -58,8 +58,8 @@ class Sender:
         started = self.monotonic()
         attempt = Attempt(Outcome(reason=Reason.TIMEOUT, detail=f"No answer within {self.timeout_s:g} s."))
         try:
-            receiver = parse(url)
-            why = objection(receiver, self.allowed)
+            receiver = parse_callback_url(url)
+            why = endpoint_blocked_reason(receiver, self.allowed)
         except ValueError as exc:
             why = f"The URL {exc}."
         if why is not None:
@@ -72,14 +72,14 @@ class Sender:
         return attempt
 
     async def _try(
-        self, attempt: Attempt, receiver: Receiver, headers: Mapping[str, str], body: bytes
+        self, attempt: Attempt, receiver: Endpoint, headers: Mapping[str, str], body: bytes
     ) -> None:
         addresses = await self._addresses(attempt, receiver)
         for address in addresses[:_MOST_ADDRESSES]:
             if not await self._post(attempt, receiver, address, headers, body):
                 return
 
-    async def _addresses(self, attempt: Attempt, receiver: Receiver) -> Sequence[str]:
+    async def _addresses(self, attempt: Attempt, receiver: Endpoint) -> Sequence[str]:
         """Where the name leads; nothing when one of the addresses is refused, or there is none."""
         if receiver.address is not None:
             return [str(receiver.address)]
@@ -93,7 +93,7 @@ class Sender:
         except OSError:
             attempt.outcome = Outcome(reason=Reason.DNS, detail="The name does not resolve.")
             return ()
-        why = refused_address(receiver, found, self.allowed)
+        why = resolved_blocked_reason(receiver, found, self.allowed)
         if why is None:
             return found
         # Which address it was is for us: an answer would let strangers read our own names.
@@ -104,10 +104,10 @@ class Sender:
         return ()
 
     async def _post(
-        self, attempt: Attempt, receiver: Receiver, address: str, headers: Mapping[str, str], body: bytes
+        self, attempt: Attempt, receiver: Endpoint, address: str, headers: Mapping[str, str], body: bytes
     ) -> bool:
         """One address. True: nobody could be reached there, so another one may be tried."""
-        url = f"{receiver.scheme}://{bracketed(address)}:{receiver.port}{receiver.target}"
+        url = f"{receiver.scheme}://{format_host(address)}:{receiver.port}{receiver.target}"
         sent = {**headers, "Host": receiver.authority, "Accept-Encoding": "identity"}
         timeout = httpx2.Timeout(self.timeout_s, connect=min(CONNECT_S, self.timeout_s))
         client = httpx2.AsyncClient(verify=self.tls, trust_env=False, follow_redirects=False, timeout=timeout)

@@ -6,42 +6,42 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import DBAPIError
 
-from core.audit import Trail, network_of, read_lines, write_line
+from core.audit import AuditContext, anonymize_address, list_audit_events, write_audit_event
 from core.errors import RequestInvalid
 from core.jobs import JobStore
-from core.tables.tenants import AuditLine
+from core.tables.tenants import AuditEvent
 
 
 def _write(store: JobStore, tenant: str, *about: str) -> None:
     with store.db.write() as connection:
         for one in about:
-            write_line(connection, store.clock(), Trail(tenant), "noun.verb", one)
+            write_audit_event(connection, store.clock(), AuditContext(tenant), "noun.verb", one)
 
 
 def test_a_tenants_lines_come_newest_first_page_by_page(store: JobStore) -> None:
     _write(store, "acme", "1", "2", "3")
     _write(store, "rival", "other")
-    first = read_lines(store.db, "acme", limit=2)
-    second = read_lines(store.db, "acme", before=first[-1].id, limit=2)
+    first = list_audit_events(store.db, "acme", limit=2)
+    second = list_audit_events(store.db, "acme", before=first[-1].id, limit=2)
 
     assert [[line.object for line in page] for page in (first, second)] == [["3", "2"], ["1"]]
     with pytest.raises(RequestInvalid):
-        read_lines(store.db, "acme", limit=0)
+        list_audit_events(store.db, "acme", limit=0)
 
 
 def test_a_line_that_was_written_cannot_be_changed(store: JobStore) -> None:
     _write(store, "acme", "1")
     with pytest.raises(DBAPIError, match="never changed"), store.db.write() as connection:
-        connection.execute(update(AuditLine).values(object="another"))
+        connection.execute(update(AuditEvent).values(object="another"))
 
-    assert [line.object for line in read_lines(store.db, "acme")] == ["1"]
+    assert [line.object for line in list_audit_events(store.db, "acme")] == ["1"]
 
 
 def test_what_is_rolled_back_leaves_no_line(store: JobStore) -> None:
     with pytest.raises(ZeroDivisionError), store.db.write() as connection:
-        write_line(connection, store.clock(), Trail("acme"), "noun.verb", "1")
+        write_audit_event(connection, store.clock(), AuditContext("acme"), "noun.verb", "1")
         raise ZeroDivisionError
-    assert read_lines(store.db, "acme") == []
+    assert list_audit_events(store.db, "acme") == []
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_is_rolled_back_leaves_no_line(store: JobStore) -> None:
     ],
 )
 def test_an_address_is_kept_as_its_network(address: str | None, network: str | None) -> None:
-    assert network_of(address) == network
+    assert anonymize_address(address) == network
 
 
 def test_an_error_of_the_database_does_not_quote_what_was_to_be_stored(store: JobStore) -> None:

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.callbacks.addresses import DENIED, embedded, refusal
-from core.callbacks.allow import Allowed
+from core.callbacks.addresses import DENIED_NETWORKS, blocked_reason, find_embedded_ipv4
+from core.callbacks.allow import Allowlist
 
-NOTHING = Allowed()
+NOTHING = Allowlist()
 FOUR = st.ip_addresses(v=4)
 SIX = st.ip_addresses(v=6)
-REFUSED_FOUR = FOUR.filter(lambda address: refusal(address, NOTHING) is not None)
-PUBLIC_FOUR = FOUR.filter(lambda address: refusal(address, NOTHING) is None)
+REFUSED_FOUR = FOUR.filter(lambda address: blocked_reason(address, NOTHING) is not None)
+PUBLIC_FOUR = FOUR.filter(lambda address: blocked_reason(address, NOTHING) is None)
 
 
 def carriers(four: IPv4Address) -> list[IPv6Address]:
@@ -35,12 +35,12 @@ def carriers(four: IPv4Address) -> list[IPv6Address]:
     ]
 
 
-@pytest.mark.parametrize("network", DENIED)
+@pytest.mark.parametrize("network", DENIED_NETWORKS)
 def test_each_network_of_the_list_is_refused_from_its_first_to_its_last_address(network: str) -> None:
     found = ip_network(network)
 
-    assert refusal(found[0], NOTHING)
-    assert refusal(found[-1], NOTHING)
+    assert blocked_reason(found[0], NOTHING)
+    assert blocked_reason(found[-1], NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_each_network_of_the_list_is_refused_from_its_first_to_its_last_address(
     ],
 )  # fmt: skip
 def test_addresses_of_our_own_side_are_refused(address: str) -> None:
-    assert refusal(ip_address(address), NOTHING)
+    assert blocked_reason(ip_address(address), NOTHING)
 
 
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "2a00:1450::1"]
 )
 def test_public_addresses_are_let_through(address: str) -> None:
-    assert refusal(ip_address(address), NOTHING) is None
+    assert blocked_reason(ip_address(address), NOTHING) is None
 
 
 @given(st.one_of(FOUR, SIX))
@@ -68,42 +68,42 @@ def test_whatever_the_standard_library_calls_not_global_is_refused(
     address: IPv4Address | IPv6Address,
 ) -> None:
     if not address.is_global or address.is_multicast:
-        assert refusal(address, NOTHING)
+        assert blocked_reason(address, NOTHING)
 
 
 @given(REFUSED_FOUR)
 def test_an_ipv4_address_that_is_refused_is_refused_inside_every_ipv6_form(four: IPv4Address) -> None:
     for six in carriers(four):
-        assert four in embedded(six) or int(six) <= 1  # `::` and `::1` are themselves
-        assert refusal(six, NOTHING), six
+        assert four in find_embedded_ipv4(six) or int(six) <= 1  # `::` and `::1` are themselves
+        assert blocked_reason(six, NOTHING), six
 
 
 @given(PUBLIC_FOUR, st.sampled_from([IPv6Network("64:ff9b::/96"), IPv6Network("2002::/16")]))
 def test_allowing_a_translator_does_not_allow_what_it_translates_to(
     public: IPv4Address, translator: IPv6Network
 ) -> None:
-    allowed = Allowed(networks=(translator,))
+    allowed = Allowlist(networks=(translator,))
     for four, passes in ((public, True), (IPv4Address("10.0.0.5"), False), (IPv4Address("127.0.0.1"), False)):
         for six in carriers(four):
             if six in translator:
-                assert (refusal(six, allowed) is None) is passes
+                assert (blocked_reason(six, allowed) is None) is passes
 
 
 @given(FOUR)
 def test_a_listed_network_is_allowed_and_nothing_beside_it(address: IPv4Address) -> None:
-    allowed = Allowed.parse("127.0.0.0/8")
+    allowed = Allowlist.parse("127.0.0.0/8")
     if address in IPv4Network("127.0.0.0/8"):
-        assert refusal(address, allowed) is None
+        assert blocked_reason(address, allowed) is None
     else:
-        assert refusal(address, allowed) == refusal(address, NOTHING)
+        assert blocked_reason(address, allowed) == blocked_reason(address, NOTHING)
 
 
 def test_what_an_operator_lists_is_read_as_names_addresses_and_networks() -> None:
-    allowed = Allowed.parse("127.0.0.1, Hooks.Internal , 10.2.0.0/16,::1, receiver")
+    allowed = Allowlist.parse("127.0.0.1, Hooks.Internal , 10.2.0.0/16,::1, receiver")
 
     assert allowed.names == {"hooks.internal", "receiver"}
     assert [str(network) for network in allowed.networks] == ["127.0.0.1/32", "10.2.0.0/16", "::1/128"]
-    assert Allowed.parse("") == NOTHING
+    assert Allowlist.parse("") == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_what_an_operator_lists_is_read_as_names_addresses_and_networks() -> Non
 )
 def test_what_cannot_be_read_as_one_of_these_is_an_error_and_not_a_name(entry: str) -> None:
     with pytest.raises(ValueError, match="is no host name, address or network"):
-        Allowed.parse(f"127.0.0.1,{entry}")
+        Allowlist.parse(f"127.0.0.1,{entry}")

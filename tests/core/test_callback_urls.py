@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from core.callbacks.allow import Allowed
-from core.callbacks.rules import check_callback_url, objection, refused_address
+from core.callbacks.allow import Allowlist
+from core.callbacks.rules import check_callback_url, endpoint_blocked_reason, resolved_blocked_reason
 from core.callbacks.spec import CallbackSpec
-from core.callbacks.url import parse
+from core.callbacks.url import parse_callback_url
 from core.errors import RequestInvalid
 from core.settings import Settings
 
-PUBLIC = Allowed()
-TESTING = Allowed.parse("127.0.0.0/8,::1,receiver")
+PUBLIC = Allowlist()
+TESTING = Allowlist.parse("127.0.0.0/8,::1,receiver")
 
 
-def refused(url: str, allowed: Allowed = PUBLIC) -> bool:
+def refused(url: str, allowed: Allowlist = PUBLIC) -> bool:
     try:
-        return objection(parse(url), allowed) is not None
+        return endpoint_blocked_reason(parse_callback_url(url), allowed) is not None
     except ValueError:
         return True
 
@@ -54,7 +54,7 @@ def test_public_https_is_fine(url: str) -> None:
     ],
 )
 def test_a_url_has_one_reading(url: str, host: str, authority: str, target: str) -> None:
-    receiver = parse(url)
+    receiver = parse_callback_url(url)
 
     assert (receiver.host, receiver.authority, receiver.target) == (host, authority, target)
 
@@ -105,7 +105,7 @@ def test_an_address_has_one_spelling(address: IPv4Address, forms: list[str]) -> 
 def test_no_text_makes_the_reader_stumble(text: str) -> None:
     for url in (text, f"https://{text}", f"https://{text}.example/{text}", f"https://a.example{text}"):
         try:
-            receiver = parse(url)
+            receiver = parse_callback_url(url)
         except ValueError:
             continue
         assert receiver.host.isascii()
@@ -122,13 +122,15 @@ def test_an_operator_may_allow_networks_and_names_and_plain_http_to_them() -> No
 
 
 def test_one_refused_address_refuses_all_that_a_name_resolved_to() -> None:
-    name = parse("https://hooks.acme.example/")
+    name = parse_callback_url("https://hooks.acme.example/")
 
-    assert refused_address(name, ["8.8.8.8", "2606:4700::1"], PUBLIC) is None
-    assert refused_address(name, ["8.8.8.8", "10.0.0.1"], PUBLIC) is not None
-    assert refused_address(name, ["::ffff:127.0.0.1"], PUBLIC) is not None
-    assert refused_address(name, ["127.0.0.1"], TESTING) is None  # the network is listed
-    assert refused_address(parse("https://receiver/"), ["10.0.0.9"], TESTING) is None  # the name is
+    assert resolved_blocked_reason(name, ["8.8.8.8", "2606:4700::1"], PUBLIC) is None
+    assert resolved_blocked_reason(name, ["8.8.8.8", "10.0.0.1"], PUBLIC) is not None
+    assert resolved_blocked_reason(name, ["::ffff:127.0.0.1"], PUBLIC) is not None
+    assert resolved_blocked_reason(name, ["127.0.0.1"], TESTING) is None  # the network is listed
+    assert (
+        resolved_blocked_reason(parse_callback_url("https://receiver/"), ["10.0.0.9"], TESTING) is None
+    )  # the name is
 
 
 def test_a_refusal_points_at_the_field_and_says_who_could_allow_it() -> None:

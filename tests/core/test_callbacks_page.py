@@ -9,9 +9,9 @@ from ipaddress import IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
-from core.callbacks.addresses import DENIED
-from core.callbacks.schedule import parse_waits
-from core.callbacks.signature import new_secret, signed_headers
+from core.callbacks.addresses import DENIED_NETWORKS
+from core.callbacks.schedule import parse_delays
+from core.callbacks.signature import build_signature_headers, generate_secret
 from core.callbacks.spec import CallbackEvent, DeliveryState
 from core.settings import Settings
 
@@ -29,22 +29,22 @@ def _example() -> Callable[[str, dict[str, str], bytes], bool]:
 
 def test_the_example_accepts_our_messages_and_nothing_else() -> None:
     verified, now, body = _example(), int(time.time()), b'{"type":"job.succeeded"}'
-    old, new = new_secret(), new_secret()
-    headers = signed_headers([new, old], "01a2", now, body)
+    old, new = generate_secret(), generate_secret()
+    headers = build_signature_headers([new, old], "01a2", now, body)
 
     assert verified(old, headers, body)
     assert verified(new, headers, body)
-    assert not verified(new_secret(), headers, body)
+    assert not verified(generate_secret(), headers, body)
     assert not verified(new, headers, body + b" ")
     assert not verified(new, {**headers, "webhook-id": "01a3"}, body)
-    assert not verified(new, signed_headers([new], "01a2", now - 600, body), body)
+    assert not verified(new, build_signature_headers([new], "01a2", now - 600, body), body)
     assert not verified(new, {**headers, "webhook-timestamp": "now"}, body)
 
 
 def test_every_refused_network_is_named() -> None:
     table = PAGE[PAGE.index("| IPv4 | IPv6 |") : PAGE.index("`REBASE_CALLBACK_ALLOW` lists")]
     named = {ip_network(text) for text in re.findall(r"`([0-9a-f.:/]+)`", table)} - {GLOBAL}
-    for text in DENIED:
+    for text in DENIED_NETWORKS:
         network = ip_network(text)
         alike = [other for other in named if other.version == network.version]
         covered = any(network.subnet_of(other) for other in alike)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def test_every_refused_network_is_named() -> None:
 
 
 def test_the_page_tells_the_schedule_the_events_and_the_states_as_they_are() -> None:
-    waits = parse_waits(Settings(_env_file=None).callback_waits_s)
+    waits = parse_delays(Settings(_env_file=None).callback_waits_s)
     assert waits == (5, 30, 120, 600, 3600, 10800, 28800, 86400)
     assert "5 s, 30 s, 2 min, 10 min, 1 h, 3 h, 8 h and 24 h" in PAGE
     assert all(f"`{word.value}`" in PAGE for word in (*CallbackEvent, *DeliveryState))

@@ -9,7 +9,7 @@ from core.errors import QuotaExceeded
 from core.jobs import JobStore
 from core.jobs.release_records import Decision
 from core.limits import set_limits
-from core.releases.states import CampaignState, Stored
+from core.releases.states import CampaignDbState, CampaignState
 from core.tables.jobs import Outbox
 from core.tables.releases import Campaign
 from support.campaigns import FACTS, SHA, a_subscription, opened, release_claims, seen
@@ -30,7 +30,7 @@ def left_out(store: JobStore, campaign_id: str) -> list[tuple[int, str]]:
 
 
 def jobs_of(store: JobStore, campaign_id: str) -> list[str]:
-    entries = store.campaign_entries(TENANT, campaign_id)
+    entries = store.list_campaign_entries(TENANT, campaign_id)
     return [entry.job.id for entry in entries]
 
 
@@ -61,7 +61,9 @@ def test_a_release_that_comes_while_there_is_no_room_at_all_is_refused_and_can_b
     store.retry_campaign(TENANT, campaign)
     (claim,) = release_claims(store)
     outputs = {n: f"acme/out-{n}" for n in range(2)}
-    store.decide(claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, facts=FACTS, outputs=outputs))
+    store.record_decision(
+        claim, subscription, "acme/base-2", Decision(CampaignDbState.OPEN, SHA, facts=FACTS, outputs=outputs)
+    )
     assert len(jobs_of(store, campaign)) == 1
     assert left_out(store, campaign) == [(1, "quota_exceeded")]
 
@@ -89,7 +91,7 @@ def test_the_service_s_own_work_takes_no_place_of_the_tenant(store: JobStore) ->
     job, _ = store.submit(TENANT, "convert", a_request())
     assert store.claim(job.id, "w", 60) is not None
 
-    assert store.see(seen()) == "recorded"
+    assert store.record_release(seen()) == "recorded"
     assert len(release_claims(store)) == 1
 
 
@@ -97,15 +99,15 @@ def test_the_service_s_own_work_for_a_tenant_keeps_to_the_same_limit_by_itself(s
     limit(store, max_running=1)
     store.subscribe(TENANT, a_subscription())
     for name in ("acme/base-2", "acme/base-3", "acme/base-4"):
-        assert store.see(seen(repo_id=name, hub_repo_id=name)) == "recorded"
+        assert store.record_release(seen(repo_id=name, hub_repo_id=name)) == "recorded"
 
     (first,) = release_claims(store)
-    while store.relay(lambda _: None):
+    while store.publish(lambda _: None):
         pass
     store.succeed(first, {"outcome": "unreadable"})
 
     rung: list[str] = []
-    store.relay(rung.append)
+    store.publish(rung.append)
     assert len(rung) == 1, "the next one need not wait for the sweeper"
     (second,) = release_claims(store)
     assert second.job_id in rung

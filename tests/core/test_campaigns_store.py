@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from core.audit import Trail, read_lines
+from core.audit import AuditContext, list_audit_events
 from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs import JobStore
 from core.jobs.records import Claim
 from core.jobs.release_records import Decision, SubscriptionRecord
-from core.releases.states import CampaignState, Stored
+from core.releases.states import CampaignDbState, CampaignState
 from core.states import JobState
 from core.tables.base import DEFAULT_TENANT
 from support.campaigns import FACTS, SHA, a_subscription, add_tenant, opened, release_claims, seen
@@ -26,11 +26,11 @@ def begun(store: JobStore, **changes: Any) -> str:
 
 
 def jobs(store: JobStore, campaign_id: str) -> list[str]:
-    return [entry.job.id for entry in store.campaign_entries(DEFAULT_TENANT, campaign_id)]
+    return [entry.job.id for entry in store.list_campaign_entries(DEFAULT_TENANT, campaign_id)]
 
 
 def states(store: JobStore, campaign_id: str) -> list[str]:
-    return [entry.job.state.value for entry in store.campaign_entries(DEFAULT_TENANT, campaign_id)]
+    return [entry.job.state.value for entry in store.list_campaign_entries(DEFAULT_TENANT, campaign_id)]
 
 
 def claim(store: JobStore, job_id: str) -> Claim:
@@ -52,7 +52,7 @@ def end(store: JobStore, job_id: str, verdict: str = "compatible", *, how: str =
 
 def ring_all(store: JobStore) -> list[str]:
     rung: list[str] = []
-    while store.relay(rung.append):
+    while store.publish(rung.append):
         pass
     return rung
 
@@ -74,7 +74,7 @@ def test_a_campaign_counts_its_jobs_by_state_and_verdict(store: JobStore) -> Non
 
 def test_its_jobs_are_pinned_to_the_release_and_go_where_the_decision_said(store: JobStore) -> None:
     campaign_id = begun(store)
-    requests = [entry.job.request for entry in store.campaign_entries(DEFAULT_TENANT, campaign_id)]
+    requests = [entry.job.request for entry in store.list_campaign_entries(DEFAULT_TENANT, campaign_id)]
     assert [request["adapter"]["repo_id"] for request in requests] == ["acme/sql-lora", "acme/chat-lora"]
     assert {request["target"]["revision"] for request in requests} == {SHA}
     assert [request["output"]["repo_id"] for request in requests] == ["acme/out-0", "acme/out-1"]
@@ -99,7 +99,7 @@ def test_campaigns_are_listed_by_state_and_subscription_and_belong_to_their_tena
             with pytest.raises(NotFound):
                 getattr(store, f"{move}_campaign")(tenant, wanted)
     with pytest.raises(NotFound):
-        store.campaign_entries(beta, campaign_id)
+        store.list_campaign_entries(beta, campaign_id)
 
 
 def test_no_job_of_a_paused_campaign_is_claimed_and_those_that_run_finish(store: JobStore) -> None:
@@ -125,7 +125,7 @@ def test_a_failed_attempt_of_a_paused_campaign_waits_for_the_campaign(
     store.fail(held, FAILURE, 1.0)
     clock.move(2)
     assert store.claim(job_id, "worker", 60) is None
-    store.sweep()
+    store.reap()
     assert store.claim(job_id, "worker", 60) is None
 
 
@@ -136,7 +136,7 @@ def test_the_sweeper_does_not_ring_for_a_paused_campaign_and_resuming_rings_for_
     ring_all(store)
     store.pause_campaign(DEFAULT_TENANT, campaign_id)
     clock.move(4000)
-    assert store.sweep().rung_again == 0
+    assert store.reap().renotified == 0
     assert store.resume_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CONVERTING
     assert sorted(ring_all(store)) == sorted(jobs(store, campaign_id))
     store.resume_campaign(DEFAULT_TENANT, campaign_id)
@@ -151,7 +151,7 @@ def test_cancelling_ends_what_waits_and_asks_what_runs(store: JobStore) -> None:
     assert store.cancel_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CANCELLED
     assert states(store, campaign_id) == ["running", "cancelled"]
     assert store.heartbeat(held, 60) is True
-    store.cancelled(held)
+    store.mark_cancelled(held)
     store.cancel_campaign(DEFAULT_TENANT, campaign_id)
     assert states(store, campaign_id) == ["cancelled", "cancelled"]
 
@@ -159,7 +159,7 @@ def test_cancelling_ends_what_waits_and_asks_what_runs(store: JobStore) -> None:
 def test_what_is_being_published_is_left_to_end_when_its_campaign_is_cancelled(store: JobStore) -> None:
     campaign_id = begun(store)
     held = claim(store, jobs(store, campaign_id)[0])
-    store.publishing(held)
+    store.mark_publishing(held)
     store.cancel_campaign(DEFAULT_TENANT, campaign_id)
     store.succeed(held, {})
     assert states(store, campaign_id) == ["succeeded", "cancelled"]
@@ -203,10 +203,10 @@ def test_a_cancelled_campaign_goes_on_when_it_is_retried(store: JobStore) -> Non
 def refused_campaign(store: JobStore) -> tuple[SubscriptionRecord, str]:
     """A release that a guard spoke against."""
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
+    store.record_release(seen())
     (held,) = release_claims(store)
-    refused = Decision(Stored.REFUSED, SHA, [{"code": "licence", "message": "No."}], FACTS)
-    campaign_id = store.decide(held, subscription, "acme/base-2", refused).campaign_id
+    refused = Decision(CampaignDbState.REFUSED, SHA, [{"code": "licence", "message": "No."}], FACTS)
+    campaign_id = store.record_decision(held, subscription, "acme/base-2", refused).campaign_id
     store.succeed(held, {})
     assert campaign_id is not None
     return subscription, campaign_id
@@ -218,8 +218,8 @@ def test_retrying_a_refused_release_looks_at_it_again(store: JobStore) -> None:
         store.pause_campaign(DEFAULT_TENANT, campaign_id)
     store.retry_campaign(DEFAULT_TENANT, campaign_id)
     (again,) = release_claims(store)
-    opened_now = Decision(Stored.OPEN, SHA, facts=FACTS, outputs={0: "acme/x"})
-    assert store.decide(again, subscription, "acme/base-2", opened_now).campaign_id == campaign_id
+    opened_now = Decision(CampaignDbState.OPEN, SHA, facts=FACTS, outputs={0: "acme/x"})
+    assert store.record_decision(again, subscription, "acme/base-2", opened_now).campaign_id == campaign_id
     store.unsubscribe(DEFAULT_TENANT, subscription.id)
     assert store.get_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CONVERTING
 
@@ -230,10 +230,10 @@ def test_retrying_a_refused_release_over_and_over_queues_one_look_and_each_time_
     _, campaign_id = refused_campaign(store)
 
     for _ in range(3):
-        store.retry_campaign(DEFAULT_TENANT, campaign_id, Trail(DEFAULT_TENANT))
+        store.retry_campaign(DEFAULT_TENANT, campaign_id, AuditContext(DEFAULT_TENANT))
 
     assert len(release_claims(store)) == 1
-    assert [line.action for line in read_lines(store.db, DEFAULT_TENANT)] == ["campaign.retried"] * 3
+    assert [line.action for line in list_audit_events(store.db, DEFAULT_TENANT)] == ["campaign.retried"] * 3
     store.retry_campaign(DEFAULT_TENANT, campaign_id)
     assert len(release_claims(store)) == 1, "one that runs may have looked already"
 
@@ -241,7 +241,7 @@ def test_retrying_a_refused_release_over_and_over_queues_one_look_and_each_time_
 def test_a_dry_run_checks_waits_for_approval_and_converts_what_passed(store: JobStore) -> None:
     campaign_id = begun(store, dry_run=True)
     first, second = jobs(store, campaign_id)
-    entries = store.campaign_entries(DEFAULT_TENANT, campaign_id)
+    entries = store.list_campaign_entries(DEFAULT_TENANT, campaign_id)
     assert [(entry.stage, entry.job.kind) for entry in entries] == [("precheck", "precheck")] * 2
     assert store.get_campaign(DEFAULT_TENANT, campaign_id).state is CampaignState.CHECKING
     end(store, first)
@@ -254,7 +254,7 @@ def test_a_dry_run_checks_waits_for_approval_and_converts_what_passed(store: Job
     store.approve_campaign(DEFAULT_TENANT, campaign_id)
 
     assert approved.state is CampaignState.CONVERTING
-    entries = store.campaign_entries(DEFAULT_TENANT, campaign_id)
+    entries = store.list_campaign_entries(DEFAULT_TENANT, campaign_id)
     converts = [entry for entry in entries if entry.stage == "convert"]
     assert [entry.job.request["output"]["repo_id"] for entry in converts] == ["acme/out-0"]
     end(store, converts[0].job.id)
@@ -293,7 +293,7 @@ def test_a_dry_run_of_which_nothing_passed_is_finished_by_approving_it(store: Jo
 def test_campaigns_are_counted_by_state_over_all_tenants(store: JobStore) -> None:
     begun(store)
     store.pause_campaign(DEFAULT_TENANT, begun(store, bases="acme/*"))
-    counts = store.campaign_counts()
+    counts = store.count_campaigns()
     assert {state: count for state, count in counts.items() if count} == {
         CampaignState.CONVERTING: 1,
         CampaignState.PAUSED: 1,

@@ -29,7 +29,7 @@ def test_sqlite_runs_in_wal_mode_with_foreign_keys(sqlite_url: str) -> None:
 
 
 def test_a_locked_sqlite_file_is_busy_and_readable_and_works_again_after(sqlite_url: str) -> None:
-    holder, db = Database.open(sqlite_url), Database.open(sqlite_url, wait_s=0.05)
+    holder, db = Database.open(sqlite_url), Database.open(sqlite_url, timeout_s=0.05)
     store = JobStore(db)
     with holder.write():
         with pytest.raises(Busy):
@@ -41,7 +41,7 @@ def test_a_locked_sqlite_file_is_busy_and_readable_and_works_again_after(sqlite_
 
 
 def test_a_locked_postgresql_table_is_busy(empty_postgres_url: str) -> None:
-    holder, db = Database.open(empty_postgres_url), Database.open(empty_postgres_url, wait_s=0.2)
+    holder, db = Database.open(empty_postgres_url), Database.open(empty_postgres_url, timeout_s=0.2)
     with holder.write() as connection:
         connection.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
         with pytest.raises(Busy):
@@ -59,7 +59,7 @@ def test_a_server_that_is_not_there_is_busy() -> None:
 
 
 def test_a_pool_without_a_free_connection_is_busy(empty_postgres_url: str) -> None:
-    db = Database.open(empty_postgres_url, pool_size=1, wait_s=0.1)
+    db = Database.open(empty_postgres_url, pool_size=1, timeout_s=0.1)
     with db.read(), pytest.raises(Busy), db.read():
         pass
     db.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from core.errors import UnsafeFile, public_error
+from core.errors import UnsafeFile, to_public_error
 
 
 def test_text_from_a_strangers_file_cannot_steer_a_terminal() -> None:
-    message = public_error(UnsafeFile("tensor 'a\x1b]0;owned\x07\u202eb' is odd\nsecond line")).message
+    message = to_public_error(UnsafeFile("tensor 'a\x1b]0;owned\x07\u202eb' is odd\nsecond line")).message
 
     assert message == "tensor 'a\\x1b]0;owned\\x07\\u202eb' is odd\nsecond line"

@@ -22,12 +22,12 @@ from hypothesis.strategies import integers, sampled_from
 from sqlalchemy import select
 
 import migrations
-from core.callbacks.spec import EVENT_OF
+from core.callbacks.spec import EVENT_BY_STATE
 from core.db import Database
 from core.errors import Cancelled, LeaseLost, PublicError, StateConflict
 from core.jobs import JobStore
 from core.jobs.records import Claim
-from core.states import MOVES, TERMINAL, JobState, Phase
+from core.states import TERMINAL, TRANSITIONS, JobState, Phase
 from core.tables.jobs import Job
 from support.callbacks import EVERYTHING, a_job, book_of
 from support.databases import HandClock
@@ -38,14 +38,14 @@ LEASE_S = 60.0
 
 WRITES: dict[str, Callable[[JobStore, Claim], object]] = {
     "heartbeat": lambda store, claim: store.heartbeat(claim, LEASE_S),
-    "report": lambda store, claim: store.report(claim, Phase.READING, 1, 2),
-    "publishing": lambda store, claim: store.publishing(claim),
+    "report": lambda store, claim: store.report_progress(claim, Phase.READING, 1, 2),
+    "publishing": lambda store, claim: store.mark_publishing(claim),
     "diagnostics": lambda store, claim: store.save_diagnostics(claim, {}, [{"n": 1}], "compatible"),
     "succeed": lambda store, claim: store.succeed(claim, {"ok": True}),
     "reject": lambda store, claim: store.reject(claim, ERROR),
     "fail for good": lambda store, claim: store.fail(claim, ERROR),
     "fail for now": lambda store, claim: store.fail(claim, ERROR, 10.0),
-    "cancelled": lambda store, claim: store.cancelled(claim),
+    "cancelled": lambda store, claim: store.mark_cancelled(claim),
 }
 
 
@@ -100,12 +100,12 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.store.sweep()
-        assert self.store.sweep().bells == 0  # what is done once needs no second time
+        self.store.reap()
+        assert self.store.reap().notifications == 0  # what is done once needs no second time
 
     @rule()
     def relay(self) -> None:
-        self.store.relay(lambda _: None)
+        self.store.publish(lambda _: None)
 
     @rule(ask=sampled_from(["cancel", "retry"]))
     def ask(self, ask: str) -> None:
@@ -120,7 +120,7 @@ class JobMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         job = self.store.get(TENANT, self.job_id)
-        if job.done:
+        if job.is_done:
             assert (job.result is None) != (job.error is None)
             assert job.finished_at is not None
         else:
@@ -133,9 +133,9 @@ class JobMachine(RuleBasedStateMachine):
     def the_history_follows_the_moves_and_ends_where_the_job_is(self) -> None:
         if not hasattr(self, "store"):
             return
-        events = self.store.events(TENANT, self.job_id)
+        events = self.store.list_events(TENANT, self.job_id)
         states = [JobState(event.data["state"]) for event in events if event.type == "state"]
-        assert all(after in MOVES[before] for before, after in pairwise(states))
+        assert all(after in TRANSITIONS[before] for before, after in pairwise(states))
         if len(events) < 200:
             assert states[-1] is self.store.get(TENANT, self.job_id).state
 
@@ -143,11 +143,11 @@ class JobMachine(RuleBasedStateMachine):
     def every_start_and_every_end_is_told_once_and_nothing_else(self) -> None:
         if not hasattr(self, "store"):
             return
-        events = self.store.events(TENANT, self.job_id)
+        events = self.store.list_events(TENANT, self.job_id)
         if len(events) < 200:
             moves = [JobState(event.data["state"]) for event in events if event.type == "state"]
-            told = [delivery.event for delivery in book_of(self.store).of_job(TENANT, self.job_id)]
-            assert told == [EVENT_OF[state].value for state in moves if state in EVENT_OF]
+            told = [delivery.event for delivery in book_of(self.store).list_for_job(TENANT, self.job_id)]
+            assert told == [EVENT_BY_STATE[state].value for state in moves if state in EVENT_BY_STATE]
 
     @invariant()
     def a_queued_job_will_be_rung_for_within_the_hour(self) -> None:
@@ -176,4 +176,4 @@ def test_every_order_of_things_keeps_the_promises(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
 def test_only_a_person_moves_an_ended_job(state: JobState) -> None:
-    assert MOVES[state] <= {JobState.QUEUED}
+    assert TRANSITIONS[state] <= {JobState.QUEUED}

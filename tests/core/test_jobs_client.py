@@ -19,10 +19,10 @@ def _submit(store: JobStore, **changes: object) -> str:
 
 
 def test_another_tenants_job_does_not_exist(store: JobStore) -> None:
-    keys.create(store, "other", "a key")
+    keys.create_key(store, "other", "a key")
     job_id = _submit(store)
 
-    for ask in (store.get, store.cancel, store.retry, store.diagnostics, store.events):
+    for ask in (store.get, store.cancel, store.retry, store.get_diagnostics, store.list_events):
         with pytest.raises(NotFound):
             ask("other", job_id)
     assert store.list("other").jobs == ()
@@ -92,7 +92,7 @@ def test_a_running_job_hears_of_its_cancellation_with_the_heartbeat(store: JobSt
 
     assert (job.state, job.cancel_requested) == (JobState.RUNNING, True)
     assert store.heartbeat(claim, 60)
-    store.cancelled(claim)
+    store.mark_cancelled(claim)
     assert store.get(TENANT, job_id).state is JobState.CANCELLED
 
 
@@ -100,7 +100,7 @@ def test_a_job_that_is_being_published_or_has_ended_cannot_be_cancelled(store: J
     job_id = _submit(store)
     claim = store.claim(job_id, "worker", 60)
     assert claim is not None
-    store.publishing(claim)
+    store.mark_publishing(claim)
     with pytest.raises(StateConflict):
         store.cancel(TENANT, job_id)
     store.succeed(claim, {"ok": True})
@@ -113,9 +113,9 @@ def _lost_while_publishing(store: JobStore, clock: HandClock) -> str:
     job_id = _submit(store)
     claim = store.claim(job_id, "worker", 60)
     assert claim is not None
-    store.publishing(claim)
+    store.mark_publishing(claim)
     clock.move(61)
-    store.sweep()
+    store.reap()
     assert store.get(TENANT, job_id).state is JobState.QUEUED
     return job_id
 
@@ -132,7 +132,7 @@ def test_a_job_that_may_have_been_published_is_not_called_cancelled_before_a_wor
     assert claim is not None
     assert store.heartbeat(claim, 60)
     clock.move(61)
-    assert store.sweep().cancelled == 0
+    assert store.reap().cancelled == 0
     claim = store.claim(job_id, "worker", 60)
     assert claim is not None
     assert store.fail(claim, ERROR, None) is JobState.FAILED
@@ -146,7 +146,7 @@ def test_a_worker_that_found_no_commit_cancels_a_job_that_may_have_been_publishe
     claim = store.claim(job_id, "worker", 60)
     assert claim is not None
 
-    store.cancelled(claim)
+    store.mark_cancelled(claim)
 
     assert store.get(TENANT, job_id).state is JobState.CANCELLED
 
@@ -155,18 +155,18 @@ def test_a_retried_job_starts_afresh_with_a_new_budget_and_a_new_bell(store: Job
     job_id = _submit(store)
     claim = store.claim(job_id, "worker", 60)
     assert claim is not None
-    store.report(claim, Phase.READING, 3, 7)
+    store.report_progress(claim, Phase.READING, 3, 7)
     store.save_diagnostics(claim, {"old": True}, [{"site": "0.q_proj"}], "incompatible")
     store.reject(claim, ERROR)
-    store.relay(lambda _: None)
+    store.publish(lambda _: None)
 
     job = store.retry(TENANT, job_id)
 
     assert (job.state, job.error, job.verdict, job.progress_done) == (JobState.QUEUED, None, None, None)
-    assert store.diagnostics(TENANT, job_id).sites == ()
+    assert store.get_diagnostics(TENANT, job_id).sites == ()
     assert job.attempt_limit - job.attempt == store.max_attempts
     rung: list[str] = []
-    store.relay(rung.append)
+    store.publish(rung.append)
     assert rung == [job_id]
 
 
@@ -190,9 +190,9 @@ def test_history_resumes_after_any_event(store: JobStore, clock: HandClock) -> N
     clock.move(1)
     store.retry(TENANT, job_id)
 
-    events = store.events(TENANT, job_id)
+    events = store.list_events(TENANT, job_id)
 
     assert [event.data["state"] for event in events] == ["queued", "cancelled", "queued"]
     assert [event.id for event in events] == sorted(event.id for event in events)
-    assert store.events(TENANT, job_id, events[0].id) == events[1:]
+    assert store.list_events(TENANT, job_id, events[0].id) == events[1:]
     assert [event.at for event in events] == sorted(event.at for event in events)

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from core.broker import make_celery, ring
+from core.broker import make_celery, send_notification
 from core.db import Database
 from core.jobs import JobStore
-from core.jobs.keeper_side import HELD_S, Swept
-from core.keeper import Keeper
+from core.jobs.keeper_side import LEASE_S, ReapResult
+from core.keeper import Scheduler
 from core.settings import Settings
 from core.states import JobState
 from support.databases import HandClock, a_request
@@ -43,14 +43,14 @@ def test_two_relays_at_once_ring_each_bell_once(store: JobStore) -> None:
         time.sleep(0.001)
 
     def relay(_: int) -> int:
-        return sum(store.relay(slow_ring, limit=7) for _ in range(6))
+        return sum(store.publish(slow_ring, limit=7) for _ in range(6))
 
     with ThreadPoolExecutor(2) as pool:
         counts = list(pool.map(relay, range(2)))
 
     assert sorted(rung) == sorted(ids)
     assert sum(counts) == 40
-    assert store.waiting_bells() == 0
+    assert store.count_pending_notifications() == 0
 
 
 def test_bells_wait_with_growing_patience_for_a_broker_that_is_down(
@@ -59,26 +59,26 @@ def test_bells_wait_with_growing_patience_for_a_broker_that_is_down(
     (job_id,) = _submit(store)
     for wait in (1, 2, 4):
         with pytest.raises(ConnectionError):
-            store.relay(_down)
+            store.publish(_down)
         clock.move(wait - 0.1)
-        assert store.relay(_down) == 0  # not due yet
+        assert store.publish(_down) == 0  # not due yet
         clock.move(0.2)
 
     rung: list[str] = []
-    store.relay(rung.append)
+    store.publish(rung.append)
     assert rung == [job_id]
 
 
 def test_bells_that_a_relay_held_when_it_died_ring_later(store: JobStore, clock: HandClock) -> None:
     (job_id,) = _submit(store)
     with store.db.write() as connection:
-        assert store._take(connection, clock(), 10)
+        assert store._lease_rows(connection, clock(), 10)
     rung: list[str] = []
-    store.relay(rung.append)
+    store.publish(rung.append)
     assert rung == []
 
-    clock.move(HELD_S + 1)
-    store.relay(rung.append)
+    clock.move(LEASE_S + 1)
+    store.publish(rung.append)
     assert rung == [job_id]
 
 
@@ -87,14 +87,14 @@ def test_a_lost_worker_costs_one_attempt_each_time_until_the_job_fails(
 ) -> None:
     (job_id,) = _submit(store)
     for attempt in (1, 2, 3):
-        store.relay(lambda _: None)
+        store.publish(lambda _: None)
         claim = store.claim(job_id, "worker", 60)
         assert claim is not None
         assert claim.attempt == attempt
         clock.move(61)
-        swept = store.sweep()
-        assert swept == (Swept(requeued=1) if attempt < 3 else Swept(lost=1))
-        assert store.waiting_bells() == (1 if attempt < 3 else 0)
+        swept = store.reap()
+        assert swept == (ReapResult(requeued=1) if attempt < 3 else ReapResult(lost=1))
+        assert store.count_pending_notifications() == (1 if attempt < 3 else 0)
 
     job = store.get(TENANT, job_id)
     assert job.state is JobState.FAILED
@@ -108,10 +108,10 @@ def test_a_worker_lost_while_publishing_leaves_the_job_to_the_next_one(
     (job_id,) = _submit(store)
     claim = store.claim(job_id, "worker", 60)
     assert claim is not None
-    store.publishing(claim)
+    store.mark_publishing(claim)
     clock.move(61)
 
-    assert store.sweep().requeued == 1
+    assert store.reap().requeued == 1
     assert store.claim(job_id, "worker-2", 60) is not None
 
 
@@ -121,7 +121,7 @@ def test_a_lost_workers_job_that_was_to_be_cancelled_is_cancelled(store: JobStor
     store.cancel(TENANT, job_id)
     clock.move(61)
 
-    assert store.sweep() == Swept(cancelled=1)
+    assert store.reap() == ReapResult(cancelled=1)
     assert store.get(TENANT, job_id).state is JobState.CANCELLED
 
 
@@ -129,16 +129,16 @@ def test_a_queued_job_whose_bell_was_lost_is_rung_again_and_again_less_often(
     store: JobStore, clock: HandClock
 ) -> None:
     _submit(store)
-    store.relay(lambda _: None)
+    store.publish(lambda _: None)
     waits: list[int] = []
     waited = 0
     while len(waits) < 4:
         clock.move(1)
         waited += 1
-        if store.sweep().rung_again:
+        if store.reap().renotified:
             waits.append(waited)
             waited = 0
-            store.relay(lambda _: None)
+            store.publish(lambda _: None)
 
     assert waits == [30, 60, 120, 240]
 
@@ -147,20 +147,20 @@ def test_a_job_whose_bell_still_waits_is_not_rung_again(store: JobStore, clock: 
     _submit(store)
     clock.move(3600)
 
-    assert store.sweep() == Swept()
+    assert store.reap() == ReapResult()
 
 
 def test_two_sweepers_at_once_do_each_thing_once(store: JobStore, clock: HandClock) -> None:
     for job_id in _submit(store, 10):
         store.claim(job_id, "worker", 60)
-    store.relay(lambda _: None)
+    store.publish(lambda _: None)
     clock.move(61)
 
     with ThreadPoolExecutor(4) as pool:
-        swept = list(pool.map(lambda _: store.sweep(), range(4)))
+        swept = list(pool.map(lambda _: store.reap(), range(4)))
 
     assert sum(one.requeued for one in swept) == 10
-    assert store.waiting_bells() == 10
+    assert store.count_pending_notifications() == 10
 
 
 def test_the_keeper_rings_soon_after_a_nudge_and_sweeps_by_itself(database_url: str) -> None:
@@ -173,11 +173,11 @@ def test_the_keeper_rings_soon_after_a_nudge_and_sweeps_by_itself(database_url: 
         rung.append(job_id)
         heard.set()
 
-    keeper = Keeper(store, note, interval=60)
+    keeper = Scheduler(store, note, interval=60)
     keeper.start()
     try:
         (job_id,) = _submit(store)
-        keeper.nudge()
+        keeper.wake()
         assert heard.wait(5)
     finally:
         keeper.stop()
@@ -185,7 +185,7 @@ def test_the_keeper_rings_soon_after_a_nudge_and_sweeps_by_itself(database_url: 
 
     assert rung == [job_id]
     assert keeper.state.broker_ok
-    assert keeper.state.last_sweep == Swept()
+    assert keeper.state.last_reap == ReapResult()
 
 
 def test_the_keeper_outlives_a_broker_that_is_down(database_url: str, clock: HandClock) -> None:
@@ -202,11 +202,11 @@ def test_the_keeper_outlives_a_broker_that_is_down(database_url: str, clock: Han
             _down(job_id)
         rung.append(job_id)
 
-    keeper = Keeper(store, flaky, interval=0.05)
+    keeper = Scheduler(store, flaky, interval=0.05)
     keeper.start()
     try:
         (job_id,) = _submit(store)
-        keeper.nudge()
+        keeper.wake()
         assert tried.wait(5)
         broken.clear()
         clock.move(61)
@@ -225,7 +225,7 @@ def test_a_bell_on_a_real_redis_carries_the_job_id_and_nothing_else(store: JobSt
     (job_id,) = _submit(store)
     with own_redis() as url:
         app = make_celery(Settings(broker_url=url))
-        assert store.relay(lambda one: ring(app, one)) == 1
+        assert store.publish(lambda one: send_notification(app, one)) == 1
         app.pool.force_close_all()
         with Redis.from_url(url) as client:
             (message,) = client.lrange("rebase", 0, -1)

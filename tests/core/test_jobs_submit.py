@@ -30,9 +30,9 @@ def test_a_submitted_job_is_queued_with_its_first_event_and_one_bell(store: JobS
     assert created
     assert store.get(TENANT, job.id) == job
     assert job.state is JobState.QUEUED
-    assert [event.data for event in store.events(TENANT, job.id)] == [{"state": "queued"}]
+    assert [event.data for event in store.list_events(TENANT, job.id)] == [{"state": "queued"}]
     rung: list[str] = []
-    assert store.relay(rung.append) == 1
+    assert store.publish(rung.append) == 1
     assert rung == [job.id]
 
 

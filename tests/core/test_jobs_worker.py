@@ -10,7 +10,7 @@ import pytest
 from core.errors import Cancelled, LeaseLost, PublicError
 from core.jobs import JobStore
 from core.jobs.records import Claim
-from core.jobs.worker_side import after_failure
+from core.jobs.worker_side import get_state_after_failure
 from core.states import JobState, Phase
 from support.databases import HandClock, a_request
 
@@ -54,8 +54,8 @@ def test_a_doubled_bell_for_an_ended_job_does_nothing(store: JobStore) -> None:
 
 def test_a_job_from_claim_to_success_shows_every_step(store: JobStore) -> None:
     claim = _running(store)
-    store.resolved(claim, **PINS)
-    store.report(claim, Phase.TRANSFERRING, 3, 14, "sites", 8.5)
+    store.record_resolved(claim, **PINS)
+    store.report_progress(claim, Phase.TRANSFERRING, 3, 14, "sites", 8.5)
     store.save_diagnostics(claim, {"energy": 0.9}, [{"site": "0.q_proj"}, {"site": "0.v_proj"}], "compatible")
 
     job = store.get(TENANT, claim.job_id)
@@ -63,19 +63,19 @@ def test_a_job_from_claim_to_success_shows_every_step(store: JobStore) -> None:
     assert (job.progress_unit, job.progress_eta_s, job.verdict) == ("sites", 8.5, "compatible")
     assert {name: getattr(job, name) for name in PINS} == PINS
 
-    store.publishing(claim)
+    store.mark_publishing(claim)
     store.succeed(claim, {"repo_id": "acme/out"})
     job = store.get(TENANT, claim.job_id)
-    assert (job.state, job.result, job.error, job.done) == (
+    assert (job.state, job.result, job.error, job.is_done) == (
         JobState.SUCCEEDED,
         {"repo_id": "acme/out"},
         None,
         True,
     )
-    diagnostics = store.diagnostics(TENANT, claim.job_id)
+    diagnostics = store.get_diagnostics(TENANT, claim.job_id)
     assert diagnostics.summary == {"energy": 0.9}
     assert [site["site"] for site in diagnostics.sites] == ["0.q_proj", "0.v_proj"]
-    assert [event.type for event in store.events(TENANT, claim.job_id)] == [
+    assert [event.type for event in store.list_events(TENANT, claim.job_id)] == [
         "state",
         "state",
         "resolved",
@@ -88,36 +88,36 @@ def test_a_job_from_claim_to_success_shows_every_step(store: JobStore) -> None:
 
 def test_progress_inside_a_phase_is_no_event_but_changes_the_version(store: JobStore) -> None:
     claim = _running(store)
-    store.report(claim, Phase.TRANSFERRING, 1, 14)
-    events, version = store.events(TENANT, claim.job_id), store.get(TENANT, claim.job_id).version
-    store.report(claim, Phase.TRANSFERRING, 2, 14)
+    store.report_progress(claim, Phase.TRANSFERRING, 1, 14)
+    events, version = store.list_events(TENANT, claim.job_id), store.get(TENANT, claim.job_id).version
+    store.report_progress(claim, Phase.TRANSFERRING, 2, 14)
 
-    assert store.events(TENANT, claim.job_id) == events
+    assert store.list_events(TENANT, claim.job_id) == events
     assert store.get(TENANT, claim.job_id).version == version + 1
 
 
 def test_a_heartbeat_extends_the_lease_and_progress_does_not(store: JobStore, clock: HandClock) -> None:
     claim = _running(store)
     clock.move(50)
-    store.report(claim, Phase.READING, 1, 2)
+    store.report_progress(claim, Phase.READING, 1, 2)
     clock.move(9)
     store.heartbeat(claim, 60)
     clock.move(59)
-    assert store.sweep().requeued == 0
+    assert store.reap().requeued == 0
     clock.move(2)
-    assert store.sweep().requeued == 1
+    assert store.reap().requeued == 1
 
 
 STALE_WRITES: dict[str, Callable[[JobStore, Claim], object]] = {
     "heartbeat": lambda store, claim: store.heartbeat(claim, 60),
-    "report": lambda store, claim: store.report(claim, Phase.READING, 1, 2),
-    "resolved": lambda store, claim: store.resolved(claim, **PINS),
-    "publishing": lambda store, claim: store.publishing(claim),
+    "report": lambda store, claim: store.report_progress(claim, Phase.READING, 1, 2),
+    "resolved": lambda store, claim: store.record_resolved(claim, **PINS),
+    "publishing": lambda store, claim: store.mark_publishing(claim),
     "save_diagnostics": lambda store, claim: store.save_diagnostics(claim, {}, [], None),
     "succeed": lambda store, claim: store.succeed(claim, {}),
     "reject": lambda store, claim: store.reject(claim, ERROR),
     "fail": lambda store, claim: store.fail(claim, ERROR, 1.0),
-    "cancelled": lambda store, claim: store.cancelled(claim),
+    "cancelled": lambda store, claim: store.mark_cancelled(claim),
 }
 
 
@@ -127,17 +127,17 @@ def test_a_worker_that_lost_its_lease_can_write_nothing(
 ) -> None:
     stale = _running(store)
     clock.move(61)
-    store.sweep()
+    store.reap()
     with pytest.raises(LeaseLost):
         STALE_WRITES[write](store, stale)
 
     # The same worker process may hold the job again: its older attempt still writes nothing.
     fresh = store.claim(stale.job_id, stale.owner, 60)
     assert fresh is not None
-    before = store.get(TENANT, stale.job_id), store.events(TENANT, stale.job_id)
+    before = store.get(TENANT, stale.job_id), store.list_events(TENANT, stale.job_id)
     with pytest.raises(LeaseLost):
         STALE_WRITES[write](store, stale)
-    assert (store.get(TENANT, stale.job_id), store.events(TENANT, stale.job_id)) == before
+    assert (store.get(TENANT, stale.job_id), store.list_events(TENANT, stale.job_id)) == before
 
 
 def test_an_attempt_of_before_a_persons_retry_is_fenced_off_too(store: JobStore) -> None:
@@ -160,7 +160,7 @@ def test_a_retryable_failure_waits_then_runs_again_and_finally_fails(
     for attempt in (1, 2):
         assert store.fail(claim, ERROR, 10.0) is JobState.RETRY_WAIT
         waiting = store.get(TENANT, job_id)
-        assert (waiting.done, waiting.error, waiting.result) == (False, None, None)
+        assert (waiting.is_done, waiting.error, waiting.result) == (False, None, None)
         assert store.claim(job_id, "worker-1", 60) is None
         clock.move(10)
         again = store.claim(job_id, "worker-1", 60)
@@ -170,7 +170,7 @@ def test_a_retryable_failure_waits_then_runs_again_and_finally_fails(
 
     assert store.fail(claim, ERROR, 10.0) is JobState.FAILED
     job = store.get(TENANT, job_id)
-    assert job.done
+    assert job.is_done
     assert job.error == ERROR.model_dump()
 
 
@@ -178,12 +178,12 @@ def test_diagnostics_of_an_earlier_attempt_are_replaced(store: JobStore, clock: 
     claim = _running(store)
     store.save_diagnostics(claim, {"run": 1}, [{"n": n} for n in range(5)], "uncertain")
     clock.move(61)
-    store.sweep()
+    store.reap()
     again = store.claim(claim.job_id, "worker-2", 60)
     assert again is not None
     store.save_diagnostics(again, {"run": 2}, [{"n": 9}], "compatible")
 
-    diagnostics = store.diagnostics(TENANT, claim.job_id)
+    diagnostics = store.get_diagnostics(TENANT, claim.job_id)
     assert (diagnostics.summary, diagnostics.sites, diagnostics.verdict) == (
         {"run": 2},
         ({"n": 9},),
@@ -196,13 +196,13 @@ def test_a_job_that_is_to_be_cancelled_is_not_published(store: JobStore) -> None
     store.cancel(TENANT, claim.job_id)
 
     with pytest.raises(Cancelled):
-        store.publishing(claim)
+        store.mark_publishing(claim)
     assert store.get(TENANT, claim.job_id).state is JobState.RUNNING
 
 
 def test_a_published_job_cannot_be_rejected(store: JobStore) -> None:
     claim = _running(store)
-    store.publishing(claim)
+    store.mark_publishing(claim)
 
     with pytest.raises(LeaseLost):
         store.reject(claim, ERROR)
@@ -225,4 +225,4 @@ def test_a_failure_of_a_job_that_is_to_be_cancelled_ends_it_cancelled(store: Job
     ],
 )
 def test_where_a_failed_attempt_leads(attempt: int, retryable: bool, cancel: bool, state: JobState) -> None:
-    assert after_failure(attempt=attempt, limit=3, retryable=retryable, cancel=cancel) is state
+    assert get_state_after_failure(attempt=attempt, limit=3, retryable=retryable, cancel=cancel) is state

@@ -10,7 +10,7 @@ import pytest
 
 from core.db import Database
 from core.jobs import JobStore
-from core.keeper import Keeper
+from core.keeper import Scheduler
 from core.tables.base import DEFAULT_TENANT
 from support.campaigns import a_subscription, release_claims
 
@@ -27,7 +27,7 @@ def subscribed(sqlite_url: str, tmp_path: Path) -> Iterator[JobStore]:
 
 def test_a_look_is_queued_and_rung(subscribed: JobStore) -> None:
     rung: list[str] = []
-    keeper = Keeper(subscribed, rung.append, 0.05, reconcile_s=0.1)
+    keeper = Scheduler(subscribed, rung.append, 0.05, reconcile_s=0.1)
     keeper.start()
     deadline = time.monotonic() + 10
     while not rung and time.monotonic() < deadline:
@@ -38,7 +38,7 @@ def test_a_look_is_queued_and_rung(subscribed: JobStore) -> None:
 
 
 def test_no_look_is_queued_where_looking_is_turned_off(subscribed: JobStore) -> None:
-    keeper = Keeper(subscribed, lambda job_id: None, 0.05)
+    keeper = Scheduler(subscribed, lambda job_id: None, 0.05)
     keeper.start()
     time.sleep(0.4)
     keeper.stop()

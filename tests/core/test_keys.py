@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from core import keys
-from core.audit import Trail, read_lines
+from core.audit import AuditContext, list_audit_events
 from core.errors import NotFound, RequestInvalid, StateConflict
 from core.jobs import JobStore
 from core.scopes import Scope
@@ -18,7 +18,7 @@ DAY = timedelta(days=1)
 
 
 def _known(store: JobStore, key: str) -> keys.Identity:
-    known = keys.identify(store, key)
+    known = keys.identify_key(store, key)
     assert known is not None
     return known
 
@@ -32,56 +32,56 @@ def test_each_scope_implies_those_below_it() -> None:
 
 
 def test_a_key_stands_for_its_tenant_and_scope_until_it_expires(store: JobStore, clock: HandClock) -> None:
-    made = keys.issue(store, "acme", "ci", Scope.READ, 7 * DAY)
+    made = keys.issue_key(store, "acme", "ci", Scope.READ, 7 * DAY)
     known = _known(store, made.key)
 
     assert (known.tenant_id, known.scope) == ("acme", Scope.READ)
     assert known.expires_at == clock() + 7 * DAY
-    assert keys.identify(store, made.key + "x") is None
+    assert keys.identify_key(store, made.key + "x") is None
 
 
 def test_rotation_gives_a_like_key_and_leaves_the_old_one_for_the_overlap(
     store: JobStore, clock: HandClock
 ) -> None:
-    old = keys.issue(store, "acme", "ci", Scope.CONVERT, 30 * DAY)
+    old = keys.issue_key(store, "acme", "ci", Scope.CONVERT, 30 * DAY)
     clock.move(10 * DAY.total_seconds())
 
-    new = keys.rotate(store, old.record.id, timedelta(hours=2), trail=Trail("acme"))
+    new = keys.rotate_key(store, old.record.id, timedelta(hours=2), audit=AuditContext("acme"))
 
     assert (new.record.name, new.record.scope, new.record.tenant_id) == ("ci", "convert", "acme")
     assert new.record.expires_at == clock() + 30 * DAY
     assert _known(store, old.key).expires_at == clock() + timedelta(hours=2)
-    assert [line.action for line in read_lines(store.db, "acme")] == ["key.rotated"]
+    assert [line.action for line in list_audit_events(store.db, "acme")] == ["key.rotated"]
 
 
 def test_rotation_never_lengthens_the_old_keys_life(store: JobStore, clock: HandClock) -> None:
-    old = keys.issue(store, "acme", "ci", Scope.CONVERT, timedelta(hours=1))
-    keys.rotate(store, old.record.id, DAY)
+    old = keys.issue_key(store, "acme", "ci", Scope.CONVERT, timedelta(hours=1))
+    keys.rotate_key(store, old.record.id, DAY)
 
     assert _known(store, old.key).expires_at == clock() + timedelta(hours=1)
 
 
 def test_a_key_without_an_end_is_rotated_into_one_without_an_end(store: JobStore, clock: HandClock) -> None:
-    old = keys.issue(store, "acme", "ci")
-    new = keys.rotate(store, old.record.id)
+    old = keys.issue_key(store, "acme", "ci")
+    new = keys.rotate_key(store, old.record.id)
 
     assert new.record.expires_at is None
-    assert _known(store, old.key).expires_at == clock() + keys.OVERLAP
+    assert _known(store, old.key).expires_at == clock() + keys.DEFAULT_OVERLAP
 
 
 @pytest.mark.parametrize("life", [None, 30 * DAY])
 def test_a_key_is_rotated_once_and_then_the_one_that_took_its_place(
     store: JobStore, clock: HandClock, life: timedelta | None
 ) -> None:
-    old = keys.issue(store, "acme", "ci", expires_in=life)
-    second = keys.rotate(store, old.record.id)
+    old = keys.issue_key(store, "acme", "ci", expires_in=life)
+    second = keys.rotate_key(store, old.record.id)
     clock.move(3600)
     with pytest.raises(StateConflict, match="rotated before") as refused:
-        keys.rotate(store, old.record.id)
+        keys.rotate_key(store, old.record.id)
     assert refused.value.hint == "Rotate that one, or make a new one."
     assert _known(store, old.key).expires_at == clock() + timedelta(hours=23)
 
-    third = keys.rotate(store, second.record.id)
+    third = keys.rotate_key(store, second.record.id)
 
     assert third.record.expires_at == (clock() + life if life is not None else None)
     rotated = [key.rotated_at is not None for key in keys.list_keys(store, "acme")]
@@ -89,11 +89,11 @@ def test_a_key_is_rotated_once_and_then_the_one_that_took_its_place(
 
 
 def test_rotations_of_one_key_that_meet_make_one_successor(store: JobStore) -> None:
-    old = keys.issue(store, "acme", "ci")
+    old = keys.issue_key(store, "acme", "ci")
 
     def rotate(_: int) -> bool:
         try:
-            keys.rotate(store, old.record.id)
+            keys.rotate_key(store, old.record.id)
         except StateConflict:
             return False
         return True
@@ -104,42 +104,42 @@ def test_rotations_of_one_key_that_meet_make_one_successor(store: JobStore) -> N
 
 def test_what_has_ended_or_is_anothers_cannot_be_rotated(store: JobStore, clock: HandClock) -> None:
     ended, expired, theirs = (
-        keys.issue(store, name, "key", expires_in=DAY) for name in ("acme", "acme", "rival")
+        keys.issue_key(store, name, "key", expires_in=DAY) for name in ("acme", "acme", "rival")
     )
-    keys.revoke(store, ended.record.id)
+    keys.revoke_key(store, ended.record.id)
     with pytest.raises(StateConflict):
-        keys.rotate(store, ended.record.id)
+        keys.rotate_key(store, ended.record.id)
     with pytest.raises(NotFound):
-        keys.rotate(store, theirs.record.id, tenant="acme")
+        keys.rotate_key(store, theirs.record.id, tenant="acme")
     with pytest.raises(NotFound):
-        keys.revoke(store, theirs.record.id, tenant="acme")
+        keys.revoke_key(store, theirs.record.id, tenant="acme")
     clock.move(DAY.total_seconds())
     with pytest.raises(StateConflict):
-        keys.rotate(store, expired.record.id)
+        keys.rotate_key(store, expired.record.id)
 
 
 @pytest.mark.parametrize("key_id", ["", "a\0b", "x" * 32, "\ud800"])
 def test_an_id_that_no_key_can_have_is_not_found(store: JobStore, key_id: str) -> None:
     with pytest.raises(NotFound):
-        keys.rotate(store, key_id, tenant="acme")
+        keys.rotate_key(store, key_id, tenant="acme")
     with pytest.raises(NotFound):
-        keys.revoke(store, key_id, tenant="acme")
+        keys.revoke_key(store, key_id, tenant="acme")
 
 
 def test_last_use_is_noted_once_an_hour(store: JobStore, clock: HandClock) -> None:
-    made = keys.issue(store, "acme", "ci")
+    made = keys.issue_key(store, "acme", "ci")
     first = clock()
-    keys.identify(store, made.key)
+    keys.identify_key(store, made.key)
     clock.move(3000)
-    keys.identify(store, made.key)
+    keys.identify_key(store, made.key)
     assert keys.list_keys(store, "acme")[0].last_used_at == first
 
     clock.move(1000)
-    keys.identify(store, made.key)
+    keys.identify_key(store, made.key)
     assert keys.list_keys(store, "acme")[0].last_used_at == clock()
 
 
 @pytest.mark.parametrize("life", [timedelta(seconds=1), timedelta(days=5000), timedelta(days=-1)])
 def test_a_life_too_short_or_too_long_is_refused(store: JobStore, life: timedelta) -> None:
     with pytest.raises(RequestInvalid):
-        keys.issue(store, "acme", "ci", expires_in=life)
+        keys.issue_key(store, "acme", "ci", expires_in=life)

@@ -12,13 +12,13 @@ import migrations
 from core.db import Database
 from core.errors import PublicError
 from core.jobs import JobStore
-from core.jobs.records import Claim, LayerRows
+from core.jobs.records import Claim, LayerSimilarityMatrix
 from core.tables.jobs import LayerSimilarity
 from support.databases import a_request
 from support.postgres import a_database, a_postgres
 
 TENANT = "default"
-ALIKE = LayerRows([[0.9, 0.25, -0.01], [0.1, 0.5, 1.0]], [0, 1, 1])
+ALIKE = LayerSimilarityMatrix([[0.9, 0.25, -0.01], [0.1, 0.5, 1.0]], [0, 1, 1])
 ERROR = PublicError(code="incompatible", message="No.")
 
 
@@ -37,25 +37,25 @@ def test_the_map_comes_back_as_it_was_saved(store: JobStore) -> None:
     claim, other = _running(store), _running(store)
     store.save_diagnostics(claim, {}, [], "compatible", ALIKE)
 
-    assert store.diagnostics(TENANT, claim.job_id).layers == ALIKE
+    assert store.get_diagnostics(TENANT, claim.job_id).layer_similarity == ALIKE
     assert _rows(store) == 6
-    assert store.diagnostics(TENANT, other.job_id).layers == LayerRows([], [])
+    assert store.get_diagnostics(TENANT, other.job_id).layer_similarity == LayerSimilarityMatrix([], [])
 
 
 def test_a_map_of_many_layers_keeps_its_order(store: JobStore) -> None:
-    deep = LayerRows([[s / 80 - t / 160 for t in range(80)] for s in range(80)], list(range(80)))
+    deep = LayerSimilarityMatrix([[s / 80 - t / 160 for t in range(80)] for s in range(80)], list(range(80)))
     claim = _running(store)
     store.save_diagnostics(claim, {}, [], "compatible", deep)
 
-    assert store.diagnostics(TENANT, claim.job_id).layers == deep
+    assert store.get_diagnostics(TENANT, claim.job_id).layer_similarity == deep
 
 
 def test_a_later_attempt_replaces_the_map_and_one_without_a_map_clears_it(store: JobStore) -> None:
     claim = _running(store)
     store.save_diagnostics(claim, {}, [], "uncertain", ALIKE)
-    smaller = LayerRows([[0.75]], [0])
+    smaller = LayerSimilarityMatrix([[0.75]], [0])
     store.save_diagnostics(claim, {}, [], "compatible", smaller)
-    assert store.diagnostics(TENANT, claim.job_id).layers == smaller
+    assert store.get_diagnostics(TENANT, claim.job_id).layer_similarity == smaller
 
     store.save_diagnostics(claim, {}, [], "compatible")
     assert _rows(store) == 0
@@ -78,7 +78,7 @@ def test_the_map_goes_with_its_job(store: JobStore) -> None:
         connection.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": claim.job_id})
 
     assert _rows(store) == 6
-    assert store.diagnostics(TENANT, kept.job_id).layers == ALIKE
+    assert store.get_diagnostics(TENANT, kept.job_id).layer_similarity == ALIKE
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -107,8 +107,8 @@ def test_the_way_down_and_up_loses_the_map_and_nothing_else(bare_url: str) -> No
 
     store = JobStore(Database.open(bare_url))
     assert store.get(TENANT, claim.job_id) == job
-    found = store.diagnostics(TENANT, claim.job_id)
-    assert (found.sites, found.layers) == (({"site": 0},), LayerRows([], []))
+    found = store.get_diagnostics(TENANT, claim.job_id)
+    assert (found.sites, found.layer_similarity) == (({"site": 0},), LayerSimilarityMatrix([], []))
     store.save_diagnostics(claim, {}, [], "compatible", ALIKE)
-    assert store.diagnostics(TENANT, claim.job_id).layers == ALIKE
+    assert store.get_diagnostics(TENANT, claim.job_id).layer_similarity == ALIKE
     store.db.close()

@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 
 import migrations
-from core.audit import Trail, write_line
+from core.audit import AuditContext, write_audit_event
 from core.db import Database
 from core.tables.base import Base
 from core.tables.tenants import ApiKey, Tenant
@@ -87,8 +87,8 @@ def test_keys_that_were_rotated_before_are_known_as_such_and_all_survive_the_way
             "VALUES (:id, 'default', 'key', 'rb_', :id, '2026-01-01', 'admin')"
         )
         connection.execute(key, [{"id": old}, {"id": other}])
-        write_line(connection, at, Trail("default"), "key.rotated", old)
-        write_line(connection, at, Trail("default"), "key.revoked", other)
+        write_audit_event(connection, at, AuditContext("default"), "key.rotated", old)
+        write_audit_event(connection, at, AuditContext("default"), "key.revoked", other)
     migrations.upgrade(bare_url)
     with db.read() as connection:
         rotated = select(ApiKey.id, ApiKey.rotated_at).order_by(ApiKey.id)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from core import keys
 from core.errors import IdempotencyMismatch, NotFound, PublicError, RequestInvalid, StateConflict
 from core.jobs import JobStore
-from core.jobs.pools_side import TenantPools
+from core.jobs.pools_side import ScopedAnchorPools
 from core.pools import PoolRequest
 from core.states import JobState, PoolState
 from core.tables.jobs import AnchorPool, Job
@@ -39,9 +39,9 @@ def test_a_registration_is_a_job_with_the_pools_id_an_event_and_a_bell(store: Jo
     assert (pool.state, pool.name, pool.anchor_count) == (PoolState.VALIDATING, "tiny", 3)
     job = store.get(TENANT, pool.id)
     assert (job.kind, job.state) == ("pool", JobState.QUEUED)
-    assert [event.data for event in store.events(TENANT, pool.id)] == [{"state": "queued"}]
+    assert [event.data for event in store.list_events(TENANT, pool.id)] == [{"state": "queued"}]
     rung: list[str] = []
-    store.relay(rung.append)
+    store.publish(rung.append)
     assert rung == [pool.id]
 
 
@@ -77,13 +77,13 @@ def test_a_pool_that_cannot_be_written_leaves_no_job(store: JobStore) -> None:
 def test_a_ready_pool_is_pinned_and_one_that_is_not_cannot_be_used(store: JobStore) -> None:
     pool_id = _register(store)
     with pytest.raises(StateConflict, match="still being validated") as refused:
-        store.pool_for_use(TENANT, pool_id)
+        store.get_ready(TENANT, pool_id)
     assert refused.value.pointer == "/method/pool"
 
     finish_pool(store, pool_id)
 
     assert store.get_pool(TENANT, pool_id).state is PoolState.READY
-    pool = store.pool_for_use(TENANT, pool_id)
+    pool = store.get_ready(TENANT, pool_id)
     assert pool.id == pool_id
     refs = [ref for anchor in pool.spec.anchors for ref in (anchor.source, anchor.target)]
     assert {ref.revision for ref in (pool.spec.source, pool.spec.target, *refs)} == {COMMIT}
@@ -99,30 +99,30 @@ def test_a_pool_whose_registration_failed_is_invalid_until_it_is_retried(store: 
     assert pool.state is PoolState.INVALID
     assert pool.job.error == ERROR.model_dump()
     with pytest.raises(StateConflict, match="invalid"):
-        store.pool_for_use(TENANT, pool_id)
+        store.get_ready(TENANT, pool_id)
 
     store.retry(TENANT, pool_id)
     assert store.get_pool(TENANT, pool_id).state is PoolState.VALIDATING
     finish_pool(store, pool_id)
-    assert store.pool_for_use(TENANT, pool_id).id == pool_id
+    assert store.get_ready(TENANT, pool_id).id == pool_id
 
 
 def test_another_tenants_pool_does_not_exist(store: JobStore) -> None:
-    keys.create(store, "other", "a key")
+    keys.create_key(store, "other", "a key")
     pool_id = _register(store)
     finish_pool(store, pool_id)
 
-    for ask in (store.get_pool, store.delete_pool, store.pool_for_use):
+    for ask in (store.get_pool, store.delete_pool, store.get_ready):
         with pytest.raises(NotFound):
             ask("other", pool_id)
     assert store.list_pools("other").pools == ()
-    assert store.covering("other", OLD, NEW) is None
-    assert store.covering(TENANT, OLD, NEW) is not None
+    assert store.find_for_bases("other", OLD, NEW) is None
+    assert store.find_for_bases(TENANT, OLD, NEW) is not None
 
 
 @pytest.mark.parametrize("pool_id", ["", "nope", "nul\0", "0" * 32, "../../etc/passwd"])
 def test_an_id_that_is_none_finds_nothing(store: JobStore, pool_id: str) -> None:
-    for ask in (store.get_pool, store.delete_pool, store.pool_for_use):
+    for ask in (store.get_pool, store.delete_pool, store.get_ready):
         with pytest.raises(NotFound):
             ask(TENANT, pool_id)
 
@@ -162,19 +162,19 @@ def test_a_foreign_cursor_or_limit_is_refused(store: JobStore, wrong: dict[str, 
 def test_the_newest_ready_pool_between_two_bases_is_the_one_that_covers_them(store: JobStore) -> None:
     first, second, unfinished = (_register(store) for _ in range(3))
     elsewhere = _register(store, target={"repo_id": "acme/base-3"})
-    pools = TenantPools(store, TENANT)
-    assert pools.covering(OLD, NEW) is None
+    pools = ScopedAnchorPools(store, TENANT)
+    assert pools.find_for_bases(OLD, NEW) is None
 
     for pool_id in (second, first, elsewhere):
         finish_pool(store, pool_id)
 
-    covering = pools.covering(OLD, NEW)
+    covering = pools.find_for_bases(OLD, NEW)
     assert covering is not None
     assert covering.id == second
     assert pools.get(second) == covering
-    assert pools.covering(NEW, OLD) is None
+    assert pools.find_for_bases(NEW, OLD) is None
     store.delete_pool(TENANT, second)
-    covering = pools.covering(OLD, NEW)
+    covering = pools.find_for_bases(OLD, NEW)
     assert covering is not None
     assert covering.id == first
     assert store.get_pool(TENANT, unfinished).state is PoolState.VALIDATING
@@ -186,11 +186,11 @@ def test_a_deleted_pool_is_gone_and_the_history_of_its_job_stays(store: JobStore
 
     store.delete_pool(TENANT, pool_id)
 
-    for ask in (store.get_pool, store.delete_pool, store.pool_for_use):
+    for ask in (store.get_pool, store.delete_pool, store.get_ready):
         with pytest.raises(NotFound):
             ask(TENANT, pool_id)
     assert store.get(TENANT, pool_id).state is JobState.SUCCEEDED
-    assert len(store.events(TENANT, pool_id)) == 3
+    assert len(store.list_events(TENANT, pool_id)) == 3
 
 
 def test_deleting_a_pool_that_waits_cancels_its_job_at_once(store: JobStore) -> None:
@@ -211,7 +211,7 @@ def test_deleting_a_pool_that_is_being_read_stops_its_worker_with_the_heartbeat(
     store.delete_pool(TENANT, pool_id)
 
     assert store.heartbeat(claim, 60)
-    store.cancelled(claim)
+    store.mark_cancelled(claim)
     assert store.get(TENANT, pool_id).state is JobState.CANCELLED
 
 
@@ -223,7 +223,7 @@ def test_a_pool_that_was_to_be_cancelled_already_can_be_deleted(store: JobStore)
 
     store.delete_pool(TENANT, pool_id)
 
-    types = [event.type for event in store.events(TENANT, pool_id)]
+    types = [event.type for event in store.list_events(TENANT, pool_id)]
     assert types.count("cancel_requested") == 1
 
 
@@ -248,7 +248,7 @@ def test_of_many_that_delete_a_pool_one_succeeds(store: JobStore) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert sum(threads.map(delete, range(8))) == 1
-    types = [event.type for event in store.events(TENANT, pool_id)]
+    types = [event.type for event in store.list_events(TENANT, pool_id)]
     assert types == ["state", "state"]
 
 
@@ -279,7 +279,7 @@ def test_a_pool_outlives_the_death_of_its_worker(store: JobStore, clock: HandClo
     assert store.claim(pool_id, "worker", 60) is not None
     clock.move(61)
 
-    assert store.sweep().requeued == 1
+    assert store.reap().requeued == 1
     finish_pool(store, pool_id)
     assert store.get_pool(TENANT, pool_id).state is PoolState.READY
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import structlog
 
-from core.errors import HubError, public_error
-from core.logs import configure_logging, get_logger, redact
-from core.redaction import BLANK, scrub
+from core.errors import HubError, to_public_error
+from core.logs import configure_logging, get_logger, redact_event
+from core.redaction import REDACTED, scrub
 from core.settings import Settings
 
 HUB, OURS, SIGNING = "hf_" + "aB3" * 11, "rb_" + "x-Y_9" * 8, "whsec_" + "a+B/c=" * 6
@@ -29,16 +29,16 @@ HUB, OURS, SIGNING = "hf_" + "aB3" * 11, "rb_" + "x-Y_9" * 8, "whsec_" + "a+B/c=
     ],
 )
 def test_a_secret_is_blanked_however_deep_it_lies(secret: str, wrap: Any) -> None:
-    event = redact(None, "info", {"event": "e", "value": wrap(secret)})
+    event = redact_event(None, "info", {"event": "e", "value": wrap(secret)})
 
     assert secret not in json.dumps(event)
-    assert BLANK in json.dumps(event)
+    assert REDACTED in json.dumps(event)
 
 
 def test_what_is_no_secret_stays() -> None:
     event = {"event": "claimed", "job_id": "0" * 32, "ms": 1.5, "ok": True, "repo": "acme/hf-lora", "n": None}
 
-    assert redact(None, "info", dict(event)) == event
+    assert redact_event(None, "info", dict(event)) == event
 
 
 def _fail(token: str) -> None:
@@ -67,7 +67,7 @@ def test_neither_message_nor_traceback_nor_another_librarys_line_shows_one(
 
 
 def test_an_error_that_quotes_a_token_reaches_its_reader_without_it() -> None:
-    said = public_error(
+    said = to_public_error(
         HubError(f"acme/hf_lora_of_mine: the Hub refused {HUB}, {OURS} and {SIGNING}")
     ).message
 
@@ -76,4 +76,4 @@ def test_an_error_that_quotes_a_token_reaches_its_reader_without_it() -> None:
 
 
 def test_a_password_in_an_address_is_blanked() -> None:
-    assert scrub("redis://user:pass@host/0") == f"redis://{BLANK}@host/0"
+    assert scrub("redis://user:pass@host/0") == f"redis://{REDACTED}@host/0"

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.releases.names import Generation, check_pattern, generation_of, is_successor, matches
+from core.releases.names import (
+    ModelVersion,
+    check_pattern,
+    is_successor,
+    matches_pattern,
+    parse_model_version,
+)
 
 _CHARS = string.ascii_letters + string.digits + "-_."
 names = st.text(_CHARS, min_size=1, max_size=20)
@@ -21,18 +27,18 @@ versions = st.lists(st.integers(0, 99), min_size=1, max_size=3)
 @given(patterns, names)
 def test_a_pattern_matches_what_the_standard_librarys_globbing_matches(pattern: str, name: str) -> None:
     expected = fnmatchcase(name.casefold(), pattern.casefold())
-    assert matches(f"acme/{pattern}", f"acme/{name}") == expected
+    assert matches_pattern(f"acme/{pattern}", f"acme/{name}") == expected
 
 
 @given(names)
 def test_a_name_is_matched_by_itself_whatever_the_case_and_by_a_star(name: str) -> None:
-    assert matches(f"Acme/{name.upper()}", f"acme/{name.lower()}")
-    assert matches("acme/*", f"acme/{name}")
-    assert not matches("acme/*", f"other/{name}")
+    assert matches_pattern(f"Acme/{name.upper()}", f"acme/{name.lower()}")
+    assert matches_pattern("acme/*", f"acme/{name}")
+    assert not matches_pattern("acme/*", f"other/{name}")
 
 
 def test_a_pattern_of_many_stars_is_no_slower_than_the_product_of_the_lengths() -> None:
-    assert not matches("acme/" + "*a" * 90 + "b", "acme/" + "a" * 96)
+    assert not matches_pattern("acme/" + "*a" * 90 + "b", "acme/" + "a" * 96)
 
 
 @pytest.mark.parametrize("pattern", ["acme/*", "acme/harbor-?", "a.b-c/x*y.z_1"])
@@ -64,7 +70,7 @@ def test_a_pattern_over_owners_or_with_other_signs_is_refused(pattern: str) -> N
     ],
 )
 def test_family_and_version_are_read_from_a_name(name: str, family: str, version: tuple[int, ...]) -> None:
-    assert generation_of(name) == Generation(family, version)
+    assert parse_model_version(name) == ModelVersion(family, version)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core.errors import RequestInvalid
-from core.releases.guards import Facts, Guards, objections
-from core.releases.plan import refuse_impossible, request_for
+from core.releases.guards import Guards, ModelFacts, find_violations
+from core.releases.plan import build_conversion_request, check_subscription_request
 from core.releases.spec import SubscriptionRequest
-from core.releases.template import check_template, fill
+from core.releases.template import check_template, fill_template
 from core.repos import RepoRef
 from support.campaigns import a_subscription
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
-FACTS = Facts(
+FACTS = ModelFacts(
     repo_id="acme/base-2-instruct",
     sha="1" * 40,
     created_at=SINCE + timedelta(days=1),
@@ -32,8 +32,8 @@ FACTS = Facts(
 )
 
 
-def codes(facts: Facts = FACTS, **guards: Any) -> list[str]:
-    return [reason.code for reason in objections(Guards(**guards), facts, SINCE)]
+def codes(facts: ModelFacts = FACTS, **guards: Any) -> list[str]:
+    return [reason.code for reason in find_violations(Guards(**guards), facts, SINCE)]
 
 
 def test_a_release_within_all_guards_meets_no_objection() -> None:
@@ -85,7 +85,7 @@ def test_a_range_that_nothing_can_pass_is_refused_at_once() -> None:
 
 def test_a_template_is_filled_in_with_adapter_and_base() -> None:
     template = "{target_owner}/{adapter}-by-{owner}-on-{target}"
-    assert fill(template, "acme/sql", "tiny/harbor-2") == "tiny/sql-by-acme-on-harbor-2"
+    assert fill_template(template, "acme/sql", "tiny/harbor-2") == "tiny/sql-by-acme-on-harbor-2"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_whatever_template_is_accepted_makes_legal_names_or_is_told_later_to_be_
         check_template(text)
     except ValueError:
         return
-    assert fill(text, "owner/name", "owner/name").count("/") == 1
+    assert fill_template(text, "owner/name", "owner/name").count("/") == 1
 
 
 def test_two_adapters_that_would_go_to_one_repo_are_refused() -> None:
@@ -162,11 +162,11 @@ def test_a_method_and_a_template_may_be_given_by_name_alone() -> None:
 def test_what_every_job_would_be_refused_for_is_refused_when_subscribing() -> None:
     auto = {"name": "auto", "candidates": [{"name": "copy"}, {"name": "cross_lora"}]}
     with pytest.raises(RequestInvalid, match="Candidates are compared"):
-        refuse_impossible(a_subscription(method=auto))
+        check_subscription_request(a_subscription(method=auto))
     measured = {"examples": [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]}
-    refuse_impossible(a_subscription(method=auto, evaluate=measured))
+    check_subscription_request(a_subscription(method=auto, evaluate=measured))
     with pytest.raises(RequestInvalid, match="Candidates are compared"):
-        refuse_impossible(a_subscription(method=auto, evaluate=measured, dry_run=True))
+        check_subscription_request(a_subscription(method=auto, evaluate=measured, dry_run=True))
 
 
 def test_a_job_of_a_release_is_pinned_to_its_commit_and_a_pre_check_has_no_output() -> None:
@@ -175,8 +175,8 @@ def test_a_job_of_a_release_is_pinned_to_its_commit_and_a_pre_check_has_no_outpu
         callback={"url": "https://tools.example/hook"},
     )
     target = RepoRef(repo_id="acme/base-2", revision="2" * 40)
-    convert = request_for(spec, spec.adapters[0], target, "convert", "acme/out")
-    precheck = request_for(spec, spec.adapters[0], target, "precheck", "acme/out")
+    convert = build_conversion_request(spec, spec.adapters[0], target, "convert", "acme/out")
+    precheck = build_conversion_request(spec, spec.adapters[0], target, "precheck", "acme/out")
     assert (convert.target, convert.output.repo_id) == (target, "acme/out")
     assert (precheck.output.repo_id, precheck.evaluate, precheck.callback) == (None, None, None)
     assert convert.callback == spec.callback

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from core.errors import LeaseLost, NotFound, PublicError, QuotaExceeded
 from core.jobs import JobStore, subscriptions_side
 from core.jobs.release_records import Decision
-from core.releases.states import CampaignState, Stored
+from core.releases.states import CampaignDbState, CampaignState
 from core.releases.tasks import ReconcileTask, ReleaseTask
 from core.states import JobState
 from core.tables.base import DEFAULT_TENANT
@@ -94,7 +94,7 @@ def test_a_push_is_one_job_for_each_subscription_that_means_it(store: JobStore) 
     theirs, _ = store.subscribe(beta, a_subscription(bases=None, successors_of="acme/base-1"))
     store.subscribe(DEFAULT_TENANT, a_subscription(bases="acme/other-*"))
 
-    assert store.see(seen()) == "recorded"
+    assert store.record_release(seen()) == "recorded"
 
     claims = release_claims(store)
     tasks = [(claim.tenant_id, claim.request) for claim in claims]
@@ -108,27 +108,29 @@ def test_a_push_is_one_job_for_each_subscription_that_means_it(store: JobStore) 
 
 def test_a_delivery_that_comes_again_and_a_look_that_finds_the_same_add_nothing(store: JobStore) -> None:
     store.subscribe(DEFAULT_TENANT, a_subscription())
-    assert store.see(seen()) == "recorded"
-    assert store.see(seen()) == "duplicate"
-    assert store.see(seen(webhook_id="another hook")) == "duplicate"
+    assert store.record_release(seen()) == "recorded"
+    assert store.record_release(seen()) == "duplicate"
+    assert store.record_release(seen(webhook_id="another hook")) == "duplicate"
     poll = {"webhook_id": None, "hub_repo_id": None, "seen_by": "poll"}
-    assert store.see(seen(**poll), DEFAULT_TENANT) == "duplicate"
-    assert (jobs_of_kind(store, "release"), store.releases_seen()) == (1, {"webhook": 1, "poll": 0})
-    assert store.see(seen(OTHER_SHA, **poll), DEFAULT_TENANT) == "recorded"
-    assert store.see(seen(OTHER_SHA)) == "duplicate"
-    assert store.releases_seen() == {"webhook": 1, "poll": 1}
+    assert store.record_release(seen(**poll), DEFAULT_TENANT) == "duplicate"
+    assert (jobs_of_kind(store, "release"), store.count_releases()) == (1, {"webhook": 1, "poll": 0})
+    assert store.record_release(seen(OTHER_SHA, **poll), DEFAULT_TENANT) == "recorded"
+    assert store.record_release(seen(OTHER_SHA)) == "duplicate"
+    assert store.count_releases() == {"webhook": 1, "poll": 1}
 
 
 def test_a_delivery_that_is_known_under_an_older_name_of_its_repo_adds_nothing(store: JobStore) -> None:
     store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
-    assert store.see(seen(repo_id="acme/base-renamed")) == "duplicate"
+    store.record_release(seen())
+    assert store.record_release(seen(repo_id="acme/base-renamed")) == "duplicate"
 
 
 def test_deliveries_at_the_same_moment_are_one_release(store: JobStore) -> None:
     store.subscribe(DEFAULT_TENANT, a_subscription())
     answers: list[str] = []
-    threads = [threading.Thread(target=lambda: answers.append(store.see(seen()))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(store.record_release(seen()))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -138,14 +140,14 @@ def test_deliveries_at_the_same_moment_are_one_release(store: JobStore) -> None:
 
 
 def test_a_push_that_nobody_means_leaves_no_row(store: JobStore) -> None:
-    assert store.see(seen()) == "no_subscription"
+    assert store.record_release(seen()) == "no_subscription"
     paused, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
     store.pause_subscription(DEFAULT_TENANT, paused.id, True)
-    assert store.see(seen()) == "no_subscription"
+    assert store.record_release(seen()) == "no_subscription"
     with store.db.read() as connection:
         assert connection.scalar(select(func.count()).select_from(Release)) == 0
     store.pause_subscription(DEFAULT_TENANT, paused.id, False)
-    assert store.see(seen()) == "recorded"
+    assert store.record_release(seen()) == "recorded"
 
 
 def test_a_repo_that_is_known_to_be_older_than_the_subscription_is_no_release(
@@ -154,8 +156,8 @@ def test_a_repo_that_is_known_to_be_older_than_the_subscription_is_no_release(
     before = clock()
     clock.move(10)
     store.subscribe(DEFAULT_TENANT, a_subscription())
-    assert store.see(seen(created_at=before)) == "no_subscription"
-    assert store.see(seen(created_at=clock())) == "recorded"
+    assert store.record_release(seen(created_at=before)) == "no_subscription"
+    assert store.record_release(seen(created_at=clock())) == "recorded"
 
 
 def test_a_push_of_our_own_jobs_is_ignored_before_and_after_the_job_has_settled(store: JobStore) -> None:
@@ -164,30 +166,32 @@ def test_a_push_of_our_own_jobs_is_ignored_before_and_after_the_job_has_settled(
     claim = store.claim(job.id, "worker", 60)
     assert claim is not None
     shas = {"adapter_sha": SHA, "source_sha": SHA, "target_sha": SHA, "source_repo": "acme/base-1"}
-    store.resolved(claim, **shas, output_repo="acme/moved")
-    store.publishing(claim)
-    assert store.see(seen(repo_id="acme/moved")) == "own_push"
+    store.record_resolved(claim, **shas, output_repo="acme/moved")
+    store.mark_publishing(claim)
+    assert store.record_release(seen(repo_id="acme/moved")) == "own_push"
     store.succeed(claim, {"output": {"repo_id": "acme/moved", "commit": SHA}})
-    assert store.see(seen(repo_id="acme/moved")) == "own_push"
-    assert store.see(seen("d" * 40, repo_id="acme/moved", new_repo=True)) == "own_push", "its first commit"
-    assert store.see(seen(OTHER_SHA, repo_id="acme/moved")) == "recorded", "somebody else's push"
+    assert store.record_release(seen(repo_id="acme/moved")) == "own_push"
+    assert store.record_release(seen("d" * 40, repo_id="acme/moved", new_repo=True)) == "own_push", (
+        "its first commit"
+    )
+    assert store.record_release(seen(OTHER_SHA, repo_id="acme/moved")) == "recorded", "somebody else's push"
 
 
 def test_the_services_own_jobs_are_shown_to_nobody(store: JobStore) -> None:
     store.subscribe(DEFAULT_TENANT, a_subscription(since="2020-01-01"))
-    store.see(seen())
+    store.record_release(seen())
     assert (jobs_of_kind(store, "release"), jobs_of_kind(store, "reconcile")) == (1, 1)
     assert store.list(DEFAULT_TENANT).jobs == ()
     with store.db.read() as connection:
         (job_id, *_) = connection.scalars(select(Job.id)).all()
-    for attempt in (store.get, store.cancel, store.retry, store.events, store.diagnostics):
+    for attempt in (store.get, store.cancel, store.retry, store.list_events, store.get_diagnostics):
         with pytest.raises(NotFound):
             attempt(DEFAULT_TENANT, job_id)
 
 
 def test_a_release_job_survives_a_hub_that_is_away_for_longer_than_other_jobs_do(store: JobStore) -> None:
     store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
+    store.record_release(seen())
     with store.db.read() as connection:
         assert connection.scalar(select(Job.attempt_limit).where(Job.kind == "release")) == 8
 
@@ -202,10 +206,10 @@ def test_the_keeper_asks_for_a_look_per_tenant_and_owner_when_it_is_due(
     paused, _ = store.subscribe(beta, a_subscription(bases="other/*"))
     store.pause_subscription(beta, paused.id, True)
 
-    assert store.ask_for_looks(60) == 0
+    assert store.enqueue_polls(60) == 0
     clock.move(60)
-    assert store.ask_for_looks(60) == 2
-    assert store.ask_for_looks(60) == 0
+    assert store.enqueue_polls(60) == 2
+    assert store.enqueue_polls(60) == 0
     claims = release_claims(store, "reconcile")
     assert [(c.tenant_id, c.request) for c in claims] == [
         ("beta", ReconcileTask(owner="acme")),
@@ -219,11 +223,11 @@ def test_looks_that_have_ended_are_not_kept_and_one_that_runs_is_not_doubled(
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
     for _ in range(3):
         clock.move(60)
-        assert store.ask_for_looks(60) == 1
+        assert store.enqueue_polls(60) == 1
         (claim,) = release_claims(store, "reconcile")
         clock.move(60)
-        assert store.ask_for_looks(60) == 0, "one is running"
-        store.looked(claim, "acme", [subscription.id], clock())
+        assert store.enqueue_polls(60) == 0, "one is running"
+        store.mark_polled(claim, "acme", [subscription.id], clock())
         store.succeed(claim, {})
     assert jobs_of_kind(store, "reconcile") == 1
     assert store.get_subscription(DEFAULT_TENANT, subscription.id).looked_at == clock()
@@ -231,13 +235,13 @@ def test_looks_that_have_ended_are_not_kept_and_one_that_runs_is_not_doubled(
 
 def test_a_look_tries_releases_again_whose_job_had_failed(store: JobStore, clock: HandClock) -> None:
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
+    store.record_release(seen())
     (claim,) = release_claims(store)
     store.fail(claim, PublicError(code="hub_unavailable", message="away"))
     clock.move(3600)
-    store.ask_for_looks(3600)
+    store.enqueue_polls(3600)
     (look,) = release_claims(store, "reconcile")
-    store.looked(look, "acme", [subscription.id], clock())
+    store.mark_polled(look, "acme", [subscription.id], clock())
     (again,) = release_claims(store)
     assert again.job_id == claim.job_id
 
@@ -250,10 +254,12 @@ def test_a_subscription_that_begins_in_the_past_is_looked_after_at_once(store: J
 def test_a_base_is_handled_once_however_often_its_release_is_decided(store: JobStore) -> None:
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
     campaign_id = opened(store, subscription)
-    store.see(seen(OTHER_SHA))
+    store.record_release(seen(OTHER_SHA))
     (claim,) = release_claims(store)
-    decision = Decision(Stored.OPEN, OTHER_SHA, facts={"content": "weights-2"}, outputs={0: "acme/out"})
-    decided = store.decide(claim, subscription, "acme/base-2", decision)
+    decision = Decision(
+        CampaignDbState.OPEN, OTHER_SHA, facts={"content": "weights-2"}, outputs={0: "acme/out"}
+    )
+    decided = store.record_decision(claim, subscription, "acme/base-2", decision)
     assert (decided.outcome, decided.campaign_id) == ("handled", campaign_id)
     assert jobs_of_kind(store, "convert") == 2
 
@@ -262,14 +268,14 @@ def test_a_worker_that_is_killed_after_its_decision_decides_the_same_again(
     store: JobStore, clock: HandClock
 ) -> None:
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
+    store.record_release(seen())
     (first,) = release_claims(store)
-    decision = Decision(Stored.OPEN, SHA, facts=FACTS, outputs={0: "acme/x", 1: "acme/y"})
-    begun = store.decide(first, subscription, "acme/base-2", decision)
+    decision = Decision(CampaignDbState.OPEN, SHA, facts=FACTS, outputs={0: "acme/x", 1: "acme/y"})
+    begun = store.record_decision(first, subscription, "acme/base-2", decision)
     clock.move(61)
-    store.sweep()
+    store.reap()
     (second,) = [claim for claim in release_claims(store) if claim.attempt == 2]
-    again = store.decide(second, subscription, "acme/base-2", decision)
+    again = store.record_decision(second, subscription, "acme/base-2", decision)
     assert (begun.outcome, again.outcome, again.campaign_id) == ("open", "handled", begun.campaign_id)
     assert jobs_of_kind(store, "convert") == 2
 
@@ -279,10 +285,10 @@ def test_on_update_converts_again_only_when_what_the_model_computes_with_has_cha
     opened(store, subscription)
     outcomes = []
     for sha, content in ((OTHER_SHA, "weights-1"), ("c" * 40, "weights-2"), ("c" * 40, "weights-2")):
-        store.see(seen(sha))
+        store.record_release(seen(sha))
         claim = (release_claims(store) or [claim])[0]  # noqa: F821  (the last one decides twice)
-        decision = Decision(Stored.OPEN, sha, facts={"content": content}, outputs={0: "acme/out"})
-        outcomes.append(store.decide(claim, subscription, "acme/base-2", decision).outcome)
+        decision = Decision(CampaignDbState.OPEN, sha, facts={"content": content}, outputs={0: "acme/out"})
+        outcomes.append(store.record_decision(claim, subscription, "acme/base-2", decision).outcome)
     assert outcomes == ["handled", "open", "handled"]
     page = store.list_campaigns(DEFAULT_TENANT)
     assert [(campaign.number, campaign.sha[0]) for campaign in page.campaigns] == [(2, "c"), (1, "a")]
@@ -292,13 +298,17 @@ def test_a_release_that_waits_or_was_refused_is_decided_anew_under_the_same_id(s
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
     seen_states = []
     ids = set()
-    for sha, state in (("1" * 40, Stored.WAITING), ("2" * 40, Stored.REFUSED), ("3" * 40, Stored.OPEN)):
-        store.see(seen(sha))
+    for sha, state in (
+        ("1" * 40, CampaignDbState.WAITING),
+        ("2" * 40, CampaignDbState.REFUSED),
+        ("3" * 40, CampaignDbState.OPEN),
+    ):
+        store.record_release(seen(sha))
         (claim,) = release_claims(store)
-        reasons = [] if state is Stored.OPEN else [{"code": "why", "message": "Because."}]
-        outputs = {0: "acme/out"} if state is Stored.OPEN else {}
+        reasons = [] if state is CampaignDbState.OPEN else [{"code": "why", "message": "Because."}]
+        outputs = {0: "acme/out"} if state is CampaignDbState.OPEN else {}
         decision = Decision(state, sha, reasons, FACTS, outputs)
-        ids.add(store.decide(claim, subscription, "acme/base-2", decision).campaign_id)
+        ids.add(store.record_decision(claim, subscription, "acme/base-2", decision).campaign_id)
         (campaign,) = store.list_campaigns(DEFAULT_TENANT).campaigns
         seen_states.append((campaign.state, campaign.sha[0], len(campaign.decision["reasons"])))
     assert len(ids) == 1
@@ -314,33 +324,35 @@ def test_a_subscription_that_was_deleted_meanwhile_begins_nothing_and_its_campai
 ) -> None:
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
     campaign_id = opened(store, subscription)
-    store.see(seen(OTHER_SHA))
+    store.record_release(seen(OTHER_SHA))
     (claim,) = release_claims(store)
     store.unsubscribe(DEFAULT_TENANT, subscription.id)
-    decision = Decision(Stored.OPEN, OTHER_SHA, facts=FACTS, outputs={0: "acme/out"})
-    assert store.decide(claim, subscription, "acme/base-2", decision).outcome == "unsubscribed"
-    assert store.subscription_of(claim, subscription.id) is None
+    decision = Decision(CampaignDbState.OPEN, OTHER_SHA, facts=FACTS, outputs={0: "acme/out"})
+    assert store.record_decision(claim, subscription, "acme/base-2", decision).outcome == "unsubscribed"
+    assert store.find_subscription(claim, subscription.id) is None
     kept = store.get_campaign(DEFAULT_TENANT, campaign_id)
     assert (kept.subscription_id, kept.state) == (None, CampaignState.CONVERTING)
 
 
 def test_a_release_that_comes_during_a_pause_is_found_by_a_later_look(store: JobStore) -> None:
     store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
+    store.record_release(seen())
     (claim,) = release_claims(store)
     assert isinstance(claim.request, ReleaseTask)
-    store.forget(claim, claim.request)
+    store.unmark_release(claim, claim.request)
     store.succeed(claim, {"outcome": "paused"})
-    assert store.see(seen(), DEFAULT_TENANT) == "recorded"
+    assert store.record_release(seen(), DEFAULT_TENANT) == "recorded"
 
 
 def test_only_whoever_holds_the_job_decides(store: JobStore, clock: HandClock) -> None:
     subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.see(seen())
+    store.record_release(seen())
     (claim,) = release_claims(store)
     clock.move(61)
-    store.sweep()
+    store.reap()
     with pytest.raises(LeaseLost):
-        store.decide(claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, outputs={0: "acme/x"}))
+        store.record_decision(
+            claim, subscription, "acme/base-2", Decision(CampaignDbState.OPEN, SHA, outputs={0: "acme/x"})
+        )
     assert store.list_campaigns(DEFAULT_TENANT).campaigns == ()
     assert store.list(DEFAULT_TENANT, state=JobState.QUEUED).jobs == ()

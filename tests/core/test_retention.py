@@ -11,32 +11,32 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from core import keys, retention
-from core.audit import Trail, read_lines, write_line
-from core.callbacks.secrets import SigningSecrets
+from core.audit import AuditContext, list_audit_events, write_audit_event
+from core.callbacks.secrets import SigningSecretRepository
 from core.errors import Cancelled, NotFound, PublicError, QuotaExceeded, StateConflict
-from core.hub_tokens import SealedFor, put_tenant_token
+from core.hub_tokens import JobTokenEncryptor, put_tenant_token
 from core.jobs import JobStore
-from core.jobs.base import Extras
+from core.jobs.base import SubmissionContext
 from core.jobs.release_records import Decision
-from core.jobs.room import forget_jobs
-from core.keeper import Keeper
+from core.jobs.room import delete_jobs
+from core.keeper import Scheduler
 from core.limits import Limits, set_limits
-from core.releases.states import Stored
-from core.retention import Keep, Retention
+from core.releases.states import CampaignDbState
+from core.retention import Retention, RetentionPeriods
 from core.tables.base import Base
 from core.tables.callbacks import CallbackDelivery, CallbackStop
 from core.tables.jobs import Job
 from core.tables.releases import Release
-from core.tables.tenants import AuditLine
-from core.tenants import delete_data, delete_tenant, held_jobs, list_tenants, stop_jobs
-from core.vault import Vault, new_key
+from core.tables.tenants import AuditEvent
+from core.tenants import cancel_all_jobs, count_open_jobs, delete_tenant, erase_tenant_data, list_tenants
+from core.vault import Vault, generate_key
 from support.campaigns import SHA, a_subscription, bare_campaign, opened, release_claims, seen
 from support.databases import a_request
 from support.pools import a_pool
 
-VAULT = Vault([new_key()])
+VAULT = Vault([generate_key()])
 DONE = PublicError(code="x", message="x")
-BY_COMMAND = Trail("acme")
+BY_COMMAND = AuditContext("acme")
 
 
 @pytest.fixture
@@ -76,18 +76,18 @@ def test_without_a_setting_everything_is_kept(now_store: JobStore) -> None:
     job_id = _ended_job(now_store)
     _later(now_store, 10_000)
 
-    assert Retention(now_store, Keep()).sweep() == retention.Purged()
-    assert now_store.get("default", job_id).done
+    assert Retention(now_store, RetentionPeriods()).purge() == retention.PurgeResult()
+    assert now_store.get("default", job_id).is_done
 
 
 def test_ended_jobs_go_with_all_that_hangs_on_them_and_open_ones_stay(now_store: JobStore) -> None:
     ended = _ended_job(now_store)
     waiting, _ = now_store.submit("default", "convert", a_request())
-    sweeper = Retention(now_store, Keep(jobs=30))
-    assert sweeper.sweep().jobs == 0
+    sweeper = Retention(now_store, RetentionPeriods(jobs=30))
+    assert sweeper.purge().jobs == 0
 
     _later(now_store, 31)
-    assert sweeper.sweep().jobs == 1
+    assert sweeper.purge().jobs == 1
 
     with pytest.raises(NotFound):
         now_store.get("default", ended)
@@ -96,20 +96,20 @@ def test_ended_jobs_go_with_all_that_hangs_on_them_and_open_ones_stay(now_store:
 
 
 def test_jobs_that_are_kept_for_less_than_a_day_still_count_for_a_day(now_store: JobStore) -> None:
-    one_a_day = Extras(Limits(jobs_per_day=1))
+    one_a_day = SubmissionContext(Limits(jobs_per_day=1))
     _ended_job(now_store)
-    sweeper = Retention(now_store, Keep(jobs=0.25))
+    sweeper = Retention(now_store, RetentionPeriods(jobs=0.25))
     _later(now_store, 0.5)
-    assert sweeper.sweep().jobs == 1
+    assert sweeper.purge().jobs == 1
 
     with pytest.raises(QuotaExceeded) as refused:
-        now_store.submit("default", "convert", a_request(), extras=one_a_day)
+        now_store.submit("default", "convert", a_request(), context=one_a_day)
     assert refused.value.retry_after_s <= 12 * 3600
-    assert sweeper.sweep().spent == 0
+    assert sweeper.purge().counted_jobs == 0
 
     _later(now_store, 1.01)
-    assert Retention(now_store, Keep()).sweep().spent == 1
-    now_store.submit("default", "convert", a_request(), extras=one_a_day)
+    assert Retention(now_store, RetentionPeriods()).purge().counted_jobs == 1
+    now_store.submit("default", "convert", a_request(), context=one_a_day)
     assert _count(now_store, "default")["spent_jobs"] == 0
 
 
@@ -121,7 +121,7 @@ def test_jobs_that_are_deleted_by_several_at_once_count_once(now_store: JobStore
         with now_store.db.write() as connection:
             if connection.dialect.name == "postgresql":  # SQLite has one writer
                 barrier.wait()
-            forget_jobs(connection, ids, now_store.clock())
+            delete_jobs(connection, ids, now_store.clock())
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(forget, range(4)))
@@ -135,11 +135,11 @@ def test_a_pool_that_still_stands_keeps_its_job(now_store: JobStore) -> None:
     assert claim is not None
     now_store.succeed(claim, {"pool": a_pool().model_dump(mode="json")})
     _later(now_store, 31)
-    sweeper = Retention(now_store, Keep(jobs=30))
+    sweeper = Retention(now_store, RetentionPeriods(jobs=30))
 
-    assert sweeper.sweep().jobs == 0
+    assert sweeper.purge().jobs == 0
     now_store.delete_pool("default", pool.id)
-    assert sweeper.sweep().jobs == 1
+    assert sweeper.purge().jobs == 1
 
 
 def test_a_callback_that_is_still_to_be_delivered_keeps_its_job(now_store: JobStore) -> None:
@@ -148,17 +148,19 @@ def test_a_callback_that_is_still_to_be_delivered_keeps_its_job(now_store: JobSt
     )
     now_store.cancel("default", told.id)
     _later(now_store, 2)
-    sweeper = Retention(now_store, Keep(jobs=1))
+    sweeper = Retention(now_store, RetentionPeriods(jobs=1))
 
-    assert sweeper.sweep().jobs == 0
+    assert sweeper.purge().jobs == 0
     with now_store.db.write() as connection:
         connection.execute(update(CallbackDelivery).values(state="failed"))
-    assert sweeper.sweep().jobs == 1
+    assert sweeper.purge().jobs == 1
 
 
 def _campaign_job(store: JobStore, campaign: str) -> None:
     """End the first of a campaign's jobs that waits."""
-    waiting = [entry.job.id for entry in store.campaign_entries("default", campaign) if not entry.job.done]
+    waiting = [
+        entry.job.id for entry in store.list_campaign_entries("default", campaign) if not entry.job.is_done
+    ]
     claim = store.claim(waiting[0], "w", 60)
     assert claim is not None
     store.save_diagnostics(claim, {}, [], "compatible")
@@ -167,20 +169,20 @@ def _campaign_job(store: JobStore, campaign: str) -> None:
 
 def test_the_jobs_of_a_campaign_stay_until_the_last_one_is_old(now_store: JobStore) -> None:
     campaign = opened(now_store, now_store.subscribe("default", a_subscription())[0])
-    sweeper = Retention(now_store, Keep(jobs=30))
+    sweeper = Retention(now_store, RetentionPeriods(jobs=30))
     _campaign_job(now_store, campaign)
     _later(now_store, 31)
-    sweeper.sweep()
-    assert len(now_store.campaign_entries("default", campaign)) == 2, "one of them still waits"
+    sweeper.purge()
+    assert len(now_store.list_campaign_entries("default", campaign)) == 2, "one of them still waits"
     _campaign_job(now_store, campaign)
     _later(now_store, 40)
-    sweeper.sweep()
-    assert len(now_store.campaign_entries("default", campaign)) == 2, "one of them ended nine days ago"
+    sweeper.purge()
+    assert len(now_store.list_campaign_entries("default", campaign)) == 2, "one of them ended nine days ago"
 
     _later(now_store, 62)
-    sweeper.sweep()
+    sweeper.purge()
 
-    assert now_store.campaign_entries("default", campaign) == []
+    assert now_store.list_campaign_entries("default", campaign) == []
 
 
 def test_a_dry_run_can_still_be_approved_and_a_paused_campaign_go_on_after_long(now_store: JobStore) -> None:
@@ -188,27 +190,27 @@ def test_a_dry_run_can_still_be_approved_and_a_paused_campaign_go_on_after_long(
     campaign = opened(now_store, subscription)
     _campaign_job(now_store, campaign)
     _campaign_job(now_store, campaign)
-    sweeper = Retention(now_store, Keep(jobs=30))
+    sweeper = Retention(now_store, RetentionPeriods(jobs=30))
     _later(now_store, 31)
-    sweeper.sweep()
+    sweeper.purge()
 
     assert now_store.approve_campaign("default", campaign).tallies["convert"].total == 2
     _campaign_job(now_store, campaign)
     _campaign_job(now_store, campaign)
     now_store.pause_campaign("default", campaign)
     _later(now_store, 62)
-    sweeper.sweep()
+    sweeper.purge()
     assert now_store.resume_campaign("default", campaign).tallies["convert"].done == 2
 
 
 def test_an_old_history_shrinks_to_its_state_moves(now_store: JobStore) -> None:
     job_id = _ended_job(now_store)
     _later(now_store, 8)
-    Retention(now_store, Keep(events=7)).sweep()
+    Retention(now_store, RetentionPeriods(events=7)).purge()
 
-    events = now_store.events("default", job_id)
+    events = now_store.list_events("default", job_id)
     assert [event.type for event in events] == ["state"] * 3
-    assert now_store.diagnostics("default", job_id).sites
+    assert now_store.get_diagnostics("default", job_id).sites
 
 
 def test_a_sweep_is_bounded_and_the_next_one_goes_on(
@@ -218,20 +220,22 @@ def test_a_sweep_is_bounded_and_the_next_one_goes_on(
     for _ in range(5):
         _ended_job(now_store)
         with now_store.db.write() as connection:
-            write_line(connection, now_store.clock(), Trail("default"), "noun.verb", "x")
+            write_audit_event(connection, now_store.clock(), AuditContext("default"), "noun.verb", "x")
     _later(now_store, 31)
-    sweeper = Retention(now_store, Keep(jobs=30, events=20, audit=30))
-    swept = [sweeper.sweep() for _ in range(4)]
+    sweeper = Retention(now_store, RetentionPeriods(jobs=30, events=20, audit=30))
+    swept = [sweeper.purge() for _ in range(4)]
 
     assert [one.jobs for one in swept] == [2, 2, 1, 0]
     assert [one.audit for one in swept] == [2, 2, 1, 0]
-    assert [one.more for one in swept] == [True, True, False, False]
+    assert [one.has_more for one in swept] == [True, True, False, False]
 
 
 def test_the_keeper_sweeps(now_store: JobStore) -> None:
     _ended_job(now_store)
     _later(now_store, 31)
-    keeper = Keeper(now_store, lambda _: None, 0.05, retention=Retention(now_store, Keep(jobs=30)))
+    keeper = Scheduler(
+        now_store, lambda _: None, 0.05, retention=Retention(now_store, RetentionPeriods(jobs=30))
+    )
     keeper.start()
     gone = threading.Event()
     for _ in range(100):
@@ -244,17 +248,22 @@ def test_the_keeper_sweeps(now_store: JobStore) -> None:
 
 def _furnished(store: JobStore, tenant: str) -> None:
     """A tenant with a row in every table that there is."""
-    keys.issue(store, tenant, "key", trail=Trail(tenant))
+    keys.issue_key(store, tenant, "key", audit=AuditContext(tenant))
     gone = _ended_job(store, tenant)
     with store.db.write() as connection:
-        forget_jobs(connection, [gone], store.clock())
+        delete_jobs(connection, [gone], store.clock())
     _ended_job(store, tenant)
-    store.submit(tenant, "convert", a_request(), extras=Extras(seal=SealedFor(VAULT, "hf_x" * 9).seal))
+    store.submit(
+        tenant,
+        "convert",
+        a_request(),
+        context=SubmissionContext(encrypt_token=JobTokenEncryptor(VAULT, "hf_x" * 9).encrypt),
+    )
     store.submit_pool(tenant, a_pool())
-    put_tenant_token(store, VAULT, tenant, "hf_y" * 9, Trail(tenant))
+    put_tenant_token(store, VAULT, tenant, "hf_y" * 9, AuditContext(tenant))
     with store.db.write() as connection:
         set_limits(connection, tenant, {"max_running": 1}, store.clock())
-    SigningSecrets(store.db, store.clock).rotate(VAULT, tenant, 0)
+    SigningSecretRepository(store.db, store.clock).rotate(VAULT, tenant, 0)
     told, _ = store.submit(tenant, "convert", a_request(callback={"url": "https://tools.example/hook"}))
     store.cancel(tenant, told.id)
     subscription, _ = store.subscribe(tenant, a_subscription())
@@ -270,7 +279,7 @@ def test_a_deleted_tenant_leaves_one_line_and_nothing_else(now_store: JobStore) 
     before = _count(now_store, "rival")
     assert all(_count(now_store, "acme").values())
 
-    assert stop_jobs(now_store, "acme") == 0
+    assert cancel_all_jobs(now_store, "acme") == 0
     delete_tenant(now_store, "acme", BY_COMMAND)
 
     assert set(_count(now_store, "acme").values()) == {0}
@@ -287,47 +296,49 @@ def test_a_deleted_tenant_leaves_one_line_and_nothing_else(now_store: JobStore) 
             for name in hanging
         }
     assert left == dict.fromkeys(hanging, 0)
-    (line,) = read_lines(now_store.db, "default")
+    (line,) = list_audit_events(now_store.db, "default")
     assert (line.action, line.object) == ("tenant.deleted", "acme")
 
 
 def test_deleting_the_data_alone_keeps_keys_limits_and_the_log(now_store: JobStore) -> None:
     _furnished(now_store, "acme")
-    stop_jobs(now_store, "acme")
+    cancel_all_jobs(now_store, "acme")
 
-    delete_data(now_store, "acme", BY_COMMAND)
+    erase_tenant_data(now_store, "acme", BY_COMMAND)
 
     left = {name for name, count in _count(now_store, "acme").items() if count}
     assert left == {"api_keys", "tenant_limits", "spent_jobs", "audit_log"}
-    assert read_lines(now_store.db, "acme")[0].action == "tenant.data_deleted"
+    assert list_audit_events(now_store.db, "acme")[0].action == "tenant.data_deleted"
 
 
 def test_no_campaign_begins_for_a_tenant_whose_jobs_were_stopped(now_store: JobStore) -> None:
     subscription, _ = now_store.subscribe("default", a_subscription())
-    assert now_store.see(seen()) == "recorded"
+    assert now_store.record_release(seen()) == "recorded"
     (claim,) = release_claims(now_store)
 
-    assert stop_jobs(now_store, "default") == 1
+    assert cancel_all_jobs(now_store, "default") == 1
 
     with pytest.raises(Cancelled):
-        now_store.decide(
-            claim, subscription, "acme/base-2", Decision(Stored.OPEN, SHA, outputs={0: "acme/x"})
+        now_store.record_decision(
+            claim, subscription, "acme/base-2", Decision(CampaignDbState.OPEN, SHA, outputs={0: "acme/x"})
         )
-    now_store.cancelled(claim)
+    now_store.mark_cancelled(claim)
     assert now_store.list("default").jobs == ()
-    assert now_store.see(seen("b" * 40)) == "no_subscription"
-    assert held_jobs(now_store, "default") == 0
+    assert now_store.record_release(seen("b" * 40)) == "no_subscription"
+    assert count_open_jobs(now_store, "default") == 0
 
 
-@pytest.mark.parametrize("delete", [delete_data, delete_tenant])
+@pytest.mark.parametrize("delete", [erase_tenant_data, delete_tenant])
 def test_what_was_seen_for_a_deleted_tenant_alone_is_forgotten(
-    now_store: JobStore, delete: Callable[[JobStore, str, Trail], None]
+    now_store: JobStore, delete: Callable[[JobStore, str, AuditContext], None]
 ) -> None:
     for tenant in ("acme", "rival"):
         _furnished(now_store, tenant)
-    assert now_store.see(seen("a" * 40, "acme/base-private", webhook_id=None), "acme") == "recorded"
-    assert now_store.see(seen("b" * 40, "acme/base-public")) == "recorded"
-    stop_jobs(now_store, "acme")
+    assert (
+        now_store.record_release(seen("a" * 40, "acme/base-private", webhook_id=None), "acme") == "recorded"
+    )
+    assert now_store.record_release(seen("b" * 40, "acme/base-public")) == "recorded"
+    cancel_all_jobs(now_store, "acme")
 
     delete(now_store, "acme", BY_COMMAND)
 
@@ -336,37 +347,37 @@ def test_what_was_seen_for_a_deleted_tenant_alone_is_forgotten(
 
 
 def test_a_running_job_is_asked_to_stop_and_nothing_is_deleted_under_it(now_store: JobStore) -> None:
-    keys.create(now_store, "acme", "key")
+    keys.create_key(now_store, "acme", "key")
     job, _ = now_store.submit("acme", "convert", a_request())
     claim = now_store.claim(job.id, "w", 60)
     assert claim is not None
 
-    assert stop_jobs(now_store, "acme") == 1
+    assert cancel_all_jobs(now_store, "acme") == 1
     with pytest.raises(StateConflict, match="1 job"):
         delete_tenant(now_store, "acme", BY_COMMAND)
     assert now_store.heartbeat(claim, 60), "its worker hears of it"
 
-    now_store.cancelled(claim)
-    assert held_jobs(now_store, "acme") == 0
+    now_store.mark_cancelled(claim)
+    assert count_open_jobs(now_store, "acme") == 0
     delete_tenant(now_store, "acme", BY_COMMAND)
 
 
 def test_the_deployments_own_tenant_cannot_be_deleted(now_store: JobStore) -> None:
     with pytest.raises(StateConflict):
-        delete_tenant(now_store, "default", Trail("default"))
+        delete_tenant(now_store, "default", AuditContext("default"))
     with pytest.raises(NotFound):
-        delete_tenant(now_store, "nobody", Trail("nobody"))
+        delete_tenant(now_store, "nobody", AuditContext("nobody"))
 
 
 def test_old_lines_of_the_log_go_and_newer_ones_stay(now_store: JobStore) -> None:
     with now_store.db.write() as connection:
         old = now_store.clock() - timedelta(days=40)
-        write_line(connection, old, Trail("acme"), "noun.verb", "old")
-        write_line(connection, now_store.clock(), Trail("acme"), "noun.verb", "new")
-    Retention(now_store, Keep(audit=30)).sweep()
+        write_audit_event(connection, old, AuditContext("acme"), "noun.verb", "old")
+        write_audit_event(connection, now_store.clock(), AuditContext("acme"), "noun.verb", "new")
+    Retention(now_store, RetentionPeriods(audit=30)).purge()
 
     with now_store.db.read() as connection:
-        assert connection.scalars(select(AuditLine.object)).all() == ["new"]
+        assert connection.scalars(select(AuditEvent.object)).all() == ["new"]
 
 
 def test_a_job_that_ended_just_now_is_not_old_because_it_was_made_long_ago(now_store: JobStore) -> None:
@@ -375,24 +386,24 @@ def test_a_job_that_ended_just_now_is_not_old_because_it_was_made_long_ago(now_s
     with now_store.db.write() as connection:
         connection.execute(update(Job).where(Job.id == job_id).values(finished_at=now_store.clock()))
 
-    assert Retention(now_store, Keep(jobs=30)).sweep().jobs == 0
+    assert Retention(now_store, RetentionPeriods(jobs=30)).purge().jobs == 0
 
 
 def test_releases_and_callbacks_go_with_the_histories(now_store: JobStore) -> None:
     now_store.subscribe("default", a_subscription())
-    assert now_store.see(seen()) == "recorded"
+    assert now_store.record_release(seen()) == "recorded"
     told, _ = now_store.submit(
         "default", "convert", a_request(callback={"url": "https://tools.example/hook"})
     )
     now_store.cancel("default", told.id)
     with now_store.db.write() as connection:
         connection.execute(update(CallbackDelivery).values(state="delivered"))
-    sweeper = Retention(now_store, Keep(events=30))
+    sweeper = Retention(now_store, RetentionPeriods(events=30))
 
     _later(now_store, 29)
-    assert (sweeper.sweep().releases, sweeper.sweep().deliveries) == (0, 0)
+    assert (sweeper.purge().releases, sweeper.purge().deliveries) == (0, 0)
     _later(now_store, 31)
-    purged = sweeper.sweep()
+    purged = sweeper.purge()
     assert (purged.releases, purged.deliveries) == (1, 1)
     with now_store.db.read() as connection:
         assert connection.scalar(select(func.count()).select_from(Release)) == 0

@@ -11,19 +11,19 @@ from sqlalchemy import inspect, select, text
 
 from core import keys
 from core.errors import NotFound, PublicError, RequestInvalid, SettingsInvalid
-from core.hub_tokens import SealedFor, delete_tenant_token, put_tenant_token, token_of
+from core.hub_tokens import JobTokenEncryptor, delete_tenant_token, put_tenant_token, resolve_hub_token
 from core.jobs import JobStore
-from core.jobs.base import Extras
+from core.jobs.base import SubmissionContext
 from core.jobs.records import Claim
-from core.sealed import SEALED, reseal_all
+from core.sealed import ENCRYPTED_COLUMNS, rotate_encryption
 from core.settings import Settings
 from core.tables.base import Base
 from core.tables.jobs import JobToken
-from core.vault import Vault, new_key
+from core.vault import Vault, generate_key
 from support.databases import HandClock, a_request
 
 JOBS, TENANTS, DEPLOYMENTS = "hf_" + "j" * 34, "hf_" + "t" * 34, "hf_" + "d" * 34
-OLD, NEW = new_key(), new_key()
+OLD, NEW = generate_key(), generate_key()
 
 
 def _settings(**changes: object) -> Settings:
@@ -35,9 +35,13 @@ VAULT = Vault([OLD])
 
 
 def _claimed(store: JobStore, tenant: str, token: str | None = None) -> Claim:
-    keys.create(store, tenant, "key")
-    extras = Extras(seal=SealedFor(VAULT, token).seal) if token is not None else Extras()
-    job, _ = store.submit(tenant, "convert", a_request(), extras=extras)
+    keys.create_key(store, tenant, "key")
+    extras = (
+        SubmissionContext(encrypt_token=JobTokenEncryptor(VAULT, token).encrypt)
+        if token is not None
+        else SubmissionContext()
+    )
+    job, _ = store.submit(tenant, "convert", a_request(), context=extras)
     claim = store.claim(job.id, "w", 60)
     assert claim is not None
     return claim
@@ -52,8 +56,8 @@ def test_a_jobs_own_token_comes_before_its_tenants_and_that_before_the_deploymen
     with_own, without = _claimed(store, "acme", JOBS), _claimed(store, "acme")
     put_tenant_token(store, VAULT, "acme", TENANTS, None)
 
-    assert token_of(store, _settings(), with_own) == JOBS
-    assert token_of(store, _settings(), without) == TENANTS
+    assert resolve_hub_token(store, _settings(), with_own) == JOBS
+    assert resolve_hub_token(store, _settings(), without) == TENANTS
     delete_tenant_token(store, "acme", None)
     with pytest.raises(NotFound):
         delete_tenant_token(store, "acme", None)
@@ -62,10 +66,10 @@ def test_a_jobs_own_token_comes_before_its_tenants_and_that_before_the_deploymen
 def test_only_the_deployments_own_tenant_falls_back_on_its_token_unless_it_is_shared(store: JobStore) -> None:
     ours, theirs = _claimed(store, "default"), _claimed(store, "acme")
 
-    assert token_of(store, _settings(), ours) == DEPLOYMENTS
-    assert token_of(store, _settings(), theirs) is None
-    assert token_of(store, _settings(share_hub_token=True), theirs) == DEPLOYMENTS
-    assert token_of(store, _settings(hub_token=None), ours) is None
+    assert resolve_hub_token(store, _settings(), ours) == DEPLOYMENTS
+    assert resolve_hub_token(store, _settings(), theirs) is None
+    assert resolve_hub_token(store, _settings(share_hub_token=True), theirs) == DEPLOYMENTS
+    assert resolve_hub_token(store, _settings(hub_token=None), ours) is None
 
 
 def _succeeds(store: JobStore, claim: Claim, _: HandClock) -> None:
@@ -82,7 +86,7 @@ def _rejected(store: JobStore, claim: Claim, _: HandClock) -> None:
 
 def _cancelled(store: JobStore, claim: Claim, _: HandClock) -> None:
     store.cancel(claim.tenant_id, claim.job_id)
-    store.cancelled(claim)
+    store.mark_cancelled(claim)
 
 
 def _cancelled_while_waiting(store: JobStore, claim: Claim, _: HandClock) -> None:
@@ -93,7 +97,7 @@ def _cancelled_while_waiting(store: JobStore, claim: Claim, _: HandClock) -> Non
 def _dies_too_often(store: JobStore, claim: Claim, clock: HandClock) -> None:
     for _ in range(3):
         clock.move(61)
-        store.sweep()
+        store.reap()
         store.claim(claim.job_id, "w", 60)
 
 
@@ -108,7 +112,7 @@ def test_however_a_job_ends_its_token_is_gone(
 
     end(store, claim, clock)
 
-    assert store.get("acme", claim.job_id).done
+    assert store.get("acme", claim.job_id).is_done
     assert _job_tokens(store) == []
 
 
@@ -122,20 +126,24 @@ def test_a_job_that_waits_for_another_attempt_keeps_its_token(store: JobStore) -
 def test_a_retry_may_bring_a_token_of_its_own(store: JobStore) -> None:
     claim = _claimed(store, "acme", JOBS)
     store.fail(claim, PublicError(code="x", message="x"))
-    store.retry("acme", claim.job_id, extras=Extras(seal=SealedFor(VAULT, TENANTS).seal))
+    store.retry(
+        "acme",
+        claim.job_id,
+        context=SubmissionContext(encrypt_token=JobTokenEncryptor(VAULT, TENANTS).encrypt),
+    )
 
-    assert token_of(store, _settings(), claim) == TENANTS
+    assert resolve_hub_token(store, _settings(), claim) == TENANTS
 
 
 def test_a_token_that_was_copied_into_another_tenants_row_does_not_open(store: JobStore) -> None:
     claim = _claimed(store, "acme")
-    keys.create(store, "rival", "key")
+    keys.create_key(store, "rival", "key")
     put_tenant_token(store, VAULT, "rival", TENANTS, None)
     with store.db.write() as connection:
         connection.execute(text("UPDATE hub_tokens SET tenant_id = 'acme'"))
 
     with pytest.raises(SettingsInvalid, match="belongs to something else") as refused:
-        token_of(store, _settings(), claim)
+        resolve_hub_token(store, _settings(), claim)
     assert TENANTS not in str(refused.value)
 
 
@@ -143,12 +151,12 @@ def test_every_secret_is_put_under_the_new_key_and_the_old_one_can_go(store: Job
     claim = _claimed(store, "acme", JOBS)
     put_tenant_token(store, VAULT, "acme", TENANTS, None)
 
-    assert reseal_all(store.db, Vault([NEW, OLD])) == 2
+    assert rotate_encryption(store.db, Vault([NEW, OLD])) == 2
 
     only_new = _settings(secret_keys=SecretStr(NEW))
-    assert token_of(store, only_new, claim) == JOBS
+    assert resolve_hub_token(store, only_new, claim) == JOBS
     with pytest.raises(SettingsInvalid):
-        token_of(store, _settings(), claim)
+        resolve_hub_token(store, _settings(), claim)
 
 
 def test_a_rotation_that_cannot_open_everything_changes_nothing(store: JobStore) -> None:
@@ -156,8 +164,8 @@ def test_a_rotation_that_cannot_open_everything_changes_nothing(store: JobStore)
     put_tenant_token(store, Vault([NEW]), "acme", TENANTS, None)
 
     with pytest.raises(SettingsInvalid, match="'hub_tokens'"):
-        reseal_all(store.db, Vault([new_key(), OLD]))
-    assert token_of(store, _settings(), claim) == JOBS
+        rotate_encryption(store.db, Vault([generate_key(), OLD]))
+    assert resolve_hub_token(store, _settings(), claim) == JOBS
 
 
 def test_every_column_with_sealed_secrets_is_on_the_list(store: JobStore) -> None:
@@ -168,8 +176,8 @@ def test_every_column_with_sealed_secrets_is_on_the_list(store: JobStore) -> Non
         if column.name == "sealed" or column.name.startswith("sealed_") or column.name.endswith("_sealed")
     }
 
-    assert found == set(SEALED)
-    assert {table for table, _ in SEALED} <= set(inspect(store.db.engine).get_table_names())
+    assert found == set(ENCRYPTED_COLUMNS)
+    assert {table for table, _ in ENCRYPTED_COLUMNS} <= set(inspect(store.db.engine).get_table_names())
 
 
 @pytest.mark.parametrize("token", ["", "  ", "a b", "ü" * 9, "x" * 513, "tab\tinside"])
@@ -183,9 +191,9 @@ def test_what_is_no_token_is_refused_without_being_quoted(store: JobStore, token
 def test_on_a_database_server_a_secret_without_a_key_to_seal_it_is_refused(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, database_url="postgresql://nowhere/x", home=tmp_path)
     with pytest.raises(SettingsInvalid, match="REBASE_SECRET_KEYS"):
-        Vault.of(settings)
+        Vault.from_settings(settings)
 
 
 def test_a_sealer_shows_neither_token_nor_key() -> None:
-    assert JOBS not in repr(SealedFor(VAULT, JOBS).seal)
-    assert OLD not in repr(SealedFor(VAULT, JOBS))
+    assert JOBS not in repr(JobTokenEncryptor(VAULT, JOBS).encrypt)
+    assert OLD not in repr(JobTokenEncryptor(VAULT, JOBS))

@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import select, update
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from core.callbacks.secrets import MOST_SIGNING, SigningSecrets
-from core.callbacks.signature import new_secret, sign, signed_headers
+from core.callbacks.secrets import MAX_SIGNING_SECRETS, SigningSecretRepository
+from core.callbacks.signature import build_signature_headers, generate_secret, sign
 from core.errors import SettingsInvalid, StateConflict
 from core.jobs import JobStore
-from core.logs import redact
-from core.sealed import reseal_all
+from core.logs import redact_event
+from core.sealed import rotate_encryption
 from core.tables.callbacks import SigningSecret
-from core.vault import Vault, new_key
+from core.vault import Vault, generate_key
 from support.callbacks import a_tenant, sql_text
 from support.databases import HandClock
 
@@ -27,17 +27,17 @@ TENANT = "default"
 
 @pytest.fixture
 def vault() -> Vault:
-    return Vault([new_key()])
+    return Vault([generate_key()])
 
 
-def secrets_of(store: JobStore) -> SigningSecrets:
-    return SigningSecrets(store.db, store.clock)
+def secrets_of(store: JobStore) -> SigningSecretRepository:
+    return SigningSecretRepository(store.db, store.clock)
 
 
 def test_the_reference_library_verifies_what_we_sign() -> None:
-    secret, body = new_secret(), json.dumps({"type": "job.succeeded", "é": "\u2028"}).encode()
+    secret, body = generate_secret(), json.dumps({"type": "job.succeeded", "é": "\u2028"}).encode()
     now = datetime.now(UTC)
-    headers = signed_headers([secret], "01a2", int(now.timestamp()), body)
+    headers = build_signature_headers([secret], "01a2", int(now.timestamp()), body)
 
     assert Webhook(secret).verify(body, headers) == json.loads(body)
     assert headers["webhook-signature"] == Webhook(secret).sign("01a2", now, body.decode())
@@ -50,11 +50,11 @@ def test_the_reference_library_verifies_what_we_sign() -> None:
     with pytest.raises(WebhookVerificationError):
         Webhook(secret).verify(body + b" ", headers)
     with pytest.raises(WebhookVerificationError):
-        Webhook(new_secret()).verify(body, headers)
+        Webhook(generate_secret()).verify(body, headers)
 
 
 def test_a_secret_has_the_shape_of_the_standard_and_is_long_enough() -> None:
-    secret = new_secret()
+    secret = generate_secret()
     assert secret.startswith("whsec_")
     assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
     assert sign(secret, "a", 1, b"").startswith("v1,")
@@ -66,19 +66,19 @@ def test_during_a_rotation_both_secrets_verify_and_after_it_only_the_new_one(
     secrets = secrets_of(store)
     _, old = secrets.rotate(vault, TENANT, 3600)
     record, new = secrets.rotate(vault, TENANT, 3600)
-    assert secrets.open(vault, TENANT) == [new, old]
-    listed = secrets.listed(TENANT)
+    assert secrets.decrypt_signing(vault, TENANT) == [new, old]
+    listed = secrets.list_signing(TENANT)
     assert (listed[0].id, listed[0].retires_at) == (record.id, None)
     assert (listed[1].retires_at or clock()) > clock()
 
     body, at = b"{}", int(datetime.now(UTC).timestamp())
-    headers = signed_headers(secrets.open(vault, TENANT), "m", at, body)
+    headers = build_signature_headers(secrets.decrypt_signing(vault, TENANT), "m", at, body)
     assert headers["webhook-signature"].count("v1,") == 2
     for secret in (old, new):
         Webhook(secret).verify(body, headers)
 
     clock.move(3601)
-    headers = signed_headers(secrets.open(vault, TENANT), "m", at, body)
+    headers = build_signature_headers(secrets.decrypt_signing(vault, TENANT), "m", at, body)
     Webhook(new).verify(body, headers)
     with pytest.raises(WebhookVerificationError):
         Webhook(old).verify(body, headers)
@@ -90,14 +90,14 @@ def test_a_secret_that_leaked_can_be_ended_at_once(store: JobStore, vault: Vault
     secrets.rotate(vault, TENANT, 3600)
     _, new = secrets.rotate(vault, TENANT, 0)
 
-    assert secrets.open(vault, TENANT) == [new]
+    assert secrets.decrypt_signing(vault, TENANT) == [new]
 
 
 def test_a_header_stays_short_however_often_somebody_rotates(store: JobStore, vault: Vault) -> None:
     secrets = secrets_of(store)
     made = [secrets.rotate(vault, TENANT, 3600)[1] for _ in range(6)]
 
-    assert secrets.open(vault, TENANT) == made[: -MOST_SIGNING - 1 : -1]
+    assert secrets.decrypt_signing(vault, TENANT) == made[: -MAX_SIGNING_SECRETS - 1 : -1]
 
 
 def test_rotations_at_once_leave_exactly_one_newest(store: JobStore, vault: Vault) -> None:
@@ -105,7 +105,7 @@ def test_rotations_at_once_leave_exactly_one_newest(store: JobStore, vault: Vaul
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: secrets.rotate(vault, TENANT, 3600), range(8)))
 
-    assert [secret.retires_at for secret in secrets.listed(TENANT)].count(None) == 1
+    assert [secret.retires_at for secret in secrets.list_signing(TENANT)].count(None) == 1
 
 
 def test_tenants_have_secrets_of_their_own(store: JobStore, vault: Vault) -> None:
@@ -113,13 +113,13 @@ def test_tenants_have_secrets_of_their_own(store: JobStore, vault: Vault) -> Non
     secrets = secrets_of(store)
     _, mine = secrets.rotate(vault, TENANT, 3600)
     with pytest.raises(StateConflict) as caught:
-        secrets.require("rival")
+        secrets.require_secret("rival")
     assert caught.value.pointer == "/callback"
     _, theirs = secrets.rotate(vault, "rival", 3600)
 
-    assert secrets.open(vault, TENANT) == [mine]
-    assert secrets.open(vault, "rival") == [theirs]
-    secrets.require(TENANT)
+    assert secrets.decrypt_signing(vault, TENANT) == [mine]
+    assert secrets.decrypt_signing(vault, "rival") == [theirs]
+    secrets.require_secret(TENANT)
 
 
 def test_the_database_holds_no_secret_and_a_sealed_one_opens_only_in_its_own_row(
@@ -137,20 +137,20 @@ def test_the_database_holds_no_secret_and_a_sealed_one_opens_only_in_its_own_row
             update(SigningSecret).where(SigningSecret.tenant_id == "rival").values(sealed=stolen)
         )
     with pytest.raises(SettingsInvalid):
-        secrets.open(vault, "rival")
+        secrets.decrypt_signing(vault, "rival")
 
 
 def test_secrets_move_under_a_new_key_of_the_vault(store: JobStore) -> None:
-    old, new = new_key(), new_key()
+    old, new = generate_key(), generate_key()
     secrets = secrets_of(store)
     _, secret = secrets.rotate(Vault([old]), TENANT, 3600)
 
-    assert reseal_all(store.db, Vault([new, old])) == 1
-    assert secrets.open(Vault([new]), TENANT) == [secret]
+    assert rotate_encryption(store.db, Vault([new, old])) == 1
+    assert secrets.decrypt_signing(Vault([new]), TENANT) == [secret]
 
 
 def test_a_secret_that_strays_into_a_log_line_is_blanked() -> None:
-    secret = new_secret()
-    event = redact(None, "info", {"event": f"made {secret}", "secret": secret})
+    secret = generate_secret()
+    event = redact_event(None, "info", {"event": f"made {secret}", "secret": secret})
 
     assert secret.removeprefix("whsec_") not in str(event)

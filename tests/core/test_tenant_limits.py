@@ -8,24 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from core import keys
-from core.audit import Trail, read_lines
+from core.audit import AuditContext, list_audit_events
 from core.errors import NotFound, QuotaExceeded, RequestInvalid
 from core.jobs import JobStore
-from core.jobs.base import Extras
+from core.jobs.base import SubmissionContext
 from core.jobs.records import JobRecord
-from core.jobs.submit import Order
-from core.limits import NO_LIMITS, Limits, limits_of, set_limits
-from core.tenants import delete_data, stop_jobs
+from core.jobs.submit import Submission
+from core.limits import NO_LIMITS, Limits, load_limits, set_limits
+from core.tenants import cancel_all_jobs, erase_tenant_data
 from support.campaigns import a_subscription
 from support.databases import HandClock, a_request
 from support.pools import a_pool
 
-THREE_OPEN = Extras(Limits(max_queued=3))
-TWO_A_DAY = Extras(Limits(jobs_per_day=2))
+THREE_OPEN = SubmissionContext(Limits(max_queued=3))
+TWO_A_DAY = SubmissionContext(Limits(jobs_per_day=2))
 
 
-def _submit(store: JobStore, extras: Extras, tenant: str = "default") -> str:
-    return store.submit(tenant, "convert", a_request(), extras=extras)[0].id
+def _submit(store: JobStore, extras: SubmissionContext, tenant: str = "default") -> str:
+    return store.submit(tenant, "convert", a_request(), context=extras)[0].id
 
 
 def test_open_jobs_are_bounded_and_an_ended_one_makes_room(store: JobStore) -> None:
@@ -36,7 +36,7 @@ def test_open_jobs_are_bounded_and_an_ended_one_makes_room(store: JobStore) -> N
 
     _submit(store, THREE_OPEN)
     with pytest.raises(QuotaExceeded):
-        store.retry("default", ids[0], extras=THREE_OPEN)
+        store.retry("default", ids[0], context=THREE_OPEN)
 
 
 def test_jobs_a_day_are_bounded_and_the_refusal_says_when_there_is_room_again(
@@ -44,7 +44,7 @@ def test_jobs_a_day_are_bounded_and_the_refusal_says_when_there_is_room_again(
 ) -> None:
     _submit(store, TWO_A_DAY)
     clock.move(3600)
-    store.submit_pool("default", a_pool(), extras=TWO_A_DAY)
+    store.submit_pool("default", a_pool(), context=TWO_A_DAY)
     _one_fits_when_the_first_is_a_day_old(store, clock)
 
 
@@ -65,8 +65,8 @@ def test_jobs_of_the_day_count_though_the_tenant_deletes_its_data(store: JobStor
     _submit(store, TWO_A_DAY)
     clock.move(3600)
     for _ in range(2):
-        stop_jobs(store, "default")
-        delete_data(store, "default", Trail("default"))
+        cancel_all_jobs(store, "default")
+        erase_tenant_data(store, "default", AuditContext("default"))
     assert store.list("default").jobs == ()
 
     _submit(store, TWO_A_DAY)
@@ -74,7 +74,7 @@ def test_jobs_of_the_day_count_though_the_tenant_deletes_its_data(store: JobStor
 
 
 def test_an_idempotency_key_that_was_used_is_no_new_job_and_costs_no_quota(store: JobStore) -> None:
-    once = Extras(Limits(jobs_per_day=1))
+    once = SubmissionContext(Limits(jobs_per_day=1))
     first, _ = store.submit("default", "convert", a_request(), "key", once)
 
     again, created = store.submit("default", "convert", a_request(), "key", once)
@@ -83,10 +83,10 @@ def test_an_idempotency_key_that_was_used_is_no_new_job_and_costs_no_quota(store
 
 
 def test_in_one_batch_a_tenant_without_room_is_refused_and_the_others_are_not(store: JobStore) -> None:
-    keys.create(store, "acme", "key")
+    keys.create_key(store, "acme", "key")
     orders = [
-        *(Order("acme", "convert", a_request(), TWO_A_DAY) for _ in range(3)),
-        *(Order("default", "convert", a_request()) for _ in range(2)),
+        *(Submission("acme", "convert", a_request(), TWO_A_DAY) for _ in range(3)),
+        *(Submission("default", "convert", a_request()) for _ in range(2)),
     ]
 
     answers = store.submit_batch(orders)
@@ -118,18 +118,18 @@ def test_submissions_that_meet_do_not_get_past_the_bound_together(store: JobStor
 
 
 def test_a_named_caller_leaves_a_line_for_each_job_and_an_unnamed_one_none(store: JobStore) -> None:
-    trail = Trail("default", "0" * 32, "request-1", "192.0.2.0/24")
+    trail = AuditContext("default", "0" * 32, "request-1", "192.0.2.0/24")
     named, unnamed = store.submit_batch(
         [
-            Order("default", "convert", a_request(), Extras(trail=trail)),
-            Order("default", "precheck", a_request()),
+            Submission("default", "convert", a_request(), SubmissionContext(audit=trail)),
+            Submission("default", "precheck", a_request()),
         ]
     )
     assert isinstance(named, JobRecord)
     assert isinstance(unnamed, JobRecord)
-    store.cancel("default", named.id, trail=trail)
+    store.cancel("default", named.id, audit=trail)
 
-    lines = read_lines(store.db, "default")
+    lines = list_audit_events(store.db, "default")
 
     assert [(line.action, line.object) for line in lines] == [
         ("job.cancelled", named.id),
@@ -143,10 +143,10 @@ def test_limits_are_set_one_by_one_and_go_back_to_the_settings(store: JobStore) 
     with store.db.write() as connection:
         set_limits(connection, "default", {"jobs_per_day": 7}, store.clock())
         set_limits(connection, "default", {"max_running": -1}, store.clock())
-        assert limits_of(connection, "default", defaults) == Limits(jobs_per_day=7)
+        assert load_limits(connection, "default", defaults) == Limits(jobs_per_day=7)
         set_limits(connection, "default", {"jobs_per_day": None, "max_running": None}, store.clock())
-        assert limits_of(connection, "default", defaults) == defaults
-        assert limits_of(connection, "default", NO_LIMITS) == NO_LIMITS
+        assert load_limits(connection, "default", defaults) == defaults
+        assert load_limits(connection, "default", NO_LIMITS) == NO_LIMITS
         with pytest.raises(RequestInvalid, match="from 1"):
             set_limits(connection, "default", {"max_running": 0}, store.clock())
         with pytest.raises(NotFound):

@@ -24,7 +24,7 @@ FAILURE = PublicError(code="x", message="x")
 
 
 def _jobs(store: JobStore, tenant: str, count: int) -> list[str]:
-    keys.create(store, tenant, "key")
+    keys.create_key(store, tenant, "key")
     return [store.submit(tenant, "convert", a_request())[0].id for _ in range(count)]
 
 
@@ -92,7 +92,7 @@ def _waits(store: JobStore, claim: Claim) -> None:
 
 def _is_cancelled(store: JobStore, claim: Claim) -> None:
     store.cancel("acme", claim.job_id)
-    store.cancelled(claim)
+    store.mark_cancelled(claim)
 
 
 @pytest.mark.parametrize("end", [_succeeds, _fails, _waits, _is_cancelled])
@@ -123,7 +123,7 @@ def test_when_a_worker_dies_the_tenants_next_job_is_rung_in_its_place(
     _silence(store)
     clock.move(11)
 
-    store.sweep()
+    store.reap()
 
     assert set(_bells(store)) >= {first}
     assert store.claim(first, "w", 60) is not None
@@ -147,14 +147,14 @@ def test_a_lost_bell_for_a_waiting_job_is_made_good_by_the_sweeper(store: JobSto
     assert claim is not None
     for _ in range(8):  # the sweeper rings, a worker comes, and finds that it may not
         clock.move(4000)
-        store.sweep()
+        store.reap()
         assert store.claim(second, "w", 60) is None
         _silence(store)
     store.succeed(claim, {})
     _silence(store)  # the bell of the end is lost as well
 
     clock.move(31)
-    store.sweep()
+    store.reap()
 
     assert _bells(store) == [second]
 

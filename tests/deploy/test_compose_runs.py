@@ -24,7 +24,7 @@ import redis
 
 from core.callbacks.spec import CallbackSpec
 from core.requests import ConversionRequest
-from core.vault import new_key
+from core.vault import generate_key
 from rebase.client.errors import ServiceError
 from rebase.client.http import RebaseClient
 from support import compose, tiny_repos
@@ -41,7 +41,7 @@ SECRETS = {
     "REBASE_POSTGRES_PASSWORD": "p0stgres",
     "REBASE_REDIS_PASSWORD": "r3dis",
     "REBASE_HUB_TOKEN": TOKEN,
-    "REBASE_SECRET_KEYS": new_key(),
+    "REBASE_SECRET_KEYS": generate_key(),
 }
 CHOICES = {"REBASE_CALLBACK_ALLOW": "127.0.0.1"}
 SERVICES: dict[str, dict[str, Any]] = compose.load({**SECRETS, **CHOICES})["services"]

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from core.callbacks.secrets import SigningSecrets
+from core.callbacks.secrets import SigningSecretRepository
 from core.callbacks.spec import DeliveryState
-from core.callbacks.store import DeliveryBook
+from core.callbacks.store import DeliveryRepository
 from core.clock import utcnow
 from core.db import Database
 from core.jobs import JobStore
 from core.settings import Settings
 from core.tables.callbacks import CallbackDelivery
-from core.vault import Vault, new_key
+from core.vault import Vault, generate_key
 from rebase.client.http import RebaseClient
 from service.courier.health import is_alive
 from support.callbacks import ended_job, sql_text
@@ -41,9 +41,9 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_courier_killed_after_its_post_sends_the_same_message_again(database_url: str, home: Path) -> None:
-    key, db = new_key(), Database.open(database_url)
+    key, db = generate_key(), Database.open(database_url)
     jobs = JobStore(db)
-    secret = SigningSecrets(db).rotate(Vault([key]), "default", 3600)[1]
+    secret = SigningSecretRepository(db).rotate(Vault([key]), "default", 3600)[1]
     settings = {
         "REBASE_DATABASE_URL": database_url,
         "REBASE_SECRET_KEYS": key,
@@ -150,7 +150,7 @@ def test_a_real_conversion_of_the_embedded_stack_calls_back(home: Path) -> None:
     words = [file.read_text(errors="replace") for file in (home / "logs").iterdir()]
     assert len(words) == 3
     db = Database.open(Settings(_env_file=None, home=home).resolved_database_url)
-    assert DeliveryBook(db).of_job("default", job.id)
+    assert DeliveryRepository(db).list_for_job("default", job.id)
     everything = sql_text(db)
     db.close()
     assert not any(bare in text for text in [*words, everything, (home / "up.log").read_text()])

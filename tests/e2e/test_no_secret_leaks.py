@@ -24,7 +24,7 @@ from benchmarks.processes import api, environment, free_port, wait_ready, worker
 from core import keys
 from core.db import Database
 from core.jobs import JobStore
-from core.vault import new_key
+from core.vault import generate_key
 from support.redis_server import own_redis
 from support.standin_hub import StandinHub
 from support.tenants import bearer
@@ -98,9 +98,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     url = f"sqlite:///{home / 'rebase.db'}"
     migrations.upgrade(url)
     store = JobStore(Database.open(url))
-    key = keys.create(store, "tom", "laptop")
+    key = keys.create_key(store, "tom", "laptop")
     store.db.close()
-    vault_key = new_key()
+    vault_key = generate_key()
     with ExitStack() as stack:
         hub, redis_url = stack.enter_context(StandinHub()), stack.enter_context(own_redis())
         for token, user in ((DEPLOYMENTS, "deployment"), (TENANTS, "tom"), (REQUESTS, "rita")):

@@ -57,7 +57,7 @@ def test_deliveries_are_listed_shown_and_replayed(
     store = at_service.store
     delivery = delivery_of(rebase, store)
     queue = queue_of(store)
-    for taken in queue.take("courier", 60):
+    for taken in queue.lease("courier", 60):
         settle(queue, taken, DeliveryState.FAILED, 502)
 
     listed = rebase("callbacks", "ls", "--state", "failed")

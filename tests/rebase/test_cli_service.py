@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from core.errors import PublicError
-from core.jobs.records import Claim, LayerRows
+from core.jobs.records import Claim, LayerSimilarityMatrix
 from core.states import Phase
 from rebase.client.http import RebaseClient
 from support.command import REBASE, Command
@@ -31,7 +31,7 @@ def queued_job(rebase: Command) -> str:
 def finish(service: RunningService, job_id: str, end: Callable[[Claim], object]) -> None:
     claim = service.store.claim(job_id, "tester:1", 60.0)
     assert claim is not None
-    service.store.report(claim, Phase.TRANSFERRING, 1, 4, "sites", 2.0)
+    service.store.report_progress(claim, Phase.TRANSFERRING, 1, 4, "sites", 2.0)
     time.sleep(0.8)
     end(claim)
 
@@ -40,7 +40,7 @@ def ends(service: RunningService) -> dict[str, Callable[[Claim], Any]]:
     def succeed(claim: Claim) -> None:
         row = {"target": "0.q_proj", "measurements": {"kept": 0.5}, "flags": ["odd"]}
         service.store.save_diagnostics(claim, {}, [row], "compatible")
-        service.store.publishing(claim)
+        service.store.mark_publishing(claim)
         output = {"repo_id": "acme/out", "commit": "0" * 40, "url": "/hub/acme/out", "pull_request": None}
         result = {"verdict": "compatible", "reasons": [{"message": "[b]ecause"}], "output": output}
         service.store.succeed(claim, result)
@@ -88,7 +88,7 @@ def test_a_job_that_read_a_text_shows_how_many_layers_are_alike(
 ) -> None:
     job_id = queued_job(rebase)
     told = {"layer_map": {"coverage": 0.5, "threshold": 0.7}}
-    layers = LayerRows([[0.9, 0.25]], [0, 0])
+    layers = LayerSimilarityMatrix([[0.9, 0.25]], [0, 0])
     finish(at_service, job_id, lambda c: at_service.store.save_diagnostics(c, told, [], "uncertain", layers))
     shown = rebase("status", job_id, "--diagnostics").out
     assert "50% of the target's have a source layer above CKA 0.7" in shown

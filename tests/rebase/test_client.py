@@ -129,9 +129,9 @@ def test_wait_sees_progress_and_returns_the_result(service: RunningService, clie
     def work() -> None:
         claim = claimed(service, job)
         for done in (1, 2):
-            service.store.report(claim, Phase.TRANSFERRING, done, 2, "sites", 0.5)
+            service.store.report_progress(claim, Phase.TRANSFERRING, done, 2, "sites", 0.5)
             time.sleep(0.7)
-        service.store.publishing(claim)
+        service.store.mark_publishing(claim)
         service.store.succeed(claim, {"verdict": "compatible"})
 
     worker = threading.Thread(target=work)

@@ -223,7 +223,7 @@ def test_a_file_pool_covers_whatever_it_is_asked_about_and_has_no_id(tmp_path: P
     request = build_request(adapter="a/b", source="a/s", target="a/t", method="auto")
     pool = local_pool(write(tmp_path, {"anchors": anchors("name")}), request, Aliases())
 
-    covering = pool.covering("any/base", "any/other")
+    covering = pool.find_for_bases("any/base", "any/other")
     assert covering is not None and covering.id is None
     assert covering.spec == pool.spec == FilePool(pool.spec).spec
     with pytest.raises(NotFound):

@@ -84,14 +84,14 @@ def test_waiting_shows_progress_and_ends_with_what_became_of_the_pool(
         if good:
             claim = store.claim(pool_id, "tester:1", 60.0)
             assert claim is not None
-            store.report(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
+            store.report_progress(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
             time.sleep(0.8)
             store.fail(claim, PublicError(code="hub_unavailable", message="Later."), 0.0)
             finish_pool(store, pool_id)
         else:
             claim = store.claim(pool_id, "tester:1", 60.0)
             assert claim is not None
-            store.report(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
+            store.report_progress(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
             time.sleep(0.8)
             store.fail(claim, PublicError(code="unsafe_file", message="A pickle.", hint="Repack."))
 

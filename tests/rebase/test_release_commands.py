@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from core.jobs.release_records import Decision
-from core.releases.states import Stored
+from core.releases.states import CampaignDbState
 from core.tables.base import DEFAULT_TENANT
 from rebase.client.errors import ServiceError
 from rebase.client.http import RebaseClient
@@ -34,10 +34,12 @@ def begin(service: RunningService, subscription: dict[str, Any]) -> str:
     """The campaign of a release, as a worker begins it."""
     store, base = service.store, subscription["bases"].replace("*", "2")
     record = store.get_subscription(DEFAULT_TENANT, subscription["id"])
-    assert store.see(seen(repo_id=base, hub_repo_id=base)) == "recorded"
+    assert store.record_release(seen(repo_id=base, hub_repo_id=base)) == "recorded"
     (claim,) = release_claims(store)
     outputs = {n: f"{record.owner}/out-{n}" for n in range(len(record.spec.adapters))}
-    decided = store.decide(claim, record, base, Decision(Stored.OPEN, SHA, facts=FACTS, outputs=outputs))
+    decided = store.record_decision(
+        claim, record, base, Decision(CampaignDbState.OPEN, SHA, facts=FACTS, outputs=outputs)
+    )
     store.succeed(claim, {})
     assert decided.campaign_id is not None
     return decided.campaign_id
@@ -45,11 +47,11 @@ def begin(service: RunningService, subscription: dict[str, Any]) -> str:
 
 def finish(service: RunningService, campaign_id: str) -> None:
     """Convert everything."""
-    for entry in service.store.campaign_entries(DEFAULT_TENANT, campaign_id):
+    for entry in service.store.list_campaign_entries(DEFAULT_TENANT, campaign_id):
         claim = service.store.claim(entry.job.id, "worker", 60)
         assert claim is not None
         service.store.save_diagnostics(claim, {}, [], "compatible")
-        service.store.publishing(claim)
+        service.store.mark_publishing(claim)
         output = {"repo_id": "acme/out", "commit": "c" * 40, "url": "https://hub.example/acme/out"}
         result = {"output": {**output, "pull_request": None}, "method": {"name": "copy"}}
         service.store.succeed(claim, result)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.errors import PublicError
-from core.jobs.records import LayerRows
+from core.jobs.records import LayerSimilarityMatrix
 from rebase.client.http import RebaseClient
 from support.command import Command
 from support.running_service import RunningService
@@ -97,7 +97,7 @@ def test_a_pre_check_at_a_service_shows_how_many_layers_are_alike(
         claim = at_service.store.claim(found[0].id, "tester:1", 60.0)
         assert claim is not None
         layer_map = {"layer_map": {"coverage": 0.5, "threshold": 0.7}}
-        layers = LayerRows([[0.9, 0.25]], [0, 0])
+        layers = LayerSimilarityMatrix([[0.9, 0.25]], [0, 0])
         at_service.store.save_diagnostics(claim, layer_map, [], "uncertain", layers)
         at_service.store.succeed(claim, {"verdict": "uncertain", "reasons": []})
 

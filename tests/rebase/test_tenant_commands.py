@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from core.db import Database
-from core.hub_tokens import token_of
+from core.hub_tokens import resolve_hub_token
 from core.settings import Settings
 from core.vault import Vault
 from rebase.cli import tenants
@@ -84,12 +84,12 @@ def test_a_token_is_read_from_stdin_or_a_variable_and_never_from_the_arguments(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{TOKEN}\n"))
     done = rebase("tenants", "token", "set", "acme")
     assert (done.code, done.out) == (0, "Stored.\n")
-    vault = Vault.of(Settings(_env_file=None, home=home))
-    assert vault.open("hub_token/acme", _sealed(home)) == TOKEN
+    vault = Vault.from_settings(Settings(_env_file=None, home=home))
+    assert vault.decrypt("hub_token/acme", _sealed(home)) == TOKEN
 
     monkeypatch.setenv("MY_TOKEN", TOKEN[::-1])
     assert rebase("tenants", "token", "set", "acme", "--env", "MY_TOKEN").code == 0
-    assert vault.open("hub_token/acme", _sealed(home)) == TOKEN[::-1]
+    assert vault.decrypt("hub_token/acme", _sealed(home)) == TOKEN[::-1]
     assert rebase("tenants", "token", "set", "acme", "--env", "NOT_SET").code == 2
     assert "stored" in rebase("tenants", "show", "acme").out
     assert rebase("tenants", "token", "rm", "acme").code == 0
@@ -105,7 +105,7 @@ def test_a_jobs_own_token_is_taken_from_a_variable(
     assert claim is not None
     settings = Settings(_env_file=None, home=at_service.home)
 
-    assert token_of(at_service.store, settings, claim) == TOKEN
+    assert resolve_hub_token(at_service.store, settings, claim) == TOKEN
     assert TOKEN not in done.out
     at_service.store.succeed(claim, {})
     assert rebase("convert", "acme/lora", "--target", "acme/new", "--hub-token-env", "NO_SUCH").code == 2
@@ -123,7 +123,7 @@ def test_secrets_move_from_the_key_file_to_a_key_of_the_settings(
 
     monkeypatch.setenv("REBASE_SECRET_KEYS", f"{fresh},{(home / 'secret.key').read_text()}")
     assert rebase("secrets", "rotate").out == "1 secret(s) are under the newest key now.\n"
-    assert Vault([fresh]).open("hub_token/acme", _sealed(home)) == TOKEN
+    assert Vault([fresh]).decrypt("hub_token/acme", _sealed(home)) == TOKEN
 
 
 @pytest.mark.usefixtures("home")

@@ -15,7 +15,7 @@ import service.known_keys
 from core import keys
 from core.errors import NotFound, RequestInvalid, SettingsInvalid
 from core.jobs import JobStore
-from core.logs import redact
+from core.logs import redact_event
 from core.settings import Settings
 from core.tables.tenants import ApiKey
 from service.app import create_app
@@ -34,7 +34,7 @@ def _bearer(key: str) -> dict[str, str]:
 
 
 def test_without_a_valid_key_every_job_endpoint_is_401(guarded: Api) -> None:
-    key = keys.create(guarded.store, "acme", "laptop")
+    key = keys.create_key(guarded.store, "acme", "laptop")
     for headers in (
         {},
         _bearer("rb_wrong"),
@@ -58,7 +58,7 @@ def test_without_a_valid_key_every_job_endpoint_is_401(guarded: Api) -> None:
 
 
 def test_one_tenant_sees_nothing_of_another(guarded: Api) -> None:
-    ours, theirs = (_bearer(keys.create(guarded.store, name, "key")) for name in ("acme", "rival"))
+    ours, theirs = (_bearer(keys.create_key(guarded.store, name, "key")) for name in ("acme", "rival"))
     job_id = guarded.client.post("/convert", json=BODY, headers={**ours, "Idempotency-Key": "k"}).json()["id"]
 
     for method, path in (
@@ -78,19 +78,19 @@ def test_one_tenant_sees_nothing_of_another(guarded: Api) -> None:
 
 def test_a_revoked_key_stops_working(guarded: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.known_keys, "_KNOWN_FOR_S", 0.0)
-    key = keys.create(guarded.store, "acme", "laptop")
+    key = keys.create_key(guarded.store, "acme", "laptop")
     assert guarded.client.get("/jobs", headers=_bearer(key)).status_code == 200
 
     (record,) = keys.list_keys(guarded.store, "acme")
-    keys.revoke(guarded.store, record.id)
+    keys.revoke_key(guarded.store, record.id)
 
     assert guarded.client.get("/jobs", headers=_bearer(key)).status_code == 401
     with pytest.raises(NotFound):
-        keys.revoke(guarded.store, record.id)
+        keys.revoke_key(guarded.store, record.id)
 
 
 def test_only_the_hash_of_a_key_is_stored(store: JobStore) -> None:
-    key = keys.create(store, "acme", "laptop")
+    key = keys.create_key(store, "acme", "laptop")
     with store.db.read() as connection:
         row = connection.execute(select(ApiKey.__table__)).one()
 
@@ -98,7 +98,7 @@ def test_only_the_hash_of_a_key_is_stored(store: JobStore) -> None:
     assert len(key) > 40
     assert key not in json.dumps([str(value) for value in row])
     assert key.startswith(row.prefix)
-    known = keys.identify(store, key)
+    known = keys.identify_key(store, key)
     assert known is not None
     assert known.tenant_id == "acme"
 
@@ -106,11 +106,11 @@ def test_only_the_hash_of_a_key_is_stored(store: JobStore) -> None:
 @pytest.mark.parametrize(("tenant", "name"), [("", "n"), ("Acme Inc", "n"), ("acme", ""), ("a" * 65, "n")])
 def test_a_key_for_a_tenant_or_name_that_is_none_is_refused(store: JobStore, tenant: str, name: str) -> None:
     with pytest.raises(RequestInvalid):
-        keys.create(store, tenant, name)
+        keys.create_key(store, tenant, name)
 
 
 def test_neither_logs_nor_answers_repeat_a_key(guarded: Api) -> None:
-    key = keys.create(guarded.store, "acme", "laptop")
+    key = keys.create_key(guarded.store, "acme", "laptop")
     with capture_logs() as lines:
         answers = [
             guarded.client.get("/jobs", headers=_bearer(key)),
@@ -132,7 +132,7 @@ def test_secrets_are_blanked_by_name_and_by_shape() -> None:
         "job_id": "0123",
     }
 
-    assert redact(None, "info", event) == {
+    assert redact_event(None, "info", event) == {
         "event": "with [redacted] inside",
         "authorization": "[redacted]",
         "url": "redis://[redacted]@host/0",

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from core import keys
 from core.callbacks.spec import DeliveryState
-from core.callbacks.store import DeliveryBook
+from core.callbacks.store import DeliveryRepository
 from core.settings import Settings
 from service.app import create_app
 from support.api import BODY, Api
@@ -120,7 +120,7 @@ def test_a_secret_is_shown_once_and_never_again(api: Api) -> None:
 def test_a_delivery_is_replayed_under_its_own_id(ready: Api) -> None:
     ended(ready)
     queue = queue_of(ready.store)
-    (taken,) = queue.take("courier", 60)
+    (taken,) = queue.lease("courier", 60)
     conflict = ready.client.post(f"/deliveries/{taken.id}/replay")
     assert (conflict.status_code, conflict.json()["code"]) == (409, "state_conflict")
     settle(queue, taken, DeliveryState.FAILED)
@@ -166,7 +166,7 @@ def two(sqlite_url: str, tmp_path: Path) -> Iterator[tuple[TestClient, dict[str,
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         store = app.state.service.store
         headers = [
-            {"Authorization": f"Bearer {keys.create(store, tenant, 'k')}"} for tenant in ("acme", "rival")
+            {"Authorization": f"Bearer {keys.create_key(store, tenant, 'k')}"} for tenant in ("acme", "rival")
         ]
         yield client, headers[0], headers[1]
 
@@ -201,6 +201,6 @@ def test_a_log_line_never_holds_a_receivers_path(ready: Api, capfd: pytest.Captu
     ready.client.post(f"/jobs/{job_id}/cancel")
     ready.client.get(f"/jobs/{job_id}/deliveries")
 
-    assert DeliveryBook(ready.store.db).of_job("default", job_id)
+    assert DeliveryRepository(ready.store.db).list_for_job("default", job_id)
     captured = capfd.readouterr()
     assert "T0P-S3CRET" not in captured.out + captured.err

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from core.callbacks.queue import Bounds
-from core.callbacks.secrets import SigningSecrets
+from core.callbacks.queue import LeaseLimits
+from core.callbacks.secrets import SigningSecretRepository
 from core.callbacks.spec import DeliveryState
 from core.db import Database
 from core.jobs import JobStore
-from core.vault import Vault, new_key
+from core.vault import Vault, generate_key
 from service.courier.sending import MOST_BYTES
 from support.callbacks import a_job, a_tenant, book_of, claimed, ended_job
 from support.couriers import Names, a_sender, running_courier, until, until_settled
@@ -43,12 +43,12 @@ def jobs(database_url: str) -> Iterator[JobStore]:
 
 @pytest.fixture
 def vault() -> Vault:
-    return Vault([new_key()])
+    return Vault([generate_key()])
 
 
 @pytest.fixture
 def secret(jobs: JobStore, vault: Vault) -> str:
-    return SigningSecrets(jobs.db).rotate(vault, TENANT, 3600)[1]
+    return SigningSecretRepository(jobs.db).rotate(vault, TENANT, 3600)[1]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_work_folder_that_cannot_be_written_is_said_once_and_holds_nothing_up(
 
 
 def test_both_secrets_of_a_rotation_verify(jobs: JobStore, vault: Vault, secret: str) -> None:
-    _, new = SigningSecrets(jobs.db).rotate(vault, TENANT, 3600)
+    _, new = SigningSecretRepository(jobs.db).rotate(vault, TENANT, 3600)
     with receiver(answers(200)) as found, running_courier(jobs, vault, a_sender()):
         ended_job(jobs, found.url)
         (request,) = found.wait()
@@ -221,8 +221,8 @@ def test_dead_receivers_delay_neither_other_receivers_nor_other_tenants(
     jobs: JobStore, vault: Vault, secret: str, ending: threading.Event
 ) -> None:
     a_tenant(jobs, "rival")
-    SigningSecrets(jobs.db).rotate(vault, "rival", 0)
-    bounds = Bounds(receiver=2, tenant=4, total=8)
+    SigningSecretRepository(jobs.db).rotate(vault, "rival", 0)
+    bounds = LeaseLimits(per_endpoint=2, per_tenant=4, total=8)
     with receiver(never_answers(ending)) as dead, receiver(answers(200)) as alive:
         for _ in range(60):
             ended_job(jobs, dead.url)
@@ -278,7 +278,7 @@ def test_a_secret_that_cannot_be_opened_is_a_failure_that_is_tried_again(
 ) -> None:
     with receiver(answers(200)) as found:
         job_id = ended_job(jobs, found.url)
-        with running_courier(jobs, Vault([new_key()]), a_sender(), waits="0.05"):
+        with running_courier(jobs, Vault([generate_key()]), a_sender(), waits="0.05"):
             delivery = until_settled(jobs.db, job_id)
 
     assert reasons(delivery) == ["no_secret", "no_secret"]

@@ -9,12 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.callbacks.schedule import DEFAULT_WAITS, JITTER, LONGEST_ASKED_S, next_wait_s, parse_waits
+from core.callbacks.schedule import (
+    DEFAULT_DELAYS,
+    JITTER,
+    MAX_RETRY_AFTER_S,
+    compute_next_delay,
+    parse_delays,
+)
 from core.callbacks.spec import DeliveryState
 from service.courier.outcome import Outcome, Reason, judge, retry_after_s, settlement_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-WAITS = parse_waits(DEFAULT_WAITS)
+WAITS = parse_delays(DEFAULT_DELAYS)
 
 
 @pytest.mark.parametrize(
@@ -46,15 +52,15 @@ def test_the_default_schedule_ends_after_nine_attempts_and_a_day_and_a_half() ->
 def test_jitter_lengthens_a_wait_by_a_fifth_at_most_and_follows_from_the_seed(
     failures: int, seed: str
 ) -> None:
-    wait = next_wait_s(WAITS, failures, seed, None)
+    wait = compute_next_delay(WAITS, failures, seed, None)
 
     assert wait is not None
     assert WAITS[failures - 1] <= wait <= WAITS[failures - 1] * (1 + JITTER)
-    assert wait == next_wait_s(WAITS, failures, seed, None)
+    assert wait == compute_next_delay(WAITS, failures, seed, None)
 
 
 def test_what_failed_together_does_not_come_back_together() -> None:
-    waits = {next_wait_s(WAITS, 4, f"delivery-{number}", None) for number in range(50)}
+    waits = {compute_next_delay(WAITS, 4, f"delivery-{number}", None) for number in range(50)}
     assert len(waits) == 50
 
 
@@ -64,7 +70,7 @@ def test_gone_ends_a_delivery_and_success_does_too() -> None:
 
 
 def test_retry_after_is_honoured_where_it_has_a_meaning_and_within_a_day() -> None:
-    for status, asked, least in ((503, "120", 120), (429, "99999999999", LONGEST_ASKED_S), (503, "0", 5)):
+    for status, asked, least in ((503, "120", 120), (429, "99999999999", MAX_RETRY_AFTER_S), (503, "0", 5)):
         at = settlement_of(judge(status, asked, NOW), 0, WAITS, "id", NOW).next_at
         assert at is not None
         assert least <= (at - NOW).total_seconds() <= least * (1 + JITTER)

@@ -25,7 +25,7 @@ def _messages(text: str) -> list[dict[str, Any]]:
 
 def test_the_stream_of_a_done_job_tells_its_history_and_ends(api: Api) -> None:
     claim = api.claim(api.submit())
-    api.store.report(claim, Phase.READING, 1, 2)
+    api.store.report_progress(claim, Phase.READING, 1, 2)
     api.store.succeed(claim, {"ok": True})
 
     answer = api.client.get(f"/jobs/{claim.job_id}/events")
@@ -67,7 +67,7 @@ def test_progress_arrives_while_the_job_runs(api: Api, monkeypatch: pytest.Monke
 
     def work() -> None:
         for done in range(1, 6):
-            api.store.report(claim, Phase.TRANSFERRING, done, 5, "sites")
+            api.store.report_progress(claim, Phase.TRANSFERRING, done, 5, "sites")
             threading.Event().wait(0.06)
         api.store.succeed(claim, {})
 

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.errors import PublicError
-from core.jobs.records import FigureRow, LayerRows
+from core.jobs.records import LayerSimilarityMatrix, MetricRow
 from core.states import Phase
 from support.api import Api
 
@@ -24,8 +24,8 @@ PINS = {
 
 def test_a_running_job_shows_phase_progress_and_commits(api: Api) -> None:
     claim = api.claim(api.submit())
-    api.store.resolved(claim, **PINS)
-    api.store.report(claim, Phase.TRANSFERRING, 3, 14, "sites", 12.4)
+    api.store.record_resolved(claim, **PINS)
+    api.store.report_progress(claim, Phase.TRANSFERRING, 3, 14, "sites", 12.4)
 
     answer = api.client.get(f"/jobs/{claim.job_id}")
 
@@ -43,7 +43,7 @@ def test_a_done_job_has_exactly_one_of_result_and_error(api: Api) -> None:
         lambda claim: api.store.succeed(claim, {"repo_id": "acme/out"}),
         lambda claim: api.store.reject(claim, ERROR),
         lambda claim: api.store.fail(claim, ERROR),
-        api.store.cancelled,
+        api.store.mark_cancelled,
     ):
         claim = api.claim(api.submit())
         end(claim)
@@ -69,7 +69,7 @@ def test_a_job_that_has_not_changed_is_304_until_it_does(api: Api) -> None:
 
     api.store.heartbeat(claim, 60)
     assert api.client.get(path, headers={"If-None-Match": tag}).status_code == 304
-    api.store.report(claim, Phase.READING, 1, 2)
+    api.store.report_progress(claim, Phase.READING, 1, 2)
     assert api.client.get(path, headers={"If-None-Match": tag}).status_code == 200
 
 
@@ -136,7 +136,7 @@ def test_diagnostics_are_empty_first_and_then_what_the_worker_saved(api: Api) ->
 def test_diagnostics_show_how_alike_the_layers_are(api: Api) -> None:
     claim = api.claim(api.submit())
     told = {"coverage": 0.5, "threshold": 0.7, "positions": 900, "corpus": {"name": "some", "documents": 3}}
-    layers = LayerRows([[0.9, 0.25], [0.1, 0.5]], [0, 1])
+    layers = LayerSimilarityMatrix([[0.9, 0.25], [0.1, 0.5]], [0, 1])
     api.store.save_diagnostics(claim, {"layer_map": told}, [], "uncertain", layers)
 
     shown = api.client.get(f"/jobs/{claim.job_id}/diagnostics").json()["layer_map"]
@@ -150,10 +150,10 @@ def test_diagnostics_show_what_was_evaluated(api: Api) -> None:
     claim = api.claim(api.submit())
     told = {"score": "accuracy", "examples": {"generation": 9}, "notes": ["cut"], "settings": {"seed": 3}}
     figures = (
-        FigureRow("moved", "score", 0.5, 0.25, 0.75, 9, None),
-        FigureRow("moved", "retention", None, None, None, 9, "too small"),
+        MetricRow("moved", "score", 0.5, 0.25, 0.75, 9, None),
+        MetricRow("moved", "retention", None, None, None, 9, "too small"),
     )
-    api.store.save_diagnostics(claim, {"evaluation": told}, [], "uncertain", figures=figures)
+    api.store.save_diagnostics(claim, {"evaluation": told}, [], "uncertain", metrics=figures)
 
     shown = api.client.get(f"/jobs/{claim.job_id}/diagnostics").json()["evaluation"]
 

@@ -167,7 +167,7 @@ def test_a_key_is_good_for_one_pool(client: TestClient) -> None:
 
 def test_a_key_in_flight_is_a_conflict_that_may_be_tried_again(api: Api) -> None:
     headers = {"Idempotency-Key": "a-key"}
-    with api.store._only_user_of("default", "a-key"):
+    with api.store._reserve_key("default", "a-key"):
         answer = api.client.post("/anchor-pools", json=pool_body(), headers=headers)
 
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_in_flight")
@@ -325,7 +325,8 @@ def test_without_a_valid_key_every_pool_endpoint_is_401(guarded: Api) -> None:
 
 def test_one_tenant_sees_and_uses_nothing_of_another(guarded: Api) -> None:
     ours, theirs = (
-        {"Authorization": f"Bearer {keys.create(guarded.store, name, 'key')}"} for name in ("acme", "rival")
+        {"Authorization": f"Bearer {keys.create_key(guarded.store, name, 'key')}"}
+        for name in ("acme", "rival")
     )
     client = guarded.client
     made = client.post("/anchor-pools", json=pool_body(), headers={**ours, "Idempotency-Key": "k"})

@@ -93,7 +93,7 @@ def test_two_api_processes_let_a_tenant_through_as_often_as_one_would(tmp_path: 
     migrations.upgrade(url)
     db = Database.open(url)
     store = JobStore(db)
-    key = keys.create(store, "acme", "key")
+    key = keys.create_key(store, "acme", "key")
     change_limits(store, "acme", {"requests_per_minute": 20}, None)
     db.close()
     homes = [tmp_path / name for name in ("one", "two")]

@@ -60,7 +60,7 @@ def test_a_key_is_good_for_one_request(client: TestClient, path: str) -> None:
 
 
 def test_a_key_in_flight_is_a_conflict_that_may_be_tried_again(api: Api) -> None:
-    with api.store._only_user_of("default", "a-key"):
+    with api.store._reserve_key("default", "a-key"):
         answer = api.client.post("/convert", json=BODY, headers={"Idempotency-Key": "a-key"})
 
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_in_flight")
@@ -116,7 +116,7 @@ def test_a_field_that_does_not_fit_is_pointed_at(
 def test_a_locked_database_is_a_503_that_says_when_to_come_back(sqlite_url: str, tmp_path: Path) -> None:
     with Api.start(sqlite_url, tmp_path) as api:
         api.store.db.close()
-        api.store.db = Database.open(sqlite_url, wait_s=0.05)
+        api.store.db = Database.open(sqlite_url, timeout_s=0.05)
         holder = Database.open(sqlite_url)
         with holder.write():
             for headers in ({}, {"Idempotency-Key": "k"}):
@@ -182,12 +182,12 @@ def test_submissions_that_arrive_together_share_transactions(database_url: str) 
     assert sum(sizes) == 50
     assert len(sizes) < 10
     assert {job.id for job in store.list("default", limit=200).jobs} == set(ids)
-    assert store.waiting_bells() == 50
+    assert store.count_pending_notifications() == 50
     db.close()
 
 
 def test_a_transaction_that_fails_is_told_to_everybody_in_it(sqlite_url: str) -> None:
-    holder, db = Database.open(sqlite_url), Database.open(sqlite_url, wait_s=0.05)
+    holder, db = Database.open(sqlite_url), Database.open(sqlite_url, timeout_s=0.05)
     intake = Intake(JobStore(db))
     intake.start()
 

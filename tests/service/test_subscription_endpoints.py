@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 from core import keys
 from core.errors import PublicError
 from core.jobs import subscriptions_side
-from core.jobs.records import FigureRow
+from core.jobs.records import MetricRow
 from core.jobs.release_records import Decision
-from core.releases.states import Stored
+from core.releases.states import CampaignDbState
 from core.tables.base import DEFAULT_TENANT
 from core.tables.jobs import Job
 from support.api import Api
@@ -122,17 +122,17 @@ def reported(api: Api) -> Iterator[tuple[Api, str]]:
     subscription, _ = api.store.subscribe(DEFAULT_TENANT, a_subscription(adapters=adapters))
     left_out = [{"position": 4, "code": "max_jobs", "message": "The budget is 4 jobs per release."}]
     store = api.store
-    assert store.see(seen()) == "recorded"
+    assert store.record_release(seen()) == "recorded"
     (held,) = release_claims(store)
     outputs = {n: f"acme/lora-{n}-base-2" for n in range(4)}
-    decision = Decision(Stored.OPEN, "a" * 40, facts=FACTS, outputs=outputs, left_out=left_out)
-    campaign_id = store.decide(held, subscription, "acme/base-2", decision).campaign_id
+    decision = Decision(CampaignDbState.OPEN, "a" * 40, facts=FACTS, outputs=outputs, left_out=left_out)
+    campaign_id = store.record_decision(held, subscription, "acme/base-2", decision).campaign_id
     assert campaign_id is not None
-    moved, rejected, failed, _ = [e.job.id for e in store.campaign_entries(DEFAULT_TENANT, campaign_id)]
+    moved, rejected, failed, _ = [e.job.id for e in store.list_campaign_entries(DEFAULT_TENANT, campaign_id)]
     claim = api.claim(moved)
-    figure = FigureRow("moved", "score", 0.75, 0.7, 0.8, 40, None)
-    store.save_diagnostics(claim, {}, [], "compatible", figures=[figure])
-    store.publishing(claim)
+    figure = MetricRow("moved", "score", 0.75, 0.7, 0.8, 40, None)
+    store.save_diagnostics(claim, {}, [], "compatible", metrics=[figure])
+    store.mark_publishing(claim)
     output = {"repo_id": "acme/lora-0-base-2", "commit": "c" * 40, "url": "https://hub.example/x"}
     reasons = [{"code": "close", "message": "The bases are close relatives."}]
     result = {"output": {**output, "pull_request": None}, "verdict": "compatible", "reasons": reasons}
@@ -193,7 +193,7 @@ def test_a_browser_gets_a_page_that_runs_and_loads_nothing(reported: tuple[Api, 
 def test_another_tenants_subscription_and_campaign_do_not_exist(sqlite_url: str, tmp_path: Path) -> None:
     with Api.start(sqlite_url, tmp_path, auth="keys") as api:
         ours, theirs = (
-            {"Authorization": f"Bearer {keys.create(api.store, tenant, 'key')}"}
+            {"Authorization": f"Bearer {keys.create_key(api.store, tenant, 'key')}"}
             for tenant in ("ours", "theirs")
         )
         made = api.client.post("/subscriptions", json=subscription_body(), headers=ours).json()

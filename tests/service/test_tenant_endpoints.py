@@ -15,19 +15,19 @@ from sqlalchemy import select, update
 import service.events
 import service.known_keys
 from core import keys
-from core.audit import read_lines
-from core.hub_tokens import token_of
+from core.audit import list_audit_events
+from core.hub_tokens import resolve_hub_token
 from core.scopes import Scope
 from core.settings import Settings
 from core.tables.jobs import JobToken
 from core.tables.tenants import ApiKey, HubToken
 from core.tenants import change_limits
-from core.vault import new_key
+from core.vault import generate_key
 from support.api import BODY, Api
 from support.tenants import Household, bearer
 
 TOKEN = "hf_" + "q7" * 17
-KEY = new_key()
+KEY = generate_key()
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_an_open_event_stream_ends_with_its_key(
 ) -> None:
     monkeypatch.setattr(service.events, "KEY_LOOK_S", 0.1)
     monkeypatch.setattr(service.events, "POLL_S", 0.05)
-    threading.Timer(0.5, lambda: keys.revoke(guarded.store, acme.ids["key_id"])).start()
+    threading.Timer(0.5, lambda: keys.revoke_key(guarded.store, acme.ids["key_id"])).start()
     path = f"/jobs/{acme.ids['job_id']}/events"
     with guarded.client.stream("GET", path, headers=acme.headers(Scope.READ)) as stream:
         said = stream.read().decode()
@@ -133,7 +133,7 @@ def test_a_token_in_a_header_is_kept_for_that_job_alone(
     assert answer.status_code == 202, answer.text
 
     claim = guarded.claim(answer.json()["id"])
-    assert token_of(guarded.store, _settings(), claim) == TOKEN
+    assert resolve_hub_token(guarded.store, _settings(), claim) == TOKEN
     assert TOKEN not in guarded.client.get(f"/jobs/{claim.job_id}", headers=headers).text
     with guarded.store.db.read() as connection:
         assert TOKEN not in connection.scalars(select(JobToken.sealed)).one()
@@ -145,7 +145,7 @@ def test_a_retry_takes_a_token_too(guarded: Api, acme: Household) -> None:
     answer = guarded.client.post(f"/jobs/{job_id}/retry", headers={**headers, "X-Hub-Token": TOKEN})
 
     assert answer.status_code == 202
-    assert token_of(guarded.store, _settings(), guarded.claim(job_id)) == TOKEN
+    assert resolve_hub_token(guarded.store, _settings(), guarded.claim(job_id)) == TOKEN
 
 
 @pytest.mark.parametrize("token", ["two words", "x" * 600, ""])
@@ -244,7 +244,7 @@ def test_what_is_done_with_a_key_stands_in_the_log(guarded: Api, acme: Household
     ], "a denied attempt leaves one line a minute"
     assert lines[-1]["request_id"] == "mine"
     assert {line["key_id"] for line in lines} <= {key.id for key in keys.list_keys(guarded.store, "acme")}
-    assert read_lines(guarded.store.db, "rival") == []
+    assert list_audit_events(guarded.store.db, "rival") == []
 
 
 def test_the_log_is_read_page_by_page(guarded: Api, acme: Household) -> None:
@@ -263,9 +263,9 @@ def test_a_tenants_data_is_deleted_once_its_jobs_have_stopped(guarded: Api, acme
     claim = guarded.claim(acme.ids["job_id"])
     waiting = guarded.client.delete("/tenant-data", headers=admin)
     assert (waiting.status_code, waiting.json()["code"]) == (409, "state_conflict")
-    guarded.store.cancelled(claim)
+    guarded.store.mark_cancelled(claim)
 
     assert guarded.client.delete("/tenant-data", headers=admin).status_code == 204
     assert guarded.client.get("/jobs", headers=admin).json()["jobs"] == []
     assert guarded.client.get("/anchor-pools", headers=admin).json()["pools"] == []
-    assert read_lines(guarded.store.db, "default")[0].object == "acme"
+    assert list_audit_events(guarded.store.db, "default")[0].object == "acme"

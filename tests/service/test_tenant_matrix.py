@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.scopes import Scope, scope_of_method
+from core.scopes import Scope, get_required_scope
 from service.auth import declared_scopes
 from support.api import BODY, Api
 from support.tenants import OPEN, Household, bearer, ended_keys, guarded_routes, without
@@ -45,7 +45,7 @@ def test_every_route_declares_the_scope_that_it_needs(api: Api) -> None:
 
 def test_a_route_that_is_not_for_admins_needs_read_to_look_and_convert_to_act(api: Api) -> None:
     for method, path, scope in guarded_routes(api):
-        assert scope in {scope_of_method(method), Scope.ADMIN}, (method, path)
+        assert scope in {get_required_scope(method), Scope.ADMIN}, (method, path)
     admin = {path for _, path, scope in guarded_routes(api) if scope is Scope.ADMIN}
     assert admin >= {"/keys", "/keys/{key_id}", "/hub-token", "/audit", "/tenant-data"}
 

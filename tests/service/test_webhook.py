@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from core.jobs.release_records import Seen
+from core.jobs.release_records import ReleaseEvent
 from core.tables.base import DEFAULT_TENANT
 from service.webhook_payload import Ignored, release_in
 from support.api import Api
@@ -129,8 +129,8 @@ def test_a_push_that_one_of_our_jobs_made_is_ignored(hooked: Api) -> None:
     claim = store.claim(job.id, "worker", 60)
     assert claim is not None
     shas = {"adapter_sha": SHA, "source_sha": SHA, "target_sha": SHA, "source_repo": "acme/base-1"}
-    store.resolved(claim, **shas, output_repo="acme/base-2")
-    store.publishing(claim)
+    store.record_resolved(claim, **shas, output_repo="acme/base-2")
+    store.mark_publishing(claim)
     store.succeed(claim, {"output": {"repo_id": "acme/base-2", "commit": SHA}})
     assert answer(hooked, payload()) == (202, "ignored", "own_push")
 
@@ -223,7 +223,7 @@ def test_whatever_a_field_holds_a_payload_is_a_release_or_ignored(
     body = payload(**changes)
     for key in data.draw(st.sets(st.sampled_from(KEYS[:4]), max_size=2)):
         body[key] = data.draw(anything)
-    assert isinstance(release_in(body), Seen | Ignored)
+    assert isinstance(release_in(body), ReleaseEvent | Ignored)
 
 
 def test_the_schema_names_the_secret_and_asks_for_no_key(client: TestClient) -> None:

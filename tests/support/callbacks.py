@@ -7,10 +7,10 @@ from datetime import timedelta
 
 from sqlalchemy import insert
 
-from core.callbacks.queue import Bounds, DeliveryQueue
-from core.callbacks.records import AttemptRecord, Settlement, Taken
+from core.callbacks.queue import DeliveryQueue, LeaseLimits
+from core.callbacks.records import AttemptRecord, LeasedDelivery, Settlement
 from core.callbacks.spec import CallbackEvent, DeliveryState
-from core.callbacks.store import DeliveryBook
+from core.callbacks.store import DeliveryRepository
 from core.db import Database
 from core.errors import PublicError
 from core.jobs import JobStore
@@ -53,7 +53,7 @@ Ending = Callable[[JobStore, HandClock, str], None]
 
 def succeeds(store: JobStore, _clock: HandClock, job_id: str) -> None:
     claim = claimed(store, job_id)
-    store.publishing(claim)
+    store.mark_publishing(claim)
     store.succeed(claim, {"output": {"repo_id": "acme/out", "commit": "c" * 40, "url": "/srv/hub/out"}})
 
 
@@ -85,7 +85,7 @@ def is_cancelled_while_waiting(store: JobStore, _clock: HandClock, job_id: str) 
 def is_cancelled_by_its_worker(store: JobStore, _clock: HandClock, job_id: str) -> None:
     claim = claimed(store, job_id)
     store.cancel("default", job_id)
-    store.cancelled(claim)
+    store.mark_cancelled(claim)
 
 
 def fails_when_it_was_to_be_cancelled(store: JobStore, _clock: HandClock, job_id: str) -> None:
@@ -98,14 +98,14 @@ def loses_its_worker_for_good(store: JobStore, clock: HandClock, job_id: str) ->
     for _ in range(store.max_attempts):
         claimed(store, job_id)
         clock.move(61)
-        store.sweep()
+        store.reap()
 
 
 def loses_its_worker_when_it_was_to_be_cancelled(store: JobStore, clock: HandClock, job_id: str) -> None:
     claimed(store, job_id)
     store.cancel("default", job_id)
     clock.move(61)
-    store.sweep()
+    store.reap()
 
 
 ENDINGS: list[tuple[Ending, str]] = [
@@ -122,16 +122,16 @@ ENDINGS: list[tuple[Ending, str]] = [
 ]
 
 
-def queue_of(store: JobStore, bounds: Bounds | None = None) -> DeliveryQueue:
+def queue_of(store: JobStore, bounds: LeaseLimits | None = None) -> DeliveryQueue:
     return DeliveryQueue(store.db, store.clock, bounds)
 
 
-def book_of(store: JobStore) -> DeliveryBook:
-    return DeliveryBook(store.db, store.clock)
+def book_of(store: JobStore) -> DeliveryRepository:
+    return DeliveryRepository(store.db, store.clock)
 
 
 def settle(
-    queue: DeliveryQueue, taken: Taken, state: DeliveryState, status: int = 500, wait_s: float = 5
+    queue: DeliveryQueue, taken: LeasedDelivery, state: DeliveryState, status: int = 500, wait_s: float = 5
 ) -> bool:
     """What a courier writes after an attempt."""
     bad = state is not DeliveryState.DELIVERED

@@ -9,10 +9,10 @@ from sqlalchemy import insert, select
 from core.ids import new_id
 from core.jobs import JobStore
 from core.jobs.records import Claim
-from core.jobs.release_records import Decision, Seen, SubscriptionRecord
+from core.jobs.release_records import Decision, ReleaseEvent, SubscriptionRecord
 from core.releases.spec import SubscriptionRequest
-from core.releases.states import Stored
-from core.releases.tasks import MAIN
+from core.releases.states import CampaignDbState
+from core.releases.tasks import MAIN_REF
 from core.tables.jobs import Job
 from core.tables.releases import Campaign
 from core.tables.tenants import Tenant
@@ -36,10 +36,10 @@ def a_subscription(**changes: Any) -> SubscriptionRequest:
     return SubscriptionRequest.model_validate(subscription_body(**changes))
 
 
-def seen(sha: str = SHA, repo_id: str = "acme/base-2", **changes: Any) -> Seen:
+def seen(sha: str = SHA, repo_id: str = "acme/base-2", **changes: Any) -> ReleaseEvent:
     """What a webhook told."""
     told = {"webhook_id": "hook", "hub_repo_id": "repo", "seen_by": "webhook", **changes}
-    return Seen(repo_id, MAIN, sha, **told)
+    return ReleaseEvent(repo_id, MAIN_REF, sha, **told)
 
 
 def add_tenant(store: JobStore, tenant: str) -> str:
@@ -58,11 +58,11 @@ def release_claims(store: JobStore, kind: str = "release") -> list[Claim]:
 
 def opened(store: JobStore, subscription: SubscriptionRecord, sha: str = SHA, **changes: Any) -> str:
     """The campaign of a release that passed all guards, as a worker begins it."""
-    assert store.see(seen(sha)) == "recorded"
+    assert store.record_release(seen(sha)) == "recorded"
     (claim,) = release_claims(store)
     outputs = {n: f"acme/out-{n}" for n in range(len(subscription.spec.adapters))}
-    decision = Decision(Stored.OPEN, sha, facts=FACTS, outputs=outputs, **changes)
-    decided = store.decide(claim, subscription, "acme/base-2", decision)
+    decision = Decision(CampaignDbState.OPEN, sha, facts=FACTS, outputs=outputs, **changes)
+    decided = store.record_decision(claim, subscription, "acme/base-2", decision)
     store.succeed(claim, {"outcome": decided.outcome})
     assert decided.campaign_id is not None
     return decided.campaign_id
@@ -72,7 +72,7 @@ def bare_campaign(store: JobStore, subscription: SubscriptionRecord) -> str:
     """A campaign's row without jobs."""
     now = store.clock()
     values = {"id": new_id(), "tenant_id": subscription.tenant_id, "subscription_id": subscription.id}
-    values |= {"repo_id": "acme/base-2", "number": 1, "sha": SHA, "state": Stored.OPEN.value}
+    values |= {"repo_id": "acme/base-2", "number": 1, "sha": SHA, "state": CampaignDbState.OPEN.value}
     values |= {"request": subscription.request, "decision": {"outputs": {}, "left_out": [], "reasons": []}}
     values |= {"dry_run": False, "created_at": now, "updated_at": now}
     with store.db.write() as connection:
@@ -98,7 +98,7 @@ def payload(**changes: Any) -> dict[str, Any]:
             "headSha": SHA,
             "owner": {"id": "628b753283ef59b5be89e937"},
         },
-        "updatedRefs": [{"ref": MAIN, "oldSha": "0" * 40, "newSha": SHA}],
+        "updatedRefs": [{"ref": MAIN_REF, "oldSha": "0" * 40, "newSha": SHA}],
         "webhook": {"id": "6390e855e30d9209411de93b", "version": 3},
     }
     for key, value in changes.items():

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.callbacks.allow import Allowed
-from core.callbacks.queue import Bounds, DeliveryQueue
-from core.callbacks.schedule import parse_waits
-from core.callbacks.secrets import SigningSecrets
+from core.callbacks.allow import Allowlist
+from core.callbacks.queue import DeliveryQueue, LeaseLimits
+from core.callbacks.schedule import parse_delays
+from core.callbacks.secrets import SigningSecretRepository
 from core.callbacks.spec import DeliveryState
-from core.callbacks.store import DeliveryBook
+from core.callbacks.store import DeliveryRepository
 from core.db import Database
 from core.jobs import JobStore
 from core.vault import Vault
@@ -53,7 +53,9 @@ def a_sender(
     ca_file: Path | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Sender:
-    return Sender(resolver or SystemResolver(4), Allowed.parse(allow), tls or tls_context(ca_file), timeout_s)
+    return Sender(
+        resolver or SystemResolver(4), Allowlist.parse(allow), tls or tls_context(ca_file), timeout_s
+    )
 
 
 @contextmanager
@@ -63,7 +65,7 @@ def running_courier(
     sender: Sender,
     *,
     waits: str = QUICK,
-    bounds: Bounds | None = None,
+    bounds: LeaseLimits | None = None,
     alive: Path | None = None,
 ) -> Iterator[Courier]:
     """A courier on a thread of its own until the end of the block. It goes by the wall clock."""
@@ -71,8 +73,10 @@ def running_courier(
     ready = threading.Event()
 
     async def serve() -> None:
-        queue = DeliveryQueue(store.db, bounds=bounds)
-        courier = Courier(queue, SigningSecrets(store.db), vault, sender, parse_waits(waits), alive=alive)
+        queue = DeliveryQueue(store.db, limits=bounds)
+        courier = Courier(
+            queue, SigningSecretRepository(store.db), vault, sender, parse_delays(waits), alive=alive
+        )
         made.append(courier)
         loops.append(asyncio.get_running_loop())
         ready.set()
@@ -92,12 +96,12 @@ def running_courier(
 
 def until_settled(db: Database, job_id: str, seconds: float = 30.0) -> Any:
     """The job's last delivery, once it is no longer pending."""
-    book = DeliveryBook(db)
+    book = DeliveryRepository(db)
     return until(
         lambda: next(
             (
                 one
-                for one in reversed(book.of_job("default", job_id))
+                for one in reversed(book.list_for_job("default", job_id))
                 if one.state is not DeliveryState.PENDING
             ),
             None,

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import update
 
 from core import keys
-from core.callbacks.store import DeliveryBook
+from core.callbacks.store import DeliveryRepository
 from core.jobs import JobStore
 from core.scopes import Scope
 from core.tables.tenants import ApiKey
@@ -61,14 +61,14 @@ class Household:
     @classmethod
     def make(cls, store: JobStore, tenant: str) -> Household:
         """A new tenant with three keys and one of every kind of thing."""
-        made = {scope: keys.issue(store, tenant, f"{tenant}-{scope}", scope) for scope in Scope}
+        made = {scope: keys.issue_key(store, tenant, f"{tenant}-{scope}", scope) for scope in Scope}
         job, _ = store.submit(tenant, "convert", a_request(adapter={"repo_id": f"{tenant}/lora"}))
         pool, _ = store.submit_pool(tenant, a_pool())
         ids = {"job_id": job.id, "pool_id": pool.id, "key_id": made[Scope.READ].record.id}
         subscription, _ = store.subscribe(tenant, a_subscription())
         told, _ = store.submit(tenant, "convert", a_request(callback={"url": "https://tools.example/hook"}))
         store.cancel(tenant, told.id)
-        (delivery,) = DeliveryBook(store.db, store.clock).of_job(tenant, told.id)
+        (delivery,) = DeliveryRepository(store.db, store.clock).list_for_job(tenant, told.id)
         ids |= {"subscription_id": subscription.id, "campaign_id": bare_campaign(store, subscription)}
         ids["delivery_id"] = delivery.id
         return cls(tenant, {scope: one.key for scope, one in made.items()}, ids)
@@ -84,8 +84,8 @@ class Household:
 
 def ended_keys(store: JobStore, tenant: str) -> dict[str, str]:
     """Admin keys that have ended, by how."""
-    revoked, expired = (keys.issue(store, tenant, name) for name in ("revoked", "expired"))
-    keys.revoke(store, revoked.record.id)
+    revoked, expired = (keys.issue_key(store, tenant, name) for name in ("revoked", "expired"))
+    keys.revoke_key(store, revoked.record.id)
     past = store.clock() - timedelta(seconds=1)
     with store.db.write() as connection:
         change = update(ApiKey).where(ApiKey.id == expired.record.id)

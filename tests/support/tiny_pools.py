@@ -74,6 +74,6 @@ class OnePool:
         assert pool_id == self.pool.id
         return self.pool
 
-    def covering(self, source_repo: str, target_repo: str) -> Pool | None:
+    def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
         spec = self.pool.spec
         return self.pool if (source_repo, target_repo) == (spec.source.repo_id, spec.target.repo_id) else None

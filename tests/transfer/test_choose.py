@@ -6,8 +6,8 @@ import pytest
 
 from rebase.methods.activation.params import ActivationParams
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
-from rebase.methods.auto import choose
 from rebase.methods.auto.params import AutoParams
+from rebase.methods.auto.rules import choose
 from rebase.methods.base_params import DareParams, RefineParams
 from rebase.methods.copy.params import CopyParams
 from rebase.methods.distill.params import DistillParams

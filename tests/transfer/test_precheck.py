@@ -7,8 +7,8 @@ import torch
 
 from rebase.lora.low_rank import Role
 from rebase.methods.activation.params import ActivationParams
-from rebase.methods.auto import choose
 from rebase.methods.auto.params import AutoParams
+from rebase.methods.auto.rules import choose
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import DareParams
 from rebase.methods.copy.params import CopyParams

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import Rejected, RepoNotFound, RequestInvalid
-from core.pools import NO_POOLS, PoolRequest, Pools
+from core.pools import NO_ANCHOR_POOLS, AnchorPools, PoolRequest
 from core.repos import RepoRef
 from core.requests import ConversionRequest
 from support.tiny_models import save_adapter, tiny_model
@@ -61,7 +61,7 @@ def pool_request(**changes: Any) -> PoolRequest:
     return PoolRequest.model_validate(body() | changes)
 
 
-def convert(hub: Path, pools: Pools, *, method: Any = None, **changes: Any) -> Conversion:
+def convert(hub: Path, pools: AnchorPools, *, method: Any = None, **changes: Any) -> Conversion:
     request: dict[str, Any] = {
         "adapter": {"repo_id": MIXTURE},
         "target": {"repo_id": NEW},
@@ -191,7 +191,10 @@ def test_auto_uses_a_pool_that_covers_distant_bases_and_leaves_an_unusable_one_a
     outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
     assert outcome.report.method_used["name"] == "cross_lora"
     assert "pool_unusable" in {reason.code for reason in outcome.report.precheck.reasons}
-    assert convert(hub, NO_POOLS, method="auto", kind="precheck").report.method_used["name"] == "cross_lora"
+    assert (
+        convert(hub, NO_ANCHOR_POOLS, method="auto", kind="precheck").report.method_used["name"]
+        == "cross_lora"
+    )
 
 
 def test_close_bases_are_copied_between_whatever_pools_there_are(hub: Path) -> None:
@@ -201,9 +204,9 @@ def test_close_bases_are_copied_between_whatever_pools_there_are(hub: Path) -> N
 
 def test_without_a_pool_the_verdict_says_what_to_do(hub: Path) -> None:
     with pytest.raises(Rejected, match="No anchor pool"):
-        convert(hub, NO_POOLS, method="anchor_ridge", precheck={})
+        convert(hub, NO_ANCHOR_POOLS, method="anchor_ridge", precheck={})
     with pytest.raises(IncompatiblePair, match="No anchor pool"):
-        convert(hub, NO_POOLS, method="anchor_ridge")
+        convert(hub, NO_ANCHOR_POOLS, method="anchor_ridge")
 
 
 def test_a_refusal_of_the_pool_is_the_same_sentence_as_an_error(hub: Path) -> None:

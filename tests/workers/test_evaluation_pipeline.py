@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.errors import Cancelled, RebaseError, Rejected, WorseThanTarget, public_error
+from core.errors import Cancelled, RebaseError, Rejected, WorseThanTarget, to_public_error
 from core.repos import RepoRef
 from core.requests import ConversionRequest
 from core.states import Phase
@@ -172,7 +172,7 @@ def test_what_makes_the_target_worse_is_not_published_and_the_figures_say_why(
     with pytest.raises(WorseThanTarget, match="scores worse than the target alone") as caught:
         _run(hub, tmp_path / "a", asked, seen, adapter={"repo_id": "tiny/harmful"})
     assert isinstance(caught.value, Rejected)
-    error = public_error(caught.value)
+    error = to_public_error(caught.value)
     assert (error.code, error.pointer) == ("worse_than_target", "/evaluate")
     assert "on_worse" in str(error.hint)
     assert seen.report is not None and seen.report.evaluation is not None
@@ -278,7 +278,7 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(
     seen = Seen()
     with pytest.raises((RebaseError, TransferError)) as caught:
         _run(hub, tmp_path, {"examples": ITEMS[:1], **evaluate}, seen, **changes)
-    error = public_error(caught.value)
+    error = to_public_error(caught.value)
     assert (error.code, error.pointer) == (code, pointer), error
     assert Phase.PRECHECKING not in seen.phases
 
@@ -286,4 +286,4 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(
 def test_a_pre_check_evaluates_nothing_and_says_so(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(RebaseError, match="converts nothing") as caught:
         _run(hub, tmp_path, {"examples": ITEMS[:1]}, kind="precheck")
-    assert public_error(caught.value).pointer == "/evaluate"
+    assert to_public_error(caught.value).pointer == "/evaluate"

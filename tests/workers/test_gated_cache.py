@@ -25,7 +25,7 @@ from core.jobs import JobStore
 from core.jobs.records import JobRecord
 from core.requests import ConversionRequest
 from core.settings import Settings
-from core.vault import Vault, new_key
+from core.vault import Vault, generate_key
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.redis_server import own_redis
 from support.standin_hub import StandinHub
@@ -39,7 +39,7 @@ from workers.tools import Tools
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
 ACME, RIVAL = "hf_acme_reads_its_own", "hf_rival_reads_the_rest"
-KEY = new_key()
+KEY = generate_key()
 _watching: list[list[str]] = []  # an audit hook cannot be taken out again, so it looks here who listens
 
 
@@ -124,7 +124,7 @@ def deployment(repos: Path, sqlite_url: str, tmp_path: Path) -> Iterator[Deploym
             hub.add_repo(repo_id, repos / repo_id)
         store = JobStore(Database.open(sqlite_url))
         for tenant, token in (("acme", ACME), ("rival", RIVAL)):
-            keys.create(store, tenant, "key")
+            keys.create_key(store, tenant, "key")
             put_tenant_token(store, Vault([KEY]), tenant, token, None)
         yield Deployment(tmp_path, hub, store, redis_url)
         store.db.close()
@@ -162,7 +162,7 @@ def test_what_is_cached_for_one_tenant_is_refused_to_another_before_a_byte_of_it
     assert not [path for path in opened if str(deployment.root / "factors") in path]
     assert deployment.lookups() == before
     assert second.diagnostics is None
-    assert deployment.store.diagnostics("rival", second.id).sites == ()
+    assert deployment.store.get_diagnostics("rival", second.id).sites == ()
 
     with _opens() as opened:  # the hook does see what is read
         assert deployment.run("acme").state == "succeeded"
@@ -173,7 +173,7 @@ def test_what_is_cached_for_one_tenant_is_refused_to_another_before_a_byte_of_it
 def test_a_tenant_without_a_token_does_not_borrow_the_deployments(deployment: Deployment) -> None:
     _close(deployment, OLD, "private")
     assert deployment.run("acme").state == "succeeded"
-    keys.create(deployment.store, "third", "key")
+    keys.create_key(deployment.store, "third", "key")
     job = deployment.run("third")
 
     assert job.error is not None
@@ -192,7 +192,7 @@ def test_a_private_repo_and_one_that_does_not_exist_are_told_alike(
 
     def told(job: JobRecord) -> tuple[Any, ...]:
         error = str(job.error).replace(repo_id, "…").replace("acme/no-such-thing", "…")
-        events = [(event.type, event.data) for event in deployment.store.events("rival", job.id)]
+        events = [(event.type, event.data) for event in deployment.store.list_events("rival", job.id)]
         return error, events, job.diagnostics, job.source_sha, job.target_sha, job.adapter_sha
 
     assert told(hidden) == told(absent)

@@ -17,7 +17,7 @@ from huggingface_hub import get_session
 from core.errors import (
     FileMissing,
     HubError,
-    HubUnauthorised,
+    HubUnauthorized,
     HubUnavailable,
     OutputForbidden,
     RepoGated,
@@ -126,7 +126,7 @@ def test_a_wrong_token_is_named_and_never_shown(server: StandinHub, tmp_path: Pa
         lambda: hub.check_write("acme/base"),
         lambda: hub.check_write("acme/new"),
     ):
-        with pytest.raises(HubUnauthorised, match="does not accept the token") as caught:
+        with pytest.raises(HubUnauthorized, match="does not accept the token") as caught:
             ask()
         assert "hf_wrong" not in f"{caught.value.message}{caught.value.hint}"
 

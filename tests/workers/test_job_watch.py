@@ -51,14 +51,14 @@ def test_the_layer_map_of_a_report_is_stored_once_as_rows_and_its_figures_in_the
     watch = JobWatch(store, claim, Heart(store, claim, every_s=10, lease_s=60))
 
     watch.diagnosed(_report(ALIKE))
-    found = store.diagnostics("default", claim.job_id)
+    found = store.get_diagnostics("default", claim.job_id)
     assert found.summary is not None
     assert (
         LayerMap.model_validate(
             {
                 **found.summary["layer_map"],
-                "similarity": found.layers.similarity,
-                "layers": found.layers.layers,
+                "similarity": found.layer_similarity.similarity,
+                "layers": found.layer_similarity.layer_map,
             }
         )
         == ALIKE
@@ -66,9 +66,9 @@ def test_the_layer_map_of_a_report_is_stored_once_as_rows_and_its_figures_in_the
     assert "similarity" not in found.summary["layer_map"]
 
     watch.diagnosed(_report(None))
-    found = store.diagnostics("default", claim.job_id)
+    found = store.get_diagnostics("default", claim.job_id)
     assert found.summary is not None
-    assert (found.summary["layer_map"], found.layers.similarity) == (None, [])
+    assert (found.summary["layer_map"], found.layer_similarity.similarity) == (None, [])
     store.db.close()
 
 

@@ -73,7 +73,7 @@ class Office:
 
     def release(self, name: str = "harbor-2", sha: str = "") -> dict[str, Any]:
         """Announce a repo and work on it; the job's result."""
-        assert self.store.see(seen(sha or f"announced {name}", f"tiny/{name}")) == "recorded"
+        assert self.store.record_release(seen(sha or f"announced {name}", f"tiny/{name}")) == "recorded"
         (result,) = self.work()
         return result
 
@@ -143,7 +143,7 @@ def test_a_release_that_passes_becomes_a_campaign_whose_facts_come_from_the_hub(
     assert facts["parameters"] * 2 == pytest.approx(facts["bytes"], rel=0.02)  # bfloat16, and a header
     head = office.hub.head("tiny/harbor-2")
     assert head is not None
-    (entry,) = office.store.campaign_entries(DEFAULT_TENANT, campaign.id)
+    (entry,) = office.store.list_campaign_entries(DEFAULT_TENANT, campaign.id)
     assert entry.job.request["target"] == {"repo_id": "tiny/harbor-2", "revision": head.sha}
     assert entry.job.request["output"]["repo_id"] == office.hub.default_output(
         "tiny/harbor-sql-lora--harbor-2"
@@ -183,15 +183,15 @@ def test_a_push_to_a_base_that_was_handled_changes_nothing_unless_updates_are_as
     office.subscribe()
     office.subscribe(on_update=True)
     office.add("tiny/harbor-2", files_of("harbor-2"))
-    office.store.see(seen("first", "tiny/harbor-2"))
+    office.store.record_release(seen("first", "tiny/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["open", "open"]
 
     office.add("tiny/harbor-2", variant(tmp_path, card="---\nlicense: mit\n---\nOther words."))
-    office.store.see(seen("second", "tiny/harbor-2"))
+    office.store.record_release(seen("second", "tiny/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["handled", "handled"]
 
     office.add("tiny/harbor-2", variant(tmp_path, config={"rope_theta": 20000.0}))
-    office.store.see(seen("third", "tiny/harbor-2"))
+    office.store.record_release(seen("third", "tiny/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["handled", "open"]
 
 
@@ -285,11 +285,11 @@ def test_a_dry_run_queues_pre_checks(office: Office) -> None:
 def test_a_subscription_that_was_paused_or_deleted_meanwhile_begins_nothing(office: Office) -> None:
     office.add("tiny/harbor-2", files_of("harbor-2"))
     subscription = office.subscribe(since="2020-01-01")
-    office.store.see(seen("first", "tiny/harbor-2"))
+    office.store.record_release(seen("first", "tiny/harbor-2"))
     office.store.pause_subscription(DEFAULT_TENANT, subscription, True)
     assert office.work() == [{"outcome": "paused"}]
     office.store.pause_subscription(DEFAULT_TENANT, subscription, False)
-    assert office.store.see(seen("first", "tiny/harbor-2")) == "recorded"
+    assert office.store.record_release(seen("first", "tiny/harbor-2")) == "recorded"
     office.store.unsubscribe(DEFAULT_TENANT, subscription)
     assert office.work() == [{"outcome": "unsubscribed"}]
 
@@ -299,17 +299,19 @@ def test_a_look_finds_the_release_whose_webhook_never_came_and_both_make_one(off
     office.subscribe()
     office.add("tiny/harbor-2", files_of("harbor-2"))
     office.add("tiny/lantern-1", files_of("lantern-1"))
-    assert office.store.ask_for_looks(0) == 1
+    assert office.store.enqueue_polls(0) == 1
 
     (look,) = office.work("reconcile")
 
     assert look["releases"] == 1, "harbor-1 is older than the subscription, lantern-1 is of another family"
     head = office.hub.head("tiny/harbor-2")
     assert head is not None
-    assert office.store.see(seen(head.sha, "tiny/harbor-2")) == "duplicate", "the webhook comes late"
+    assert office.store.record_release(seen(head.sha, "tiny/harbor-2")) == "duplicate", (
+        "the webhook comes late"
+    )
     assert [result["outcome"] for result in office.work()] == ["open"]
     assert office.campaign().repo_id == "tiny/harbor-2"
-    office.store.ask_for_looks(0)
+    office.store.enqueue_polls(0)
     assert [result["releases"] for result in office.work("reconcile")] == [0]
 
 
@@ -322,21 +324,21 @@ def test_a_repo_that_is_made_public_after_its_last_push_is_found_by_a_later_look
     office.subscribe(bases="big/harbor-*")
     sha = office.server.add_repo("big/harbor-2", files_of("harbor-2"), private=True)
     if announced:
-        office.store.see(seen(sha, "big/harbor-2"))
+        office.store.record_release(seen(sha, "big/harbor-2"))
         assert [result["outcome"] for result in office.work()] == ["unreadable"]
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     office.store.clock = lambda: tomorrow
-    office.store.ask_for_looks(3600)
+    office.store.enqueue_polls(3600)
     assert [look["releases"] for look in office.work("reconcile")] == [0], "it is hidden"
 
     office.server.store.repos["big/harbor-2"].private = False
     office.store.clock = lambda: tomorrow + timedelta(hours=1)
-    office.store.ask_for_looks(3600)
+    office.store.enqueue_polls(3600)
 
     assert [look["releases"] for look in office.work("reconcile")] == [1]
     assert [result["outcome"] for result in office.work()] == ["open"]
     office.store.clock = lambda: tomorrow + timedelta(hours=2)
-    office.store.ask_for_looks(3600)
+    office.store.enqueue_polls(3600)
     assert [look["releases"] for look in office.work("reconcile")] == [0], "once is enough"
 
 
@@ -398,11 +400,11 @@ def test_a_hub_that_is_away_is_tried_again(office: Office) -> None:
     office.subscribe()
     office.add("tiny/harbor-2", files_of("harbor-2"))
     office.server.fail(r"GET /api/models/tiny/harbor-2", status=503, times=3)
-    office.store.see(seen("first", "tiny/harbor-2"))
+    office.store.record_release(seen("first", "tiny/harbor-2"))
     office.work()
     with office.store.db.read() as connection:
         assert connection.scalar(select(Job.state).where(Job.kind == "release")) == "retry_wait"
-    office.store.sweep()
+    office.store.reap()
     assert [result["outcome"] for result in office.work()] == ["open"]
 
 
@@ -411,7 +413,7 @@ def test_a_gated_base_is_refused_by_name_until_access_is_granted(office: Office)
     assert office.server is not None
     office.server.add_repo("big/harbor-2", files_of("harbor-2"), gated=True)
     subscription = office.subscribe(bases="big/harbor-*", since="2020-01-01")
-    office.store.see(seen("first", "big/harbor-2"))
+    office.store.record_release(seen("first", "big/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["refused"]
     assert office.reasons() == ["repo_gated"]
     office.server.store.repos["big/harbor-2"].granted.append("tiny")

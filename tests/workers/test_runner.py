@@ -95,7 +95,7 @@ def test_a_job_ends_with_one_commit_that_carries_its_id_and_its_evidence_in_sql(
     assert job.result is not None
     assert job.result["output"]["repo_id"] == "acme/out"
     assert office.commits(job_id) == 1
-    assert len(office.store.diagnostics(DEFAULT_TENANT, job_id).sites) == 14
+    assert len(office.store.get_diagnostics(DEFAULT_TENANT, job_id).sites) == 14
     assert not list((office.root / "home" / "work").iterdir())
 
 
@@ -265,7 +265,7 @@ def test_a_worker_that_lost_its_job_and_commits_late_does_not_make_two_commits(
         patch.setattr(first, "publish", hang)
         run_job(job_id, office.desk(first))
         patch.setattr(office.store, "clock", lambda: utcnow() + timedelta(hours=1))
-        office.store.sweep()
+        office.store.reap()
 
     second = LocalHub(office.root / "hub")
     if moment == "find_commit":

@@ -101,10 +101,10 @@ def test_a_registered_pool_is_ready_pinned_and_measured(office: Office) -> None:
     assert pool.job.result is not None
     assert pool.job.result["sites"] == 14
     assert pool.job.result["measurements"]["loo_error"] >= 0
-    spec = office.store.pool_for_use(DEFAULT_TENANT, pool_id).spec
+    spec = office.store.get_ready(DEFAULT_TENANT, pool_id).spec
     refs = [ref for anchor in spec.anchors for ref in (anchor.source, anchor.target)]
     assert all(len(ref.revision) == 40 for ref in (spec.source, spec.target, *refs))
-    phases = [e.data["phase"] for e in office.store.events(DEFAULT_TENANT, pool_id) if e.type == "phase"]
+    phases = [e.data["phase"] for e in office.store.list_events(DEFAULT_TENANT, pool_id) if e.type == "phase"]
     assert phases[-1] == "factorizing"
     assert not list((office.root / "home").glob("work/*"))
 
@@ -116,13 +116,13 @@ def test_a_conversion_finds_the_pool_by_id_or_by_its_bases(office: Office, by_id
     job_id = office.convert(pool=pool_id if by_id else None)
 
     assert office.store.get(DEFAULT_TENANT, job_id).state is JobState.SUCCEEDED
-    summary = office.store.diagnostics(DEFAULT_TENANT, job_id).summary
+    summary = office.store.get_diagnostics(DEFAULT_TENANT, job_id).summary
     assert summary is not None
     assert summary["pool"]["id"] == pool_id
 
 
 def test_a_conversion_uses_nothing_of_another_tenant(office: Office) -> None:
-    keys.create(office.store, "rival", "a key")
+    keys.create_key(office.store, "rival", "a key")
     pool_id = office.register("rival")
 
     for method in ({"pool": pool_id}, {}):

@@ -4,7 +4,7 @@ It reads configs, headers, the vocabularies and the weights of a few probe sites
 What those can and cannot show is said in `rules`, next to each threshold.
 """
 
-from rebase.methods.auto.choose import choose
+from rebase.methods.auto.rules import choose
 from transfer.precheck.judge import PROBE_NEEDS, Offer, precheck
 from transfer.precheck.measure import probe_pairs
 from transfer.precheck.result import PrecheckResult, Verdict

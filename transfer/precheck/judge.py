@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rebase.methods.auto.choose import choose
+from rebase.methods.auto.rules import choose
 from rebase.methods.base import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
 from rebase.methods.base_params import MethodParams
 from rebase.methods.findings import Finding

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from core.errors import printable
+from core.errors import escape_control_characters
 
 CARD = "README.md"
 _MOST_BYTES = 64 * 2**10  # of the card that are looked at; metadata stands on top
@@ -53,6 +53,6 @@ def _line(value: str | float) -> str:
     """On one line and printable: it is shown in JSON, which half a character cannot be part of, and on
     terminals, which obey control characters."""
     try:
-        return printable(" ".join(str(value).split()))
+        return escape_control_characters(" ".join(str(value).split()))
     except ValueError:  # a number with more digits than Python writes
         return ""

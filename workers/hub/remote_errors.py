@@ -15,7 +15,7 @@ from core.errors import (
     DiskFull,
     FileMissing,
     HubError,
-    HubUnauthorised,
+    HubUnauthorized,
     HubUnavailable,
     OutputForbidden,
     ParentMoved,
@@ -51,8 +51,8 @@ _BY_TYPE: tuple[tuple[type[Exception], _Row], ...] = (
     (hf.RepositoryNotFoundError, (RepoNotFound, "{what} is not on the Hub, or is private.", _TOKEN)),
 )
 _BY_STATUS: dict[int, _Row] = {
-    401: (HubUnauthorised, "{what}: the Hub does not accept the token in use.", _TOKEN),
-    403: (HubUnauthorised, "The token in use may not read {what}.", _TOKEN),
+    401: (HubUnauthorized, "{what}: the Hub does not accept the token in use.", _TOKEN),
+    403: (HubUnauthorized, "The token in use may not read {what}.", _TOKEN),
     404: (RepoNotFound, "{what} is not on the Hub, or is private.", _TOKEN),
     412: (
         ParentMoved,

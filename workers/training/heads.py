@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.errors import HubUnauthorised, RepoGated, RepoNotFound
+from core.errors import HubUnauthorized, RepoGated, RepoNotFound
 from rebase.lora.low_rank import LowRank
 from rebase.methods.activation_maps import get_site_map
 from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
@@ -253,7 +253,7 @@ class _Job:
     def _readable(self, repo_id: str) -> bool:
         try:
             self.tools.hub.check_read(repo_id)
-        except (HubUnauthorised, RepoGated, RepoNotFound):
+        except (HubUnauthorized, RepoGated, RepoNotFound):
             return False
         return True
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rebase.methods.auto.choose import inherit_options
 from rebase.methods.auto.params import AutoParams
+from rebase.methods.auto.rules import inherit_options
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import METHODS
 
