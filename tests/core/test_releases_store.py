@@ -51,7 +51,7 @@ def test_equal_subscriptions_at_the_same_moment_make_one(store: JobStore) -> Non
 def test_subscriptions_are_bounded_and_a_deleted_one_makes_room(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscriptions_side, "MOST_SUBSCRIPTIONS", 3)
+    monkeypatch.setattr(subscriptions_side, "MAX_SUBSCRIPTIONS", 3)
 
     def subscribe(number: int) -> str | None:
         try:

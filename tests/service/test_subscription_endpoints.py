@@ -73,7 +73,7 @@ def test_a_wrong_field_is_pointed_at(client: TestClient, change: dict[str, Any],
 def test_one_subscription_too_many_is_answered_with_what_to_do(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscriptions_side, "MOST_SUBSCRIPTIONS", 1)
+    monkeypatch.setattr(subscriptions_side, "MAX_SUBSCRIPTIONS", 1)
     made = client.post("/subscriptions", json=subscription_body())
     answer = client.post("/subscriptions", json=subscription_body(bases="acme/other-*"))
 

@@ -466,7 +466,7 @@ def test_a_database_that_is_away_for_a_moment_does_not_hurt_a_job(
         original(*args)
 
     monkeypatch.setattr(office.store, "succeed", succeed)
-    monkeypatch.setattr(office.store, "report", _raises_always(Busy("locked")))
+    monkeypatch.setattr(office.store, "report_progress", _raises_always(Busy("locked")))
     run_job(job_id, office.desk())
 
     assert office.job(job_id).state is JobState.SUCCEEDED
