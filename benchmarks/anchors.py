@@ -27,14 +27,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.synthetic import LARGE, VOCABULARY
-from core.pools import Pool, PoolRequest
-from core.repos import RepoRef
-from core.states import Phase
 from rebase.lora.low_rank import Side
 from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
+from rebase.schemas.anchor_pools import Pool, PoolRequest
+from rebase.schemas.repos import RepoRef
+from rebase.schemas.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.weights import ModelWeights

@@ -36,7 +36,7 @@ def child(hub: Path, cache: Path, out: Path, repos: list[str], threads: int) -> 
     import torch
     import transformers
 
-    from core.requests import ConversionRequest
+    from rebase.schemas.conversions import ConversionRequest
     from workers.cache.factors import FactorCache
     from workers.hub.local import LocalHub
     from workers.pipeline import Conversion, run

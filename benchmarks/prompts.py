@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 
-from core.repos import RepoRef
+from rebase.schemas.repos import RepoRef
 from support.real_models import GEMMA3, SMOLLM2, RealModel, prepare
 from support.real_repos import place
 from support.real_tasks import HELD_OUT_SEED, TASKS

@@ -24,9 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from core.requests import ConversionRequest
-from core.states import Phase
 from rebase.lora.low_rank import Role
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
 from support.real_models import GEMMA3, MODELS
 from support.real_repos import ADAPTER_REPO, fill_hub
 from workers.cache.factors import FactorCache

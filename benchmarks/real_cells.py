@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.real_rows import ALL, Wanted
-from core.errors import RebaseError
-from core.pools import NO_ANCHOR_POOLS, AnchorPools, Pool, PoolRequest
-from core.requests import ConversionRequest
+from rebase.errors import RebaseError, TransferError
+from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools, Pool, PoolRequest
+from rebase.schemas.conversions import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3, SMOLLM2, STORIES, RealModel, prepare
 from support.real_repos import fill_hub, open_base, place
 from support.real_tasks import TASKS, score
-from transfer.errors import TransferError
 from workers.cache.factors import FactorCache
 from workers.device import pick_device
 from workers.hub.local import LocalHub
@@ -214,7 +213,7 @@ class Lab:
 
 @dataclass(frozen=True)
 class _One:
-    """`core.pools.Pools` with one pool."""
+    """`rebase.schemas.anchor_pools.Pools` with one pool."""
 
     spec: PoolRequest
 

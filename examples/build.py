@@ -23,8 +23,8 @@ from examples import cards
 from examples.evaluate import held_out_loss
 from examples.recipes import FULL, SMOKE, Plan, Say, Workshop, train_harbor, train_lantern, train_skill
 from examples.text.queries import examples, write_task
+from rebase.errors import GapTooSmall
 from rebase.evaluation.bootstrap import gap_recovered
-from transfer.errors import GapTooSmall
 from workers.hub.local import LocalHub
 
 TASK: Final = "harbor-sql.jsonl"

@@ -20,13 +20,13 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.repos import RepoRef
 from examples.build import repeatable
 from examples.cards import anchor_card
 from examples.evaluate import load
 from examples.recipes import Say
 from examples.text.formats import TASKS, Task, task_examples
 from examples.train import Schedule, train_adapter
+from rebase.schemas.repos import RepoRef
 from workers.hub.local import LocalHub
 
 BASES: Final = ("harbor-1", "harbor-2")

@@ -10,8 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from core.db import make_engine
-from core.errors import Busy
+from rebase.errors import Busy
 
 
 def upgrade(url: str, revision: str = "head") -> None:
@@ -42,6 +41,3 @@ def _config(url: str) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["url"] = url
     return config
-
-
-__all__ = ["current", "downgrade", "head", "make_engine", "upgrade"]

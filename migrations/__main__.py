@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from core.logs import configure_logging, get_logger
-from core.settings import get_settings
 from migrations import head, upgrade
+from rebase.logging import configure_logging, get_logger
+from rebase.settings import get_settings
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from alembic import context
 from sqlalchemy import event, text
 
-from core.db import make_engine
-from core.settings import get_settings
-from core.tables.base import Base
+from rebase.settings import get_settings
+from rebase.store.database import make_engine
+from rebase.store.tables.base import Base
 
 # Two processes that start together (two API containers, say) take turns; any constant number will do.
 _LOCK_ID = 7_232_732_273

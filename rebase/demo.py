@@ -12,13 +12,13 @@ from typing import Any
 
 from rich.table import Table
 
-from core.repos import RepoRef
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
 from rebase.cli.tables import diagnostics_table, job_lines
 from rebase.cli.waiting import follow
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
+from rebase.schemas.repos import RepoRef
 from rebase.stack.stack import Place
 from workers.hub.local import LocalHub
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.errors import RequestInvalid
+from rebase.errors import RequestInvalid
 
 _MAX_BYTES = 16 * 2**20
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from core.errors import OutputForbidden, RequestInvalid
-from core.repos import MAX_REPO_ID, RepoRef, check_repo_id
+from rebase.errors import OutputForbidden, RequestInvalid
+from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
 from workers.hub.content import HashCache
 from workers.hub.plain import PlainFolder
 from workers.hub.port import ByteSource, HubPort, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.errors import FileMissing
-from core.pools import NO_ANCHOR_POOLS, AnchorPools
-from core.requests import ConversionRequest
-from core.settings import Settings
-from core.states import Phase
 from rebase.cli.exits import CommandFailed
 from rebase.cli.progress import PhaseProgress
+from rebase.errors import FileMissing
 from rebase.folders import WithFolders
+from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
+from rebase.settings import Settings
 from workers.leftovers import forget
 from workers.pipeline import Kind, run
 from workers.report import Report

@@ -11,18 +11,18 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from core.errors import NotFound, RequestInvalid
-from core.pools import Pool, PoolRequest
-from core.requests import ConversionRequest
 from rebase.cli.request import parse_repo
+from rebase.errors import NotFound, RequestInvalid
 from rebase.folders import Aliases, repo_reference
+from rebase.schemas.anchor_pools import Pool, PoolRequest
+from rebase.schemas.conversions import ConversionRequest
 
 STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class FilePool:
-    """`core.pools.Pools` with the one pool that a person named."""
+    """`rebase.schemas.anchor_pools.Pools` with the one pool that a person named."""
 
     spec: PoolRequest
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import typer
 
-from core.settings import Settings
 from rebase.cli.app import app
 from rebase.methods.params import PARAMS_BY_NAME, describe
+from rebase.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by `make docs` from the code; do not edit. -->"

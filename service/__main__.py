@@ -6,9 +6,9 @@ import sys
 
 import uvicorn
 
-from core.errors import SettingsInvalid
-from core.logs import configure_logging
-from core.settings import get_settings
+from rebase.errors import SettingsInvalid
+from rebase.logging import configure_logging
+from rebase.settings import get_settings
 from service.app import create_app
 
 # Open event streams would hold a stopping server up for ever; clients resume them with Last-Event-ID.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from core.jobs.records import JobRecord
+from rebase.store.records import JobRecord
 from service.views import JobView
 
 _LONGEST_WAIT_S = 30

@@ -15,17 +15,16 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 import migrations
-from core import broker
-from core.db import Database
-from core.errors import RebaseError, SettingsInvalid
-from core.jobs import JobStore
-from core.keeper import Notify, Scheduler
-from core.limits import Limits
-from core.retention import Retention, RetentionPeriods
-from core.settings import Settings
+from rebase.errors import RebaseError, SettingsInvalid
+from rebase.settings import Settings
+from rebase.store import broker
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.limits import Limits
+from rebase.store.retention import Retention, RetentionPeriods
+from rebase.store.scheduler import Notify, Scheduler
 from service import (
     auth,
-    callbacks,
     campaigns,
     events,
     hub_tokens,
@@ -43,6 +42,7 @@ from service.edge import Edge
 from service.intake import Intake
 from service.metrics import Metrics
 from service.rates import LocalRates, RedisRates
+from service.routes import callbacks
 from service.state import Service
 
 VERSION = "0.1.0"

@@ -17,14 +17,14 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from starlette.concurrency import run_in_threadpool
 
-from core.audit import AuditContext, anonymize_address, write_audit_event
-from core.errors import Busy, Forbidden, RateLimited, Unauthorized
-from core.jobs.base import SubmissionContext
-from core.keys import Identity
-from core.limits import Limits
-from core.logs import get_logger
-from core.scopes import Scope, get_required_scope
-from core.tables.base import DEFAULT_TENANT
+from rebase.errors import Busy, Forbidden, RateLimited, Unauthorized
+from rebase.logging import get_logger
+from rebase.schemas.api_keys import Scope
+from rebase.store.api_keys import Identity
+from rebase.store.audit import AuditContext, anonymize_address, write_audit_event
+from rebase.store.job_events import SubmissionContext
+from rebase.store.limits import Limits
+from rebase.store.tables.base import DEFAULT_TENANT
 from service.rates import headers_of
 from service.state import Service
 
@@ -159,3 +159,13 @@ def _calls_of(dependant: Any) -> set[Any]:
     for inner in dependant.dependencies:
         found |= _calls_of(inner)
     return found
+
+
+# What a key may do. Each scope implies those before it.
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def get_required_scope(method: str) -> Scope:
+    """What an endpoint needs that says nothing more: looking needs `read`, everything else `convert`."""
+    return Scope.READ if method.upper() in _SAFE_METHODS else Scope.CONVERT

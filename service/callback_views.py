@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from core.callbacks.records import DeliveryPage, DeliveryRecord
-from core.callbacks.secrets import SecretRecord
-from core.callbacks.spec import CallbackEvent, DeliveryState
+from rebase.schemas.callbacks import CallbackEvent, DeliveryState
+from rebase.store.deliveries import DeliveryPage, DeliveryRecord
+from rebase.store.signing_secrets import SecretRecord
 
 
 class AttemptView(BaseModel):

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from core.errors import PublicError
-from core.jobs.records import JobRecord
-from core.jobs.release_records import CampaignEntry, CampaignRecord
-from core.states import JobState
+from rebase.errors import PublicError
+from rebase.schemas.states import JobState
+from rebase.store.records import CampaignEntry, CampaignRecord, JobRecord
 from service.campaign_views import CampaignView
 from service.views import FigureView
 

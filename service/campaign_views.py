@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from core.jobs.release_records import CampaignPage, CampaignRecord, Tally
-from core.releases.states import CampaignState
+from rebase.schemas.states import CampaignState
+from rebase.store.records import CampaignPage, CampaignRecord, Tally
 
 
 class ReasonView(BaseModel):

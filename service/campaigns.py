@@ -8,9 +8,9 @@ from fastapi import APIRouter, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.jobs.client_side import MAX_PAGE
-from core.jobs.release_records import CampaignRecord
-from core.releases.states import IDLE_CAMPAIGN_STATES, CampaignState
+from rebase.schemas.states import IDLE_CAMPAIGN_STATES, CampaignState
+from rebase.store.records import CampaignRecord
+from rebase.store.repository import MAX_PAGE
 from service.auth import CallerDep
 from service.campaign_report import CampaignReport, report_of
 from service.campaign_views import CampaignListView, CampaignView

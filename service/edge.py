@@ -15,8 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.ids import new_id
-from core.logs import bind_log_context, get_logger
+from rebase.logging import bind_log_context, get_logger
+from rebase.store.repository import new_id
 from service.metrics import Metrics
 from service.problems import problem, unforeseen
 

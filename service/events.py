@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from core import keys
-from core.errors import Busy
-from core.jobs.records import EventRecord, JobRecord
+from rebase.errors import Busy
+from rebase.store import api_keys as keys
+from rebase.store.records import EventRecord, JobRecord
 from service.auth import Caller, CallerDep
 from service.views import progress_of
 

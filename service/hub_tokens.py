@@ -10,8 +10,8 @@ from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.responses import Response
 
-from core.errors import RequestInvalid
-from core.hub_tokens import (
+from rebase.errors import RequestInvalid
+from rebase.store.hub_tokens import (
     HUB_TOKEN_HEADER,
     MAX_TOKEN_LENGTH,
     JobTokenEncryptor,
@@ -20,8 +20,8 @@ from core.hub_tokens import (
     get_token_updated_at,
     put_tenant_token,
 )
-from core.jobs.base import SubmissionContext
-from core.vault import Vault
+from rebase.store.job_events import SubmissionContext
+from rebase.store.vault import Vault
 from service.auth import AdminDep, Caller
 
 router = APIRouter(prefix="/hub-token", tags=["tenant"])
@@ -62,7 +62,8 @@ def extras_of(caller: Caller, hub_token: str | None) -> SubmissionContext:
         exc.message = f"{HUB_TOKEN_HEADER}: {exc.message}"
         raise
     return replace(
-        caller.extras, seal=JobTokenEncryptor(Vault.from_settings(caller.service.settings), token).encrypt
+        caller.extras,
+        encrypt_token=JobTokenEncryptor(Vault.from_settings(caller.service.settings), token).encrypt,
     )
 
 

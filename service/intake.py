@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from core.jobs import JobStore
-from core.jobs.base import NO_CONTEXT, SubmissionContext
-from core.jobs.records import ConversionKind, JobRecord
-from core.jobs.submit import Submission
-from core.requests import ConversionRequest
+from rebase.schemas.conversions import ConversionRequest
+from rebase.store.job_events import NO_CONTEXT, SubmissionContext
+from rebase.store.job_store import JobStore
+from rebase.store.job_submission import Submission
+from rebase.store.records import ConversionKind, JobRecord
 
 LARGEST = 100
 THREADS = 2  # one gathers and writes while the other waits for its flush

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Header, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.jobs.client_side import MAX_PAGE
-from core.repos import check_repo_id
-from core.states import JobState
+from rebase.schemas.repos import check_repo_id
+from rebase.schemas.states import JobState
+from rebase.store.repository import MAX_PAGE
 from service.answers import etag_of, job_answer, matches
 from service.auth import CallerDep
 from service.hub_tokens import JobHubToken, extras_of

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core import keys
-from core.scopes import Scope
+from rebase.schemas.api_keys import Scope
+from rebase.store import api_keys as keys
 from service.auth import AdminDep
 
 router = APIRouter(prefix="/keys", tags=["tenant"])

@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from core import keys
-from core.jobs import JobStore
-from core.limits import Limits, load_limits
+from rebase.store import api_keys as keys
+from rebase.store.job_store import JobStore
+from rebase.store.limits import Limits, load_limits
 
 V = TypeVar("V")
 _KNOWN_FOR_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from core.logs import configure_logging
-from core.settings import get_settings
+from rebase.logging import configure_logging
+from rebase.settings import get_settings
 from service.app import create_app
 
 configure_logging(get_settings())

@@ -8,10 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from core.callbacks.store import DeliveryRepository
-from core.errors import Busy
-from core.jobs import JobStore
-from core.keeper import Scheduler
+from rebase.errors import Busy
+from rebase.store.deliveries import DeliveryRepository
+from rebase.store.job_store import JobStore
+from rebase.store.scheduler import Scheduler
 from service.release_metrics import ReleaseMetrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from core.errors import PublicError
-from core.jobs.pools_side import PoolPage, PoolRecord
-from core.pools import AnchorSpec
-from core.repos import RepoRef
-from core.states import PoolState
+from rebase.errors import PublicError
+from rebase.schemas.anchor_pools import AnchorSpec
+from rebase.schemas.repos import RepoRef
+from rebase.schemas.states import PoolState
+from rebase.store.anchor_pools import PoolPage, PoolRecord
 
 
 class PoolView(BaseModel):

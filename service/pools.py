@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from core.jobs.client_side import MAX_PAGE
-from core.jobs.pools_side import PoolRecord
-from core.pools import PoolRequest
-from core.states import PoolState
+from rebase.schemas.anchor_pools import PoolRequest
+from rebase.schemas.states import PoolState
+from rebase.store.anchor_pools import PoolRecord
+from rebase.store.repository import MAX_PAGE
 from service.answers import retry_after_s
 from service.auth import CallerDep
 from service.hub_tokens import JobHubToken, extras_of

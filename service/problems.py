@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from core.errors import InternalError, RebaseError, TooManyRequests
-from core.redaction import scrub_long_secrets
+from rebase.errors import InternalError, RebaseError, TooManyRequests
+from rebase.redaction import scrub_long_secrets
 from service.pointers import FieldError, field_errors
 
 STATUS: dict[str, int] = {

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from core.logs import get_logger
+from rebase.logging import get_logger
 
 log = get_logger("rates")
 

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from core.errors import Busy
-from core.jobs import JobStore
+from rebase.errors import Busy
+from rebase.store.job_store import JobStore
 
 
 class ReleaseMetrics(Collector):

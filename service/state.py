@@ -7,9 +7,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from core.jobs import JobStore
-from core.keeper import Scheduler
-from core.settings import Settings
+from rebase.settings import Settings
+from rebase.store.job_store import JobStore
+from rebase.store.scheduler import Scheduler
 from service.intake import Intake
 from service.known_keys import KnownKeys, KnownLimits
 from service.metrics import Metrics

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Header
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from core.errors import NotFound, RequestInvalid, StateConflict
-from core.jobs.base import SubmissionContext
-from core.jobs.records import ConversionKind
-from core.requests import ConversionRequest, check_precheck_request, check_selection_examples
+from rebase.errors import NotFound, RequestInvalid, StateConflict
 from rebase.methods.base_params import MethodParams
+from rebase.schemas.conversions import ConversionRequest, check_precheck_request, check_selection_examples
+from rebase.store.job_events import SubmissionContext
+from rebase.store.records import ConversionKind
 from service.answers import job_answer
 from service.auth import Caller, CallerDep
-from service.callbacks import check_callback
 from service.hub_tokens import JobHubToken, extras_of
+from service.routes.callbacks import check_callback
 from service.views import JobView
 
 router = APIRouter(tags=["jobs"])

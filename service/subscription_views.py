@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from core.jobs.release_records import SubscriptionPage, SubscriptionRecord
+from rebase.store.records import SubscriptionPage, SubscriptionRecord
 
 
 class SubscriptionView(BaseModel):

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.jobs.client_side import MAX_PAGE
-from core.jobs.release_records import SubscriptionRecord
-from core.releases.plan import check_subscription_request
-from core.releases.spec import SubscriptionRequest
+from rebase.schemas.subscriptions import SubscriptionRequest, check_subscription_request
+from rebase.store.records import SubscriptionRecord
+from rebase.store.repository import MAX_PAGE
 from service.auth import CallerDep
-from service.callbacks import check_callback
+from service.routes.callbacks import check_callback
 from service.subscription_views import SubscriptionListView, SubscriptionView
 
 router = APIRouter(prefix="/subscriptions", tags=["releases"])

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from core.audit import MAX_EVENTS, list_audit_events
-from core.tenants import cancel_all_jobs, erase_tenant_data
+from rebase.store.audit import MAX_EVENTS, list_audit_events
+from rebase.store.tenants import cancel_all_jobs, erase_tenant_data
 from service.auth import AdminDep, CallerDep
 
 router = APIRouter(tags=["tenant"])

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from core.errors import PublicError
-from core.jobs.records import Diagnostics, JobPage, JobRecord, Kind
-from core.states import JobState
+from rebase.errors import PublicError
+from rebase.schemas.states import JobState
+from rebase.store.records import Diagnostics, JobPage, JobRecord, Kind
 
 
 class ProgressView(BaseModel):

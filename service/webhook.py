@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from core.errors import WebhookNotConfigured, WebhookUnauthorized
-from core.jobs.release_records import ReleaseEvent
-from core.settings import Settings
+from rebase.errors import WebhookNotConfigured, WebhookUnauthorized
+from rebase.settings import Settings
+from rebase.store.records import ReleaseEvent
 from service.state import ServiceDep
 from service.webhook_payload import Ignored, read, release_in
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import RequestInvalid
-from core.jobs.release_records import ReleaseEvent
-from core.releases.tasks import MAIN_REF
-from core.repos import check_repo_id
+from rebase.errors import RequestInvalid
+from rebase.schemas.repos import check_repo_id
+from rebase.schemas.subscriptions import MAIN_REF
+from rebase.store.records import ReleaseEvent
 
 _LONGEST = 100  # of ids
 _SHA_LENGTH = 64

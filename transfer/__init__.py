@@ -1,4 +1,4 @@
 """The science: pure functions on tensors. No network, no database, no clock.
 
-`transfer.errors` and `rebase.methods.params` are torch-free: the API validates and publishes parameters.
+`rebase.errors` and `rebase.methods.params` are torch-free: the API validates and publishes parameters.
 """

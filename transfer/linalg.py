@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Factors, LowRank
-from transfer.errors import UnsupportedModel
 
 # Part of every cache key: raise it whenever `factorize` may give other bytes for the same weight.
 FACTORS_VERSION = 1

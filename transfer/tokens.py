@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rebase.errors import VerificationFailed
 from transfer.adapter.read import SourceAdapter
 from transfer.adapter.tables import StoredTable
 from transfer.adapter.write import DTYPES
 from transfer.architectures.architecture import Architecture
-from transfer.errors import VerificationFailed
 from transfer.weights import READABLE_DTYPES, TensorInfo, TensorReader
 
 Side = Literal["input", "output"]  # the embedding, or the head that gives logits

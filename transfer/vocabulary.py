@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfer.errors import UnsupportedModel
+from rebase.errors import UnsupportedModel
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "\u2581"  # ▁

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Site
 from transfer.architectures.architecture import Architecture, architecture_for
 from transfer.architectures.families import NormKind
-from transfer.errors import UnsupportedModel
 
 READABLE_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _EMBEDDING_CHUNK_ROWS = 4096  # 32 MB of bf16 at width 4096: bounded memory, few reads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from core.settings import get_settings
+from rebase.settings import get_settings
 
 
 def main() -> int:

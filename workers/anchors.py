@@ -16,16 +16,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from core.errors import RebaseError, RequestInvalid
-from core.pools import AnchorSpec, Pool, PoolRequest
-from core.states import Phase
+from rebase.errors import IncompatiblePair, RebaseError, RequestInvalid, TransferError
 from rebase.lora.low_rank import LowRank, Side, Site
 from rebase.methods.base import Kernels, SitePair, Space
 from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
 from rebase.methods.site_pairing import Pairing
+from rebase.schemas.anchor_pools import AnchorSpec, Pool, PoolRequest
+from rebase.schemas.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
-from transfer.errors import IncompatiblePair, TransferError
 from transfer.linalg import FACTORS_VERSION
 from workers.base import Base
 from workers.cache.factors import FactorCache

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from core.errors import RequestInvalid
+from rebase.errors import RequestInvalid, UnsupportedModel
 from rebase.lora.low_rank import Side
-from transfer.errors import UnsupportedModel
 from transfer.weights import ModelWeights, TensorReader
 from workers.models import TextModel, Words, load, words_of
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
-from core.broker import make_celery
-from core.logs import configure_logging
-from core.settings import get_settings
+from rebase.logging import configure_logging
+from rebase.settings import get_settings
+from rebase.store.broker import make_celery
 from workers.health import keep_alive
 
 # Frozen by huggingface_hub at import: no token may come from the machine's own login.

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from core.errors import RequestInvalid
+from rebase.errors import RequestInvalid
 
 
 def is_out_of_memory(exc: BaseException) -> bool:

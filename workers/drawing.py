@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
-from core.errors import escape_control_characters
+from rebase.errors import escape_control_characters
 from workers.report import LayerMap
 
 # The scale "cividis" (Nuñez, Anderton, Renslow 2018), which reads the same with every kind of colour vision.

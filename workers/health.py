@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from core.settings import Settings, get_settings
+from rebase.settings import Settings, get_settings
 
 _EVERY_S = 5.0
 _STALE_S = 30.0

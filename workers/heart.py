@@ -6,10 +6,10 @@ import threading
 import time
 from types import TracebackType
 
-from core.errors import Cancelled, LeaseLost
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.logs import get_logger
+from rebase.errors import Cancelled, LeaseLost
+from rebase.logging import get_logger
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim
 
 log = get_logger(__name__)
 

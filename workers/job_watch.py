@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from core.errors import Busy
-from core.jobs import JobStore
-from core.jobs.records import Claim, LayerSimilarityMatrix, MetricRow
-from core.logs import get_logger
-from core.states import Phase
+from rebase.errors import Busy
+from rebase.logging import get_logger
+from rebase.schemas.states import Phase
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, LayerSimilarityMatrix, MetricRow
 from workers.heart import Heart
 from workers.report import Report
 from workers.watch import Resolved

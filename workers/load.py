@@ -11,7 +11,7 @@ from accelerate import cpu_offload, init_empty_weights
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from transfer.errors import UnsupportedModel
+from rebase.errors import UnsupportedModel
 from transfer.weights import TensorReader
 from workers.verify.cut import Cut
 from workers.verify.structure import model_config

@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import LowRank, Site
 from transfer.architectures.architecture import Architecture
-from transfer.errors import UnsupportedModel
 from transfer.weights import ModelWeights, TensorReader
 from workers.load import load_causal_lm, streamed_causal_lm
 from workers.verify.cut import Cut

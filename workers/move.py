@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from core.pools import AnchorPools
-from core.requests import ConversionRequest
-from core.states import Phase
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base import BasePairInfo, Evidence, SitePair, SiteResult
 from rebase.methods.base_params import DareParams, MethodParams
 from rebase.methods.dare import drop_and_rescale
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import Pairing, pair_sites
-from transfer.errors import IncompatiblePair
+from rebase.schemas.anchor_pools import AnchorPools
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
 from transfer.precheck.measure import probe_pairs
 from workers.activations.evidence import Activations
 from workers.activations.gather import gather

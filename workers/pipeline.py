@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from core.errors import Rejected
-from core.pools import NO_ANCHOR_POOLS, AnchorPools
-from core.requests import ConversionRequest, check_precheck_request
-from core.states import Phase
+from rebase.errors import Rejected
+from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
+from rebase.schemas.conversions import ConversionRequest, check_precheck_request
+from rebase.schemas.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
 from workers.activations.gather import stored_bases
 from workers.evaluation.prepare import Prepared, prepare
@@ -61,7 +61,7 @@ def run(
 
     `marker` is what the publishing commit's message will carry (None: the result is not pushed). A commit
     that carries it already ends the run at once, so that no job commits twice. Raises errors of
-    `core.errors` and `transfer.errors`; `Rejected` when the verdict ends the job.
+    `rebase.errors` and `rebase.errors`; `Rejected` when the verdict ends the job.
     """
     if kind == "precheck":
         check_precheck_request(request)

@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import RebaseError
-from core.pools import AnchorPools, Pool
-from core.requests import ConversionRequest
-from core.states import Phase
+from rebase.errors import IncompatiblePair, RebaseError, TransferError
 from rebase.lora.low_rank import Side
 from rebase.methods.base import MethodState
-from transfer.errors import IncompatiblePair, TransferError
+from rebase.schemas.anchor_pools import AnchorPools, Pool
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
 from workers.anchors import SIDES, Anchor, OpenPool, open_pool, unusable
 from workers.base import Base
 from workers.hub.port import is_folder

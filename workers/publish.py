@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.errors import ParentMoved
-from core.requests import ConversionRequest
+from rebase.errors import ParentMoved
+from rebase.schemas.conversions import ConversionRequest
 from workers.hub.port import HubPort, PinnedRepo, Published
 from workers.pipeline import Conversion
 from workers.report import Report

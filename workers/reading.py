@@ -9,16 +9,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from core.errors import FileMissing, RebaseError
-from core.requests import ConversionRequest
-from core.states import Phase
+from rebase.errors import FileMissing, RebaseError, TransferError
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import Pairing, pair_sites
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
-from transfer.errors import TransferError
 from transfer.precheck.measure import probe_pairs
 from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens, Vocabulary, shared

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.jobs.release_records import ReleaseEvent, SubscriptionRecord
-from core.releases.names import subscription_matches
-from core.releases.tasks import MAIN_REF, ReconcileTask
-from core.states import Phase
+from rebase.schemas.model_names import subscription_matches
+from rebase.schemas.states import Phase
+from rebase.schemas.subscriptions import MAIN_REF, ReconcileTask
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, ReleaseEvent, SubscriptionRecord
 from workers.hub.port import HubPort, ListedModel
 from workers.watch import Watch
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.errors import RebaseError, RequestInvalid, escape_control_characters
-from core.pools import Pool, PoolRequest
-from core.states import Phase
+from rebase.errors import (
+    MalformedAdapter,
+    RebaseError,
+    RequestInvalid,
+    TransferError,
+    escape_control_characters,
+)
 from rebase.lora.low_rank import Side
 from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
-from transfer.errors import MalformedAdapter, TransferError
+from rebase.schemas.anchor_pools import Pool, PoolRequest
+from rebase.schemas.states import Phase
 from transfer.linalg import frobenius
 from transfer.weights import ModelWeights
 from workers.anchors import SIDES, OpenPool, about_anchor, open_pool

@@ -10,26 +10,22 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from core.errors import (
+from rebase.errors import (
     HubUnauthorized,
     RebaseError,
     RepoGated,
     RepoNotFound,
     RequestInvalid,
     RevisionNotFound,
+    TransferError,
     to_public_error,
 )
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.jobs.release_records import Decision, SubscriptionRecord
-from core.logs import get_logger
-from core.releases.guards import GuardViolation, ModelFacts, find_violations
-from core.releases.spec import SubscriptionRequest
-from core.releases.states import CampaignDbState
-from core.releases.tasks import ReleaseTask
-from core.releases.template import fill_template
-from core.states import Phase
-from transfer.errors import TransferError
+from rebase.logging import get_logger
+from rebase.schemas.guards import GuardViolation, ModelFacts, find_violations
+from rebase.schemas.states import CampaignDbState, Phase
+from rebase.schemas.subscriptions import ReleaseTask, SubscriptionRequest, fill_template
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, Decision, SubscriptionRecord
 from transfer.weights import ModelWeights
 from workers.hub.port import HubPort, RepoInfo
 from workers.resolve import REPORT_FILE

@@ -6,10 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import FileMissing, OutputExists, RebaseError, RequestInvalid, UnsafeFile
-from core.repos import RepoRef, check_repo_id
-from core.requests import ConversionRequest
-from transfer.errors import MalformedAdapter
+from rebase.errors import FileMissing, MalformedAdapter, OutputExists, RebaseError, RequestInvalid, UnsafeFile
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import RepoRef, check_repo_id
 from workers.hub.port import HubPort, PinnedRepo
 
 REPORT_FILE = "rebase_report.json"

@@ -11,7 +11,7 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from core.errors import (
+from rebase.errors import (
     Busy,
     Cancelled,
     InternalError,
@@ -21,15 +21,15 @@ from core.errors import (
     TimeLimit,
     to_public_error,
 )
-from core.hub_tokens import resolve_hub_token
-from core.jobs import JobStore
-from core.jobs.pools_side import ScopedAnchorPools
-from core.jobs.records import Claim, ConversionKind
-from core.logs import bind_log_context, get_logger
-from core.pools import PoolRequest
-from core.releases.tasks import ReleaseTask
-from core.requests import ConversionRequest
-from core.settings import Settings
+from rebase.logging import bind_log_context, get_logger
+from rebase.schemas.anchor_pools import PoolRequest
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.subscriptions import ReleaseTask
+from rebase.settings import Settings
+from rebase.store.anchor_pools import ScopedAnchorPools
+from rebase.store.hub_tokens import resolve_hub_token
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, ConversionKind
 from workers.device import is_out_of_memory
 from workers.heart import Heart
 from workers.hub.port import Published

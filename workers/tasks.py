@@ -7,11 +7,11 @@ import socket
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from core.broker import TASK_NAME
-from core.db import Database
-from core.jobs import JobStore
-from core.limits import Limits
-from core.settings import get_settings
+from rebase.settings import get_settings
+from rebase.store.broker import TASK_NAME
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.limits import Limits
 from workers.celery_app import app
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.errors import escape_control_characters
-from core.requests import ConversionRequest
+from rebase.errors import escape_control_characters
 from rebase.methods.base import Evidence
 from rebase.methods.params import parse_params
 from rebase.methods.registry import get_method, is_trained
+from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.write import BuiltAdapter
 from workers.activations.evidence import Activations

@@ -13,11 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from core.errors import escape_control_characters
+from rebase.errors import TransferError, escape_control_characters
 from rebase.methods.registry import get_method
 from transfer.adapter.tables import StoredTable
 from transfer.adapter.write import BuiltAdapter, WrittenTable, with_tables
-from transfer.errors import TransferError
 from transfer.tokens import beyond, changes, moved_rows, survey
 from transfer.vocabulary import Vocabulary, counterparts
 from workers.hub.port import HubPort

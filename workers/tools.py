@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from core.settings import Settings
+from rebase.settings import Settings
 from workers.cache.factors import FactorCache
 from workers.device import pick_device
 from workers.hub.factory import make_hub

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from core.requests import ConversionRequest
 from rebase.methods.auto.candidates import list_candidates
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.dare import dare_variants
 from rebase.methods.registry import get_method, is_trained
+from rebase.schemas.conversions import ConversionRequest
 
 _OF_TEXT = frozenset({Evidence.ACTIVATIONS, Evidence.MAPS})
 

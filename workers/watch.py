@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from core.states import Phase
+from rebase.schemas.states import Phase
 from workers.report import Report
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from core.errors import DiskFull
+from rebase.errors import DiskFull
 from transfer.adapter.write import BuiltAdapter
 from workers.card import MAP_FILE, write_card
 from workers.drawing import draw_layer_map

@@ -14,9 +14,6 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from core.errors import InternalError, PublicError
-from core.redaction import scrub
-from core.settings import Settings
 from rebase.cli import (
     audit,
     cache,
@@ -38,6 +35,9 @@ from rebase.cli import (
 )
 from rebase.cli.exits import Exit, describe
 from rebase.cli.output import Output
+from rebase.errors import InternalError, PublicError
+from rebase.redaction import scrub
+from rebase.settings import Settings
 
 app = typer.Typer(
     name="rebase",

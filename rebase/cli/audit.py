@@ -9,11 +9,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.store import open_store
+from rebase.settings import Settings
 from rebase.stack.database import database_trouble
 
 
@@ -24,7 +24,7 @@ def command(
     as_json: options.AsJson = False,
 ) -> int:
     """Show a tenant's audit log."""
-    from core.audit import list_audit_events
+    from rebase.store.audit import list_audit_events
 
     out = Output(as_json=as_json)
     with database_trouble():

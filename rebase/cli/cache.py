@@ -10,11 +10,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from core.errors import RequestInvalid
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
+from rebase.errors import RequestInvalid
+from rebase.settings import Settings
 
 if TYPE_CHECKING:
     from workers.cache.factors import FactorCache

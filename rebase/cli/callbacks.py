@@ -9,14 +9,14 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from core.callbacks.spec import DeliveryState
-from core.errors import StateConflict
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
 from rebase.client.models import Delivery, SigningSecret
+from rebase.errors import StateConflict
+from rebase.schemas.callbacks import DeliveryState
 
 commands = typer.Typer(
     help="Signed messages to a URL when a job ends: secrets, deliveries, replay.", no_args_is_help=True

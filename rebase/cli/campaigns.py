@@ -12,7 +12,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from core.releases.states import CampaignState
 from rebase.cli import options
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
@@ -21,6 +20,7 @@ from rebase.cli.waiting import open_client
 from rebase.client.http import RebaseClient
 from rebase.client.release_models import Campaign, CampaignReport
 from rebase.client.releases import Move
+from rebase.schemas.states import CampaignState
 
 commands = typer.Typer(help="What subscriptions made of releases.", no_args_is_help=True)
 

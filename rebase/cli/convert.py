@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from core.errors import RequestInvalid
 from rebase.cli import options
 from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.output import Output
@@ -15,6 +14,7 @@ from rebase.cli.request import build_request
 from rebase.cli.selection import selection_of, selection_tables
 from rebase.cli.tables import job_lines
 from rebase.cli.waiting import exit_of, follow, open_client, why
+from rebase.errors import RequestInvalid
 from rebase.evaluation_files import read_evaluation
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
+from rebase.settings import Settings
 from rebase.stack.database import migrate_database
 
 

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.up import Port, choose_place, running
 from rebase.demo import Story, tell
+from rebase.settings import Settings
 from rebase.stack.hub_folder import examples_folder
 
 

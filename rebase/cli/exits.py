@@ -7,9 +7,8 @@ from enum import IntEnum
 
 from pydantic import ValidationError
 
-from core.errors import PublicError, RebaseError, Unauthorized, to_public_error
 from rebase.client.errors import ServiceError, ServiceUnreachable
-from transfer.errors import TransferError
+from rebase.errors import PublicError, RebaseError, TransferError, Unauthorized, to_public_error
 
 
 class Exit(IntEnum):

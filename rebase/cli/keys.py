@@ -9,17 +9,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from core.scopes import Scope
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.store import open_store, parse_life
+from rebase.schemas.api_keys import Scope
+from rebase.settings import Settings
 from rebase.stack.database import database_trouble
 
 if TYPE_CHECKING:
-    from core.jobs import JobStore
-    from core.keys import KeyRecord, NewKey
+    from rebase.store.api_keys import KeyRecord, NewKey
+    from rebase.store.job_store import JobStore
 
 commands = typer.Typer(help="API keys for a service with REBASE_AUTH=keys.", no_args_is_help=True)
 
@@ -41,8 +41,8 @@ def create(
     as_json: options.AsJson = False,
 ) -> int:
     """Make a key and print it, once; only its hash is stored."""
-    from core.audit import AuditContext
-    from core.keys import issue_key
+    from rebase.store.api_keys import issue_key
+    from rebase.store.audit import AuditContext
 
     out = Output(as_json=as_json)
     life = parse_life(expires_in) if expires_in is not None else None
@@ -61,8 +61,8 @@ def rotate(
     as_json: options.AsJson = False,
 ) -> int:
     """Make a key in place of another one, which works on for a while; prints the new one, once."""
-    from core import keys
-    from core.audit import AuditContext
+    from rebase.store import api_keys as keys
+    from rebase.store.audit import AuditContext
 
     out = Output(as_json=as_json)
     store = open_store(Settings())
@@ -78,7 +78,7 @@ def ls(
     as_json: options.AsJson = False,
 ) -> int:
     """List keys by name and prefix."""
-    from core.keys import list_keys
+    from rebase.store.api_keys import list_keys
 
     out = Output(as_json=as_json)
     with database_trouble():
@@ -95,8 +95,8 @@ def ls(
 @commands.command("revoke")
 def revoke(key_id: KeyId, as_json: options.AsJson = False) -> int:
     """End a key's life."""
-    from core import keys
-    from core.audit import AuditContext
+    from rebase.store import api_keys as keys
+    from rebase.store.audit import AuditContext
 
     out = Output(as_json=as_json)
     store = open_store(Settings())
@@ -124,6 +124,6 @@ def _row(key: KeyRecord) -> tuple[str, ...]:
 
 def _owner(key_id: str, store: JobStore) -> str:
     """The tenant in whose audit log it stands; of a key that is not there, which is refused anyway."""
-    from core.keys import list_keys
+    from rebase.store.api_keys import list_keys
 
     return next((key.tenant_id for key in list_keys(store) if key.id == key_id), "default")

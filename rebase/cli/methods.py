@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from core.errors import RequestInvalid
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
+from rebase.errors import RequestInvalid
 from rebase.methods.params import describe
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from core.errors import PublicError
+from rebase.errors import PublicError
 
 _PIPE_COLUMNS = 200
 

@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from core.states import PoolState
 from rebase.cli import options
 from rebase.cli.exits import Exit, exit_for_code
 from rebase.cli.output import Output
@@ -18,6 +17,7 @@ from rebase.cli.tables import error_lines, labelled, rows_by_id
 from rebase.cli.waiting import follow, open_client
 from rebase.client.models import AnchorPool, Repo
 from rebase.pool_files import read_pool
+from rebase.schemas.states import PoolState
 
 commands = typer.Typer(
     help="Register adapters that exist on two bases; the method anchor_ridge predicts from them.",

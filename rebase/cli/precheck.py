@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from core.errors import RequestInvalid
-from core.requests import check_precheck_request
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
@@ -15,6 +13,8 @@ from rebase.cli.request import build_request
 from rebase.cli.tables import job_lines, layer_lines, verdict_lines
 from rebase.cli.transfer import LocalHub, local_request, run_locally
 from rebase.cli.waiting import exit_of, follow, open_client
+from rebase.errors import RequestInvalid
+from rebase.schemas.conversions import check_precheck_request
 
 
 def command(

@@ -8,10 +8,10 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from core.errors import RequestInvalid
-from core.requests import ConversionRequest, check_selection_examples
+from rebase.errors import RequestInvalid
 from rebase.evaluation_files import merged
 from rebase.methods.params import DEFAULT_METHOD, PARAMS_BY_NAME
+from rebase.schemas.conversions import ConversionRequest, check_selection_examples
 from service.pointers import field_errors
 
 _OBJECTS = tuple(ConversionRequest.model_fields)

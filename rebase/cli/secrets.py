@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.store import open_store
+from rebase.settings import Settings
 from rebase.stack.database import database_trouble
 
 commands = typer.Typer(help="Keys for secrets at rest (REBASE_SECRET_KEYS).", no_args_is_help=True)
@@ -17,7 +17,7 @@ commands = typer.Typer(help="Keys for secrets at rest (REBASE_SECRET_KEYS).", no
 @commands.command("key")
 def key(as_json: options.AsJson = False) -> int:
     """Print a fresh key for REBASE_SECRET_KEYS. Nothing is stored."""
-    from core.vault import generate_key
+    from rebase.store.vault import generate_key
 
     out, made = Output(as_json=as_json), generate_key()
     out.document({"key": made})
@@ -29,8 +29,7 @@ def key(as_json: options.AsJson = False) -> int:
 @commands.command("rotate")
 def rotate(as_json: options.AsJson = False) -> int:
     """Encrypt every stored secret with the first key of REBASE_SECRET_KEYS; the others can go afterwards."""
-    from core.sealed import rotate_encryption
-    from core.vault import Vault
+    from rebase.store.vault import Vault, rotate_encryption
 
     out, settings = Output(as_json=as_json), Settings()
     with database_trouble():

@@ -6,11 +6,11 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from core.errors import RequestInvalid
-from core.settings import Settings
+from rebase.errors import RequestInvalid
+from rebase.settings import Settings
 
 if TYPE_CHECKING:
-    from core.jobs import JobStore
+    from rebase.store.job_store import JobStore
 
 _LIFE = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -18,9 +18,9 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 def open_store(settings: Settings) -> JobStore:
     """The job store of these settings."""
-    from core.db import Database
-    from core.jobs import JobStore
-    from core.limits import Limits
+    from rebase.store.database import Database
+    from rebase.store.job_store import JobStore
+    from rebase.store.limits import Limits
 
     return JobStore(Database.open(settings.resolved_database_url), limits=Limits.from_settings(settings))
 

@@ -9,9 +9,6 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from core.errors import RequestInvalid
-from core.releases.plan import check_subscription_request
-from core.releases.spec import SubscriptionRequest
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
@@ -19,8 +16,10 @@ from rebase.cli.request import overlay, parse_repo, parse_settings, validate_as
 from rebase.cli.tables import labelled, rows_by_id
 from rebase.cli.waiting import open_client
 from rebase.client.release_models import Subscription
+from rebase.errors import RequestInvalid
 from rebase.evaluation_files import merged, read_evaluation
 from rebase.methods.params import DEFAULT_METHOD
+from rebase.schemas.subscriptions import SubscriptionRequest, check_subscription_request
 
 commands = typer.Typer(help="What is converted when a base is released.", no_args_is_help=True)
 

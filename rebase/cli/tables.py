@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from core.errors import PublicError
 from rebase.client.models import Job
+from rebase.errors import PublicError
 
 _VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "incompatible": "bold red"}
 _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}

@@ -12,17 +12,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from core.errors import RequestInvalid, StateConflict
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.store import open_store
+from rebase.errors import RequestInvalid, StateConflict
+from rebase.settings import Settings
 from rebase.stack.database import database_trouble
 
 if TYPE_CHECKING:
-    from core.jobs import JobStore
-    from core.limits import Limits
+    from rebase.store.job_store import JobStore
+    from rebase.store.limits import Limits
 
 commands = typer.Typer(help="Tenants: limits, Hub tokens, deletion.", no_args_is_help=True)
 token_commands = typer.Typer(help="A tenant's own token for the Hub.", no_args_is_help=True)
@@ -35,7 +35,7 @@ _LOOK_S = 0.5
 
 def _number(text: str) -> int | None:
     """`5`; `none` for no limit; `default` for the setting."""
-    from core.limits import UNLIMITED
+    from rebase.store.limits import UNLIMITED
 
     words = {"none": UNLIMITED, "default": None}
     if text in words:
@@ -62,8 +62,8 @@ def set_limits(
     as_json: options.AsJson = False,
 ) -> int:
     """Change what a tenant may use. Services notice within ten seconds."""
-    from core.audit import AuditContext
-    from core.tenants import change_limits, get_tenant
+    from rebase.store.audit import AuditContext
+    from rebase.store.tenants import change_limits, get_tenant
 
     out, store = Output(as_json=as_json), open_store(Settings())
     given = {
@@ -86,7 +86,7 @@ def set_limits(
 @commands.command("ls")
 def ls(as_json: options.AsJson = False) -> int:
     """List tenants with what they may use and have."""
-    from core.tenants import get_tenant, list_tenants
+    from rebase.store.tenants import get_tenant, list_tenants
 
     out, store = Output(as_json=as_json), open_store(Settings())
     with database_trouble():
@@ -103,7 +103,7 @@ def ls(as_json: options.AsJson = False) -> int:
 @commands.command("show")
 def show(tenant: TenantId, as_json: options.AsJson = False) -> int:
     """One tenant; `*` marks what its own row says in place of the settings."""
-    from core.tenants import get_tenant
+    from rebase.store.tenants import get_tenant
 
     out = Output(as_json=as_json)
     with database_trouble():
@@ -128,9 +128,9 @@ def set_token(
 ) -> int:
     """Store a tenant's Hub token, encrypted. Read from stdin, or from a variable; never an argument, which
     every process of this machine could see."""
-    from core.audit import AuditContext
-    from core.hub_tokens import put_tenant_token
-    from core.vault import Vault
+    from rebase.store.audit import AuditContext
+    from rebase.store.hub_tokens import put_tenant_token
+    from rebase.store.vault import Vault
 
     out, settings = Output(as_json=as_json), Settings()
     token = os.environ.get(env) if env is not None else sys.stdin.readline()
@@ -151,8 +151,8 @@ def set_token(
 @token_commands.command("rm")
 def remove_token(tenant: TenantId, as_json: options.AsJson = False) -> int:
     """Forget a tenant's Hub token."""
-    from core.audit import AuditContext
-    from core.hub_tokens import delete_tenant_token
+    from rebase.store.audit import AuditContext
+    from rebase.store.hub_tokens import delete_tenant_token
 
     out = Output(as_json=as_json)
     with database_trouble():
@@ -176,8 +176,8 @@ def delete(
     as_json: options.AsJson = False,
 ) -> int:
     """Cancel a tenant's jobs, then delete every row of it."""
-    from core.audit import AuditContext
-    from core.tenants import delete_tenant, erase_tenant_data, revoke_all_keys
+    from rebase.store.audit import AuditContext
+    from rebase.store.tenants import delete_tenant, erase_tenant_data, revoke_all_keys
 
     out, store = Output(as_json=as_json), open_store(Settings())
     if not yes:
@@ -200,7 +200,7 @@ def delete(
 
 def _wait_for_jobs(store: JobStore, tenant: str, out: Output, patience_s: float) -> None:
     """Raises StateConflict when some are not done by then."""
-    from core.tenants import cancel_all_jobs, count_open_jobs
+    from rebase.store.tenants import cancel_all_jobs, count_open_jobs
 
     left, until = cancel_all_jobs(store, tenant), time.monotonic() + patience_s
     if left:

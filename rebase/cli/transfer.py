@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from core.errors import HubError, Rejected, RequestInvalid
-from core.pools import NO_ANCHOR_POOLS, AnchorPools
-from core.requests import ConversionRequest
-from core.settings import Settings
 from rebase.cli import leaving_on_ctrl_c, options
 from rebase.cli.evaluation import evaluation_tables
 from rebase.cli.exits import CommandFailed, Exit
@@ -20,10 +16,13 @@ from rebase.cli.progress import PhaseProgress
 from rebase.cli.request import build_request
 from rebase.cli.selection import selection_tables
 from rebase.cli.tables import diagnostics_table, layer_lines, verdict_lines
+from rebase.errors import HubError, MalformedAdapter, Rejected, RequestInvalid
 from rebase.evaluation_files import read_evaluation
 from rebase.folders import Aliases
 from rebase.pool_files import local_pool
-from transfer.errors import MalformedAdapter
+from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
+from rebase.schemas.conversions import ConversionRequest
+from rebase.settings import Settings
 
 if TYPE_CHECKING:
     from workers.report import Report

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from core.settings import Settings
 from rebase.cli import options
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
+from rebase.settings import Settings
 from rebase.stack.hub_folder import examples_folder, seed
 from rebase.stack.stack import Place, Stack, free_port
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from core.states import JobState
 from rebase.cli.exits import Exit, exit_for_code
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
+from rebase.schemas.states import JobState
 
 
 def open_client(url: str) -> RebaseClient:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from core.errors import PublicError
+from rebase.errors import PublicError
 
 
 class ClientError(Exception):

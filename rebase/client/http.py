@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx2
 
-from core.requests import ConversionRequest
 from rebase.client.callbacks import CallbackCalls
 from rebase.client.errors import ServiceError, ServiceUnreachable, problem_of
 from rebase.client.models import Event, Job, JobList, MethodInfo
 from rebase.client.pools import PoolCalls
 from rebase.client.releases import ReleaseCalls
 from rebase.client.wire import reason_of, segment
+from rebase.schemas.conversions import ConversionRequest
 
 # Restarting a service takes seconds; a wait that began well outlives that.
 PATIENCE_S = 30.0

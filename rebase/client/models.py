@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.errors import PublicError
-from core.states import JobState
+from rebase.errors import PublicError
+from rebase.schemas.states import JobState
 
 
 class Answer(BaseModel):

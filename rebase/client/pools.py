@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from core.pools import PoolRequest
 from rebase.client.models import AnchorPool, AnchorPoolList
 from rebase.client.wire import Wire, segment
+from rebase.schemas.anchor_pools import PoolRequest
 
 
 class PoolCalls(Wire):

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from core.errors import PublicError
-from core.releases.states import IDLE_CAMPAIGN_STATES
 from rebase.client.models import Answer
+from rebase.errors import PublicError
+from rebase.schemas.states import IDLE_CAMPAIGN_STATES
 
 
 class Subscription(Answer):

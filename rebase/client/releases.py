@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from core.releases.spec import SubscriptionRequest
 from rebase.client.errors import ServiceError, ServiceUnreachable
 from rebase.client.release_models import (
     Campaign,
@@ -16,6 +15,7 @@ from rebase.client.release_models import (
     SubscriptionList,
 )
 from rebase.client.wire import Wire, segment
+from rebase.schemas.subscriptions import SubscriptionRequest
 
 Move = Literal["pause", "resume", "cancel", "retry", "approve"]
 _POLL_S = 1.0

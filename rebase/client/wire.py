@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from core.errors import RequestInvalid
 from rebase.client.errors import ServiceUnreachable, problem_of
+from rebase.errors import RequestInvalid
 
 _LOOPBACK = re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/|$)", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from transfer.errors import GapTooSmall
+from rebase.errors import GapTooSmall
 
 MIN_GAP = 0.05
 

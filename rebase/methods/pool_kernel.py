@@ -13,9 +13,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import LowRank
 from rebase.methods.base import Space
-from transfer.errors import IncompatiblePair
 
 KERNEL_VERSION = 2  # part of every cache key: raise it whenever `gram` may give other bytes
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import Site
 from rebase.methods.base import SitePair
-from transfer.errors import IncompatiblePair
 from transfer.weights import ModelWeights
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.settings import Settings
 from rebase.cli.exits import CommandFailed
 from rebase.client.http import RebaseClient
+from rebase.settings import Settings
 from rebase.stack.child import Child
 from rebase.stack.database import migrate_database
 

@@ -6,11 +6,11 @@ import asyncio
 import signal
 import sys
 
-from core.callbacks.queue import LeaseLimits
-from core.db import Database
-from core.errors import SettingsInvalid
-from core.logs import configure_logging
-from core.settings import Settings, get_settings
+from rebase.errors import SettingsInvalid
+from rebase.logging import configure_logging
+from rebase.settings import Settings, get_settings
+from rebase.store.database import Database
+from rebase.store.delivery_queue import LeaseLimits
 from service.courier.build import make_courier
 from service.courier.resolve import SystemResolver
 

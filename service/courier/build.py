@@ -5,14 +5,13 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from core.callbacks.allow import Allowlist
-from core.callbacks.queue import DeliveryQueue, LeaseLimits
-from core.callbacks.schedule import parse_delays
-from core.callbacks.secrets import SigningSecretRepository
-from core.db import Database
-from core.errors import SettingsInvalid
-from core.settings import Settings
-from core.vault import Vault
+from rebase.errors import SettingsInvalid
+from rebase.schemas.callback_policy import Allowlist, parse_delays
+from rebase.settings import Settings
+from rebase.store.database import Database
+from rebase.store.delivery_queue import DeliveryQueue, LeaseLimits
+from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.vault import Vault
 from service.courier.courier import Courier
 from service.courier.health import alive_file
 from service.courier.resolve import Resolver

@@ -14,13 +14,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from core.callbacks.queue import DeliveryQueue
-from core.callbacks.records import AttemptRecord, LeasedDelivery
-from core.callbacks.secrets import SigningSecretRepository
-from core.callbacks.signature import build_signature_headers
-from core.errors import Busy, SettingsInvalid
-from core.logs import get_logger
-from core.vault import Vault
+from rebase.errors import Busy, SettingsInvalid
+from rebase.logging import get_logger
+from rebase.store.deliveries import AttemptRecord, LeasedDelivery
+from rebase.store.delivery_queue import DeliveryQueue
+from rebase.store.signing_secrets import SigningSecretRepository, build_signature_headers
+from rebase.store.vault import Vault
 from service.courier.outcome import Outcome, Reason, settlement_of
 from service.courier.sending import Attempt, Sender
 

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from core.settings import Settings, get_settings
+from rebase.settings import Settings, get_settings
 
 _STALE_S = 30.0
 

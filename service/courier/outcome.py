@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
-from core.callbacks.records import Settlement
-from core.callbacks.schedule import compute_next_delay
-from core.callbacks.spec import DeliveryState
+from rebase.schemas.callback_policy import compute_next_delay
+from rebase.schemas.callbacks import DeliveryState
+from rebase.store.deliveries import Settlement
 
 
 class Reason(StrEnum):

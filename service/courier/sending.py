@@ -17,11 +17,11 @@ from datetime import datetime
 
 import httpx2
 
-from core.callbacks.allow import Allowlist
-from core.callbacks.rules import endpoint_blocked_reason, resolved_blocked_reason
-from core.callbacks.url import Endpoint, format_host, parse_callback_url
-from core.clock import utcnow
-from core.logs import get_logger
+from rebase.logging import get_logger
+from rebase.schemas.callback_policy import Allowlist
+from rebase.schemas.callbacks import Endpoint, format_host, parse_callback_url
+from rebase.store.repository import utcnow
+from service.callbacks.ssrf_guard import endpoint_blocked_reason, resolved_blocked_reason
 from service.courier.outcome import Outcome, Reason, judge
 from service.courier.resolve import Resolver
 

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import DBAPIError
 
-from core.audit import AuditContext, anonymize_address, list_audit_events, write_audit_event
-from core.errors import RequestInvalid
-from core.jobs import JobStore
-from core.tables.tenants import AuditEvent
+from rebase.errors import RequestInvalid
+from rebase.store.audit import AuditContext, anonymize_address, list_audit_events, write_audit_event
+from rebase.store.job_store import JobStore
+from rebase.store.tables.tenants import AuditEvent
 
 
 def _write(store: JobStore, tenant: str, *about: str) -> None:

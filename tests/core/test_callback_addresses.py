@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.callbacks.addresses import DENIED_NETWORKS, blocked_reason, find_embedded_ipv4
-from core.callbacks.allow import Allowlist
+from rebase.schemas.callback_policy import Allowlist
+from service.callbacks.ssrf_guard import DENIED_NETWORKS, blocked_reason, find_embedded_ipv4
 
 NOTHING = Allowlist()
 FOUR = st.ip_addresses(v=4)

@@ -9,13 +9,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import event, func, select
 
-from core.callbacks.queue import LeaseLimits
-from core.callbacks.spec import EVENT_BY_STATE, DeliveryState
-from core.callbacks.store import delete_deliveries
-from core.errors import NotFound, RequestInvalid, StateConflict
-from core.jobs import JobStore
-from core.states import TERMINAL, TRANSITIONS, JobState
-from core.tables.callbacks import CallbackAttempt, CallbackDelivery
+from rebase.errors import NotFound, RequestInvalid, StateConflict
+from rebase.schemas.callbacks import EVENT_BY_STATE, DeliveryState
+from rebase.schemas.states import TERMINAL, TRANSITIONS, JobState
+from rebase.store.deliveries import delete_deliveries
+from rebase.store.delivery_queue import LeaseLimits
+from rebase.store.job_store import JobStore
+from rebase.store.tables.callbacks import CallbackAttempt, CallbackDelivery
 from support.callbacks import (
     ENDINGS,
     EVERYTHING,

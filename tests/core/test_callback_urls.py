@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from core.callbacks.allow import Allowlist
-from core.callbacks.rules import check_callback_url, endpoint_blocked_reason, resolved_blocked_reason
-from core.callbacks.spec import CallbackSpec
-from core.callbacks.url import parse_callback_url
-from core.errors import RequestInvalid
-from core.settings import Settings
+from rebase.errors import RequestInvalid
+from rebase.schemas.callback_policy import Allowlist
+from rebase.schemas.callbacks import CallbackSpec, parse_callback_url
+from rebase.settings import Settings
+from service.callbacks.ssrf_guard import (
+    check_callback_url,
+    endpoint_blocked_reason,
+    resolved_blocked_reason,
+)
 
 PUBLIC = Allowlist()
 TESTING = Allowlist.parse("127.0.0.0/8,::1,receiver")

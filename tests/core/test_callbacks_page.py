@@ -9,11 +9,11 @@ from ipaddress import IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
-from core.callbacks.addresses import DENIED_NETWORKS
-from core.callbacks.schedule import parse_delays
-from core.callbacks.signature import build_signature_headers, generate_secret
-from core.callbacks.spec import CallbackEvent, DeliveryState
-from core.settings import Settings
+from rebase.schemas.callback_policy import parse_delays
+from rebase.schemas.callbacks import CallbackEvent, DeliveryState
+from rebase.settings import Settings
+from rebase.store.signing_secrets import build_signature_headers, generate_secret
+from service.callbacks.ssrf_guard import DENIED_NETWORKS
 
 GLOBAL = IPv6Network("2000::/3")  # whatever lies outside is refused as a whole
 PAGE = (Path(__file__).parents[2] / "docs" / "callbacks.md").read_text()

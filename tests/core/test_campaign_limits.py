@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import delete, select
 
-from core.errors import QuotaExceeded
-from core.jobs import JobStore
-from core.jobs.release_records import Decision
-from core.limits import set_limits
-from core.releases.states import CampaignDbState, CampaignState
-from core.tables.jobs import Outbox
-from core.tables.releases import Campaign
+from rebase.errors import QuotaExceeded
+from rebase.schemas.states import CampaignDbState, CampaignState
+from rebase.store.job_store import JobStore
+from rebase.store.limits import set_limits
+from rebase.store.records import Decision
+from rebase.store.tables.jobs import Outbox
+from rebase.store.tables.releases import Campaign
 from support.campaigns import FACTS, SHA, a_subscription, opened, release_claims, seen
 from support.databases import a_request
 

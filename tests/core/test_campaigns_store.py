@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from core.audit import AuditContext, list_audit_events
-from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.jobs.release_records import Decision, SubscriptionRecord
-from core.releases.states import CampaignDbState, CampaignState
-from core.states import JobState
-from core.tables.base import DEFAULT_TENANT
+from rebase.errors import NotFound, PublicError, RequestInvalid, StateConflict
+from rebase.schemas.states import CampaignDbState, CampaignState, JobState
+from rebase.store.audit import AuditContext, list_audit_events
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, Decision, SubscriptionRecord
+from rebase.store.tables.base import DEFAULT_TENANT
 from support.campaigns import FACTS, SHA, a_subscription, add_tenant, opened, release_claims, seen
 from support.databases import HandClock, a_request
 

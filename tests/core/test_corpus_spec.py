@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from core.corpus import CorpusSpec
-from core.requests import ConversionRequest
 from rebase.cli.request import build_request
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import CorpusSpec
 from workers.wants import reads_text
 
 

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from core.db import Database
-from core.errors import Busy
-from core.jobs import JobStore
+from rebase.errors import Busy
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
 from support.databases import a_request
 
 

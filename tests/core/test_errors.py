@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.errors import UnsafeFile, to_public_error
+from rebase.errors import UnsafeFile, to_public_error
 
 
 def test_text_from_a_strangers_file_cannot_steer_a_terminal() -> None:

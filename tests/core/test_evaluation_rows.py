@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import func, inspect, select, text
 
 import migrations
-from core.db import Database
-from core.errors import PublicError
-from core.jobs import JobStore
-from core.jobs.records import Claim, MetricRow
-from core.tables.jobs import EvaluationMetric
+from rebase.errors import PublicError
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, MetricRow
+from rebase.store.tables.jobs import EvaluationMetric
 from support.databases import a_request
 from support.postgres import a_database, a_postgres
 

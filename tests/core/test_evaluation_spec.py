@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.evaluation import ChoiceExample, EvaluationSpec, GenerationExample, TextExample
+from rebase.schemas.evaluation import ChoiceExample, EvaluationSpec, GenerationExample, TextExample
 
 ONE = {"prompt": "2 + 2 =", "answer": " 4"}
 CHOICE = {"prompt": "The sky is", "choices": [" blue", " green"], "label": 0}

@@ -13,9 +13,8 @@ import pytest
 from kombu import Connection
 from kombu.exceptions import ChannelError
 
-from core.broker import QUEUE, make_celery
-from core.folder_broker import Channel, Transport
-from core.settings import Settings
+from rebase.settings import Settings
+from rebase.store.broker import QUEUE, Channel, Transport, make_celery
 
 BELLS = 600
 
@@ -53,7 +52,7 @@ def test_nobody_takes_a_message_before_it_is_whole(channel: Channel, monkeypatch
             channel._get(QUEUE)
         return '{"bell": 1}'
 
-    monkeypatch.setattr("core.folder_broker.dumps", looked_at_meanwhile)
+    monkeypatch.setattr("rebase.store.broker.dumps", looked_at_meanwhile)
     channel._put(QUEUE, {"bell": 1})
     assert channel._get(QUEUE) == {"bell": 1}
     with pytest.raises(Empty):
@@ -95,7 +94,7 @@ def test_a_table_that_is_being_written_is_looked_at_again_and_one_that_stays_bro
         if len(waits) == 3:
             file.write_text(whole)
 
-    monkeypatch.setattr("core.folder_broker.time.sleep", written_meanwhile)
+    monkeypatch.setattr("rebase.store.broker.time.sleep", written_meanwhile)
     file.write_text("")
     assert [entry.queue for entry in channel.get_table("bells")] == [QUEUE]
     assert len(waits) == 3

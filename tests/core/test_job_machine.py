@@ -22,13 +22,13 @@ from hypothesis.strategies import integers, sampled_from
 from sqlalchemy import select
 
 import migrations
-from core.callbacks.spec import EVENT_BY_STATE
-from core.db import Database
-from core.errors import Cancelled, LeaseLost, PublicError, StateConflict
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.states import TERMINAL, TRANSITIONS, JobState, Phase
-from core.tables.jobs import Job
+from rebase.errors import Cancelled, LeaseLost, PublicError, StateConflict
+from rebase.schemas.callbacks import EVENT_BY_STATE
+from rebase.schemas.states import TERMINAL, TRANSITIONS, JobState, Phase
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim
+from rebase.store.tables.jobs import Job
 from support.callbacks import EVERYTHING, a_job, book_of
 from support.databases import HandClock
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from core import keys
-from core.errors import NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs import JobStore
-from core.states import JobState, Phase
+from rebase.errors import NotFound, PublicError, RequestInvalid, StateConflict
+from rebase.schemas.states import JobState, Phase
+from rebase.store import api_keys as keys
+from rebase.store.job_store import JobStore
 from support.databases import HandClock, a_request
 
 TENANT = "default"

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from core.broker import make_celery, send_notification
-from core.db import Database
-from core.jobs import JobStore
-from core.jobs.keeper_side import LEASE_S, ReapResult
-from core.keeper import Scheduler
-from core.settings import Settings
-from core.states import JobState
+from rebase.schemas.states import JobState
+from rebase.settings import Settings
+from rebase.store.broker import make_celery, send_notification
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.outbox import LEASE_S, ReapResult
+from rebase.store.scheduler import Scheduler
 from support.databases import HandClock, a_request
 from support.redis_server import own_redis
 

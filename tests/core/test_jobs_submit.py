@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select, text
 
-from core.db import Database
-from core.errors import IdempotencyInFlight, IdempotencyMismatch, RequestInvalid
-from core.ids import new_id
-from core.jobs import JobStore
-from core.states import JobState
-from core.tables.jobs import IdempotencyKey, Job, JobEvent, Outbox
+from rebase.errors import IdempotencyInFlight, IdempotencyMismatch, RequestInvalid
+from rebase.schemas.states import JobState
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.repository import new_id
+from rebase.store.tables.jobs import IdempotencyKey, Job, JobEvent, Outbox
 from support.databases import a_request
 
 TENANT = "default"

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from core.errors import Cancelled, LeaseLost, PublicError
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.jobs.worker_side import get_state_after_failure
-from core.states import JobState, Phase
+from rebase.errors import Cancelled, LeaseLost, PublicError
+from rebase.schemas.states import JobState, Phase
+from rebase.store.job_claims import get_state_after_failure
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim
 from support.databases import HandClock, a_request
 
 TENANT = "default"

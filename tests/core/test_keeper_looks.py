@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from core.db import Database
-from core.jobs import JobStore
-from core.keeper import Scheduler
-from core.tables.base import DEFAULT_TENANT
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.scheduler import Scheduler
+from rebase.store.tables.base import DEFAULT_TENANT
 from support.campaigns import a_subscription, release_claims
 
 

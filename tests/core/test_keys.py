@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from core import keys
-from core.audit import AuditContext, list_audit_events
-from core.errors import NotFound, RequestInvalid, StateConflict
-from core.jobs import JobStore
-from core.scopes import Scope
+from rebase.errors import NotFound, RequestInvalid, StateConflict
+from rebase.schemas.api_keys import Scope
+from rebase.store import api_keys as keys
+from rebase.store.audit import AuditContext, list_audit_events
+from rebase.store.job_store import JobStore
 from support.databases import HandClock
 
 DAY = timedelta(days=1)

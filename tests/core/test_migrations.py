@@ -14,10 +14,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 
 import migrations
-from core.audit import AuditContext, write_audit_event
-from core.db import Database
-from core.tables.base import Base
-from core.tables.tenants import ApiKey, Tenant
+from rebase.store.audit import AuditContext, write_audit_event
+from rebase.store.database import Database
+from rebase.store.tables.base import Base
+from rebase.store.tables.tenants import ApiKey, Tenant
 from support.postgres import a_database, a_postgres
 
 

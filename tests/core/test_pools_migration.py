@@ -12,9 +12,9 @@ from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
 import migrations
-from core.db import Database
-from core.jobs import JobStore
-from core.tables.jobs import SiteDiagnostics
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.tables.jobs import SiteDiagnostics
 from support.databases import a_request
 from support.pools import a_pool
 from support.postgres import a_database, a_postgres

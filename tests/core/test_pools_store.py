@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from core import keys
-from core.errors import IdempotencyMismatch, NotFound, PublicError, RequestInvalid, StateConflict
-from core.jobs import JobStore
-from core.jobs.pools_side import ScopedAnchorPools
-from core.pools import PoolRequest
-from core.states import JobState, PoolState
-from core.tables.jobs import AnchorPool, Job
+from rebase.errors import IdempotencyMismatch, NotFound, PublicError, RequestInvalid, StateConflict
+from rebase.schemas.anchor_pools import PoolRequest
+from rebase.schemas.states import JobState, PoolState
+from rebase.store import api_keys as keys
+from rebase.store.anchor_pools import ScopedAnchorPools
+from rebase.store.job_store import JobStore
+from rebase.store.tables.jobs import AnchorPool, Job
 from support.databases import HandClock, a_request
 from support.pools import COMMIT, NEW, OLD, a_pool, finish_pool
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import structlog
 
-from core.errors import HubError, to_public_error
-from core.logs import configure_logging, get_logger, redact_event
-from core.redaction import REDACTED, scrub
-from core.settings import Settings
+from rebase.errors import HubError, to_public_error
+from rebase.logging import configure_logging, get_logger, redact_event
+from rebase.redaction import REDACTED, scrub
+from rebase.settings import Settings
 
 HUB, OURS, SIGNING = "hf_" + "aB3" * 11, "rb_" + "x-Y_9" * 8, "whsec_" + "a+B/c=" * 6
 

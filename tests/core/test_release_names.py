@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.releases.names import (
+from rebase.schemas.model_names import (
     ModelVersion,
     check_pattern,
     is_successor,

@@ -10,12 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from core.errors import RequestInvalid
-from core.releases.guards import Guards, ModelFacts, find_violations
-from core.releases.plan import build_conversion_request, check_subscription_request
-from core.releases.spec import SubscriptionRequest
-from core.releases.template import check_template, fill_template
-from core.repos import RepoRef
+from rebase.errors import RequestInvalid
+from rebase.schemas.guards import Guards, ModelFacts, find_violations
+from rebase.schemas.repos import RepoRef
+from rebase.schemas.subscriptions import (
+    SubscriptionRequest,
+    build_conversion_request,
+    check_subscription_request,
+    check_template,
+    fill_template,
+)
 from support.campaigns import a_subscription
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)

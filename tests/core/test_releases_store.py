@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import func, select
 
-from core.errors import LeaseLost, NotFound, PublicError, QuotaExceeded
-from core.jobs import JobStore, subscriptions_side
-from core.jobs.release_records import Decision
-from core.releases.states import CampaignDbState, CampaignState
-from core.releases.tasks import ReconcileTask, ReleaseTask
-from core.states import JobState
-from core.tables.base import DEFAULT_TENANT
-from core.tables.jobs import Job
-from core.tables.releases import Release
+from rebase.errors import LeaseLost, NotFound, PublicError, QuotaExceeded
+from rebase.schemas.states import CampaignDbState, CampaignState, JobState
+from rebase.schemas.subscriptions import ReconcileTask, ReleaseTask
+from rebase.store import subscriptions as subscriptions_side
+from rebase.store.job_store import JobStore
+from rebase.store.records import Decision
+from rebase.store.tables.base import DEFAULT_TENANT
+from rebase.store.tables.jobs import Job
+from rebase.store.tables.releases import Release
 from support.campaigns import FACTS, SHA, a_subscription, add_tenant, opened, release_claims, seen
 from support.databases import HandClock, a_request
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from core.pools import PoolRequest
-from core.releases.spec import SubscriptionRequest
-from core.repos import RepoRef
-from core.requests import ConversionRequest
+from rebase.schemas.anchor_pools import PoolRequest
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import RepoRef
+from rebase.schemas.subscriptions import SubscriptionRequest
 
 
 @pytest.mark.parametrize(

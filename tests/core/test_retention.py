@@ -10,26 +10,33 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from core import keys, retention
-from core.audit import AuditContext, list_audit_events, write_audit_event
-from core.callbacks.secrets import SigningSecretRepository
-from core.errors import Cancelled, NotFound, PublicError, QuotaExceeded, StateConflict
-from core.hub_tokens import JobTokenEncryptor, put_tenant_token
-from core.jobs import JobStore
-from core.jobs.base import SubmissionContext
-from core.jobs.release_records import Decision
-from core.jobs.room import delete_jobs
-from core.keeper import Scheduler
-from core.limits import Limits, set_limits
-from core.releases.states import CampaignDbState
-from core.retention import Retention, RetentionPeriods
-from core.tables.base import Base
-from core.tables.callbacks import CallbackDelivery, CallbackStop
-from core.tables.jobs import Job
-from core.tables.releases import Release
-from core.tables.tenants import AuditEvent
-from core.tenants import cancel_all_jobs, count_open_jobs, delete_tenant, erase_tenant_data, list_tenants
-from core.vault import Vault, generate_key
+from rebase.errors import Cancelled, NotFound, PublicError, QuotaExceeded, StateConflict
+from rebase.schemas.states import CampaignDbState
+from rebase.store import api_keys as keys
+from rebase.store import retention
+from rebase.store.audit import AuditContext, list_audit_events, write_audit_event
+from rebase.store.hub_tokens import JobTokenEncryptor, put_tenant_token
+from rebase.store.job_events import SubmissionContext
+from rebase.store.job_store import JobStore
+from rebase.store.limits import Limits, set_limits
+from rebase.store.quota import delete_jobs
+from rebase.store.records import Decision
+from rebase.store.retention import Retention, RetentionPeriods
+from rebase.store.scheduler import Scheduler
+from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.tables.base import Base
+from rebase.store.tables.callbacks import CallbackDelivery, CallbackStop
+from rebase.store.tables.jobs import Job
+from rebase.store.tables.releases import Release
+from rebase.store.tables.tenants import AuditEvent
+from rebase.store.tenants import (
+    cancel_all_jobs,
+    count_open_jobs,
+    delete_tenant,
+    erase_tenant_data,
+    list_tenants,
+)
+from rebase.store.vault import Vault, generate_key
 from support.campaigns import SHA, a_subscription, bare_campaign, opened, release_claims, seen
 from support.databases import a_request
 from support.pools import a_pool

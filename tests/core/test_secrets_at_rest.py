@@ -9,17 +9,21 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import inspect, select, text
 
-from core import keys
-from core.errors import NotFound, PublicError, RequestInvalid, SettingsInvalid
-from core.hub_tokens import JobTokenEncryptor, delete_tenant_token, put_tenant_token, resolve_hub_token
-from core.jobs import JobStore
-from core.jobs.base import SubmissionContext
-from core.jobs.records import Claim
-from core.sealed import ENCRYPTED_COLUMNS, rotate_encryption
-from core.settings import Settings
-from core.tables.base import Base
-from core.tables.jobs import JobToken
-from core.vault import Vault, generate_key
+from rebase.errors import NotFound, PublicError, RequestInvalid, SettingsInvalid
+from rebase.settings import Settings
+from rebase.store import api_keys as keys
+from rebase.store.hub_tokens import (
+    JobTokenEncryptor,
+    delete_tenant_token,
+    put_tenant_token,
+    resolve_hub_token,
+)
+from rebase.store.job_events import SubmissionContext
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim
+from rebase.store.tables.base import Base
+from rebase.store.tables.jobs import JobToken
+from rebase.store.vault import ENCRYPTED_COLUMNS, Vault, generate_key, rotate_encryption
 from support.databases import HandClock, a_request
 
 JOBS, TENANTS, DEPLOYMENTS = "hf_" + "j" * 34, "hf_" + "t" * 34, "hf_" + "d" * 34

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from core.broker import make_celery
-from core.settings import Settings
+from rebase.settings import Settings
+from rebase.store.broker import make_celery
 
 
 def test_raising_the_soft_time_limit_alone_leaves_it_below_the_hard_one() -> None:

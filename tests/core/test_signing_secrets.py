@@ -11,14 +11,18 @@ import pytest
 from sqlalchemy import select, update
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from core.callbacks.secrets import MAX_SIGNING_SECRETS, SigningSecretRepository
-from core.callbacks.signature import build_signature_headers, generate_secret, sign
-from core.errors import SettingsInvalid, StateConflict
-from core.jobs import JobStore
-from core.logs import redact_event
-from core.sealed import rotate_encryption
-from core.tables.callbacks import SigningSecret
-from core.vault import Vault, generate_key
+from rebase.errors import SettingsInvalid, StateConflict
+from rebase.logging import redact_event
+from rebase.store.job_store import JobStore
+from rebase.store.signing_secrets import (
+    MAX_SIGNING_SECRETS,
+    SigningSecretRepository,
+    build_signature_headers,
+    generate_secret,
+    sign,
+)
+from rebase.store.tables.callbacks import SigningSecret
+from rebase.store.vault import Vault, generate_key, rotate_encryption
 from support.callbacks import a_tenant, sql_text
 from support.databases import HandClock
 

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from core import keys
-from core.audit import AuditContext, list_audit_events
-from core.errors import NotFound, QuotaExceeded, RequestInvalid
-from core.jobs import JobStore
-from core.jobs.base import SubmissionContext
-from core.jobs.records import JobRecord
-from core.jobs.submit import Submission
-from core.limits import NO_LIMITS, Limits, load_limits, set_limits
-from core.tenants import cancel_all_jobs, erase_tenant_data
+from rebase.errors import NotFound, QuotaExceeded, RequestInvalid
+from rebase.store import api_keys as keys
+from rebase.store.audit import AuditContext, list_audit_events
+from rebase.store.job_events import SubmissionContext
+from rebase.store.job_store import JobStore
+from rebase.store.job_submission import Submission
+from rebase.store.limits import NO_LIMITS, Limits, load_limits, set_limits
+from rebase.store.records import JobRecord
+from rebase.store.tenants import cancel_all_jobs, erase_tenant_data
 from support.campaigns import a_subscription
 from support.databases import HandClock, a_request
 from support.pools import a_pool

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete, select
 
-from core import keys
-from core.errors import PublicError
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.limits import UNLIMITED, Limits, set_limits
-from core.states import JobState
-from core.tables.jobs import Outbox
-from core.tenants import change_limits
+from rebase.errors import PublicError
+from rebase.schemas.states import JobState
+from rebase.store import api_keys as keys
+from rebase.store.job_store import JobStore
+from rebase.store.limits import UNLIMITED, Limits, set_limits
+from rebase.store.records import Claim
+from rebase.store.tables.jobs import Outbox
+from rebase.store.tenants import change_limits
 from support.databases import HandClock, a_request
 
 TWO = {"max_running": 2}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import SettingsInvalid
-from core.settings import Settings
-from core.vault import Vault, generate_key
+from rebase.errors import SettingsInvalid
+from rebase.settings import Settings
+from rebase.store.vault import Vault, generate_key
 
 
 def test_a_sealed_secret_opens_for_its_purpose_and_shows_nothing_of_itself() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.settings import Settings
+from rebase.settings import Settings
 from support import compose
 
 SECRETS = {

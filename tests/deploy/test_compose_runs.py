@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 import redis
 
-from core.callbacks.spec import CallbackSpec
-from core.requests import ConversionRequest
-from core.vault import generate_key
 from rebase.client.errors import ServiceError
 from rebase.client.http import RebaseClient
+from rebase.schemas.callbacks import CallbackSpec
+from rebase.schemas.conversions import ConversionRequest
+from rebase.store.vault import generate_key
 from support import compose, tiny_repos
 from support.postgres import a_database, a_postgres
 from support.receivers import answers, receiver

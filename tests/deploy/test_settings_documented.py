@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from core.settings import Settings
+from rebase.settings import Settings
 
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 

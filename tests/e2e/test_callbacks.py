@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from core.callbacks.secrets import SigningSecretRepository
-from core.callbacks.spec import DeliveryState
-from core.callbacks.store import DeliveryRepository
-from core.clock import utcnow
-from core.db import Database
-from core.jobs import JobStore
-from core.settings import Settings
-from core.tables.callbacks import CallbackDelivery
-from core.vault import Vault, generate_key
 from rebase.client.http import RebaseClient
+from rebase.schemas.callbacks import DeliveryState
+from rebase.settings import Settings
+from rebase.store.database import Database
+from rebase.store.deliveries import DeliveryRepository
+from rebase.store.job_store import JobStore
+from rebase.store.repository import utcnow
+from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.tables.callbacks import CallbackDelivery
+from rebase.store.vault import Vault, generate_key
 from service.courier.health import is_alive
 from support.callbacks import ended_job, sql_text
 from support.command import REBASE

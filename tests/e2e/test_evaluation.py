@@ -12,8 +12,8 @@ import httpx2
 import pytest
 from safetensors.torch import load_file, save_file
 
-from core.repos import RepoRef
 from examples.text.queries import read_task
+from rebase.schemas.repos import RepoRef
 from support.harness_tasks import CHOICE, write_tasks
 from support.whole_service import Service, bundled_service
 from workers.hub.local import LocalHub

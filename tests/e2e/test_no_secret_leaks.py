@@ -21,10 +21,10 @@ import redis
 
 import migrations
 from benchmarks.processes import api, environment, free_port, wait_ready, worker
-from core import keys
-from core.db import Database
-from core.jobs import JobStore
-from core.vault import generate_key
+from rebase.store import api_keys as keys
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.vault import generate_key
 from support.redis_server import own_redis
 from support.standin_hub import StandinHub
 from support.tenants import bearer

@@ -18,9 +18,9 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
-from core.requests import ConversionRequest
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
+from rebase.schemas.conversions import ConversionRequest
 from rebase.stack.stack import Place, Stack, free_port
 from support.real_models import GEMMA3, SMOLLM2
 from support.real_repos import ADAPTER_REPO, Base

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from core.requests import ConversionRequest
+from rebase.schemas.conversions import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3
 from support.real_release import NEXT_RELEASE

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from core.callbacks.spec import DeliveryState
-from core.jobs import JobStore
+from rebase.schemas.callbacks import DeliveryState
+from rebase.store.job_store import JobStore
 from support.callbacks import queue_of, settle
 from support.command import Command
 from support.running_service import RunningService

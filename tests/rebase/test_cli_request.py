@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import NotAvailable, RequestInvalid
 from rebase.cli.request import build_request, parse_settings, parse_value
+from rebase.errors import NotAvailable, RequestInvalid
 from rebase.methods.auto.params import AutoParams
 from rebase.methods.base_params import DareParams
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from core.errors import PublicError
-from core.jobs.records import Claim, LayerSimilarityMatrix
-from core.states import Phase
 from rebase.client.http import RebaseClient
+from rebase.errors import PublicError
+from rebase.schemas.states import Phase
+from rebase.store.records import Claim, LayerSimilarityMatrix
 from support.command import REBASE, Command
 from support.running_service import RunningService, clean_environment, free_port, running_service
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import PublicError, RequestInvalid
-from core.jobs.records import Claim
-from core.requests import ConversionRequest
-from core.states import Phase
 from rebase.cli.request import build_request
 from rebase.client.errors import ServiceError, ServiceUnreachable
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
+from rebase.errors import PublicError, RequestInvalid
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
+from rebase.store.records import Claim
 from support.running_service import RunningService, free_port, running_service, service_process
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from core.errors import RequestInvalid
-from core.repos import RepoRef
 from rebase.cli.request import build_request
+from rebase.errors import RequestInvalid
 from rebase.evaluation_files import read_evaluation
+from rebase.schemas.repos import RepoRef
 from support.command import Command
 from workers.hub.local import LocalHub
 

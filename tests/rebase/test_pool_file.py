@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.errors import NotFound, RequestInvalid
 from rebase.cli.request import build_request
+from rebase.errors import NotFound, RequestInvalid
 from rebase.folders import Aliases
 from rebase.pool_files import FilePool, local_pool
 from support.command import Command

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from core.errors import PublicError, RequestInvalid
-from core.states import JobState, Phase
-from core.tables.base import DEFAULT_TENANT
 from rebase.client.errors import ServiceError
 from rebase.client.http import RebaseClient
+from rebase.errors import PublicError, RequestInvalid
+from rebase.schemas.states import JobState, Phase
+from rebase.store.tables.base import DEFAULT_TENANT
 from support.command import Command
 from support.pools import COMMIT, NEW, OLD, a_pool, finish_pool, pool_body
 from support.running_service import RunningService

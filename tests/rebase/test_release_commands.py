@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import pytest
 
-from core.jobs.release_records import Decision
-from core.releases.states import CampaignDbState
-from core.tables.base import DEFAULT_TENANT
 from rebase.client.errors import ServiceError
 from rebase.client.http import RebaseClient
+from rebase.schemas.states import CampaignDbState
+from rebase.store.records import Decision
+from rebase.store.tables.base import DEFAULT_TENANT
 from support.campaigns import FACTS, SHA, release_claims, seen
 from support.command import Command
 from support.running_service import RunningService

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from core.errors import PublicError
-from core.jobs.records import LayerSimilarityMatrix
 from rebase.client.http import RebaseClient
+from rebase.errors import PublicError
+from rebase.store.records import LayerSimilarityMatrix
 from support.command import Command
 from support.running_service import RunningService
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from core.repos import RepoRef
 from rebase.client.http import RebaseClient
+from rebase.schemas.repos import RepoRef
 from rebase.stack.child import GRACE_S, Child
 from rebase.stack.hub_folder import seed
 from support.command import REBASE

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from core.db import Database
-from core.hub_tokens import resolve_hub_token
-from core.settings import Settings
-from core.vault import Vault
 from rebase.cli import tenants
+from rebase.settings import Settings
+from rebase.store.database import Database
+from rebase.store.hub_tokens import resolve_hub_token
+from rebase.store.vault import Vault
 from support.command import Command
 from support.running_service import RunningService
 

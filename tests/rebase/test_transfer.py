@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.synthetic import byte_level_tokenizer
-from core.repos import check_repo_id
 from rebase.folders import Aliases
 from rebase.methods.params import PARAMS_BY_NAME
+from rebase.schemas.repos import check_repo_id
 from support.command import REBASE, Command
 from support.running_service import clean_environment
 from support.tiny_models import save_adapter, save_base, tiny_model

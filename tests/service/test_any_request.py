@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from core.scopes import Scope
+from rebase.schemas.api_keys import Scope
 from support.api import Api
 from support.databases import sqlite_template  # noqa: F401  (fixture)
 from support.tenants import Household

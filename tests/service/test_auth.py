@@ -12,12 +12,12 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 import service.known_keys
-from core import keys
-from core.errors import NotFound, RequestInvalid, SettingsInvalid
-from core.jobs import JobStore
-from core.logs import redact_event
-from core.settings import Settings
-from core.tables.tenants import ApiKey
+from rebase.errors import NotFound, RequestInvalid, SettingsInvalid
+from rebase.logging import redact_event
+from rebase.settings import Settings
+from rebase.store import api_keys as keys
+from rebase.store.job_store import JobStore
+from rebase.store.tables.tenants import ApiKey
 from service.app import create_app
 from support.api import BODY, Api
 

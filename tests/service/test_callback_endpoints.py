@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core import keys
-from core.callbacks.spec import DeliveryState
-from core.callbacks.store import DeliveryRepository
-from core.settings import Settings
+from rebase.schemas.callbacks import DeliveryState
+from rebase.settings import Settings
+from rebase.store import api_keys as keys
+from rebase.store.deliveries import DeliveryRepository
 from service.app import create_app
 from support.api import BODY, Api
 from support.callbacks import queue_of, settle, sql_text

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from core.callbacks.queue import LeaseLimits
-from core.callbacks.secrets import SigningSecretRepository
-from core.callbacks.spec import DeliveryState
-from core.db import Database
-from core.jobs import JobStore
-from core.vault import Vault, generate_key
+from rebase.schemas.callbacks import DeliveryState
+from rebase.store.database import Database
+from rebase.store.delivery_queue import LeaseLimits
+from rebase.store.job_store import JobStore
+from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.vault import Vault, generate_key
 from service.courier.sending import MOST_BYTES
 from support.callbacks import a_job, a_tenant, book_of, claimed, ended_job
 from support.couriers import Names, a_sender, running_courier, until, until_settled

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.callbacks.schedule import (
+from rebase.schemas.callback_policy import (
     DEFAULT_DELAYS,
     JITTER,
     MAX_RETRY_AFTER_S,
     compute_next_delay,
     parse_delays,
 )
-from core.callbacks.spec import DeliveryState
+from rebase.schemas.callbacks import DeliveryState
 from service.courier.outcome import Outcome, Reason, judge, retry_after_s, settlement_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

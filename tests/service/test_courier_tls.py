@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import SettingsInvalid
+from rebase.errors import SettingsInvalid
 from service.courier.build import tls_context
 from service.courier.outcome import Reason
 from service.courier.sending import Attempt

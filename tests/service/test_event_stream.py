@@ -10,7 +10,7 @@ import fastapi.routing
 import pytest
 
 import service.events
-from core.states import Phase
+from rebase.schemas.states import Phase
 from support.api import Api
 
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 import pytest
 from starlette.testclient import TestClient
 
-from core.errors import PublicError
-from core.jobs.records import LayerSimilarityMatrix, MetricRow
-from core.states import Phase
+from rebase.errors import PublicError
+from rebase.schemas.states import Phase
+from rebase.store.records import LayerSimilarityMatrix, MetricRow
 from support.api import Api
 
 ERROR = PublicError(code="repo_not_found", message="No such repo.", hint="Check the name.")

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
-from core import keys
-from core.errors import PublicError
+from rebase.errors import PublicError
+from rebase.store import api_keys as keys
 from support.api import BODY, Api
 from support.pools import COMMIT, NEW, OLD, finish_pool, pool_body
 

@@ -10,9 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-import core.errors
+import rebase.errors
 import service
-from core.jobs import JobStore
+from rebase.store.job_store import JobStore
 from service.problems import STATUS
 from support.api import BODY, Api
 
@@ -100,8 +100,8 @@ def test_every_code_that_the_service_can_raise_has_a_status() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 if node.func.id == "problem" and isinstance(node.args[0], ast.Constant):
                     raised.add(node.args[0].value)
-                error = getattr(core.errors, node.func.id, None)
-                if isinstance(error, type) and issubclass(error, core.errors.RebaseError):
+                error = getattr(rebase.errors, node.func.id, None)
+                if isinstance(error, type) and issubclass(error, rebase.errors.RebaseError):
                     raised.add(error.code)
 
     assert raised - {"settings_invalid"} <= set(STATUS)

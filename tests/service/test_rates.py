@@ -10,10 +10,10 @@ import httpx2
 import pytest
 
 import migrations
-from core import keys
-from core.db import Database
-from core.jobs import JobStore
-from core.tenants import change_limits
+from rebase.store import api_keys as keys
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.tenants import change_limits
 from service.rates import LocalRates, RedisRates, Seldom
 from support.redis_server import a_prefix, a_redis, own_redis
 from support.running_service import free_port, service_process

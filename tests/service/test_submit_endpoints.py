@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from core.db import Database
-from core.errors import Busy
-from core.jobs import JobStore
-from core.settings import Settings
+from rebase.errors import Busy
+from rebase.settings import Settings
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
 from service.app import create_app
 from service.intake import Intake
 from support.api import BODY, Api
@@ -152,7 +152,7 @@ def test_a_broker_that_is_down_keeps_no_job_out(sqlite_url: str, tmp_path: Path)
             time.sleep(0.05)
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["broker"]) == (200, "unreachable")
-        assert app.state.service.store.waiting_bells() == 1
+        assert app.state.service.store.count_pending_notifications() == 1
 
 
 def test_submissions_that_arrive_together_share_transactions(database_url: str) -> None:

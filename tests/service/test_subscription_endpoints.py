@@ -10,14 +10,13 @@ import pytest
 from sqlalchemy import delete
 from starlette.testclient import TestClient
 
-from core import keys
-from core.errors import PublicError
-from core.jobs import subscriptions_side
-from core.jobs.records import MetricRow
-from core.jobs.release_records import Decision
-from core.releases.states import CampaignDbState
-from core.tables.base import DEFAULT_TENANT
-from core.tables.jobs import Job
+from rebase.errors import PublicError
+from rebase.schemas.states import CampaignDbState
+from rebase.store import api_keys as keys
+from rebase.store import subscriptions as subscriptions_side
+from rebase.store.records import Decision, MetricRow
+from rebase.store.tables.base import DEFAULT_TENANT
+from rebase.store.tables.jobs import Job
 from support.api import Api
 from support.campaigns import FACTS, a_subscription, opened, release_claims, seen, subscription_body
 

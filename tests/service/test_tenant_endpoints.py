@@ -14,15 +14,15 @@ from sqlalchemy import select, update
 
 import service.events
 import service.known_keys
-from core import keys
-from core.audit import list_audit_events
-from core.hub_tokens import resolve_hub_token
-from core.scopes import Scope
-from core.settings import Settings
-from core.tables.jobs import JobToken
-from core.tables.tenants import ApiKey, HubToken
-from core.tenants import change_limits
-from core.vault import generate_key
+from rebase.schemas.api_keys import Scope
+from rebase.settings import Settings
+from rebase.store import api_keys as keys
+from rebase.store.audit import list_audit_events
+from rebase.store.hub_tokens import resolve_hub_token
+from rebase.store.tables.jobs import JobToken
+from rebase.store.tables.tenants import ApiKey, HubToken
+from rebase.store.tenants import change_limits
+from rebase.store.vault import generate_key
 from support.api import BODY, Api
 from support.tenants import Household, bearer
 

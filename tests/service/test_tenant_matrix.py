@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from core.scopes import Scope, get_required_scope
-from service.auth import declared_scopes
+from rebase.schemas.api_keys import Scope
+from service.auth import declared_scopes, get_required_scope
 from support.api import BODY, Api
 from support.tenants import OPEN, Household, bearer, ended_keys, guarded_routes, without
 

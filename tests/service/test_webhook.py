@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from core.jobs.release_records import ReleaseEvent
-from core.tables.base import DEFAULT_TENANT
+from rebase.store.records import ReleaseEvent
+from rebase.store.tables.base import DEFAULT_TENANT
 from service.webhook_payload import Ignored, release_in
 from support.api import Api
 from support.campaigns import SHA, a_subscription, payload, release_claims, subscription_body

@@ -10,9 +10,9 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.settings import Settings
+from rebase.settings import Settings
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim
 from service.app import create_app
 
 BODY: dict[str, Any] = {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from core.repos import RepoRef
 from examples.evaluate import answer_loss
 from examples.text.queries import Example, read_task
 from rebase.lora.low_rank import LowRank, Site
+from rebase.schemas.repos import RepoRef
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.weights import ModelWeights

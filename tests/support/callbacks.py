@@ -7,15 +7,14 @@ from datetime import timedelta
 
 from sqlalchemy import insert
 
-from core.callbacks.queue import DeliveryQueue, LeaseLimits
-from core.callbacks.records import AttemptRecord, LeasedDelivery, Settlement
-from core.callbacks.spec import CallbackEvent, DeliveryState
-from core.callbacks.store import DeliveryRepository
-from core.db import Database
-from core.errors import PublicError
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.tables.tenants import Tenant
+from rebase.errors import PublicError
+from rebase.schemas.callbacks import CallbackEvent, DeliveryState
+from rebase.store.database import Database
+from rebase.store.deliveries import AttemptRecord, DeliveryRepository, LeasedDelivery, Settlement
+from rebase.store.delivery_queue import DeliveryQueue, LeaseLimits
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim
+from rebase.store.tables.tenants import Tenant
 from support.databases import HandClock, a_request
 
 URL = "https://hooks.acme.example/rebase"
@@ -144,7 +143,7 @@ def sql_text(db: Database) -> str:
     """Everything that the database holds, as text."""
     from sqlalchemy import select
 
-    from core.tables.base import Base
+    from rebase.store.tables.base import Base
 
     with db.read() as connection:
         return "\n".join(

@@ -6,16 +6,14 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from core.ids import new_id
-from core.jobs import JobStore
-from core.jobs.records import Claim
-from core.jobs.release_records import Decision, ReleaseEvent, SubscriptionRecord
-from core.releases.spec import SubscriptionRequest
-from core.releases.states import CampaignDbState
-from core.releases.tasks import MAIN_REF
-from core.tables.jobs import Job
-from core.tables.releases import Campaign
-from core.tables.tenants import Tenant
+from rebase.schemas.states import CampaignDbState
+from rebase.schemas.subscriptions import MAIN_REF, SubscriptionRequest
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, Decision, ReleaseEvent, SubscriptionRecord
+from rebase.store.repository import new_id
+from rebase.store.tables.jobs import Job
+from rebase.store.tables.releases import Campaign
+from rebase.store.tables.tenants import Tenant
 
 SHA = "a" * 40
 FACTS: dict[str, Any] = {"content": "weights-1"}

@@ -13,15 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.callbacks.allow import Allowlist
-from core.callbacks.queue import DeliveryQueue, LeaseLimits
-from core.callbacks.schedule import parse_delays
-from core.callbacks.secrets import SigningSecretRepository
-from core.callbacks.spec import DeliveryState
-from core.callbacks.store import DeliveryRepository
-from core.db import Database
-from core.jobs import JobStore
-from core.vault import Vault
+from rebase.schemas.callback_policy import Allowlist, parse_delays
+from rebase.schemas.callbacks import DeliveryState
+from rebase.store.database import Database
+from rebase.store.deliveries import DeliveryRepository
+from rebase.store.delivery_queue import DeliveryQueue, LeaseLimits
+from rebase.store.job_store import JobStore
+from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.vault import Vault
 from service.courier.build import tls_context
 from service.courier.courier import Courier
 from service.courier.resolve import Resolver, SystemResolver

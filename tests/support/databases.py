@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import insert, text
 
 import migrations
-from core.db import Database
-from core.jobs import JobStore
-from core.requests import ConversionRequest
-from core.tables.base import DEFAULT_TENANT
-from core.tables.tenants import Tenant
+from rebase.schemas.conversions import ConversionRequest
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.tables.base import DEFAULT_TENANT
+from rebase.store.tables.tenants import Tenant
 from support.postgres import a_database, a_postgres
 
 

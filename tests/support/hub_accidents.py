@@ -15,8 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from core.errors import RebaseError
-from core.repos import RepoRef
+from rebase.errors import RebaseError
+from rebase.schemas.repos import RepoRef
 from workers.hub.content import hash_file
 from workers.hub.local import LocalHub
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.jobs import JobStore
-from core.pools import PoolRequest
+from rebase.schemas.anchor_pools import PoolRequest
+from rebase.store.job_store import JobStore
 
 OLD, NEW = "acme/base-1", "acme/base-2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

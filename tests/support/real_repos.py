@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.repos import RepoRef
+from rebase.schemas.repos import RepoRef
 from support import real_adapter, real_models
 from support.real_models import RealModel
 from transfer.vocabulary import Vocabulary

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import migrations
-from core.db import Database
-from core.jobs import JobStore
-from core.settings import Settings
 from rebase.client.http import RebaseClient
+from rebase.settings import Settings
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
 
 
 def free_port() -> int:

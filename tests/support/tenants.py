@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import update
 
-from core import keys
-from core.callbacks.store import DeliveryRepository
-from core.jobs import JobStore
-from core.scopes import Scope
-from core.tables.tenants import ApiKey
+from rebase.schemas.api_keys import Scope
+from rebase.store import api_keys as keys
+from rebase.store.deliveries import DeliveryRepository
+from rebase.store.job_store import JobStore
+from rebase.store.tables.tenants import ApiKey
 from service.auth import declared_scopes
 from support.api import Api
 from support.campaigns import a_subscription, bare_campaign

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.pools import Pool, PoolRequest
+from rebase.schemas.anchor_pools import Pool, PoolRequest
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_repos import NEW, OLD, edit_json
 
@@ -65,7 +65,7 @@ def make_mixture(root: Path) -> None:
 
 
 class OnePool:
-    """`core.pools.Pools` with one pool in it."""
+    """`rebase.schemas.anchor_pools.Pools` with one pool in it."""
 
     def __init__(self, request: PoolRequest, pool_id: str = "f" * 32) -> None:
         self.pool = Pool(pool_id, request)

@@ -10,8 +10,8 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
+from rebase.errors import MalformedAdapter, UnsupportedAdapter
 from transfer.adapter.config import AdapterConfig
-from transfer.errors import MalformedAdapter, UnsupportedAdapter
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 NAMES = [

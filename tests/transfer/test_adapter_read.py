@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rebase.errors import MalformedAdapter, UnsupportedAdapter
 from rebase.lora.low_rank import Role, Site
 from support.tiny_models import (
     FolderReader,
@@ -22,7 +23,6 @@ from transfer.adapter import read as read_module
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.architectures.families import FAMILIES
-from transfer.errors import MalformedAdapter, UnsupportedAdapter
 
 CPU = {"r": 4, "lora_alpha": 8}
 

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rebase.errors import VerificationFailed
 from rebase.lora.low_rank import LowRank, Role, Site
 from support.tiny_models import (
     TINY_CONFIGS,
@@ -26,7 +27,6 @@ from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.adapter.write import build_adapter
 from transfer.architectures.families import FAMILIES
-from transfer.errors import VerificationFailed
 
 DEFAULTS = {"dtype": "float32", "max_rank": None, "base_model": "acme/target", "revision": "0" * 40}
 

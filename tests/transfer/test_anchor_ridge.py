@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.anchor_ridge._fit import PENALTIES, compute_leverage, fit_predictor
 from rebase.methods.anchor_ridge.method import AnchorRidge
@@ -24,7 +25,6 @@ from support.site_worlds import (
     site_pair,
     update,
 )
-from transfer.errors import IncompatiblePair
 
 SHAPES = {Role.Q: ((12, 10), (16, 14)), Role.K: ((6, 10), (8, 14)), Role.DOWN: ((10, 20), (14, 24))}
 SITES = tuple(SitePair(Site(0, role), Site(0, role), *shapes) for role, shapes in SHAPES.items())

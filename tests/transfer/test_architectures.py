@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Role, Site
 from support.tiny_models import TINY_CONFIGS
 from transfer.architectures.architecture import architecture_for
 from transfer.architectures.families import FAMILIES
-from transfer.errors import UnsupportedModel
 
 LLAMA = {"model_type": "llama", **TINY_CONFIGS["llama"]}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import Role, Site
 from rebase.methods.base import SitePair
 from rebase.methods.copy.method import Copy
 from rebase.methods.copy.params import CopyParams
 from support.site_worlds import dense, pair_of, site_pair, update
-from transfer.errors import IncompatiblePair
 
 COPY = Copy()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rebase.errors import GapTooSmall
 from rebase.evaluation.bootstrap import gap_recovered
-from transfer.errors import GapTooSmall
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import LowRank, Role
 from rebase.methods.params import PARAMS_BY_NAME, parse_params
 from rebase.methods.registry import METHODS, get_method
@@ -23,7 +24,6 @@ from support.site_worlds import (
     update,
     weight,
 )
-from transfer.errors import IncompatiblePair
 
 # Every reading of a method that obeys the same laws: parameters, and whether shapes may differ.
 VARIANTS = [

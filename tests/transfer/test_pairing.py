@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import Role, Site
 from rebase.methods.site_pairing import map_layers_proportionally, pair_sites
 from support.tiny_models import tiny_model, weights_of
-from transfer.errors import IncompatiblePair
 
 
 @given(st.integers(1, 130), st.integers(1, 130))

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rebase.errors import MalformedAdapter
 from support.tiny_models import FolderReader, tiny_model, weights_of
 from transfer import tokens as tokens_module
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.architectures.families import FAMILIES
-from transfer.errors import MalformedAdapter
 from transfer.tokens import Survey, Table, changes, moved_rows, side_of, survey, table_name
 from transfer.vocabulary import Vocabulary, counterparts
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from transfer.errors import UnsupportedModel
+from rebase.errors import UnsupportedModel
 from transfer.vocabulary import Vocabulary, shared
 
 TEXT = ["the cat sat on the mat", "Grüße aus Köln — naïve café", "def f(x):\n    return x + 1\n", "日本語"]

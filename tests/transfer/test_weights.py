@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Role, Site
 from support.tiny_models import FolderReader, open_base, save_base, tiny_model, weights_of
 from transfer.architectures.families import FAMILIES
-from transfer.errors import UnsupportedModel
 from transfer.weights import ModelWeights
 
 

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks.synthetic import byte_level_tokenizer
+from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import LowRank, Role, Side, Site
 from rebase.methods.base import PORTS, SitePair
 from support.site_worlds import relative_error
 from support.tiny_models import TINY_CONFIGS, FolderReader, tiny_model, weights_of
-from transfer.errors import UnsupportedModel
 from transfer.weights import ModelWeights
 from workers.activations.collector import Collector
 from workers.activations.ports import Place, place_of, places_of
@@ -267,7 +267,7 @@ def test_sites_that_read_the_same_share_a_place() -> None:
 
 
 def test_a_base_without_a_tokenizer_says_so() -> None:
-    from core.errors import RequestInvalid
+    from rebase.errors import RequestInvalid
 
     bases = _bases()
     bases.target = replace(bases.target, tokenizer=None)

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from core.requests import ConversionRequest
+from rebase.errors import UnsupportedModel
+from rebase.schemas.conversions import ConversionRequest
 from support.tiny_models import TINY_CONFIGS, save_base, tiny_model, with_adapter
 from support.tiny_repos import edit_json
-from transfer.errors import UnsupportedModel
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run

@@ -11,14 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.errors import Rejected, RepoNotFound, RequestInvalid
-from core.pools import NO_ANCHOR_POOLS, AnchorPools, PoolRequest
-from core.repos import RepoRef
-from core.requests import ConversionRequest
+from rebase.errors import (
+    IncompatiblePair,
+    MalformedAdapter,
+    Rejected,
+    RepoNotFound,
+    RequestInvalid,
+    TransferError,
+)
+from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools, PoolRequest
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import RepoRef
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_pools import MIXTURE, MODULES, OnePool, body, make_anchors, make_mixture
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub, perturb
-from transfer.errors import IncompatiblePair, MalformedAdapter, TransferError
 from workers.cache.factors import FactorCache
 from workers.cache.keys import PoolKey
 from workers.hub.local import LocalHub

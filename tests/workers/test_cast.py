@@ -15,12 +15,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from benchmarks.synthetic import byte_level_tokenizer
-from core.errors import Cancelled
-from core.requests import ConversionRequest
-from core.states import Phase
+from rebase.errors import Cancelled, TrainingFailed
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.base import SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates
 from rebase.training.losses import SharedTokenIds
 from support.casting import wrap
@@ -35,7 +35,6 @@ from support.tiny_models import (
 )
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
-from transfer.errors import TrainingFailed
 from workers.activations.text import PairedText, Passage
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.requests import ConversionRequest
 from examples.text.formats import TASKS, task_examples
 from examples.text.queries import Example, read_task
 from rebase.lora.low_rank import LowRank, Role
+from rebase.schemas.conversions import ConversionRequest
 from support.bundled import bundled, loss_on
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub

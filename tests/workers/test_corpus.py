@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import RequestInvalid
-from workers.corpus import primes, texts
+from rebase.errors import RequestInvalid
+from workers.corpus import texts
 from workers.corpus.bundled import default_corpus
 from workers.corpus.corpus import Corpus
 from workers.corpus.local import read_file
+from workers.corpus.primes import primes
 
 
 def test_the_bundled_text_is_what_is_read_where_none_is_named() -> None:

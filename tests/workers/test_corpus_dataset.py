@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.corpus import CorpusSpec
-from core.errors import (
+from rebase.errors import (
     FileMissing,
     NotAvailable,
     RebaseError,
@@ -26,8 +25,8 @@ from core.errors import (
     RequestInvalid,
     UnsafeFile,
 )
-from core.repos import RepoRef
 from rebase.folders import WithFolders
+from rebase.schemas.repos import CorpusSpec, RepoRef
 from support.standin_hub import StandinHub
 from workers.corpus import texts
 from workers.corpus.choose import choose

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import Cancelled
-from core.states import Phase
 from examples.text.queries import examples
+from rebase.errors import Cancelled
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.base_params import RefineParams
 from rebase.methods.distill.params import DistillParams
+from rebase.schemas.states import Phase
 from rebase.training.losses import SharedTokenIds, select_shared_ids
 from rebase.training.token_selection import project_scores, score_threshold
 from support.bundled import bundled, sql_adapter, task_loss

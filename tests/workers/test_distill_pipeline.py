@@ -9,13 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.errors import Cancelled
-from core.requests import ConversionRequest
-from core.states import Phase
 from examples.text.queries import examples
+from rebase.errors import Cancelled, TrainingFailed
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
 from support.bundled import bundled, task_loss
-from transfer.errors import TrainingFailed
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.models import updated

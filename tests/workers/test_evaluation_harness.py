@@ -12,13 +12,12 @@ import pytest
 import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from core.errors import Cancelled, NotAvailable, RequestInvalid
-from core.evaluation import EvaluationSpec
-from core.requests import ConversionRequest
 from examples.text.queries import read_task
+from rebase.errors import Cancelled, NotAvailable, RequestInvalid, TrainingFailed
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.harness_tasks import ANSWER, CHOICE, ROLLING, write_tasks
-from transfer.errors import TrainingFailed
 from workers.cache.factors import FactorCache
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader

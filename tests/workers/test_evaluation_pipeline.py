@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.errors import Cancelled, RebaseError, Rejected, WorseThanTarget, to_public_error
-from core.repos import RepoRef
-from core.requests import ConversionRequest
-from core.states import Phase
+from rebase.errors import Cancelled, RebaseError, Rejected, TransferError, WorseThanTarget, to_public_error
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import RepoRef
+from rebase.schemas.states import Phase
 from support.tiny_repos import edit_json
-from transfer.errors import TransferError
 from transfer.linalg import frobenius
 from workers.cache.factors import FactorCache
 from workers.evaluation.controls import random_like

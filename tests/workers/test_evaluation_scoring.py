@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from core.evaluation import EvaluationSpec
 from examples.text.queries import read_task
 from rebase.lora.low_rank import LowRank, Side
+from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.tiny_text import tiny_text_model
 from workers.evaluation.progress import Progress

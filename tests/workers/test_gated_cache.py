@@ -18,14 +18,14 @@ import redis
 import torch
 from pydantic import SecretStr
 
-from core import keys
-from core.db import Database
-from core.hub_tokens import put_tenant_token
-from core.jobs import JobStore
-from core.jobs.records import JobRecord
-from core.requests import ConversionRequest
-from core.settings import Settings
-from core.vault import Vault, generate_key
+from rebase.schemas.conversions import ConversionRequest
+from rebase.settings import Settings
+from rebase.store import api_keys as keys
+from rebase.store.database import Database
+from rebase.store.hub_tokens import put_tenant_token
+from rebase.store.job_store import JobStore
+from rebase.store.records import JobRecord
+from rebase.store.vault import Vault, generate_key
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.redis_server import own_redis
 from support.standin_hub import StandinHub

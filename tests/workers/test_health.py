@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.settings import Settings
+from rebase.settings import Settings
 from workers.health import alive_file, is_alive, keep_alive
 
 

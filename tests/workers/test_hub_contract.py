@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import (
+from rebase.errors import (
     FileMissing,
     OutputForbidden,
     ParentMoved,
@@ -20,7 +20,7 @@ from core.errors import (
     RevisionNotFound,
     UnsafeFile,
 )
-from core.repos import RepoRef
+from rebase.schemas.repos import RepoRef
 from support.standin_hub import StandinHub
 from workers.hub.local import LocalHub
 from workers.hub.port import HubPort, Published

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import get_session
 
-from core.errors import (
+from rebase.errors import (
     FileMissing,
     HubError,
     HubUnauthorized,
@@ -24,8 +24,8 @@ from core.errors import (
     RepoNotFound,
     UnsafeFile,
 )
-from core.repos import RepoRef
-from core.settings import Settings
+from rebase.schemas.repos import RepoRef
+from rebase.settings import Settings
 from support.standin_hub import StandinHub
 from workers.hub.factory import make_hub
 from workers.hub.files import FileSource

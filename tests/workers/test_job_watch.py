@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import migrations
-from core.db import Database
-from core.jobs import JobStore
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
 from support.databases import a_request
 from workers.card import write_card
 from workers.heart import Heart

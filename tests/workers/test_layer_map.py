@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from core.requests import ConversionRequest
+from rebase.errors import IncompatiblePair
+from rebase.schemas.conversions import ConversionRequest
 from support.tiny_repos import ADAPTER, NEW, make_hub
-from transfer.errors import IncompatiblePair
 from workers.cache.factors import FactorCache
 from workers.drawing import colour_of, draw_layer_map
 from workers.hub.local import LocalHub

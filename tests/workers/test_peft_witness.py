@@ -18,8 +18,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from core.requests import ConversionRequest
 from rebase.methods.registry import METHODS
+from rebase.schemas.conversions import ConversionRequest
 from support.formulas import FORMULAS, Matrix, World
 from support.tiny_models import save_adapter, save_base, tiny_model, token_batch
 from support.tiny_repos import edit_json, perturb, tokenizer

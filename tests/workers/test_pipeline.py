@@ -12,18 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.errors import FileMissing, OutputExists, Rejected, RepoNotFound, RequestInvalid, UnsafeFile
-from core.requests import ConversionRequest
-from core.states import Phase
-from support.tiny_models import save_adapter, tiny_model
-from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
-from transfer.errors import (
+from rebase.errors import (
+    FileMissing,
     IncompatiblePair,
     MalformedAdapter,
+    OutputExists,
+    Rejected,
+    RepoNotFound,
+    RequestInvalid,
     TransferError,
+    UnsafeFile,
     UnsupportedAdapter,
     UnsupportedModel,
 )
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
+from support.tiny_models import save_adapter, tiny_model
+from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run

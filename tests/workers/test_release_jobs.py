@@ -14,12 +14,12 @@ import pytest
 import torch
 from sqlalchemy import select
 
-from core.db import Database
-from core.jobs import JobStore
-from core.jobs.release_records import CampaignRecord
-from core.settings import Settings
-from core.tables.base import DEFAULT_TENANT
-from core.tables.jobs import Job
+from rebase.settings import Settings
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.records import CampaignRecord
+from rebase.store.tables.base import DEFAULT_TENANT
+from rebase.store.tables.jobs import Job
 from service.campaign_views import CampaignListView
 from support.campaigns import a_subscription, seen
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)

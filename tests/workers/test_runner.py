@@ -16,15 +16,15 @@ import pytest
 import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from core.clock import utcnow
-from core.db import Database
-from core.errors import Busy, DiskFull, HubUnavailable, LeaseLost
-from core.jobs import JobStore
-from core.jobs.records import JobRecord
-from core.requests import ConversionRequest
-from core.settings import Settings
-from core.states import JobState, Phase
-from core.tables.base import DEFAULT_TENANT
+from rebase.errors import Busy, DiskFull, HubUnavailable, LeaseLost
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import JobState, Phase
+from rebase.settings import Settings
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.records import JobRecord
+from rebase.store.repository import utcnow
+from rebase.store.tables.base import DEFAULT_TENANT
 from support.databases import (  # noqa: F401  (fixtures)
     database_url,
     empty_postgres_url,

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from core import keys
-from core.db import Database
-from core.jobs import JobStore
-from core.pools import PoolRequest
-from core.requests import ConversionRequest
-from core.settings import Settings
-from core.states import JobState, PoolState
-from core.tables.base import DEFAULT_TENANT
+from rebase.schemas.anchor_pools import PoolRequest
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import JobState, PoolState
+from rebase.settings import Settings
+from rebase.store import api_keys as keys
+from rebase.store.database import Database
+from rebase.store.job_store import JobStore
+from rebase.store.tables.base import DEFAULT_TENANT
 from support.databases import (  # noqa: F401  (fixtures)
     database_url,
     empty_postgres_url,

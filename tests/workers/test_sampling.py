@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from core.errors import Cancelled
-from core.repos import RepoRef
-from core.states import Phase
 from examples.text.queries import examples
+from rebase.errors import Cancelled, TrainingFailed
 from rebase.methods.distill.params import DistillParams
+from rebase.schemas.repos import RepoRef
+from rebase.schemas.states import Phase
 from support.bundled import bundled, sql_adapter
 from support.tiny_models import TINY_CONFIGS, save_base
 from support.tiny_repos import tokenizer
-from transfer.errors import TrainingFailed
 from transfer.weights import ModelWeights
 from workers.activations.gather import stored_bases
 from workers.bases import Bases

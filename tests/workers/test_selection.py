@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from core.errors import NotFound, NothingBetter
-from core.requests import ConversionRequest
-from core.states import Phase
 from examples.text.queries import examples
+from rebase.errors import NotFound, NothingBetter
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
 from support.turned_model import turned, without_gains
 from workers.cache.factors import FactorCache
 from workers.corpus import texts

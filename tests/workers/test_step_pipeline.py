@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.requests import ConversionRequest
 from examples.text.queries import examples
+from rebase.errors import TrainingFailed
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.schemas.conversions import ConversionRequest
 from support.bundled import bundled, sql_adapter, task_loss
-from transfer.errors import TrainingFailed
 from transfer.linalg import frobenius
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.requests import ConversionRequest
+from rebase.schemas.conversions import ConversionRequest
 from support.tiny_repos import ADAPTER, NEW, make_hub
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.errors import FileMissing, UnsafeFile
-from core.repos import RepoRef
+from rebase.errors import FileMissing, UnsafeFile
+from rebase.schemas.repos import RepoRef
 from support.safetensors_files import entry, file_bytes, write_tensors
 from support.standin_hub import StandinHub
 from workers.hub.local import LocalHub

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from core.errors import UnsafeFile
+from rebase.errors import UnsafeFile, UnsupportedModel
 from support.safetensors_files import BytesSource, entry, file_bytes, write_tensors
-from transfer.errors import UnsupportedModel
 from workers.hub.files import FileSource
 from workers.tensors.header import MAX_TENSORS
 from workers.tensors.safetensors_file import SafetensorsFile

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from core.requests import ConversionRequest
+from rebase.errors import VerificationFailed
+from rebase.schemas.conversions import ConversionRequest
 from support.tiny_models import save_base, tiny_model, with_adapter
 from support.tiny_repos import edit_json, perturb, tokenizer
-from transfer.errors import VerificationFailed
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.errors import Cancelled
-from core.states import Phase
-from transfer.errors import TrainingFailed
+from rebase.errors import Cancelled, TrainingFailed
+from rebase.schemas.states import Phase
 from workers.training import checkpoint
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
 from workers.watch import Silent

@@ -16,13 +16,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from benchmarks.synthetic import byte_level_tokenizer
-from core.errors import RequestInvalid
-from core.requests import ConversionRequest
+from rebase.errors import IncompatiblePair, RequestInvalid
+from rebase.schemas.conversions import ConversionRequest
 from support.site_worlds import relative_error
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_repos import edit_json
 from support.turned_model import turned, without_gains
-from transfer.errors import IncompatiblePair
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.pipeline import Conversion, run

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rebase.errors import UnsupportedModel, VerificationFailed
 from rebase.lora.low_rank import LowRank, Role, Site
 from support.tiny_models import (
     TINY_CONFIGS,
@@ -19,7 +20,6 @@ from support.tiny_models import (
     tiny_model,
     with_adapter,
 )
-from transfer.errors import UnsupportedModel, VerificationFailed
 from workers.verify.check import changed_layers
 from workers.verify.cut import Cut
 from workers.verify.forward import check_forward

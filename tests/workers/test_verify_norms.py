@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.requests import ConversionRequest
+from rebase.errors import VerificationFailed
 from rebase.lora.low_rank import LowRank, Site
-from transfer.errors import VerificationFailed
+from rebase.schemas.conversions import ConversionRequest
 from transfer.linalg import frobenius
 from workers.hub.local import LocalHub
 from workers.reading import Opened, read, resolve

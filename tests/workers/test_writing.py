@@ -12,7 +12,7 @@ _PROGRAM = textwrap.dedent(
     import resource, signal, sys
     from pathlib import Path
     import torch
-    from core.errors import DiskFull
+    from rebase.errors import DiskFull
     from transfer.adapter.write import BuiltAdapter
     from workers.writing import write_tensors
 

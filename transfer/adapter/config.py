@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rebase.errors import MalformedAdapter, UnsupportedAdapter
 from transfer.adapter.patterns import matches_suffix, matches_whole
-from transfer.errors import MalformedAdapter, UnsupportedAdapter
 
 FILE = "adapter_config.json"
 MAX_PATTERNS = 10_000  # one per module of the deepest models; each is held against every module

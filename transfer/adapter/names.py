@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from transfer.errors import MalformedAdapter, UnsupportedAdapter
+from rebase.errors import MalformedAdapter, UnsupportedAdapter
 
 # `base_model.model.<module>.lora_A[.<adapter>].weight`; raw training checkpoints keep the adapter's name.
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.[^.]+)?\.weight")

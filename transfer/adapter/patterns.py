@@ -10,7 +10,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
-from transfer.errors import MalformedAdapter
+from rebase.errors import MalformedAdapter
 
 _SECONDS = 0.2  # honest patterns take microseconds
 _MAX_LENGTH = 4096

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebase.errors import MalformedAdapter, UnsupportedAdapter
 from rebase.lora.low_rank import LowRank, Site
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.names import ModuleTensors, SortedNames, sort_names
 from transfer.adapter.tables import StoredTable, stored_tables
-from transfer.errors import MalformedAdapter, UnsupportedAdapter
 from transfer.linalg import factorize
 from transfer.weights import ModelWeights, TensorInfo, TensorReader
 

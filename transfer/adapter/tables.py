@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rebase.errors import MalformedAdapter
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.names import SortedNames
-from transfer.errors import MalformedAdapter
 from transfer.weights import TensorInfo
 
 _DTYPES = frozenset({"F32", "F16", "BF16"})

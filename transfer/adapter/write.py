@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebase.errors import VerificationFailed
 from rebase.lora.low_rank import LowRank, Site
 from transfer.adapter.fuse import fuse
-from transfer.errors import VerificationFailed
 from transfer.linalg import frobenius, truncate
 from transfer.weights import ModelWeights
 

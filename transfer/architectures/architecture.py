@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Role, Site
 from transfer.architectures.families import FAMILIES, NESTED, Family
-from transfer.errors import UnsupportedModel
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MAX_LAYERS = 1024  # ten times the deepest published model; above it the config is lying

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from rebase.errors import IncompatiblePair
 from rebase.methods.auto.rules import choose
 from rebase.methods.base import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
 from rebase.methods.base_params import MethodParams
@@ -16,7 +17,6 @@ from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import Pairing, restrict_pairing
 from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.read import SourceAdapter
-from transfer.errors import IncompatiblePair
 from transfer.precheck import measure
 from transfer.precheck.result import PrecheckResult, verdict_of
 from transfer.precheck.rules import list_findings

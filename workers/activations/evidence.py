@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from core.states import Phase
 from rebase.evidence.cka import find_monotone_map
 from rebase.methods.activation_maps import Moments, PairedRows
 from rebase.methods.base import PORTS, Port, SitePair
 from rebase.methods.site_pairing import LayerMaps
+from rebase.schemas.states import Phase
 from workers.activations.collector import Collected, Collector
 from workers.activations.ports import Writes, places_of
 from workers.activations.similarity import POSITIONS, SIMILARITY_VERSION, Similarity, measure

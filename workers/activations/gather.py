@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.errors import RequestInvalid
-from core.requests import ConversionRequest
+from rebase.errors import IncompatiblePair, RequestInvalid
 from rebase.methods.base import CorpusNeeds
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
-from transfer.errors import IncompatiblePair
+from rebase.schemas.conversions import ConversionRequest
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
 from workers.activations.text import WINDOW, pair_text
 from workers.bases import Bases, Stored
-from workers.corpus import primes, texts
+from workers.corpus import texts
+from workers.corpus.primes import primes
 from workers.reading import Opened
 from workers.tensors.model_reader import ends_of
 from workers.tools import Tools

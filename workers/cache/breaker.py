@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from core.logs import get_logger
+from rebase.logging import get_logger
 
 _log = get_logger(__name__)
 

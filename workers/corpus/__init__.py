@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.corpus import CorpusSpec
-from core.errors import RequestInvalid
+from rebase.errors import RequestInvalid
+from rebase.schemas.repos import CorpusSpec
 from workers.corpus.bundled import default_corpus
 from workers.corpus.corpus import Corpus
 from workers.corpus.dataset import read_dataset

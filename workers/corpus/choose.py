@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from core.corpus import CorpusSpec
-from core.errors import FileMissing
+from rebase.errors import FileMissing
+from rebase.schemas.repos import CorpusSpec
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # the first of them that a split comes in is read
 _NO_DATA = re.compile(r"(^|/)(dataset_infos?|config|licen[cs]e|requirements|readme|state)\.[a-z]+$", re.I)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core.errors import RequestInvalid
+from rebase.errors import RequestInvalid
 
 _SHOWN = 40
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-from core.corpus import CorpusSpec
-from core.errors import RebaseError, RequestInvalid
+from rebase.errors import RebaseError, RequestInvalid
+from rebase.schemas.repos import CorpusSpec
 from workers.corpus.choose import choose
 from workers.corpus.corpus import Corpus
 from workers.corpus.rows import documents

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.errors import RequestInvalid
+from rebase.errors import RequestInvalid
 from workers.corpus.corpus import Corpus
 
 MAX_BYTES = 256 * 2**20

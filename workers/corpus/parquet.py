@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from core.errors import NotAvailable, RebaseError, UnsafeFile
+from rebase.errors import NotAvailable, RebaseError, UnsafeFile
 from workers.corpus.columns import column_missing
 from workers.corpus.stream import CHUNK, Stream
 

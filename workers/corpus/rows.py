@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from core.errors import RequestInvalid
+from rebase.errors import RequestInvalid
 from workers.corpus.columns import column_missing
 from workers.corpus.parquet import of_parquet
 from workers.corpus.stream import Stream, text_of

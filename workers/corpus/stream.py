@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from core.errors import UnsafeFile
+from rebase.errors import UnsafeFile
 from workers.hub.port import ByteSource
 
 MAX_BYTES = 256 * 2**20  # of all of a corpus's files together

@@ -24,9 +24,8 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from core.errors import HubUnavailable, RebaseError, RequestInvalid
-from core.evaluation import EvaluationSpec
-from transfer.errors import TransferError
+from rebase.errors import HubUnavailable, RebaseError, RequestInvalid, TransferError
+from rebase.schemas.evaluation import EvaluationSpec
 from workers.device import is_out_of_memory
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import RebaseError, RequestInvalid
-from core.evaluation import EvaluationSpec, RefusalSpec
-from core.requests import ConversionRequest
+from rebase.errors import RebaseError, RequestInvalid, TransferError
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.evaluation import EvaluationSpec, RefusalSpec
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
-from transfer.errors import TransferError
 from workers.bases import Bases
 from workers.corpus.corpus import Corpus
 from workers.corpus.dataset import read_dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.states import Phase
+from rebase.schemas.states import Phase
 from workers.watch import Watch
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from core.errors import WorseThanTarget
-from core.evaluation import ChoiceExample, EvaluationSpec, GenerationExample
+from rebase.errors import WorseThanTarget
 from rebase.lora.low_rank import LowRank, Side, Site
 from rebase.methods.registry import get_method
+from rebase.schemas.evaluation import ChoiceExample, EvaluationSpec, GenerationExample
 from transfer.adapter.read import SourceAdapter
 from transfer.adapter.write import BuiltAdapter
 from workers.evaluation.compare import averages, drifted, is_worse, judged, sentences, shown

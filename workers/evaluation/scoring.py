@@ -17,8 +17,8 @@ from typing import Literal
 
 import torch
 
-from core.evaluation import ChoiceExample, EvaluationSpec, Example, GenerationExample, TextExample
 from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.schemas.evaluation import ChoiceExample, EvaluationSpec, Example, GenerationExample, TextExample
 from workers.bases import Bases
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Continued, Reader

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from core.errors import NotAvailable
-from core.evaluation import EvaluationSpec
+from rebase.errors import NotAvailable
+from rebase.schemas.evaluation import EvaluationSpec
 from workers.evaluation.progress import Progress
 from workers.models import TextModel
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from core.errors import escape_control_characters
+from rebase.errors import escape_control_characters
 
 CARD = "README.md"
 _MOST_BYTES = 64 * 2**10  # of the card that are looked at; metadata stands on top

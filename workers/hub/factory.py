@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from core.settings import Settings
+from rebase.settings import Settings
 from workers.hub.local import LocalHub
 from workers.hub.port import HubPort
 

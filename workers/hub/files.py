@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.errors import DiskFull, FileMissing, HubUnavailable, OutputForbidden, UnsafeFile
+from rebase.errors import DiskFull, FileMissing, HubUnavailable, OutputForbidden, UnsafeFile
 
 # EFBIG: a file-size limit of the process or the file system, for a writer the same thing as a full disk.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from huggingface_hub import HfApi, get_session, hf_raise_for_status
 
-from core.errors import HubError, HubUnavailable, RevisionNotFound
+from rebase.errors import HubError, HubUnavailable, RevisionNotFound
 from workers.hub.port import Published
 from workers.hub.remote_errors import hub_errors
 

@@ -25,8 +25,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from core.errors import FileMissing, HubUnavailable, OutputForbidden, RepoNotFound, RevisionNotFound
-from core.repos import RepoRef
+from rebase.errors import FileMissing, HubUnavailable, OutputForbidden, RepoNotFound, RevisionNotFound
+from rebase.schemas.repos import RepoRef
 from workers.hub.card import CARD, licences_of, metadata_in, tags_of
 from workers.hub.content import HashCache, content_of
 from workers.hub.files import FileSource

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from core.errors import RepoNotFound, RequestInvalid
-from core.repos import MAX_REPO_ID, check_repo_id
+from rebase.errors import RepoNotFound, RequestInvalid
+from rebase.schemas.repos import MAX_REPO_ID, check_repo_id
 
 
 def checked(repo_id: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.errors import FileMissing, HubUnavailable, RevisionNotFound
-from core.repos import RepoRef
+from rebase.errors import FileMissing, HubUnavailable, RevisionNotFound
+from rebase.schemas.repos import RepoRef
 from workers.hub.content import SHA, FileRecord, HashCache, commit_sha
 from workers.hub.files import FileSource, list_files
 from workers.hub.port import PinnedRepo

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from core.repos import RepoRef
+from rebase.schemas.repos import RepoRef
 
 RepoKind = Literal["model", "dataset"]
 
@@ -79,7 +79,7 @@ class ByteSource(Protocol):
 
 
 class HubPort(Protocol):
-    """Every call raises errors of the `core.errors.HubError` tree and nothing else of its own.
+    """Every call raises errors of the `rebase.errors.HubError` tree and nothing else of its own.
 
     Adapters and bases are repos of kind `model`; datasets are only ever read.
     """

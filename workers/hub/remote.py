@@ -1,7 +1,7 @@
 """The Hub, or any server that speaks its API, through huggingface_hub.
 
 The token is always passed explicitly (`False` when there is none, so that a token lying on the machine is
-never used), and every error leaves as one of `core.errors`. Reads are repeated a few times when the Hub is
+never used), and every error leaves as one of `rebase.errors`. Reads are repeated a few times when the Hub is
 not available; a commit is sent once, and when its fate is unknown the history is searched for its message.
 """
 
@@ -22,7 +22,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from core.errors import (
+from rebase.errors import (
     DiskFull,
     FileMissing,
     HubError,
@@ -32,7 +32,7 @@ from core.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from core.repos import RepoRef
+from rebase.schemas.repos import RepoRef
 from workers.hub.card import licences_of, tags_of
 from workers.hub.content import SHA, content_of
 from workers.hub.files import FileSource, list_files

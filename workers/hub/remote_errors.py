@@ -1,4 +1,4 @@
-"""What the Hub client raises, told in the terms of `core.errors`. Nothing of the client's own gets past
+"""What the Hub client raises, told in the terms of `rebase.errors`. Nothing of the client's own gets past
 here.
 """
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import httpx2
 from huggingface_hub import errors as hf
 
-from core.errors import (
+from rebase.errors import (
     DiskFull,
     FileMissing,
     HubError,
@@ -80,7 +80,7 @@ def hub_errors(what: str, *, writing: bool = False) -> Iterator[None]:
 
 
 def translate(exc: Exception, what: str, *, writing: bool = False) -> Exception:
-    """The error of `core.errors` for one of the client's; `exc` itself when it is a bug and none of the
+    """The error of `rebase.errors` for one of the client's; `exc` itself when it is a bug and none of the
     Hub's doing.
     """
     cause = exc.__cause__

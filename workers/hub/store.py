@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import FileMissing, HubUnavailable, ParentMoved, RevisionNotFound, UnsafeFile
+from rebase.errors import FileMissing, HubUnavailable, ParentMoved, RevisionNotFound, UnsafeFile
 from workers.hub.content import SHA, FileRecord, commit_json, commit_sha, hash_file
 from workers.hub.files import list_files, writing
 

@@ -13,7 +13,7 @@ import httpx2
 from huggingface_hub import constants, get_session, hf_raise_for_status, set_client_factory
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from core.errors import HubUnavailable, UnsafeFile
+from rebase.errors import HubUnavailable, UnsafeFile
 from workers.hub.files import FileSource
 from workers.hub.remote_errors import hub_errors
 

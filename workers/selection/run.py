@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core.errors import RebaseError
-from core.requests import ConversionRequest
+from rebase.errors import RebaseError, TransferError
 from rebase.evaluation.selection import Choice, ExampleSplit, choose_best, split_examples
 from rebase.methods.base_params import MethodParams
 from rebase.methods.dare import dare_variants
-from transfer.errors import TransferError
+from rebase.schemas.conversions import ConversionRequest
 from transfer.precheck.rules import find_dare_losses
 from workers.evaluation.prepare import Prepared
 from workers.evaluation.scoring import Measure

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.errors import NothingBetter
-from core.evaluation import EvaluationSpec
+from rebase.errors import NothingBetter
 from rebase.evaluation.bootstrap import Interval, PairedBootstrap
 from rebase.evaluation.selection import Choice, ExampleSplit
 from rebase.methods.params import format_method
+from rebase.schemas.evaluation import EvaluationSpec
 from workers.evaluation.scoring import headline_of
 from workers.selection.rows import CandidateRow, Confirmed, Scored, Selection
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from core.errors import UnsafeFile
+from rebase.errors import UnsafeFile
 from workers.hub.port import ByteSource
 from workers.tensors.strict_json import InvalidJson, parse_object
 

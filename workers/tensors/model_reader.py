@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from core.errors import FileMissing, UnsafeFile
+from rebase.errors import FileMissing, UnsafeFile
 from transfer.weights import TensorInfo
 from workers.hub.port import HubPort, PinnedRepo
 from workers.tensors.header import MAX_ADAPTER_TENSORS

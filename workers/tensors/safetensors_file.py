@@ -13,8 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from core.errors import UnsafeFile
-from transfer.errors import UnsupportedModel
+from rebase.errors import UnsafeFile, UnsupportedModel
 from transfer.weights import TensorInfo
 from workers.hub.port import ByteSource
 from workers.tensors.header import MAX_TENSORS, TORCH_DTYPES, Entry, read_header

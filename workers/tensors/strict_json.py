@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.errors import HubUnavailable, UnsafeFile
+from rebase.errors import HubUnavailable, UnsafeFile
 
 
 class InvalidJson(ValueError):

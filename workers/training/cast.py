@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rebase.errors import TrainingFailed
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.activation_maps import Moments, fit_input_map
 from rebase.methods.base import SitePair
 from rebase.methods.cast.params import CastParams
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates, TrainedMaps
 from rebase.training.losses import kl_divergence, projection_loss
-from transfer.errors import TrainingFailed
 from workers.fold import folded
 from workers.models import TextModel, updated
 from workers.training.lessons import Lesson, Lessons

@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.errors import HubUnauthorized, RepoGated, RepoNotFound
+from rebase.errors import HubUnauthorized, RepoGated, RepoNotFound, TrainingFailed
 from rebase.lora.low_rank import LowRank
 from rebase.methods.activation_maps import get_site_map
 from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
 from rebase.training.cast_maps import CAST_MAPS_VERSION, TrainableMaps, TrainedMaps, init_random_maps
-from transfer.errors import TrainingFailed
 from workers.activations.evidence import Activations
 from workers.bases import Bases
 from workers.cache.keys import PairKey

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.states import Phase
 from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.schemas.states import Phase
 from rebase.training.losses import SharedTokenIds, shifted_target
 from workers.activations.text import PairedText, Passage
 from workers.models import TextModel

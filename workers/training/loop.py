@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.states import Phase
-from transfer.errors import TrainingFailed
+from rebase.errors import TrainingFailed
+from rebase.schemas.states import Phase
 from workers.training.checkpoint import identity_of, load, save
 from workers.watch import Watch
 

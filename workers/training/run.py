@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from rebase.errors import TrainingFailed
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.activation_maps import DEFAULT_RIDGE, apply_maps, get_site_map
 from rebase.methods.base import Evidence, SitePair
@@ -18,7 +19,6 @@ from rebase.methods.base_params import DistillSettings, MethodParams, SamplingPa
 from rebase.methods.cast.params import CastParams
 from rebase.methods.registry import get_method
 from rebase.training.losses import SharedTokenIds
-from transfer.errors import TrainingFailed
 from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded

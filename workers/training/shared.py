@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rebase.errors import IncompatiblePair
 from rebase.methods.findings import MIN_SHARED_TOKENS
 from rebase.training.losses import SharedTokenIds, select_shared_ids
-from transfer.errors import IncompatiblePair
 from workers.reading import Opened
 from workers.verify.structure import model_config
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from core.states import Phase
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import SamplingParams
+from rebase.schemas.states import Phase
 from rebase.training.preconditioned_step import LineSearchResult, search_length, solve_step
 from transfer.linalg import frobenius, truncate
 from workers.models import TextModel, updated

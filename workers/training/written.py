@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.states import Phase
+from rebase.errors import TrainingFailed
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings, SamplingParams
+from rebase.schemas.states import Phase
 from rebase.training.losses import SharedTokenIds
-from transfer.errors import TrainingFailed
 from workers.foretold import foretold
 from workers.models import TextModel, updated
 from workers.training.checkpoint import identity_of

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from rebase.errors import VerificationFailed
 from rebase.lora.low_rank import LowRank, Site
 from transfer.adapter.write import BuiltAdapter
-from transfer.errors import VerificationFailed
 from transfer.linalg import frobenius
 from workers.reading import Opened
 from workers.report import Verification

@@ -17,7 +17,7 @@ import torch
 from peft import get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 
-from transfer.errors import VerificationFailed
+from rebase.errors import VerificationFailed
 from transfer.weights import TensorReader
 from workers.load import load_causal_lm
 from workers.verify.cut import VOCABULARY_ROWS, Cut

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_di
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
-from transfer.errors import UnsupportedModel, VerificationFailed
+from rebase.errors import UnsupportedModel, VerificationFailed
 
 # A stranger's config.json does not choose code: an attention implementation may be the name of a repo to load
 # a kernel from. Nor does it choose the dtype and the form of the answer, which are ours here.

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods._common import require_sites
 from rebase.methods.anchor_ridge._fit import (
@@ -41,7 +42,6 @@ from rebase.methods.base import (
 )
 from rebase.methods.findings import Finding, Weight
 from rebase.methods.pool_kernel import combine_updates
-from transfer.errors import IncompatiblePair
 from transfer.linalg import frobenius, truncate
 
 MIN_ANCHORS = 2

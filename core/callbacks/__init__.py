@@ -1,1 +1,0 @@
-"""Callbacks: which are asked for, the rows that record them, and the rules for where they may go."""

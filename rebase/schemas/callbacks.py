@@ -1,0 +1,174 @@
+"""The URL of a callback, taken apart once and strictly. What sends uses these parts, never the text again.
+
+Browsers, resolvers and libraries disagree about odd URLs, and that is where guards are slipped past. So
+whatever is odd is refused: credentials, fragments, zones, spaces, addresses in octal, hex or one number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+import idna
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from rebase.schemas.states import TERMINAL, JobState
+
+MAX_URL_LENGTH = 2048
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?", re.DOTALL)
+_AUTHORITY = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(:[0-9]{1,5})?")
+_CHARACTER = r"[\w.~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2}"
+_TARGET = re.compile(rf"(?:/(?:{_CHARACTER})*)?(?:\?(?:{_CHARACTER}|\?)*)?", re.ASCII)
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a callback goes. `host`: a lower-case ASCII name without a last dot, or an address as text."""
+
+    scheme: str
+    host: str
+    port: int
+    target: str  # path and query as they go into the request line
+    address: IPv4Address | IPv6Address | None  # the host, where it was given as an address
+
+    @property
+    def authority(self) -> str:
+        """The Host header."""
+        host = format_host(self.host)
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """Host and port, as deliveries are counted by."""
+        return f"{format_host(self.host)}:{self.port}"
+
+
+def format_host(host: str) -> str:
+    """An IPv6 address as it stands in a URL; everything else as it is."""
+    return f"[{host}]" if ":" in host else host
+
+
+def parse_callback_url(url: str) -> Endpoint:
+    """Take a URL apart. Raises ValueError with a sentence for the person who wrote it."""
+    if len(url) > MAX_URL_LENGTH:
+        raise ValueError(f"may hold {MAX_URL_LENGTH} characters")
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError("is not a URL such as https://hooks.example.com/rebase")
+    scheme, authority, target, fragment = match[1].lower(), match[2], match[3], match[4]
+    if scheme not in _DEFAULT_PORTS:
+        raise ValueError("must begin with https://")
+    if fragment is not None:
+        raise ValueError("must not have a fragment ('#…'); it would never be sent")
+    if "@" in authority:
+        raise ValueError("must not hold a user name or password; verify the signature instead")
+    if _TARGET.fullmatch(target) is None:
+        raise ValueError("has a path or query with characters that must be percent-encoded")
+    parts = _AUTHORITY.fullmatch(authority)
+    if parts is None:
+        raise ValueError("has no host, or a port that is not a number")
+    port = int(parts[3][1:]) if parts[3] else _DEFAULT_PORTS[scheme]
+    if not 1 <= port <= 65535:
+        raise ValueError("has a port that does not exist")
+    address, host = (_parse_ipv6(parts[1]), "") if parts[1] is not None else _parse_host(parts[2])
+    host = host or str(address)
+    return Endpoint(scheme, host, port, target if target.startswith("/") else f"/{target}", address)
+
+
+def _parse_ipv6(text: str) -> IPv6Address:
+    try:
+        address = IPv6Address(text)
+    except ValueError:
+        address = None
+    if address is None or address.scope_id is not None:
+        raise ValueError("has something in brackets that is not an IPv6 address without a zone")
+    return address
+
+
+def _parse_host(text: str) -> tuple[IPv4Address | None, str]:
+    """A host name in its one ASCII form, or an IPv4 address in its usual one."""
+    if not text.isascii():
+        try:
+            text = idna.encode(text, uts46=True).decode()
+        except idna.IDNAError:
+            raise ValueError("has a host that is not a valid international name") from None
+    host = text.lower().removesuffix(".")
+    labels = host.split(".")
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError("has no valid host name")
+    if _NUMBER.fullmatch(labels[-1]) is None:
+        return None, host
+    try:
+        return IPv4Address(host), host
+    except ValueError:
+        raise ValueError("has a host that looks like an address; write it as four decimal numbers") from None
+
+
+# What a request says about callbacks, and the words for their events and states.
+
+
+class CallbackEvent(StrEnum):
+    """What can be told of a job."""
+
+    JOB_STARTED = "job.started"
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_REJECTED = "job.rejected"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery is. Only `pending` ones move by themselves; the others can be replayed."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"  # a 2xx
+    FAILED = "failed"  # given up after the last wait
+    STOPPED = "stopped"  # the receiver said 410, to this one or to an earlier one
+
+
+# The move that an event tells of. `started` is told of every attempt, not only of the first.
+EVENT_BY_STATE: dict[JobState, CallbackEvent] = {
+    JobState.RUNNING: CallbackEvent.JOB_STARTED,
+    JobState.SUCCEEDED: CallbackEvent.JOB_SUCCEEDED,
+    JobState.REJECTED: CallbackEvent.JOB_REJECTED,
+    JobState.FAILED: CallbackEvent.JOB_FAILED,
+    JobState.CANCELLED: CallbackEvent.JOB_CANCELLED,
+}
+_TERMINAL_EVENTS = tuple(EVENT_BY_STATE[state] for state in JobState if state in TERMINAL)
+
+
+class CallbackSpec(BaseModel):
+    """Where to send a signed message when the job moves, and about which moves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(
+        max_length=MAX_URL_LENGTH,
+        description="An https URL on a public host, without credentials; redirects are not followed.",
+    )
+    events: tuple[CallbackEvent, ...] = Field(
+        default=_TERMINAL_EVENTS,
+        max_length=16,
+        json_schema_extra={"minItems": 1},
+        description="Default: every way in which a job can end.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _validate_url(cls, value: str) -> str:
+        parse_callback_url(value)
+        return value
+
+    @field_validator("events")
+    @classmethod
+    def _normalize_events(cls, value: Sequence[CallbackEvent]) -> tuple[CallbackEvent, ...]:
+        """In one order, so that the same request stays the same request."""
+        if not value:
+            raise ValueError("must name at least one event; leave it out for every end of a job")
+        return tuple(event for event in CallbackEvent if event in value)

@@ -1,0 +1,75 @@
+"""References to repos, as every request writes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+# The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no '-' or '.' at the ends.
+_REPO_ID = re.compile(r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*$", re.ASCII)
+MAX_REPO_ID = 96
+
+
+def check_repo_id(value: str) -> str:
+    """A repo id as the Hub accepts it (`owner/name`, or a bare legacy name); never a path."""
+    if (
+        len(value) > MAX_REPO_ID
+        or not _REPO_ID.fullmatch(value)
+        or ".." in value
+        or value.endswith((".", "-", ".git"))
+    ):
+        raise ValueError("must be a Hub repo id such as 'owner/name'")
+    return value
+
+
+RepoId = Annotated[str, Field(max_length=200, examples=["acme/qwen-sql-lora"])]
+
+
+class RepoRef(BaseModel):
+    """A repo on the Hub, or in the local hub folder of this deployment, at a branch, tag or commit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repo_id: RepoId
+    revision: str = Field(default="main", min_length=1, max_length=200, pattern=r"^[\w][\w./-]*$")
+
+    _validate_repo_id = field_validator("repo_id")(check_repo_id)
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.revision}"
+
+
+# Which text both bases are to read, as a request names it.
+
+# As the Hub names configurations and splits; neither can be a path.
+_NAME_PATTERN = r"^\w[\w.-]*$"
+
+
+class CorpusSpec(RepoRef):
+    """A column of a dataset repo: text that is read from its data files, never by a script of the repo."""
+
+    config: str | None = Field(
+        default=None,
+        max_length=100,
+        pattern=_NAME_PATTERN,
+        description="The dataset's configuration (a folder, or the beginning of file names); null where it "
+        "has but one.",
+    )
+    split: str = Field(
+        default="train", max_length=100, pattern=_NAME_PATTERN, description="The split to read."
+    )
+    column: str = Field(
+        default="text",
+        min_length=1,
+        max_length=200,
+        description="The column, or the key of JSON lines, that holds a document as a string.",
+    )
+    n: int = Field(
+        default=1000,
+        ge=1,
+        le=50_000,
+        description="Documents to read from the beginning of the split; empty ones and repetitions do not "
+        "count.",
+    )

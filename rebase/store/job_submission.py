@@ -1,0 +1,327 @@
+"""New jobs as SQL: job, first event and bell of each, in the caller's transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Insert, bindparam, func, insert, select
+
+from rebase.errors import IdempotencyInFlight, IdempotencyMismatch, QuotaExceeded, RequestInvalid
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import JobState
+from rebase.store.audit import AuditContext
+from rebase.store.hub_tokens import insert_tokens
+from rebase.store.job_events import NO_CONTEXT, SubmissionContext, next_notification_at
+from rebase.store.limits import Limits
+from rebase.store.quota import load_quota, require_quota
+from rebase.store.records import ConversionKind, JobRecord, JobRequest, Kind
+from rebase.store.repository import Repository, new_id
+from rebase.store.tables.jobs import IdempotencyKey, Job, JobEvent, Outbox
+from rebase.store.tables.tenants import AuditEvent
+
+_JOB_COLUMNS = [
+    "id",
+    "tenant_id",
+    "kind",
+    "state",
+    "request",
+    "adapter_repo",
+    "target_repo",
+    "attempt",
+    "attempt_limit",
+    "cancel_requested",
+    "ring_after",
+    "rings",
+    "version",
+    "created_at",
+    "updated_at",
+]
+_INSERT_JOB = insert(Job).values(
+    {name: bindparam(f"p_{name}", type_=Job.__table__.c[name].type) for name in _JOB_COLUMNS}
+)
+_TIMESTAMP = Job.__table__.c.created_at.type
+_INSERT_EVENT = insert(JobEvent).values(
+    job_id=bindparam("p_id"),
+    at=bindparam("p_created_at", type_=_TIMESTAMP),
+    type="state",
+    data={"state": JobState.QUEUED.value},
+)
+_INSERT_NOTIFICATION = insert(Outbox).values(
+    job_id=bindparam("p_id"),
+    tries=0,
+    next_at=bindparam("p_created_at", type_=_TIMESTAMP),
+    created_at=bindparam("p_created_at", type_=_TIMESTAMP),
+)
+_INSERT_AUDIT_EVENT = insert(AuditEvent).values(
+    at=bindparam("p_created_at", type_=_TIMESTAMP),
+    tenant_id=bindparam("p_tenant_id"),
+    key_id=bindparam("p_key_id"),
+    action=bindparam("p_action"),
+    object=bindparam("p_id"),
+    outcome="done",
+    request_id=bindparam("p_request_id"),
+    client=bindparam("p_client"),
+)
+# PostgreSQL takes all three in one statement and checks the foreign keys at its end: one round trip.
+_INSERT_ALL = _INSERT_NOTIFICATION.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
+_INSERT_ALL_WITH_AUDIT = _INSERT_ALL.add_cte(_INSERT_AUDIT_EVENT.cte("line"))
+_INSERT_SEPARATELY = (_INSERT_JOB, _INSERT_EVENT, _INSERT_NOTIFICATION)
+
+
+def insert_jobs(
+    connection: Connection, records: Sequence[JobRecord], audit_contexts: Sequence[AuditContext] | None = None
+) -> None:
+    """Write all of them, or none. On PostgreSQL any number of jobs is one round trip. `trails`, one a job:
+    who the audit log is to name."""
+    parameters = [_build_parameters(record) for record in records]
+    for values, audit in zip(parameters, audit_contexts or (), strict=audit_contexts is not None):
+        values |= {"p_key_id": audit.key_id, "p_request_id": audit.request_id, "p_client": audit.client}
+        values["p_action"] = "pool.registered" if values["p_kind"] == "pool" else "job.submitted"
+    if connection.dialect.name == "postgresql":
+        statements: tuple[Insert, ...] = (_INSERT_ALL if audit_contexts is None else _INSERT_ALL_WITH_AUDIT,)
+    else:
+        statements = (
+            _INSERT_SEPARATELY if audit_contexts is None else (*_INSERT_SEPARATELY, _INSERT_AUDIT_EVENT)
+        )
+    for statement in statements:
+        connection.execute(statement, parameters if len(parameters) > 1 else parameters[0])
+
+
+def _build_parameters(record: JobRecord) -> dict[str, Any]:
+    adapter_repo, target_repo = _get_repo_columns(record)
+    derived = {
+        "state": record.state.value,
+        "adapter_repo": adapter_repo,
+        "target_repo": target_repo,
+        "ring_after": next_notification_at(record.created_at, 0),
+        "rings": 0,
+    }
+    return {f"p_{name}": derived[name] if name in derived else getattr(record, name) for name in _JOB_COLUMNS}
+
+
+def _get_repo_columns(record: JobRecord) -> tuple[str, str]:
+    """What the columns adapter_repo and target_repo hold; of the service's own work only what it looks at."""
+    request = record.request
+    if record.kind == "release":
+        return "", request["repo_id"]
+    if record.kind == "reconcile":
+        return "", request["owner"]
+    return request["source" if record.kind == "pool" else "adapter"]["repo_id"], request["target"]["repo_id"]
+
+
+# Recording a new job: job, first event, bell and idempotency row in one transaction.
+
+MAX_KEY_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One submission among many."""
+
+    tenant_id: str
+    kind: ConversionKind
+    request: ConversionRequest
+    extras: SubmissionContext = NO_CONTEXT
+
+
+class JobSubmission(Repository):
+    """`submit`, one at a time or many at once."""
+
+    _in_flight: set[tuple[str, str]] = set()  # noqa: RUF012  (one process, one set)
+    _in_flight_lock = threading.Lock()
+
+    def submit(
+        self,
+        tenant_id: str,
+        kind: ConversionKind,
+        request: ConversionRequest,
+        idempotency_key: str | None = None,
+        context: SubmissionContext = NO_CONTEXT,
+    ) -> tuple[JobRecord, bool]:
+        """Queue a job; with a key that was used before for the same request, return that job and False.
+
+        Raises IdempotencyMismatch (same key, other request), IdempotencyInFlight (the first use is
+        still being recorded), RequestInvalid (a key too long), QuotaExceeded and Busy.
+        """
+        record = self._build_record(tenant_id, kind, request)
+        if idempotency_key is None:
+            with self.db.statement() if context == NO_CONTEXT else self.db.write() as connection:
+                self._insert_submission(connection, record, context)
+            return record, True
+        write = partial(self._insert_submission, record=record, context=context)
+        return self._submit_once(record, compute_fingerprint(kind, request), idempotency_key, write)
+
+    def find_submitted(
+        self, tenant_id: str, kind: Kind, request: JobRequest, idempotency_key: str
+    ) -> JobRecord | None:
+        """The job that this key and request made before, if they did. Raises IdempotencyMismatch."""
+        check_idempotency_key(idempotency_key)
+        with self.db.read() as connection:
+            return self._find_by_key(
+                connection, tenant_id, idempotency_key, compute_fingerprint(kind, request)
+            )
+
+    def _submit_once(
+        self, record: JobRecord, fingerprint: str, key: str, write: Callable[[Connection], None]
+    ) -> tuple[JobRecord, bool]:
+        """`write` in a transaction that also takes the key; else the job that the key made before."""
+        check_idempotency_key(key)
+        tenant_id = record.tenant_id
+        with self._reserve_key(tenant_id, key), self.db.write() as connection:
+            self._lock_key(connection, tenant_id, key)
+            existing = self._find_by_key(connection, tenant_id, key, fingerprint)
+            if existing is not None:
+                return existing, False
+            write(connection)
+            connection.execute(
+                insert(IdempotencyKey).values(
+                    tenant_id=tenant_id,
+                    key=key,
+                    fingerprint=fingerprint,
+                    job_id=record.id,
+                    created_at=record.created_at,
+                )
+            )
+        return record, True
+
+    def submit_batch(self, submissions: Sequence[Submission]) -> list[JobRecord | QuotaExceeded]:
+        """Queue jobs in one transaction, for each order the job or why its tenant may have no more. Raises
+        Busy."""
+        records = [self._build_record(order.tenant_id, order.kind, order.request) for order in submissions]
+        with self.db.write() as connection:
+            results = self._apply_quotas(connection, submissions, records)
+            accepted = [
+                (result, order.extras)
+                for result, order in zip(results, submissions, strict=True)
+                if isinstance(result, JobRecord)
+            ]
+            audited = [(record, extras.audit) for record, extras in accepted if extras.audit is not None]
+            unaudited = [record for record, extras in accepted if extras.audit is None]
+            if unaudited:
+                insert_jobs(connection, unaudited)
+            if audited:
+                insert_jobs(connection, [record for record, _ in audited], [audit for _, audit in audited])
+            encrypted = {
+                record.id: extras.encrypt_token(record.id)
+                for record, extras in accepted
+                if extras.encrypt_token is not None
+            }
+            insert_tokens(connection, encrypted, self.clock())
+        return results
+
+    def _apply_quotas(
+        self, connection: Connection, submissions: Sequence[Submission], records: Sequence[JobRecord]
+    ) -> list[JobRecord | QuotaExceeded]:
+        """Each order's record, or its refusal where its tenant's room is used up by those before it."""
+        limited: dict[str, Limits] = {
+            order.tenant_id: order.extras.limits
+            for order in submissions
+            if order.extras.limits.has_job_limits
+        }
+        # In one order for everybody, as each of these is a lock.
+        quotas = {
+            tenant: load_quota(connection, tenant, limited[tenant], self.clock())
+            for tenant in sorted(limited)
+        }
+        results: list[JobRecord | QuotaExceeded] = []
+        used = dict.fromkeys(quotas, 0)
+        for order, record in zip(submissions, records, strict=True):
+            quota = quotas.get(order.tenant_id)
+            if quota is not None and quota.error is not None and used[order.tenant_id] >= quota.remaining:
+                results.append(quota.error)
+                continue
+            if quota is not None:
+                used[order.tenant_id] += 1
+            results.append(record)
+        return results
+
+    def _insert_submission(
+        self, connection: Connection, record: JobRecord, context: SubmissionContext
+    ) -> None:
+        """One job with what comes with it, in the caller's transaction. Raises QuotaExceeded."""
+        require_quota(connection, record.tenant_id, context.limits, record.created_at)
+        insert_jobs(connection, [record], [context.audit] if context.audit is not None else None)
+        if context.encrypt_token is not None:
+            insert_tokens(connection, {record.id: context.encrypt_token(record.id)}, record.created_at)
+
+    def _build_record(self, tenant_id: str, kind: Kind, request: JobRequest) -> JobRecord:
+        now: datetime = self.clock()
+        values: dict[str, Any] = dict.fromkeys(JobRecord.__slots__)
+        values.update(
+            id=new_id(),
+            tenant_id=tenant_id,
+            kind=kind,
+            state=JobState.QUEUED,
+            request=request.model_dump(mode="json"),
+            attempt=0,
+            attempt_limit=self.max_attempts,
+            cancel_requested=False,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+        return JobRecord(**values)
+
+    @contextmanager
+    def _reserve_key(self, tenant_id: str, key: str) -> Iterator[None]:
+        """Within this process a key is used by one submission at a time."""
+        entry = (tenant_id, key)
+        with self._in_flight_lock:
+            if entry in self._in_flight:
+                raise _in_flight_error()
+            self._in_flight.add(entry)
+        try:
+            yield
+        finally:
+            with self._in_flight_lock:
+                self._in_flight.discard(entry)
+
+    def _lock_key(self, connection: Connection, tenant_id: str, key: str) -> None:
+        """The same between processes: an advisory lock of the transaction. SQLite has one writer anyway."""
+        if not self.db.is_postgres:
+            return
+        digest = hashlib.sha256(f"{tenant_id}\0{key}".encode()).digest()
+        number = int.from_bytes(digest[:8], "big", signed=True)
+        if not connection.scalar(select(func.pg_try_advisory_xact_lock(number))):
+            raise _in_flight_error()
+
+    def _find_by_key(
+        self, connection: Connection, tenant_id: str, key: str, fingerprint: str
+    ) -> JobRecord | None:
+        row = connection.execute(
+            select(Job.__table__, IdempotencyKey.fingerprint)
+            .join(IdempotencyKey, IdempotencyKey.job_id == Job.id)
+            .where(IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
+        ).one_or_none()
+        if row is None:
+            return None
+        if row.fingerprint != fingerprint:
+            raise IdempotencyMismatch(
+                "This Idempotency-Key was used before for a different request.",
+                hint="Use a new key for a new request.",
+            )
+        return JobRecord.from_row(row)
+
+
+def check_idempotency_key(key: str) -> None:
+    """Refuse keys that are empty, too long or not printable ASCII. Raises RequestInvalid."""
+    if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise RequestInvalid(f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
+
+
+def compute_fingerprint(kind: Kind, request: JobRequest) -> str:
+    """SHA-256 of the request with its defaults filled in, so that `null` and `left out` are the same."""
+    return hashlib.sha256(f"{kind}\n{request.model_dump_json()}".encode()).hexdigest()
+
+
+def _in_flight_error() -> IdempotencyInFlight:
+    return IdempotencyInFlight(
+        "A request with this Idempotency-Key is being recorded right now.", hint="Try again in a second."
+    )

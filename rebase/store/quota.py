@@ -1,0 +1,114 @@
+"""How many more jobs a tenant may submit. Asked inside the transaction that records them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, delete, func, insert, select, union_all
+
+from rebase.errors import QuotaExceeded
+from rebase.schemas.states import TERMINAL, JobState
+from rebase.store.limits import Limits
+from rebase.store.records import INTERNAL_KINDS
+from rebase.store.repository import lock_tenant
+from rebase.store.tables.jobs import Job
+from rebase.store.tables.tenants import CountedJob
+
+DAY = timedelta(hours=24)
+_IS_OPEN = Job.state.in_(sorted(state.value for state in JobState if state not in TERMINAL))
+_IS_CLIENT_JOB = Job.kind.not_in(INTERNAL_KINDS)  # by the tenant, not for it
+_RETRY_AFTER_S = 30  # after how long it is worth asking whether a job has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """`left` more jobs fit; `refusal` is what to say to the one behind them."""
+
+    remaining: float
+    error: QuotaExceeded | None = None
+
+
+def load_quota(
+    connection: Connection, tenant_id: str, limits: Limits, now: datetime, *, is_new: bool = True
+) -> Quota:
+    """Until the transaction ends nobody else submits for this tenant. Without limits nothing is asked.
+
+    `new` False: a job that exists already is queued again, which no count of days is concerned with. Costs a
+    count over the tenant's open jobs, and one over as many of its newest as it may submit a day.
+    """
+    if not limits.has_job_limits:
+        return Quota(math.inf)
+    lock_tenant(connection, "room", tenant_id)
+    quotas = [Quota(math.inf)]
+    if limits.max_queued is not None:
+        quotas.append(_load_open_quota(connection, tenant_id, limits.max_queued))
+    if limits.jobs_per_day is not None and is_new:
+        quotas.append(_load_daily_quota(connection, tenant_id, limits.jobs_per_day, now))
+    return min(quotas, key=lambda quota: quota.remaining)
+
+
+def require_quota(
+    connection: Connection,
+    tenant_id: str,
+    limits: Limits,
+    now: datetime,
+    *,
+    is_new: bool = True,
+    count: int = 1,
+) -> None:
+    """Raises QuotaExceeded when not `count` more fit."""
+    quota = load_quota(connection, tenant_id, limits, now, is_new=is_new)
+    if quota.remaining < count and quota.error is not None:
+        raise quota.error
+
+
+def delete_jobs(connection: Connection, ids: Sequence[str], now: datetime) -> None:
+    """Delete ended jobs with all that hangs on them. Those of the last 24 hours still count as submitted, or
+    a tenant that deletes its data could submit as many again."""
+    # Whoever deletes a row gets it back, so that two that delete at once count it once.
+    deleted = connection.execute(
+        delete(Job).where(Job.id.in_(ids)).returning(Job.id, Job.tenant_id, Job.kind, Job.created_at)
+    )
+    counted = [
+        {"id": row.id, "tenant_id": row.tenant_id, "created_at": row.created_at}
+        for row in deleted
+        if row.kind not in INTERNAL_KINDS and row.created_at > now - DAY
+    ]
+    if counted:
+        connection.execute(insert(CountedJob), counted)
+
+
+def _load_open_quota(connection: Connection, tenant_id: str, max_jobs: int) -> Quota:
+    query = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, _IS_OPEN, _IS_CLIENT_JOB)
+    error = QuotaExceeded(
+        f"This tenant may have {max_jobs} jobs that are not done, and has as many.",
+        hint="Wait until some have ended, or cancel some.",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+    return Quota(max_jobs - (connection.scalar(query) or 0), error)
+
+
+def _load_daily_quota(connection: Connection, tenant_id: str, max_jobs: int, now: datetime) -> Quota:
+    """The newest `most` jobs are looked at, in the order of the index, and no more; then as many of those
+    that were deleted. It is one statement, so that a job that is being deleted is seen once."""
+    existing = select(Job.id, Job.created_at).where(Job.tenant_id == tenant_id, _IS_CLIENT_JOB)
+    deleted = select(CountedJob.id, CountedJob.created_at).where(CountedJob.tenant_id == tenant_id)
+    submitted = union_all(
+        select(existing.order_by(Job.id.desc()).limit(max_jobs).subquery()),
+        select(deleted.order_by(CountedJob.id.desc()).limit(max_jobs).subquery()),
+    ).subquery()
+    newest = select(submitted.c.created_at).order_by(submitted.c.id.desc()).limit(max_jobs).subquery()
+    in_last_day = newest.c.created_at > now - DAY
+    count, oldest = connection.execute(
+        select(func.count(), func.min(newest.c.created_at)).select_from(newest).where(in_last_day)
+    ).one()
+    wait_s = (oldest + DAY - now).total_seconds() if oldest is not None else 0.0
+    error = QuotaExceeded(
+        f"This tenant may submit {max_jobs} jobs within 24 hours, and has done so.",
+        hint="Wait, or ask whoever runs this service for more.",
+        retry_after_s=max(1, math.ceil(wait_s)),
+    )
+    return Quota(max_jobs - count, error)

@@ -1,0 +1,145 @@
+"""Subscriptions of a tenant. Another tenant's subscription does not exist here."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+
+from rebase.errors import NotFound, QuotaExceeded
+from rebase.schemas.subscriptions import ReconcileTask, SubscriptionRequest
+from rebase.store.audit import AuditContext, write_audit_event
+from rebase.store.job_submission import JobSubmission, insert_jobs
+from rebase.store.records import SubscriptionPage, SubscriptionRecord
+from rebase.store.repository import check_page_limit, decode_cursor, encode_cursor, is_valid_id, new_id
+from rebase.store.tables.releases import Subscription
+from rebase.store.tables.tenants import Tenant
+
+MAX_SUBSCRIPTIONS = 200  # of a tenant; a release that all of them mean is as many looks at the Hub
+_RETRY_AFTER_S = 30  # after how long it is worth asking whether one was deleted
+_COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
+
+
+class SubscriptionRepository(JobSubmission):
+    """Subscribe, look, page, pause, end."""
+
+    def subscribe(
+        self, tenant_id: str, request: SubscriptionRequest, audit: AuditContext | None = None
+    ) -> tuple[SubscriptionRecord, bool]:
+        """Record a subscription; the same request again gives the one that stands, and False. `trail`: who is
+        named in the audit log. Raises QuotaExceeded."""
+        now = self.clock()
+        fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        with self.db.write() as connection:
+            # One at a time per tenant, so that two equal requests at once make one subscription.
+            tenant_lock = select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True)
+            connection.execute(tenant_lock)
+            same_request = _select_subscriptions(tenant_id).where(Subscription.fingerprint == fingerprint)
+            existing = connection.execute(same_request).one_or_none()
+            if existing is not None:
+                return _to_record(existing), False
+            _require_below_limit(connection, tenant_id)
+            subscription_id = new_id()
+            values = {
+                "id": subscription_id,
+                "tenant_id": tenant_id,
+                "owner": request.owner,
+                "request": request.model_dump(mode="json"),
+                "fingerprint": fingerprint,
+                "paused": False,
+                "since": request.since or now,
+                "asked_at": now,
+                "looked_at": request.since or now,
+                "created_at": now,
+            }
+            connection.execute(insert(Subscription).values(values))
+            if request.since is not None:  # what may exist already is looked for at once
+                task = ReconcileTask(owner=request.owner)
+                insert_jobs(connection, [self._build_record(tenant_id, "reconcile", task)])
+            write_audit_event(connection, now, audit, "subscription.made", subscription_id)
+            return _load(connection, tenant_id, subscription_id), True
+
+    def get_subscription(self, tenant_id: str, subscription_id: str) -> SubscriptionRecord:
+        """One subscription. Raises NotFound."""
+        with self.db.read() as connection:
+            return _load(connection, tenant_id, subscription_id)
+
+    def list_subscriptions(
+        self, tenant_id: str, *, cursor: str | None = None, limit: int = 50
+    ) -> SubscriptionPage:
+        """Newest first. Raises RequestInvalid for a foreign cursor."""
+        check_page_limit(limit)
+        query = _select_subscriptions(tenant_id).order_by(Subscription.id.desc())
+        if cursor is not None:
+            query = query.where(Subscription.id < decode_cursor(cursor))
+        with self.db.read() as connection:
+            rows = connection.execute(query.limit(limit + 1)).all()
+        subscriptions = tuple(_to_record(row) for row in rows[:limit])
+        return SubscriptionPage(
+            subscriptions, encode_cursor(subscriptions[-1].id) if len(rows) > limit else None
+        )
+
+    def pause_subscription(
+        self, tenant_id: str, subscription_id: str, paused: bool, audit: AuditContext | None = None
+    ) -> SubscriptionRecord:
+        """A paused subscription begins no campaign; what was released meanwhile is found by the next look
+        after it goes on. Raises NotFound."""
+        with self.db.write() as connection:
+            _load(connection, tenant_id, subscription_id)
+            connection.execute(
+                update(Subscription).where(Subscription.id == subscription_id).values(paused=paused)
+            )
+            action = "subscription.paused" if paused else "subscription.resumed"
+            write_audit_event(connection, self.clock(), audit, action, subscription_id)
+            return _load(connection, tenant_id, subscription_id)
+
+    def unsubscribe(self, tenant_id: str, subscription_id: str, audit: AuditContext | None = None) -> None:
+        """End a subscription. Its campaigns stay, and go on. Raises NotFound."""
+        with self.db.write() as connection:
+            _load(connection, tenant_id, subscription_id)
+            connection.execute(delete(Subscription).where(Subscription.id == subscription_id))
+            write_audit_event(connection, self.clock(), audit, "subscription.deleted", subscription_id)
+
+
+def find_subscriptions_to_owner(
+    connection: Connection, owner: str, tenant_id: str | None, *, lock: bool = False
+) -> list[SubscriptionRecord]:
+    """Those that wait for releases of this owner (lower case), of one tenant or of all. `keep`: none of them
+    can be deleted before the transaction ends."""
+    query = select(*_COLUMNS).where(Subscription.owner == owner, Subscription.paused.is_(False))
+    if tenant_id is not None:
+        query = query.where(Subscription.tenant_id == tenant_id)
+    query = query.order_by(Subscription.id)
+    if lock:
+        query = query.with_for_update(read=True, key_share=True)
+    return [_to_record(row) for row in connection.execute(query)]
+
+
+def _select_subscriptions(tenant_id: str) -> Select[Any]:
+    return select(*_COLUMNS).where(Subscription.tenant_id == tenant_id)
+
+
+def _require_below_limit(connection: Connection, tenant_id: str) -> None:
+    query = select(func.count()).select_from(Subscription).where(Subscription.tenant_id == tenant_id)
+    if (connection.scalar(query) or 0) >= MAX_SUBSCRIPTIONS:
+        raise QuotaExceeded(
+            f"A tenant may have {MAX_SUBSCRIPTIONS} subscriptions, and this one has as many.",
+            hint="Delete some, or name more adapters in one.",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+
+def _load(connection: Connection, tenant_id: str, subscription_id: str) -> SubscriptionRecord:
+    row = None
+    if is_valid_id(subscription_id):
+        query = _select_subscriptions(tenant_id).where(Subscription.id == subscription_id)
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("There is no such subscription.", hint="GET /subscriptions lists yours.")
+    return _to_record(row)
+
+
+def _to_record(row: Row[Any]) -> SubscriptionRecord:
+    values = row._mapping
+    return SubscriptionRecord(**{name: values[name] for name in SubscriptionRecord.__slots__})
