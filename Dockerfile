@@ -22,7 +22,6 @@ FROM base AS build
 WORKDIR /src
 RUN python -m venv /opt/rebase
 COPY pyproject.toml requirements.lock README.md LICENSE ./
-COPY core core
 COPY service service
 COPY workers workers
 COPY transfer transfer

@@ -38,14 +38,14 @@ from rebase.schemas.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.weights import ModelWeights
-from workers.anchors import OpenPool, open_pool
+from workers.anchors import LoadedAnchorPool, load_anchor_pool
 from workers.base import Base
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.register import register
+from workers.register import register_pool
 from workers.tensors.model_reader import open_adapter, open_model
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 RANK: Final = 16
 MODULES: Final = [name.split(".")[1] for name in LARGE.sites()]
@@ -132,7 +132,7 @@ def _request(anchors: int) -> PoolRequest:
 
 def step(name: str, root: Path, anchors: int) -> dict[str, float]:
     """Seconds and peak memory (GB beyond the libraries) of one step, in this process."""
-    tools = Tools(LocalHub(root / "hub"), FactorCache(root / "cache", 2**34), torch.device("cpu"))
+    tools = Runtime(LocalHub(root / "hub"), FactorCache(root / "cache", 2**34), torch.device("cpu"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun = time.perf_counter()
     if name == "reading every file once":
@@ -141,7 +141,7 @@ def step(name: str, root: Path, anchors: int) -> dict[str, float]:
                 for tensor in file.keys():  # noqa: SIM118  (not a dict)
                     file.get_tensor(tensor).float()
     elif name == "register":
-        register(_request(anchors), tools, Silent())
+        register_pool(_request(anchors), tools, NullReporter())
     else:
         _predict(_open(tools, anchors, f"acme/{name.split()[-1]}"))
     taken = time.perf_counter() - begun
@@ -149,7 +149,7 @@ def step(name: str, root: Path, anchors: int) -> dict[str, float]:
     return {"seconds": taken, "peak_gb": (peak - before) / 1e6}
 
 
-def _open(tools: Tools, anchors: int, moved: str) -> OpenPool:
+def _open(tools: Runtime, anchors: int, moved: str) -> LoadedAnchorPool:
     bases: dict[Side, Base] = {}
     sides: dict[Side, str] = {"source": "acme/old", "target": "acme/new"}
     for side, repo_id in sides.items():
@@ -161,7 +161,7 @@ def _open(tools: Tools, anchors: int, moved: str) -> OpenPool:
     old, new = bases["source"].weights, bases["target"].weights
     pairing = pair_sites(old, new, adapter.sites, layer_scale=True)
     pool = Pool(None, _request(anchors))
-    return open_pool(
+    return load_anchor_pool(
         pool,
         tools.hub,
         bases,
@@ -169,13 +169,13 @@ def _open(tools: Tools, anchors: int, moved: str) -> OpenPool:
         adapter,
         tools.cache,
         tools.device,
-        Silent(),
+        NullReporter(),
         phase=Phase.READING,
         pointer=lambda *_: "",
     )
 
 
-def _predict(pool: OpenPool) -> None:
+def _predict(pool: LoadedAnchorPool) -> None:
     params, method = AnchorRidgeParams(), AnchorRidge()
     state = method.prepare(params, BasePairInfo({}, {}, pool.pairs, pool))
     assert pool.adapter is not None

@@ -39,9 +39,9 @@ def child(hub: Path, cache: Path, out: Path, repos: list[str], threads: int) -> 
     from rebase.schemas.conversions import ConversionRequest
     from workers.cache.factors import FactorCache
     from workers.hub.local import LocalHub
-    from workers.pipeline import Conversion, run
-    from workers.tools import Tools
-    from workers.watch import Silent
+    from workers.pipeline import ConversionResult, run_conversion
+    from workers.tools import Runtime
+    from workers.watch import NullReporter
 
     torch.set_num_threads(threads)
     del peft, transformers
@@ -55,11 +55,11 @@ def child(hub: Path, cache: Path, out: Path, repos: list[str], threads: int) -> 
             "precheck": {"on_incompatible": "warn"},
         }
     )
-    tools = Tools(LocalHub(hub), FactorCache(cache, 64 * 2**30), torch.device("cpu"))
+    tools = Runtime(LocalHub(hub), FactorCache(cache, 64 * 2**30), torch.device("cpu"))
     began = time.perf_counter()
-    outcome = run(request, "convert", tools, Silent(), out, marker=None)
+    outcome = run_conversion(request, "convert", tools, NullReporter(), out, marker=None)
     seconds = time.perf_counter() - began
-    assert isinstance(outcome, Conversion)
+    assert isinstance(outcome, ConversionResult)
     return {
         "seconds": seconds,
         "peak_above_import": peak_bytes() - imported,

@@ -31,21 +31,21 @@ from support.real_models import GEMMA3, MODELS
 from support.real_repos import ADAPTER_REPO, fill_hub
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 RANKS: Final = (80, 160, 320, 480)  # of the paper
 ENERGIES: Final = ("energy_source", "energy_target", "energy_kept")
 
 
-class Carrying(Silent):
+class Carrying(NullReporter):
     """Takes the time between the first and the last site."""
 
     def __init__(self) -> None:
         self.began = self.ended = 0.0
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         if phase is Phase.FACTORIZING and total is not None:
             self.ended = time.perf_counter()
             self.began = self.began if done else self.ended
@@ -64,16 +64,16 @@ def move(
     watch = Carrying()
     with tempfile.TemporaryDirectory(prefix="rank-sweep-") as scratch:
         cache = FactorCache(Path(scratch) / "cache", 2**33, None, 60, 2**20)
-        tools = Tools(LocalHub(hub), cache, torch.device("cpu"))
+        tools = Runtime(LocalHub(hub), cache, torch.device("cpu"))
         request = ConversionRequest.model_validate(body)
         wall, cpu = time.perf_counter(), time.process_time()
-        outcome = run(request, "convert", tools, watch, Path(scratch) / "moved", marker=None)
+        outcome = run_conversion(request, "convert", tools, watch, Path(scratch) / "moved", marker=None)
         seconds = {
             "total": time.perf_counter() - wall,
             "carry": watch.ended - watch.began,
             "cpu": time.process_time() - cpu,
         }
-    assert isinstance(outcome, Conversion)
+    assert isinstance(outcome, ConversionResult)
     return seconds, {row.target: row.measurements for row in outcome.report.sites}
 
 

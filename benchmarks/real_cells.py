@@ -27,9 +27,9 @@ from support.real_tasks import TASKS, score
 from workers.cache.factors import FactorCache
 from workers.device import pick_device
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 PAIRS: Mapping[str, tuple[RealModel, RealModel]] = {
     "smollm2-to-gemma3": (SMOLLM2, GEMMA3),
@@ -126,7 +126,7 @@ class Lab:
         told = {name: value for name, value in report["summary"].items() if name.startswith(_TOLD)}
         return self._scored(pair, task, row, folder, report["precheck"]["verdict"], took, told)
 
-    def _moved(self, pair: str, task: str, wanted: Wanted, folder: Path) -> Conversion:
+    def _moved(self, pair: str, task: str, wanted: Wanted, folder: Path) -> ConversionResult:
         method = self.rows[wanted] if isinstance(wanted, str) else wanted
         assert isinstance(method, dict)
         prompts = TASKS[task].prompts(512)
@@ -142,15 +142,17 @@ class Lab:
             "method": method,
             "precheck": {"on_incompatible": "warn"},
         }
-        tools = Tools(
+        tools = Runtime(
             LocalHub(self.hub),
             FactorCache(self.scratch / "cache", 2**34, None, 60, 2**20),
             pick_device("cuda" if real_adapter.DEVICE == "cuda" else "cpu"),
-            scratch=self.scratch / "work",
+            scratch_dir=self.scratch / "work",
         )
         request = ConversionRequest.model_validate(body)
-        outcome = run(request, "convert", tools, Silent(), folder, marker=None, pools=self._pools(pair, task))
-        assert isinstance(outcome, Conversion)
+        outcome = run_conversion(
+            request, "convert", tools, NullReporter(), folder, marker=None, pools=self._pools(pair, task)
+        )
+        assert isinstance(outcome, ConversionResult)
         return outcome
 
     def _scored(

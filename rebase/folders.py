@@ -15,7 +15,7 @@ from rebase.errors import OutputForbidden, RequestInvalid
 from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
 from workers.hub.content import HashCache
 from workers.hub.plain import PlainFolder
-from workers.hub.port import ByteSource, HubPort, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
+from workers.hub.port import ByteSource, Hub, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
 
 
 class Aliases:
@@ -66,12 +66,12 @@ class WithFolders:
     wherever it is run.
     """
 
-    def __init__(self, inner: HubPort, folders: Mapping[str, str], hashes: Path) -> None:
+    def __init__(self, inner: Hub, folders: Mapping[str, str], hashes: Path) -> None:
         cache = HashCache(hashes)
         # Links may lead anywhere: whoever typed the path can read what it reads, and download caches are full
         # of links.
         self._by_alias = {
-            alias: PlainFolder(Path(folder), folder, cache, inside=Path(Path(folder).resolve().anchor))
+            alias: PlainFolder(Path(folder), folder, cache, link_root=Path(Path(folder).resolve().anchor))
             for alias, folder in folders.items()
         }
         self._by_path = {folder: self._by_alias[alias] for alias, folder in folders.items()}
@@ -93,36 +93,40 @@ class WithFolders:
         folder = self._by_alias.get(ref.repo_id) if kind == "model" else None
         return folder.resolve(ref) if folder is not None else self._inner.resolve(ref, kind=kind)
 
-    def info(self, repo_id: str) -> RepoInfo:
+    def get_info(self, repo_id: str) -> RepoInfo:
         """The hub's answer."""
-        return self._inner.info(repo_id)
+        return self._inner.get_info(repo_id)
 
-    def models_of(self, owner: str) -> Iterator[ListedModel]:
+    def list_models(self, owner: str) -> Iterator[ListedModel]:
         """The hub's answer."""
-        return self._inner.models_of(owner)
+        return self._inner.list_models(owner)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """A file of a folder, or of the hub."""
         folder = self._by_path.get(repo.repo_id)
         return folder.fetch(repo, path) if folder is not None else self._inner.fetch(repo, path)
 
-    def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> ByteSource:
+    def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
         """Random access to it."""
         folder = self._by_path.get(repo.repo_id)
-        return folder.open(repo, path) if folder is not None else self._inner.open(repo, path, wanted=wanted)
+        return (
+            folder.open(repo, path)
+            if folder is not None
+            else self._inner.open(repo, path, expected_bytes=expected_bytes)
+        )
 
-    def default_output(self, contract_name: str) -> str:
+    def make_output_name(self, default_name: str) -> str:
         """The hub's own rule."""
-        return self._inner.default_output(contract_name)
+        return self._inner.make_output_name(default_name)
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
         """Folders that were named as inputs are not written to."""
         self._refuse_folder(repo_id)
         self._inner.check_write(repo_id, create_pr=create_pr)
 
-    def head(self, repo_id: str) -> PinnedRepo | None:
+    def get_latest(self, repo_id: str) -> PinnedRepo | None:
         """The hub's answer."""
-        return self._inner.head(repo_id)
+        return self._inner.get_latest(repo_id)
 
     def find_commit(self, repo_id: str, marker: str) -> Published | None:
         """The hub's answer."""

@@ -21,15 +21,15 @@ from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from rebase.settings import Settings
-from workers.leftovers import forget
-from workers.pipeline import Kind, run
+from workers.leftovers import remove_stale
+from workers.pipeline import Kind, run_conversion
 from workers.report import Report
-from workers.tools import make_tools
-from workers.watch import Silent
+from workers.tools import make_runtime
+from workers.watch import NullReporter
 
 
 @dataclass
-class Shown(Silent):
+class Shown(NullReporter):
     """A watch that shows progress and keeps the latest evidence, so that a refusal can still be explained."""
 
     progress: PhaseProgress
@@ -37,7 +37,7 @@ class Shown(Silent):
     _phase: Phase | None = None
     _began: float = 0.0
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         """On to the screen."""
         now = time.monotonic()
         if phase is not self._phase:
@@ -45,7 +45,7 @@ class Shown(Silent):
         eta_s = (now - self._began) / done * (total - done) if done and total else None
         self.progress.update(phase.value, done, total, unit, eta_s)
 
-    def diagnosed(self, report: Report) -> None:
+    def report_evidence(self, report: Report) -> None:
         """Evidence so far."""
         self.report = report
 
@@ -87,9 +87,9 @@ def run_here(
 ) -> Report:
     """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""
     home = settings.resolved_home
-    tools = make_tools(settings)
+    tools = make_runtime(settings)
     tools = replace(tools, hub=WithFolders(tools.hub, folders, home / "hashes"))
-    forget(tools.scratch, time.time())
+    remove_stale(tools.scratch_dir, time.time())
     # Beside the goal, so that the last step is a rename within one file system.
     place = out.absolute().parent if out is not None else settings.resolved_work_dir
     with _making(out or place):
@@ -97,7 +97,9 @@ def run_here(
         scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=place))
     try:
         goal = scratch / "adapter"
-        outcome = run(request, kind, tools, watch, goal, marker=None, pools=pools, corpus_file=corpus)
+        outcome = run_conversion(
+            request, kind, tools, watch, goal, marker=None, pools=pools, corpus_file=corpus
+        )
         report = getattr(outcome, "report", None)
         if not isinstance(report, Report):
             raise TypeError("a run without a marker ends with a report")

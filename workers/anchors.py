@@ -29,10 +29,10 @@ from transfer.linalg import FACTORS_VERSION
 from workers.base import Base
 from workers.cache.factors import FactorCache
 from workers.cache.keys import PoolKey
-from workers.hub.port import HubPort, PinnedRepo
+from workers.hub.port import Hub, PinnedRepo
 from workers.resolve import pin
 from workers.tensors.model_reader import open_adapter
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 SIDES: tuple[Side, Side] = ("source", "target")
 
@@ -44,11 +44,11 @@ class Anchor:
     repos: dict[Side, PinnedRepo]
     adapters: dict[Side, SourceAdapter]
     domain: str
-    named_bases: dict[Side, str | None]
+    declared_bases: dict[Side, str | None]
 
 
 @dataclass(slots=True)
-class OpenPool:
+class LoadedAnchorPool:
     """Implements `rebase.methods.base.Anchors`. `pairs`: where every anchor has an update on both sides, and
     the adapter one. `adapter`: the one that is moved; None while a pool is being registered."""
 
@@ -59,7 +59,7 @@ class OpenPool:
     adapter: SourceAdapter | None
     cache: FactorCache
     device: torch.device
-    watch: Watch
+    progress: ProgressReporter
     phase: Phase
     pointer: Callable[[int, Side], str]
     lenient: bool
@@ -72,17 +72,17 @@ class OpenPool:
 
     def kernels(self, pair: SitePair, space: Space) -> Kernels:
         """Inner products at one site pair, computed once per job."""
-        found = self._kernels.get((pair, space))
-        if found is None:
-            self.watch.step(self.phase, len(self._kernels), len(self.pairs), "sites")
-            found = self._kernels[pair, space] = self._computed(pair, space)
-        return found
+        kernels = self._kernels.get((pair, space))
+        if kernels is None:
+            self.progress.update(self.phase, len(self._kernels), len(self.pairs), "sites")
+            kernels = self._kernels[pair, space] = self._compute_kernels(pair, space)
+        return kernels
 
-    def updates(self, side: Side, site: Site) -> Updates:
+    def updates(self, side: Side, site: Site) -> AnchorUpdates:
         """Every anchor's update of one site on the worker's device, each read when it is asked for."""
-        return Updates(self, side, site)
+        return AnchorUpdates(self, side, site)
 
-    def pinned(self, request: PoolRequest, source: PinnedRepo, target: PinnedRepo) -> PoolRequest:
+    def pin_request(self, request: PoolRequest, source: PinnedRepo, target: PinnedRepo) -> PoolRequest:
         """The pool with commits for revisions."""
         anchors = [
             {
@@ -101,43 +101,47 @@ class OpenPool:
             }
         )
 
-    def _computed(self, pair: SitePair, space: Space) -> Kernels:
-        sources: list[LowRank] = []
+    def _compute_kernels(self, pair: SitePair, space: Space) -> Kernels:
+        source_updates: list[LowRank] = []
 
-        def updates() -> list[LowRank]:
-            if not sources:
-                sources.extend(self.updates("source", pair.source))
-            return sources
+        def load_source_updates() -> list[LowRank]:
+            if not source_updates:
+                source_updates.extend(self.updates("source", pair.source))
+            return source_updates
 
-        K = self._between("source", pair.source, space, updates)
-        G = self._between("target", pair.target, space, lambda: list(self.updates("target", pair.target)))
+        K = self._compute_gram("source", pair.source, space, load_source_updates)
+        G = self._compute_gram(
+            "target", pair.target, space, lambda: list(self.updates("target", pair.target))
+        )
         if self.adapter is None:
             return Kernels(K, torch.zeros(len(self.anchors), dtype=torch.float64), G, 0.0)
-        moved = _to(self.adapter.delta(pair.source), self.device)
-        k = gram(updates(), [moved], space)[:, 0].cpu()
-        return Kernels(K, k, G, float(gram([moved], [moved], space)))
+        adapter_update = _to_device(self.adapter.delta(pair.source), self.device)
+        k = gram(load_source_updates(), [adapter_update], space)[:, 0].cpu()
+        return Kernels(K, k, G, float(gram([adapter_update], [adapter_update], space)))
 
-    def _between(
-        self, side: Side, site: Site, space: Space, updates: Callable[[], Sequence[LowRank]]
+    def _compute_gram(
+        self, side: Side, site: Site, space: Space, load_updates: Callable[[], Sequence[LowRank]]
     ) -> Tensor:
         """K or G of one site, from the cache or computed now, (N, N) float64."""
         key = PoolKey(
-            anchors=_digest([self.bases[side].repo, *(anchor.repos[side] for anchor in self.anchors)]),
+            anchors=_hash_repos([self.bases[side].repo, *(anchor.repos[side] for anchor in self.anchors)]),
             count=len(self.anchors),
             site=str(site),
             space=space,
             version=KERNEL_VERSION,
             factors_version=FACTORS_VERSION,
         )
-        found = self.cache.get_or_compute_tensors(key, lambda: _split(site_kernel(updates(), space)))
-        return torch.ldexp(found["high"].double() + found["low"].double(), found["exponent"].double())
+        tensors = self.cache.get_or_compute_tensors(
+            key, lambda: _split_float64(site_kernel(load_updates(), space))
+        )
+        return torch.ldexp(tensors["high"].double() + tensors["low"].double(), tensors["exponent"].double())
 
 
 @dataclass(frozen=True, slots=True)
-class Updates(Sequence[LowRank]):
+class AnchorUpdates(Sequence[LowRank]):
     """The anchors' updates of one site and side. An anchor that is left out of a prediction is never read."""
 
-    pool: OpenPool
+    pool: LoadedAnchorPool
     side: Side
     site: Site
 
@@ -153,28 +157,28 @@ class Updates(Sequence[LowRank]):
             return [self[number] for number in range(*at.indices(len(self)))]
         anchor = self.pool.anchors[at]
         try:
-            return _to(anchor.adapters[self.side].delta(self.site), self.pool.device)
+            return _to_device(anchor.adapters[self.side].delta(self.site), self.pool.device)
         except TransferError as exc:
-            about_anchor(exc, str(anchor.repos[self.side]), self.pool.pointer(at, self.side))
+            annotate_anchor_error(exc, str(anchor.repos[self.side]), self.pool.pointer(at, self.side))
             if self.pool.lenient:
-                raise unusable(exc) from exc
+                raise make_pool_unusable_error(exc) from exc
             raise
 
 
-def open_pool(
+def load_anchor_pool(
     pool: Pool,
-    hub: HubPort,
+    hub: Hub,
     bases: dict[Side, Base],
     pairing: Pairing,
     adapter: SourceAdapter | None,
     cache: FactorCache,
     device: torch.device,
-    watch: Watch,
+    progress: ProgressReporter,
     *,
     phase: Phase,
     pointer: Callable[[int, Side], str],
     lenient: bool = False,
-) -> OpenPool:
+) -> LoadedAnchorPool:
     """Check access to every anchor, pin it, and check its headers against its base.
 
     `phase` is told as progress; `pointer` names an anchor in the request, for errors; `lenient`: an anchor
@@ -185,9 +189,9 @@ def open_pool(
     anchors = []
     total = len(pool.spec.anchors)
     for number, spec in enumerate(pool.spec.anchors):
-        watch.step(phase, number, total, "anchors")
-        anchors.append(_open_anchor(spec, hub, bases, partial(pointer, number)))
-    _refuse_doubles(anchors, pointer)
+        progress.update(phase, number, total, "anchors")
+        anchors.append(_load_anchor(spec, hub, bases, partial(pointer, number)))
+    _reject_duplicates(anchors, pointer)
     pairs = tuple(
         pair
         for pair in pairing.pairs
@@ -200,20 +204,20 @@ def open_pool(
         raise IncompatiblePair(
             "No module is adapted by every anchor of the pool and by the adapter.",
             hint="Leave anchors out that adapt other modules than the rest.",
-            pointer=pointer(_narrowest(anchors), "source"),
+            pointer=pointer(_find_narrowest_anchor(anchors), "source"),
         )
-    watch.step(phase, total, total, "anchors")
-    return OpenPool(
-        pool.id, tuple(anchors), pairs, bases, adapter, cache, device, watch, phase, pointer, lenient
+    progress.update(phase, total, total, "anchors")
+    return LoadedAnchorPool(
+        pool.id, tuple(anchors), pairs, bases, adapter, cache, device, progress, phase, pointer, lenient
     )
 
 
-def _open_anchor(
-    spec: AnchorSpec, hub: HubPort, bases: dict[Side, Base], pointer: Callable[[Side], str]
+def _load_anchor(
+    spec: AnchorSpec, hub: Hub, bases: dict[Side, Base], pointer: Callable[[Side], str]
 ) -> Anchor:
     repos: dict[Side, PinnedRepo] = {}
     adapters: dict[Side, SourceAdapter] = {}
-    named: dict[Side, str | None] = {}
+    declared: dict[Side, str | None] = {}
     for side in SIDES:
         ref = spec.source if side == "source" else spec.target
         try:
@@ -223,59 +227,59 @@ def _open_anchor(
         except (RebaseError, TransferError) as exc:
             if exc.pointer == "/source":
                 exc.hint = f"An anchor's {side} adapter must be one of the pool's {side} base."
-            about_anchor(exc, str(ref), pointer(side))
+            annotate_anchor_error(exc, str(ref), pointer(side))
             raise
         base: Any = config.get("base_model_name_or_path")
-        named[side] = base[:200] if isinstance(base, str) and base else None
-    return Anchor(repos, adapters, spec.domain, named)
+        declared[side] = base[:200] if isinstance(base, str) and base else None
+    return Anchor(repos, adapters, spec.domain, declared)
 
 
-def _refuse_doubles(anchors: Sequence[Anchor], pointer: Callable[[int, Side], str]) -> None:
+def _reject_duplicates(anchors: Sequence[Anchor], pointer: Callable[[int, Side], str]) -> None:
     """One adapter under two names, such as a branch and its commit, would count twice."""
     for side in SIDES:
-        seen: dict[str, int] = {}
+        numbers: dict[str, int] = {}
         for number, anchor in enumerate(anchors):
             name = str(anchor.repos[side])
-            if name in seen:
+            if name in numbers:
                 raise RequestInvalid(
-                    f"Anchors {seen[name]} and {number} have the same {side} adapter, {name}.",
+                    f"Anchors {numbers[name]} and {number} have the same {side} adapter, {name}.",
                     hint="Name every adapter once.",
                     pointer=pointer(number, side),
                 )
-            seen[name] = number
+            numbers[name] = number
 
 
-def unusable(exc: RebaseError | TransferError) -> IncompatiblePair:
+def make_pool_unusable_error(exc: RebaseError | TransferError) -> IncompatiblePair:
     """The same trouble as a reason to do without the pool."""
     return IncompatiblePair(f"The anchor pool cannot be used. {exc.message}")
 
 
-def about_anchor(exc: RebaseError | TransferError, name: str, pointer: str) -> None:
+def annotate_anchor_error(exc: RebaseError | TransferError, name: str, pointer: str) -> None:
     """Let an error say that it is about this anchor: not about the request's own adapter or base."""
     exc.message = f"Anchor {name}: {exc.message}"
     exc.args = (exc.message,)
     exc.pointer = pointer
 
 
-def _narrowest(anchors: Sequence[Anchor]) -> int:
+def _find_narrowest_anchor(anchors: Sequence[Anchor]) -> int:
     """The anchor that adapts the fewest modules: the likeliest reason for an empty intersection."""
     return min(range(len(anchors)), key=lambda n: min(len(anchors[n].adapters[side].sites) for side in SIDES))
 
 
-def _digest(repos: Iterable[PinnedRepo]) -> str:
+def _hash_repos(repos: Iterable[PinnedRepo]) -> str:
     """Which anchors of which base, in which order, at which commits. A DoRA's update depends on the base."""
     names = [[repo.repo_id, repo.sha] for repo in repos]
     return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).hexdigest()
 
 
-def _split(kernel: Tensor) -> dict[str, Tensor]:
+def _split_float64(kernel: Tensor) -> dict[str, Tensor]:
     """float64 as the sum of two float32 tensors, which is what the cache holds (48 bits of 53), times a power
     of two that keeps the largest entry near 1: squares of extreme updates leave float32's range."""
     _, exponent = torch.frexp(kernel.abs().max())
-    small = torch.ldexp(kernel, -exponent)
-    high = small.float()
-    return {"high": high, "low": (small - high.double()).float(), "exponent": exponent.float().reshape(1)}
+    scaled = torch.ldexp(kernel, -exponent)
+    high = scaled.float()
+    return {"high": high, "low": (scaled - high.double()).float(), "exponent": exponent.float().reshape(1)}
 
 
-def _to(delta: LowRank, device: torch.device) -> LowRank:
+def _to_device(delta: LowRank, device: torch.device) -> LowRank:
     return LowRank(delta.B.to(device), delta.A.to(device))

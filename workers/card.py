@@ -12,41 +12,41 @@ from rebase.methods.params import parse_params
 from rebase.methods.registry import get_method
 from workers.evaluation.card import evaluation_lines
 from workers.hub.port import is_folder
-from workers.report import RepoAt, Report
+from workers.report import RepoRevision, Report
 from workers.selection.card import selection_parts
 
 MAP_FILE = "layer_similarity.png"  # beside the card
 _TABLE_ROWS = 40
-_MARKUP = re.compile(r"[\\`*<>\[\]|]")
+_MARKUP_PATTERN = re.compile(r"[\\`*<>\[\]|]")
 _VERDICT_WORDS = {
     "compatible": "compatible: the two bases are close enough for this method",
     "uncertain": "uncertain: the weights alone cannot tell, so measure before you use it",
     "incompatible": "incompatible: nothing suggests that this skill survives the move",
 }
 
-_MOST_LISTED = 8  # entries of a parameter
+_MAX_LISTED = 8  # entries of a parameter
 
 
-def write_card(report: Report, licences: dict[str, str | None]) -> str:
+def render_model_card(report: Report, licenses: dict[str, str | None]) -> str:
     """Markdown with the Hub's metadata block on top. `licences` maps repo id → licence named in its card."""
     return "\n".join(
         [
-            *_metadata(report),
-            *_summary(report),
-            *_caveats(report),
-            *_evaluation(report),
-            *_selection(report),
-            *_layers(report),
-            *_pool(report),
-            *_diagnostics(report),
-            *_verification(report),
-            *_licences(licences),
+            *_render_metadata(report),
+            *_render_summary(report),
+            *_render_caveats(report),
+            *_render_evaluation(report),
+            *_render_selection(report),
+            *_render_layers(report),
+            *_render_pool(report),
+            *_render_diagnostics(report),
+            *_render_verification(report),
+            *_render_licenses(licenses),
             "",
         ]
     )
 
 
-def _metadata(report: Report) -> list[str]:
+def _render_metadata(report: Report) -> list[str]:
     # JSON strings are YAML strings, so no repo name can break out of its field.
     return [
         "---",
@@ -62,138 +62,138 @@ def _metadata(report: Report) -> list[str]:
     ]
 
 
-def _summary(report: Report) -> list[str]:
+def _render_summary(report: Report) -> list[str]:
     name = report.adapter.repo_id.split("/")[-1]
     target = report.target.repo_id.split("/")[-1]
     method = report.method_used
     parameters = ", ".join(
-        f"`{key}={json.dumps(_brief(value))}`" for key, value in sorted(method.items()) if key != "name"
+        f"`{key}={json.dumps(_abbreviate(value))}`" for key, value in sorted(method.items()) if key != "name"
     )
     return [
         f"# {name} on {target}",
         "",
         f"A LoRA adapter that was trained on `{report.source.repo_id}` and moved to "
-        f"`{report.target.repo_id}` by Rebase {report.rebase_version}, {_how(method)}.",
+        f"`{report.target.repo_id}` by Rebase {report.rebase_version}, {_describe_training(method)}.",
         "",
         f"**Verdict before the move:** {_VERDICT_WORDS[report.precheck.verdict]}.",
         "",
-        *[f"- {_plain(reason.message)}" for reason in report.precheck.reasons],
+        *[f"- {_escape_markup(reason.message)}" for reason in report.precheck.reasons],
         "",
         "| | |",
         "|---|---|",
-        f"| adapter | {_pinned(report.adapter)} |",
-        f"| source base | {_pinned(report.source)} |",
-        f"| target base | {_pinned(report.target)} |",
+        f"| adapter | {_format_repo(report.adapter)} |",
+        f"| source base | {_format_repo(report.source)} |",
+        f"| target base | {_format_repo(report.target)} |",
         f"| method | `{method['name']}` ({parameters or 'no parameters'}) |",
         f"| written as | rank {report.output.get('rank')}, {report.output.get('dtype')} |",
         "",
     ]
 
 
-def _brief(value: Any) -> Any:
+def _abbreviate(value: Any) -> Any:
     """A parameter as a reader wants it: of many texts only how many; the report has them all."""
     if isinstance(value, dict):
-        return {key: _brief(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple) and len(value) > _MOST_LISTED:
+        return {key: _abbreviate(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and len(value) > _MAX_LISTED:
         return f"{len(value)} entries"
     return value
 
 
-def _how(method: dict[str, Any]) -> str:
+def _describe_training(method: dict[str, Any]) -> str:
     params = parse_params(method)
     return TRAINED_ON_TEXT if params.refine is not None else get_method(params.name).effort
 
 
-def _caveats(report: Report) -> list[str]:
+def _render_caveats(report: Report) -> list[str]:
     lines = [*report.caveats, *report.warnings]
     if not lines:
         return []
-    return ["## What to know before you use it", "", *[f"- {_plain(line)}" for line in lines], ""]
+    return ["## What to know before you use it", "", *[f"- {_escape_markup(line)}" for line in lines], ""]
 
 
-def _selection(report: Report) -> list[str]:
+def _render_selection(report: Report) -> list[str]:
     """The methods that were compared, where the choice was measured."""
     if report.selection is None:
         return []
-    compared, (head, *rows), others = selection_parts(report.selection)
+    introduction, (header, *rows), others = selection_parts(report.selection)
     return [
         "## How the method was chosen",
         "",
-        compared,
+        introduction,
         "",
-        _row(head),
-        _row(["---"] * len(head)),
-        *[_row(map(_plain, row)) for row in rows],
+        _format_row(header),
+        _format_row(["---"] * len(header)),
+        *[_format_row(map(_escape_markup, row)) for row in rows],
         "",
         *([others, ""] if others else []),
     ]
 
 
-def _evaluation(report: Report) -> list[str]:
+def _render_evaluation(report: Report) -> list[str]:
     """What running models made of the examples: a sentence, the models side by side, what that means."""
-    found = report.evaluation
-    if found is None:
+    evaluation = report.evaluation
+    if evaluation is None:
         return []
-    counted = " and ".join(f"{count} {name} example(s)" for name, count in found.examples.items())
+    example_counts = " and ".join(f"{count} {name} example(s)" for name, count in evaluation.examples.items())
     parts = [
-        *([counted] if counted else []),
-        *[f"task {task.name} ({task.documents} documents)" for task in found.tasks],
-        *([f"{found.prompts.documents} prompt(s) of the refusal probe"] if found.prompts else []),
+        *([example_counts] if example_counts else []),
+        *[f"task {task.name} ({task.documents} documents)" for task in evaluation.tasks],
+        *([f"{evaluation.prompts.documents} prompt(s) of the refusal probe"] if evaluation.prompts else []),
     ]
     return [
         "## What it is worth",
         "",
-        *[line for lines in evaluation_lines(found) for line in lines],
-        f"Means over {_plain(', '.join(parts))}, with 95 % intervals of a paired bootstrap "
-        f"({found.settings['bootstrap']} resamples, seed {found.settings['seed']}). Fewer nats are better.",
+        *[line for lines in evaluation_lines(evaluation) for line in lines],
+        f"Means over {_escape_markup(', '.join(parts))}, with 95 % intervals of a paired bootstrap "
+        f"({evaluation.settings['bootstrap']} resamples, seed {evaluation.settings['seed']}). Fewer nats are better.",
         "",
-        *[f"- {_plain(note)}" for note in found.notes],
-        *([""] if found.notes else []),
+        *[f"- {_escape_markup(note)}" for note in evaluation.notes],
+        *([""] if evaluation.notes else []),
     ]
 
 
-def _pool(report: Report) -> list[str]:
+def _render_pool(report: Report) -> list[str]:
     """The anchors by weight, the heaviest first."""
     if report.pool is None:
         return []
     anchors = sorted(report.pool.anchors, key=lambda anchor: -abs(anchor.weight))
     rows = [
-        _row(
+        _format_row(
             [
-                _pinned(anchor.target),
-                _plain(anchor.domain),
-                *map(_figure, (anchor.weight, anchor.leverage, anchor.loo_error)),
+                _format_repo(anchor.target),
+                _escape_markup(anchor.domain),
+                *map(_format_number, (anchor.weight, anchor.leverage, anchor.loo_error)),
             ]
         )
         for anchor in anchors[:_TABLE_ROWS]
     ]
-    more = len(anchors) - len(rows)
-    tail = [f"{more} more anchor(s) are in `rebase_report.json`.", ""] if more > 0 else []
+    hidden_count = len(anchors) - len(rows)
+    tail = [f"{hidden_count} more anchor(s) are in `rebase_report.json`.", ""] if hidden_count > 0 else []
     return [
         "## The tasks that it was predicted from",
         "",
         "The update is a weighted sum of these adapters of the target base. The error is what the others "
         "make of an anchor that is left out, relative to its norm.",
         "",
-        _row(["anchor", "domain", "weight", "leverage", "error when left out"]),
-        _row(["---"] * 5),
+        _format_row(["anchor", "domain", "weight", "leverage", "error when left out"]),
+        _format_row(["---"] * 5),
         *rows,
         "",
         *tail,
     ]
 
 
-def _layers(report: Report) -> list[str]:
+def _render_layers(report: Report) -> list[str]:
     """The picture of the layer map, and what it says in numbers."""
     layers = report.layer_map
     if layers is None:
         return []
-    along = [layers.similarity[source][target] for target, source in enumerate(layers.layers)]
-    figures = [
+    mapped_similarities = [layers.similarity[source][target] for target, source in enumerate(layers.layers)]
+    rows = [
         ["target layers with a similar source layer", f"{layers.coverage:.0%} (above {layers.threshold:g})"],
         [
             "similarity along the map",
-            f"mean {_figure(sum(along) / len(along))}, lowest {_figure(min(along))}",
+            f"mean {_format_number(sum(mapped_similarities) / len(mapped_similarities))}, lowest {_format_number(min(mapped_similarities))}",
         ],
         ["verdict before the move", report.precheck.verdict],
         [
@@ -201,7 +201,7 @@ def _layers(report: Report) -> list[str]:
             f"{layers.positions} ({layers.coverage_source:.0%} of the source's tokens, "
             f"{layers.coverage_target:.0%} of the target's)",
         ],
-        ["text", f"{_plain(layers.corpus.name)}, {layers.corpus.documents} documents"],
+        ["text", f"{_escape_markup(layers.corpus.name)}, {layers.corpus.documents} documents"],
     ]
     return [
         "## Which layers are alike",
@@ -214,26 +214,28 @@ def _layers(report: Report) -> list[str]:
         "",
         "| | |",
         "|---|---|",
-        *map(_row, figures),
+        *map(_format_row, rows),
         "",
     ]
 
 
-def _diagnostics(report: Report) -> list[str]:
+def _render_diagnostics(report: Report) -> list[str]:
     names = sorted({name for row in report.sites for name in row.measurements})
     if not names:
         return []
     rows = [
-        _row([row.target, *[_figure(row.measurements.get(name)) for name in names], " ".join(row.flags)])
+        _format_row(
+            [row.target, *[_format_number(row.measurements.get(name)) for name in names], " ".join(row.flags)]
+        )
         for row in report.sites[:_TABLE_ROWS]
     ]
-    more = len(report.sites) - len(rows)
-    tail = [f"{more} more site(s) are in `rebase_report.json`.", ""] if more > 0 else []
-    head = [_row(["site", *names, "flags"]), _row(["---"] * (len(names) + 2))]
-    return ["## Diagnostics by site", "", *head, *rows, "", *tail]
+    hidden_count = len(report.sites) - len(rows)
+    tail = [f"{hidden_count} more site(s) are in `rebase_report.json`.", ""] if hidden_count > 0 else []
+    header = [_format_row(["site", *names, "flags"]), _format_row(["---"] * (len(names) + 2))]
+    return ["## Diagnostics by site", "", *header, *rows, "", *tail]
 
 
-def _verification(report: Report) -> list[str]:
+def _render_verification(report: Report) -> list[str]:
     check = report.verification
     if check is None:
         return []
@@ -247,10 +249,10 @@ def _verification(report: Report) -> list[str]:
     ]
 
 
-def _licences(licences: dict[str, str | None]) -> list[str]:
+def _render_licenses(licenses: dict[str, str | None]) -> list[str]:
     lines = [
-        f"- `{repo}`: {_plain(licence or 'no licence named in its card')}"
-        for repo, licence in sorted(licences.items())
+        f"- `{repo}`: {_escape_markup(license_id or 'no licence named in its card')}"
+        for repo, license_id in sorted(licenses.items())
     ]
     return [
         "## Licences",
@@ -261,21 +263,21 @@ def _licences(licences: dict[str, str | None]) -> list[str]:
     ]
 
 
-def _pinned(repo: RepoAt) -> str:
+def _format_repo(repo: RepoRevision) -> str:
     """A repo at its commit; a folder has none, so its content's hash is called what it is."""
     if is_folder(repo.repo_id):
         return f"`{repo.repo_id}` (content `{repo.sha}`)"
     return f"`{repo.repo_id}@{repo.sha}`"
 
 
-def _plain(text: str) -> str:
+def _escape_markup(text: str) -> str:
     """One line without markup: sentences may quote what strangers wrote into their files."""
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+    return _MARKUP_PATTERN.sub(r"\\\g<0>", " ".join(text.split()))
 
 
-def _row(cells: Iterable[str]) -> str:
+def _format_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _figure(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"

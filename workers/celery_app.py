@@ -20,24 +20,24 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 app = make_celery(get_settings())
 app.conf.imports = ("workers.tasks",)
 
-_stop = threading.Event()
+_stop_event = threading.Event()
 
 
 @setup_logging.connect(weak=False)
-def _logging(**_: Any) -> None:
+def _configure_logging(**_: Any) -> None:
     configure_logging(get_settings())
 
 
 @worker_process_init.connect(weak=False)
-def _child(**_: Any) -> None:
+def _configure_child(**_: Any) -> None:
     configure_logging(get_settings())
 
 
 @worker_ready.connect(weak=False)
-def _ready(**_: Any) -> None:
-    threading.Thread(target=keep_alive, args=(get_settings(), _stop), name="alive", daemon=True).start()
+def _start_keep_alive(**_: Any) -> None:
+    threading.Thread(target=keep_alive, args=(get_settings(), _stop_event), name="alive", daemon=True).start()
 
 
 @worker_shutting_down.connect(weak=False)
-def _stopping(**_: Any) -> None:
-    _stop.set()
+def _stop_keep_alive(**_: Any) -> None:
+    _stop_event.set()

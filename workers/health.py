@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rebase.settings import Settings, get_settings
 
-_EVERY_S = 5.0
+_TOUCH_INTERVAL_S = 5.0
 _STALE_S = 30.0
 
 
-def alive_file(settings: Settings) -> Path:
+def get_alive_file(settings: Settings) -> Path:
     """The file that a running worker keeps touching."""
     return settings.resolved_work_dir / "worker.alive"
 
@@ -22,12 +22,12 @@ def alive_file(settings: Settings) -> Path:
 def keep_alive(settings: Settings, stop: threading.Event) -> None:
     """Touch the file until `stop`; then remove it. While that fails, as on a full disk, the worker counts as
     dead; it counts as alive again when there is room."""
-    path = alive_file(settings)
+    path = get_alive_file(settings)
     while True:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        if stop.wait(_EVERY_S):
+        if stop.wait(_TOUCH_INTERVAL_S):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return
@@ -36,7 +36,7 @@ def keep_alive(settings: Settings, stop: threading.Event) -> None:
 def is_alive(settings: Settings, now: float) -> bool:
     """Was the file touched in the last half minute?"""
     try:
-        return now - alive_file(settings).stat().st_mtime < _STALE_S
+        return now - get_alive_file(settings).stat().st_mtime < _STALE_S
     except OSError:
         return False
 

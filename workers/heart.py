@@ -14,22 +14,22 @@ from rebase.store.records import Claim
 log = get_logger(__name__)
 
 
-class Heart:
+class LeaseHeartbeat:
     """Beats every `every_s`; `check` raises what it heard.
 
     A database that does not answer is waited for until the lease would have run out: from then on somebody
     else may own the job.
     """
 
-    def __init__(self, store: JobStore, claim: Claim, *, every_s: float, lease_s: float) -> None:
+    def __init__(self, store: JobStore, claim: Claim, *, interval_s: float, lease_s: float) -> None:
         self._store, self._claim = store, claim
-        self._every_s, self._lease_s = every_s, lease_s
+        self._interval_s, self._lease_s = interval_s, lease_s
         self._stop = threading.Event()
         self._cancelled = threading.Event()
         self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"heart-{claim.job_id}", daemon=True)
+        self._thread = threading.Thread(target=self._renew_loop, name=f"heart-{claim.job_id}", daemon=True)
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> LeaseHeartbeat:
         self._thread.start()
         return self
 
@@ -37,7 +37,7 @@ class Heart:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(timeout=self._every_s + 5)
+        self._thread.join(timeout=self._interval_s + 5)
 
     def check(self) -> None:
         """Raise LeaseLost or Cancelled when that was heard."""
@@ -46,18 +46,18 @@ class Heart:
         if self._cancelled.is_set():
             raise Cancelled("The job was cancelled.")
 
-    def _beat(self) -> None:
-        last = time.monotonic()
-        while not self._stop.wait(self._every_s):
+    def _renew_loop(self) -> None:
+        last_renewed = time.monotonic()
+        while not self._stop.wait(self._interval_s):
             try:
                 if self._store.heartbeat(self._claim, self._lease_s):
                     self._cancelled.set()
-                last = time.monotonic()
+                last_renewed = time.monotonic()
             except LeaseLost:
                 self._lost.set()
                 return
             except Exception:  # whatever ails the database, the next beat may reach it
                 log.warning("heartbeat_failed", exc_info=True)
-                if time.monotonic() - last > self._lease_s:
+                if time.monotonic() - last_renewed > self._lease_s:
                     self._lost.set()
                     return

@@ -12,49 +12,51 @@ from rebase.methods.site_pairing import Pairing
 from rebase.schemas.thresholds import Thresholds
 from transfer.precheck.judge import PROBE_NEEDS, precheck
 from workers.evidence import EvidenceSource
-from workers.reading import Opened
-from workers.report import Precheck, ReasonRow, finite
+from workers.reading import LoadedInputs
+from workers.report import FindingRow, Precheck, keep_finite
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class PrecheckOutcome:
     """The verdict, the parameters of the method that it is about (`auto` is resolved here), what that method
     prepared, and the sites that it can carry."""
 
     precheck: Precheck
     params: MethodParams
-    prepared: Any
+    method_state: Any
     pairing: Pairing
 
 
-def judge(
-    opened: Opened,
+def run_precheck(
+    inputs: LoadedInputs,
     evidence: EvidenceSource,
-    wanted: MethodParams,
+    requested: MethodParams,
     thresholds: Thresholds,
-    paired: Callable[[MethodParams], Pairing],
-) -> Judged:
+    pair_sites_for: Callable[[MethodParams], Pairing],
+) -> PrecheckOutcome:
     """The pre-check on this deployment's evidence. `paired`: the sites of the method that `auto` chooses."""
     activations = evidence.activations
-    found = precheck(
-        opened.source,
-        opened.target,
-        opened.adapter,
-        opened.pairing,
-        opened.vocabularies,
-        wanted,
+    result = precheck(
+        inputs.source,
+        inputs.target,
+        inputs.adapter,
+        inputs.pairing,
+        inputs.vocabularies,
+        requested,
         probes=lambda pair: evidence.at(pair, PROBE_NEEDS),
         device=evidence.device,
         offer=evidence.offer,
         text=activations.measured(thresholds.similar) if activations is not None else None,
         thresholds=thresholds,
-        paired=paired,
+        paired=pair_sites_for,
     )
-    reasons = [row_of(finding) for finding in found.findings]
-    document = Precheck(verdict=found.verdict, reasons=reasons, measurements=finite(found.measurements))
-    return Judged(document, found.params, found.prepared, found.pairing)
+    reasons = [build_finding_row(finding) for finding in result.findings]
+    document = Precheck(
+        verdict=result.verdict, reasons=reasons, measurements=keep_finite(result.measurements)
+    )
+    return PrecheckOutcome(document, result.params, result.prepared, result.pairing)
 
 
-def row_of(finding: Finding) -> ReasonRow:
+def build_finding_row(finding: Finding) -> FindingRow:
     """A finding as the report writes it."""
-    return ReasonRow(code=finding.code, message=finding.message, weight=finding.weight)
+    return FindingRow(code=finding.code, message=finding.message, weight=finding.weight)

@@ -9,18 +9,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-KEPT_S = 7 * 24 * 3600.0  # a training writes every minute, so nobody works with what is older
+MAX_AGE_S = 7 * 24 * 3600.0  # a training writes every minute, so nobody works with what is older
 
 
-def forget(work_dir: Path, now: float) -> None:
+def remove_stale(work_dir: Path, now: float) -> None:
     """Remove what was not written to for a week at `now` (seconds since the epoch). Never raises for trouble
     with the disk."""
     for folder in (*work_dir.glob("training/*"), *work_dir.glob("rows-*")):
-        if now - _touched(folder) > KEPT_S:
+        if now - _get_last_modified(folder) > MAX_AGE_S:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _touched(folder: Path) -> float:
+def _get_last_modified(folder: Path) -> float:
     times = []
     for path in (folder, *folder.glob("*")):
         try:

@@ -28,119 +28,125 @@ from workers.base import Base
 from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded
-from workers.judge import Judged, judge
+from workers.judge import PrecheckOutcome, run_precheck
 from workers.pool import PoolOffer, offer_pool
-from workers.reading import Opened, paired_embeddings
-from workers.report import SiteRow, finite
-from workers.tools import Tools
+from workers.reading import LoadedInputs, build_paired_embeddings
+from workers.report import SiteRow, keep_finite
+from workers.tools import Runtime
 from workers.training.run import Learnt, refined, train_if_needed
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class ConversionContext:
     """What every method of a request finds: both bases and the adapter, and what work is done with."""
 
-    opened: Opened
-    bases: Bases
-    tools: Tools
+    inputs: LoadedInputs
+    models: Bases
+    runtime: Runtime
     pools: AnchorPools
     corpus_file: Path | None
-    watch: Watch
+    progress: ProgressReporter
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class MethodRun:
     """A method that has been judged. `opened` holds the sites that it can carry."""
 
-    opened: Opened
+    inputs: LoadedInputs
     evidence: EvidenceSource
-    judged: Judged
+    precheck_outcome: PrecheckOutcome
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class TransferResult:
     """Updates of the target in float32 on the CPU, a row for each, and what was learnt where one was."""
 
     deltas: dict[Site, LowRank]
     rows: list[SiteRow]
-    learnt: Learnt | None
+    training: Learnt | None
 
 
-def begun(request: ConversionRequest, bench: Bench, offer: PoolOffer | None = None) -> Move:
+def prepare_method(
+    request: ConversionRequest, context: ConversionContext, offer: PoolOffer | None = None
+) -> MethodRun:
     """Gather what the request's method looks at and judge it; `auto` is resolved here.
 
     `offer`: the pool, where it has been found before.
     """
-    opened, watch = bench.opened, bench.watch
-    activations = gather(request, opened, bench.bases, bench.tools, bench.corpus_file, watch)
-    pooled = replace(opened, pairing=pair_all_sites(opened, activations))
+    inputs, progress = context.inputs, context.progress
+    activations = gather(request, inputs, context.models, context.runtime, context.corpus_file, progress)
+    pool_inputs = replace(inputs, pairing=pair_all_sites(inputs, activations))
     evidence = EvidenceSource(
-        source=Base(opened.pinned.source, opened.source),
-        target=Base(opened.pinned.target, opened.target),
-        cache=bench.tools.cache,
-        device=bench.tools.device,
-        embeddings=paired_embeddings(opened, getattr(request.method, "anchor_tokens", 4096)),
-        offer=offer or offer_pool(request, pooled, bench.pools, bench.tools, watch),
+        source=Base(inputs.pinned.source, inputs.source),
+        target=Base(inputs.pinned.target, inputs.target),
+        cache=context.runtime.cache,
+        device=context.runtime.device,
+        embeddings=build_paired_embeddings(inputs, getattr(request.method, "anchor_tokens", 4096)),
+        offer=offer or offer_pool(request, pool_inputs, context.pools, context.runtime, progress),
         activations=activations,
     )
-    opened = replace(opened, pairing=_planned(opened, request.method, activations))
-    watch.step(Phase.PRECHECKING)
-    judged = judge(
-        opened,
+    inputs = replace(inputs, pairing=_pair_and_plan(inputs, request.method, activations))
+    progress.update(Phase.PRECHECKING)
+    outcome = run_precheck(
+        inputs,
         evidence,
         request.method,
         request.precheck.thresholds,
-        lambda params: _planned(opened, params, activations),
+        lambda params: _pair_and_plan(inputs, params, activations),
     )
-    return Move(replace(opened, pairing=judged.pairing), evidence, judged)
+    return MethodRun(replace(inputs, pairing=outcome.pairing), evidence, outcome)
 
 
 def pair_all_sites(
-    opened: Opened, activations: Activations | None, *, layer_scale: bool = True, fold: bool = False
+    inputs: LoadedInputs, activations: Activations | None, *, layer_scale: bool = True, fold: bool = False
 ) -> Pairing:
     """Sites by similarity of layers where both bases read a text, else by relative depth."""
     return pair_sites(
-        opened.source,
-        opened.target,
-        opened.adapter.sites,
+        inputs.source,
+        inputs.target,
+        inputs.adapter.sites,
         layer_scale,
         fold=fold,
         layer_maps=activations.layers if activations is not None else None,
     )
 
 
-def _planned(opened: Opened, params: MethodParams, activations: Activations | None) -> Pairing:
+def _pair_and_plan(inputs: LoadedInputs, params: MethodParams, activations: Activations | None) -> Pairing:
     """Sites as this method pairs them; the pass over the text knows which ones the pre-check will ask for."""
     fold = params.fold if params.chooses_method else get_method(params.name).folds_layers(params)
-    pairing = pair_all_sites(opened, activations, layer_scale=params.layer_scale, fold=fold)
+    pairing = pair_all_sites(inputs, activations, layer_scale=params.layer_scale, fold=fold)
     if activations is not None:
         activations.plan(probe_pairs(pairing.pairs))
     return pairing
 
 
-def moved(move: Move, bench: Bench) -> Moved:
+def run_method(method_run: MethodRun, context: ConversionContext) -> TransferResult:
     """The update at every site of the target, with what the request wants done to any method's update."""
-    return finished(carried(move, bench), move, bench)
+    return postprocess(transfer_sites(method_run, context), method_run, context)
 
 
-def finished(found: Moved, move: Move, bench: Bench) -> Moved:
+def postprocess(result: TransferResult, method_run: MethodRun, context: ConversionContext) -> TransferResult:
     """A carried update thinned out and trained on, as the method's parameters say."""
-    params = move.judged.params
+    params = method_run.precheck_outcome.params
     if params.dare is not None:
-        found = thinned(found, params.dare, move.evidence.device)
+        result = apply_dare(result, params.dare, method_run.evidence.device)
     if params.refine is not None:
-        deltas, more = refined(move.opened, bench.bases, found.deltas, params, bench.tools, bench.watch)
-        found = Moved(deltas, found.rows, more if found.learnt is None else found.learnt.then(more))
-    return found
+        deltas, refinement = refined(
+            method_run.inputs, context.models, result.deltas, params, context.runtime, context.progress
+        )
+        result = TransferResult(
+            deltas, result.rows, refinement if result.training is None else result.training.then(refinement)
+        )
+    return result
 
 
-def carried(move: Move, bench: Bench) -> Moved:
+def transfer_sites(method_run: MethodRun, context: ConversionContext) -> TransferResult:
     """What the method alone carries: every site in turn, so that memory does not grow with depth."""
-    params, evidence, watch = move.judged.params, move.evidence, bench.watch
+    params, evidence, progress = method_run.precheck_outcome.params, method_run.evidence, context.progress
     method = get_method(params.name)
     needs = method.needs(params)
-    state, pairs = _prepared(move)
+    state, pairs = _prepare_state(method_run)
     if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
         raise IncompatiblePair(
             "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",
@@ -148,59 +154,63 @@ def carried(move: Move, bench: Bench) -> Moved:
             pointer="/method",
         )
     phase = Phase.FACTORIZING if Evidence.FACTORS in needs else Phase.TRANSFERRING
-    evidence, learnt = train_if_needed(move.opened, bench.bases, evidence, pairs, params, bench.tools, watch)
+    evidence, training = train_if_needed(
+        method_run.inputs, context.models, evidence, pairs, params, context.runtime, progress
+    )
     if evidence.activations is not None:
         evidence.activations.plan(pairs)
     deltas: dict[Site, list[LowRank]] = {}
     rows: list[SiteRow] = []
     for done, pair in enumerate(pairs):
-        watch.step(phase, done, len(pairs), "sites")
-        delta = move.opened.adapter.delta(pair.source).scaled(pair.scale)
+        progress.update(phase, done, len(pairs), "sites")
+        delta = method_run.inputs.adapter.delta(pair.source).scaled(pair.scale)
         on_device = LowRank(delta.B.to(evidence.device), delta.A.to(evidence.device))
         result = method.transfer_site(params, state, pair, on_device, evidence.at(pair, needs))
         deltas.setdefault(pair.target, []).append(LowRank(result.delta.B.cpu(), result.delta.A.cpu()))
         # What a pool predicts or a training finds is the target layer's own update, which is not shared out.
         scaled = pair.scale != 1.0 and not needs & {Evidence.ANCHORS, Evidence.TRAINED}
-        rows.append(_row(pair, result, {"layer_scale": pair.scale} if scaled else {}))
-    watch.step(phase, len(pairs), len(pairs), "sites")
-    whole, merged = folded(deltas, rows)
-    return Moved(whole, merged, learnt)
+        rows.append(_build_site_row(pair, result, {"layer_scale": pair.scale} if scaled else {}))
+    progress.update(phase, len(pairs), len(pairs), "sites")
+    folded_deltas, folded_rows = folded(deltas, rows)
+    return TransferResult(folded_deltas, folded_rows, training)
 
 
-def thinned(found: Moved, params: DareParams, device: torch.device) -> Moved:
+def apply_dare(transferred: TransferResult, params: DareParams, device: torch.device) -> TransferResult:
     """DARE at every site, at one share. What it measures joins the rows."""
-    sites = {str(site): site for site in found.deltas}
-    deltas, rows = dict(found.deltas), []
-    for row in found.rows:
+    sites = {str(site): site for site in transferred.deltas}
+    deltas, rows = dict(transferred.deltas), []
+    for row in transferred.rows:
         site = sites[row.target]
-        delta = found.deltas[site]
+        delta = transferred.deltas[site]
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
         result = drop_and_rescale(
             SiteResult(on_device, dict(row.measurements), tuple(row.flags)), params, site
         )
         deltas[site] = LowRank(result.delta.B.cpu(), result.delta.A.cpu())
-        update = {"measurements": finite(result.measurements), "flags": list(result.flags)}
+        update = {"measurements": keep_finite(result.measurements), "flags": list(result.flags)}
         rows.append(row.model_copy(update=update))
-    return Moved(deltas, rows, found.learnt)
+    return TransferResult(deltas, rows, transferred.training)
 
 
-def _prepared(move: Move) -> tuple[object, tuple[SitePair, ...]]:
+def _prepare_state(method_run: MethodRun) -> tuple[object, tuple[SitePair, ...]]:
     """The method's state and sites. One that refused in the pre-check says so again, now as an error."""
-    params, evidence, opened = move.judged.params, move.evidence, move.opened
-    if move.judged.prepared is not None:
-        return move.judged.prepared, opened.pairing.pairs
+    params, evidence, inputs = method_run.precheck_outcome.params, method_run.evidence, method_run.inputs
+    if method_run.precheck_outcome.method_state is not None:
+        return method_run.precheck_outcome.method_state, inputs.pairing.pairs
     method = get_method(params.name)
     offer = evidence.offer if Evidence.ANCHORS in method.needs(params) else None
-    anchors = offer.open() if offer is not None else None
-    pairs = anchors.pairs if anchors is not None else opened.pairing.pairs
-    state = method.prepare(params, BasePairInfo(opened.source.config, opened.target.config, pairs, anchors))
+    anchor_pool = offer.open() if offer is not None else None
+    pairs = anchor_pool.pairs if anchor_pool is not None else inputs.pairing.pairs
+    state = method.prepare(
+        params, BasePairInfo(inputs.source.config, inputs.target.config, pairs, anchor_pool)
+    )
     return state, pairs
 
 
-def _row(pair: SitePair, result: SiteResult, more: dict[str, float]) -> SiteRow:
+def _build_site_row(pair: SitePair, result: SiteResult, extra: dict[str, float]) -> SiteRow:
     return SiteRow(
         source=str(pair.source),
         target=str(pair.target),
-        measurements=finite({**result.measurements, **more}),
+        measurements=keep_finite({**result.measurements, **extra}),
         flags=list(result.flags),
     )

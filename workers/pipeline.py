@@ -20,43 +20,43 @@ from workers.activations.gather import stored_bases
 from workers.evaluation.prepare import Prepared, prepare
 from workers.evaluation.run import evaluated, refuse_worse
 from workers.hub.port import Published, is_folder
-from workers.move import Bench, Move, begun, moved
-from workers.reading import licence_of, read, resolve
+from workers.move import ConversionContext, MethodRun, prepare_method, run_method
+from workers.reading import load_inputs, read_license, resolve_repos
 from workers.report import Report
-from workers.resolve import OutputPlace, output_name, output_place
+from workers.resolve import OutputTarget, check_output, choose_output_repo
 from workers.selection.rows import Selection
 from workers.selection.run import best_of
-from workers.telling import opening, with_sites
-from workers.token_rows import TokenPlan, carry_tokens, plan_tokens
-from workers.tools import Tools
+from workers.telling import add_site_results, build_initial_report
+from workers.token_rows import TokenPlan, plan_tokens, transfer_tokens
+from workers.tools import Runtime
 from workers.verify.check import verify
-from workers.wants import compared, measurement_decides
-from workers.watch import Resolved, Watch
+from workers.wants import get_candidate_methods, selects_by_evaluation
+from workers.watch import ProgressReporter, ResolvedRevisions
 from workers.writing import write_card_and_report, write_tensors
 
 Kind = Literal["convert", "precheck"]
 
 
 @dataclass(frozen=True, slots=True)
-class Conversion:
+class ConversionResult:
     """The end of a run: the evidence, and for a conversion the folder and where it belongs."""
 
     report: Report
     folder: Path | None
-    place: OutputPlace | None
+    output: OutputTarget | None
 
 
-def run(
+def run_conversion(
     request: ConversionRequest,
     kind: Kind,
-    tools: Tools,
-    watch: Watch,
+    runtime: Runtime,
+    progress: ProgressReporter,
     folder: Path,
     *,
     marker: str | None,
     pools: AnchorPools = NO_ANCHOR_POOLS,
     corpus_file: Path | None = None,
-) -> Conversion | Published:
+) -> ConversionResult | Published:
     """Convert (or only pre-check) and leave a verified adapter in `folder`, which must not exist yet.
 
     `marker` is what the publishing commit's message will carry (None: the result is not pushed). A commit
@@ -65,85 +65,88 @@ def run(
     """
     if kind == "precheck":
         check_precheck_request(request)
-    pinned, adapter_config, adapter_reader = resolve(request, tools.hub, watch)
-    place = None
+    pinned, adapter_config, adapter_reader = resolve_repos(request, runtime.hub, progress)
+    output = None
     if marker is not None and kind == "convert":
-        repo_id = output_name(tools.hub, request)
+        repo_id = choose_output_repo(runtime.hub, request)
         # In this order: a commit that an earlier attempt makes after the search then finds the parent moved.
-        head = tools.hub.head(repo_id)
-        published = tools.hub.find_commit(repo_id, marker)
+        latest = runtime.hub.get_latest(repo_id)
+        published = runtime.hub.find_commit(repo_id, marker)
         if published is not None:
             return published
-        place = output_place(tools.hub, request, pinned, repo_id, head)
-    watch.resolved(
-        Resolved(
+        output = check_output(runtime.hub, request, pinned, repo_id, latest)
+    progress.report_resolved(
+        ResolvedRevisions(
             adapter_sha=pinned.adapter.sha,
             source_repo=pinned.source.repo_id,
             source_sha=pinned.source.sha,
             target_sha=pinned.target.sha,
-            output_repo=place.repo_id if place else None,
+            output_repo=output.repo_id if output else None,
         )
     )
-    opened = read(request, tools.hub, pinned, adapter_config, adapter_reader, watch)
-    bench = Bench(opened, stored_bases(opened, tools), tools, pools, corpus_file, watch)
-    evaluation = prepare(request, opened, bench.bases, tools, watch)
-    move = begun(request, bench)
-    tokens, report = _opened(request, move, tools)
-    watch.diagnosed(report)
+    inputs = load_inputs(request, runtime.hub, pinned, adapter_config, adapter_reader, progress)
+    context = ConversionContext(inputs, stored_bases(inputs, runtime), runtime, pools, corpus_file, progress)
+    evaluation = prepare(request, inputs, context.models, runtime, progress)
+    method_run = prepare_method(request, context)
+    tokens, report = _plan_tokens_and_report(request, method_run, runtime)
+    progress.report_evidence(report)
     if kind == "precheck":
-        return Conversion(report, None, None)
-    if not measurement_decides(request):
-        _refuse_incompatible(request, report)
-    if evaluation is not None and compared(request):
-        move, found, selection = best_of(request, bench, evaluation, move, report)
-        tokens, report = _opened(request, move, tools, selection)
-        watch.diagnosed(report)
+        return ConversionResult(report, None, None)
+    if not selects_by_evaluation(request):
+        _reject_incompatible(request, report)
+    if evaluation is not None and get_candidate_methods(request):
+        method_run, result, selection = best_of(request, context, evaluation, method_run, report)
+        tokens, report = _plan_tokens_and_report(request, method_run, runtime, selection)
+        progress.report_evidence(report)
     else:
-        found = moved(move, bench)
-    opened = move.opened
-    watch.step(Phase.TRANSFERRING)
+        result = run_method(method_run, context)
+    inputs = method_run.inputs
+    progress.update(Phase.TRANSFERRING)
     built = build_adapter(
-        opened.target,
-        found.deltas,
+        inputs.target,
+        result.deltas,
         dtype=request.output.dtype,
         max_rank=request.output.max_rank,
         base_model=pinned.target.repo_id,
         revision=None if is_folder(pinned.target.repo_id) else pinned.target.sha,
     )
-    carried = carry_tokens(tokens, opened, built, request.output.dtype)
-    built = carried.built
-    report = carried.summed(with_sites(carried.told(report), found, built, request))
-    watch.diagnosed(report)
+    transferred_tokens = transfer_tokens(tokens, inputs, built, request.output.dtype)
+    built = transferred_tokens.built
+    report = transferred_tokens.add_summary(
+        add_site_results(transferred_tokens.add_to_report(report), result, built, request)
+    )
+    progress.report_evidence(report)
 
     write_tensors(folder, built)
-    watch.step(Phase.VERIFYING)
+    progress.update(Phase.VERIFYING)
     report = report.model_copy(
         update={
             "verification": verify(
-                opened, built, folder, found.deltas, tools.device, trained=found.learnt is not None
+                inputs, built, folder, result.deltas, runtime.device, trained=result.training is not None
             )
         }
     )
     if evaluation is not None:
-        report = _evaluated(evaluation, report, built, watch)
-    licences = {
-        repo.repo_id: licence_of(tools.hub, repo) for repo in (pinned.adapter, pinned.source, pinned.target)
+        report = _evaluate_written(evaluation, report, built, progress)
+    licenses = {
+        repo.repo_id: read_license(runtime.hub, repo)
+        for repo in (pinned.adapter, pinned.source, pinned.target)
     }
-    write_card_and_report(folder, report, licences)
-    watch.diagnosed(report)
-    return Conversion(report, folder, place)
+    write_card_and_report(folder, report, licenses)
+    progress.report_evidence(report)
+    return ConversionResult(report, folder, output)
 
 
-def _opened(
-    request: ConversionRequest, move: Move, tools: Tools, selection: Selection | None = None
+def _plan_tokens_and_report(
+    request: ConversionRequest, method_run: MethodRun, runtime: Runtime, selection: Selection | None = None
 ) -> tuple[TokenPlan, Report]:
     """What is to become of trained token rows, and the report before anything is carried or built."""
-    name = move.judged.params.name
-    tokens = plan_tokens(move.opened, tools.hub, name, wanted=request.output.token_rows)
-    return tokens, tokens.told(opening(request, move, selection))
+    name = method_run.precheck_outcome.params.name
+    tokens = plan_tokens(method_run.inputs, runtime.hub, name, enabled=request.output.token_rows)
+    return tokens, tokens.add_to_report(build_initial_report(request, method_run, selection))
 
 
-def _refuse_incompatible(request: ConversionRequest, report: Report) -> None:
+def _reject_incompatible(request: ConversionRequest, report: Report) -> None:
     """Raises Rejected for that verdict, unless the request wants to go on."""
     if report.precheck.verdict != "incompatible" or request.precheck.on_incompatible != "reject":
         return
@@ -154,10 +157,12 @@ def _refuse_incompatible(request: ConversionRequest, report: Report) -> None:
     )
 
 
-def _evaluated(evaluation: Prepared, report: Report, built: BuiltAdapter, watch: Watch) -> Report:
+def _evaluate_written(
+    evaluation: Prepared, report: Report, built: BuiltAdapter, progress: ProgressReporter
+) -> Report:
     """What the adapter is worth as it was written. Raises WorseThanTarget, after telling the watch why."""
-    watch.step(Phase.EVALUATING)
+    progress.update(Phase.EVALUATING)
     report = evaluated(evaluation, built, report)
-    watch.diagnosed(report)
+    progress.report_evidence(report)
     refuse_worse(evaluation.spec, report)
     return report

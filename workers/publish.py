@@ -6,49 +6,49 @@ from typing import Any
 
 from rebase.errors import ParentMoved
 from rebase.schemas.conversions import ConversionRequest
-from workers.hub.port import HubPort, PinnedRepo, Published
-from workers.pipeline import Conversion
+from workers.hub.port import Hub, PinnedRepo, Published
+from workers.pipeline import ConversionResult
 from workers.report import Report
 from workers.resolve import REPORT_FILE
 
 
-def marker_of(job_id: str) -> str:
+def make_commit_marker(job_id: str) -> str:
     """What the commit message of a job carries."""
     return f"Rebase-Job: {job_id}"
 
 
-def publish(hub: HubPort, request: ConversionRequest, conversion: Conversion, marker: str) -> Published:
+def publish(hub: Hub, request: ConversionRequest, conversion: ConversionResult, marker: str) -> Published:
     """Commit the folder on top of the commit that was seen when the job began.
 
     A worker that lost its lease while it hung in here can only find that the parent has moved; whoever finds
     that looks for the marker before it gives up.
     """
-    if conversion.folder is None or conversion.place is None:
+    if conversion.folder is None or conversion.output is None:
         raise ValueError("this conversion was not meant to be published")
-    place, report = conversion.place, conversion.report
+    output, report = conversion.output, conversion.report
     if request.output.create_pr:
         # A pull request moves no branch, so the hub would take a second one: look as late as possible.
-        published = hub.find_commit(place.repo_id, marker)
+        published = hub.find_commit(output.repo_id, marker)
         if published is not None:
             return published
     title = f"Move {report.adapter.repo_id} to {report.target.repo_id} ({report.method_used['name']})"
     try:
         return hub.publish(
-            place.repo_id,
+            output.repo_id,
             conversion.folder,
             message=f"{title}\n\n{marker}",
-            parent=place.parent,
+            parent=output.parent,
             private=request.output.private,
             create_pr=request.output.create_pr,
         )
     except ParentMoved:
-        published = hub.find_commit(place.repo_id, marker)
+        published = hub.find_commit(output.repo_id, marker)
         if published is None:
             raise
         return published
 
 
-def result_of(hub: HubPort, published: Published, report: Report | None) -> dict[str, Any]:
+def build_result(hub: Hub, published: Published, report: Report | None) -> dict[str, Any]:
     """The job's `result`. An earlier attempt's commit tells its own report, if this job's token may still
     read it: the report may lie in a cache that all jobs share."""
     if report is None:
@@ -62,11 +62,11 @@ def result_of(hub: HubPort, published: Published, report: Report | None) -> dict
             "url": published.url,
             "pull_request": published.pull_request,
         },
-        **verdict_of(report),
+        **build_verdict(report),
     }
 
 
-def verdict_of(report: Report) -> dict[str, Any]:
+def build_verdict(report: Report) -> dict[str, Any]:
     """What a pre-check's result holds, and a conversion's too."""
     return {
         "verdict": report.precheck.verdict,
@@ -76,5 +76,5 @@ def verdict_of(report: Report) -> dict[str, Any]:
         "rank": report.output.get("rank"),
         "caveats": report.caveats,
         "selection": report.selection.model_dump(mode="json") if report.selection is not None else None,
-        "evaluation": report.evaluation.summary() if report.evaluation is not None else None,
+        "evaluation": report.evaluation.summarize() if report.evaluation is not None else None,
     }

@@ -22,25 +22,29 @@ from transfer.precheck.measure import probe_pairs
 from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens, Vocabulary, shared
 from transfer.weights import ModelWeights, TensorReader
-from workers.hub.port import HubPort, PinnedRepo
-from workers.resolve import Pinned, check_different, pin, source_ref
+from workers.hub.port import Hub, PinnedRepo
+from workers.resolve import PinnedInputs, choose_source_ref, pin, require_distinct_bases
 from workers.tensors.model_reader import ModelReader, open_adapter, open_model
 from workers.verify.forward import runs_whole
 from workers.verify.structure import empty_model
-from workers.wants import runs_bases
-from workers.watch import Watch
+from workers.wants import needs_model_runtime
+from workers.watch import ProgressReporter
 
 T = TypeVar("T")
-OF_BASES = frozenset({Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS})  # what needs base weights
+BASE_WEIGHT_EVIDENCE = frozenset(
+    {Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS}
+)  # what needs base weights
 _MAX_CARD_BYTES = 2**20  # long cards have some ten thousand
-_HEAD = re.compile(r"(lm_head|embed_out)\.(weight|bias)$")  # only the forward check reads it, and a few rows
+_LM_HEAD_PATTERN = re.compile(
+    r"(lm_head|embed_out)\.(weight|bias)$"
+)  # only the forward check reads it, and a few rows
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class LoadedInputs:
     """Everything the science works on, still mostly on disk."""
 
-    pinned: Pinned
+    pinned: PinnedInputs
     source: ModelWeights
     target: ModelWeights
     source_reader: ModelReader
@@ -52,46 +56,52 @@ class Opened:
     target_tokenizer: dict[str, Any] | None
 
 
-def resolve(
-    request: ConversionRequest, hub: HubPort, watch: Watch
-) -> tuple[Pinned, dict[str, Any], TensorReader]:
+def resolve_repos(
+    request: ConversionRequest, hub: Hub, progress: ProgressReporter
+) -> tuple[PinnedInputs, dict[str, Any], TensorReader]:
     """Pin adapter, source and target. The adapter's config is read here, as it may name the source."""
-    watch.step(Phase.RESOLVING, 0, 3, "repos")
+    progress.update(Phase.RESOLVING, 0, 3, "repos")
     adapter = pin(hub, request.adapter, "/adapter")
     config, reader = open_adapter(hub, adapter)
-    watch.step(Phase.RESOLVING, 1, 3, "repos")
-    ref, warnings = source_ref(request, config)
+    progress.update(Phase.RESOLVING, 1, 3, "repos")
+    ref, warnings = choose_source_ref(request, config)
     source = pin(hub, ref, "/source")
     if config.get("base_model_name_or_path") == source.repo_id:
         warnings = ()  # a folder has another name in the request than in the adapter
-    watch.step(Phase.RESOLVING, 2, 3, "repos")
+    progress.update(Phase.RESOLVING, 2, 3, "repos")
     target = pin(hub, request.target, "/target")
-    check_different(source, target)
-    return Pinned(adapter, source, target, warnings), config, reader
+    require_distinct_bases(source, target)
+    return PinnedInputs(adapter, source, target, warnings), config, reader
 
 
-def read(
+def load_inputs(
     request: ConversionRequest,
-    hub: HubPort,
-    pinned: Pinned,
+    hub: Hub,
+    pinned: PinnedInputs,
     adapter_config: dict[str, Any],
     adapter_reader: TensorReader,
-    watch: Watch,
-) -> Opened:
+    progress: ProgressReporter,
+) -> LoadedInputs:
     """Open both bases, check the adapter against its own base, and pair the sites."""
-    watch.step(Phase.READING, 0, 3, "repos")
-    config = _about("/adapter", lambda: AdapterConfig.parse(adapter_config))
-    source_config, source_reader, source_tokenizer = _about("/source", lambda: open_model(hub, pinned.source))
-    source = _about("/source", lambda: ModelWeights(source_config, source_reader))
-    watch.step(Phase.READING, 1, 3, "repos")
-    target_config, target_reader, target_tokenizer = _about("/target", lambda: open_model(hub, pinned.target))
-    target = _about("/target", lambda: ModelWeights(target_config, target_reader))
-    _about("/target", lambda: empty_model(target_config))  # or verification would fail after all the work
-    watch.step(Phase.READING, 2, 3, "repos")
-    adapter = _about("/adapter", lambda: read_adapter(config, adapter_reader, source))
+    progress.update(Phase.READING, 0, 3, "repos")
+    config = _run_with_pointer("/adapter", lambda: AdapterConfig.parse(adapter_config))
+    source_config, source_reader, source_tokenizer = _run_with_pointer(
+        "/source", lambda: open_model(hub, pinned.source)
+    )
+    source = _run_with_pointer("/source", lambda: ModelWeights(source_config, source_reader))
+    progress.update(Phase.READING, 1, 3, "repos")
+    target_config, target_reader, target_tokenizer = _run_with_pointer(
+        "/target", lambda: open_model(hub, pinned.target)
+    )
+    target = _run_with_pointer("/target", lambda: ModelWeights(target_config, target_reader))
+    _run_with_pointer(
+        "/target", lambda: empty_model(target_config)
+    )  # or verification would fail after all the work
+    progress.update(Phase.READING, 2, 3, "repos")
+    adapter = _run_with_pointer("/adapter", lambda: read_adapter(config, adapter_reader, source))
     pairing = pair_sites(source, target, adapter.sites, layer_scale=request.method.layer_scale)
-    vocabularies = _shared(source_tokenizer, target_tokenizer)
-    opened = Opened(
+    vocabularies = _find_shared_tokens(source_tokenizer, target_tokenizer)
+    inputs = LoadedInputs(
         pinned,
         source,
         target,
@@ -103,22 +113,24 @@ def read(
         source_tokenizer,
         target_tokenizer,
     )
-    _announce(opened, request)
-    watch.step(Phase.READING, 3, 3, "repos")
-    return opened
+    _declare_needed_tensors(inputs, request)
+    progress.update(Phase.READING, 3, 3, "repos")
+    return inputs
 
 
-def paired_embeddings(opened: Opened, most: int) -> PairedEmbeddings | None:
+def build_paired_embeddings(inputs: LoadedInputs, max_tokens: int) -> PairedEmbeddings | None:
     """Pseudo-activations from at most `most` shared tokens, spread evenly over the vocabulary."""
-    tokens = opened.vocabularies
+    tokens = inputs.vocabularies
     if tokens is None or tokens.source_ids.numel() == 0:
         return None
     count = tokens.source_ids.numel()
-    pick = torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
-    return PairedEmbeddings(opened.source, opened.target, tokens.source_ids[pick], tokens.target_ids[pick])
+    positions = torch.linspace(0, count - 1, min(count, max_tokens), dtype=torch.float64).round().long()
+    return PairedEmbeddings(
+        inputs.source, inputs.target, tokens.source_ids[positions], tokens.target_ids[positions]
+    )
 
 
-def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
+def read_license(hub: Hub, repo: PinnedRepo) -> str | None:
     """The licence that a repo's own card names, if it has a card and the card has one."""
     if not 0 < repo.files.get("README.md", 0) <= _MAX_CARD_BYTES:
         return None
@@ -135,35 +147,37 @@ def licence_of(hub: HubPort, repo: PinnedRepo) -> str | None:
     return None
 
 
-def _announce(opened: Opened, request: ConversionRequest) -> None:
+def _declare_needed_tensors(inputs: LoadedInputs, request: ConversionRequest) -> None:
     """Tell the readers what will be read: a remote shard of which little is needed then comes in ranges."""
-    pairs = opened.pairing.pairs
-    if not _reads_every_site(opened, request.method):
+    pairs = inputs.pairing.pairs
+    if not _needs_every_site(inputs, request.method):
         pairs = probe_pairs(pairs)
     sides = (
-        (opened.source, opened.source_reader, [pair.source for pair in pairs]),
-        (opened.target, opened.target_reader, [pair.target for pair in pairs]),
+        (inputs.source, inputs.source_reader, [pair.source for pair in pairs]),
+        (inputs.target, inputs.target_reader, [pair.target for pair in pairs]),
     )
     for weights, reader, sites in sides:
-        of_sites = {name for site in weights.sites for name in weights.tensors_of(site)}
+        site_tensors = {name for site in weights.sites for name in weights.tensors_of(site)}
         reader.needed(name for site in sites for name in weights.tensors_of(site))
-        others = [name for name in reader.infos() if name not in of_sites]
-        reader.needed(name for name in others if opened.adapter.tables or not _HEAD.search(name))
-    if runs_bases(request):
-        for reader in (opened.source_reader, opened.target_reader):
+        other_tensors = [name for name in reader.infos() if name not in site_tensors]
+        reader.needed(
+            name for name in other_tensors if inputs.adapter.tables or not _LM_HEAD_PATTERN.search(name)
+        )
+    if needs_model_runtime(request):
+        for reader in (inputs.source_reader, inputs.target_reader):
             reader.needed(reader.infos())
-    if runs_whole(opened.target_reader):
-        opened.target_reader.needed(opened.target_reader.infos())
+    if runs_whole(inputs.target_reader):
+        inputs.target_reader.needed(inputs.target_reader.infos())
 
 
-def _reads_every_site(opened: Opened, wanted: MethodParams) -> bool:
+def _needs_every_site(inputs: LoadedInputs, params: MethodParams) -> bool:
     """Will the method read base weights at every site? `auto` copies between equal shapes and reads none."""
-    if wanted.chooses_method:
-        return any(pair.source_shape != pair.target_shape for pair in opened.pairing.pairs)
-    return bool(get_method(wanted.name).needs(wanted) & OF_BASES)
+    if params.chooses_method:
+        return any(pair.source_shape != pair.target_shape for pair in inputs.pairing.pairs)
+    return bool(get_method(params.name).needs(params) & BASE_WEIGHT_EVIDENCE)
 
 
-def _shared(source: dict[str, Any] | None, target: dict[str, Any] | None) -> SharedTokens | None:
+def _find_shared_tokens(source: dict[str, Any] | None, target: dict[str, Any] | None) -> SharedTokens | None:
     """Shared tokens, or None where a repo has no tokenizer.json that can be read."""
     if source is None or target is None:
         return None
@@ -173,10 +187,10 @@ def _shared(source: dict[str, Any] | None, target: dict[str, Any] | None) -> Sha
         return None
 
 
-def _about(pointer: str, work: Callable[[], T]) -> T:
+def _run_with_pointer(pointer: str, action: Callable[[], T]) -> T:
     """Run `work`; an error that does not say yet which field it is about says `pointer`."""
     try:
-        return work()
+        return action()
     except (RebaseError, TransferError) as exc:
         exc.pointer = exc.pointer or pointer
         raise

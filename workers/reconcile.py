@@ -10,36 +10,38 @@ from rebase.schemas.states import Phase
 from rebase.schemas.subscriptions import MAIN_REF, ReconcileTask
 from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, ReleaseEvent, SubscriptionRecord
-from workers.hub.port import HubPort, ListedModel
-from workers.watch import Watch
+from workers.hub.port import Hub, ListedModel
+from workers.watch import ProgressReporter
 
 
-def look(claim: Claim, task: ReconcileTask, store: JobStore, hub: HubPort, watch: Watch) -> dict[str, Any]:
+def run_reconcile_job(
+    claim: Claim, task: ReconcileTask, store: JobStore, hub: Hub, progress: ProgressReporter
+) -> dict[str, Any]:
     """The job's result: how many models were looked at, and how many were news. Raises what a hub raises.
 
     Not only what changed since the last look: a repo that is made public, or that a new token may read, was
     last changed whenever its weights came. Nothing that changed last before a subscription's `since` can have
     been made after it, which is where the list is left.
     """
-    mine = store.list_subscriptions_to_owner(claim.tenant_id, task.owner)
-    known = store.list_known_releases([one.id for one in mine])
-    begun = store.clock()
-    looked = found = 0
-    for owner in sorted({one.spec.owner_as_written for one in mine}):
-        since = min(one.since for one in mine)
-        for model in hub.models_of(owner):
+    subscriptions = store.list_subscriptions_to_owner(claim.tenant_id, task.owner)
+    known = store.list_known_releases([one.id for one in subscriptions])
+    started_at = store.clock()
+    checked = recorded = 0
+    for owner in sorted({one.spec.owner_as_written for one in subscriptions}):
+        since = min(one.since for one in subscriptions)
+        for model in hub.list_models(owner):
             if model.modified_at < since:
                 break
-            looked += 1
-            watch.step(Phase.READING, looked, None, "models")
-            if any(_is_news(one, model, known) for one in mine):
-                seen = ReleaseEvent(model.repo_id, MAIN_REF, model.sha, "poll", created_at=model.created_at)
-                found += store.record_release(seen, claim.tenant_id) == "recorded"
-    store.mark_polled(claim, task.owner, [one.id for one in mine], begun)
-    return {"models": looked, "releases": found}
+            checked += 1
+            progress.update(Phase.READING, checked, None, "models")
+            if any(_is_new_release(one, model, known) for one in subscriptions):
+                event = ReleaseEvent(model.repo_id, MAIN_REF, model.sha, "poll", created_at=model.created_at)
+                recorded += store.record_release(event, claim.tenant_id) == "recorded"
+    store.mark_polled(claim, task.owner, [one.id for one in subscriptions], started_at)
+    return {"models": checked, "releases": recorded}
 
 
-def _is_news(
+def _is_new_release(
     subscription: SubscriptionRecord, model: ListedModel, known: Container[tuple[str, str, str]]
 ) -> bool:
     if (subscription.id, model.repo_id, model.sha) in known or model.created_at < subscription.since:

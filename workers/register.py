@@ -20,72 +20,72 @@ from rebase.schemas.anchor_pools import Pool, PoolRequest
 from rebase.schemas.states import Phase
 from transfer.linalg import frobenius
 from transfer.weights import ModelWeights
-from workers.anchors import SIDES, OpenPool, about_anchor, open_pool
+from workers.anchors import SIDES, LoadedAnchorPool, annotate_anchor_error, load_anchor_pool
 from workers.base import Base
-from workers.report import finite
-from workers.resolve import check_different, pin
+from workers.report import keep_finite
+from workers.resolve import pin, require_distinct_bases
 from workers.tensors.model_reader import open_model
-from workers.tools import Tools
-from workers.watch import Watch
+from workers.tools import Runtime
+from workers.watch import ProgressReporter
 
 
-def register(request: PoolRequest, tools: Tools, watch: Watch) -> dict[str, Any]:
+def register_pool(request: PoolRequest, runtime: Runtime, progress: ProgressReporter) -> dict[str, Any]:
     """The registering job's result: `pool` with every revision a commit, `sites`, `warnings`, `measurements`.
 
     Every tensor of every anchor is read: a broken or empty adapter is found here, and the inner products that
     every later prediction needs are cached. Raises what hub and readers raise, pointing at the anchor.
     """
-    watch.step(Phase.RESOLVING, 0, 2, "bases")
-    source, target = pin(tools.hub, request.source, "/source"), pin(tools.hub, request.target, "/target")
-    check_different(source, target)
-    watch.step(Phase.READING)
+    progress.update(Phase.RESOLVING, 0, 2, "bases")
+    source, target = pin(runtime.hub, request.source, "/source"), pin(runtime.hub, request.target, "/target")
+    require_distinct_bases(source, target)
+    progress.update(Phase.READING)
     bases: dict[Side, Base] = {}
     for side, repo in zip(SIDES, (source, target), strict=True):
         try:
-            config, reader, _ = open_model(tools.hub, repo)
+            config, reader, _ = open_model(runtime.hub, repo)
             bases[side] = Base(repo, ModelWeights(config, reader))
         except (RebaseError, TransferError) as exc:
             exc.pointer = exc.pointer or f"/{side}"
             raise
-    old, new = bases["source"].weights, bases["target"].weights
-    pairing = pair_sites(old, new, old.sites, layer_scale=True)
-    pool = open_pool(
+    source_weights, target_weights = bases["source"].weights, bases["target"].weights
+    pairing = pair_sites(source_weights, target_weights, source_weights.sites, layer_scale=True)
+    pool = load_anchor_pool(
         Pool(None, request),
-        tools.hub,
+        runtime.hub,
         bases,
         pairing,
         None,
-        tools.cache,
-        tools.device,
-        watch,
+        runtime.cache,
+        runtime.device,
+        progress,
         phase=Phase.READING,
         pointer=lambda number, side: f"/anchors/{number}/{side}",
     )
-    _check_updates(pool, watch)
+    _check_updates(pool, progress)
     for done, pair in enumerate(pool.pairs):
-        watch.step(Phase.FACTORIZING, done, len(pool.pairs), "sites")
+        progress.update(Phase.FACTORIZING, done, len(pool.pairs), "sites")
         pool.kernels(pair, "delta")
-    watch.step(Phase.FACTORIZING, len(pool.pairs), len(pool.pairs), "sites")
+    progress.update(Phase.FACTORIZING, len(pool.pairs), len(pool.pairs), "sites")
     return {
-        "pool": pool.pinned(request, source, target).model_dump(mode="json"),
+        "pool": pool.pin_request(request, source, target).model_dump(mode="json"),
         "sites": len(pool.pairs),
-        "warnings": _warnings(pool, request),
-        "measurements": _measured(pool),
+        "warnings": _build_warnings(pool, request),
+        "measurements": _measure_predictions(pool),
     }
 
 
-def _check_updates(pool: OpenPool, watch: Watch) -> None:
+def _check_updates(pool: LoadedAnchorPool, progress: ProgressReporter) -> None:
     """Every adapter changes something at the common sites, and no tensor of it is broken."""
     for number, anchor in enumerate(pool.anchors):
-        watch.step(Phase.PRECHECKING, number, len(pool.anchors), "anchors")
+        progress.update(Phase.PRECHECKING, number, len(pool.anchors), "anchors")
         for side in SIDES:
             sites = sorted({getattr(pair, side) for pair in pool.pairs})
             try:
-                size = sum(frobenius(anchor.adapters[side].delta(site)) for site in sites)
+                norm_sum = sum(frobenius(anchor.adapters[side].delta(site)) for site in sites)
             except MalformedAdapter as exc:
-                about_anchor(exc, str(anchor.repos[side]), f"/anchors/{number}/{side}")
+                annotate_anchor_error(exc, str(anchor.repos[side]), f"/anchors/{number}/{side}")
                 raise
-            if size == 0.0:
+            if norm_sum == 0.0:
                 raise RequestInvalid(
                     f"{anchor.repos[side]} changes nothing at the modules that all anchors share.",
                     hint="Leave this anchor out.",
@@ -93,23 +93,23 @@ def _check_updates(pool: OpenPool, watch: Watch) -> None:
                 )
 
 
-def _measured(pool: OpenPool) -> dict[str, float]:
+def _measure_predictions(pool: LoadedAnchorPool) -> dict[str, float]:
     """How well the pool predicts its own anchors, each from the others."""
     source, target = (pool.bases[side].weights.config for side in SIDES)
     pair = BasePairInfo(source, target, pool.pairs, pool)
-    told = AnchorRidge().prepare(AnchorRidgeParams(), pair).measurements
+    measurements = AnchorRidge().prepare(AnchorRidgeParams(), pair).measurements
     names = ("anchors", "domains", "domain_entropy", "loo_error", "loo_error_mean", "penalty")
-    return finite({name: told[name] for name in names})
+    return keep_finite({name: measurements[name] for name in names})
 
 
-def _warnings(pool: OpenPool, request: PoolRequest) -> list[str]:
+def _build_warnings(pool: LoadedAnchorPool, request: PoolRequest) -> list[str]:
     """Anchors that say that they were trained on another base than the pool's."""
-    named = {"source": request.source.repo_id, "target": request.target.repo_id}
+    base_ids = {"source": request.source.repo_id, "target": request.target.repo_id}
     return [
         escape_control_characters(
-            f"{anchor.repos[side].repo_id} names '{base}' as its base; the pool says '{named[side]}'."
+            f"{anchor.repos[side].repo_id} names '{base}' as its base; the pool says '{base_ids[side]}'."
         )
         for anchor in pool.anchors
         for side in SIDES
-        if (base := anchor.named_bases[side]) is not None and base != named[side]
+        if (base := anchor.declared_bases[side]) is not None and base != base_ids[side]
     ]

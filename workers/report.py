@@ -20,18 +20,18 @@ NOT_EVALUATED = "No task was evaluated: the figures here describe the weights, n
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
-class _Part(BaseModel):
+class _ReportModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class RepoAt(_Part):
+class RepoRevision(_ReportModel):
     """A repo at the commit that was read."""
 
     repo_id: str
     sha: str
 
 
-class ReasonRow(_Part):
+class FindingRow(_ReportModel):
     """One sentence behind the verdict."""
 
     code: str
@@ -39,15 +39,15 @@ class ReasonRow(_Part):
     weight: str
 
 
-class Precheck(_Part):
+class Precheck(_ReportModel):
     """The verdict, given before anything was carried."""
 
     verdict: Literal["compatible", "uncertain", "incompatible"]
-    reasons: list[ReasonRow]
+    reasons: list[FindingRow]
     measurements: dict[str, float]
 
 
-class SiteRow(_Part):
+class SiteRow(_ReportModel):
     """What happened at one target site."""
 
     source: str
@@ -56,18 +56,18 @@ class SiteRow(_Part):
     flags: list[str]
 
 
-class AnchorRow(_Part):
+class AnchorRow(_ReportModel):
     """One anchor's part in a prediction: weight c_i, leverage h_ii, and relative error when left out."""
 
-    source: RepoAt
-    target: RepoAt
+    source: RepoRevision
+    target: RepoRevision
     domain: str
     weight: float
     leverage: float
     loo_error: float
 
 
-class PoolPart(_Part):
+class PoolSection(_ReportModel):
     """The anchor pool that a prediction came from; `curve`: each setting tried, and its error."""
 
     id: str | None
@@ -75,7 +75,7 @@ class PoolPart(_Part):
     curve: list[dict[str, float]]
 
 
-class TextRead(_Part):
+class CorpusInfo(_ReportModel):
     """The text that both bases read; `digest` is of its documents."""
 
     name: str
@@ -83,7 +83,7 @@ class TextRead(_Part):
     documents: int
 
 
-class LayerMap(_Part):
+class LayerMap(_ReportModel):
     """How alike the layers are on the same text, and which source layer each target layer is paired with.
 
     similarity[source layer][target layer]: debiased CKA over `positions` token positions that both
@@ -100,10 +100,10 @@ class LayerMap(_Part):
     coverage_source: FiniteFloat
     coverage_target: FiniteFloat
     biased: list[FiniteFloat] | None = None
-    corpus: TextRead
+    corpus: CorpusInfo
 
     @model_validator(mode="after")
-    def _one_entry_a_layer(self) -> LayerMap:
+    def _validate_dimensions(self) -> LayerMap:
         targets = len(self.layers)
         if not targets or not self.similarity or any(len(row) != targets for row in self.similarity):
             raise ValueError("similarity must have one row a source layer and one column a target layer")
@@ -114,7 +114,7 @@ class LayerMap(_Part):
         return self
 
 
-class Verification(_Part):
+class Verification(_ReportModel):
     """What was checked before publishing. `forward_scope` says how much of the target really ran."""
 
     tensors: int
@@ -123,11 +123,11 @@ class Verification(_Part):
     mean_kl: float
 
 
-_OF_MOVED = ("score", "difference", "over_random", "retention", "gap_recovered", "safety_drift")
+_ADAPTER_METRICS = ("score", "difference", "over_random", "retention", "gap_recovered", "safety_drift")
 Subject = Literal["moved", "target", "random", "pad", "source_adapter", "source", "oracle"]
 
 
-class Figure(_Part):
+class Metric(_ReportModel):
     """One figure of one model, with its 95 % interval over `n` examples. Without a value `reason` says why;
     without an interval the figure is no mean over examples."""
 
@@ -140,7 +140,7 @@ class Figure(_Part):
     reason: str | None = None
 
 
-class TaskRead(_Part):
+class TaskInfo(_ReportModel):
     """A task of lm-evaluation-harness as it was run."""
 
     name: str
@@ -149,7 +149,7 @@ class TaskRead(_Part):
     num_fewshot: int | None
 
 
-class Evaluation(_Part):
+class Evaluation(_ReportModel):
     """What running models made of examples, tasks and prompts. docs/evaluation.md explains every figure.
 
     `score`: what decides (`accuracy`, `likelihood`, or a task's metric; None where nothing does); `examples`:
@@ -160,37 +160,37 @@ class Evaluation(_Part):
     score: str | None
     examples: dict[str, int]
     digest: str
-    prompts: TextRead | None = None
-    oracle: RepoAt | None = None
-    tasks: list[TaskRead] = []
+    prompts: CorpusInfo | None = None
+    oracle: RepoRevision | None = None
+    tasks: list[TaskInfo] = []
     settings: dict[str, Any]
-    figures: list[Figure]
+    figures: list[Metric]
     notes: list[str] = []
 
-    def figure(self, subject: Subject, metric: str) -> Figure | None:
+    def find_metric(self, subject: Subject, metric: str) -> Metric | None:
         """One of the figures, if it is there."""
-        known = (one for one in self.figures if (one.subject, one.metric) == (subject, metric))
-        return next(known, None)
+        matches = (row for row in self.figures if (row.subject, row.metric) == (subject, metric))
+        return next(matches, None)
 
-    def summary(self) -> dict[str, Any]:
+    def summarize(self) -> dict[str, Any]:
         """What a job's result says of it: the scores, and what the moved adapter's mean."""
-        wanted = [
-            *(("moved", name) for name in _OF_MOVED),
+        keys = [
+            *(("moved", name) for name in _ADAPTER_METRICS),
             *((subject, "score") for subject in get_args(Subject) if subject != "moved"),
         ]
-        found = [figure for key in wanted if (figure := self.figure(*key)) is not None]
-        return {"score": self.score, "figures": [figure.model_dump(mode="json") for figure in found]}
+        metrics = [figure for key in keys if (figure := self.find_metric(*key)) is not None]
+        return {"score": self.score, "figures": [figure.model_dump(mode="json") for figure in metrics]}
 
 
-class Report(_Part):
+class Report(_ReportModel):
     """`rebase_report.json`."""
 
     schema_version: int = SCHEMA_VERSION
     rebase_version: str
     libraries: dict[str, str]
-    adapter: RepoAt
-    source: RepoAt
-    target: RepoAt
+    adapter: RepoRevision
+    source: RepoRevision
+    target: RepoRevision
     method_requested: dict[str, Any]
     method_used: dict[str, Any]
     precheck: Precheck
@@ -201,9 +201,9 @@ class Report(_Part):
     not_carried: list[str] = []
     warnings: list[str] = []
     selection: Selection | None = None
-    pool: PoolPart | None = None
+    pool: PoolSection | None = None
     layer_map: LayerMap | None = None
-    cast_heads_trained_on: RepoAt | None = None
+    cast_heads_trained_on: RepoRevision | None = None
     training_curve: list[dict[str, FiniteFloat]] = []  # held-out loss in nats per token, against steps
     output: dict[str, Any] = {}
     verification: Verification | None = None
@@ -215,22 +215,22 @@ class Report(_Part):
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def library_versions() -> dict[str, str]:
+def get_library_versions() -> dict[str, str]:
     """Versions of the libraries that decide the bytes of the result."""
     return {name: importlib.metadata.version(name).split("+")[0] for name in _LIBRARIES}
 
 
-def rebase_version() -> str:
+def get_rebase_version() -> str:
     """This project's own version."""
     return importlib.metadata.version("rebase-lora")
 
 
-def finite(measurements: dict[str, float]) -> dict[str, float]:
+def keep_finite(measurements: dict[str, float]) -> dict[str, float]:
     """The measurements that are numbers; one that could not be taken is left out, not written as NaN."""
     return {name: float(value) for name, value in sorted(measurements.items()) if math.isfinite(value)}
 
 
-def summarise(sites: Sequence[SiteRow]) -> dict[str, float]:
+def summarize_sites(sites: Sequence[SiteRow]) -> dict[str, float]:
     """Mean, lowest and highest of every measurement over the sites, and how many sites carry each flag."""
     summary: dict[str, float] = {"sites": float(len(sites))}
     for name in sorted({name for row in sites for name in row.measurements}):
@@ -243,23 +243,25 @@ def summarise(sites: Sequence[SiteRow]) -> dict[str, float]:
     return summary
 
 
-def caveats(
-    report_precheck: Precheck,
+def build_caveats(
+    precheck: Precheck,
     *,
     dropped: int,
     not_carried: int,
     flags: set[str],
-    read_text: bool = False,
+    used_corpus: bool = False,
 ) -> list[str]:
     """Plain sentences for whoever decides whether to trust the result. `read_text`: both bases read one."""
     lines = []
-    if report_precheck.verdict == "incompatible":
+    if precheck.verdict == "incompatible":
         lines.append(
             "The pre-check found this pair incompatible; it was converted because the request asked for it."
         )
-    if report_precheck.verdict == "uncertain":
-        looked_at = "What both bases make of a text" if read_text else "The weights alone"
-        lines.append(f"{looked_at} could not tell whether this skill survives. Measure before you use it.")
+    if precheck.verdict == "uncertain":
+        evidence_source = "What both bases make of a text" if used_corpus else "The weights alone"
+        lines.append(
+            f"{evidence_source} could not tell whether this skill survives. Measure before you use it."
+        )
     if dropped:
         lines.append(f"{dropped} adapted module(s) have no place in the target, so their updates are lost.")
     if not_carried:

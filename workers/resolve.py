@@ -9,15 +9,15 @@ from typing import Any
 from rebase.errors import FileMissing, MalformedAdapter, OutputExists, RebaseError, RequestInvalid, UnsafeFile
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import RepoRef, check_repo_id
-from workers.hub.port import HubPort, PinnedRepo
+from workers.hub.port import Hub, PinnedRepo
 
 REPORT_FILE = "rebase_report.json"
 # What a repo may hold and still count as empty: the Hub writes these by itself.
-_INITIAL_FILES = frozenset({".gitattributes", "README.md"})
+_EMPTY_REPO_FILES = frozenset({".gitattributes", "README.md"})
 
 
 @dataclass(frozen=True, slots=True)
-class Pinned:
+class PinnedInputs:
     """The three repos of a request at immutable commits."""
 
     adapter: PinnedRepo
@@ -27,14 +27,14 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputPlace:
+class OutputTarget:
     """Where the result goes, and the commit that it will stand on (None: nothing there yet)."""
 
     repo_id: str
     parent: str | None
 
 
-def pin(hub: HubPort, ref: RepoRef, pointer: str) -> PinnedRepo:
+def pin(hub: Hub, ref: RepoRef, pointer: str) -> PinnedRepo:
     """Check access, then resolve. Errors point at the request's field."""
     try:
         hub.check_read(ref.repo_id)
@@ -44,15 +44,19 @@ def pin(hub: HubPort, ref: RepoRef, pointer: str) -> PinnedRepo:
         raise
 
 
-def source_ref(request: ConversionRequest, adapter_config: dict[str, Any]) -> tuple[RepoRef, tuple[str, ...]]:
+def choose_source_ref(
+    request: ConversionRequest, adapter_config: dict[str, Any]
+) -> tuple[RepoRef, tuple[str, ...]]:
     """The source base: the request's, or the one the adapter names. Another name alone is a warning."""
-    named = adapter_config.get("base_model_name_or_path")
+    declared_base = adapter_config.get("base_model_name_or_path")
     if request.source is not None:
-        if isinstance(named, str) and named and named != request.source.repo_id:
-            warning = f"The adapter names '{named[:200]}' as its base; '{request.source.repo_id}' was used."
+        if isinstance(declared_base, str) and declared_base and declared_base != request.source.repo_id:
+            warning = (
+                f"The adapter names '{declared_base[:200]}' as its base; '{request.source.repo_id}' was used."
+            )
             return request.source, (warning,)
         return request.source, ()
-    if not isinstance(named, str) or not named:
+    if not isinstance(declared_base, str) or not declared_base:
         raise MalformedAdapter(
             "The adapter does not say which base it was trained on (base_model_name_or_path is empty).",
             hint="Name it in 'source'.",
@@ -60,19 +64,19 @@ def source_ref(request: ConversionRequest, adapter_config: dict[str, Any]) -> tu
         )
     revision = adapter_config.get("revision")
     try:
-        check_repo_id(named)
+        check_repo_id(declared_base)
         return RepoRef(
-            repo_id=named, revision=revision if isinstance(revision, str) and revision else "main"
+            repo_id=declared_base, revision=revision if isinstance(revision, str) and revision else "main"
         ), ()
     except ValueError as exc:
         raise MalformedAdapter(
-            f"The adapter's base_model_name_or_path '{named[:200]}' is not a Hub repo id.",
+            f"The adapter's base_model_name_or_path '{declared_base[:200]}' is not a Hub repo id.",
             hint="Name the base in 'source'.",
             pointer="/source",
         ) from exc
 
 
-def check_different(source: PinnedRepo, target: PinnedRepo) -> None:
+def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
     """A move from a base onto itself is a mistake in the request."""
     if (source.repo_id, source.sha) == (target.repo_id, target.sha):
         raise RequestInvalid(
@@ -82,7 +86,7 @@ def check_different(source: PinnedRepo, target: PinnedRepo) -> None:
         )
 
 
-def output_name(hub: HubPort, request: ConversionRequest) -> str:
+def choose_output_repo(hub: Hub, request: ConversionRequest) -> str:
     """The repo that the result goes to: the request's, or the contract's default made legal on this hub."""
     if request.output.repo_id is not None:
         return request.output.repo_id
@@ -93,33 +97,33 @@ def output_name(hub: HubPort, request: ConversionRequest) -> str:
             hint="Name the result in 'output.repo_id'.",
             pointer="/output/repo_id",
         )
-    return hub.default_output(f"{owner}/{name}--{request.target.repo_id.split('/')[-1]}")
+    return hub.make_output_name(f"{owner}/{name}--{request.target.repo_id.split('/')[-1]}")
 
 
-def output_place(
-    hub: HubPort, request: ConversionRequest, pinned: Pinned, repo_id: str, head: PinnedRepo | None
-) -> OutputPlace:
+def check_output(
+    hub: Hub, request: ConversionRequest, pinned: PinnedInputs, repo_id: str, latest: PinnedRepo | None
+) -> OutputTarget:
     """See that we may write there, on top of `head`, before the work begins.
 
     Raises OutputForbidden or OutputExists.
     """
     hub.check_write(repo_id, create_pr=request.output.create_pr)
-    if head is not None and not request.output.create_pr and not _may_follow(hub, head, pinned):
+    if latest is not None and not request.output.create_pr and not _is_previous_output(hub, latest, pinned):
         raise OutputExists(
             f"'{repo_id}' exists and holds something else than this adapter's earlier conversion.",
             hint="Choose another output.repo_id, or set output.create_pr to propose it as a pull request.",
             pointer="/output/repo_id",
         )
-    return OutputPlace(repo_id, head.sha if head else None)
+    return OutputTarget(repo_id, latest.sha if latest else None)
 
 
-def _may_follow(hub: HubPort, head: PinnedRepo, pinned: Pinned) -> bool:
+def _is_previous_output(hub: Hub, latest: PinnedRepo, pinned: PinnedInputs) -> bool:
     """Is the output empty, or our own earlier conversion of the same adapter to the same target?"""
-    if set(head.files) <= _INITIAL_FILES:
+    if set(latest.files) <= _EMPTY_REPO_FILES:
         return True
     try:
-        earlier = json.loads(hub.fetch(head, REPORT_FILE).read_bytes())
-        names = (earlier["adapter"]["repo_id"], earlier["target"]["repo_id"])
+        previous_report = json.loads(hub.fetch(latest, REPORT_FILE).read_bytes())
+        names = (previous_report["adapter"]["repo_id"], previous_report["target"]["repo_id"])
     except (FileMissing, UnsafeFile, ValueError, KeyError, TypeError):
         return False
     return names == (pinned.adapter.repo_id, pinned.target.repo_id)

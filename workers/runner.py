@@ -31,43 +31,43 @@ from rebase.store.hub_tokens import resolve_hub_token
 from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, ConversionKind
 from workers.device import is_out_of_memory
-from workers.heart import Heart
+from workers.heart import LeaseHeartbeat
 from workers.hub.port import Published
-from workers.job_watch import JobWatch
-from workers.leftovers import forget
-from workers.pipeline import run
-from workers.publish import marker_of, publish, result_of, verdict_of
-from workers.reconcile import look
-from workers.register import register
-from workers.release import follow
-from workers.resolve import output_name
-from workers.tools import Tools
-from workers.writing import disk_trouble
+from workers.job_watch import JobProgress
+from workers.leftovers import remove_stale
+from workers.pipeline import run_conversion
+from workers.publish import build_result, build_verdict, make_commit_marker, publish
+from workers.reconcile import run_reconcile_job
+from workers.register import register_pool
+from workers.release import run_release_job
+from workers.resolve import choose_output_repo
+from workers.tools import Runtime
+from workers.writing import disk_errors
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class WorkerContext:
     """What a worker process keeps between jobs."""
 
     settings: Settings
     store: JobStore
-    tools: Tools
-    owner: str
+    runtime: Runtime
+    lease_owner: str
 
 
-def tools_for(claim: Claim, desk: Desk) -> Tools:
+def make_job_runtime(claim: Claim, context: WorkerContext) -> Runtime:
     """The worker's tools with a hub that is asked with this job's token and no other. Raises SettingsInvalid
     for a token that was stored and cannot be opened here."""
-    token = resolve_hub_token(desk.store, desk.settings, claim)
-    return replace(desk.tools, hub=desk.tools.hub.with_token(token))
+    token = resolve_hub_token(context.store, context.settings, claim)
+    return replace(context.runtime, hub=context.runtime.hub.with_token(token))
 
 
-def run_job(job_id: str, desk: Desk) -> None:
+def run_job(job_id: str, context: WorkerContext) -> None:
     """Claim the job and bring it to an end. A doubled or late doorbell finds nothing to claim and returns."""
     try:
-        claim = desk.store.claim(job_id, desk.owner, desk.settings.lease_s)
+        claim = context.store.claim(job_id, context.lease_owner, context.settings.lease_s)
     except Busy:
         log.warning("claim_failed", job_id=job_id, exc_info=True)
         return  # the job still waits in SQL, and the sweeper rings again
@@ -76,110 +76,122 @@ def run_job(job_id: str, desk: Desk) -> None:
         return
     with bind_log_context(job_id=job_id, attempt=claim.attempt):
         log.info("claimed", kind=claim.kind)
-        scratch = desk.settings.resolved_work_dir / f"{job_id}-{claim.attempt}"
-        heart = Heart(desk.store, claim, every_s=desk.settings.heartbeat_s, lease_s=desk.settings.lease_s)
-        with heart:
+        work_dir = context.settings.resolved_work_dir / f"{job_id}-{claim.attempt}"
+        heartbeat = LeaseHeartbeat(
+            context.store, claim, interval_s=context.settings.heartbeat_s, lease_s=context.settings.lease_s
+        )
+        with heartbeat:
             try:
-                _work(claim, desk, heart, scratch)
+                _execute(claim, context, heartbeat, work_dir)
             except LeaseLost:
                 log.warning("lease_lost")
             except Exception as exc:  # the last line of defence: a job always ends with a word to its user
-                _settle(claim, desk, exc)
+                _finish(claim, context, exc)
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                shutil.rmtree(work_dir, ignore_errors=True)
 
 
-def _work(claim: Claim, desk: Desk, heart: Heart, scratch: Path) -> None:
-    watch = JobWatch(desk.store, claim, heart)
-    for left in scratch.parent.glob(f"{claim.job_id}-*"):  # by a worker that was killed, or has lost this job
-        shutil.rmtree(left, ignore_errors=True)
-    forget(scratch.parent, time.time())
-    request, tools = claim.request, tools_for(claim, desk)
+def _execute(claim: Claim, context: WorkerContext, heartbeat: LeaseHeartbeat, work_dir: Path) -> None:
+    progress = JobProgress(context.store, claim, heartbeat)
+    for leftover in work_dir.parent.glob(
+        f"{claim.job_id}-*"
+    ):  # by a worker that was killed, or has lost this job
+        shutil.rmtree(leftover, ignore_errors=True)
+    remove_stale(work_dir.parent, time.time())
+    request, runtime = claim.request, make_job_runtime(claim, context)
     if isinstance(request, ConversionRequest):
-        result = _convert(claim, request, desk, tools, heart, watch, scratch)
+        result = _convert(claim, request, context, runtime, heartbeat, progress, work_dir)
     elif isinstance(request, PoolRequest):
-        result = register(request, tools, watch)
+        result = register_pool(request, runtime, progress)
     elif isinstance(request, ReleaseTask):
-        result = follow(claim, request, desk.store, tools.hub, watch)
+        result = run_release_job(claim, request, context.store, runtime.hub, progress)
     else:
-        result = look(claim, request, desk.store, tools.hub, watch)
-    heart.check()
-    _insist(lambda: desk.store.succeed(claim, result), desk.settings.lease_s)
+        result = run_reconcile_job(claim, request, context.store, runtime.hub, progress)
+    heartbeat.check()
+    _retry_while_busy(lambda: context.store.succeed(claim, result), context.settings.lease_s)
     log.info("succeeded")
 
 
 def _convert(
     claim: Claim,
     request: ConversionRequest,
-    desk: Desk,
-    tools: Tools,
-    heart: Heart,
-    watch: JobWatch,
-    scratch: Path,
+    context: WorkerContext,
+    runtime: Runtime,
+    heartbeat: LeaseHeartbeat,
+    progress: JobProgress,
+    work_dir: Path,
 ) -> dict[str, Any]:
     """The result of a conversion, published, or of a pre-check."""
-    marker = marker_of(claim.job_id)
-    with disk_trouble():
-        scratch.mkdir(parents=True, exist_ok=True)
+    marker = make_commit_marker(claim.job_id)
+    with disk_errors():
+        work_dir.mkdir(parents=True, exist_ok=True)
     kind: ConversionKind = "precheck" if claim.kind == "precheck" else "convert"
-    pools = ScopedAnchorPools(desk.store, claim.tenant_id)
-    outcome = run(request, kind, tools, watch, scratch / "adapter", marker=marker, pools=pools)
-    heart.check()
+    pools = ScopedAnchorPools(context.store, claim.tenant_id)
+    outcome = run_conversion(
+        request, kind, runtime, progress, work_dir / "adapter", marker=marker, pools=pools
+    )
+    heartbeat.check()
     if isinstance(outcome, Published):
         log.info("already_published", commit=outcome.commit)
-        desk.store.mark_publishing(claim)
-        return result_of(tools.hub, outcome, None)
+        context.store.mark_publishing(claim)
+        return build_result(runtime.hub, outcome, None)
     if outcome.folder is None:
-        return verdict_of(outcome.report)
-    desk.store.mark_publishing(claim)
-    published = publish(tools.hub, request, outcome, marker)
+        return build_verdict(outcome.report)
+    context.store.mark_publishing(claim)
+    published = publish(runtime.hub, request, outcome, marker)
     log.info("published", repo=published.repo_id, commit=published.commit)
-    return result_of(tools.hub, published, outcome.report)
+    return build_result(runtime.hub, published, outcome.report)
 
 
-def _settle(claim: Claim, desk: Desk, exc: Exception) -> None:
+def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
     """Write the end that an exception means. Losing the lease here means that somebody else will write it."""
     try:
-        result = _standing(claim, desk, exc)
+        result = _find_published_result(claim, context, exc)
         if result is not None:
             log.info("already_published", commit=result["output"]["commit"])
-            _insist(lambda: desk.store.succeed(claim, result), desk.settings.lease_s)
+            _retry_while_busy(lambda: context.store.succeed(claim, result), context.settings.lease_s)
             return
     except LeaseLost:
         log.warning("lease_lost_while_settling")
         return
-    except Exception as trouble:  # nobody knows yet whether a commit stands: another attempt looks again
-        exc = trouble
+    except Exception as lookup_error:  # nobody knows yet whether a commit stands: another attempt looks again
+        exc = lookup_error
     if isinstance(exc, SoftTimeLimitExceeded):
         exc = TimeLimit(
-            f"The job ran longer than {desk.settings.soft_time_limit_s} s.",
+            f"The job ran longer than {context.settings.soft_time_limit_s} s.",
             hint="Raise REBASE_SOFT_TIME_LIMIT_S, or use a faster machine or method.",
         )
     if is_out_of_memory(exc):
         exc = OutOfMemory(
-            f"The worker ran out of memory on device '{desk.tools.device.type}'.",
+            f"The worker ran out of memory on device '{context.runtime.device.type}'.",
             hint="Use a machine or GPU with more memory, REBASE_DEVICE=cpu, or a lower rank.",
         ).with_traceback(exc.__traceback__)
     error = to_public_error(exc)
     try:
         if isinstance(exc, Cancelled):
             log.info("cancelled")
-            _insist(lambda: desk.store.mark_cancelled(claim), desk.settings.lease_s)
+            _retry_while_busy(lambda: context.store.mark_cancelled(claim), context.settings.lease_s)
         elif isinstance(exc, Rejected):
             log.info("rejected")
-            _insist(lambda: desk.store.reject(claim, error), desk.settings.lease_s)
+            _retry_while_busy(lambda: context.store.reject(claim, error), context.settings.lease_s)
         else:
             # The store knows the budget of attempts; this only says how long to wait if one is left.
-            wait = desk.settings.retry_base_s * 2 ** (claim.attempt - 1) if error.retryable else None
+            retry_delay_s = (
+                context.settings.retry_base_s * 2 ** (claim.attempt - 1) if error.retryable else None
+            )
             # A typed error says all there is to say; only what nobody foresaw needs its traceback.
             cause = exc if error.code == InternalError.code else None
-            log.error("failed", code=error.code, message=error.message, retry_in_s=wait, exc_info=cause)
-            _insist(lambda: desk.store.fail(claim, error, wait), desk.settings.lease_s)
+            log.error(
+                "failed", code=error.code, message=error.message, retry_in_s=retry_delay_s, exc_info=cause
+            )
+            _retry_while_busy(
+                lambda: context.store.fail(claim, error, retry_delay_s), context.settings.lease_s
+            )
     except LeaseLost:
         log.warning("lease_lost_while_settling")
 
 
-def _standing(claim: Claim, desk: Desk, exc: Exception) -> dict[str, Any] | None:
+def _find_published_result(claim: Claim, context: WorkerContext, exc: Exception) -> dict[str, Any] | None:
     """The result of a commit that this job has made, whatever went wrong after it.
 
     None where there is none, and where another attempt will look anyway. Only conversions publish.
@@ -187,25 +199,25 @@ def _standing(claim: Claim, desk: Desk, exc: Exception) -> dict[str, Any] | None
     request = claim.request
     if claim.kind == "precheck" or not isinstance(request, ConversionRequest):
         return None
-    if to_public_error(exc).retryable or not desk.store.has_started_publishing(claim):
+    if to_public_error(exc).retryable or not context.store.has_started_publishing(claim):
         return None
-    hub = tools_for(claim, desk).hub
-    published = hub.find_commit(output_name(hub, request), marker_of(claim.job_id))
-    return result_of(hub, published, None) if published is not None else None
+    hub = make_job_runtime(claim, context).hub
+    published = hub.find_commit(choose_output_repo(hub, request), make_commit_marker(claim.job_id))
+    return build_result(hub, published, None) if published is not None else None
 
 
-def _insist(write: Callable[[], object], patience_s: float) -> None:
+def _retry_while_busy(write: Callable[[], object], timeout_s: float) -> None:
     """Try a final write until the lease would have run out; then the sweeper takes over."""
-    deadline = time.monotonic() + patience_s
-    wait = 0.1
+    deadline = time.monotonic() + timeout_s
+    delay_s = 0.1
     while True:
         try:
             write()
         except Busy:
-            if time.monotonic() + wait > deadline:
+            if time.monotonic() + delay_s > deadline:
                 raise
             log.warning("settlement_delayed", exc_info=True)
-            time.sleep(wait)
-            wait = min(wait * 2, 5.0)
+            time.sleep(delay_s)
+            delay_s = min(delay_s * 2, 5.0)
         else:
             return

@@ -15,35 +15,35 @@ from rebase.store.limits import Limits
 from workers.celery_app import app
 
 if TYPE_CHECKING:
-    from workers.runner import Desk
+    from workers.runner import WorkerContext
 
 
 @lru_cache(maxsize=1)
-def desk() -> Desk:
+def get_worker_context() -> WorkerContext:
     """Made in the child process on its first job.
 
     The imports wait until then: Celery gives a new child four seconds to report, and the tensor libraries
     take longer than that to load; the parent never needs them.
     """
-    from workers.runner import Desk
-    from workers.tools import make_tools
+    from workers.runner import WorkerContext
+    from workers.tools import make_runtime
 
     settings = get_settings()
-    return Desk(
+    return WorkerContext(
         settings=settings,
         store=JobStore(
             Database.open(settings.resolved_database_url),
             max_attempts=settings.max_attempts,
             limits=Limits.from_settings(settings),
         ),
-        tools=make_tools(settings),
-        owner=f"{socket.gethostname()}:{os.getpid()}",
+        runtime=make_runtime(settings),
+        lease_owner=f"{socket.gethostname()}:{os.getpid()}",
     )
 
 
 @app.task(name=TASK_NAME, ignore_result=True)
-def ring(job_id: str) -> None:
+def run_job_task(job_id: str) -> None:
     """Run the job if it waits for a worker. Never raises: the job's row tells how it ended."""
     from workers.runner import run_job
 
-    run_job(job_id, desk())
+    run_job(job_id, get_worker_context())

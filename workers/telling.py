@@ -13,134 +13,148 @@ from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.write import BuiltAdapter
 from workers.activations.evidence import Activations
-from workers.move import Move, Moved
-from workers.pool import told_of_pool
+from workers.move import MethodRun, TransferResult
+from workers.pool import build_pool_report
 from workers.report import (
+    CorpusInfo,
     LayerMap,
-    RepoAt,
+    RepoRevision,
     Report,
-    TextRead,
-    caveats,
-    finite,
-    library_versions,
-    rebase_version,
-    summarise,
+    build_caveats,
+    get_library_versions,
+    get_rebase_version,
+    keep_finite,
+    summarize_sites,
 )
 from workers.selection.rows import Selection
 from workers.training.advice import advice
 
 
-def opening(request: ConversionRequest, move: Move, selection: Selection | None = None) -> Report:
+def build_initial_report(
+    request: ConversionRequest, method_run: MethodRun, selection: Selection | None = None
+) -> Report:
     """Who takes part, the verdict and what it rests on; how the method was chosen, if that was measured."""
-    opened, judged, evidence = move.opened, move.judged, move.evidence
-    pinned = opened.pinned
-    pool, of_pool = told_of_pool(judged.prepared, evidence.offer, opened)
+    inputs, outcome, evidence = method_run.inputs, method_run.precheck_outcome, method_run.evidence
+    pinned = inputs.pinned
+    pool, pool_warnings = build_pool_report(outcome.method_state, evidence.offer, inputs)
     return Report(
-        rebase_version=rebase_version(),
-        libraries=library_versions(),
-        adapter=RepoAt(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
-        source=RepoAt(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
-        target=RepoAt(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
+        rebase_version=get_rebase_version(),
+        libraries=get_library_versions(),
+        adapter=RepoRevision(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
+        source=RepoRevision(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
+        target=RepoRevision(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
         method_requested=request.method.model_dump(mode="json"),
-        method_used=judged.params.model_dump(mode="json"),
-        precheck=judged.precheck,
+        method_used=outcome.params.model_dump(mode="json"),
+        precheck=outcome.precheck,
         selection=selection,
         pool=pool,
-        layer_map=_layer_map(evidence.activations, request.precheck.thresholds),
-        dropped_sites=[str(site) for site in opened.pairing.dropped],
-        unused_source_layers=list(opened.pairing.unused_source_layers),
-        not_carried=list(opened.adapter.not_carried),
+        layer_map=_build_layer_map(evidence.activations, request.precheck.thresholds),
+        dropped_sites=[str(site) for site in inputs.pairing.dropped],
+        unused_source_layers=list(inputs.pairing.unused_source_layers),
+        not_carried=list(inputs.adapter.not_carried),
         warnings=[
             escape_control_characters(warning)
-            for warning in (*pinned.warnings, *opened.adapter.warnings, *of_pool, *_not_compared(request))
+            for warning in (
+                *pinned.warnings,
+                *inputs.adapter.warnings,
+                *pool_warnings,
+                *_warn_not_compared(request),
+            )
         ],
     )
 
 
-def _not_compared(request: ConversionRequest) -> list[str]:
+def _warn_not_compared(request: ConversionRequest) -> list[str]:
     """An evaluation that `auto` cannot choose by."""
     if not request.method.chooses_method or request.evaluate is None or request.evaluate.examples:
         return []
     return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
 
 
-def _layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
+def _build_layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
     """Which layers see the same text alike, where both bases read one."""
     if activations is None:
         return None
-    found, text, corpus = activations.similarity, activations.text, activations.corpus
+    similarity, text, corpus = activations.similarity, activations.text, activations.corpus
     return LayerMap(
-        similarity=found.matrix.tolist(),
-        layers=list(found.layers),
-        coverage=found.covered(thresholds.similar),
+        similarity=similarity.matrix.tolist(),
+        layers=list(similarity.layers),
+        coverage=similarity.covered(thresholds.similar),
         threshold=thresholds.similar,
-        positions=found.positions,
+        positions=similarity.positions,
         coverage_source=text.source_coverage,
         coverage_target=text.target_coverage,
-        biased=list(found.biased),
-        corpus=TextRead(name=corpus.name, digest=corpus.digest, documents=len(corpus.documents)),
+        biased=list(similarity.biased),
+        corpus=CorpusInfo(name=corpus.name, digest=corpus.digest, documents=len(corpus.documents)),
     )
 
 
-def with_sites(report: Report, found: Moved, built: BuiltAdapter, request: ConversionRequest) -> Report:
+def add_site_results(
+    report: Report, result: TransferResult, built: BuiltAdapter, request: ConversionRequest
+) -> Report:
     """The same with a row for each updated site, their summary, and what to know before using it."""
-    by_target = {str(site): finite(measured) for site, measured in built.measurements.items()}
-    merged = [
-        row.model_copy(update={"measurements": {**row.measurements, **by_target.get(row.target, {})}})
-        for row in found.rows
+    written_measurements = {str(site): keep_finite(measured) for site, measured in built.measurements.items()}
+    site_rows = [
+        row.model_copy(
+            update={"measurements": {**row.measurements, **written_measurements.get(row.target, {})}}
+        )
+        for row in result.rows
     ]
-    flags = {flag for row in merged for flag in row.flags}
+    flags = {flag for row in site_rows for flag in row.flags}
     return report.model_copy(
         update={
-            "sites": merged,
-            "summary": summarise(merged) | (finite(found.learnt.measurements) if found.learnt else {}),
-            "cast_heads_trained_on": found.learnt.heads_of if found.learnt else None,
-            "training_curve": [finite(dict(point)) for point in found.learnt.curve] if found.learnt else [],
+            "sites": site_rows,
+            "summary": summarize_sites(site_rows)
+            | (keep_finite(result.training.measurements) if result.training else {}),
+            "cast_heads_trained_on": result.training.heads_of if result.training else None,
+            "training_curve": [keep_finite(dict(point)) for point in result.training.curve]
+            if result.training
+            else [],
             "output": {
                 "rank": built.rank,
                 "dtype": request.output.dtype,
                 "max_rank": request.output.max_rank,
             },
             "caveats": [
-                *selection_caveats(report.selection),
-                *caveats(
+                *build_selection_caveats(report.selection),
+                *build_caveats(
                     report.precheck,
                     dropped=0 if is_trained(parse_params(report.method_used)) else len(report.dropped_sites),
                     not_carried=len(report.not_carried),
                     flags=flags,
-                    read_text=report.layer_map is not None,
+                    used_corpus=report.layer_map is not None,
                 ),
-                *_advice(found, report.method_used),
+                *_build_advice(result, report.method_used),
             ],
         }
     )
 
 
-def _advice(found: Moved, used: Mapping[str, Any]) -> list[str]:
+def _build_advice(result: TransferResult, method: Mapping[str, Any]) -> list[str]:
     """What the last training's curve says, to whoever asks for `used` again."""
-    if found.learnt is None:
+    if result.training is None:
         return []
-    where = "refine." if used.get("refine") else ""
-    reads_corpus = Evidence.MAPS in get_method(used["name"]).needs(parse_params(dict(used)))
-    more_text = "another 'corpus'" if reads_corpus and not where else f"{where}tokens"
-    said = advice(found.learnt.curve, more_text, f"{where}steps")
-    return [said] if said else []
+    prefix = "refine." if method.get("refine") else ""
+    reads_corpus = Evidence.MAPS in get_method(method["name"]).needs(parse_params(dict(method)))
+    more_text = "another 'corpus'" if reads_corpus and not prefix else f"{prefix}tokens"
+    sentence = advice(result.training.curve, more_text, f"{prefix}steps")
+    return [sentence] if sentence else []
 
 
-def selection_caveats(found: Selection | None) -> list[str]:
+def build_selection_caveats(selection: Selection | None) -> list[str]:
     """What to know of figures that also chose."""
-    if found is None:
+    if selection is None:
         return []
-    if found.shared:
+    if selection.shared:
         lines = [
-            f"The {found.choosing} example(s) that chose among methods are also those that it is measured "
+            f"The {selection.choosing} example(s) that chose among methods are also those that it is measured "
             "on, being too few to split: its figures flatter it."
         ]
     else:
         lines = [
-            f"{found.choosing} of the examples chose among methods, so figures over all of them flatter a "
-            f"little; 'selection' has those of the other {found.confirming}."
+            f"{selection.choosing} of the examples chose among methods, so figures over all of them flatter a "
+            f"little; 'selection' has those of the other {selection.confirming}."
         ]
-    if found.ending != "better":
+    if selection.ending != "better":
         lines.insert(0, "Measured on the examples, it is not better than the target alone.")
     return lines

@@ -14,88 +14,93 @@ from torch import Tensor
 
 from transfer.adapter.tables import StoredTable
 from transfer.tokens import HEADS, Side, Survey, Table, side_of, table_name
-from workers.reading import Opened
+from workers.reading import LoadedInputs
 from workers.verify.structure import model_config
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TrainedTable:
     """A trained table of the adapter, and the tables of its base it stands for: both where they are one."""
 
     stored: StoredTable
-    sides: tuple[Side, ...]
+    roles: tuple[Side, ...]
 
 
-def parts_of(opened: Opened) -> tuple[tuple[Part, ...], list[StoredTable]]:
+def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[StoredTable]]:
     """(parts, tables that one of the bases does not have), following how PEFT applies them to the source.
 
     With one table for input and output, rows of single tokens in the embedding hold for both, unless the head
     has rows of its own; so does a whole table that PEFT loads into the base itself.
     """
-    tied = is_tied(opened.source.config)
-    by_side: dict[Side, StoredTable] = {}
+    tied = is_tied(inputs.source.config)
+    by_role: dict[Side, StoredTable] = {}
     unknown: list[StoredTable] = []
-    for stored in opened.adapter.tables:
-        side = side_of(opened.source.architecture, stored.module)
-        if side is None or side in by_side or not _have(opened, side):
+    for stored in inputs.adapter.tables:
+        role = side_of(inputs.source.architecture, stored.module)
+        if role is None or role in by_role or not _both_bases_have(inputs, role):
             unknown.append(stored)
         else:
-            by_side[side] = stored
+            by_role[role] = stored
     both: tuple[Side, ...] = ("input", "output")
-    first = by_side.get("input", by_side.get("output"))
-    if first is not None and tied and all(_have(opened, side) for side in both) and _is_one(by_side):
-        return (Part(first, both),), unknown
-    return tuple(Part(stored, (side,)) for side, stored in sorted(by_side.items())), unknown
+    first = by_role.get("input", by_role.get("output"))
+    if (
+        first is not None
+        and tied
+        and all(_both_bases_have(inputs, side) for side in both)
+        and _is_tied_table(by_role)
+    ):
+        return (TrainedTable(first, both),), unknown
+    return tuple(TrainedTable(stored, (side,)) for side, stored in sorted(by_role.items())), unknown
 
 
-def _is_one(by_side: Mapping[Side, StoredTable]) -> bool:
+def _is_tied_table(by_role: Mapping[Side, StoredTable]) -> bool:
     """Do the tables found stand for the one table of a tied base?"""
-    head, embedding = by_side.get("output"), by_side.get("input")
-    if any(stored.tied for stored in by_side.values()) or (embedding is not None and not embedding.named):
+    lm_head, embedding = by_role.get("output"), by_role.get("input")
+    if any(stored.tied for stored in by_role.values()) or (embedding is not None and not embedding.named):
         return True
     if embedding is None:
-        return head is not None and not head.named
+        return lm_head is not None and not lm_head.named
     if embedding.ids is None:
         return False  # PEFT copies the embedding alone and leaves the head as it is
-    return head is None or head.ids == embedding.ids or not head.named
+    return lm_head is None or lm_head.ids == embedding.ids or not lm_head.named
 
 
-def places(
-    sides: tuple[Side, ...], found: Survey, rows: int, tied: bool
+def list_target_tables(
+    roles: tuple[Side, ...], row_survey: Survey, rows: int, tied: bool
 ) -> Iterator[tuple[Side, Tensor | None]]:
     """The target's tables to write, each with its single rows, or None for the whole table.
 
     Where the target has one table, PEFT ties single rows of the embedding to the head. So a change of the
     embedding alone is stored whole there, and a change of both as single rows of the embedding alone.
     """
-    single = found.form(rows) == "rows"
-    if tied and len(sides) == 2 and single:
-        yield "input", found.targets
+    single = row_survey.form(rows) == "rows"
+    if tied and len(roles) == 2 and single:
+        yield "input", row_survey.targets
         return
-    for side in sides:
-        yield side, found.targets if single and not (tied and side == "input") else None
+    for role in roles:
+        yield role, row_survey.targets if single and not (tied and role == "input") else None
 
 
-def _have(opened: Opened, side: Side) -> bool:
+def _both_bases_have(inputs: LoadedInputs, role: Side) -> bool:
     """Do both bases have this table, with a row of the hidden width per token?"""
-    tables = (_table(opened, "source", side), _table(opened, "target", side))
-    return all(table is not None and table.width == opened.source.architecture.hidden for table in tables)
+    tables = (_find_table(inputs, "source", role), _find_table(inputs, "target", role))
+    return all(table is not None and table.width == inputs.source.architecture.hidden for table in tables)
 
 
-def _table(opened: Opened, which: Literal["source", "target"], side: Side) -> Table | None:
+def _find_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table | None:
     """A table of a base; input and output are the same one where the base ties them."""
     base, reader = (
-        (opened.source, opened.source_reader) if which == "source" else (opened.target, opened.target_reader)
+        (inputs.source, inputs.source_reader) if side == "source" else (inputs.target, inputs.target_reader)
     )
-    name = table_name(base.architecture, reader.infos(), "input" if is_tied(base.config) else side)
+    name = table_name(base.architecture, reader.infos(), "input" if is_tied(base.config) else role)
     return None if name is None else Table(reader, name)
 
 
-def table_of(opened: Opened, which: Literal["source", "target"], side: Side) -> Table:
+def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table:
     """A table that `_have` has found."""
-    table = _table(opened, which, side)
+    table = _find_table(inputs, side, role)
     if table is None:
-        raise ValueError(f"the {which} base has no {side} table")
+        raise ValueError(f"the {side} base has no {role} table")
     return table
 
 
@@ -104,7 +109,7 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     return bool(getattr(model_config(config), "tie_word_embeddings", False))
 
 
-def module_of(opened: Opened, side: Side) -> str:
+def get_module_name(inputs: LoadedInputs, role: Side) -> str:
     """The table's module in the target as transformers builds it."""
-    architecture = opened.target.architecture
-    return f"{architecture.root}{architecture.family.embedding}" if side == "input" else HEADS[0]
+    architecture = inputs.target.architecture
+    return f"{architecture.root}{architecture.family.embedding}" if role == "input" else HEADS[0]

@@ -12,11 +12,11 @@ from rebase.settings import Settings
 from workers.cache.factors import FactorCache
 from workers.device import pick_device
 from workers.hub.factory import make_hub
-from workers.hub.port import HubPort
+from workers.hub.port import Hub
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class Runtime:
     """The hub, the factor cache and the device.
 
     `activation_bytes`: sums over activations that are held at a time. `model_bytes`: what running models may
@@ -24,16 +24,16 @@ class Tools:
     for evaluations beside those of the harness.
     """
 
-    hub: HubPort
+    hub: Hub
     cache: FactorCache
     device: torch.device
     activation_bytes: int = 4 * 2**30
     model_bytes: int | None = None
-    scratch: Path = Path(tempfile.gettempdir())
+    scratch_dir: Path = Path(tempfile.gettempdir())
     tasks_dir: Path | None = None
 
 
-def make_tools(settings: Settings) -> Tools:
+def make_runtime(settings: Settings) -> Runtime:
     """The deployment's own tools. Raises RequestInvalid when it demands a device that is not there."""
     cache = FactorCache(
         settings.resolved_cache_dir,
@@ -42,12 +42,12 @@ def make_tools(settings: Settings) -> Tools:
         settings.redis_cache_ttl_s,
         settings.redis_cache_max_entry_bytes,
     )
-    return Tools(
+    return Runtime(
         hub=make_hub(settings),
         cache=cache,
         device=pick_device(settings.device),
         activation_bytes=settings.activation_bytes,
         model_bytes=settings.model_bytes,
-        scratch=settings.resolved_work_dir,
+        scratch_dir=settings.resolved_work_dir,
         tasks_dir=settings.tasks_dir,
     )

@@ -10,7 +10,7 @@ from workers.report import Report
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedRevisions:
     """What the request's names mean right now: immutable commits, and where the result will go."""
 
     adapter_sha: str
@@ -20,27 +20,27 @@ class Resolved:
     output_repo: str | None
 
 
-class Watch(Protocol):
+class ProgressReporter(Protocol):
     """Every call may raise `Cancelled`, `LeaseLost` or `TimeLimit`; the pipeline lets them through."""
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         """Progress inside a phase; `done` of `total` units, where the phase can be counted."""
 
-    def resolved(self, resolved: Resolved) -> None:
+    def report_resolved(self, revisions: ResolvedRevisions) -> None:
         """The revisions are pinned."""
 
-    def diagnosed(self, report: Report) -> None:
+    def report_evidence(self, report: Report) -> None:
         """Evidence so far; called after the pre-check and again with the sites' rows."""
 
 
-class Silent:
+class NullReporter:
     """A watch that records nothing and never stops the run."""
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         """Nothing to tell."""
 
-    def resolved(self, resolved: Resolved) -> None:
+    def report_resolved(self, revisions: ResolvedRevisions) -> None:
         """Nothing to tell."""
 
-    def diagnosed(self, report: Report) -> None:
+    def report_evidence(self, report: Report) -> None:
         """Nothing to tell."""

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from rebase.errors import DiskFull
 from transfer.adapter.write import BuiltAdapter
-from workers.card import MAP_FILE, write_card
+from workers.card import MAP_FILE, render_model_card
 from workers.drawing import draw_layer_map
 from workers.report import Report
 from workers.resolve import REPORT_FILE
 
 
 @contextmanager
-def disk_trouble() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """A full disk becomes the typed, retryable error."""
     try:
         yield
@@ -41,7 +41,7 @@ def disk_trouble() -> Iterator[None]:
 
 def write_tensors(folder: Path, built: BuiltAdapter) -> None:
     """Weights and PEFT config. Raises DiskFull."""
-    with disk_trouble():
+    with disk_errors():
         folder.mkdir(parents=True, exist_ok=False)
         weights = folder / "adapter_model.safetensors"
         save_file(built.tensors, weights, metadata={"format": "pt"})
@@ -51,11 +51,11 @@ def write_tensors(folder: Path, built: BuiltAdapter) -> None:
         (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
-def write_card_and_report(folder: Path, report: Report, licences: dict[str, str | None]) -> None:
+def write_card_and_report(folder: Path, report: Report, licenses: dict[str, str | None]) -> None:
     """The evidence beside the weights. Raises DiskFull."""
-    with disk_trouble():
+    with disk_errors():
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-        (folder / "README.md").write_text(write_card(report, licences), encoding="utf-8")
+        (folder / "README.md").write_text(render_model_card(report, licenses), encoding="utf-8")
         if report.layer_map is not None:
             picture = draw_layer_map(report.layer_map, report.source.repo_id, report.target.repo_id)
             (folder / MAP_FILE).write_bytes(picture)

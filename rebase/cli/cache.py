@@ -52,7 +52,7 @@ def _factor_cache(settings: Settings) -> FactorCache:
 def ls(as_json: options.AsJson = False) -> int:
     """List what is cached, least recently used first."""
     out, settings = Output(as_json=as_json), Settings()
-    entries = _factor_cache(settings).ls()
+    entries = _factor_cache(settings).list_entries()
     rows = [
         {
             "key": entry.key.fields if entry.key is not None else None,

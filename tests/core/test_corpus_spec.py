@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from rebase.cli.request import build_request
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import CorpusSpec
-from workers.wants import reads_text
+from workers.wants import needs_corpus
 
 
 def test_a_name_is_enough() -> None:
@@ -69,4 +69,4 @@ def test_a_text_that_is_named_is_read_unless_the_precheck_is_told_not_to(
             "precheck": {"activations": asked},
         }
     )
-    assert reads_text(request) is reads
+    assert needs_corpus(request) is reads

@@ -16,18 +16,18 @@ from support.real_release import NEXT_RELEASE
 from support.real_repos import ADAPTER_REPO, Base, load_model
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, Kind, run
+from workers.pipeline import ConversionResult, Kind, run_conversion
 from workers.report import Report
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def tools(hub_root: Path, tmp_path: Path) -> Tools:
+def tools(hub_root: Path, tmp_path: Path) -> Runtime:
     cache = FactorCache(tmp_path / "cache", 2**30, None, 60, 2**20)
-    return Tools(hub=LocalHub(hub_root), cache=cache, device=torch.device("cpu"))
+    return Runtime(hub=LocalHub(hub_root), cache=cache, device=torch.device("cpu"))
 
 
 def request(target: str, **more: Any) -> ConversionRequest:
@@ -35,9 +35,9 @@ def request(target: str, **more: Any) -> ConversionRequest:
     return ConversionRequest.model_validate(body)
 
 
-def report_of(wanted: ConversionRequest, kind: Kind, tools: Tools, folder: Path) -> Report:
-    outcome = run(wanted, kind, tools, Silent(), folder, marker=None)
-    assert isinstance(outcome, Conversion)
+def report_of(wanted: ConversionRequest, kind: Kind, tools: Runtime, folder: Path) -> Report:
+    outcome = run_conversion(wanted, kind, tools, NullReporter(), folder, marker=None)
+    assert isinstance(outcome, ConversionResult)
     return outcome.report
 
 
@@ -48,7 +48,7 @@ def test_training_taught_the_adapter_its_language(adapter_folder: Path) -> None:
 
 
 def test_copy_to_the_next_release_keeps_nearly_all_of_the_effect(
-    next_release: Path, adapter_folder: Path, tools: Tools, smollm2: Base, tmp_path: Path
+    next_release: Path, adapter_folder: Path, tools: Runtime, smollm2: Base, tmp_path: Path
 ) -> None:
     report = report_of(request(NEXT_RELEASE, method="copy"), "convert", tools, tmp_path / "moved")
     assert report.precheck.verdict == "compatible"
@@ -63,14 +63,14 @@ def test_copy_to_the_next_release_keeps_nearly_all_of_the_effect(
 
 
 def test_auto_finds_relatives_compatible_and_chooses_copy(
-    next_release: Path, tools: Tools, tmp_path: Path
+    next_release: Path, tools: Runtime, tmp_path: Path
 ) -> None:
     report = report_of(request(NEXT_RELEASE), "precheck", tools, tmp_path / "unused")
     assert report.precheck.verdict == "compatible"
     assert report.method_used["name"] == "copy"
 
 
-def test_auto_does_not_promise_success_between_families(tools: Tools, tmp_path: Path) -> None:
+def test_auto_does_not_promise_success_between_families(tools: Runtime, tmp_path: Path) -> None:
     report = report_of(request(GEMMA3.repo_id), "precheck", tools, tmp_path / "unused")
     print("\n" + "\n".join(f"{reason.weight}: {reason.message}" for reason in report.precheck.reasons))
     assert report.precheck.verdict in {"uncertain", "incompatible"}

@@ -226,13 +226,13 @@ def test_bundled_repos_are_copied_once_and_give_way_to_another_bundle_without_lo
         bundle.publish("tiny/base", files, message="", parent=None, private=False, create_pr=False)
     seed(hub, tmp_path / "examples-1")
     local = LocalHub(hub)
-    head = local.head("tiny/base")
+    head = local.get_latest("tiny/base")
     assert head is not None
     mine = local.publish("tiny/base", files, message="mine", parent=head.sha, private=False, create_pr=False)
     seed(hub, tmp_path / "examples-1")
     assert local.resolve(RepoRef(repo_id="tiny/base")).sha == mine.commit
     seed(hub, tmp_path / "examples-2")
-    assert local.resolve(RepoRef(repo_id="tiny/base")) == LocalHub(tmp_path / "examples-2" / "hub").head(
-        "tiny/base"
-    )
+    assert local.resolve(RepoRef(repo_id="tiny/base")) == LocalHub(
+        tmp_path / "examples-2" / "hub"
+    ).get_latest("tiny/base")
     assert list(hub.glob(f"tiny/.base-before-*/base/commits/{mine.commit}.json"))

@@ -11,7 +11,7 @@ from rebase.training.losses import SharedTokenIds
 from workers.models import TextModel
 from workers.training.distill import Distilled, starting, train
 from workers.training.written import written_by
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 
 def distill(
@@ -23,7 +23,7 @@ def distill(
     *,
     rank: int | None = None,
     init: Mapping[Site, LowRank] | None = None,
-    watch: Watch,
+    watch: ProgressReporter,
     checkpoint_dir: Path | None = None,
     common: SharedTokenIds | None = None,
 ) -> Distilled:
@@ -43,7 +43,7 @@ def refine(
     carried: Mapping[Site, LowRank],
     params: DistillSettings,
     *,
-    watch: Watch,
+    watch: ProgressReporter,
     checkpoint_dir: Path | None = None,
 ) -> Distilled:
     """The same for an update that another method has carried: it is where training begins."""

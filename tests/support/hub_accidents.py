@@ -68,7 +68,7 @@ def _publish_and_die(root: Path, folder: Path, parent: str, after: int) -> bool:
 def _check(root: Path) -> str:
     """The head's sha, once every file of it was found to be what its record says."""
     hub = LocalHub(root)
-    head = hub.head(REPO)
+    head = hub.get_latest(REPO)
     assert head is not None
     record = json.loads((root / REPO / "commits" / f"{head.sha}.json").read_text())
     for path, size in head.files.items():
@@ -88,7 +88,7 @@ def _recover(root: Path, folder: Path, head: str) -> None:
 def full(root: Path, folder: Path) -> None:
     """Prints the error's code, and whether the repo is as before."""
     hub = LocalHub(root)
-    before = hub.head(REPO)
+    before = hub.get_latest(REPO)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     try:
         hub.publish(
@@ -96,7 +96,10 @@ def full(root: Path, folder: Path) -> None:
         )
     except RebaseError as exc:
         print(
-            exc.code, exc.retryable, LocalHub(root).head(REPO) == before, *(root / REPO).glob(".incoming-*")
+            exc.code,
+            exc.retryable,
+            LocalHub(root).get_latest(REPO) == before,
+            *(root / REPO).glob(".incoming-*"),
         )
 
 

@@ -24,10 +24,10 @@ from support.tiny_models import TINY_CONFIGS, save_base, tiny_model, with_adapte
 from support.tiny_repos import edit_json
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
+from workers.pipeline import ConversionResult, run_conversion
 from workers.report import Report
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 OLD, NEW, SKILL = "acme/old", "acme/new", "acme/skill"
 GPT2 = {"fan_in_fan_out": True}
@@ -36,12 +36,12 @@ GPT2 = {"fan_in_fan_out": True}
 def convert(hub: Path, **changes: Any) -> tuple[Report, Path]:
     body = {"adapter": {"repo_id": SKILL}, "target": {"repo_id": NEW}, "method": "copy"}
     body |= {"output": {"dtype": "float32"}, "precheck": {"on_incompatible": "warn"}}
-    tools = Tools(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
+    tools = Runtime(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
     out = hub.parent / "out"
-    outcome = run(
-        ConversionRequest.model_validate(body | changes), "convert", tools, Silent(), out, marker=None
+    outcome = run_conversion(
+        ConversionRequest.model_validate(body | changes), "convert", tools, NullReporter(), out, marker=None
     )
-    assert isinstance(outcome, Conversion)
+    assert isinstance(outcome, ConversionResult)
     return outcome.report, out
 
 

@@ -28,10 +28,10 @@ from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub, pe
 from workers.cache.factors import FactorCache
 from workers.cache.keys import PoolKey
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.register import register
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.register import register_pool
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 WARN = {"on_incompatible": "warn"}
 
@@ -59,15 +59,15 @@ def hub(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "hub"))
 
 
-def tools_of(hub: Path) -> Tools:
-    return Tools(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
+def tools_of(hub: Path) -> Runtime:
+    return Runtime(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
 
 
 def pool_request(**changes: Any) -> PoolRequest:
     return PoolRequest.model_validate(body() | changes)
 
 
-def convert(hub: Path, pools: AnchorPools, *, method: Any = None, **changes: Any) -> Conversion:
+def convert(hub: Path, pools: AnchorPools, *, method: Any = None, **changes: Any) -> ConversionResult:
     request: dict[str, Any] = {
         "adapter": {"repo_id": MIXTURE},
         "target": {"repo_id": NEW},
@@ -78,8 +78,8 @@ def convert(hub: Path, pools: AnchorPools, *, method: Any = None, **changes: Any
     out = changes.pop("out", hub.parent / "out")
     kind = changes.pop("kind", "convert")
     validated = ConversionRequest.model_validate(request | changes)
-    outcome = run(validated, kind, tools_of(hub), Silent(), out, marker=None, pools=pools)
-    assert isinstance(outcome, Conversion)
+    outcome = run_conversion(validated, kind, tools_of(hub), NullReporter(), out, marker=None, pools=pools)
+    assert isinstance(outcome, ConversionResult)
     return outcome
 
 
@@ -133,11 +133,13 @@ def test_the_report_names_every_anchor_with_its_weight_and_commit_and_the_card_s
 
 def test_a_second_prediction_computes_no_inner_products_and_gives_the_same_bytes(hub: Path) -> None:
     one = convert(hub, OnePool(pool_request()), out=hub.parent / "one")
-    kept = {entry.key for entry in tools_of(hub).cache.ls() if isinstance(entry.key, PoolKey)}
+    kept = {entry.key for entry in tools_of(hub).cache.list_entries() if isinstance(entry.key, PoolKey)}
     assert len(kept) == 2 * len(MODULES) * 2, "both sides of every site"
     convert(hub, OnePool(pool_request()), adapter={"repo_id": ADAPTER}, out=hub.parent / "other")
     again = convert(hub, OnePool(pool_request()), out=hub.parent / "two")
-    assert {entry.key for entry in tools_of(hub).cache.ls() if isinstance(entry.key, PoolKey)} == kept
+    assert {
+        entry.key for entry in tools_of(hub).cache.list_entries() if isinstance(entry.key, PoolKey)
+    } == kept
     assert one.folder is not None and again.folder is not None
     for path in one.folder.iterdir():
         assert path.read_bytes() == (again.folder / path.name).read_bytes()
@@ -148,7 +150,7 @@ def test_a_warm_second_prediction_reads_each_anchor_once_and_target_anchors_only
 ) -> None:
     from transfer.adapter.read import SourceAdapter
 
-    register(pool_request(), tools_of(hub), Silent())
+    register_pool(pool_request(), tools_of(hub), NullReporter())
     read: list[tuple[int, Any]] = []
     plain = SourceAdapter.delta
 
@@ -175,11 +177,11 @@ def test_inner_products_of_dora_anchors_belong_to_the_commit_of_their_base(hub: 
             model = tiny_model("llama", seed=0)
             save_adapter(folder, model, seed=number, r=2, target_modules=["q_proj"], use_dora=True)
             edit_json(folder / "adapter_config.json", base_model_name_or_path=base, revision=None)
-    warm = register(pool_request(), tools_of(hub), Silent())
+    warm = register_pool(pool_request(), tools_of(hub), NullReporter())
     perturb(hub / OLD, 0.5)
-    again = register(pool_request(), tools_of(hub), Silent())
+    again = register_pool(pool_request(), tools_of(hub), NullReporter())
     shutil.rmtree(hub.parent / "cache")
-    cold = register(pool_request(), tools_of(hub), Silent())
+    cold = register_pool(pool_request(), tools_of(hub), NullReporter())
     assert again == cold
     assert again["measurements"] != warm["measurements"]
 
@@ -260,7 +262,7 @@ def test_modules_that_not_every_anchor_has_are_left_out_and_that_is_said(hub: Pa
 
 
 def test_registering_pins_every_commit_measures_the_pool_and_warms_the_cache(hub: Path) -> None:
-    result = register(pool_request(), tools_of(hub), Silent())
+    result = register_pool(pool_request(), tools_of(hub), NullReporter())
     pinned = PoolRequest.model_validate(result["pool"])
     refs = [pinned.source, pinned.target, *(r for a in pinned.anchors for r in (a.source, a.target))]
     assert all(len(ref.revision) == 40 for ref in refs)
@@ -276,7 +278,7 @@ def test_registering_pins_every_commit_measures_the_pool_and_warms_the_cache(hub
 
 def test_an_anchor_that_names_another_base_is_a_warning(hub: Path) -> None:
     edit_json(hub / "acme/task-2-new/adapter_config.json", base_model_name_or_path="acme/elsewhere")
-    (warning,) = register(pool_request(), tools_of(hub), Silent())["warnings"]
+    (warning,) = register_pool(pool_request(), tools_of(hub), NullReporter())["warnings"]
     assert "acme/task-2-new" in warning and "acme/elsewhere" in warning
 
 
@@ -299,25 +301,25 @@ def test_one_adapter_under_two_names_counts_once(hub: Path) -> None:
     anchors = body()["anchors"]
     anchors[2]["source"] = {"repo_id": "acme/task-0-old", "revision": sha}
     with pytest.raises(RequestInvalid, match="Anchors 0 and 2") as raised:
-        register(pool_request(anchors=anchors), tools_of(hub), Silent())
+        register_pool(pool_request(anchors=anchors), tools_of(hub), NullReporter())
     assert raised.value.pointer == "/anchors/2/source"
 
 
 @pytest.mark.parametrize("size", [1e15, 1e-15])
 def test_the_size_of_updates_does_not_change_how_well_a_pool_predicts(hub: Path, size: float) -> None:
     """Their inner products leave the range of float32, in which the cache keeps them."""
-    usual = register(pool_request(), tools_of(hub), Silent())["measurements"]["loo_error"]
+    usual = register_pool(pool_request(), tools_of(hub), NullReporter())["measurements"]["loo_error"]
     for number in range(4):
         path = hub / f"acme/task-{number}-new/adapter_model.safetensors"
         scaled = {name: tensor * size for name, tensor in load_file(path).items()}
         save_file(scaled, path, metadata={"format": "pt"})
-    found = register(pool_request(), tools_of(hub), Silent())["measurements"]["loo_error"]
+    found = register_pool(pool_request(), tools_of(hub), NullReporter())["measurements"]["loo_error"]
     assert found == pytest.approx(usual, rel=1e-5)
 
 
 def test_what_a_stranger_wrote_as_a_base_is_spelled_out(hub: Path) -> None:
     edit_json(hub / "acme/task-2-new/adapter_config.json", base_model_name_or_path="\ud800\x1b[2J")
-    (warning,) = register(pool_request(), tools_of(hub), Silent())["warnings"]
+    (warning,) = register_pool(pool_request(), tools_of(hub), NullReporter())["warnings"]
     assert warning.isprintable()
     warning.encode()
 
@@ -374,7 +376,7 @@ def test_registering_a_pool_with_a_bad_anchor_points_at_it(
 ) -> None:
     damage(hub)
     with pytest.raises(error, match=words) as raised:
-        register(pool_request(), tools_of(hub), Silent())
+        register_pool(pool_request(), tools_of(hub), NullReporter())
     assert getattr(raised.value, "pointer", None) == "/anchors/3/target"
 
 
@@ -384,7 +386,7 @@ def test_an_adapter_that_is_an_anchor_itself_is_told_so(hub: Path) -> None:
 
 
 def test_a_base_that_moved_on_since_the_pool_was_registered_is_a_warning(hub: Path) -> None:
-    pinned = PoolRequest.model_validate(register(pool_request(), tools_of(hub), Silent())["pool"])
+    pinned = PoolRequest.model_validate(register_pool(pool_request(), tools_of(hub), NullReporter())["pool"])
     perturb(hub / NEW, 0.01)
     outcome = convert(hub, OnePool(pinned))
     assert any("was registered with" in warning for warning in outcome.report.warnings)

@@ -13,9 +13,9 @@ from rebase.schemas.conversions import ConversionRequest
 from support.tiny_models import save_adapter, tiny_model
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, Kind, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, Kind, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "hub"
 HARBOR = {
@@ -25,15 +25,15 @@ HARBOR = {
 }
 
 
-def ran(hub: Path, out: Path, kind: Kind, **body: Any) -> Conversion:
+def ran(hub: Path, out: Path, kind: Kind, **body: Any) -> ConversionResult:
     request = ConversionRequest.model_validate({"precheck": {"on_incompatible": "warn"}, **body})
-    tools = Tools(LocalHub(hub), FactorCache(out / "cache", 2**28), torch.device("cpu"), scratch=out)
-    found = run(request, kind, tools, Silent(), out / "adapter", marker=None)
-    assert isinstance(found, Conversion)
+    tools = Runtime(LocalHub(hub), FactorCache(out / "cache", 2**28), torch.device("cpu"), scratch_dir=out)
+    found = run_conversion(request, kind, tools, NullReporter(), out / "adapter", marker=None)
+    assert isinstance(found, ConversionResult)
     return found
 
 
-def codes(found: Conversion) -> dict[str, str]:
+def codes(found: ConversionResult) -> dict[str, str]:
     return {reason.code: reason.weight for reason in found.report.precheck.reasons}
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from support.real_tasks import HELD_OUT_SEED, PROMPTS_SEED, TASKS, TRAINING_SEED
 from workers.activations.text import PairedText, pair_text
-from workers.corpus.bundled import default_corpus, parts
+from workers.corpus.bundled import load_default_corpus, load_parts
 from workers.models import Encoded
 
 FIRST_EDITION = ("everyday", "formal", "technical")
-PART_OF = {text: part for part, documents in parts().items() for text in documents}
-PARTS = sorted(parts())
+PART_OF = {text: part for part, documents in load_parts().items() for text in documents}
+PARTS = sorted(load_parts())
 
 
 class WordByWord:
@@ -43,7 +43,7 @@ def runs(text: str, length: int) -> set[str]:
 
 
 def test_every_file_of_the_folder_is_read_and_is_plain_utf_8() -> None:
-    folder = files("workers.corpus") / "data"
+    folder = files("rebase.corpus") / "data"
     assert sorted(file.name for file in folder.iterdir()) == [f"{part}.txt" for part in PARTS]
     for part in PARTS:
         text = (folder / f"{part}.txt").read_bytes().decode("utf-8")
@@ -52,7 +52,7 @@ def test_every_file_of_the_folder_is_read_and_is_plain_utf_8() -> None:
 
 
 def test_the_text_has_the_size_that_is_said_of_it() -> None:
-    whole = "\n".join(default_corpus().documents)
+    whole = "\n".join(load_default_corpus().documents)
     assert 130_000 < len(whole.encode()) < 160_000
     assert max(map(len, whole.split("\n"))) < 1200
 
@@ -61,32 +61,34 @@ def test_the_text_has_the_size_that_is_said_of_it() -> None:
 def test_documents_are_a_passage_long(part: str) -> None:
     longest = 2600 if part in FIRST_EDITION else 1500
     shortest = 280 if part in FIRST_EDITION else 300
-    for text in parts()[part]:
+    for text in load_parts()[part]:
         size = len(text)
         dense = part == "languages" and sum(ord(c) > 0x2E80 for c in text) > size / 2
         assert (200 if dense else shortest) <= size <= longest, text[:40]
 
 
 def test_no_document_is_left_out_as_a_repetition() -> None:
-    assert sorted(default_corpus().documents) == sorted(t for texts in parts().values() for t in texts)
+    assert sorted(load_default_corpus().documents) == sorted(
+        t for texts in load_parts().values() for t in texts
+    )
 
 
 def test_no_two_documents_share_a_run_of_sixty_characters() -> None:
     """But for the project's own pages, which say some things twice."""
     first: dict[str, str] = {}
-    for text in default_corpus().documents:
+    for text in load_default_corpus().documents:
         for run in runs(text, 60):
             other = first.setdefault(run, text)
             assert other is text or PART_OF[other] == PART_OF[text] == "technical", run
 
 
 def test_any_beginning_has_some_of_each_part() -> None:
-    documents = default_corpus().documents
+    documents = load_default_corpus().documents
     sizes = list(accumulate(map(len, documents)))
     for share, within in ((0.1, 0.1), (0.25, 0.1), (0.5, 0.1)):
         beginning = [t for t, end in zip(documents, sizes, strict=True) if end <= share * sizes[-1]]
         assert {PART_OF[text] for text in beginning} == set(PARTS)
-        for part, of_part in parts().items():
+        for part, of_part in load_parts().items():
             here = sum(len(text) for text in beginning if PART_OF[text] == part)
             assert here / sum(map(len, of_part)) == pytest.approx(share, abs=within), (part, share)
 
@@ -97,7 +99,7 @@ def test_what_is_held_out_is_mixed_as_the_text_is(most: int) -> None:
     drawn by lot, the counts stay within two standard deviations of their shares, and none is nothing."""
     reader = WordByWord()
     of = {p.source_ids: PART_OF[text] for text in PART_OF for p in reader.read(text).passages}
-    passages = reader.read(*default_corpus().documents, most=most).passages
+    passages = reader.read(*load_default_corpus().documents, most=most).passages
     everywhere = Counter(of[p.source_ids] for p in passages)
     held_out = Counter(of[p.source_ids] for p in passages if p.held_out)
     assert set(everywhere) == set(PARTS)
@@ -115,7 +117,7 @@ def test_nothing_of_a_task_that_adapters_are_measured_with_is_in_the_text(name: 
     ]
     of_task = {run for example in examples for run in runs(example.prompt + example.answer, 24)}
     assert len(of_task) > 500
-    assert not of_task & runs("\n".join(default_corpus().documents), 24)
+    assert not of_task & runs("\n".join(load_default_corpus().documents), 24)
 
 
 @pytest.mark.parametrize(
@@ -123,5 +125,5 @@ def test_nothing_of_a_task_that_adapters_are_measured_with_is_in_the_text(name: 
     [("CYRILLIC", 900), ("GREEK", 600), ("ARABIC", 600), ("DEVANAGARI", 600), ("CJK", 700), ("HANGUL", 300)],
 )
 def test_languages_are_more_than_a_sample(script: str, part: int) -> None:
-    letters = "".join(parts()["languages"])
+    letters = "".join(load_parts()["languages"])
     assert sum(unicodedata.name(c, "").startswith(script) for c in letters) > part

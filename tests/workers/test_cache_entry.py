@@ -15,12 +15,12 @@ from safetensors.torch import load
 from rebase.lora.low_rank import Factors
 from support.cache_processes import KEY, factors, same
 from workers.cache.entry import (
+    CacheEntry,
     CorruptEntryError,
-    Entry,
-    entry_size,
+    compute_entry_size,
+    normalize_entry,
     read_entry,
     read_key,
-    settle,
     write_entry,
 )
 from workers.cache.keys import FactorKey, Key, PairKey
@@ -28,16 +28,16 @@ from workers.cache.keys import FactorKey, Key, PairKey
 PAIR = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "map v1", "c" * 64)
 
 
-def packed(value: Factors) -> Entry:
-    return Entry({"U": value.U, "S": value.S, "V": value.V}, {"energy": value.energy})
+def packed(value: Factors) -> CacheEntry:
+    return CacheEntry({"U": value.U, "S": value.S, "V": value.V}, {"energy": value.energy})
 
 
-def unpacked(entry: Entry) -> Factors:
+def unpacked(entry: CacheEntry) -> Factors:
     U, S, V = (entry.tensors[name] for name in "USV")
     return Factors(U, S, V, entry.numbers["energy"])
 
 
-def encoded(key: Key, entry: Entry) -> bytes:
+def encoded(key: Key, entry: CacheEntry) -> bytes:
     buffer = io.BytesIO()
     write_entry(buffer, key, entry)
     return buffer.getvalue()
@@ -60,7 +60,7 @@ def test_an_entry_comes_back_bit_for_bit() -> None:
 
 def test_the_same_factors_give_the_same_bytes_and_their_size_is_known_before() -> None:
     assert written() == GOOD
-    assert entry_size(KEY, packed(factors())) == len(GOOD)
+    assert compute_entry_size(KEY, packed(factors())) == len(GOOD)
 
 
 def test_an_entry_is_an_ordinary_safetensors_file_with_aligned_data() -> None:
@@ -77,7 +77,7 @@ def test_an_entry_says_which_key_it_belongs_to() -> None:
 def test_factors_are_settled_to_contiguous_float32() -> None:
     value = factors()
     odd = Factors(U=value.U.T.contiguous().T, S=value.S.double(), V=value.V, energy=value.energy)
-    assert same(unpacked(settle(packed(odd))), value)
+    assert same(unpacked(normalize_entry(packed(odd))), value)
 
 
 def test_a_rank_clipped_to_the_matrix_is_kept() -> None:
@@ -146,7 +146,7 @@ def test_a_header_that_promises_more_than_the_file_holds_allocates_nothing() -> 
     )
     from workers.cache import entry
 
-    header = entry._header(KEY, packed(huge).shapes, {"energy": 1.0}, "0" * 64)
+    header = entry._render_header(KEY, packed(huge).shapes, {"energy": 1.0}, "0" * 64)
     with pytest.raises(CorruptEntryError, match="size"):
         read(header + b"\0" * 100)
 
@@ -159,7 +159,7 @@ def test_an_energy_that_is_not_finite_survives_the_trip() -> None:
 
 def test_a_pairs_tensors_come_back_bit_for_bit_under_their_names() -> None:
     tensors = {"rotation": torch.randn(3, 5), "measured": torch.tensor([0.1, 7.0])}
-    data = encoded(PAIR, Entry(tensors))
+    data = encoded(PAIR, CacheEntry(tensors))
     found = read_entry(io.BytesIO(data), len(data), PAIR)
     assert set(found.tensors) == set(tensors)
     assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
@@ -168,7 +168,7 @@ def test_a_pairs_tensors_come_back_bit_for_bit_under_their_names() -> None:
 
 @pytest.mark.parametrize("field", [f.name for f in fields(PAIR)])
 def test_a_pairs_entry_under_another_pairs_key_is_refused(field: str) -> None:
-    data = encoded(PAIR, Entry({"rotation": torch.ones(2, 2)}))
+    data = encoded(PAIR, CacheEntry({"rotation": torch.ones(2, 2)}))
     other = replace(PAIR, **{field: "other"})
     assert other.digest != PAIR.digest
     with pytest.raises(CorruptEntryError):
@@ -178,17 +178,17 @@ def test_a_pairs_entry_under_another_pairs_key_is_refused(field: str) -> None:
 @pytest.mark.parametrize(
     ("key", "entry"),
     [
-        (KEY, Entry({"rotation": torch.ones(2, 2)})),
-        (KEY, Entry(packed(factors()).tensors)),
+        (KEY, CacheEntry({"rotation": torch.ones(2, 2)})),
+        (KEY, CacheEntry(packed(factors()).tensors)),
         (KEY, packed(factors(rank=5))),
-        (KEY, Entry({**packed(factors()).tensors, "S": torch.ones(3)}, {"energy": 1.0})),
-        (KEY, Entry({**packed(factors()).tensors, "S": torch.ones(4, 1)}, {"energy": 1.0})),
-        (PAIR, Entry({})),
+        (KEY, CacheEntry({**packed(factors()).tensors, "S": torch.ones(3)}, {"energy": 1.0})),
+        (KEY, CacheEntry({**packed(factors()).tensors, "S": torch.ones(4, 1)}, {"energy": 1.0})),
+        (PAIR, CacheEntry({})),
         (PAIR, packed(factors())),
     ],
     ids=["names", "no energy", "rank", "short S", "flat S", "nothing", "numbers"],
 )
-def test_contents_that_their_key_cannot_have_are_refused(key: Key, entry: Entry) -> None:
+def test_contents_that_their_key_cannot_have_are_refused(key: Key, entry: CacheEntry) -> None:
     data = encoded(key, entry)
     with pytest.raises(CorruptEntryError, match="cannot have"):
         read_entry(io.BytesIO(data), len(data), key)

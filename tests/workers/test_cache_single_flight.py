@@ -207,7 +207,7 @@ def test_reading_an_entry_holds_it_in_memory_once(tmp_path: Path) -> None:
     place = here(tmp_path)
     key = FactorKey("acme/base", "a" * 40, "large", 256, 1)
     place.cache().get_or_compute(key, lambda: factors(256, 20_000, 20_000))
-    size_mib = max(e.bytes for e in place.cache().ls()) // 2**20
+    size_mib = max(e.bytes for e in place.cache().list_entries()) // 2**20
     reader = processes.Process(target=peak_of_reading, args=(place, key))
     reader.start()
     finish(reader)

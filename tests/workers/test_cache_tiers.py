@@ -41,7 +41,7 @@ def put(cache: FactorCache, number: int) -> None:
 
 
 def has(cache: FactorCache, number: int) -> bool:
-    return key(number) in {e.key for e in cache.ls()}
+    return key(number) in {e.key for e in cache.list_entries()}
 
 
 def only_file(folder: Path) -> Path:
@@ -73,7 +73,7 @@ def test_what_compute_raises_reaches_the_caller_and_nothing_is_kept(tmp_path: Pa
     cache = FactorCache(tmp_path, BIG)
     with pytest.raises(ZeroDivisionError):
         cache.get_or_compute(KEY, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
-    assert cache.ls() == []
+    assert cache.list_entries() == []
     assert same(cache.get_or_compute(KEY, factors), factors())
 
 
@@ -97,9 +97,9 @@ def test_a_foreign_file_in_an_entrys_place_is_a_miss(tmp_path: Path, content: by
     cache = FactorCache(tmp_path, BIG)
     cache.get_or_compute(KEY, factors)
     only_file(tmp_path).write_bytes(content)
-    assert [e.key for e in cache.ls()] == [None]
+    assert [e.key for e in cache.list_entries()] == [None]
     assert same(cache.get_or_compute(KEY, factors), factors())
-    assert [e.key for e in cache.ls()] == [KEY]
+    assert [e.key for e in cache.list_entries()] == [KEY]
 
 
 def test_a_folder_in_an_entrys_place_does_no_harm(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_in_an_entrys_place_does_no_harm(tmp_path: Path) -> None:
 def test_the_least_recently_used_entries_go_first(tmp_path: Path) -> None:
     size = FactorCache(tmp_path / "probe", BIG)
     put(size, 0)
-    one = size.ls()[0].bytes
+    one = size.list_entries()[0].bytes
     cache = FactorCache(tmp_path / "real", one * 10)
     for number in range(10):
         put(cache, number)
@@ -123,17 +123,17 @@ def test_the_least_recently_used_entries_go_first(tmp_path: Path) -> None:
     assert has(cache, 0), "used a moment ago"
     assert has(cache, 10)
     assert not has(cache, 1)
-    assert sum(e.bytes for e in cache.ls()) <= one * 10
+    assert sum(e.bytes for e in cache.list_entries()) <= one * 10
 
 
 def test_many_writers_together_stay_within_the_bound(tmp_path: Path) -> None:
     probe = FactorCache(tmp_path / "probe", BIG)
     put(probe, 0)
-    bound = probe.ls()[0].bytes * 8 + 100
+    bound = probe.list_entries()[0].bytes * 8 + 100
     caches = [FactorCache(tmp_path / "real", bound) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: put(caches[n % 4], n), range(60)))
-    total = sum(e.bytes for e in caches[0].ls())
+    total = sum(e.bytes for e in caches[0].list_entries())
     assert 0 < total <= bound
 
 
@@ -141,7 +141,7 @@ def test_many_writers_together_stay_within_the_bound(tmp_path: Path) -> None:
 def test_a_lost_or_wrong_count_of_bytes_is_put_right(tmp_path: Path, content: str | None) -> None:
     probe = FactorCache(tmp_path / "probe", BIG)
     put(probe, 0)
-    bound = probe.ls()[0].bytes * 3
+    bound = probe.list_entries()[0].bytes * 3
     cache = FactorCache(tmp_path / "real", bound)
     for number in range(2):
         put(cache, number)
@@ -152,13 +152,13 @@ def test_a_lost_or_wrong_count_of_bytes_is_put_right(tmp_path: Path, content: st
     for number in range(2, 9):
         put(cache, number)
     assert has(cache, 8)
-    assert sum(e.bytes for e in cache.ls()) <= bound
+    assert sum(e.bytes for e in cache.list_entries()) <= bound
 
 
 def test_an_entry_larger_than_the_whole_cache_is_not_kept(tmp_path: Path) -> None:
     cache = FactorCache(tmp_path, 100)
     assert same(cache.get_or_compute(KEY, factors), factors())
-    assert cache.ls() == []
+    assert cache.list_entries() == []
 
 
 def test_a_cache_of_size_zero_writes_nothing_at_all(tmp_path: Path) -> None:
@@ -172,12 +172,12 @@ def test_prune_removes_down_to_the_size_asked_for(tmp_path: Path) -> None:
     for number in range(5):
         put(cache, number)
         time.sleep(0.005)
-    one = cache.ls()[0].bytes
+    one = cache.list_entries()[0].bytes
     pruned = cache.prune(2 * one)
     assert (pruned.entries, pruned.bytes) == (3, 3 * one)
-    assert [e.key for e in cache.ls()] == [key(3), key(4)]
+    assert [e.key for e in cache.list_entries()] == [key(3), key(4)]
     assert cache.prune().entries == 2
-    assert cache.ls() == []
+    assert cache.list_entries() == []
 
 
 def test_the_remains_of_a_writer_that_died_are_swept_away(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_cache_folder_that_cannot_be_made_costs_nothing_but_the_cache(
     assert same(cache.get_or_compute(KEY, factors), factors())
     assert same(cache.get_or_compute(KEY, factors), factors())
     assert cache.stats.computed == 2
-    assert cache.ls() == []
+    assert cache.list_entries() == []
 
 
 def test_a_disk_that_takes_no_more_costs_nothing_but_the_cache(tmp_path: Path) -> None:
@@ -218,10 +218,10 @@ def test_a_disk_that_takes_no_more_costs_nothing_but_the_cache(tmp_path: Path) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert same(cache.get_or_compute(KEY, lambda: large), large)
-    assert cache.ls() == [], "left alone for a while after the trouble"
+    assert cache.list_entries() == [], "left alone for a while after the trouble"
     assert list(tmp_path.glob("entries/*/*/*")) == [], "nothing half written stays"
     assert same(FactorCache(tmp_path, BIG).get_or_compute(KEY, lambda: large), large)
-    assert len(cache.ls()) == 1
+    assert len(cache.list_entries()) == 1
 
 
 def test_both_tiers_hold_the_same_bytes(tmp_path: Path, redis_url: str, prefix: str) -> None:
@@ -253,7 +253,7 @@ def test_an_entry_over_the_redis_bound_stays_on_disk(tmp_path: Path, redis_url: 
     cache.get_or_compute(KEY, factors)
     with redis.Redis.from_url(redis_url) as client:
         assert not client.exists(f"{prefix}:entry:{KEY.digest}")
-    assert len(cache.ls()) == 1
+    assert len(cache.list_entries()) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"noise", b"\xff" * 400])
@@ -307,7 +307,7 @@ def test_both_kinds_are_listed_by_their_keys(tmp_path: Path) -> None:
     cache = FactorCache(tmp_path, BIG)
     cache.get_or_compute(KEY, factors)
     cache.get_or_compute_tensors(PAIR, rotation)
-    assert {entry.key for entry in cache.ls()} == {KEY, PAIR}
+    assert {entry.key for entry in cache.list_entries()} == {KEY, PAIR}
 
 
 def test_redis_works_without_a_disk_tier(tmp_path: Path, redis_url: str, prefix: str) -> None:
@@ -334,7 +334,7 @@ def test_a_redis_that_dies_on_the_way_is_no_error(tmp_path: Path) -> None:
 
         assert same(cache.get_or_compute(key(2), compute), factors())
         put(cache, 3)
-        assert {e.key for e in cache.ls()} == {key(1), key(2), key(3)}
+        assert {e.key for e in cache.list_entries()} == {key(1), key(2), key(3)}
 
 
 def test_a_silent_redis_costs_one_timeout_and_not_one_per_tensor(

@@ -39,13 +39,13 @@ from workers.activations.text import PairedText, Passage
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.models import TextModel, updated
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
 from workers.training.cast import _School, train
 from workers.training.heads import FoundHeads, heads_for
 from workers.training.lessons import Lessons
 from workers.training.logits import final_states, logits_of, outcomes_of
-from workers.watch import Silent
+from workers.watch import NullReporter
 
 CHARACTERS = ["Ġ", *(chr(code) for code in range(33, 127))]
 TEXT = "\n\n".join(
@@ -76,13 +76,13 @@ class World:
         """The target as transformers loads it."""
         return AutoModelForCausalLM.from_pretrained(self.hub / "acme/new").eval()
 
-    def tools(self, home: Path, model_bytes: int | None) -> Tools:
+    def tools(self, home: Path, model_bytes: int | None) -> Runtime:
         """Cache and scratch in `home`."""
-        return Tools(
+        return Runtime(
             LocalHub(self.hub),
             FactorCache(home / "cache", 2**28),
             torch.device("cpu"),
-            scratch=home / "scratch",
+            scratch_dir=home / "scratch",
             model_bytes=model_bytes,
         )
 
@@ -91,11 +91,11 @@ class World:
         home: Path,
         out: str,
         adapter: str = "acme/skill",
-        watch: Silent | None = None,
+        watch: NullReporter | None = None,
         *,
         model_bytes: int | None = None,
         **settings: Any,
-    ) -> Conversion:
+    ) -> ConversionResult:
         """As `rebase transfer` runs it; warnings of the pre-check do not stop it."""
         body = {
             "adapter": {"repo_id": adapter},
@@ -106,11 +106,11 @@ class World:
             "precheck": {"on_incompatible": "warn"},
         }
         text = self.hub.parent / "text.txt"
-        found = run(
+        found = run_conversion(
             ConversionRequest.model_validate(body), "convert", self.tools(home, model_bytes), watch or
-            Silent(), home / out, marker=None, corpus_file=text,
+            NullReporter(), home / out, marker=None, corpus_file=text,
         )  # fmt: skip
-        assert isinstance(found, Conversion)
+        assert isinstance(found, ConversionResult)
         return found
 
 
@@ -135,13 +135,13 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def trained(llamas: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Conversion]:
+def trained(llamas: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConversionResult]:
     """A home in which `acme/skill` was carried."""
     home = tmp_path_factory.mktemp("trained")
     return home, llamas.cast(home, "out")
 
 
-def bytes_of(found: Conversion) -> bytes:
+def bytes_of(found: ConversionResult) -> bytes:
     assert found.folder is not None
     return (found.folder / "adapter_model.safetensors").read_bytes()
 
@@ -247,20 +247,20 @@ def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest
         torch.testing.assert_close(ours, theirs)
 
 
-class StopsAt(Silent):
+class StopsAt(NullReporter):
     """A worker that is told to stop."""
 
     def __init__(self, phase: Phase, after: int) -> None:
         self.phase, self.after = phase, after
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         if phase is self.phase and unit != "sites" and done >= self.after:
             raise Cancelled("Stopped.")
 
 
 @pytest.mark.parametrize(("phase", "after"), [(Phase.COLLECTING, 60), (Phase.TRAINING, 7)])
 def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(
-    phase: Phase, after: int, llamas: World, trained: tuple[Path, Conversion], tmp_path: Path,
+    phase: Phase, after: int, llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("workers.training.cast.EVERY_SECONDS", 0.0)
@@ -275,7 +275,7 @@ def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_another_adapter_of_the_pair_takes_the_heads_and_trains_nothing(
-    llamas: World, trained: tuple[Path, Conversion]
+    llamas: World, trained: tuple[Path, ConversionResult]
 ) -> None:
     home, first = trained
     found = llamas.cast(home, "second", "acme/other", StopsAt(Phase.TRAINING, 0), reuse=True)
@@ -291,7 +291,7 @@ def test_another_adapter_of_the_pair_takes_the_heads_and_trains_nothing(
 
 
 def test_the_same_adapter_again_gets_the_same_bytes_and_report_without_training(
-    llamas: World, trained: tuple[Path, Conversion]
+    llamas: World, trained: tuple[Path, ConversionResult]
 ) -> None:
     home, first = trained
     again = llamas.cast(home, "again", watch=StopsAt(Phase.TRAINING, 0))
@@ -303,7 +303,7 @@ def test_the_same_adapter_again_gets_the_same_bytes_and_report_without_training(
     "settings", [{"reuse": False}, {"seed": 1}, {"objective": "distribution"}, {"temperature": 2.0}]
 )
 def test_heads_of_other_settings_or_that_are_not_wanted_are_left_alone(
-    settings: dict[str, Any], llamas: World, trained: tuple[Path, Conversion]
+    settings: dict[str, Any], llamas: World, trained: tuple[Path, ConversionResult]
 ) -> None:
     with pytest.raises(Cancelled):
         llamas.cast(
@@ -312,11 +312,11 @@ def test_heads_of_other_settings_or_that_are_not_wanted_are_left_alone(
 
 
 def test_heads_of_which_some_were_evicted_are_trained_again_and_kept(
-    llamas: World, trained: tuple[Path, Conversion], tmp_path: Path
+    llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path
 ) -> None:
     """What is left would move a part of the sites by other maps than the figures are of."""
     shutil.copytree(trained[0] / "cache", tmp_path / "cache")
-    keys = [entry.key for entry in llamas.tools(tmp_path, None).cache.ls() if entry.key]
+    keys = [entry.key for entry in llamas.tools(tmp_path, None).cache.list_entries() if entry.key]
     heads = [key for key in keys if " of acme/skill@" in key.canonical]
     next((tmp_path / "cache").rglob(f"{heads[0].digest}*")).unlink()
     with pytest.raises(Cancelled):
@@ -377,7 +377,7 @@ def test_final_states_may_take_part(llamas: World, tmp_path: Path) -> None:
 
 
 def test_products_may_be_computed_in_bfloat16(
-    llamas: World, trained: tuple[Path, Conversion], tmp_path: Path
+    llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path
 ) -> None:
     found = llamas.cast(tmp_path, "out", precision="bfloat16")
     assert found.report.summary["cast_nats_carried"] < found.report.summary["cast_nats_begun"]
@@ -390,7 +390,7 @@ def test_a_target_that_does_not_fit_is_refused(llamas: World, tmp_path: Path) ->
 
 
 def test_a_source_that_does_not_fit_beside_the_target_changes_nothing(
-    llamas: World, trained: tuple[Path, Conversion], tmp_path: Path
+    llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path
 ) -> None:
     """Room for the larger base alone: each is loaded in its turn."""
     size = (llamas.hub / "acme/new/model.safetensors").stat().st_size
@@ -408,5 +408,5 @@ def test_a_text_of_one_sequence_leaves_nothing_to_measure_with(tmp_path: Path) -
     text = PairedText((Passage(tuple(range(9)), tuple(range(9)), at, at, held_out=False),), 1.0, 1.0, "")
     lessons = Lessons(tmp_path, "", text, SharedTokenIds(at, at), 4, 1.0, shift=True, states=False)
     with pytest.raises(TrainingFailed, match="too short") as caught:
-        train(None, lessons, {}, CastParams(), covered=1.0, watch=Silent())  # type: ignore[arg-type]
+        train(None, lessons, {}, CastParams(), covered=1.0, watch=NullReporter())  # type: ignore[arg-type]
     assert caught.value.pointer == "/corpus"

@@ -18,9 +18,9 @@ from support.bundled import bundled, loss_on
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.models import updated
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CAST: dict[str, Any] = {
@@ -34,7 +34,7 @@ CAST: dict[str, Any] = {
 }
 
 
-def move(home: Path, adapter: str, out: str, method: dict[str, Any]) -> Conversion:
+def move(home: Path, adapter: str, out: str, method: dict[str, Any]) -> ConversionResult:
     """An adapter of harbor-1 on harbor-2."""
     body = {
         "adapter": {"repo_id": f"tiny/{adapter}"},
@@ -44,14 +44,16 @@ def move(home: Path, adapter: str, out: str, method: dict[str, Any]) -> Conversi
         "output": {"dtype": "float32"},
         "precheck": {"on_incompatible": "warn"},
     }
-    tools = Tools(
+    tools = Runtime(
         LocalHub(EXAMPLES / "hub"),
         FactorCache(home / "cache", 2**28),
         torch.device("cpu"),
-        scratch=home / "scratch",
+        scratch_dir=home / "scratch",
     )
-    found = run(ConversionRequest.model_validate(body), "convert", tools, Silent(), home / out, marker=None)
-    assert isinstance(found, Conversion)
+    found = run_conversion(
+        ConversionRequest.model_validate(body), "convert", tools, NullReporter(), home / out, marker=None
+    )
+    assert isinstance(found, ConversionResult)
     return found
 
 

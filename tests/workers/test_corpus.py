@@ -10,36 +10,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RequestInvalid
-from workers.corpus import texts
-from workers.corpus.bundled import default_corpus
+from workers.corpus import load_corpus
+from workers.corpus.bundled import load_default_corpus
 from workers.corpus.corpus import Corpus
-from workers.corpus.local import read_file
-from workers.corpus.primes import primes
+from workers.corpus.local import read_corpus_file
+from workers.corpus.primes import load_semantic_primes
 
 
 def test_the_bundled_text_is_what_is_read_where_none_is_named() -> None:
-    corpus = default_corpus()
+    corpus = load_default_corpus()
     whole = "\n".join(corpus.documents)
     for sign in ("SELECT", "def merge", "Theorem", "ferry", "Grossmutter", "invoice", "Question:"):
         assert sign in whole
-    assert texts(None) is corpus
-    assert (corpus.name, corpus.licence) == ("rebase-default-2", "Apache-2.0")
+    assert load_corpus(None) is corpus
+    assert (corpus.name, corpus.license_id) == ("rebase-default-2", "Apache-2.0")
 
 
 def test_every_prime_stands_in_several_frames() -> None:
-    corpus = primes()
+    corpus = load_semantic_primes()
     for word in ("I ", "know", "good", "before", "near", "because", "touch", "live"):
         assert sum(word in document for document in corpus.documents) >= 3, word
 
 
 def test_plain_text_is_cut_at_empty_lines(tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("one\ntwo\n\nthree\n\n\n\none\ntwo\n")
-    assert read_file(tmp_path / "some.txt").documents == ("one\ntwo", "three")
+    assert read_corpus_file(tmp_path / "some.txt").documents == ("one\ntwo", "three")
 
 
 def test_a_line_of_json_may_hold_any_other_line_break(tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "one\u2028two\x85three"}\n{"text": "four"}\n', "utf-8")
-    assert read_file(tmp_path / "some.jsonl").documents == ("one\u2028two\x85three", "four")
+    assert read_corpus_file(tmp_path / "some.jsonl").documents == ("one\u2028two\x85three", "four")
 
 
 @given(st.lists(st.text(min_size=1)))
@@ -50,14 +50,14 @@ def test_json_lines_give_their_texts(tmp_path_factory: pytest.TempPathFactory, d
     wanted = tuple(dict.fromkeys(s for text in whole if (s := text.strip())))
     if not wanted:
         with pytest.raises(RequestInvalid, match="holds no text"):
-            read_file(path)
+            read_corpus_file(path)
     else:
-        assert read_file(path).documents == wanted
+        assert read_corpus_file(path).documents == wanted
 
 
 def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "half \\ud800 a pair"}')
-    assert read_file(tmp_path / "some.jsonl").documents == ("half ? a pair",)
+    assert read_corpus_file(tmp_path / "some.jsonl").documents == ("half ? a pair",)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RequestInvalid, match=says) as caught:
-        read_file(tmp_path / name)
+        read_corpus_file(tmp_path / name)
     assert str(tmp_path / name) in caught.value.message
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestInvalid, match="No such file"):
-        texts(tmp_path / "none.txt")
+        load_corpus(tmp_path / "none.txt")
 
 
 def test_the_digest_tells_where_documents_end() -> None:
-    assert Corpus.of(["ab", "c"], "x").digest != Corpus.of(["a", "bc"], "x").digest
+    assert Corpus.from_documents(["ab", "c"], "x").digest != Corpus.from_documents(["a", "bc"], "x").digest

@@ -28,13 +28,13 @@ from rebase.errors import (
 from rebase.folders import WithFolders
 from rebase.schemas.repos import CorpusSpec, RepoRef
 from support.standin_hub import StandinHub
-from workers.corpus import texts
-from workers.corpus.choose import choose
+from workers.corpus import load_corpus
+from workers.corpus.choose import choose_files
 from workers.corpus.corpus import Corpus
-from workers.corpus.rows import documents
-from workers.corpus.stream import Budget, Stream
+from workers.corpus.rows import iter_documents
+from workers.corpus.stream import ByteSourceStream, ReadBudget
 from workers.hub.local import LocalHub
-from workers.hub.port import HubPort
+from workers.hub.port import Hub
 from workers.hub.remote import RemoteHub
 
 Files = dict[str, bytes]
@@ -44,7 +44,7 @@ Files = dict[str, bytes]
 class Place:
     """A hub, and a way to put datasets into it that does not go through the port."""
 
-    hub: HubPort
+    hub: Hub
     add: Callable[[Path], object]
     folder: Path
 
@@ -55,7 +55,7 @@ class Place:
         self.add(self.folder)
 
     def read(self, **fields: Any) -> Corpus:
-        return texts(None, CorpusSpec(repo_id="acme/texts", **fields), self.hub)
+        return load_corpus(None, CorpusSpec(repo_id="acme/texts", **fields), self.hub)
 
     def refusal(self, **fields: Any) -> RebaseError:
         with pytest.raises(RebaseError) as caught:
@@ -119,8 +119,8 @@ def test_every_format_gives_the_same_documents(place: Place, path: str, content:
     place.holds({path: content, "README.md": b"---\nlicense: cc0-1.0\n---\n# Texts\n"})
     corpus = place.read()
     assert corpus.documents == READ
-    assert corpus.digest == Corpus.of(READ, "x").digest
-    assert corpus.licence == "cc0-1.0"
+    assert corpus.digest == Corpus.from_documents(READ, "x").digest
+    assert corpus.license_id == "cc0-1.0"
     sha = place.hub.resolve(RepoRef(repo_id="acme/texts"), kind="dataset").sha
     assert corpus.name == f"acme/texts@{sha} (train, text)"
 
@@ -216,12 +216,12 @@ def test_without_pyarrow_the_extra_is_named(place: Place, monkeypatch: pytest.Mo
 def test_folders_of_the_command_line_leave_datasets_to_the_hub(place: Place, tmp_path: Path) -> None:
     place.holds({"train.txt": b"text"})
     hub = WithFolders(place.hub, {"acme/texts": str(place.folder)}, tmp_path / "hashes")
-    assert texts(None, CorpusSpec(repo_id="acme/texts"), hub).documents == ("text",)
+    assert load_corpus(None, CorpusSpec(repo_id="acme/texts"), hub).documents == ("text",)
 
 
 def test_a_file_and_a_dataset_are_one_text_too_many(place: Place, tmp_path: Path) -> None:
     with pytest.raises(RequestInvalid, match="Two texts"):
-        texts(tmp_path / "x.txt", CorpusSpec(repo_id="acme/texts"), place.hub)
+        load_corpus(tmp_path / "x.txt", CorpusSpec(repo_id="acme/texts"), place.hub)
 
 
 def test_a_gated_dataset_is_refused_even_when_its_files_are_cached(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_gated_dataset_is_refused_even_when_its_files_are_cached(tmp_path: Pat
         spec = CorpusSpec(repo_id="acme/texts")
 
         def read(token: str) -> Corpus:
-            return texts(None, spec, RemoteHub(token, server.url, tmp_path / "cache", wait_s=0.01))
+            return load_corpus(None, spec, RemoteHub(token, server.url, tmp_path / "cache", wait_s=0.01))
 
         assert read("hf_acme").documents == ("text",)
         with pytest.raises(RepoGated) as caught:
@@ -256,7 +256,7 @@ def test_of_a_large_file_only_the_beginning_crosses_the_network(tmp_path: Path, 
     with StandinHub() as server:
         server.add_repo("datasets/acme/texts", tmp_path / "data")
         hub = RemoteHub(None, server.url, tmp_path / "cache", wait_s=0.01)
-        corpus = texts(None, CorpusSpec(repo_id="acme/texts", n=20), hub)
+        corpus = load_corpus(None, CorpusSpec(repo_id="acme/texts", n=20), hub)
         asked = [
             r.headers["range"] for r in server.requests if "range" in r.headers and "storage" not in r.path
         ]
@@ -281,7 +281,7 @@ class Held:
 
 
 def read_bytes(content: bytes, name: str, budget: int = 2**20) -> list[str]:
-    return list(documents(Stream(Held(content), name, Budget(budget)), name, "text"))
+    return list(iter_documents(ByteSourceStream(Held(content), name, ReadBudget(budget)), name, "text"))
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -332,4 +332,4 @@ def test_more_than_the_budget_is_never_read() -> None:
     ],
 )  # fmt: skip
 def test_files_are_told_by_their_names(paths: list[str], fields: dict[str, Any], chosen: list[int]) -> None:
-    assert choose(paths, CorpusSpec(repo_id="acme/texts", **fields)) == [paths[n] for n in chosen]
+    assert choose_files(paths, CorpusSpec(repo_id="acme/texts", **fields)) == [paths[n] for n in chosen]

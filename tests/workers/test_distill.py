@@ -27,7 +27,7 @@ from workers.training.rows import Losses, Row, losses, rows_of
 from workers.training.samples import Sample
 from workers.training.sampling import opened
 from workers.training.shift import missed, shift_in, wanted_of
-from workers.watch import Silent
+from workers.watch import NullReporter
 
 PROMPTS = tuple(item.prompt for item in examples("train", 64, 5))
 QUICK = DistillParams(
@@ -85,7 +85,7 @@ def test_most_of_the_task_comes_over_without_its_text(source: TextModel, target:
     )
     alone = task_loss(target)
 
-    found = distill(source, target, sql_adapter(), SITES, params, watch=Silent())
+    found = distill(source, target, sql_adapter(), SITES, params, watch=NullReporter())
 
     with updated(target, found.deltas):
         carried = task_loss(target)
@@ -105,18 +105,18 @@ def test_bases_of_other_tokenizers_learn_from_the_same_text(source: TextModel) -
     assert other.text.encode(PROMPTS[0]).ids != source.encode(PROMPTS[0]).ids
 
     params = QUICK.model_copy(update={"steps": 20, "learning_rate": 5e-3})
-    found = distill(source, other.text, sql_adapter(), sites, params, rank=4, watch=Silent())
+    found = distill(source, other.text, sql_adapter(), sites, params, rank=4, watch=NullReporter())
 
     assert set(found.deltas) == set(sites)
     assert all(delta.shape == sites[site] and delta.rank == 4 for site, delta in found.deltas.items())
     assert found.measurements["distill_nats_carried"] < 0.7 * found.measurements["distill_nats_alone"]
 
 
-class Stopping(Silent):
+class Stopping(NullReporter):
     def __init__(self, phase: Phase, after: int) -> None:
         self.phase, self.after = phase, after
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         if phase == self.phase and done >= self.after:
             raise Cancelled("enough")
 
@@ -129,7 +129,7 @@ def test_an_interrupted_job_ends_with_the_same_bytes(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("workers.training.distill.EVERY_SECONDS", 0.0)
     params, common = QUICK.model_copy(update={"shift": shift}), common_to("harbor-2")
-    whole = distill(source, target, sql_adapter(), SITES, params, watch=Silent(), common=common)
+    whole = distill(source, target, sql_adapter(), SITES, params, watch=NullReporter(), common=common)
     with pytest.raises(Cancelled):
         distill(
             source, target, sql_adapter(), SITES, params,
@@ -138,7 +138,7 @@ def test_an_interrupted_job_ends_with_the_same_bytes(
 
     again = distill(
         source, target, sql_adapter(), SITES, params,
-        watch=Silent(), checkpoint_dir=tmp_path, common=common,
+        watch=NullReporter(), checkpoint_dir=tmp_path, common=common,
     )  # fmt: skip
 
     assert same(again, whole)
@@ -152,7 +152,7 @@ def test_the_shift_is_learnt_where_both_tokenizers_end_a_token(source: TextModel
     params = QUICK.model_copy(update={"steps": 12, "learning_rate": 5e-3, "shift": 1.0})
 
     found = distill(
-        source, other.text, sql_adapter(), sites, params, rank=4, watch=Silent(), common=common_to(name)
+        source, other.text, sql_adapter(), sites, params, rank=4, watch=NullReporter(), common=common_to(name)
     )
 
     assert found.measurements["distill_shift_carried"] < 0.8 * found.measurements["distill_shift_alone"]
@@ -183,7 +183,7 @@ def test_refining_goes_on_from_what_was_carried(source: TextModel, target: TextM
     with updated(target, deltas):
         copied = task_loss(target)
 
-    found = refine(source, target, deltas, deltas, params, watch=Silent())
+    found = refine(source, target, deltas, deltas, params, watch=NullReporter())
 
     with updated(target, found.deltas):
         assert task_loss(target) < copied + 0.01

@@ -18,9 +18,9 @@ from support.bundled import bundled, task_loss
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.models import updated
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 HUB = Path(__file__).parents[2] / "examples" / "hub"
 PROMPTS = [item.prompt for item in examples("train", 64, 5)]
@@ -28,18 +28,20 @@ SETTINGS = {"prompts": PROMPTS, "tokens": 800, "length": 48, "steps": 16, "learn
 QUICK = {"name": "distill", **SETTINGS}
 
 
-class StopsAt(Silent):
+class StopsAt(NullReporter):
     """A worker that is told to stop after some steps of training."""
 
     def __init__(self, step: int) -> None:
         self.last = step
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         if phase is Phase.TRAINING and done >= self.last:
             raise Cancelled("Stopped.")
 
 
-def _run(tmp_path: Path, out: str, method: dict[str, Any], watch: Silent | None = None) -> Conversion:
+def _run(
+    tmp_path: Path, out: str, method: dict[str, Any], watch: NullReporter | None = None
+) -> ConversionResult:
     request = ConversionRequest.model_validate(
         {
             "adapter": {"repo_id": "tiny/harbor-sql-lora"},
@@ -49,14 +51,14 @@ def _run(tmp_path: Path, out: str, method: dict[str, Any], watch: Silent | None 
             "output": {"dtype": "float32"},
         }
     )
-    tools = Tools(
+    tools = Runtime(
         LocalHub(HUB),
         FactorCache(tmp_path / "cache", 2**28),
         torch.device("cpu"),
-        scratch=tmp_path / "scratch",
+        scratch_dir=tmp_path / "scratch",
     )
-    found = run(request, "convert", tools, watch or Silent(), tmp_path / out, marker=None)
-    assert isinstance(found, Conversion)
+    found = run_conversion(request, "convert", tools, watch or NullReporter(), tmp_path / out, marker=None)
+    assert isinstance(found, ConversionResult)
     return found
 
 

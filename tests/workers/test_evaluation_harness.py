@@ -24,9 +24,9 @@ from workers.evaluation.reading import Reader
 from workers.evaluation.scoring import applied
 from workers.evaluation.tasks import TaskScores, harness
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ITEMS = read_task(EXAMPLES / "tasks" / "harbor-sql.jsonl")[:20]
@@ -41,7 +41,7 @@ def _scores(folder: Path, deltas: Any, **spec: Any) -> dict[str, TaskScores]:
     base = bundled("harbor-2").text
     chosen = harness(EvaluationSpec.model_validate(spec), folder)
     with applied(base, deltas):
-        return dict(chosen.run(base, Progress(Silent())))
+        return dict(chosen.run(base, Progress(NullReporter())))
 
 
 def test_the_harness_finds_what_one_finds_by_hand(tasks: Path) -> None:
@@ -68,10 +68,10 @@ def test_the_harness_finds_what_one_finds_by_hand(tasks: Path) -> None:
 def test_the_same_tasks_can_be_run_again_with_another_update(tasks: Path) -> None:
     base = bundled("harbor-2").text
     chosen = harness(EvaluationSpec(tasks=(CHOICE,), limit=6, num_fewshot=2), tasks)
-    alone = chosen.run(base, Progress(Silent()))
+    alone = chosen.run(base, Progress(NullReporter()))
     with applied(base, sql_adapter()):
-        moved = chosen.run(base, Progress(Silent()))
-    assert chosen.run(base, Progress(Silent())) == alone != moved
+        moved = chosen.run(base, Progress(NullReporter()))
+    assert chosen.run(base, Progress(NullReporter())) == alone != moved
     assert chosen.tasks[0].num_fewshot == 2
 
 
@@ -101,15 +101,15 @@ def test_without_examples_the_first_task_decides(tasks: Path, tmp_path: Path) ->
         }
     )
     hub = LocalHub(EXAMPLES / "hub")
-    tools = Tools(hub, FactorCache(tmp_path / "cache", 2**28), torch.device("cpu"), tasks_dir=tasks)
-    done = run(request, "convert", tools, Silent(), tmp_path / "out", marker=None)
-    assert isinstance(done, Conversion)
+    tools = Runtime(hub, FactorCache(tmp_path / "cache", 2**28), torch.device("cpu"), tasks_dir=tasks)
+    done = run_conversion(request, "convert", tools, NullReporter(), tmp_path / "out", marker=None)
+    assert isinstance(done, ConversionResult)
     told = done.report.evaluation
     assert told is not None and told.score == f"{CHOICE}/acc"
     assert [(task.name, task.documents) for task in told.tasks] == [(CHOICE, 10), (ROLLING, 10)]
-    difference = told.figure("moved", "difference")
+    difference = told.find_metric("moved", "difference")
     assert difference is not None and (difference.value, difference.low) == (1.0, 1.0)
-    perplexity = told.figure("moved", f"{ROLLING}/byte_perplexity")
+    perplexity = told.find_metric("moved", f"{ROLLING}/byte_perplexity")
     assert perplexity is not None and perplexity.value is not None and perplexity.low is None
 
 

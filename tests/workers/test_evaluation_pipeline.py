@@ -21,10 +21,10 @@ from transfer.linalg import frobenius
 from workers.cache.factors import FactorCache
 from workers.evaluation.controls import random_like
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, Kind, run
-from workers.report import NOT_EVALUATED, Evaluation, Figure, Report
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, Kind, run_conversion
+from workers.report import NOT_EVALUATED, Evaluation, Metric, Report
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINES = (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()
@@ -32,7 +32,7 @@ ITEMS = [json.loads(line) for line in LINES]
 SQL = "tiny/harbor-sql-lora"
 
 
-class Seen(Silent):
+class Seen(NullReporter):
     """What a watch was told."""
 
     def __init__(self, stop: Callable[[Phase, int], bool] = lambda phase, done: False) -> None:
@@ -41,14 +41,14 @@ class Seen(Silent):
         self.progress: list[tuple[int, int | None, str | None]] = []
         self._stop = stop
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         self.phases.append(phase)
         if phase is Phase.EVALUATING:
             self.progress.append((done, total, unit))
         if self._stop(phase, done):
             raise Cancelled("Stopped.")
 
-    def diagnosed(self, report: Report) -> None:
+    def report_evidence(self, report: Report) -> None:
         self.report = report
 
 
@@ -80,10 +80,10 @@ def _run(
     hub: Path,
     tmp_path: Path,
     evaluate: dict[str, Any],
-    watch: Silent | None = None,
+    watch: NullReporter | None = None,
     kind: Kind = "convert",
     **changes: Any,
-) -> Conversion:
+) -> ConversionResult:
     body = {
         "adapter": {"repo_id": SQL},
         "source": {"repo_id": "tiny/harbor-1"},
@@ -92,20 +92,20 @@ def _run(
         "evaluate": evaluate,
         **changes,
     }
-    tools = Tools(
+    tools = Runtime(
         LocalHub(hub),
         FactorCache(tmp_path / "cache", 2**28),
         torch.device("cpu"),
-        scratch=tmp_path / "scratch",
+        scratch_dir=tmp_path / "scratch",
     )
     request = ConversionRequest.model_validate(body)
-    found = run(request, kind, tools, watch or Silent(), tmp_path / "out", marker=None)
-    assert isinstance(found, Conversion)
+    found = run_conversion(request, kind, tools, watch or NullReporter(), tmp_path / "out", marker=None)
+    assert isinstance(found, ConversionResult)
     return found
 
 
-def _figure(found: Evaluation, subject: Any, metric: str) -> Figure:
-    figure = found.figure(subject, metric)
+def _figure(found: Evaluation, subject: Any, metric: str) -> Metric:
+    figure = found.find_metric(subject, metric)
     assert figure is not None, (subject, metric)
     return figure
 

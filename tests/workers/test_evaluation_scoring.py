@@ -19,7 +19,7 @@ from workers.evaluation.reading import Reader
 from workers.evaluation.refusals import refusal_scores, refuses
 from workers.evaluation.scoring import Scorer, applied
 from workers.models import TextModel
-from workers.watch import Silent
+from workers.watch import NullReporter
 
 ITEMS = read_task(Path(__file__).parents[2] / "examples" / "tasks" / "harbor-sql.jsonl")
 EXAMPLES = [{"prompt": item.prompt, "answer": item.answer} for item in ITEMS[:24]]
@@ -33,7 +33,7 @@ class Loaded:
 
 
 def _scorer(**spec: Any) -> Scorer:
-    return Scorer(Loaded(), EvaluationSpec.model_validate(spec), Progress(Silent()))  # type: ignore[arg-type]
+    return Scorer(Loaded(), EvaluationSpec.model_validate(spec), Progress(NullReporter()))  # type: ignore[arg-type]
 
 
 def _log_probabilities(base: TextModel, text: str) -> tuple[list[float], list[tuple[int, int]]]:
@@ -208,6 +208,6 @@ def test_refusals_are_counted_over_what_the_model_writes(monkeypatch: pytest.Mon
     prompts = [item.prompt for item in ITEMS[:40]]
     deltas = sql_adapter()
     bases: Any = Loaded()
-    moved = refusal_scores(bases, "target", deltas, prompts, 8, Progress(Silent()))
-    alone = refusal_scores(bases, "target", {}, prompts, 8, Progress(Silent()))
+    moved = refusal_scores(bases, "target", deltas, prompts, 8, Progress(NullReporter()))
+    alone = refusal_scores(bases, "target", {}, prompts, 8, Progress(NullReporter()))
     assert (sum(moved), sum(alone)) == (40.0, 0.0)

@@ -147,7 +147,7 @@ def test_cold_and_warm_give_the_same_bytes_whoever_warmed_the_cache(
 
 
 def pair_entries(cache: FactorCache) -> int:
-    return sum(isinstance(entry.key, PairKey) for entry in cache.ls())
+    return sum(isinstance(entry.key, PairKey) for entry in cache.list_entries())
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ from support.tiny_pools import make_anchors
 from support.tiny_repos import ADAPTER, NEW, OLD, make_hub
 from workers.cache.factors import FactorCache
 from workers.hub.remote import RemoteHub
-from workers.runner import Desk, run_job
-from workers.tools import Tools
+from workers.runner import WorkerContext, run_job
+from workers.tools import Runtime
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
@@ -70,7 +70,7 @@ class Deployment:
     hub: StandinHub
     store: JobStore
     redis_url: str
-    desk: Desk = field(init=False)
+    desk: WorkerContext = field(init=False)
 
     def __post_init__(self) -> None:
         settings = Settings(
@@ -80,12 +80,12 @@ class Deployment:
             secret_keys=SecretStr(KEY),
             hub_token=SecretStr(ACME),  # of the deployment, which no other tenant may use
         )
-        tools = Tools(
+        tools = Runtime(
             RemoteHub(ACME, self.hub.url, self.root / "hf"),
             FactorCache(self.root / "factors", 2**30, self.redis_url),
             torch.device("cpu"),
         )
-        self.desk = Desk(settings, self.store, tools, "worker-1")
+        self.desk = WorkerContext(settings, self.store, tools, "worker-1")
 
     def run(self, tenant: str, **changes: Any) -> JobRecord:
         """A conversion from submission to its end."""

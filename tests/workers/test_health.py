@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rebase.settings import Settings
-from workers.health import alive_file, is_alive, keep_alive
+from workers.health import get_alive_file, is_alive, keep_alive
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -37,4 +37,4 @@ def test_a_worker_whose_folder_cannot_be_written_is_alive_again_when_it_can(
     assert thread.is_alive()
     stop.set()
     thread.join(20)
-    assert not alive_file(settings).exists()
+    assert not get_alive_file(settings).exists()

@@ -23,7 +23,7 @@ from rebase.errors import (
 from rebase.schemas.repos import RepoRef
 from support.standin_hub import StandinHub
 from workers.hub.local import LocalHub
-from workers.hub.port import HubPort, Published
+from workers.hub.port import Hub, Published
 from workers.hub.remote import RemoteHub
 
 SIZE = 50_000
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 class Place:
     """A hub with a way to put repos into it that does not go through the port."""
 
-    hub: HubPort
+    hub: Hub
     add: Callable[[str, Path], object]
 
 
@@ -72,7 +72,7 @@ def result(tmp_path: Path) -> Path:
 
 
 def publish(
-    hub: HubPort, folder: Path, job: str, parent: str | None = None, *, create_pr: bool = False
+    hub: Hub, folder: Path, job: str, parent: str | None = None, *, create_pr: bool = False
 ) -> Published:
     message = f"Move a to b\n\nRebase-Job: {job}"
     return hub.publish("acme/out", folder, message=message, parent=parent, private=True, create_pr=create_pr)
@@ -100,7 +100,7 @@ def test_a_file_is_fetched_whole(place: Place, model: Path) -> None:
 def test_any_part_of_a_file_can_be_read(place: Place, model: Path, wanted: int | None) -> None:
     place.add("acme/base", model)
     pinned = place.hub.resolve(RepoRef(repo_id="acme/base"))
-    source = place.hub.open(pinned, "model.safetensors", wanted=wanted)
+    source = place.hub.open(pinned, "model.safetensors", expected_bytes=wanted)
     content = (model / "model.safetensors").read_bytes()
     assert source.size == SIZE
     for offset, length in [(0, 8), (1234, 4567), (SIZE - 1, 1), (7, 0)]:
@@ -117,7 +117,7 @@ def test_reading_past_the_end_is_unsafe(
 ) -> None:
     place.add("acme/base", model)
     pinned = place.hub.resolve(RepoRef(repo_id="acme/base"))
-    source = place.hub.open(pinned, "model.safetensors", wanted=wanted)
+    source = place.hub.open(pinned, "model.safetensors", expected_bytes=wanted)
     with pytest.raises(UnsafeFile, match="truncated"):
         source.read(offset, length)
 
@@ -146,7 +146,7 @@ def test_an_unknown_repo_is_not_found(place: Place) -> None:
         with pytest.raises(RepoNotFound, match="acme/nope") as caught:
             ask()
         assert caught.value.hint
-    assert place.hub.head("acme/nope") is None
+    assert place.hub.get_latest("acme/nope") is None
     assert place.hub.find_commit("acme/nope", "job") is None
 
 
@@ -168,7 +168,7 @@ def test_publishing_creates_the_repo_with_one_commit(place: Place, result: Path)
     place.hub.check_write("acme/out")
     published = publish(place.hub, result, "1")
     assert published.pull_request is None
-    head = place.hub.head("acme/out")
+    head = place.hub.get_latest("acme/out")
     assert head is not None
     assert head.sha == published.commit
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= head.files.keys()
@@ -182,7 +182,7 @@ def test_a_commit_stands_on_its_parent_and_keeps_its_files(place: Place, result:
     (result / "README.md").write_text("---\nlibrary_name: peft\n---\n# again\n")
     (result / "adapter_config.json").unlink()
     second = publish(place.hub, result, "2", first.commit)
-    head = place.hub.head("acme/out")
+    head = place.hub.get_latest("acme/out")
     assert head is not None
     assert head.sha == second.commit != first.commit
     assert "adapter_config.json" in head.files
@@ -200,7 +200,7 @@ def test_a_parent_that_moved_is_refused_and_changes_nothing(place: Place, result
         with pytest.raises(ParentMoved) as caught:
             publish(place.hub, result, "3", parent)
         assert caught.value.retryable
-    head = place.hub.head("acme/out")
+    head = place.hub.get_latest("acme/out")
     assert head is not None
     assert head.sha == second.commit
     assert place.hub.find_commit("acme/out", "Rebase-Job: 3") is None
@@ -221,7 +221,7 @@ def test_a_pull_request_leaves_main_alone_and_is_found_by_its_marker(place: Plac
     proposed = [publish(place.hub, result, job, first.commit, create_pr=True) for job in ("2", "3")]
     assert proposed[0].pull_request
     assert proposed[0].pull_request != proposed[1].pull_request
-    head = place.hub.head("acme/out")
+    head = place.hub.get_latest("acme/out")
     assert head is not None
     assert head.sha == first.commit
     assert place.hub.find_commit("acme/out", "Rebase-Job: 3") == proposed[1]
@@ -236,7 +236,7 @@ def test_an_output_without_owner_is_forbidden(place: Place) -> None:
 
 
 def test_a_default_output_that_is_too_long_asks_for_a_name(place: Place) -> None:
-    assert place.hub.default_output("acme/a--b") in ("acme/a--b", "acme/a-b")
+    assert place.hub.make_output_name("acme/a--b") in ("acme/a--b", "acme/a-b")
     with pytest.raises(RequestInvalid, match="96 characters") as caught:
-        place.hub.default_output("acme/" + "a" * 60 + "--" + "b" * 60)
+        place.hub.make_output_name("acme/" + "a" * 60 + "--" + "b" * 60)
     assert caught.value.pointer == "/output/repo_id"

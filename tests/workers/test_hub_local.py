@@ -112,7 +112,7 @@ def test_of_many_writers_on_one_parent_one_wins(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert outcomes.count("moved") == 5
-    head = hub.head("acme/out")
+    head = hub.get_latest("acme/out")
     assert head is not None
     assert head.sha in outcomes
 
@@ -152,17 +152,17 @@ def test_a_plain_folder_is_never_written_to(tmp_path: Path) -> None:
 
 def test_hashes_are_remembered_between_processes_until_the_file_changes(tmp_path: Path) -> None:
     file = fill(tmp_path / "m", w="1" * 100) / "w"
-    first = HashCache(tmp_path / "hashes").sha256(file, file.stat())
+    first = HashCache(tmp_path / "hashes").get_sha256(file, file.stat())
     entry = next((tmp_path / "hashes").iterdir())
     stamp = entry.read_text().split()[0]
     entry.write_text(f"{stamp} {'f' * 64}")
     assert (
-        HashCache(tmp_path / "hashes").sha256(file, file.stat()) == "f" * 64
+        HashCache(tmp_path / "hashes").get_sha256(file, file.stat()) == "f" * 64
     )  # believed, so it was not hashed
     entry.write_text("rubbish")
-    assert HashCache(tmp_path / "hashes").sha256(file, file.stat()) == first
+    assert HashCache(tmp_path / "hashes").get_sha256(file, file.stat()) == first
     file.write_text("2" * 100)
-    assert HashCache(tmp_path / "hashes").sha256(file, file.stat()) != first
+    assert HashCache(tmp_path / "hashes").get_sha256(file, file.stat()) != first
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -185,7 +185,7 @@ def test_a_repo_that_is_a_link_out_of_the_root_does_not_exist(tmp_path: Path) ->
 def test_a_link_smuggled_into_a_revision_is_refused(tmp_path: Path) -> None:
     hub = LocalHub(tmp_path / "hub")
     commit(hub, fill(tmp_path / "a", x="1"))
-    head = hub.head("acme/out")
+    head = hub.get_latest("acme/out")
     assert head is not None
     file = hub.fetch(head, "x")
     file.unlink()
@@ -219,10 +219,10 @@ def test_records_that_somebody_broke_are_told_apart_from_missing_ones(tmp_path: 
     repo = tmp_path / "hub" / "acme" / "out"
     (repo / "commits" / f"{sha}.json").write_text("{")
     with pytest.raises(HubUnavailable, match="cannot be read"):
-        hub.head("acme/out")
+        hub.get_latest("acme/out")
     (repo / "refs" / "main").write_text("rubbish")
     with pytest.raises(HubUnavailable, match="does not name a commit"):
-        hub.head("acme/out")
+        hub.get_latest("acme/out")
 
 
 def test_a_place_that_cannot_be_written_is_forbidden_before_the_work(tmp_path: Path) -> None:

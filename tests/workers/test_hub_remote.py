@@ -30,7 +30,7 @@ from support.standin_hub import StandinHub
 from workers.hub.factory import make_hub
 from workers.hub.files import FileSource
 from workers.hub.local import LocalHub
-from workers.hub.permissions import may_create
+from workers.hub.permissions import can_create_repo
 from workers.hub.port import ByteSource, PinnedRepo, Published
 from workers.hub.remote import RemoteHub
 from workers.hub.transport import RangeSource
@@ -82,7 +82,7 @@ def publish(hub: RemoteHub, folder: Path, *, parent: str | None = None, create_p
 
 def ranged(hub: RemoteHub, wanted: int = 100) -> tuple[PinnedRepo, ByteSource]:
     pinned = hub.resolve(RepoRef(repo_id="acme/base"))
-    return pinned, hub.open(pinned, "model.safetensors", wanted=wanted)
+    return pinned, hub.open(pinned, "model.safetensors", expected_bytes=wanted)
 
 
 def test_a_private_repo_does_not_exist_for_strangers(server: StandinHub, tmp_path: Path, model: Path) -> None:
@@ -286,7 +286,7 @@ def test_an_answer_that_is_not_the_hub_s_is_an_error_of_its_own(
 
 
 def test_the_default_output_has_no_double_dashes(server: StandinHub, tmp_path: Path) -> None:
-    assert hub_of(server, tmp_path).default_output("acme/a---b--c") == "acme/a-b-c"
+    assert hub_of(server, tmp_path).make_output_name("acme/a---b--c") == "acme/a-b-c"
 
 
 @pytest.mark.parametrize("token", ["hf_other", "hf_reader", None])
@@ -320,7 +320,7 @@ def test_a_pull_request_needs_only_read_access(
     server.add_repo("acme/out", model)
     hub = hub_of(server, tmp_path, "hf_other")
     hub.check_write("acme/out", create_pr=True)
-    head = hub.head("acme/out")
+    head = hub.get_latest("acme/out")
     assert head is not None
     proposed = publish(hub, result, parent=head.sha, create_pr=True)
     assert proposed.pull_request == f"{server.url}/acme/out/discussions/1"
@@ -332,9 +332,9 @@ def test_a_fine_grained_token_writes_where_its_scope_says() -> None:
     scope = {"entity": {"name": "acme"}, "permissions": ["repo.write"]}
     token = {"role": "fineGrained", "fineGrained": {"scoped": [scope]}}
     who = {"name": "bob", "auth": {"accessToken": token}}
-    assert may_create(who, "acme")
-    assert not may_create(who, "bob")
-    assert may_create({"name": "bob"}, "bob")
+    assert can_create_repo(who, "acme")
+    assert not can_create_repo(who, "bob")
+    assert can_create_repo({"name": "bob"}, "bob")
 
 
 def test_a_commit_whose_answer_got_lost_is_found_and_not_repeated(
@@ -343,7 +343,7 @@ def test_a_commit_whose_answer_got_lost_is_found_and_not_repeated(
     hub = hub_of(server, tmp_path)
     server.fail("POST .*/commit/", kind="drop_after")
     published = publish(hub, result)
-    head = hub.head("acme/out")
+    head = hub.get_latest("acme/out")
     assert head is not None
     assert published.commit == head.sha
     titles = [commit.title for commit in server.store.repos["acme/out"].commits.values()]
@@ -366,7 +366,7 @@ def test_a_commit_that_never_arrived_is_retryable(server: StandinHub, tmp_path: 
     with pytest.raises(HubUnavailable):
         publish(hub, result)
     assert hub.find_commit("acme/out", "Rebase-Job: 1") is None
-    head = hub.head("acme/out")
+    head = hub.get_latest("acme/out")
     assert head is not None
     assert head.files.keys() == {".gitattributes"}
     publish(hub, result, parent=head.sha)
@@ -432,7 +432,7 @@ def test_a_file_that_is_not_in_the_pinned_commit_is_not_asked_for(
     pinned = hub.resolve(RepoRef(repo_id="acme/base"))
     server.requests.clear()
     with pytest.raises(FileMissing):
-        hub.open(pinned, "nope.safetensors", wanted=1)
+        hub.open(pinned, "nope.safetensors", expected_bytes=1)
     assert not server.requests
 
 

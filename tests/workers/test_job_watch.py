@@ -8,10 +8,10 @@ import migrations
 from rebase.store.database import Database
 from rebase.store.job_store import JobStore
 from support.databases import a_request
-from workers.card import write_card
-from workers.heart import Heart
-from workers.job_watch import JobWatch
-from workers.report import LayerMap, Precheck, RepoAt, Report, TextRead
+from workers.card import render_model_card
+from workers.heart import LeaseHeartbeat
+from workers.job_watch import JobProgress
+from workers.report import CorpusInfo, LayerMap, Precheck, RepoRevision, Report
 
 ALIKE = LayerMap(
     similarity=[[0.9, 0.25, 0.0], [0.1, 0.5, 1.0]],
@@ -22,7 +22,7 @@ ALIKE = LayerMap(
     coverage_source=0.9,
     coverage_target=0.8,
     biased=[0.95, 0.625, 1.0],
-    corpus=TextRead(name="a|b", digest="0" * 64, documents=3),
+    corpus=CorpusInfo(name="a|b", digest="0" * 64, documents=3),
 )
 
 
@@ -30,9 +30,9 @@ def _report(layer_map: LayerMap | None) -> Report:
     return Report(
         rebase_version="0",
         libraries={},
-        adapter=RepoAt(repo_id="acme/sql-lora", sha="a" * 40),
-        source=RepoAt(repo_id="acme/old", sha="b" * 40),
-        target=RepoAt(repo_id="acme/new", sha="c" * 40),
+        adapter=RepoRevision(repo_id="acme/sql-lora", sha="a" * 40),
+        source=RepoRevision(repo_id="acme/old", sha="b" * 40),
+        target=RepoRevision(repo_id="acme/new", sha="c" * 40),
         method_requested={"name": "copy"},
         method_used={"name": "copy"},
         precheck=Precheck(verdict="uncertain", reasons=[], measurements={}),
@@ -48,9 +48,9 @@ def test_the_layer_map_of_a_report_is_stored_once_as_rows_and_its_figures_in_the
     store = JobStore(Database.open(url))
     claim = store.claim(store.submit("default", "convert", a_request())[0].id, "worker", 60)
     assert claim is not None
-    watch = JobWatch(store, claim, Heart(store, claim, every_s=10, lease_s=60))
+    watch = JobProgress(store, claim, LeaseHeartbeat(store, claim, interval_s=10, lease_s=60))
 
-    watch.diagnosed(_report(ALIKE))
+    watch.report_evidence(_report(ALIKE))
     found = store.get_diagnostics("default", claim.job_id)
     assert found.summary is not None
     assert (
@@ -65,7 +65,7 @@ def test_the_layer_map_of_a_report_is_stored_once_as_rows_and_its_figures_in_the
     )
     assert "similarity" not in found.summary["layer_map"]
 
-    watch.diagnosed(_report(None))
+    watch.report_evidence(_report(None))
     found = store.get_diagnostics("default", claim.job_id)
     assert found.summary is not None
     assert (found.summary["layer_map"], found.layer_similarity.similarity) == (None, [])
@@ -73,7 +73,7 @@ def test_the_layer_map_of_a_report_is_stored_once_as_rows_and_its_figures_in_the
 
 
 def test_the_card_says_the_map_in_numbers_and_quotes_names_without_markup() -> None:
-    card = write_card(_report(ALIKE), {})
+    card = render_model_card(_report(ALIKE), {})
     for line in (
         "| target layers with a similar source layer | 67% (above 0.7) |",
         "| similarity along the map | mean 0.8, lowest 0.5 |",
@@ -83,4 +83,4 @@ def test_the_card_says_the_map_in_numbers_and_quotes_names_without_markup() -> N
     ):
         assert line in card
     assert "(layer_similarity.png)" in card
-    assert "layer_similarity" not in write_card(_report(None), {})
+    assert "layer_similarity" not in render_model_card(_report(None), {})

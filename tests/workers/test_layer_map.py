@@ -15,16 +15,16 @@ from rebase.errors import IncompatiblePair
 from rebase.schemas.conversions import ConversionRequest
 from support.tiny_repos import ADAPTER, NEW, make_hub
 from workers.cache.factors import FactorCache
-from workers.drawing import colour_of, draw_layer_map
+from workers.drawing import draw_layer_map, get_color
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.report import LayerMap, TextRead
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.report import CorpusInfo, LayerMap
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "hub"
-TEXT = TextRead(name="some", digest="0" * 64, documents=3)
+TEXT = CorpusInfo(name="some", digest="0" * 64, documents=3)
 
 
 def _map(sources: int, targets: int) -> LayerMap:
@@ -53,10 +53,10 @@ def test_a_map_of_any_depth_is_drawn_and_always_the_same(sources: int, targets: 
 
 
 def test_colours_rise_with_similarity_and_stay_in_their_range() -> None:
-    brightness = [sum(colour_of(value / 10)) for value in range(11)]
+    brightness = [sum(get_color(value / 10)) for value in range(11)]
     assert brightness == sorted(brightness)
-    assert colour_of(-0.2) == colour_of(0.0)
-    assert colour_of(1.2) == colour_of(1.0)
+    assert get_color(-0.2) == get_color(0.0)
+    assert get_color(1.2) == get_color(1.0)
 
 
 def test_a_map_that_contradicts_itself_is_refused() -> None:
@@ -66,11 +66,11 @@ def test_a_map_that_contradicts_itself_is_refused() -> None:
             LayerMap.model_validate({**whole, **wrong})
 
 
-def _run(hub: Path, tmp_path: Path, out: str, **request: Any) -> Conversion:
-    tools = Tools(LocalHub(hub), FactorCache(tmp_path / "cache", 2**28), CPU, scratch=tmp_path)
+def _run(hub: Path, tmp_path: Path, out: str, **request: Any) -> ConversionResult:
+    tools = Runtime(LocalHub(hub), FactorCache(tmp_path / "cache", 2**28), CPU, scratch_dir=tmp_path)
     wanted = ConversionRequest.model_validate({"method": "copy", **request})
-    found = run(wanted, "convert", tools, Silent(), tmp_path / out, marker=None)
-    assert isinstance(found, Conversion)
+    found = run_conversion(wanted, "convert", tools, NullReporter(), tmp_path / out, marker=None)
+    assert isinstance(found, ConversionResult)
     return found
 
 

@@ -25,9 +25,9 @@ from support.tiny_models import save_adapter, save_base, tiny_model, token_batch
 from support.tiny_repos import edit_json, perturb, tokenizer
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 SOURCE, SIBLING, WIDER, ADAPTER = "acme/old", "acme/new", "acme/wider", "acme/skill"
 ROLES = {"self_attn": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}
@@ -127,9 +127,9 @@ def moved(hub: Path, raw: dict[str, Any], target: str, work: Path) -> Path:
             "precheck": {"on_incompatible": "warn"},
         }
     )
-    tools = Tools(LocalHub(hub), FactorCache(work / "cache", 2**30), torch.device("cpu"))
-    outcome = run(request, "convert", tools, Silent(), work / "moved", marker=None)
-    assert isinstance(outcome, Conversion)
+    tools = Runtime(LocalHub(hub), FactorCache(work / "cache", 2**30), torch.device("cpu"))
+    outcome = run_conversion(request, "convert", tools, NullReporter(), work / "moved", marker=None)
+    assert isinstance(outcome, ConversionResult)
     return work / "moved"
 
 

@@ -31,10 +31,10 @@ from support.tiny_models import save_adapter, tiny_model
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
+from workers.pipeline import ConversionResult, run_conversion
 from workers.report import Report
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +47,31 @@ def hub(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "hub"))
 
 
-class Recorder(Silent):
+class Recorder(NullReporter):
     """A watch that remembers the phases and the reports."""
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
         self.reports: list[Report] = []
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         if phase not in self.phases:
             self.phases.append(phase)
 
-    def diagnosed(self, report: Report) -> None:
+    def report_evidence(self, report: Report) -> None:
         self.reports.append(report)
 
 
-def convert(hub: Path, *, kind: Any = "convert", marker: str | None = None, **changes: Any) -> Conversion:
+def convert(
+    hub: Path, *, kind: Any = "convert", marker: str | None = None, **changes: Any
+) -> ConversionResult:
     body: dict[str, Any] = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": "copy"}
-    watch = changes.pop("watch", Silent())
+    watch = changes.pop("watch", NullReporter())
     out = changes.pop("out", hub.parent / "out")
     request = ConversionRequest.model_validate(body | changes)
-    tools = Tools(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
-    outcome = run(request, kind, tools, watch, out, marker=marker)
-    assert isinstance(outcome, Conversion)
+    tools = Runtime(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
+    outcome = run_conversion(request, kind, tools, watch, out, marker=marker)
+    assert isinstance(outcome, ConversionResult)
     return outcome
 
 
@@ -106,11 +108,11 @@ def test_a_second_adapter_between_the_same_bases_factorises_and_aligns_nothing(h
     edit_json(hub / "acme/other-skill" / "adapter_config.json", base_model_name_or_path=OLD, revision=None)
     convert(hub, method=method, out=hub.parent / "one")
     cache = FactorCache(hub.parent / "cache", 2**30)
-    entries = {entry.key for entry in cache.ls()}
+    entries = {entry.key for entry in cache.list_entries()}
     assert len(entries) == 3 * 14
 
     convert(hub, adapter={"repo_id": "acme/other-skill"}, method=method, out=hub.parent / "two")
-    assert {entry.key for entry in cache.ls()} == entries
+    assert {entry.key for entry in cache.list_entries()} == entries
 
 
 def test_the_report_and_card_tell_where_everything_came_from(hub: Path) -> None:

@@ -26,10 +26,10 @@ from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtur
 from support.standin_hub import StandinHub
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.hub.port import HubPort
+from workers.hub.port import Hub
 from workers.hub.remote import RemoteHub
-from workers.runner import Desk, run_job
-from workers.tools import Tools
+from workers.runner import WorkerContext, run_job
+from workers.tools import Runtime
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "hub" / "tiny"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -49,9 +49,9 @@ TOKEN = "hf_tiny"
 class Office:
     """A hub, a store, a worker, and a way to put repos onto the hub that does not go through the port."""
 
-    hub: HubPort
+    hub: Hub
     store: JobStore
-    desk: Desk
+    desk: WorkerContext
     add: Callable[[str, Path], object]
     server: StandinHub | None = None
 
@@ -90,10 +90,10 @@ def office(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> I
     database = Database.open(sqlite_url)
     store = JobStore(database)
 
-    def make(hub: HubPort, add: Callable[[str, Path], object], server: StandinHub | None) -> Office:
-        tools = Tools(hub, FactorCache(tmp_path / "cache", 2**30, None, 60, 2**20), torch.device("cpu"))
+    def make(hub: Hub, add: Callable[[str, Path], object], server: StandinHub | None) -> Office:
+        tools = Runtime(hub, FactorCache(tmp_path / "cache", 2**30, None, 60, 2**20), torch.device("cpu"))
         settings = Settings(_env_file=None, home=tmp_path, heartbeat_s=0.2, retry_base_s=0, hub_token=TOKEN)
-        return Office(hub, store, Desk(settings, store, tools, "worker"), add, server)
+        return Office(hub, store, WorkerContext(settings, store, tools, "worker"), add, server)
 
     try:
         if request.param == "local":
@@ -109,7 +109,7 @@ def office(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> I
 
 
 def _into(hub: LocalHub, repo_id: str, files: Path) -> None:
-    head = hub.head(repo_id)
+    head = hub.get_latest(repo_id)
     parent = head.sha if head is not None else None
     hub.publish(repo_id, files, message="Add files", parent=parent, private=True, create_pr=False)
 
@@ -141,11 +141,11 @@ def test_a_release_that_passes_becomes_a_campaign_whose_facts_come_from_the_hub(
     assert (facts["model_type"], facts["licences"]) == ("llama", ["apache-2.0"])
     assert facts["bytes"] == (files_of("harbor-2") / "model.safetensors").stat().st_size
     assert facts["parameters"] * 2 == pytest.approx(facts["bytes"], rel=0.02)  # bfloat16, and a header
-    head = office.hub.head("tiny/harbor-2")
+    head = office.hub.get_latest("tiny/harbor-2")
     assert head is not None
     (entry,) = office.store.list_campaign_entries(DEFAULT_TENANT, campaign.id)
     assert entry.job.request["target"] == {"repo_id": "tiny/harbor-2", "revision": head.sha}
-    assert entry.job.request["output"]["repo_id"] == office.hub.default_output(
+    assert entry.job.request["output"]["repo_id"] == office.hub.make_output_name(
         "tiny/harbor-sql-lora--harbor-2"
     )
 
@@ -304,7 +304,7 @@ def test_a_look_finds_the_release_whose_webhook_never_came_and_both_make_one(off
     (look,) = office.work("reconcile")
 
     assert look["releases"] == 1, "harbor-1 is older than the subscription, lantern-1 is of another family"
-    head = office.hub.head("tiny/harbor-2")
+    head = office.hub.get_latest("tiny/harbor-2")
     assert head is not None
     assert office.store.record_release(seen(head.sha, "tiny/harbor-2")) == "duplicate", (
         "the webhook comes late"
@@ -350,22 +350,22 @@ def test_a_subscription_that_begins_in_the_past_finds_what_exists(office: Office
 
 
 def test_an_owner_who_does_not_exist_has_no_models(office: Office) -> None:
-    assert list(office.hub.models_of("nobody")) == []
-    assert list(office.hub.models_of("..")) == []
+    assert list(office.hub.list_models("nobody")) == []
+    assert list(office.hub.list_models("..")) == []
 
 
 def test_models_are_listed_the_last_changed_first(office: Office) -> None:
     for name in ("harbor-1", "harbor-2", "lantern-1"):
         office.add(f"tiny/{name}", files_of(name))
-    found = list(office.hub.models_of("tiny"))
+    found = list(office.hub.list_models("tiny"))
     assert [model.repo_id for model in found] == ["tiny/lantern-1", "tiny/harbor-2", "tiny/harbor-1"]
     assert all(model.created_at <= model.modified_at for model in found)
-    assert found[0].sha == office.hub.info("tiny/lantern-1").repo.sha
+    assert found[0].sha == office.hub.get_info("tiny/lantern-1").repo.sha
 
 
 def test_cards_that_are_no_yaml_say_nothing(office: Office, tmp_path: Path) -> None:
     office.add("tiny/harbor-2", variant(tmp_path, card="No metadata here."))
-    assert office.hub.info("tiny/harbor-2").licences == ()
+    assert office.hub.get_info("tiny/harbor-2").licenses == ()
 
 
 @pytest.mark.parametrize("office", ["local"], indirect=True)
@@ -376,7 +376,7 @@ def test_what_cannot_be_written_is_spelled_out_or_left_out(
     office: Office, tmp_path: Path, licence: str, read: tuple[str, ...]
 ) -> None:
     office.add("tiny/harbor-2", variant(tmp_path, card=f"---\nlicense: {licence}\n---\n"))
-    assert office.hub.info("tiny/harbor-2").licences == read
+    assert office.hub.get_info("tiny/harbor-2").licenses == read
 
 
 @pytest.mark.parametrize("licence", ['"\\e]0;mine\\a\\nx"', '"\\0"'])

@@ -34,12 +34,12 @@ from support.databases import (  # noqa: F401  (fixtures)
 )
 from support.tiny_repos import ADAPTER, NEW, OTHER, make_hub
 from workers.cache.factors import FactorCache
-from workers.heart import Heart
+from workers.heart import LeaseHeartbeat
 from workers.hub.local import LocalHub
 from workers.hub.port import Published
-from workers.job_watch import JobWatch
-from workers.runner import Desk, run_job
-from workers.tools import Tools
+from workers.job_watch import JobProgress
+from workers.runner import WorkerContext, run_job
+from workers.tools import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ class Office:
         self.settings = Settings(home=root / "home", heartbeat_s=0.05, lease_s=5, retry_base_s=0)
         self.cache = FactorCache(root / "cache", 2**30)
 
-    def desk(self, hub: LocalHub | None = None, owner: str = "worker-1") -> Desk:
-        tools = Tools(hub or self.hub, self.cache, torch.device("cpu"))
-        return Desk(self.settings, self.store, tools, owner)
+    def desk(self, hub: LocalHub | None = None, owner: str = "worker-1") -> WorkerContext:
+        tools = Runtime(hub or self.hub, self.cache, torch.device("cpu"))
+        return WorkerContext(self.settings, self.store, tools, owner)
 
     def submit(self, kind: Any = "convert", **changes: Any) -> str:
         body = {
@@ -366,7 +366,7 @@ def test_a_heart_beats_on_after_an_odd_error_of_the_database(
         return original(*args)
 
     monkeypatch.setattr(office.store, "heartbeat", heartbeat)
-    with Heart(office.store, claim, every_s=0.02, lease_s=5) as heart:
+    with LeaseHeartbeat(office.store, claim, interval_s=0.02, lease_s=5) as heart:
         assert thrice.wait(30), "a heart that stopped at the odd error"
         heart.check()
 
@@ -410,16 +410,16 @@ class _Stepped:
     """Runs something the first time a phase is told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, phase: Phase, action: Callable[[], None]) -> None:
-        original = JobWatch.step
+        original = JobProgress.update
 
-        def step(watch: JobWatch, told: Phase, *rest: Any) -> None:
+        def step(watch: JobProgress, told: Phase, *rest: Any) -> None:
             if told is phase and not self.done.is_set():
                 self.done.set()
                 action()
             original(watch, told, *rest)
 
         self.done = threading.Event()
-        monkeypatch.setattr(JobWatch, "step", step)
+        monkeypatch.setattr(JobProgress, "step", step)
 
 
 def test_a_cancellation_is_heard_between_steps(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

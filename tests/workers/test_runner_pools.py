@@ -31,8 +31,8 @@ from support.tiny_repos import NEW, make_hub
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.hub.port import Published
-from workers.runner import Desk, run_job
-from workers.tools import Tools
+from workers.runner import WorkerContext, run_job
+from workers.tools import Runtime
 
 
 class NoCommits(LocalHub):
@@ -63,8 +63,8 @@ class Office:
         self.cache = FactorCache(root / "cache", 2**30)
 
     def work(self, job_id: str, hub: type[LocalHub] = LocalHub) -> None:
-        tools = Tools(hub(self.root / "hub"), self.cache, torch.device("cpu"))
-        run_job(job_id, Desk(self.settings, self.store, tools, "worker-1"))
+        tools = Runtime(hub(self.root / "hub"), self.cache, torch.device("cpu"))
+        run_job(job_id, WorkerContext(self.settings, self.store, tools, "worker-1"))
 
     def register(self, tenant: str = DEFAULT_TENANT, **changes: Any) -> str:
         request = PoolRequest.model_validate(body() | changes)

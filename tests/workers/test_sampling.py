@@ -28,7 +28,7 @@ from workers.tensors.model_reader import open_model
 from workers.training.samples import Written, flaw
 from workers.training.sampling import opened, write
 from workers.training.written import written_by
-from workers.watch import Silent
+from workers.watch import NullReporter
 
 PROMPTS = tuple(item.prompt for item in examples("train", 12, 5))
 PARAMS = DistillParams(prompts=PROMPTS, tokens=600, length=32)
@@ -137,7 +137,7 @@ def test_tokens_are_drawn_as_often_as_the_model_says(source: TextModel, asked: l
 
 def test_scores_are_the_difference_of_both_models_log_probabilities(source: TextModel) -> None:
     deltas = sql_adapter()
-    found = written_by(source, deltas, PARAMS, watch=Silent())
+    found = written_by(source, deltas, PARAMS, watch=NullReporter())
 
     for sample in found.samples[:6]:
         encoded = opened(source, sample.text)
@@ -173,7 +173,7 @@ def test_refuse_is_told_from_text(text: str, ids: list[int], prompted: bool, exp
 
 
 def test_no_text_comes_twice_and_what_was_dropped_is_counted(source: TextModel) -> None:
-    found = written_by(source, sql_adapter(), PARAMS, watch=Silent())
+    found = written_by(source, sql_adapter(), PARAMS, watch=NullReporter())
 
     assert len({sample.text for sample in found.samples}) == len(found.samples)
     assert len(found.samples) + sum(found.dropped.values()) == found.batches * -(-600 // 32)
@@ -181,11 +181,11 @@ def test_no_text_comes_twice_and_what_was_dropped_is_counted(source: TextModel) 
     assert any(sample.ended for sample in found.samples)
 
 
-class Stopping(Silent):
+class Stopping(NullReporter):
     def __init__(self, calls: int) -> None:
         self.left = calls
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         assert (phase, unit) == (Phase.COLLECTING, "tokens")
         self.left -= 1
         if self.left < 0:
@@ -197,31 +197,31 @@ def test_writing_goes_on_after_the_last_batch_that_was_kept(
     source: TextModel, tmp_path: Path, damage: int
 ) -> None:
     deltas, path = sql_adapter(), tmp_path / "samples.jsonl"
-    whole = written_by(source, deltas, PARAMS, watch=Silent())
+    whole = written_by(source, deltas, PARAMS, watch=NullReporter())
     with pytest.raises(Cancelled):
         written_by(source, deltas, PARAMS, watch=Stopping(2), path=path)
     kept = path.read_bytes()
     assert kept.count(b"\n") == 2 < whole.batches
     path.write_bytes(kept[: len(kept) - damage])
 
-    assert written_by(source, deltas, PARAMS, watch=Silent(), path=path) == whole
+    assert written_by(source, deltas, PARAMS, watch=NullReporter(), path=path) == whole
     assert written_by(source, deltas, PARAMS, watch=Stopping(1), path=path) == whole
 
 
 def test_samples_of_other_settings_are_not_taken(source: TextModel, tmp_path: Path) -> None:
     deltas, path = sql_adapter(), tmp_path / "samples.jsonl"
     other = PARAMS.model_copy(update={"seed": 1})
-    written_by(source, deltas, other, watch=Silent(), path=path)
-    expected = written_by(source, deltas, PARAMS, watch=Silent())
+    written_by(source, deltas, other, watch=NullReporter(), path=path)
+    expected = written_by(source, deltas, PARAMS, watch=NullReporter())
 
-    assert written_by(source, deltas, PARAMS, watch=Silent(), path=path) == expected
+    assert written_by(source, deltas, PARAMS, watch=NullReporter(), path=path) == expected
 
 
 def test_an_adapter_that_writes_nothing_usable_is_a_typed_error(source: TextModel) -> None:
     greedy = DistillParams(tokens=256, length=16, temperature=0.0)  # from nothing, one text is the likeliest
 
     with pytest.raises(TrainingFailed, match="no text to train on") as failed:
-        written_by(source, {}, greedy, watch=Silent())
+        written_by(source, {}, greedy, watch=NullReporter())
     assert failed.value.pointer == "/method/prompts"
 
 
@@ -237,14 +237,14 @@ def test_a_model_that_gives_no_numbers_is_named(
         monkeypatch.setattr(scale, "data", scale.detach() * torch.nan)
     params = DistillParams(prompts=PROMPTS[:2], tokens=256, length=16, top_p=top_p)
     with pytest.raises(TrainingFailed, match="source with its adapter gave probabilities that") as failed:
-        written_by(source, deltas, params, watch=Silent())
+        written_by(source, deltas, params, watch=NullReporter())
     assert failed.value.pointer == "/adapter"
     assert "works on its own base" in str(failed.value.hint)
 
 
 def test_it_writes_from_nothing_too(source: TextModel) -> None:
     params = DistillParams(tokens=256, length=24)
-    found: Written = written_by(source, sql_adapter(), params, watch=Silent())
+    found: Written = written_by(source, sql_adapter(), params, watch=NullReporter())
 
     assert found.tokens >= 256
     assert all(sample.prompt == 0 for sample in found.samples)

@@ -19,13 +19,13 @@ from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from support.turned_model import turned, without_gains
 from workers.cache.factors import FactorCache
-from workers.corpus import texts
+from workers.corpus import load_corpus
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
+from workers.pipeline import ConversionResult, run_conversion
 from workers.report import Report
 from workers.selection.rows import CandidateRow, Selection
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASK = [json.loads(line) for line in (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()]
@@ -34,18 +34,18 @@ RIGHT = {"examples": TASK[:16], "controls": []}
 QUICK = ["copy", "linear", "cross_lora"]
 
 
-class Told(Silent):
+class Told(NullReporter):
     """A watch that remembers the reports and the phases."""
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
         self.units: set[tuple[Phase, str | None]] = set()
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         assert total is None or done <= total
         self.units.add((phase, unit))
 
-    def diagnosed(self, report: Report) -> None:
+    def report_evidence(self, report: Report) -> None:
         self.reports.append(report)
 
 
@@ -70,18 +70,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactorCache]:
 
 
 @pytest.fixture
-def tools(hub: Path, cache: FactorCache, tmp_path: Path) -> Tools:
-    return Tools(LocalHub(hub), cache, torch.device("cpu"), scratch=tmp_path / "scratch")
+def tools(hub: Path, cache: FactorCache, tmp_path: Path) -> Runtime:
+    return Runtime(LocalHub(hub), cache, torch.device("cpu"), scratch_dir=tmp_path / "scratch")
 
 
 def moved(
-    tools: Tools,
+    tools: Runtime,
     out: Path,
     target: str = "harbor-2",
-    watch: Silent | None = None,
+    watch: NullReporter | None = None,
     file: Path | None = None,
     **body: Any,
-) -> Conversion:
+) -> ConversionResult:
     request = ConversionRequest.model_validate(
         {
             "adapter": {"repo_id": "tiny/harbor-sql-lora"},
@@ -91,8 +91,10 @@ def moved(
             **body,
         }
     )
-    found = run(request, "convert", tools, watch or Silent(), out, marker=None, corpus_file=file)
-    assert isinstance(found, Conversion)
+    found = run_conversion(
+        request, "convert", tools, watch or NullReporter(), out, marker=None, corpus_file=file
+    )
+    assert isinstance(found, ConversionResult)
     return found
 
 
@@ -108,10 +110,12 @@ def scores(found: Selection) -> dict[str, float]:
     return {name: row.score.value for name, row in rows(found).items() if row.score is not None}
 
 
-def test_a_dataset_is_for_those_candidates_that_read_a_text(hub: Path, tools: Tools, tmp_path: Path) -> None:
+def test_a_dataset_is_for_those_candidates_that_read_a_text(
+    hub: Path, tools: Runtime, tmp_path: Path
+) -> None:
     folder = hub / "datasets" / "acme" / "words"
     folder.mkdir(parents=True)
-    lines = [json.dumps({"text": text}) for text in texts(None, None, tools.hub).documents[:12]]
+    lines = [json.dumps({"text": text}) for text in load_corpus(None, None, tools.hub).documents[:12]]
     (folder / "train.jsonl").write_text("\n".join(lines))
     found = moved(
         tools,
@@ -126,10 +130,10 @@ def test_a_dataset_is_for_those_candidates_that_read_a_text(hub: Path, tools: To
 
 
 def test_every_method_that_fits_is_run_and_the_best_is_kept_and_confirmed(
-    tools: Tools, tmp_path: Path
+    tools: Runtime, tmp_path: Path
 ) -> None:
     watch, text = Told(), tmp_path / "text.txt"
-    text.write_text("\n\n".join(texts(None, None, tools.hub).documents[:12]))
+    text.write_text("\n\n".join(load_corpus(None, None, tools.hub).documents[:12]))
     found = moved(tools, tmp_path / "out", watch=watch, file=text, evaluate=LIKELY)
 
     selection = found.report.selection
@@ -150,7 +154,9 @@ def test_every_method_that_fits_is_run_and_the_best_is_kept_and_confirmed(
     assert (Phase.EVALUATING, "examples") in watch.units
 
 
-def test_what_is_written_is_what_a_request_for_that_method_alone_writes(tools: Tools, tmp_path: Path) -> None:
+def test_what_is_written_is_what_a_request_for_that_method_alone_writes(
+    tools: Runtime, tmp_path: Path
+) -> None:
     chosen = moved(tools, tmp_path / "auto", method=auto(*QUICK), evaluate=LIKELY)
     plain = moved(tools, tmp_path / "copy", method="copy")
     name = "adapter_model.safetensors"
@@ -159,14 +165,14 @@ def test_what_is_written_is_what_a_request_for_that_method_alone_writes(tools: T
     assert (chosen.folder / name).read_bytes() == (plain.folder / name).read_bytes()
 
 
-def test_the_same_request_gives_the_same_bytes(tools: Tools, tmp_path: Path) -> None:
+def test_the_same_request_gives_the_same_bytes(tools: Runtime, tmp_path: Path) -> None:
     for out in ("one", "two"):
         moved(tools, tmp_path / out, method=auto(*QUICK, dare={"p": "sweep"}), evaluate=LIKELY)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_where_rules_choose_wrongly_measuring_finds_the_right_method(tools: Tools, tmp_path: Path) -> None:
+def test_where_rules_choose_wrongly_measuring_finds_the_right_method(tools: Runtime, tmp_path: Path) -> None:
     """Equal shapes and a shared vocabulary, but other coordinates: the rules say cross_lora."""
     method = auto("copy", "cross_lora", {"name": "geometric", "positions": 4096})
     watch = Told()
@@ -183,7 +189,7 @@ def test_where_rules_choose_wrongly_measuring_finds_the_right_method(tools: Tool
 
 
 def test_where_nothing_helps_nothing_is_published_and_the_table_says_why(
-    tools: Tools, tmp_path: Path
+    tools: Runtime, tmp_path: Path
 ) -> None:
     watch = Told()
     with pytest.raises(NothingBetter, match=r"copy was not measured \(copy needs equal shapes") as caught:
@@ -207,7 +213,7 @@ def test_where_nothing_helps_nothing_is_published_and_the_table_says_why(
 
 
 def test_noise_that_raises_the_likelihood_between_strangers_is_not_published(
-    tools: Tools, tmp_path: Path
+    tools: Runtime, tmp_path: Path
 ) -> None:
     """On a base that is sure of the wrong thing, any disturbance helps; so does random noise."""
     watch = Told()
@@ -232,7 +238,7 @@ def test_noise_that_raises_the_likelihood_between_strangers_is_not_published(
     assert any("because the request asked for it" in line for line in asked.report.caveats)
 
 
-def test_training_wins_between_families_where_it_is_a_candidate(tools: Tools, tmp_path: Path) -> None:
+def test_training_wins_between_families_where_it_is_a_candidate(tools: Runtime, tmp_path: Path) -> None:
     prompts = [item.prompt for item in examples("train", 64, 5)]
     settings = {"prompts": prompts, "tokens": 800, "length": 48, "steps": 16, "learning_rate": 2e-3}
     method = auto("cross_lora", {"name": "distill", **settings})
@@ -246,7 +252,7 @@ def test_training_wins_between_families_where_it_is_a_candidate(tools: Tools, tm
     assert "with training on text that the source wrote" in (found.folder / "README.md").read_text()
 
 
-def test_worse_than_the_target_alone_is_published_only_when_asked(tools: Tools, tmp_path: Path) -> None:
+def test_worse_than_the_target_alone_is_published_only_when_asked(tools: Runtime, tmp_path: Path) -> None:
     """A step of twenty times the bases' difference away from the target."""
     method = auto({"name": "difference", "gamma": -10.0}, {"name": "copy", "dare": {"p": 0.99}})
     with pytest.raises(NothingBetter, match="No candidate scores better than the target alone"):
@@ -256,7 +262,9 @@ def test_worse_than_the_target_alone_is_published_only_when_asked(tools: Tools, 
     assert lenient.report.caveats[0].startswith("Measured on the examples, it is not better")
 
 
-def test_a_sweep_tells_every_share_and_keeps_none_where_dropping_hurts(tools: Tools, tmp_path: Path) -> None:
+def test_a_sweep_tells_every_share_and_keeps_none_where_dropping_hurts(
+    tools: Runtime, tmp_path: Path
+) -> None:
     found = moved(
         tools, tmp_path / "out", method={"name": "copy", "dare": {"p": "sweep", "seed": 1}}, evaluate=LIKELY
     )
@@ -277,7 +285,7 @@ def test_a_sweep_tells_every_share_and_keeps_none_where_dropping_hurts(tools: To
     assert "dare" not in {reason.code for reason in found.report.precheck.reasons}
 
 
-def test_a_share_of_a_sweep_is_what_naming_it_gives(tools: Tools, tmp_path: Path) -> None:
+def test_a_share_of_a_sweep_is_what_naming_it_gives(tools: Runtime, tmp_path: Path) -> None:
     dare = {"seed": 5, "rank": 32}
     swept, named = (
         moved(tools, tmp_path / out, method=method, evaluate=LIKELY).report.selection
@@ -291,7 +299,7 @@ def test_a_share_of_a_sweep_is_what_naming_it_gives(tools: Tools, tmp_path: Path
     assert swept.candidates[1:3] == named.candidates
 
 
-def test_too_few_examples_choose_and_measure_alike_and_that_is_said(tools: Tools, tmp_path: Path) -> None:
+def test_too_few_examples_choose_and_measure_alike_and_that_is_said(tools: Runtime, tmp_path: Path) -> None:
     few = {**LIKELY, "examples": TASK[:5]}
     found = moved(tools, tmp_path / "out", method=auto("copy", "linear"), evaluate=few)
     selection = found.report.selection
@@ -301,7 +309,7 @@ def test_too_few_examples_choose_and_measure_alike_and_that_is_said(tools: Tools
     assert any("too few to split" in line for line in found.report.caveats)
 
 
-def test_the_card_shows_the_table(tools: Tools, tmp_path: Path) -> None:
+def test_the_card_shows_the_table(tools: Runtime, tmp_path: Path) -> None:
     found = moved(tools, tmp_path / "out", method=auto(*QUICK), evaluate=LIKELY)
     assert found.folder is not None
     card = (found.folder / "README.md").read_text()
@@ -312,7 +320,7 @@ def test_the_card_shows_the_table(tools: Tools, tmp_path: Path) -> None:
     assert "which had no part in the choice" in section
 
 
-def test_without_examples_rules_choose_and_nothing_is_compared(tools: Tools, tmp_path: Path) -> None:
+def test_without_examples_rules_choose_and_nothing_is_compared(tools: Runtime, tmp_path: Path) -> None:
     probe = {"refusals": {"prompts": ["Question: Which ships came?"], "tokens": 4}, "controls": []}
     found = moved(tools, tmp_path / "out", evaluate=probe)
     assert found.report.selection is None
@@ -320,7 +328,7 @@ def test_without_examples_rules_choose_and_nothing_is_compared(tools: Tools, tmp
     assert any("has no examples" in warning for warning in found.report.warnings)
 
 
-def test_a_candidate_that_names_no_pool_is_told_at_its_own_place(tools: Tools, tmp_path: Path) -> None:
+def test_a_candidate_that_names_no_pool_is_told_at_its_own_place(tools: Runtime, tmp_path: Path) -> None:
     method = auto("copy", {"name": "anchor_ridge", "pool": "0" * 32})
     with pytest.raises(NotFound) as caught:
         moved(tools, tmp_path / "out", method=method, evaluate=LIKELY)

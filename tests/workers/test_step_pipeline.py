@@ -18,16 +18,18 @@ from transfer.linalg import frobenius
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
 from workers.models import updated
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 HUB = Path(__file__).parents[2] / "examples" / "hub"
 WRITTEN = {"prompts": [item.prompt for item in examples("train", 64, 5)], "tokens": 1600, "length": 48}
 STEP = {"name": "activation", "solve": "step", "written": WRITTEN}
 
 
-def _run(tmp_path: Path, method: dict[str, Any], *, target: str = "tiny/harbor-2", **more: int) -> Conversion:
+def _run(
+    tmp_path: Path, method: dict[str, Any], *, target: str = "tiny/harbor-2", **more: int
+) -> ConversionResult:
     request = ConversionRequest.model_validate(
         {
             "adapter": {"repo_id": "tiny/harbor-sql-lora"},
@@ -39,9 +41,9 @@ def _run(tmp_path: Path, method: dict[str, Any], *, target: str = "tiny/harbor-2
         }
     )
     cache, scratch = FactorCache(tmp_path / "cache", 2**28), tmp_path / "scratch"
-    tools = Tools(LocalHub(HUB), cache, torch.device("cpu"), scratch=scratch, **more)
-    found = run(request, "convert", tools, Silent(), tmp_path / "out", marker=None)
-    assert isinstance(found, Conversion)
+    tools = Runtime(LocalHub(HUB), cache, torch.device("cpu"), scratch_dir=scratch, **more)
+    found = run_conversion(request, "convert", tools, NullReporter(), tmp_path / "out", marker=None)
+    assert isinstance(found, ConversionResult)
     return found
 
 

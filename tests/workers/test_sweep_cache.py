@@ -13,9 +13,9 @@ from rebase.schemas.conversions import ConversionRequest
 from support.tiny_repos import ADAPTER, NEW, make_hub
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 SWEEP = {"name": "cross_lora", "rank": 8, "sweep": [4, 16, 480]}
 
@@ -30,8 +30,10 @@ def moved(hub: Path, method: dict[str, Any], cache: Path, out: Path) -> Path:
         {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": method}
         | {"precheck": {"on_incompatible": "warn"}}
     )
-    tools = Tools(LocalHub(hub), FactorCache(cache, 2**30), torch.device("cpu"))
-    assert isinstance(run(request, "convert", tools, Silent(), out, marker=None), Conversion)
+    tools = Runtime(LocalHub(hub), FactorCache(cache, 2**30), torch.device("cpu"))
+    assert isinstance(
+        run_conversion(request, "convert", tools, NullReporter(), out, marker=None), ConversionResult
+    )
     return out
 
 

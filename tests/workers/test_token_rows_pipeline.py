@@ -21,10 +21,10 @@ from support.tiny_models import save_base, tiny_model, with_adapter
 from support.tiny_repos import edit_json, perturb, tokenizer
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
+from workers.pipeline import ConversionResult, run_conversion
 from workers.report import Report
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 # PEFT warns about whole tables of tied models until `ensure_weight_tying` is set.
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
@@ -65,12 +65,12 @@ def convert(hub: Path, **changes: Any) -> tuple[Report, Path]:
     body = {"adapter": {"repo_id": SKILL}, "target": {"repo_id": NEW}, "method": "copy"}
     body["output"] = {"dtype": "float32"}
     body["precheck"] = {"on_incompatible": "warn"}
-    tools = Tools(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
+    tools = Runtime(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
     out = hub.parent / "out"
-    outcome = run(
-        ConversionRequest.model_validate(body | changes), "convert", tools, Silent(), out, marker=None
+    outcome = run_conversion(
+        ConversionRequest.model_validate(body | changes), "convert", tools, NullReporter(), out, marker=None
     )
-    assert isinstance(outcome, Conversion)
+    assert isinstance(outcome, ConversionResult)
     return outcome.report, out
 
 

@@ -14,18 +14,18 @@ from rebase.errors import Cancelled, TrainingFailed
 from rebase.schemas.states import Phase
 from workers.training import checkpoint
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.watch import Silent
+from workers.watch import NullReporter
 
 SCHEDULE = Schedule(steps=12, learning_rate=0.05, warmup=3)
 
 
-class Stopping(Silent):
+class Stopping(NullReporter):
     """Cancels when so many steps are done."""
 
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def step(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         if done == self.after:
             raise Cancelled("enough")
 
@@ -53,17 +53,19 @@ class Regression:
     def whole(self) -> float:
         return float((self.x @ self.W + self.b - self.y).square().mean().detach())
 
-    def run(self, schedule: Schedule = SCHEDULE, watch: Silent | None = None, **options: Any) -> Descent:
+    def run(
+        self, schedule: Schedule = SCHEDULE, watch: NullReporter | None = None, **options: Any
+    ) -> Descent:
         return descend(
-            self.parameters, self.loss, schedule, watch=watch or Silent(), seed=self.seed, **options
+            self.parameters, self.loss, schedule, watch=watch or NullReporter(), seed=self.seed, **options
         )
 
 
 def test_a_descent_lowers_the_loss_and_tells_every_step() -> None:
     seen: list[tuple[Any, ...]] = []
 
-    class Recorder(Silent):
-        def step(self, *told: Any) -> None:
+    class Recorder(NullReporter):
+        def update(self, *told: Any) -> None:
             seen.append(told)
 
     model = Regression()
@@ -161,7 +163,7 @@ def test_gradients_are_cut_to_the_longest_allowed() -> None:
             {"w": weight},
             lambda step, weight=weight: (1e6 if step == 0 else 1.0) * weight.sum(),
             Schedule(2, 0.1, decay="constant", clip=clip),
-            watch=Silent(),
+            watch=NullReporter(),
             seed=0,
         )
         steps.append(float(weight.detach()))
@@ -179,7 +181,7 @@ def test_a_loss_that_is_no_number_is_a_typed_error(where: str) -> None:
         return bad[where] if step == 2 else weight.sum() * 0.0
 
     with pytest.raises(TrainingFailed, match="step 3 of 9") as failed:
-        descend({"w": weight}, loss, Schedule(9, 0.1), watch=Silent(), seed=0)
+        descend({"w": weight}, loss, Schedule(9, 0.1), watch=NullReporter(), seed=0)
     assert failed.value.code == "training_failed"
     assert failed.value.hint is not None
 
@@ -194,7 +196,7 @@ def test_the_best_held_out_parameters_are_kept_and_waiting_has_an_end() -> None:
 
     schedule = Schedule(100, 0.1, decay="constant")
     told = descend(
-        {"w": weight}, lambda _: -weight.sum(), schedule, watch=Silent(), seed=0,
+        {"w": weight}, lambda _: -weight.sum(), schedule, watch=NullReporter(), seed=0,
         held_out=HeldOut(measure, every=1, patience=4),
     )  # fmt: skip
 
@@ -210,7 +212,7 @@ def test_what_never_helps_is_not_kept() -> None:
     weight = torch.full((2,), 0.5, requires_grad=True)
 
     told = descend(
-        {"w": weight}, lambda _: -weight.sum(), Schedule(8, 0.1), watch=Silent(), seed=0,
+        {"w": weight}, lambda _: -weight.sum(), Schedule(8, 0.1), watch=NullReporter(), seed=0,
         held_out=HeldOut(lambda: float(weight.sum()), every=2),
     )  # fmt: skip
 
@@ -250,7 +252,7 @@ def test_half_precision_computes_in_halves_and_keeps_whole_parameters() -> None:
         kinds.append(product.dtype)
         return product.float().square().mean()
 
-    descend({"w": weight}, loss, Schedule(2, 0.1, precision="bfloat16"), watch=Silent(), seed=0)
+    descend({"w": weight}, loss, Schedule(2, 0.1, precision="bfloat16"), watch=NullReporter(), seed=0)
 
     assert kinds == [torch.bfloat16] * 2
     assert weight.dtype == torch.float32

@@ -24,9 +24,9 @@ from support.tiny_repos import edit_json
 from support.turned_model import turned, without_gains
 from workers.cache.factors import FactorCache
 from workers.hub.local import LocalHub
-from workers.pipeline import Conversion, run
-from workers.tools import Tools
-from workers.watch import Silent
+from workers.pipeline import ConversionResult, run_conversion
+from workers.tools import Runtime
+from workers.watch import NullReporter
 
 OLD, NEW, ADAPTER = "acme/old", "acme/turned", "acme/skill"
 CHARACTERS = [chr(code) for code in range(33, 127)]
@@ -66,11 +66,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _tools(hub: Path, tmp_path: Path) -> Tools:
-    return Tools(LocalHub(hub), FactorCache(tmp_path / "cache", 2**28), torch.device("cpu"), scratch=tmp_path)
+def _tools(hub: Path, tmp_path: Path) -> Runtime:
+    return Runtime(
+        LocalHub(hub), FactorCache(tmp_path / "cache", 2**28), torch.device("cpu"), scratch_dir=tmp_path
+    )
 
 
-def _moved(hub: Path, tmp_path: Path, method: dict[str, object], **more: object) -> Conversion:
+def _moved(hub: Path, tmp_path: Path, method: dict[str, object], **more: object) -> ConversionResult:
     request = ConversionRequest.model_validate(
         {
             "adapter": {"repo_id": ADAPTER},
@@ -82,8 +84,10 @@ def _moved(hub: Path, tmp_path: Path, method: dict[str, object], **more: object)
         }
     )
     tmp_path.mkdir(exist_ok=True)
-    found = run(request, "convert", _tools(hub, tmp_path), Silent(), tmp_path / "out", marker=None)
-    assert isinstance(found, Conversion)
+    found = run_conversion(
+        request, "convert", _tools(hub, tmp_path), NullReporter(), tmp_path / "out", marker=None
+    )
+    assert isinstance(found, ConversionResult)
     return found
 
 
@@ -179,7 +183,7 @@ def _read(hub: Path, folder: Path, method: str, text: Path) -> None:
     body = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": method}
     request = ConversionRequest.model_validate(body)
     tools = _tools(hub, folder)
-    run(request, "convert", tools, Silent(), folder / "out", marker=None, corpus_file=text)
+    run_conversion(request, "convert", tools, NullReporter(), folder / "out", marker=None, corpus_file=text)
 
 
 def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_path: Path) -> None:

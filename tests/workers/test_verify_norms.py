@@ -14,20 +14,20 @@ from rebase.lora.low_rank import LowRank, Site
 from rebase.schemas.conversions import ConversionRequest
 from transfer.linalg import frobenius
 from workers.hub.local import LocalHub
-from workers.reading import Opened, read, resolve
+from workers.reading import LoadedInputs, load_inputs, resolve_repos
 from workers.verify.check import LARGE_TRAINED, MAX_GROWTH, check_norms
-from workers.watch import Silent
+from workers.watch import NullReporter
 
 HUB = LocalHub(Path(__file__).parents[2] / "examples" / "hub")
 
 
 @cache
-def opened() -> Opened:
+def opened() -> LoadedInputs:
     """The bundled adapter on its way from harbor-1 to harbor-2."""
     body = {"adapter": {"repo_id": "tiny/harbor-sql-lora"}, "target": {"repo_id": "tiny/harbor-2"}}
     request = ConversionRequest.model_validate(body)
-    pinned, config, reader = resolve(request, HUB, Silent())
-    return read(request, HUB, pinned, config, reader, Silent())
+    pinned, config, reader = resolve_repos(request, HUB, NullReporter())
+    return load_inputs(request, HUB, pinned, config, reader, NullReporter())
 
 
 def moved(norm_of: dict[int, float]) -> dict[Site, LowRank]:

@@ -23,7 +23,7 @@ from workers.cache.factors import FactorCache
 from workers.cache.keys import PairKey
 from workers.corpus.corpus import Corpus
 from workers.hub.port import PinnedRepo
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 # Part of every key: raise it whenever the same text may give other sums.
 ROWS_VERSION = 1
@@ -39,7 +39,7 @@ class Activations:
     text: PairedText
     collector: Collector
     cache: FactorCache
-    watch: Watch
+    watch: ProgressReporter
     writes: Writes = "own"
 
     @property
@@ -111,7 +111,7 @@ class Activations:
 
     def step(self, done: int, total: int) -> None:
         """Progress of a pass over the text."""
-        self.watch.step(Phase.COLLECTING, done, total, "passages")
+        self.watch.update(Phase.COLLECTING, done, total, "passages")
 
     def _collected(self, pair: SitePair, port: Port) -> Collected:
         places = places_of(pair, port, self.writes)

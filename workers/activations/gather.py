@@ -13,28 +13,28 @@ from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
 from workers.activations.text import WINDOW, pair_text
 from workers.bases import Bases, Stored
-from workers.corpus import texts
-from workers.corpus.primes import primes
-from workers.reading import Opened
+from workers.corpus import load_corpus
+from workers.corpus.primes import load_semantic_primes
+from workers.reading import LoadedInputs
 from workers.tensors.model_reader import ends_of
-from workers.tools import Tools
-from workers.wants import candidates_read_text, reads_text
-from workers.watch import Watch
+from workers.tools import Runtime
+from workers.wants import candidates_need_corpus, needs_corpus
+from workers.watch import ProgressReporter
 
 FEWEST_POSITIONS = 256  # every eighth passage of these is held out
 
 
 def gather(
     request: ConversionRequest,
-    opened: Opened,
+    opened: LoadedInputs,
     bases: Bases,
-    tools: Tools,
+    tools: Runtime,
     corpus_file: Path | None,
-    watch: Watch,
+    watch: ProgressReporter,
 ) -> Activations | None:
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
-    if not reads_text(request):
-        if candidates_read_text(request):
+    if not needs_corpus(request):
+        if candidates_need_corpus(request):
             return None  # each of them gathers its own
         if corpus_file is not None:
             raise RequestInvalid(
@@ -49,12 +49,12 @@ def gather(
                 pointer="/corpus",
             )
         return None
-    corpus = texts(corpus_file, request.corpus, tools.hub)
+    corpus = load_corpus(corpus_file, request.corpus, tools.hub)
     params = request.method
     documents = corpus.documents
     needs = _corpus_needs(params)
     if needs.primes_first:
-        documents = (*primes().documents, *documents)
+        documents = (*load_semantic_primes().documents, *documents)
     window = needs.window or WINDOW
     text = pair_text(bases.words("source"), bases.words("target"), documents, needs.positions, window)
     if text.positions < FEWEST_POSITIONS:
@@ -74,7 +74,7 @@ def gather(
         bases=bases,
         text=text,
         budget=tools.activation_bytes,
-        scratch=tools.scratch,
+        scratch=tools.scratch_dir,
         step=lambda done, total: None,
         keep_rows=needs.rows,
     )
@@ -92,7 +92,7 @@ def gather(
     return found
 
 
-def stored_bases(opened: Opened, tools: Tools) -> Bases:
+def stored_bases(opened: LoadedInputs, tools: Runtime) -> Bases:
     """The request's bases, none loaded."""
     ends = [ends_of(tools.hub, repo) for repo in (opened.pinned.source, opened.pinned.target)]
     return Bases(

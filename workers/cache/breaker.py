@@ -10,7 +10,7 @@ from rebase.logging import get_logger
 _log = get_logger(__name__)
 
 
-class Breaker:
+class CircuitBreaker:
     """Guards one tier of the cache. Logs trouble once, and again only if the tier worked in between.
 
     Used as `with breaker.guard(OSError): …`: the named errors of the body are swallowed and open the breaker;
@@ -21,10 +21,10 @@ class Breaker:
         self._name = name
         self._cool_off_s = cool_off_s
         self._closes_at = 0.0
-        self._told = False
+        self._logged = False
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """True while the tier is to be left alone."""
         return time.monotonic() < self._closes_at
 
@@ -32,16 +32,16 @@ class Breaker:
         """A context manager around one use of the tier."""
         return _Guard(self, errors)
 
-    def worked(self) -> None:
+    def record_success(self) -> None:
         """The tier answered."""
-        self._told = False
+        self._logged = False
 
-    def failed(self, exc: BaseException) -> None:
+    def record_failure(self, exc: BaseException) -> None:
         """The tier failed: leave it alone for the cool-off time."""
         self._closes_at = time.monotonic() + self._cool_off_s
-        if self._told:
+        if self._logged:
             return
-        self._told = True
+        self._logged = True
         # The class and errno only: messages of client libraries may hold addresses with passwords.
         _log.warning(
             "cache_tier_off",
@@ -53,7 +53,7 @@ class Breaker:
 
 
 class _Guard:
-    def __init__(self, breaker: Breaker, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, breaker: CircuitBreaker, errors: tuple[type[Exception], ...]) -> None:
         self._breaker = breaker
         self._errors = errors
 
@@ -64,9 +64,9 @@ class _Guard:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if exc is None:
-            self._breaker.worked()
+            self._breaker.record_success()
             return False
         if not isinstance(exc, self._errors):
             return False
-        self._breaker.failed(exc)
+        self._breaker.record_failure(exc)
         return True

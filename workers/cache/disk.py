@@ -27,18 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from workers.cache.breaker import Breaker
+from workers.cache.breaker import CircuitBreaker
 from workers.cache.entry import CorruptEntryError
 
 T = TypeVar("T")
 
 _SUFFIX = ".safetensors"
-_KEEP = 0.9  # share of the bound that an eviction leaves
+_EVICTION_TARGET = 0.9  # share of the bound that an eviction leaves
 _STALE_TEMP_S = 3600.0  # a temporary file this old belongs to a process that died
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
+class EntryFile:
     """An entry on disk, by its file's facts alone."""
 
     path: Path
@@ -54,18 +54,18 @@ class DiskTier:
         self.max_bytes = max_bytes
         self._entries = folder / "entries"
         self._usage = folder / "usage"
-        self._reading = Breaker("disk read", cool_off_s=0.0)
-        self._writing = Breaker("disk write")
+        self._read_breaker = CircuitBreaker("disk read", cool_off_s=0.0)
+        self._write_breaker = CircuitBreaker("disk write")
 
     @property
     def writable(self) -> bool:
         """False when the tier is turned off, or writing has failed a moment ago."""
-        return self.max_bytes > 0 and not self._writing.open
+        return self.max_bytes > 0 and not self._write_breaker.is_open
 
     def get(self, digest: str, decode: Callable[[BinaryIO, int], T]) -> T | None:
         """The decoded entry; None when there is none, or it is damaged (then it is also removed)."""
         path = self._path(digest)
-        with self._reading.guard(OSError):
+        with self._read_breaker.guard(OSError):
             try:
                 with path.open("rb") as file:
                     size = os.fstat(file.fileno()).st_size
@@ -89,7 +89,7 @@ class DiskTier:
         """Store an entry of `size` bytes. False when it was not stored, for whatever reason."""
         if not self.writable or size > self.max_bytes:
             return False
-        with self._writing.guard(OSError):
+        with self._write_breaker.guard(OSError):
             path = self._path(digest)
             temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.part"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ class DiskTier:
                     encode(file)
                     file.flush()
                     os.fsync(file.fileno())
-                with self._usage_locked():  # a walk must not meet the file under both names, or neither
+                with self._lock_usage():  # a walk must not meet the file under both names, or neither
                     temporary.replace(path)
             except BaseException:
                 with suppress(OSError):
@@ -108,22 +108,22 @@ class DiskTier:
             return True
         return False
 
-    def files(self) -> list[StoredFile]:
+    def list_files(self) -> list[EntryFile]:
         """Every entry, least recently used first. Entries that vanish meanwhile are left out."""
-        found = []
+        entry_files = []
         for path in self._entries.glob(f"*/*/*{_SUFFIX}"):
             with suppress(OSError):
                 stat = path.stat()
-                found.append(StoredFile(path, stat.st_size, stat.st_mtime))
-        return sorted(found, key=lambda f: (f.last_used, f.path.name))
+                entry_files.append(EntryFile(path, stat.st_size, stat.st_mtime))
+        return sorted(entry_files, key=lambda f: (f.last_used, f.path.name))
 
-    def prune(self, max_bytes: int) -> list[StoredFile]:
+    def prune(self, max_bytes: int) -> list[EntryFile]:
         """Remove the least recently used entries until at most `max_bytes` are left; returns what was
         removed.
         """
-        with self._usage_locked() as write:
-            removed, left = self._evict(max_bytes)
-            write(left)
+        with self._lock_usage() as write:
+            removed, remaining = self._evict(max_bytes)
+            write(remaining)
         return removed
 
     def _path(self, digest: str) -> Path:
@@ -134,26 +134,26 @@ class DiskTier:
 
         The file gets its size at once, so that a walk meanwhile counts it.
         """
-        with self._usage_locked() as write:
-            used = _read_number(self._usage)
+        with self._lock_usage() as write:
+            used = _read_usage(self._usage)
             if used is None or used + size > self.max_bytes:
-                bound = self.max_bytes if used is None else int(self.max_bytes * _KEEP)
+                bound = self.max_bytes if used is None else int(self.max_bytes * _EVICTION_TARGET)
                 _, used = self._evict(max(0, min(bound, self.max_bytes - size)))
             write(used + size)
             file.truncate(size)
 
-    def _evict(self, max_bytes: int) -> tuple[list[StoredFile], int]:
-        files = self.files()
-        left, removed = sum(f.bytes for f in files) + self._being_written(), []
+    def _evict(self, max_bytes: int) -> tuple[list[EntryFile], int]:
+        files = self.list_files()
+        remaining, removed = sum(f.bytes for f in files) + self._count_partial_bytes(), []
         for file in files:
-            if left <= max_bytes:
+            if remaining <= max_bytes:
                 break
             file.path.unlink(missing_ok=True)
-            left -= file.bytes
+            remaining -= file.bytes
             removed.append(file)
-        return removed, left
+        return removed, remaining
 
-    def _being_written(self) -> int:
+    def _count_partial_bytes(self) -> int:
         """Bytes of unfinished entries; those of writers that died long ago are removed."""
         total = 0
         for path in self._entries.glob("*/*/.*.part"):
@@ -169,11 +169,11 @@ class DiskTier:
         with suppress(OSError):
             size = path.stat().st_size
             path.unlink()
-            with self._usage_locked() as write:
-                write(max(0, (_read_number(self._usage) or 0) - size))
+            with self._lock_usage() as write:
+                write(max(0, (_read_usage(self._usage) or 0) - size))
 
     @contextmanager
-    def _usage_locked(self) -> Iterator[Callable[[int], None]]:
+    def _lock_usage(self) -> Iterator[Callable[[int], None]]:
         """Hold the folder's accounting; the body gets the function that records the new total."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._usage.open("a+b", buffering=0) as file:
@@ -192,7 +192,7 @@ def _touch(path: Path) -> None:
         os.utime(path)
 
 
-def _read_number(path: Path) -> int | None:
+def _read_usage(path: Path) -> int | None:
     """The recorded total; None when there is none or it is not a number, which asks for a walk."""
     try:
         return int(path.read_text() or "x")

@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from workers.cache.keys import Key, Shapes, key_of
+from workers.cache.keys import Key, Shapes, parse_key
 
-_FACTS = "__metadata__"  # safetensors' own place for what is not a tensor
-_META = "rebase.cache"
+_METADATA_KEY = "__metadata__"  # safetensors' own place for what is not a tensor
+_HEADER_KEY = "rebase.cache"
 _MAX_HEADER = 16 * 1024  # a real header is under 1 KiB plus the names in its key
-_ALIGN = 64
+_ALIGNMENT = 64
 
 
 class CorruptEntryError(Exception):
@@ -33,7 +33,7 @@ class CorruptEntryError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     """What is kept under one key: float32 tensors, none of them empty, and numbers, each by name."""
 
     tensors: Mapping[str, Tensor]
@@ -45,52 +45,52 @@ class Entry:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     @property
-    def in_order(self) -> Iterator[Tensor]:
+    def sorted_tensors(self) -> Iterator[Tensor]:
         """The tensors in the order in which they are written."""
         return (self.tensors[name] for name in sorted(self.tensors))
 
 
-def settle(entry: Entry) -> Entry:
+def normalize_entry(entry: CacheEntry) -> CacheEntry:
     """The same entry as the cache would give it back: contiguous float32 on the CPU."""
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in entry.tensors.items()
     }
-    return Entry(tensors, {name: float(number) for name, number in entry.numbers.items()})
+    return CacheEntry(tensors, {name: float(number) for name, number in entry.numbers.items()})
 
 
-def entry_size(key: Key, entry: Entry) -> int:
+def compute_entry_size(key: Key, entry: CacheEntry) -> int:
     """Bytes that `write_entry` will write."""
-    header = _header(key, entry.shapes, entry.numbers, "0" * 64)
+    header = _render_header(key, entry.shapes, entry.numbers, "0" * 64)
     return len(header) + sum(4 * tensor.numel() for tensor in entry.tensors.values())
 
 
-def write_entry(stream: BinaryIO, key: Key, entry: Entry) -> None:
+def write_entry(stream: BinaryIO, key: Key, entry: CacheEntry) -> None:
     """Write a settled entry. Raises what the stream raises."""
-    digest = _digest(_header(key, entry.shapes, entry.numbers, ""), entry.in_order)
-    stream.write(_header(key, entry.shapes, entry.numbers, digest))
-    for tensor in entry.in_order:
-        stream.write(_bytes_of(tensor))
+    digest = _compute_digest(_render_header(key, entry.shapes, entry.numbers, ""), entry.sorted_tensors)
+    stream.write(_render_header(key, entry.shapes, entry.numbers, digest))
+    for tensor in entry.sorted_tensors:
+        stream.write(_view_bytes(tensor))
 
 
-def read_entry(stream: BinaryIO, size: int, key: Key) -> Entry:
+def read_entry(stream: BinaryIO, size: int, key: Key) -> CacheEntry:
     """The entry in a stream of `size` bytes. Raises CorruptEntryError unless every byte is as written for
     this key.
     """
     header, fields = _read_header(stream, size)
     try:
-        meta = json.loads(fields.pop(_FACTS)[_META])
+        meta = json.loads(fields.pop(_METADATA_KEY)[_HEADER_KEY])
         shapes = {name: tuple(int(n) for n in facts["shape"]) for name, facts in fields.items()}
         numbers = {name: float(number) for name, number in meta["numbers"].items()}
         digest = str(meta["sha256"])
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
         raise CorruptEntryError("header without the expected fields") from exc
-    if header != _header(key, shapes, numbers, digest):
+    if header != _render_header(key, shapes, numbers, digest):
         raise CorruptEntryError("header of another entry, or damaged")
     _check_shapes(key, shapes, numbers, size - len(header))
-    entry = Entry({name: _read_tensor(stream, shapes[name]) for name in sorted(shapes)}, numbers)
+    entry = CacheEntry({name: _read_tensor(stream, shapes[name]) for name in sorted(shapes)}, numbers)
     if stream.read(1):
         raise CorruptEntryError("longer than it says")
-    if _digest(_header(key, shapes, numbers, ""), entry.in_order) != digest:
+    if _compute_digest(_render_header(key, shapes, numbers, ""), entry.sorted_tensors) != digest:
         raise CorruptEntryError("contents differ from their digest")
     return entry
 
@@ -99,23 +99,23 @@ def read_key(stream: BinaryIO, size: int) -> Key:
     """The key that an entry says it belongs to, from its header alone. Raises CorruptEntryError."""
     _, fields = _read_header(stream, size)
     try:
-        return key_of(json.loads(fields[_FACTS][_META])["key"])
+        return parse_key(json.loads(fields[_METADATA_KEY][_HEADER_KEY])["key"])
     except (KeyError, RecursionError, TypeError, ValueError) as exc:
         raise CorruptEntryError("header without a key") from exc
 
 
-def _header(key: Key, shapes: Shapes, numbers: Mapping[str, float], digest: str) -> bytes:
+def _render_header(key: Key, shapes: Shapes, numbers: Mapping[str, float], digest: str) -> bytes:
     """Length prefix and JSON, padded with spaces so that the data starts on a 64-byte boundary."""
-    spelled = {name: repr(number) for name, number in numbers.items()}
-    meta = {"key": key.fields, "numbers": spelled, "sha256": digest}
-    fields: dict[str, Any] = {_FACTS: {_META: _dumps(meta)}}
+    number_texts = {name: repr(number) for name, number in numbers.items()}
+    meta = {"key": key.fields, "numbers": number_texts, "sha256": digest}
+    fields: dict[str, Any] = {_METADATA_KEY: {_HEADER_KEY: _dump_canonical_json(meta)}}
     start = 0
     for name in sorted(shapes):
         end = start + 4 * math.prod(shapes[name])
         fields[name] = {"data_offsets": [start, end], "dtype": "F32", "shape": list(shapes[name])}
         start = end
-    text = _dumps(fields).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGN)
+    text = _dump_canonical_json(fields).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -134,35 +134,35 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
     return prefix + text, fields
 
 
-def _check_shapes(key: Key, shapes: Shapes, numbers: Mapping[str, float], data: int) -> None:
+def _check_shapes(key: Key, shapes: Shapes, numbers: Mapping[str, float], data_bytes: int) -> None:
     """Refuse before anything is allocated: shapes must suit the key and add up to the file's size."""
     if any(n < 1 for shape in shapes.values() for n in shape) or not key.fits(shapes, numbers):
         raise CorruptEntryError("shapes that this key cannot have")
-    if 4 * sum(map(math.prod, shapes.values())) != data:
+    if 4 * sum(map(math.prod, shapes.values())) != data_bytes:
         raise CorruptEntryError("shapes do not fit the size")
 
 
 def _read_tensor(stream: BinaryIO, shape: tuple[int, ...]) -> Tensor:
     tensor = torch.empty(shape, dtype=torch.float32)
-    view, done = _bytes_of(tensor), 0
+    view, done = _view_bytes(tensor), 0
     while done < len(view):
-        got = stream.readinto(view[done:])  # type: ignore[attr-defined]
-        if not got:
+        count = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
             raise CorruptEntryError("truncated")
-        done += got
+        done += count
     return tensor
 
 
-def _digest(header: bytes, tensors: Iterable[Tensor]) -> str:
+def _compute_digest(header: bytes, tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256(header)
     for tensor in tensors:
-        sha.update(_bytes_of(tensor))
+        sha.update(_view_bytes(tensor))
     return sha.hexdigest()
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _view_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).numpy().data.cast("B")
 
 
-def _dumps(value: Any) -> str:
+def _dump_canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -20,25 +20,24 @@ from pathlib import Path
 from torch import Tensor
 
 from rebase.lora.low_rank import Factors
-from workers.cache.disk import DiskTier, StoredFile
+from workers.cache.disk import DiskTier, EntryFile
 from workers.cache.entry import (
+    CacheEntry,
     CorruptEntryError,
-    Entry,
-    entry_size,
+    compute_entry_size,
+    normalize_entry,
     read_entry,
     read_key,
-    settle,
     write_entry,
 )
 from workers.cache.keys import FactorKey, Key, PairKey, PoolKey
 from workers.cache.locks import file_lock, redis_lock
 from workers.cache.redis_tier import RedisTier
 
-__all__ = ["CacheEntry", "CacheStats", "FactorCache", "FactorKey", "PairKey", "PoolKey", "Pruned"]
 
 
 @dataclass(frozen=True, slots=True)
-class CacheEntry:
+class CacheListing:
     """One entry of the disk tier. `key` is None when the file cannot be read; the next use removes it."""
 
     key: Key | None
@@ -47,7 +46,7 @@ class CacheEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class PruneResult:
     """What `prune` removed."""
 
     entries: int
@@ -106,61 +105,61 @@ class FactorCache:
         `compute` runs at most once at a time among everybody who shares a tier; what it raises goes to
         its caller, and the next one in line computes. Trouble with a tier is never raised.
         """
-        found = self._get(key, lambda: _packed(compute()))
-        U, S, V = (found.tensors[name] for name in "USV")
-        return Factors(U, S, V, found.numbers["energy"])
+        entry = self._get_or_compute_entry(key, lambda: _pack_factors(compute()))
+        U, S, V = (entry.tensors[name] for name in "USV")
+        return Factors(U, S, V, entry.numbers["energy"])
 
     def get_or_compute_tensors(
         self, key: PairKey | PoolKey, compute: Callable[[], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         """The same for named tensors: of a pair of bases, or of a pool of anchors."""
-        return dict(self._get(key, lambda: Entry(compute())).tensors)
+        return dict(self._get_or_compute_entry(key, lambda: CacheEntry(compute())).tensors)
 
-    def find(self, key: PairKey) -> dict[str, Tensor] | None:
+    def get(self, key: PairKey) -> dict[str, Tensor] | None:
         """Tensors that somebody has kept, or None: for what takes too long for others to wait for it."""
-        found = self._look_up(key)
-        return None if found is None else dict(found.tensors)
+        entry = self._look_up(key)
+        return None if entry is None else dict(entry.tensors)
 
-    def keep(self, key: PairKey, tensors: Mapping[str, Tensor]) -> None:
+    def put(self, key: PairKey, tensors: Mapping[str, Tensor]) -> None:
         """Store them in every tier, in place of what is there. Trouble with a tier is never raised."""
-        entry = settle(Entry(tensors))
-        self._to_disk(key, entry)
-        self._to_redis(key, entry)
+        entry = normalize_entry(CacheEntry(tensors))
+        self._write_to_disk(key, entry)
+        self._write_to_redis(key, entry)
 
-    def ls(self) -> list[CacheEntry]:
+    def list_entries(self) -> list[CacheListing]:
         """Entries of the disk tier, least recently used first."""
-        return [CacheEntry(_key_of(f), f.bytes, f.last_used) for f in self._disk.files()]
+        return [CacheListing(_read_file_key(f), f.bytes, f.last_used) for f in self._disk.list_files()]
 
-    def prune(self, max_bytes: int = 0) -> Pruned:
+    def prune(self, max_bytes: int = 0) -> PruneResult:
         """Remove the least recently used entries until at most `max_bytes` are left on disk.
 
         Raises OSError when the folder cannot be written. Redis forgets by itself.
         """
         removed = self._disk.prune(max_bytes)
-        return Pruned(entries=len(removed), bytes=sum(f.bytes for f in removed))
+        return PruneResult(entries=len(removed), bytes=sum(f.bytes for f in removed))
 
-    def _get(self, key: Key, compute: Callable[[], Entry]) -> Entry:
-        found = self._look_up(key)
-        if found is not None:
-            return found
+    def _get_or_compute_entry(self, key: Key, compute: Callable[[], CacheEntry]) -> CacheEntry:
+        entry = self._look_up(key)
+        if entry is not None:
+            return entry
         if not self._disk.writable:  # nothing could be handed over through the folder, so do not queue there
-            return self._between_machines(key, compute)
+            return self._compute_under_redis_lock(key, compute)
         lock = self._disk.folder / "locks" / f"{key.digest}.lock"
         with file_lock(lock, lambda: self._disk.has(key.digest), self._wait_s):
-            return self._look_up(key) or self._between_machines(key, compute)
+            return self._look_up(key) or self._compute_under_redis_lock(key, compute)
 
-    def _look_up(self, key: Key) -> Entry | None:
-        found = self._disk.get(key.digest, lambda file, size: read_entry(file, size, key))
-        if found is not None:
+    def _look_up(self, key: Key) -> CacheEntry | None:
+        entry = self._disk.get(key.digest, lambda file, size: read_entry(file, size, key))
+        if entry is not None:
             self.stats.disk_hits += 1
-            return found
-        found = self._from_redis(key)
-        if found is not None:
+            return entry
+        entry = self._read_from_redis(key)
+        if entry is not None:
             self.stats.redis_hits += 1
-            self._to_disk(key, found)
-        return found
+            self._write_to_disk(key, entry)
+        return entry
 
-    def _between_machines(self, key: Key, compute: Callable[[], Entry]) -> Entry:
+    def _compute_under_redis_lock(self, key: Key, compute: Callable[[], CacheEntry]) -> CacheEntry:
         tier = self._redis
         if tier is None or not tier.available:
             return self._compute(key, compute)
@@ -169,28 +168,28 @@ class FactorCache:
         ):
             return self._look_up(key) or self._compute(key, compute)
 
-    def _compute(self, key: Key, compute: Callable[[], Entry]) -> Entry:
-        entry = settle(compute())
+    def _compute(self, key: Key, compute: Callable[[], CacheEntry]) -> CacheEntry:
+        entry = normalize_entry(compute())
         self.stats.computed += 1
-        self._to_disk(key, entry)
-        self._to_redis(key, entry)
+        self._write_to_disk(key, entry)
+        self._write_to_redis(key, entry)
         return entry
 
-    def _to_disk(self, key: Key, entry: Entry) -> None:
-        size = entry_size(key, entry)
+    def _write_to_disk(self, key: Key, entry: CacheEntry) -> None:
+        size = compute_entry_size(key, entry)
         self._disk.put(key.digest, size, lambda file: write_entry(file, key, entry))
 
-    def _to_redis(self, key: Key, entry: Entry) -> None:
+    def _write_to_redis(self, key: Key, entry: CacheEntry) -> None:
         if self._redis is None or not self._redis.available:
             return
-        if not self._redis.fits(entry_size(key, entry)):
-            self._redis.say_not_shared(key.digest)
+        if not self._redis.fits(compute_entry_size(key, entry)):
+            self._redis.mark_not_shared(key.digest)
             return
         buffer = io.BytesIO()
         write_entry(buffer, key, entry)
         self._redis.put(key.digest, buffer.getvalue())
 
-    def _from_redis(self, key: Key) -> Entry | None:
+    def _read_from_redis(self, key: Key) -> CacheEntry | None:
         data = self._redis.get(key.digest) if self._redis else None
         if data is None or self._redis is None:
             return None
@@ -201,11 +200,11 @@ class FactorCache:
             return None
 
 
-def _packed(factors: Factors) -> Entry:
-    return Entry({"U": factors.U, "S": factors.S, "V": factors.V}, {"energy": factors.energy})
+def _pack_factors(factors: Factors) -> CacheEntry:
+    return CacheEntry({"U": factors.U, "S": factors.S, "V": factors.V}, {"energy": factors.energy})
 
 
-def _key_of(file: StoredFile) -> Key | None:
+def _read_file_key(file: EntryFile) -> Key | None:
     try:
         with file.path.open("rb") as stream:
             return read_key(stream, file.bytes)

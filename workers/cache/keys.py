@@ -154,10 +154,10 @@ class PoolKey(Key):
         return f"{self.site}, inner products of {self.space}"
 
 
-_KINDS: Mapping[str, type[Key]] = {kind.kind: kind for kind in (FactorKey, PairKey, PoolKey)}
+_KEY_TYPES: Mapping[str, type[Key]] = {kind.kind: kind for kind in (FactorKey, PairKey, PoolKey)}
 
 
-def key_of(fields: Mapping[str, Any]) -> Key:
+def parse_key(fields: Mapping[str, Any]) -> Key:
     """The key that has these `fields`. Raises KeyError or TypeError where none has."""
-    own = dict(fields)
-    return _KINDS[own.pop("kind")](**own)
+    values = dict(fields)
+    return _KEY_TYPES[values.pop("kind")](**values)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from workers.cache.redis_tier import RedisTier
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.2
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def file_lock(path: Path, ready: Callable[[], bool], wait_s: float) -> Iterator[
     file = None
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for _ in _pauses(wait_s):
+        for _ in _poll(wait_s):
             file = _try_lock(path)
             if file is not None or ready():
                 break
@@ -73,9 +73,9 @@ def redis_lock(
     """
     token = secrets.token_hex(16)
     held = False
-    for _ in _pauses(wait_s):
+    for _ in _poll(wait_s):
         held = tier.lock(digest, token, lease_s)
-        if held or not tier.available or tier.not_shared(digest) or ready():
+        if held or not tier.available or tier.is_not_shared(digest) or ready():
             break
     if not held:
         yield
@@ -98,11 +98,11 @@ def _renew(tier: RedisTier, digest: str, token: str, lease_s: float, done: threa
         tier.renew(digest, token, lease_s)
 
 
-def _pauses(wait_s: float) -> Iterator[None]:
+def _poll(wait_s: float) -> Iterator[None]:
     """Try now, then after growing pauses, until `wait_s` have passed."""
-    until, pause = time.monotonic() + wait_s, _FIRST_PAUSE_S
+    deadline, pause = time.monotonic() + wait_s, _MIN_PAUSE_S
     yield
-    while time.monotonic() < until:
+    while time.monotonic() < deadline:
         time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE_S)
+        pause = min(pause * 2, _MAX_PAUSE_S)
         yield

@@ -7,24 +7,23 @@ from pathlib import Path
 
 from rebase.errors import RequestInvalid
 from rebase.schemas.repos import CorpusSpec
-from workers.corpus.bundled import default_corpus
+from workers.corpus.bundled import load_default_corpus
 from workers.corpus.corpus import Corpus
 from workers.corpus.dataset import read_dataset
-from workers.corpus.local import read_file
-from workers.corpus.primes import primes
-from workers.hub.port import HubPort
-
-__all__ = ["Corpus", "default_corpus", "primes", "read_dataset", "read_file", "texts"]
+from workers.corpus.local import read_corpus_file
+from workers.corpus.primes import load_semantic_primes
+from workers.hub.port import Hub
 
 
-def texts(file: Path | None, spec: CorpusSpec | None = None, hub: HubPort | None = None) -> Corpus:
+
+def load_corpus(file: Path | None, spec: CorpusSpec | None = None, hub: Hub | None = None) -> Corpus:
     """The file's documents, or those of the dataset that `spec` names on `hub`, or the bundled ones.
 
     Raises RequestInvalid for a file that cannot be used or one beside a dataset; for datasets also errors of
     the hub.
     """
     if spec is None:
-        return default_corpus() if file is None else read_file(file)
+        return load_default_corpus() if file is None else read_corpus_file(file)
     if hub is None:
         raise TypeError("a dataset is read from a hub")
     if file is not None:

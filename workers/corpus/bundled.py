@@ -21,36 +21,36 @@ from importlib.resources import files
 from workers.corpus.corpus import Corpus
 
 _PARTS = ("everyday", "formal", "languages", "technical", "reference", "code", "talk", "prose")
-_BETWEEN = "\n---\n"
+_SEPARATOR = "\n---\n"
 _SEED = 2327  # of 3000, the one whose held-out passages are mixed best, read with four pairs of tokenizers
 
 
 @lru_cache(maxsize=1)
-def default_corpus() -> Corpus:
+def load_default_corpus() -> Corpus:
     """The parts' documents, each part spread over the whole: one in each of as many stretches as it has.
 
     Methods read as far as they need, so every beginning has its share of each part. They hold every eighth
     passage out, so where in its stretch a document comes is drawn: at regular distances, of six to eight
     documents for most parts, what is held out would beat with them, and miss whole parts for a long time.
     """
-    placed = (
-        ((number + _lot(text)) / len(documents), text)
-        for documents in parts().values()
+    positioned = (
+        ((number + _draw_fraction(text)) / len(documents), text)
+        for documents in load_parts().values()
         for number, text in enumerate(documents)
     )
-    return Corpus.of((text for _, text in sorted(placed)), "rebase-default-2", "Apache-2.0")
+    return Corpus.from_documents((text for _, text in sorted(positioned)), "rebase-default-2", "Apache-2.0")
 
 
-def _lot(text: str) -> float:
+def _draw_fraction(text: str) -> float:
     """At least 0, below 1; drawn from the text itself, so that an edit moves no other document."""
     return int.from_bytes(hashlib.sha256(f"{_SEED} {text}".encode()).digest()[:4], "big") / 2**32
 
 
-def parts() -> dict[str, tuple[str, ...]]:
+def load_parts() -> dict[str, tuple[str, ...]]:
     """The documents of each part, as they stand in its file."""
-    folder = files("workers.corpus") / "data"
-    return {name: _documents((folder / f"{name}.txt").read_text("utf-8")) for name in _PARTS}
+    folder = files("rebase.corpus") / "data"
+    return {name: _split_documents((folder / f"{name}.txt").read_text("utf-8")) for name in _PARTS}
 
 
-def _documents(text: str) -> tuple[str, ...]:
-    return tuple(document.strip() for document in text.split(_BETWEEN))
+def _split_documents(text: str) -> tuple[str, ...]:
+    return tuple(document.strip() for document in text.split(_SEPARATOR))

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from rebase.errors import RequestInvalid
 
-_SHOWN = 40
+_MAX_COLUMNS_LISTED = 40
 
 
-def column_missing(name: str, column: str, known: Iterable[object]) -> RequestInvalid:
+def make_missing_column_error(name: str, column: str, known: Iterable[object]) -> RequestInvalid:
     """The error for a column that a file lacks, or that holds something else than strings."""
-    there = ", ".join(sorted(str(key)[:60] for key in known)[:_SHOWN])
+    columns = ", ".join(sorted(str(key)[:60] for key in known)[:_MAX_COLUMNS_LISTED])
     return RequestInvalid(
-        f"'{name}' has no column '{column}' of strings; its columns: {there or 'none'}.",
+        f"'{name}' has no column '{column}' of strings; its columns: {columns or 'none'}.",
         hint="Name another column: corpus.column.",
         pointer="/corpus/column",
     )

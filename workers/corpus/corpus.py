@@ -14,14 +14,14 @@ class Corpus:
     documents: tuple[str, ...]
     digest: str
     name: str
-    licence: str | None
+    license_id: str | None
 
     @classmethod
-    def of(cls, documents: Iterable[str], name: str, licence: str | None = None) -> Corpus:
+    def from_documents(cls, documents: Iterable[str], name: str, license_id: str | None = None) -> Corpus:
         """Stripped; empty ones and repetitions are left out."""
-        kept = tuple(dict.fromkeys(text for document in documents if (text := document.strip())))
+        unique = tuple(dict.fromkeys(text for document in documents if (text := document.strip())))
         sha = hashlib.sha256()
-        for text in kept:
+        for text in unique:
             data = text.encode()
             sha.update(f"{len(data)}:".encode() + data)
-        return cls(kept, sha.hexdigest(), name, licence)
+        return cls(unique, sha.hexdigest(), name, license_id)

@@ -9,42 +9,44 @@ from pathlib import Path
 from rebase.errors import RequestInvalid
 from workers.corpus.corpus import Corpus
 
-MAX_BYTES = 256 * 2**20
-_FIELD = "text"
+MAX_FILE_BYTES = 256 * 2**20
+_TEXT_FIELD = "text"
 
 
-def read_file(path: Path) -> Corpus:
+def read_corpus_file(path: Path) -> Corpus:
     """`.jsonl`: one object a line with its text under `text`; any other file: documents with an empty line
     between them. Raises RequestInvalid that names the file, and for JSON the line."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _unusable(path, f"has more than {MAX_BYTES} bytes", "Give a part of it.")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise _make_unusable_error(path, f"has more than {MAX_FILE_BYTES} bytes", "Give a part of it.")
         text = path.read_text("utf-8")
     except UnicodeDecodeError as exc:
-        raise _unusable(path, "is not UTF-8 text", "Save it as UTF-8.") from exc
+        raise _make_unusable_error(path, "is not UTF-8 text", "Save it as UTF-8.") from exc
     except OSError as exc:
-        raise _unusable(path, f"cannot be read: {exc.strerror}", "Check its name.") from exc
-    lines = path.suffix == ".jsonl"
-    corpus = Corpus.of(_of_lines(path, text) if lines else text.split("\n\n"), path.name)
+        raise _make_unusable_error(path, f"cannot be read: {exc.strerror}", "Check its name.") from exc
+    is_jsonl = path.suffix == ".jsonl"
+    corpus = Corpus.from_documents(_iter_jsonl(path, text) if is_jsonl else text.split("\n\n"), path.name)
     if not corpus.documents:
-        raise _unusable(path, "holds no text", "Give a file with some text in it.")
+        raise _make_unusable_error(path, "holds no text", "Give a file with some text in it.")
     return corpus
 
 
-def _of_lines(path: Path, text: str) -> Iterator[str]:
+def _iter_jsonl(path: Path, text: str) -> Iterator[str]:
     for number, line in enumerate(text.split("\n"), 1):  # JSON may hold any other line break as it is
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except (ValueError, RecursionError) as exc:
-            raise _unusable(path, f"is no JSON in line {number}", "Put one object on each line.") from exc
-        document = found.get(_FIELD) if isinstance(found, dict) else None
+            raise _make_unusable_error(
+                path, f"is no JSON in line {number}", "Put one object on each line."
+            ) from exc
+        document = record.get(_TEXT_FIELD) if isinstance(record, dict) else None
         if not isinstance(document, str):
-            hint = f'Lines look like {{"{_FIELD}": "…"}}.'
-            raise _unusable(path, f"has no string '{_FIELD}' in line {number}", hint)
+            hint = f'Lines look like {{"{_TEXT_FIELD}": "…"}}.'
+            raise _make_unusable_error(path, f"has no string '{_TEXT_FIELD}' in line {number}", hint)
         yield document.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can write
 
 
-def _unusable(path: Path, what: str, hint: str) -> RequestInvalid:
-    return RequestInvalid(f"The corpus {path} {what}.", hint=hint, pointer="/corpus")
+def _make_unusable_error(path: Path, problem: str, hint: str) -> RequestInvalid:
+    return RequestInvalid(f"The corpus {path} {problem}.", hint=hint, pointer="/corpus")

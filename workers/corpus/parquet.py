@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from rebase.errors import NotAvailable, RebaseError, UnsafeFile
-from workers.corpus.columns import column_missing
-from workers.corpus.stream import CHUNK, Stream
+from workers.corpus.columns import make_missing_column_error
+from workers.corpus.stream import CHUNK_BYTES, ByteSourceStream
 
-_BATCH = 256  # rows
-_LARGEST_CHUNK = 2**30  # bytes of one column in one row group, unpacked; the Hub writes some hundred MB
+_BATCH_ROWS = 256  # rows
+_MAX_CHUNK_BYTES = 2**30  # bytes of one column in one row group, unpacked; the Hub writes some hundred MB
 
 
-def of_parquet(stream: Stream, name: str, column: str) -> Iterator[str]:
+def iter_parquet(stream: ByteSourceStream, name: str, column: str) -> Iterator[str]:
     """The column's strings, null as empty.
 
     Raises NotAvailable without pyarrow, UnsafeFile for a file that is no Parquet or unpacks to too much,
@@ -30,13 +30,15 @@ def of_parquet(stream: Stream, name: str, column: str) -> Iterator[str]:
         ) from exc
     try:
         # Threads would read ahead; a buffer keeps one column's pages from being fetched all at once.
-        file = parquet.ParquetFile(stream, buffer_size=CHUNK, pre_buffer=False)
+        file = parquet.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False)
         schema = file.schema_arrow
-        if column not in schema.names or not _is_text(pa, schema.field(column).type):
-            raise column_missing(name, column, schema.names)
+        if column not in schema.names or not _is_string_type(pa, schema.field(column).type):
+            raise make_missing_column_error(name, column, schema.names)
         for group in range(file.num_row_groups):
             _check_size(file.metadata.row_group(group), name, column)
-            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[column], use_threads=False):
+            for batch in file.iter_batches(
+                _BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
+            ):
                 yield from (value or "" for value in batch.column(0).to_pylist())
     except RebaseError:
         raise
@@ -48,16 +50,18 @@ def of_parquet(stream: Stream, name: str, column: str) -> Iterator[str]:
         ) from exc
 
 
-def _is_text(pa: Any, kind: Any) -> bool:
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+def _is_string_type(pa: Any, data_type: Any) -> bool:
+    return any(
+        test(data_type) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _check_size(group: Any, name: str, column: str) -> None:
-    for place in range(group.num_columns):
-        chunk = group.column(place)
-        if chunk.path_in_schema == column and chunk.total_uncompressed_size > _LARGEST_CHUNK:
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema == column and chunk.total_uncompressed_size > _MAX_CHUNK_BYTES:
             raise UnsafeFile(
                 f"'{name}' packs {chunk.total_uncompressed_size} bytes of '{column}' into one row group; "
-                f"at most {_LARGEST_CHUNK} are unpacked.",
+                f"at most {_MAX_CHUNK_BYTES} are unpacked.",
                 pointer="/corpus",
             )

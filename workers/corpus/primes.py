@@ -55,11 +55,11 @@ _FRAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 @lru_cache(maxsize=1)
-def primes() -> Corpus:
+def load_semantic_primes() -> Corpus:
     """Every prime in every frame of its kind; the sentences of one frame are one document."""
     documents = (
         " ".join(frame.format(word)[0].upper() + frame.format(word)[1:] for word in words)
         for words, frames in _FRAMES.values()
         for frame in frames
     )
-    return Corpus.of(documents, "rebase-primes-1", "Apache-2.0")
+    return Corpus.from_documents(documents, "rebase-primes-1", "Apache-2.0")

@@ -8,36 +8,36 @@ from dataclasses import dataclass
 from rebase.errors import UnsafeFile
 from workers.hub.port import ByteSource
 
-MAX_BYTES = 256 * 2**20  # of all of a corpus's files together
-CHUNK = 2**20
+MAX_CORPUS_BYTES = 256 * 2**20  # of all of a corpus's files together
+CHUNK_BYTES = 2**20
 
 
 @dataclass
-class Budget:
+class ReadBudget:
     """What may still be read. One for all of a corpus's files."""
 
-    left: int = MAX_BYTES
+    remaining: int = MAX_CORPUS_BYTES
 
     def spend(self, count: int, name: str) -> None:
         """UnsafeFile when it is used up."""
-        self.left -= count
-        if self.left < 0:
+        self.remaining -= count
+        if self.remaining < 0:
             raise UnsafeFile(
-                f"More than {MAX_BYTES >> 20} MiB of '{name}' would have to be read for this corpus.",
+                f"More than {MAX_CORPUS_BYTES >> 20} MiB of '{name}' would have to be read for this corpus.",
                 hint="Ask for fewer documents (corpus.n), or name a split with shorter ones.",
                 pointer="/corpus",
             )
 
 
-class Stream(io.RawIOBase):
+class ByteSourceStream(io.RawIOBase):
     """Reads forward and back in a `ByteSource`."""
 
-    def __init__(self, source: ByteSource, name: str, budget: Budget) -> None:
+    def __init__(self, source: ByteSource, name: str, budget: ReadBudget) -> None:
         super().__init__()
         self._source = source
         self._name = name
         self._budget = budget
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         """Yes."""
@@ -49,30 +49,30 @@ class Stream(io.RawIOBase):
 
     def tell(self) -> int:
         """Bytes from the beginning."""
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """To a place, which may lie behind the end."""
-        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
-        self._at = max(0, begin + offset)
-        return self._at
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
 
     def read(self, size: int = -1, /) -> bytes:
         """At most what is there: a file that lies about its sizes gets no memory for them."""
-        rest = max(0, self._source.size - self._at)
-        return super().read(rest if size < 0 else min(size, rest)) or b""
+        remaining = max(0, self._source.size - self._position)
+        return super().read(remaining if size < 0 else min(size, remaining)) or b""
 
     def readinto(self, buffer: object, /) -> int:
         """As much as fits and is there. Raises as `ByteSource.read_into`; UnsafeFile beyond the budget."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        count = max(0, min(len(view), self._source.size - self._at))
+        count = max(0, min(len(view), self._source.size - self._position))
         if count:
             self._budget.spend(count, self._name)
-            self._source.read_into(self._at, view[:count])
-            self._at += count
+            self._source.read_into(self._position, view[:count])
+            self._position += count
         return count
 
 
-def text_of(stream: Stream) -> io.TextIOWrapper:
+def open_text(stream: ByteSourceStream) -> io.TextIOWrapper:
     """The file as UTF-8 text, a chunk at a time; line ends stay as they are."""
-    return io.TextIOWrapper(io.BufferedReader(stream, CHUNK), "utf-8-sig", newline="")
+    return io.TextIOWrapper(io.BufferedReader(stream, CHUNK_BYTES), "utf-8-sig", newline="")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.report import Evaluation, Figure, Subject
+from workers.report import Evaluation, Metric, Subject
 
 NAMES: dict[Subject, str] = {
     "moved": "target + moved adapter",
@@ -30,14 +30,14 @@ def evaluation_lines(found: Evaluation) -> list[list[str]]:
     metrics = [name for name in _in_order(found) if name not in _WORTH]
     head = ["model", *metrics]
     rows = [
-        [NAMES[subject], *[_cell(found.figure(subject, metric)) for metric in metrics]]
+        [NAMES[subject], *[_cell(found.find_metric(subject, metric)) for metric in metrics]]
         for subject in NAMES
-        if any(found.figure(subject, metric) for metric in metrics)
+        if any(found.find_metric(subject, metric) for metric in metrics)
     ]
     worth = [
         [label, _cell(figure)]
         for metric, label in _WORTH.items()
-        if (figure := found.figure("moved", metric)) is not None
+        if (figure := found.find_metric("moved", metric)) is not None
     ]
     return [
         [sentence(found), ""],
@@ -48,10 +48,10 @@ def evaluation_lines(found: Evaluation) -> list[list[str]]:
 
 def sentence(found: Evaluation) -> str:
     """One line that a reader can act on."""
-    difference = found.figure("moved", "difference")
+    difference = found.find_metric("moved", "difference")
     if difference is None or difference.low is None or difference.high is None:
         return "No score decides here: there were no examples, so look at the single figures."
-    moved, alone = found.figure("moved", "score"), found.figure("target", "score")
+    moved, alone = found.find_metric("moved", "score"), found.find_metric("target", "score")
     score = SCORES.get(str(found.score), found.score)
     means = f"{_number(moved)} against {_number(alone)} for the target alone ({score}; higher is better; "
     means += f"{difference.n} examples)"
@@ -66,7 +66,7 @@ def _in_order(found: Evaluation) -> list[str]:
     return list(dict.fromkeys(figure.metric for figure in found.figures))
 
 
-def _cell(figure: Figure | None) -> str:
+def _cell(figure: Metric | None) -> str:
     if figure is None:
         return ""
     if figure.value is None:
@@ -76,7 +76,7 @@ def _cell(figure: Figure | None) -> str:
     return f"{_number(figure)} ({figure.low:.3g} to {figure.high:.3g})"
 
 
-def _number(figure: Figure | None) -> str:
+def _number(figure: Metric | None) -> str:
     return "" if figure is None or figure.value is None else f"{figure.value:.3g}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from rebase.evaluation.bootstrap import Interval, PairedBootstrap, Undefined
-from workers.report import Evaluation, Figure, Subject
+from workers.report import Evaluation, Metric, Subject
 
 Scores = Mapping[Subject, Sequence[float]]
 FEWEST = 8  # examples; eight that all get worse by chance: 1 in 256. From fewer nothing is refused.
@@ -14,14 +14,14 @@ _ABOVE_TARGET: tuple[Subject, ...] = ("moved", "random", "pad", "oracle")
 _KEPT: tuple[Subject, ...] = ("moved", "random", "pad")
 
 
-def averages(metric: str, scores: Scores, *, times: int, seed: int) -> Iterator[Figure]:
+def averages(metric: str, scores: Scores, *, times: int, seed: int) -> Iterator[Metric]:
     """The mean of one metric for every model."""
     resampled = _resampled(scores, times, seed)
     for subject in scores:
         yield _figure(subject, metric, resampled.mean(subject))
 
 
-def judged(scores: Scores, *, times: int, seed: int) -> Iterator[Figure]:
+def judged(scores: Scores, *, times: int, seed: int) -> Iterator[Metric]:
     """All that follows from the scores that decide, higher is better. `moved` and `target` must be there.
 
     difference: to the target alone (of `source_adapter`: to the source alone); over_random: of the moved
@@ -45,7 +45,7 @@ def judged(scores: Scores, *, times: int, seed: int) -> Iterator[Figure]:
             yield _figure(subject, "gap_recovered", resampled.gap(subject, "target", "oracle"))
 
 
-def drifted(refused: Scores, *, times: int, seed: int) -> Iterator[Figure]:
+def drifted(refused: Scores, *, times: int, seed: int) -> Iterator[Metric]:
     """Refusal rates, and how far the moved adapter's is from that of the target alone."""
     yield from averages("refusal_rate", refused, times=times, seed=seed)
     resampled = _resampled(refused, times, seed)
@@ -54,13 +54,13 @@ def drifted(refused: Scores, *, times: int, seed: int) -> Iterator[Figure]:
 
 def is_worse(found: Evaluation) -> bool:
     """Is the moved adapter worse than the target alone, by enough examples for the interval to mean it?"""
-    difference = found.figure("moved", "difference")
+    difference = found.find_metric("moved", "difference")
     return difference is not None and difference.n >= FEWEST and _below(difference)
 
 
 def sentences(found: Evaluation) -> Iterator[str]:
     """Caveats that the figures call for."""
-    difference = found.figure("moved", "difference")
+    difference = found.find_metric("moved", "difference")
     if difference is not None and _below(difference):
         yield f"On the examples the moved adapter scores worse than the target alone: {shown(difference)}."
     elif difference is not None and not _above(difference):
@@ -68,13 +68,13 @@ def sentences(found: Evaluation) -> Iterator[str]:
             "On the examples the moved adapter cannot be told from the target alone: the difference is "
             f"{shown(difference)}."
         )
-    over = found.figure("moved", "over_random")
+    over = found.find_metric("moved", "over_random")
     if over is not None and not _above(over):
         yield (
             "The moved adapter does no better than random numbers of the same size: the difference is "
             f"{shown(over)}."
         )
-    drift = found.figure("moved", "safety_drift")
+    drift = found.find_metric("moved", "safety_drift")
     if drift is not None and (_above(drift) or _below(drift)):
         way = "more" if _above(drift) else "less"
         yield f"With the moved adapter the target refuses {way} often than alone, by {shown(drift)}."
@@ -83,7 +83,7 @@ def sentences(found: Evaluation) -> Iterator[str]:
         yield f"Only {difference.n} example(s) were evaluated; intervals of so few say little."
 
 
-def shown(figure: Figure) -> str:
+def shown(figure: Metric) -> str:
     """A figure with its interval, for people."""
     if figure.value is None:
         return f"undefined: {figure.reason}"
@@ -98,17 +98,17 @@ def _resampled(scores: Scores, times: int, seed: int) -> PairedBootstrap:
     )
 
 
-def _below(figure: Figure) -> bool:
+def _below(figure: Metric) -> bool:
     return figure.high is not None and figure.high < 0.0
 
 
-def _above(figure: Figure) -> bool:
+def _above(figure: Metric) -> bool:
     return figure.low is not None and figure.low > 0.0
 
 
-def _figure(subject: Subject, metric: str, found: Interval | Undefined) -> Figure:
+def _figure(subject: Subject, metric: str, found: Interval | Undefined) -> Metric:
     if isinstance(found, Undefined):
-        return Figure(subject=subject, metric=metric, value=None, n=found.n, reason=found.reason)
-    return Figure(
+        return Metric(subject=subject, metric=metric, value=None, n=found.n, reason=found.reason)
+    return Metric(
         subject=subject, metric=metric, value=found.value, low=found.low, high=found.high, n=found.n
     )

@@ -11,7 +11,7 @@ from rebase.methods.site_pairing import pair_sites
 from transfer.linalg import frobenius
 from workers.evaluation.scoring import Deltas
 from workers.fold import folded
-from workers.reading import Opened
+from workers.reading import LoadedInputs
 
 
 def random_like(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
@@ -27,7 +27,7 @@ def random_like(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
     return found
 
 
-def padded(opened: Opened) -> dict[Site, LowRank]:
+def padded(opened: LoadedInputs) -> dict[Site, LowRank]:
     """The source's update taken over number by number: the layer at the same relative depth, shapes cropped
     or filled with zeros. Between equal shapes this is the method `copy`."""
     pairs = pair_sites(opened.source, opened.target, opened.adapter.sites, layer_scale=False).pairs

@@ -32,7 +32,7 @@ from workers.evaluation.reading import Reader
 from workers.evaluation.tasks import TaskScores
 from workers.foretold import foretold
 from workers.models import TextModel
-from workers.report import TaskRead
+from workers.report import TaskInfo
 from workers.training.sampling import opening
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Chosen:
 
     spec: EvaluationSpec
     loaded: tuple[Any, ...]
-    found: dict[str, TaskRead] = field(default_factory=dict)
+    found: dict[str, TaskInfo] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: EvaluationSpec, tasks_dir: Path | None) -> Chosen:
@@ -131,7 +131,7 @@ class Chosen:
         return cls(spec, tuple(found))
 
     @property
-    def tasks(self) -> tuple[TaskRead, ...]:
+    def tasks(self) -> tuple[TaskInfo, ...]:
         """What was run."""
         return tuple(self.found.values())
 
@@ -159,7 +159,7 @@ class Chosen:
         samples = results["samples"][task]
         filters = sorted({sample["filter"] for sample in samples})
         documents = len({sample["doc_id"] for sample in samples})
-        self.found[task] = TaskRead(
+        self.found[task] = TaskInfo(
             name=task,
             version=str(results["versions"].get(task, "")),
             documents=documents,

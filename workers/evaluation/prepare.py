@@ -20,12 +20,12 @@ from workers.corpus.dataset import read_dataset
 from workers.evaluation.progress import Progress
 from workers.evaluation.scoring import Measure, Scorer, headline_of
 from workers.evaluation.tasks import Harness, harness
-from workers.hub.port import HubPort, PinnedRepo
-from workers.reading import Opened
+from workers.hub.port import Hub, PinnedRepo
+from workers.reading import LoadedInputs
 from workers.resolve import pin
 from workers.tensors.model_reader import open_adapter
-from workers.tools import Tools
-from workers.watch import Watch
+from workers.tools import Runtime
+from workers.watch import ProgressReporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Prepared:
     """An evaluation that can begin. `prompts`: of the refusal probe; `notes`: what its figures leave out."""
 
     spec: EvaluationSpec
-    opened: Opened
+    opened: LoadedInputs
     bases: Bases
     scorer: Scorer
     progress: Progress
@@ -57,7 +57,7 @@ class Prepared:
 
 
 def prepare(
-    request: ConversionRequest, opened: Opened, bases: Bases, tools: Tools, watch: Watch
+    request: ConversionRequest, opened: LoadedInputs, bases: Bases, tools: Runtime, watch: ProgressReporter
 ) -> Prepared | None:
     """None where nothing is to be evaluated. No model is loaded yet.
 
@@ -87,7 +87,7 @@ def prepare(
     )
 
 
-def _oracle(spec: EvaluationSpec, opened: Opened, hub: HubPort, notes: list[str]) -> Oracle | None:
+def _oracle(spec: EvaluationSpec, opened: LoadedInputs, hub: Hub, notes: list[str]) -> Oracle | None:
     if spec.oracle is None:
         return None
     with _about("/evaluate/oracle"):
@@ -108,7 +108,7 @@ def _oracle(spec: EvaluationSpec, opened: Opened, hub: HubPort, notes: list[str]
     return Oracle(repo, adapter)
 
 
-def _prompts(spec: RefusalSpec, hub: HubPort) -> Corpus:
+def _prompts(spec: RefusalSpec, hub: Hub) -> Corpus:
     if spec.dataset is None:
         return Corpus(spec.prompts, digest_of(spec.prompts), "the request", None)
     with _about("/evaluate/refusals/dataset"):

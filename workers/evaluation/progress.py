@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rebase.schemas.states import Phase
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 
 @dataclass
 class Progress:
     """Examples done of those expected (None: nobody knows). A model that works on an example counts once."""
 
-    watch: Watch
+    watch: ProgressReporter
     total: int | None = None
     done: int = 0
     phase: Phase = Phase.EVALUATING
@@ -25,4 +25,4 @@ class Progress:
     def add(self, count: int) -> None:
         """So many more are done. Raises what the watch raises."""
         self.done += count
-        self.watch.step(self.phase, self.done, self.total, "examples")
+        self.watch.update(self.phase, self.done, self.total, "examples")

@@ -18,7 +18,7 @@ from workers.evaluation.refusals import refusal_scores
 from workers.evaluation.scoring import Deltas, applied, headline_of
 from workers.evaluation.tasks import TaskScores
 from workers.evaluation.written import written_adapter
-from workers.report import NOT_EVALUATED, Evaluation, Figure, RepoAt, Report, Subject, TextRead
+from workers.report import NOT_EVALUATED, CorpusInfo, Evaluation, Metric, RepoRevision, Report, Subject
 
 _PROBED: tuple[Subject, ...] = ("target", "moved", "source_adapter")
 
@@ -43,7 +43,7 @@ def refuse_worse(spec: EvaluationSpec, report: Report) -> None:
     found = report.evaluation
     if found is None or spec.on_worse != "reject" or not is_worse(found):
         return
-    difference = found.figure("moved", "difference")
+    difference = found.find_metric("moved", "difference")
     assert difference is not None
     raise WorseThanTarget(
         f"The moved adapter scores worse than the target alone: {shown(difference)} ({found.score}, "
@@ -82,7 +82,7 @@ def _evaluate(prepared: Prepared, moved: Deltas, notes: Sequence[str]) -> Evalua
         examples=_counts(spec),
         digest=digest_of([example.model_dump() for example in spec.examples]),
         prompts=_told(prepared),
-        oracle=RepoAt(repo_id=oracle.repo.repo_id, sha=oracle.repo.sha) if oracle is not None else None,
+        oracle=RepoRevision(repo_id=oracle.repo.repo_id, sha=oracle.repo.sha) if oracle is not None else None,
         tasks=list(prepared.harness.tasks) if prepared.harness is not None else [],
         settings=_settings(spec),
         figures=[
@@ -137,7 +137,7 @@ def _decisive(
 
 def _by_metric(
     figures: Mapping[Subject, Sequence[Mapping[str, float]]], draws: Mapping[str, int]
-) -> Iterator[Figure]:
+) -> Iterator[Metric]:
     metrics = sorted({metric for rows in figures.values() for row in rows for metric in row})
     for metric in metrics:
         scores = {
@@ -148,7 +148,7 @@ def _by_metric(
 
 def _of_tasks(
     tasks: Mapping[Subject, Mapping[str, TaskScores]], draws: Mapping[str, int]
-) -> Iterator[Figure]:
+) -> Iterator[Metric]:
     """With intervals where there is a number per document."""
     for name, first in tasks.get("target", {}).items():
         rows = {subject: one[name] for subject, one in tasks.items() if name in one}
@@ -156,7 +156,7 @@ def _of_tasks(
             yield from averages(name, {subject: row.each for subject, row in rows.items()}, **draws)
             continue
         for subject, row in rows.items():
-            yield Figure(subject=subject, metric=name, value=row.value, n=row.documents)
+            yield Metric(subject=subject, metric=name, value=row.value, n=row.documents)
 
 
 def _counts(spec: EvaluationSpec) -> dict[str, int]:
@@ -179,8 +179,8 @@ def _settings(spec: EvaluationSpec) -> dict[str, Any]:
     return {**told, "refusal_tokens": spec.refusals.tokens} if spec.refusals is not None else told
 
 
-def _told(prepared: Prepared) -> TextRead | None:
+def _told(prepared: Prepared) -> CorpusInfo | None:
     prompts = prepared.prompts
     if prompts is None:
         return None
-    return TextRead(name=prompts.name, digest=prompts.digest, documents=len(prompts.documents))
+    return CorpusInfo(name=prompts.name, digest=prompts.digest, documents=len(prompts.documents))

@@ -13,7 +13,7 @@ from workers.evaluation.progress import Progress
 from workers.models import TextModel
 
 if TYPE_CHECKING:
-    from workers.report import TaskRead
+    from workers.report import TaskInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Harness(Protocol):
     """The harness with a request's tasks chosen."""
 
     @property
-    def tasks(self) -> tuple[TaskRead, ...]:
+    def tasks(self) -> tuple[TaskInfo, ...]:
         """What was run, as far as anything was."""
 
     def run(self, base: TextModel, progress: Progress) -> Mapping[str, TaskScores]:

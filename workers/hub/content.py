@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-SHA = re.compile(r"^[0-9a-f]{40}$")
+SHA_PATTERN = re.compile(r"^[0-9a-f]{40}$")
 _CHUNK = 1 << 20
-_COMPUTED_WITH = (".safetensors", ".json", ".model", ".txt", ".jinja")
+_MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +30,29 @@ class FileRecord:
     sha256: str
 
 
-def commit_sha(parent: str | None, message: str, files: Mapping[str, FileRecord]) -> str:
+def compute_commit_sha(parent: str | None, message: str, files: Mapping[str, FileRecord]) -> str:
     """The name of a commit, 40 lowercase hex digits."""
     canonical = json.dumps(
-        commit_json(parent, message, files), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        build_commit_record(parent, message, files), sort_keys=True, separators=(",", ":"), ensure_ascii=True
     )
     return hashlib.sha256(canonical.encode()).hexdigest()[:40]
 
 
-def commit_json(parent: str | None, message: str, files: Mapping[str, FileRecord]) -> dict[str, object]:
+def build_commit_record(
+    parent: str | None, message: str, files: Mapping[str, FileRecord]
+) -> dict[str, object]:
     """What stands in a commit's file."""
     rows = {path: {"size": file.size, "sha256": file.sha256} for path, file in sorted(files.items())}
     return {"parent": parent, "message": message, "files": rows}
 
 
-def content_of(hashes: Mapping[str, str]) -> str:
+def compute_model_digest(hashes: Mapping[str, str]) -> str:
     """A digest of what a model computes with, from the hash of every file: weights, configs and tokenizer.
     Cards, pictures and licences may change without the model being another one."""
-    kept = {path: found for path, found in sorted(hashes.items()) if path.endswith(_COMPUTED_WITH)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    model_files = {
+        path: digest for path, digest in sorted(hashes.items()) if path.endswith(_MODEL_FILE_SUFFIXES)
+    }
+    return hashlib.sha256(json.dumps(model_files, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
@@ -72,7 +76,7 @@ class HashCache:
         self._folder = folder
         self._known: dict[tuple[str, str], str] = {}
 
-    def sha256(self, path: Path, info: os.stat_result) -> str:
+    def get_sha256(self, path: Path, info: os.stat_result) -> str:
         """The hash of the file at `path`, whose `stat` is `info`."""
         stamp = f"{info.st_size}-{info.st_mtime_ns}-{info.st_ctime_ns}-{info.st_ino}"
         key = (str(path), stamp)
@@ -83,13 +87,13 @@ class HashCache:
         self._known[key] = digest
         return digest
 
-    def _entry(self, path: str) -> Path | None:
+    def _get_entry_path(self, path: str) -> Path | None:
         if self._folder is None:
             return None
         return self._folder / hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
     def _load(self, path: str, stamp: str) -> str | None:
-        entry = self._entry(path)
+        entry = self._get_entry_path(path)
         if entry is None:
             return None
         try:
@@ -99,7 +103,7 @@ class HashCache:
         return digest if known_stamp == stamp and re.fullmatch(r"[0-9a-f]{64}", digest) else None
 
     def _save(self, path: str, stamp: str, digest: str) -> None:
-        entry = self._entry(path)
+        entry = self._get_entry_path(path)
         if entry is None:
             return
         with suppress(OSError):

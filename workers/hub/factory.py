@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rebase.settings import Settings
 from workers.hub.local import LocalHub
-from workers.hub.port import HubPort
+from workers.hub.port import Hub
 
 
-def make_hub(settings: Settings) -> HubPort:
+def make_hub(settings: Settings) -> Hub:
     """The local hub folder when one is set, else the Hub at HF_ENDPOINT (https://huggingface.co by default).
 
     Downloads go to the Hub client's own cache folder (HF_HUB_CACHE, HF_HOME), so what a machine already has

@@ -12,25 +12,25 @@ from pathlib import Path
 from rebase.errors import DiskFull, FileMissing, HubUnavailable, OutputForbidden, UnsafeFile
 
 # EFBIG: a file-size limit of the process or the file system, for a writer the same thing as a full disk.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PERMISSION_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 # One read() moves at most this much on Linux (0x7ffff000 bytes); larger reads come back in pieces anyway.
-_PIECE = 1 << 30
+_MAX_READ_BYTES = 1 << 30
 
 
 @contextmanager
-def writing(what: str) -> Iterator[None]:
+def write_errors(what: str) -> Iterator[None]:
     """Turn the system's write errors into DiskFull, OutputForbidden or HubUnavailable about `what`."""
     try:
         yield
     except OSError as exc:
-        if exc.errno in _FULL:
+        if exc.errno in _DISK_FULL_ERRNOS:
             raise DiskFull(
                 f"No space left while writing {what}.",
                 hint="Free disk space on the machine that runs the worker; the job can then be retried.",
             ) from exc
-        if exc.errno in _FORBIDDEN:
+        if exc.errno in _PERMISSION_ERRNOS:
             raise OutputForbidden(
                 f"The worker may not write {what}.",
                 hint="Give the worker's user write access to the local hub folder, or name another output.",
@@ -52,20 +52,20 @@ class FileSource:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`."""
-        self._check(offset, length)
+        self._check_range(offset, length)
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
-        self._check(offset, len(buffer))
+        self._check_range(offset, len(buffer))
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 done = 0
                 while done < len(buffer):
-                    count = os.preadv(fd, [buffer[done : done + _PIECE]], offset + done)
+                    count = os.preadv(fd, [buffer[done : done + _MAX_READ_BYTES]], offset + done)
                     if count == 0:
                         raise UnsafeFile(f"{self._name} became shorter while it was read.")
                     done += count
@@ -76,7 +76,7 @@ class FileSource:
                 f"Reading {self._name} failed ({errno.errorcode.get(exc.errno or 0)})."
             ) from exc
 
-    def _check(self, offset: int, length: int) -> None:
+    def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise UnsafeFile(
                 f"{self._name} is truncated: bytes {offset} to {offset + length} were asked for, "
@@ -85,14 +85,14 @@ class FileSource:
             )
 
 
-def list_files(folder: Path, *, inside: Path, name: str) -> dict[str, os.stat_result]:
+def list_files(folder: Path, *, link_root: Path, name: str) -> dict[str, os.stat_result]:
     """Every regular file below `folder` as POSIX path → stat, sorted; names that begin with a dot are left
     out.
 
     Links are followed only while they stay below `inside` (a real path); one that leads out, or to something
     that is no regular file, raises UnsafeFile. `name` is how errors call the folder.
     """
-    found: dict[str, os.stat_result] = {}
+    files: dict[str, os.stat_result] = {}
     pending = [folder]
     while pending:
         with os.scandir(pending.pop()) as scan:
@@ -102,7 +102,7 @@ def list_files(folder: Path, *, inside: Path, name: str) -> dict[str, os.stat_re
                 continue
             path = Path(entry.path)
             relative = path.relative_to(folder).as_posix()
-            if entry.is_symlink() and not path.resolve().is_relative_to(inside):
+            if entry.is_symlink() and not path.resolve().is_relative_to(link_root):
                 raise UnsafeFile(
                     f"'{relative}' in {name} is a link that leads out of the folder.",
                     hint="Replace the link by the file itself.",
@@ -116,5 +116,5 @@ def list_files(folder: Path, *, inside: Path, name: str) -> dict[str, os.stat_re
                 raise FileMissing(f"'{relative}' in {name} cannot be read.") from exc
             if not stat.S_ISREG(info.st_mode):
                 raise UnsafeFile(f"'{relative}' in {name} is not a regular file.")
-            found[relative] = info
-    return dict(sorted(found.items()))
+            files[relative] = info
+    return dict(sorted(files.items()))

@@ -6,7 +6,7 @@ from rebase.errors import RepoNotFound, RequestInvalid
 from rebase.schemas.repos import MAX_REPO_ID, check_repo_id
 
 
-def checked(repo_id: str) -> str:
+def validate_repo_id(repo_id: str) -> str:
     """`repo_id` itself. RepoNotFound when no repo can have that name."""
     try:
         return check_repo_id(repo_id)
@@ -23,7 +23,7 @@ def is_repo_id(text: str) -> bool:
     return True
 
 
-def legal_output(name: str) -> str:
+def validate_output_name(name: str) -> str:
     """`name` when it is a legal repo id of at most 96 characters; RequestInvalid about `output` otherwise."""
     try:
         return check_repo_id(name)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_WRITING_ROLES = frozenset({"admin", "write", "contributor"})
+_WRITE_ROLES = frozenset({"admin", "write", "contributor"})
 
 
-def may_create(who: Mapping[str, Any], owner: str) -> bool:
+def can_create_repo(whoami: Mapping[str, Any], owner: str) -> bool:
     """`who` is the answer of `whoami-v2`. A token whose kind is not known is given the benefit of the doubt:
     the Hub itself has the last word when the repo is created.
     """
-    token = (who.get("auth") or {}).get("accessToken") or {}
+    token = (whoami.get("auth") or {}).get("accessToken") or {}
     role = token.get("role")
     if role == "read":
         return False
@@ -22,9 +22,9 @@ def may_create(who: Mapping[str, Any], owner: str) -> bool:
             (scope.get("entity") or {}).get("name") == owner and "repo.write" in scope.get("permissions", ())
             for scope in scoped
         )
-    if who.get("name") == owner:
+    if whoami.get("name") == owner:
         return True
     return any(
-        org.get("name") == owner and org.get("roleInOrg", "write") in _WRITING_ROLES
-        for org in who.get("orgs") or []
+        org.get("name") == owner and org.get("roleInOrg", "write") in _WRITE_ROLES
+        for org in whoami.get("orgs") or []
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rebase.errors import FileMissing, HubUnavailable, RevisionNotFound
 from rebase.schemas.repos import RepoRef
-from workers.hub.content import SHA, FileRecord, HashCache, commit_sha
+from workers.hub.content import SHA_PATTERN, FileRecord, HashCache, compute_commit_sha
 from workers.hub.files import FileSource, list_files
 from workers.hub.port import PinnedRepo
 
@@ -18,33 +18,35 @@ from workers.hub.port import PinnedRepo
 class PlainFolder:
     """One folder read as a repo with a single revision, called `main`."""
 
-    def __init__(self, folder: Path, repo_id: str, hashes: HashCache, *, inside: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, repo_id: str, hashes: HashCache, *, link_root: Path | None = None
+    ) -> None:
         """Links may lead anywhere below `inside`; by default below the folder itself."""
         self._folder = folder.resolve()
         self._repo_id = repo_id
         self._hashes = hashes
-        self._inside = (inside or folder).resolve()
+        self._link_root = (link_root or folder).resolve()
 
     def pin(self) -> PinnedRepo:
         """The folder as it is now."""
         try:
-            infos = list_files(self._folder, inside=self._inside, name=self._repo_id)
+            infos = list_files(self._folder, link_root=self._link_root, name=self._repo_id)
             files = {
-                path: FileRecord(info.st_size, self._hashes.sha256((self._folder / path).resolve(), info))
+                path: FileRecord(info.st_size, self._hashes.get_sha256((self._folder / path).resolve(), info))
                 for path, info in infos.items()
             }
         except OSError as exc:
             raise HubUnavailable(f"The folder of {self._repo_id} cannot be read.") from exc
         sizes = {path: file.size for path, file in files.items()}
-        return PinnedRepo(self._repo_id, commit_sha(None, "", files), sizes)
+        return PinnedRepo(self._repo_id, compute_commit_sha(None, "", files), sizes)
 
     def resolve(self, ref: RepoRef) -> PinnedRepo:
         """The folder at `main`, or at the revision that it has now."""
         pinned = self.pin()
         if ref.revision not in ("main", pinned.sha):
-            known = "an older content" if SHA.match(ref.revision) else f"'{ref.revision}'"
+            description = "an older content" if SHA_PATTERN.match(ref.revision) else f"'{ref.revision}'"
             raise RevisionNotFound(
-                f"{self._repo_id} is a plain folder at revision {pinned.sha}; it has no {known}.",
+                f"{self._repo_id} is a plain folder at revision {pinned.sha}; it has no {description}.",
                 hint="Leave the revision out.",
             )
         return pinned

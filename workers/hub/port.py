@@ -33,8 +33,8 @@ class RepoInfo:
     repo: PinnedRepo
     created_at: datetime | None
     tags: tuple[str, ...]
-    licences: tuple[str, ...]  # `license` and `license_name` of its card
-    content: str  # a digest of all files that a model computes with; cards and pictures are left out
+    licenses: tuple[str, ...]  # `license` and `license_name` of its card
+    model_digest: str  # a digest of all files that a model computes with; cards and pictures are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ class ByteSource(Protocol):
         """Fill a writable buffer of bytes from `offset`, without a second copy. Raises as `read` does."""
 
 
-class HubPort(Protocol):
+class Hub(Protocol):
     """Every call raises errors of the `rebase.errors.HubError` tree and nothing else of its own.
 
     Adapters and bases are repos of kind `model`; datasets are only ever read.
     """
 
-    def with_token(self, token: str | None) -> HubPort:
+    def with_token(self, token: str | None) -> Hub:
         """The same hub asked with this token alone; None: without any."""
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
@@ -93,21 +93,21 @@ class HubPort(Protocol):
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a ref to a commit sha and list its files."""
 
-    def info(self, repo_id: str) -> RepoInfo:
+    def get_info(self, repo_id: str) -> RepoInfo:
         """The model at `main`, with what its card says. Raises as `resolve` does."""
 
-    def models_of(self, owner: str) -> Iterator[ListedModel]:
+    def list_models(self, owner: str) -> Iterator[ListedModel]:
         """The models of an owner that our token may see, the last changed first. None for an owner that does
         not exist."""
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """A whole file as a local, read-only path (cached by content). FileMissing when absent."""
 
-    def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> ByteSource:
+    def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
         """Random access. `wanted` is how many bytes will be read, a guess at best: when more than half of
         the file is saved, reads go over HTTP ranges instead of a whole download."""
 
-    def default_output(self, contract_name: str) -> str:
+    def make_output_name(self, default_name: str) -> str:
         """The contract's default name made legal here (the Hub forbids '--' in names)."""
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
@@ -115,7 +115,7 @@ class HubPort(Protocol):
         Called before expensive work.
         """
 
-    def head(self, repo_id: str) -> PinnedRepo | None:
+    def get_latest(self, repo_id: str) -> PinnedRepo | None:
         """The output repo's main branch now, or None when the repo does not exist or has no commit."""
 
     def find_commit(self, repo_id: str, marker: str) -> Published | None:

@@ -33,18 +33,18 @@ from rebase.errors import (
     RevisionNotFound,
 )
 from rebase.schemas.repos import RepoRef
-from workers.hub.card import licences_of, tags_of
-from workers.hub.content import SHA, content_of
+from workers.hub.card import get_licenses, get_tags
+from workers.hub.content import SHA_PATTERN, compute_model_digest
 from workers.hub.files import FileSource, list_files
-from workers.hub.history import History
-from workers.hub.names import checked, legal_output
-from workers.hub.permissions import may_create
+from workers.hub.history import CommitHistory
+from workers.hub.names import validate_output_name, validate_repo_id
+from workers.hub.permissions import can_create_repo
 from workers.hub.port import ByteSource, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
 from workers.hub.remote_errors import WRITE_HINT, hub_errors
-from workers.hub.transport import RangeSource, install_client, patiently
+from workers.hub.transport import RangeSource, install_client, retry
 
 # What the Hub itself puts into a new repo.
-_INITIAL_FILES = frozenset({".gitattributes"})
+_NEW_REPO_FILES = frozenset({".gitattributes"})
 
 
 class RemoteHub:
@@ -81,34 +81,34 @@ class RemoteHub:
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """RepoGated, RepoNotFound or HubUnauthorised unless the token reads this repo now."""
 
-        def ask() -> None:
+        def check() -> None:
             with hub_errors(repo_id):
-                self._api.auth_check(checked(repo_id), repo_type=kind)
+                self._api.auth_check(validate_repo_id(repo_id), repo_type=kind)
 
-        patiently(ask, self._wait_s)
+        retry(check, self._wait_s)
 
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a branch, tag or sha, with every file and its size."""
-        return patiently(lambda: self._resolve(ref, kind), self._wait_s)
+        return retry(lambda: self._fetch_pinned(ref, kind), self._wait_s)
 
-    def info(self, repo_id: str) -> RepoInfo:
+    def get_info(self, repo_id: str) -> RepoInfo:
         """The model at main, with its card's metadata as the Hub has read it."""
-        return patiently(lambda: self._info(repo_id), self._wait_s)
+        return retry(lambda: self._fetch_info(repo_id), self._wait_s)
 
-    def models_of(self, owner: str) -> Iterator[ListedModel]:
+    def list_models(self, owner: str) -> Iterator[ListedModel]:
         """Page after page, as far as the caller reads. A page is asked for once: looks come again."""
         with hub_errors(f"the models of {owner}"):
-            for found in self._api.list_models(
+            for model in self._api.list_models(
                 author=owner, sort="last_modified", expand=["sha", "createdAt", "lastModified"]
             ):
-                if found.sha and found.created_at and found.last_modified:
-                    yield ListedModel(found.id, found.sha, found.created_at, found.last_modified)
+                if model.sha and model.created_at and model.last_modified:
+                    yield ListedModel(model.id, model.sha, model.created_at, model.last_modified)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """The file in the client's shared cache, downloaded when it is not there."""
-        return patiently(lambda: self._download(repo, path), self._wait_s, attempts=2)
+        return retry(lambda: self._download(repo, path), self._wait_s, attempts=2)
 
-    def open(self, repo: PinnedRepo, path: str, *, wanted: int | None = None) -> ByteSource:
+    def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
         """Ranged reads when `wanted` is less than half of a file that is not in the cache; else the whole
         file.
         """
@@ -116,45 +116,45 @@ class RemoteHub:
         name = f"'{path}' of {repo}"
         if size is None:
             raise FileMissing(f"{repo.repo_id} has no file '{path}' at {repo.sha}.")
-        known = self._cached(repo, path)
-        if isinstance(known, str) or wanted is None or 2 * wanted >= size:
+        cached = self._find_cached(repo, path)
+        if isinstance(cached, str) or expected_bytes is None or 2 * expected_bytes >= size:
             return FileSource(self.fetch(repo, path), name)
         url = hf_hub_url(
             repo.repo_id, path, repo_type=repo.kind, revision=repo.sha, endpoint=self._api.endpoint
         )
         return RangeSource(url, self._headers, size, name, lambda: self.fetch(repo, path), self._wait_s)
 
-    def default_output(self, contract_name: str) -> str:
+    def make_output_name(self, default_name: str) -> str:
         """The contract's name with '--' shortened to '-': the Hub allows no repeated dashes."""
-        while "--" in contract_name:
-            contract_name = contract_name.replace("--", "-")
-        return legal_output(contract_name)
+        while "--" in default_name:
+            default_name = default_name.replace("--", "-")
+        return validate_output_name(default_name)
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
         """OutputForbidden unless the token may commit there, create the repo, or (for a pull request) read
         it.
         """
-        if "/" not in checked(repo_id):
+        if "/" not in validate_repo_id(repo_id):
             raise OutputForbidden(f"'{repo_id}' names no owner; outputs are called 'owner/name'.")
         if not self._token:
             raise OutputForbidden(f"Writing to {repo_id} needs a token.", hint=WRITE_HINT)
         try:
-            patiently(lambda: self._ask_to_write(repo_id, create_pr), self._wait_s)
+            retry(lambda: self._check_can_write(repo_id, create_pr), self._wait_s)
         except RepoNotFound:
-            patiently(lambda: self._ask_to_create(repo_id), self._wait_s)
+            retry(lambda: self._check_can_create(repo_id), self._wait_s)
 
-    def head(self, repo_id: str) -> PinnedRepo | None:
+    def get_latest(self, repo_id: str) -> PinnedRepo | None:
         """The repo at main; None when it does not exist, or is hidden from this token."""
         try:
-            return self.resolve(RepoRef(repo_id=checked(repo_id)))
+            return self.resolve(RepoRef(repo_id=validate_repo_id(repo_id)))
         except (RepoNotFound, RevisionNotFound):
             return None
 
     def find_commit(self, repo_id: str, marker: str) -> Published | None:
         """A commit of main or of a pull request whose message holds `marker`."""
-        history = History(self._api, checked(repo_id), self._headers)
+        history = CommitHistory(self._api, validate_repo_id(repo_id), self._headers)
         try:
-            return patiently(lambda: history.find(lambda message: marker in message), self._wait_s)
+            return retry(lambda: history.find(lambda message: marker in message), self._wait_s)
         except RepoNotFound:
             return None
 
@@ -166,19 +166,19 @@ class RemoteHub:
         """
         with hub_errors(repo_id, writing=True):
             if parent is None:
-                self._api.create_repo(checked(repo_id), private=private, exist_ok=True)
-                parent = self._initial_commit(repo_id)
+                self._api.create_repo(validate_repo_id(repo_id), private=private, exist_ok=True)
+                parent = self._get_initial_commit(repo_id)
         try:
             return self._commit(repo_id, folder, message, parent, create_pr)
         except (HubUnavailable, ParentMoved):
-            wanted = " ".join(message.split())
-            history = History(self._api, repo_id, self._headers)
-            done = patiently(
-                lambda: history.find(lambda text: wanted in " ".join(text.split())), self._wait_s
+            expected_message = " ".join(message.split())
+            history = CommitHistory(self._api, repo_id, self._headers)
+            existing = retry(
+                lambda: history.find(lambda text: expected_message in " ".join(text.split())), self._wait_s
             )
-            if done is None:
+            if existing is None:
                 raise
-            return done
+            return existing
 
     def _commit(
         self, repo_id: str, folder: Path, message: str, parent: str | None, create_pr: bool
@@ -189,7 +189,7 @@ class RemoteHub:
                 repo_id,
                 [
                     CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(folder / path))
-                    for path in list_files(folder, inside=folder.resolve(), name="the output")
+                    for path in list_files(folder, link_root=folder.resolve(), name="the output")
                 ],
                 commit_message=title,
                 commit_description=text.strip(),
@@ -198,49 +198,52 @@ class RemoteHub:
             )
         return Published(repo_id, commit.oid, commit.commit_url, commit.pr_url)
 
-    def _initial_commit(self, repo_id: str) -> str | None:
+    def _get_initial_commit(self, repo_id: str) -> str | None:
         """The commit that a new repo begins with. ParentMoved when the repo holds more than that."""
-        head = self.head(repo_id)
-        if head is not None and not head.files.keys() <= _INITIAL_FILES:
+        latest = self.get_latest(repo_id)
+        if latest is not None and not latest.files.keys() <= _NEW_REPO_FILES:
             raise ParentMoved(
                 f"{repo_id} was expected to be new, but it holds files.",
                 hint="Look at what is there, or name another output.",
             )
-        return head.sha if head is not None else None
+        return latest.sha if latest is not None else None
 
-    def _info(self, repo_id: str) -> RepoInfo:
+    def _fetch_info(self, repo_id: str) -> RepoInfo:
         with hub_errors(repo_id):
-            found = self._api.model_info(
-                checked(repo_id), revision="main", files_metadata=True, timeout=self._timeout_s
+            model_info = self._api.model_info(
+                validate_repo_id(repo_id), revision="main", files_metadata=True, timeout=self._timeout_s
             )
-        card = vars(found.card_data) if found.card_data is not None else {}
+        card = vars(model_info.card_data) if model_info.card_data is not None else {}
         hashes = {
             file.rfilename: file.lfs.sha256 if file.lfs is not None else file.blob_id or ""
-            for file in found.siblings or []
+            for file in model_info.siblings or []
         }
-        tags, licences = tags_of({"tags": found.tags}), licences_of(card)
-        repo = self._pinned(RepoRef(repo_id=repo_id), found, "model")
-        return RepoInfo(repo, found.created_at, tags, licences, content_of(hashes))
+        tags, licenses = get_tags({"tags": model_info.tags}), get_licenses(card)
+        repo = self._build_pinned_repo(RepoRef(repo_id=repo_id), model_info, "model")
+        return RepoInfo(repo, model_info.created_at, tags, licenses, compute_model_digest(hashes))
 
-    def _resolve(self, ref: RepoRef, kind: RepoKind) -> PinnedRepo:
-        ask = self._api.model_info if kind == "model" else self._api.dataset_info
+    def _fetch_pinned(self, ref: RepoRef, kind: RepoKind) -> PinnedRepo:
+        fetch_info = self._api.model_info if kind == "model" else self._api.dataset_info
         with hub_errors(str(ref)):
-            info = ask(
-                checked(ref.repo_id), revision=ref.revision, files_metadata=True, timeout=self._timeout_s
+            info = fetch_info(
+                validate_repo_id(ref.repo_id),
+                revision=ref.revision,
+                files_metadata=True,
+                timeout=self._timeout_s,
             )
-        return self._pinned(ref, info, kind)
+        return self._build_pinned_repo(ref, info, kind)
 
-    def _pinned(self, ref: RepoRef, info: ModelInfo | DatasetInfo, kind: RepoKind) -> PinnedRepo:
+    def _build_pinned_repo(self, ref: RepoRef, info: ModelInfo | DatasetInfo, kind: RepoKind) -> PinnedRepo:
         sha, siblings = info.sha or "", info.siblings or []
         sizes = {file.rfilename: file.size for file in siblings if file.size is not None}
-        if not SHA.match(sha) or len(sizes) != len(siblings):
+        if not SHA_PATTERN.match(sha) or len(sizes) != len(siblings):
             raise HubError(f"{ref}: the Hub's answer names no commit, or files without sizes.")
         return PinnedRepo(ref.repo_id, sha, sizes, kind)
 
     def _download(self, repo: PinnedRepo, path: str) -> Path:
         name = f"'{path}' of {repo}"
         with hub_errors(name):
-            if not isinstance(self._cached(repo, path), str):
+            if not isinstance(self._find_cached(repo, path), str):
                 self._check_space(repo.files.get(path, 0), name)
             return Path(
                 hf_hub_download(
@@ -254,7 +257,7 @@ class RemoteHub:
                 )
             )
 
-    def _cached(self, repo: PinnedRepo, path: str) -> object:
+    def _find_cached(self, repo: PinnedRepo, path: str) -> object:
         """The file's path in the client's cache when it is there; anything else when it is not."""
         return try_to_load_from_cache(
             repo.repo_id, path, self._cache_dir, revision=repo.sha, repo_type=repo.kind
@@ -270,14 +273,14 @@ class RemoteHub:
                 hint="Free disk space on the machine that runs the worker; the job can then be retried.",
             )
 
-    def _ask_to_write(self, repo_id: str, create_pr: bool) -> None:
+    def _check_can_write(self, repo_id: str, create_pr: bool) -> None:
         with hub_errors(repo_id, writing=True):
             self._api.auth_check(repo_id, write=not create_pr)
 
-    def _ask_to_create(self, repo_id: str) -> None:
+    def _check_can_create(self, repo_id: str) -> None:
         with hub_errors(repo_id, writing=True):
-            who = self._api.whoami(token=self._token)
-        if not may_create(who, repo_id.partition("/")[0]):
+            whoami = self._api.whoami(token=self._token)
+        if not can_create_repo(whoami, repo_id.partition("/")[0]):
             raise OutputForbidden(
                 f"{repo_id} does not exist, and the token in use may not create it.", hint=WRITE_HINT
             )

@@ -18,12 +18,12 @@ from workers.hub.files import FileSource
 from workers.hub.remote_errors import hub_errors
 
 T = TypeVar("T")
-ATTEMPTS = 3
-_LONGEST_WAIT_S = (
+MAX_ATTEMPTS = 3
+_MAX_RETRY_AFTER_S = (
     120  # a Hub that asks for more is unavailable: the job's own retry waits better than a worker
 )
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
-_installed: dict[str, float] = {}
+_installed_settings: dict[str, float] = {}
 
 
 def install_client(timeout_s: float) -> None:
@@ -32,39 +32,39 @@ def install_client(timeout_s: float) -> None:
 
     `timeout_s` bounds connecting and every single read or write, not a whole transfer.
     """
-    if _installed.get("timeout_s") == timeout_s:
+    if _installed_settings.get("timeout_s") == timeout_s:
         return
-    _installed["timeout_s"] = timeout_s
+    _installed_settings["timeout_s"] = timeout_s
 
-    def make() -> httpx2.Client:
+    def make_client() -> httpx2.Client:
         hooks: dict[str, list[Callable[..., None]]] = {
-            "request": [_refuse_offline],
-            "response": [_refuse_long_waits],
+            "request": [_reject_when_offline],
+            "response": [_reject_long_waits],
         }
         client = httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout_s)
         # One client serves the jobs of all tenants: what one is told to remember, the next must not say.
         client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         return client
 
-    set_client_factory(make)
+    set_client_factory(make_client)
 
 
-def _refuse_offline(request: httpx2.Request) -> None:
+def _reject_when_offline(request: httpx2.Request) -> None:
     """The client's own offline switch lives in the hook that this client replaces."""
     if constants.is_offline_mode():
         raise OfflineModeIsEnabled(f"no requests to {request.url.host} in offline mode")
 
 
-def _refuse_long_waits(response: httpx2.Response) -> None:
+def _reject_long_waits(response: httpx2.Response) -> None:
     """The client sleeps for as long as a 429 asks; hours of it would look like a job that hangs."""
     wait = response.headers.get("Retry-After", "")
-    if response.status_code in (429, 503) and wait.isdecimal() and int(wait) > _LONGEST_WAIT_S:
+    if response.status_code in (429, 503) and wait.isdecimal() and int(wait) > _MAX_RETRY_AFTER_S:
         raise HubUnavailable(
             f"The Hub asks to wait {wait} s before the next request.", hint="Retry the job after that time."
         )
 
 
-def patiently(call: Callable[[], T], wait_s: float, attempts: int = ATTEMPTS) -> T:
+def retry(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -> T:
     """`call()`, again after HubUnavailable, `attempts` times in all; waits double. For calls that change
     nothing.
     """
@@ -72,7 +72,7 @@ def patiently(call: Callable[[], T], wait_s: float, attempts: int = ATTEMPTS) ->
         try:
             return call()
         except HubUnavailable:
-            time.sleep(wait_s * 2**attempt)
+            time.sleep(delay_s * 2**attempt)
     return call()
 
 
@@ -89,7 +89,7 @@ class RangeSource:
         headers: dict[str, str],
         size: int,
         name: str,
-        whole: Callable[[], Path],
+        download: Callable[[], Path],
         wait_s: float,
     ) -> None:
         """`headers` carry the token; `whole` downloads the file; `name` is how errors call it."""
@@ -98,7 +98,7 @@ class RangeSource:
         # Ranges of a compressed body would be ranges of something else.
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._name = name
-        self._whole = whole
+        self._download = download
         self._wait_s = wait_s
         self._local: FileSource | None = None
 
@@ -116,24 +116,24 @@ class RangeSource:
                 f"it has {self.size}."
             )
         if self._local is None and len(buffer):
-            patiently(lambda: self._get(offset, buffer), self._wait_s)
+            retry(lambda: self._read_range(offset, buffer), self._wait_s)
         if self._local is not None:
             self._local.read_into(offset, buffer)
 
-    def _get(self, offset: int, buffer: memoryview) -> None:
+    def _read_range(self, offset: int, buffer: memoryview) -> None:
         last = offset + len(buffer) - 1
         headers = {**self._headers, "Range": f"bytes={offset}-{last}"}
         with hub_errors(self._name), get_session().stream("GET", self._url, headers=headers) as response:
             hf_raise_for_status(response)
             if response.status_code == 200:
-                self._local = FileSource(self._whole(), self._name)
+                self._local = FileSource(self._download(), self._name)
                 return
-            answered = response.headers.get("Content-Range", "")
-            match = _CONTENT_RANGE.match(answered)
-            wanted = (offset, last, self.size)
-            if response.status_code != 206 or match is None or tuple(map(int, match.groups())) != wanted:
+            content_range = response.headers.get("Content-Range", "")
+            match = _CONTENT_RANGE.match(content_range)
+            expected = (offset, last, self.size)
+            if response.status_code != 206 or match is None or tuple(map(int, match.groups())) != expected:
                 raise UnsafeFile(
-                    f"{self._name}: the Hub answered with other bytes ('{answered[:60]}') than asked for "
+                    f"{self._name}: the Hub answered with other bytes ('{content_range[:60]}') than asked for "
                     f"({offset}-{last}/{self.size}).",
                     hint="A proxy in between may be at fault; try again without it.",
                 )

@@ -19,12 +19,19 @@ from rebase.schemas.conversions import ConversionRequest
 from transfer.precheck.rules import find_dare_losses
 from workers.evaluation.prepare import Prepared
 from workers.evaluation.scoring import Measure
-from workers.judge import Judged, row_of
-from workers.move import Bench, Move, Moved, begun, carried, finished
-from workers.report import ReasonRow, Report
+from workers.judge import PrecheckOutcome, build_finding_row
+from workers.move import (
+    ConversionContext,
+    MethodRun,
+    TransferResult,
+    postprocess,
+    prepare_method,
+    transfer_sites,
+)
+from workers.report import FindingRow, Report
 from workers.selection.rows import CandidateRow, Selection
 from workers.selection.table import nothing_better, table_of, why_chosen
-from workers.wants import compared, measurement_decides, reads_text
+from workers.wants import get_candidate_methods, needs_corpus, selects_by_evaluation
 
 
 @dataclass
@@ -38,20 +45,20 @@ class _Contest:
     scores: list[tuple[float, ...]] = field(default_factory=list)
     measured: list[int] = field(default_factory=list)
     fit: list[bool] = field(default_factory=list)
-    kept: tuple[Move, Moved] | None = None
+    kept: tuple[MethodRun, TransferResult] | None = None
 
     @property
     def choice(self) -> Choice:
         return choose_best(self.alone, self.scores, self.split, self.fit)
 
-    def refused(self, params: MethodParams, reason: str, move: Move | None = None) -> None:
+    def refused(self, params: MethodParams, reason: str, move: MethodRun | None = None) -> None:
         """A candidate that cannot be measured, with every share of its sweep."""
-        verdict = move.judged.precheck.verdict if move is not None else None
+        verdict = move.precheck_outcome.precheck.verdict if move is not None else None
         self.rows.append(CandidateRow(method=_shown(params), verdict=verdict, reason=reason))
 
-    def scored(self, move: Move, found: Moved, scores: tuple[float, ...]) -> None:
+    def scored(self, move: MethodRun, found: TransferResult, scores: tuple[float, ...]) -> None:
         """A candidate that was; it is kept while nothing scores better."""
-        judged = move.judged
+        judged = move.precheck_outcome
         self.measured.append(len(self.rows))
         self.rows.append(CandidateRow(method=_shown(judged.params), verdict=judged.precheck.verdict))
         self.scores.append(scores)
@@ -65,8 +72,12 @@ def _shown(params: MethodParams) -> dict[str, Any]:
 
 
 def best_of(
-    request: ConversionRequest, bench: Bench, evaluation: Prepared, rules: Move, report: Report
-) -> tuple[Move, Moved, Selection]:
+    request: ConversionRequest,
+    bench: ConversionContext,
+    evaluation: Prepared,
+    rules: MethodRun,
+    report: Report,
+) -> tuple[MethodRun, TransferResult, Selection]:
     """The candidate that scores highest, its updates, and the table of all of them.
 
     `rules`: what was settled without measuring; `report`: what is told with the table when nothing is worth
@@ -74,7 +85,7 @@ def best_of(
     """
     measure = evaluation.measure
     assert measure is not None
-    wanted = compared(request, pool=rules.evidence.offer is not None)
+    wanted = get_candidate_methods(request, has_pool=rules.evidence.offer is not None)
     tries = sum(len(dare_variants(params)) for params in wanted)
     evaluation.progress.begin((1 + tries) * len(evaluation.spec.examples))
     alone = measure({})
@@ -92,57 +103,59 @@ def best_of(
         contest.split,
         contest.choice,
     )
-    enforced = measurement_decides(request) and evaluation.spec.on_worse == "reject"
+    enforced = selects_by_evaluation(request) and evaluation.spec.on_worse == "reject"
     if contest.kept is None or (enforced and table.ending != "better"):
-        bench.watch.diagnosed(report.model_copy(update={"selection": table}))
+        bench.progress.report_evidence(report.model_copy(update={"selection": table}))
         raise nothing_better(table, trained=getattr(request.method, "train", True))
     move, found = contest.kept
-    chosen = ReasonRow(code="measured", message=why_chosen(table), weight="info")
-    return replace(move, judged=_told(move.judged, chosen)), found, table
+    chosen = FindingRow(code="measured", message=why_chosen(table), weight="info")
+    return replace(move, precheck_outcome=_told(move.precheck_outcome, chosen)), found, table
 
 
 def _try(
     request: ConversionRequest,
     params: MethodParams,
-    bench: Bench,
-    rules: Move,
+    bench: ConversionContext,
+    rules: MethodRun,
     measure: Measure,
     contest: _Contest,
 ) -> None:
     """One candidate, once for each share of its sweep; what cannot be carried is a row that says why."""
     plain = request.model_copy(update={"method": params.model_copy(update={"dare": None})})
-    if not reads_text(plain):  # the text is for those candidates that read one
+    if not needs_corpus(plain):  # the text is for those candidates that read one
         plain = plain.model_copy(update={"corpus": None})
         bench = replace(bench, corpus_file=None)
     named = request.method.listed_candidates is not None
-    move: Move | None = None
+    move: MethodRun | None = None
     try:
-        move = begun(plain, bench, None if named else rules.evidence.offer)
-        refusals = [row.message for row in move.judged.precheck.reasons if row.code == "refused_by_method"]
+        move = prepare_method(plain, bench, None if named else rules.evidence.offer)
+        refusals = [
+            row.message for row in move.precheck_outcome.precheck.reasons if row.code == "refused_by_method"
+        ]
         if refusals:
             contest.refused(params, refusals[0], move)
             return
-        whole = carried(move, bench)
+        whole = transfer_sites(move, bench)
         for variant in dare_variants(params):
-            candidate = replace(move, judged=_with_share(move.judged, variant))
-            found = finished(whole, candidate, bench)
+            candidate = replace(move, precheck_outcome=_with_share(move.precheck_outcome, variant))
+            found = postprocess(whole, candidate, bench)
             contest.scored(candidate, found, measure(found.deltas))
     except TransferError as refusal:
         contest.refused(params, f"{refusal.message} {refusal.hint or ''}".strip(), move)
 
 
-def _with_share(judged: Judged, params: MethodParams) -> Judged:
+def _with_share(judged: PrecheckOutcome, params: MethodParams) -> PrecheckOutcome:
     """The same verdict, about the method with one share of DARE's."""
     judged = replace(judged, params=params)
     if params.dare is None:
         return judged
-    judged = _told(judged, *map(row_of, find_dare_losses(params.dare)))
+    judged = _told(judged, *map(build_finding_row, find_dare_losses(params.dare)))
     if judged.precheck.verdict != "compatible":
         return judged
     return replace(judged, precheck=judged.precheck.model_copy(update={"verdict": "uncertain"}))
 
 
-def _told(judged: Judged, *more: ReasonRow) -> Judged:
+def _told(judged: PrecheckOutcome, *more: FindingRow) -> PrecheckOutcome:
     reasons = [*judged.precheck.reasons, *more]
     return replace(judged, precheck=judged.precheck.model_copy(update={"reasons": reasons}))
 

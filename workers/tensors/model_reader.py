@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rebase.errors import FileMissing, UnsafeFile
 from transfer.weights import TensorInfo
-from workers.hub.port import HubPort, PinnedRepo
+from workers.hub.port import Hub, PinnedRepo
 from workers.tensors.header import MAX_ADAPTER_TENSORS
 from workers.tensors.safetensors_file import SafetensorsFile
 from workers.tensors.strict_json import load_object
@@ -36,7 +36,7 @@ class ModelReader:
     needed.
     """
 
-    def __init__(self, hub: HubPort, repo: PinnedRepo, index: Mapping[str, str] | None) -> None:
+    def __init__(self, hub: Hub, repo: PinnedRepo, index: Mapping[str, str] | None) -> None:
         """`index`: tensor → shard, or None for a model in one file."""
         self._hub = hub
         self._repo = repo
@@ -94,19 +94,19 @@ class ModelReader:
 
     def _header(self, shard: str) -> SafetensorsFile:
         if shard not in self._headers:
-            source = self._hub.open(self._repo, shard, wanted=_HEADER_GUESS)
+            source = self._hub.open(self._repo, shard, expected_bytes=_HEADER_GUESS)
             self._headers[shard] = SafetensorsFile(source, f"'{shard}' of {self._repo}")
         return self._headers[shard]
 
     def _data(self, shard: str) -> SafetensorsFile:
         if shard not in self._shards:
-            source = self._hub.open(self._repo, shard, wanted=self.wanted(shard))
+            source = self._hub.open(self._repo, shard, expected_bytes=self.wanted(shard))
             entries = self._header(shard).entries
             self._shards[shard] = SafetensorsFile(source, f"'{shard}' of {self._repo}", entries=entries)
         return self._shards[shard]
 
 
-def open_model(hub: HubPort, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader, dict[str, Any] | None]:
+def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader, dict[str, Any] | None]:
     """(config.json, reader, tokenizer.json or None). Nothing but small JSON files is read yet.
 
     FileMissing names what a base model must have; UnsafeFile refuses pickles and indexes that make no sense.
@@ -128,7 +128,7 @@ def open_model(hub: HubPort, repo: PinnedRepo) -> tuple[dict[str, Any], ModelRea
     return config, reader, tokenizer
 
 
-def ends_of(hub: HubPort, repo: PinnedRepo) -> tuple[int, ...]:
+def ends_of(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
     """Ids that end a text by the repo's generation_config.json, where an instruct model names its end of turn
     and often nowhere else. No conversion hangs on that file: one that cannot be used names none.
     """
@@ -141,7 +141,7 @@ def ends_of(hub: HubPort, repo: PinnedRepo) -> tuple[int, ...]:
     return tuple(id_ for id_ in (found if isinstance(found, list) else [found]) if type(id_) is int)
 
 
-def missing_shards(hub: HubPort, repo: PinnedRepo) -> list[str]:
+def missing_shards(hub: Hub, repo: PinnedRepo) -> list[str]:
     """Files that the model's index names and the repo does not have; those that no index may name are left to
     `open_model`."""
     weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
@@ -149,7 +149,7 @@ def missing_shards(hub: HubPort, repo: PinnedRepo) -> list[str]:
     return sorted(shard for shard in named - repo.files.keys() if _SHARD.match(shard))
 
 
-def open_adapter(hub: HubPort, repo: PinnedRepo) -> tuple[dict[str, Any], SafetensorsFile]:
+def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], SafetensorsFile]:
     """(adapter_config.json, reader over adapter_model.safetensors). A pickle is never opened, whatever lies
     beside it.
     """
@@ -165,7 +165,7 @@ def open_adapter(hub: HubPort, repo: PinnedRepo) -> tuple[dict[str, Any], Safete
 
 
 def _json(
-    hub: HubPort, repo: PinnedRepo, path: str, max_bytes: int, *, missing: str | None = None
+    hub: Hub, repo: PinnedRepo, path: str, max_bytes: int, *, missing: str | None = None
 ) -> dict[str, Any]:
     """A JSON file of the repo; its size is held against the limit before anything is fetched."""
     if path not in repo.files:
@@ -175,7 +175,7 @@ def _json(
     return load_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)
 
 
-def _read_index(hub: HubPort, repo: PinnedRepo) -> dict[str, str]:
+def _read_index(hub: Hub, repo: PinnedRepo) -> dict[str, str]:
     """The index's weight_map: tensor → a shard that the repo has, in the repo's own folder."""
     weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -28,7 +28,7 @@ from workers.models import TextModel, updated
 from workers.training.lessons import Lesson, Lessons
 from workers.training.logits import final_states, outcomes_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 EVERY_SECONDS = 60.0  # between checkpoints
 MEASURED = (  # in the order in which they are kept with the heads
@@ -57,7 +57,7 @@ def train(
     params: CastParams,
     *,
     covered: float,
-    watch: Watch,
+    watch: ProgressReporter,
     checkpoint: Path | None = None,
 ) -> Cast:
     """Train what `students` begin with, in place. Raises TrainingFailed where held-out text says that the

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from workers.writing import disk_trouble
+from workers.writing import disk_errors
 
 _FACTS = "rebase.training"
 
@@ -27,7 +27,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], id
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     told = {"identity": identity, "sha256": _digest(held, facts), "facts": dict(facts)}
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with disk_trouble():
+    with disk_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file(held, part, metadata={_FACTS: json.dumps(told, sort_keys=True)})

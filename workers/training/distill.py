@@ -26,7 +26,7 @@ from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows
 from workers.training.rows import Losses, Row, divided, losses, parts, rows_of, shift_missed, shifted
 from workers.training.samples import Written
 from workers.training.written import digest
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 EVERY_SECONDS = 60.0  # between checkpoints
 _SMALLEST_GAIN = 0.01  # nats per byte; a share of less would be noise
@@ -48,7 +48,7 @@ def train(
     begun: Mapping[Site, LowRank],
     params: DistillSettings,
     *,
-    watch: Watch,
+    watch: ProgressReporter,
     checkpoint_dir: Path | None = None,
     common: SharedTokenIds | None = None,
 ) -> Distilled:

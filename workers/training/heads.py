@@ -26,14 +26,14 @@ from workers.bases import Bases
 from workers.cache.keys import PairKey
 from workers.evidence import EvidenceSource
 from workers.models import TextModel
-from workers.reading import Opened
-from workers.report import RepoAt
-from workers.tools import Tools
+from workers.reading import LoadedInputs
+from workers.report import RepoRevision
+from workers.tools import Runtime
 from workers.training.cast import MEASURED, Cast, train
 from workers.training.checkpoint import identity_of
 from workers.training.lessons import Lessons
 from workers.training.shared import common_of
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 _OWN = {"reuse", "refine", "dare"}  # settings that do not change what is trained
 _LAYOUT = 3  # of the entries that are kept; 1 did not name the adapter in those that hold heads, 2 no places
@@ -45,17 +45,17 @@ class FoundHeads:
 
     at: Callable[[SitePair], SiteMaps]
     measurements: dict[str, float]
-    trained_on: RepoAt
+    trained_on: RepoRevision
 
 
 def heads_for(
-    opened: Opened,
+    opened: LoadedInputs,
     bases: Bases,
     evidence: EvidenceSource,
     pairs: tuple[SitePair, ...],
     params: CastParams,
-    tools: Tools,
-    watch: Watch,
+    tools: Runtime,
+    watch: ProgressReporter,
 ) -> FoundHeads:
     """This adapter's own kept ones, another adapter's where the request wants them, else trained now and
     kept. Raises TrainingFailed."""
@@ -72,7 +72,7 @@ def heads_for(
 class _Note:
     """Whose heads are kept, at which pairs, and what was measured when they were trained."""
 
-    name: RepoAt
+    name: RepoRevision
     places: frozenset[str]
     measured: dict[str, float]
 
@@ -81,20 +81,20 @@ class _Note:
 class _Job:
     """One call of `heads_for`."""
 
-    opened: Opened
+    opened: LoadedInputs
     bases: Bases
     evidence: EvidenceSource
     pairs: tuple[SitePair, ...]
     params: CastParams
-    tools: Tools
-    watch: Watch
+    tools: Runtime
+    watch: ProgressReporter
 
     @property
-    def adapter(self) -> RepoAt:
+    def adapter(self) -> RepoRevision:
         """The adapter that is moved."""
-        return RepoAt(repo_id=self.opened.pinned.adapter.repo_id, sha=self.opened.pinned.adapter.sha)
+        return RepoRevision(repo_id=self.opened.pinned.adapter.repo_id, sha=self.opened.pinned.adapter.sha)
 
-    def kept(self) -> tuple[Cast, RepoAt] | None:
+    def kept(self) -> tuple[Cast, RepoRevision] | None:
         """What an earlier job has left for this pair of bases, text and settings, if this one may use it."""
         note = self._note()
         if note is None:
@@ -103,13 +103,13 @@ class _Job:
             return None
         heads: dict[SitePair, TrainedMaps] = {}
         for pair in self._in(note):
-            found = self.tools.cache.find(self._key(str(pair.source), str(pair.target), note.name))
+            found = self.tools.cache.get(self._key(str(pair.source), str(pair.target), note.name))
             if found is None or not _fits(found, pair):
                 return None  # entries were evicted: what is left is not what was trained
             heads[pair] = TrainedMaps(**found)
         return (Cast(heads, note.measured), note.name) if heads else None
 
-    def trained(self) -> tuple[Cast, RepoAt]:
+    def trained(self) -> tuple[Cast, RepoRevision]:
         """Train with this adapter; what comes of it is kept unless another adapter's already is, whole."""
         if not self.bases.fits("target"):
             raise TrainingFailed(
@@ -119,7 +119,7 @@ class _Job:
                 pointer="/method",
             )
         students = self._students()
-        folder = self.tools.scratch / "training" / f"cast-{self._identity()[:32]}"
+        folder = self.tools.scratch_dir / "training" / f"cast-{self._identity()[:32]}"
         lessons = self._lessons(folder)
         source = self.bases.model("source")
         deltas = {site: self.opened.adapter.delta(site) for site in self.opened.adapter.sites}
@@ -191,11 +191,11 @@ class _Job:
         return identity_of(key=self._key("all").fields, adapter=[self.adapter.repo_id, self.adapter.sha])
 
     def _note(self) -> _Note | None:
-        told = self.tools.cache.find(self._key("all"))
+        told = self.tools.cache.get(self._key("all"))
         if told is None:
             return None
         return _Note(
-            RepoAt(repo_id=_text(told["repo_id"]), sha=_text(told["sha"])),
+            RepoRevision(repo_id=_text(told["repo_id"]), sha=_text(told["sha"])),
             frozenset(_text(told["places"]).split("\n")),
             dict(zip(MEASURED, told["measured"].tolist(), strict=False)),
         )
@@ -210,13 +210,13 @@ class _Job:
         if note is None or note.name == self.adapter:
             return True
         keys = (self._key(str(pair.source), str(pair.target), note.name) for pair in self._in(note))
-        return self._readable(note.name.repo_id) and any(self.tools.cache.find(key) is None for key in keys)
+        return self._readable(note.name.repo_id) and any(self.tools.cache.get(key) is None for key in keys)
 
     def _keep(self, found: Cast) -> None:
         cache = self.tools.cache
         for pair, trained in found.heads.items():
             tensors = {"V": trained.V, "E": trained.E, "U": trained.U, "F": trained.F}
-            cache.keep(self._key(str(pair.source), str(pair.target), self.adapter), tensors)
+            cache.put(self._key(str(pair.source), str(pair.target), self.adapter), tensors)
         figures = torch.tensor([found.measurements[name] for name in MEASURED])
         told = {
             "repo_id": _codes(self.adapter.repo_id),
@@ -224,9 +224,9 @@ class _Job:
             "places": _codes("\n".join(map(_place, found.heads))),
             "measured": figures,
         }
-        cache.keep(self._key("all"), told)  # last: a reader finds all or nothing
+        cache.put(self._key("all"), told)  # last: a reader finds all or nothing
 
-    def _key(self, source: str, target: str = "all", of: RepoAt | None = None) -> PairKey:
+    def _key(self, source: str, target: str = "all", of: RepoRevision | None = None) -> PairKey:
         """`of`: whose training the heads come from. Only the note that says whose they are goes without, so
         that no heads are read before it is known whether this job may read that adapter."""
         pinned = self.opened.pinned

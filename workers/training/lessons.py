@@ -21,7 +21,7 @@ from workers.models import TextModel
 from workers.training.checkpoint import load, save
 from workers.training.heard import listen
 from workers.training.logits import final_states, outcomes_of
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Lessons:
         """Numbers of those to learn from, or of those to measure on."""
         return [at for at, passage in enumerate(self.text.passages) if passage.held_out == held_out]
 
-    def hear(self, source: TextModel, deltas: Mapping[Site, LowRank], watch: Watch) -> float:
+    def hear(self, source: TextModel, deltas: Mapping[Site, LowRank], watch: ProgressReporter) -> float:
         """What the source says of every passage; returns S+Δ's mean probability of shared tokens."""
         shared = self.common.source.to(source.device)
         covered = 0.0
@@ -73,7 +73,7 @@ class Lessons:
         return covered / self.text.positions
 
     @torch.no_grad()
-    def look_at(self, target: TextModel, watch: Watch) -> None:
+    def look_at(self, target: TextModel, watch: ProgressReporter) -> None:
         """What the untouched target says of every passage, on the tokens that the source's side has
         listed."""
         shared = self.common.target.to(target.device)
@@ -111,10 +111,10 @@ class Lessons:
         """Final states of both bases alone: (n, hidden of the source), (n, hidden of the target)."""
         return self._need("source", number)["source_states"], self._need("target", number)["states"]
 
-    def _steps(self, watch: Watch, side: int) -> Iterator[tuple[int, Passage]]:
+    def _steps(self, watch: ProgressReporter, side: int) -> Iterator[tuple[int, Passage]]:
         count = len(self.text.passages)
         for number, passage in enumerate(self.text.passages):
-            watch.step(Phase.COLLECTING, side * count + number, 2 * count, "passages")
+            watch.update(Phase.COLLECTING, side * count + number, 2 * count, "passages")
             yield number, passage
 
     def _path(self, side: Side, number: int) -> Path:

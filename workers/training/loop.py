@@ -19,7 +19,7 @@ from torch import Tensor
 from rebase.errors import TrainingFailed
 from rebase.schemas.states import Phase
 from workers.training.checkpoint import identity_of, load, save
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 Precision = Literal["float32", "bfloat16"]
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps for each parameter
@@ -87,7 +87,7 @@ def descend(
     loss: Callable[[int], Tensor | Iterator[Tensor]],
     schedule: Schedule,
     *,
-    watch: Watch,
+    watch: ProgressReporter,
     seed: int,
     saving: Saving | None = None,
     held_out: HeldOut | None = None,
@@ -105,7 +105,7 @@ def descend(
     told = state.told
     while told.stopped is None:
         done = len(told.losses)
-        watch.step(Phase.TRAINING, done, schedule.steps, "steps")
+        watch.update(Phase.TRAINING, done, schedule.steps, "steps")
         if held_out and (done % held_out.every == 0 or done == schedule.steps):
             state.measure(held_out)
         if done == schedule.steps:
@@ -113,7 +113,7 @@ def descend(
         elif told.stopped is None:
             state.step(loss)
         state.save_when_due()
-    watch.step(Phase.TRAINING, len(told.losses), schedule.steps, "steps")
+    watch.update(Phase.TRAINING, len(told.losses), schedule.steps, "steps")
     state.settle(held_out is not None)
     return told
 

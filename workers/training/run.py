@@ -23,16 +23,16 @@ from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded
 from workers.models import TextModel
-from workers.reading import Opened
-from workers.report import RepoAt
-from workers.tools import Tools
+from workers.reading import LoadedInputs
+from workers.report import RepoRevision
+from workers.tools import Runtime
 from workers.training.distill import Distilled, starting, train
 from workers.training.heads import heads_for
 from workers.training.samples import Written
 from workers.training.shared import common_of
 from workers.training.step import stepped
 from workers.training.written import written_by
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 Begin = Callable[[TextModel, Written], Mapping[Site, LowRank]]  # the target and what was written → factors
 
@@ -43,7 +43,7 @@ class Learnt:
     `curve`: held-out loss on the way, where it is known."""
 
     measurements: dict[str, float]
-    heads_of: RepoAt | None = None
+    heads_of: RepoRevision | None = None
     curve: tuple[Mapping[str, float], ...] = ()
 
     def then(self, more: Learnt) -> Learnt:
@@ -52,13 +52,13 @@ class Learnt:
 
 
 def train_if_needed(
-    opened: Opened,
+    opened: LoadedInputs,
     bases: Bases,
     evidence: EvidenceSource,
     pairs: tuple[SitePair, ...],
     params: MethodParams,
-    tools: Tools,
-    watch: Watch,
+    tools: Runtime,
+    watch: ProgressReporter,
 ) -> tuple[EvidenceSource, Learnt | None]:
     """The evidence with what this method has to have trained, if anything. Raises TrainingFailed."""
     trainer = JobTrainer(opened, bases, evidence, pairs, tools, watch)
@@ -69,12 +69,12 @@ def train_if_needed(
 class JobTrainer:
     """Implements `rebase.methods.base.Trainer` for one job: trained evidence, and what to report of it."""
 
-    opened: Opened
+    opened: LoadedInputs
     bases: Bases
     evidence: EvidenceSource
     pairs: tuple[SitePair, ...]
-    tools: Tools
-    watch: Watch
+    tools: Runtime
+    watch: ProgressReporter
 
     def take_step(
         self, sampling: SamplingParams, *, ridge: float, from_maps: bool
@@ -146,12 +146,12 @@ class JobTrainer:
 
 
 def refined(
-    opened: Opened,
+    opened: LoadedInputs,
     bases: Bases,
     deltas: Mapping[Site, LowRank],
     params: MethodParams,
-    tools: Tools,
-    watch: Watch,
+    tools: Runtime,
+    watch: ProgressReporter,
 ) -> tuple[dict[Site, LowRank], Learnt]:
     """What a method with `refine` carried, trained on; it stays what it was where training brings nothing."""
     settings = params.refine
@@ -164,12 +164,12 @@ def refined(
 
 
 def _run(
-    opened: Opened,
+    opened: LoadedInputs,
     bases: Bases,
     begin: Begin,
     params: DistillSettings,
-    tools: Tools,
-    watch: Watch,
+    tools: Runtime,
+    watch: ProgressReporter,
     *,
     refines: MethodParams | None = None,
 ) -> Distilled:
@@ -192,12 +192,12 @@ def _run(
 
 @contextmanager
 def _writing(
-    opened: Opened,
+    opened: LoadedInputs,
     bases: Bases,
     params: SamplingParams,
     refines: MethodParams | None,
-    tools: Tools,
-    watch: Watch,
+    tools: Runtime,
+    watch: ProgressReporter,
 ) -> Iterator[tuple[Path, Written, SharedTokenIds | None]]:
     """A folder for checkpoints, gone when the work is done; what the source and its adapter write; and the
     tokens on which the shift was kept, where it is asked for. The source is let go where there is no room for
@@ -220,7 +220,7 @@ def _writing(
 
 
 def _closed_form(
-    opened: Opened, evidence: EvidenceSource, pairs: tuple[SitePair, ...], ridge: float
+    opened: LoadedInputs, evidence: EvidenceSource, pairs: tuple[SitePair, ...], ridge: float
 ) -> dict[Site, LowRank]:
     """What `activation` would carry."""
     if evidence.activations is not None:
@@ -234,7 +234,9 @@ def _closed_form(
     return folded(parts, [])[0]
 
 
-def _checkpoints(opened: Opened, params: SamplingParams, refines: MethodParams | None, tools: Tools) -> Path:
+def _checkpoints(
+    opened: LoadedInputs, params: SamplingParams, refines: MethodParams | None, tools: Runtime
+) -> Path:
     """A folder of this adapter, these bases and these settings: whoever takes the job over finds it."""
     pinned = opened.pinned
     named = [
@@ -247,7 +249,7 @@ def _checkpoints(opened: Opened, params: SamplingParams, refines: MethodParams |
         refines.model_dump(mode="json") if refines is not None else None,
     ]
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-    return tools.scratch / "training" / digest[:32]
+    return tools.scratch_dir / "training" / digest[:32]
 
 
 def _to(delta: LowRank, device: object) -> LowRank:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.training.shift import Shift
-from workers.writing import disk_trouble
+from workers.writing import disk_errors
 
 _LEAST = 8  # tokens of a sample that was written from nothing
 _GRAM, _WINDOW, _DISTINCT = 4, 64, 0.25  # a stretch with few different 4-grams is a loop
@@ -107,7 +107,7 @@ class Journal:
             return
         batch = {"of": self.identity, "batch": number, "drawn": drawn, "dropped": dict(dropped)}
         line = json.dumps({**batch, "samples": [asdict(sample) for sample in samples]}) + "\n"
-        with disk_trouble():
+        with disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 file.write(line.encode())

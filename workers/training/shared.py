@@ -5,11 +5,11 @@ from __future__ import annotations
 from rebase.errors import IncompatiblePair
 from rebase.methods.findings import MIN_SHARED_TOKENS
 from rebase.training.losses import SharedTokenIds, select_shared_ids
-from workers.reading import Opened
+from workers.reading import LoadedInputs
 from workers.verify.structure import model_config
 
 
-def common_of(opened: Opened) -> SharedTokenIds:
+def common_of(opened: LoadedInputs) -> SharedTokenIds:
     """Shared tokens of both bases. Raises IncompatiblePair where there are next to none."""
     tokens = opened.vocabularies
     sizes = (

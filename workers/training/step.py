@@ -21,7 +21,7 @@ from workers.training.distill import Distilled, recovered, starting
 from workers.training.rows import divided, losses, rows_of
 from workers.training.samples import Written
 from workers.training.slopes import slopes_of
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 # The first length tried is where the loss would have fallen by so many times itself, fell it as it begins.
 # The best ones lay at 2.9 and 3.5 times (two pairs of bases).
@@ -40,7 +40,7 @@ def stepped(
     *,
     ridge: float,
     budget: int,
-    watch: Watch,
+    watch: ProgressReporter,
     begun: Mapping[Site, LowRank] | None = None,
 ) -> Distilled:
     """The target's update, of `rank` at every site; zero where nothing helps on held-out samples.
@@ -53,7 +53,7 @@ def stepped(
     learnt, held_out = divided(rows_of(target, written.samples, params), params.held_out)
 
     def tell(done: int, total: int) -> None:
-        watch.step(Phase.COLLECTING, done, total, "passages")
+        watch.update(Phase.COLLECTING, done, total, "passages")
 
     alone = losses(target, held_out)
     tried: list[float] = []
@@ -64,7 +64,7 @@ def stepped(
         def loss(length: float) -> float:
             if length == 0.0:
                 return still
-            watch.step(Phase.TRAINING, len(tried), None, "lengths")
+            watch.update(Phase.TRAINING, len(tried), None, "lengths")
             tried.append(length)
             with updated(target, update(length)):
                 return losses(target, held_out).kept

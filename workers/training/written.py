@@ -22,7 +22,7 @@ from workers.training.checkpoint import identity_of
 from workers.training.samples import Journal, Sample, Written, flaw
 from workers.training.sampling import context, opened, opening, write
 from workers.training.shift import LISTED, shift_in
-from workers.watch import Watch
+from workers.watch import ProgressReporter
 
 _BATCH = 64  # samples written side by side
 _ENOUGH = 3  # times the tokens asked for: when so many are drawn, what is usable must do
@@ -34,7 +34,7 @@ def written_by(
     deltas: Mapping[Site, LowRank],
     params: SamplingParams,
     *,
-    watch: Watch,
+    watch: ProgressReporter,
     path: Path | None = None,
     common: SharedTokenIds | None = None,
 ) -> Written:
@@ -47,11 +47,11 @@ def written_by(
     journal = Journal(path, _identity(source, deltas, params))
     found = journal.read()
     while not _enough(found, params, len(prompts)):
-        watch.step(Phase.COLLECTING, min(found.tokens, params.tokens), params.tokens, "tokens")
+        watch.update(Phase.COLLECTING, min(found.tokens, params.tokens), params.tokens, "tokens")
         batch = _batch(source, deltas, params, prompts, found, common if _shifts(params) else None)
         journal.append(found.batches, *batch)
         found.add(*batch)
-    watch.step(Phase.COLLECTING, params.tokens, params.tokens, "tokens")
+    watch.update(Phase.COLLECTING, params.tokens, params.tokens, "tokens")
     if len(found.samples) < 2:
         reasons = ", ".join(f"{count} {why}" for why, count in sorted(found.dropped.items()))
         raise TrainingFailed(

@@ -12,7 +12,7 @@ from rebase.errors import VerificationFailed
 from rebase.lora.low_rank import LowRank, Site
 from transfer.adapter.write import BuiltAdapter
 from transfer.linalg import frobenius
-from workers.reading import Opened
+from workers.reading import LoadedInputs
 from workers.report import Verification
 from workers.verify.forward import check_forward
 from workers.verify.structure import check_structure
@@ -26,7 +26,7 @@ LARGE_TRAINED = 0.5
 
 
 def verify(
-    opened: Opened,
+    opened: LoadedInputs,
     built: BuiltAdapter,
     folder: Path,
     deltas: Mapping[Site, LowRank],
@@ -55,12 +55,12 @@ def changed_layers(deltas: Mapping[Site, LowRank]) -> list[int]:
     return sorted(changed or {site.layer for site in deltas})
 
 
-def _size(opened: Opened, site: Site) -> float:
+def _size(opened: LoadedInputs, site: Site) -> float:
     """‖W‖_F of the target's own weight."""
     return float(torch.linalg.vector_norm(opened.target.weight(site)))
 
 
-def check_norms(opened: Opened, deltas: Mapping[Site, LowRank], large: float = LARGE) -> None:
+def check_norms(opened: LoadedInputs, deltas: Mapping[Site, LowRank], large: float = LARGE) -> None:
     """Every update is finite, is not a silent no-op where the source had one, and has not exploded: is not
     many times as long as the source's, unless it is less than `large` beside the target's own weight."""
     for pair in opened.pairing.pairs:
