@@ -27,25 +27,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.synthetic import LARGE, VOCABULARY
+from rebase.cache.factor_cache import FactorCache
+from rebase.evidence.anchor_pool import LoadedAnchorPool, load_anchor_pool
+from rebase.evidence.pool_registration import register_pool
+from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import Side
 from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import Pool, PoolRequest
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.weights import ModelWeights
-from workers.anchors import LoadedAnchorPool, load_anchor_pool
 from workers.base import Base
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.register import register_pool
 from workers.tensors.model_reader import open_adapter, open_model
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 RANK: Final = 16
 MODULES: Final = [name.split(".")[1] for name in LARGE.sites()]

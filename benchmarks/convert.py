@@ -36,12 +36,12 @@ def child(hub: Path, cache: Path, out: Path, repos: list[str], threads: int) -> 
     import torch
     import transformers
 
+    from rebase.cache.factor_cache import FactorCache
+    from rebase.conversion.pipeline import ConversionResult, run_conversion
+    from rebase.hub.local import LocalHub
+    from rebase.report.progress import NullReporter
+    from rebase.runtime import Runtime
     from rebase.schemas.conversions import ConversionRequest
-    from workers.cache.factors import FactorCache
-    from workers.hub.local import LocalHub
-    from workers.pipeline import ConversionResult, run_conversion
-    from workers.tools import Runtime
-    from workers.watch import NullReporter
 
     torch.set_num_threads(threads)
     del peft, transformers

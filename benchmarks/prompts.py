@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 from support.real_models import GEMMA3, SMOLLM2, RealModel, prepare
 from support.real_repos import place
 from support.real_tasks import HELD_OUT_SEED, TASKS
 from transfer.weights import ModelWeights
 from workers.foretold import chosen, foretold, right_padded, room_for
-from workers.hub.local import LocalHub
 from workers.models import TextModel, load
 from workers.tensors.model_reader import open_model
 

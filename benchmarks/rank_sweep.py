@@ -24,16 +24,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import Role
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from support.real_models import GEMMA3, MODELS
 from support.real_repos import ADAPTER_REPO, fill_hub
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 RANKS: Final = (80, 160, 320, 480)  # of the paper
 ENERGIES: Final = ("energy_source", "energy_target", "energy_kept")

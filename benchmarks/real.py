@@ -3,7 +3,8 @@
     python -m benchmarks.real [--pairs …] [--tasks …] [--rows …] [--cells DIR] [--device cuda] [--jobs N]
 
 Adapters that SmolLM2-135M-Instruct and Gemma-3-270M learnt by one recipe (tests/support/real_tasks.py: a
-language, a record format, a routing of messages) are moved both ways by `workers.pipeline.run`, and where
+language, a record format, a routing of messages) are moved both ways by `rebase.conversion.pipeline`, and
+where
 `--pairs` asks for it to stories15M, which is small and comes by npm. The target is measured on held-out
 examples: alone, with an adapter trained on itself (the ceiling), with controls, and with every method.
 *Recovered* is (row − alone) / (native − alone), in nats and in accuracy, with 95 % bootstrap intervals over

@@ -17,19 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.real_rows import ALL, Wanted
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import RebaseError, TransferError
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools, Pool, PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3, SMOLLM2, STORIES, RealModel, prepare
 from support.real_repos import fill_hub, open_base, place
 from support.real_tasks import TASKS, score
-from workers.cache.factors import FactorCache
 from workers.device import pick_device
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 PAIRS: Mapping[str, tuple[RealModel, RealModel]] = {
     "smollm2-to-gemma3": (SMOLLM2, GEMMA3),

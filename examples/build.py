@@ -25,7 +25,7 @@ from examples.recipes import FULL, SMOKE, Plan, Say, Workshop, train_harbor, tra
 from examples.text.queries import examples, write_task
 from rebase.errors import GapTooSmall
 from rebase.evaluation.bootstrap import gap_recovered
-from workers.hub.local import LocalHub
+from rebase.hub.local import LocalHub
 
 TASK: Final = "harbor-sql.jsonl"
 

@@ -26,8 +26,8 @@ from examples.evaluate import load
 from examples.recipes import Say
 from examples.text.formats import TASKS, Task, task_examples
 from examples.train import Schedule, train_adapter
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
-from workers.hub.local import LocalHub
 
 BASES: Final = ("harbor-1", "harbor-2")
 RANK: Final = 4

@@ -18,9 +18,9 @@ from rebase.cli.tables import diagnostics_table, job_lines
 from rebase.cli.waiting import follow
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 from rebase.stack.stack import Place
-from workers.hub.local import LocalHub
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "rebase_report.json")
 

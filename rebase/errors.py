@@ -31,7 +31,7 @@
     ├── Cancelled, LeaseLost    control flow of a running job, never shown as failures
     └── InternalError           anything unforeseen; the public sentence says nothing of its cause
 
-Errors of adapters, bases and methods have a tree of their own; `to_public_error` gives either the same record.
+Errors of adapters, bases and methods have a tree of their own; `to_public_error` gives both one record.
 
     TransferError
     ├── UnsupportedAdapter      a PEFT type, module or feature that cannot be transferred

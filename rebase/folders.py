@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rebase.errors import OutputForbidden, RequestInvalid
+from rebase.hub.base import ByteSource, Hub, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
+from rebase.hub.content_hash import HashCache
+from rebase.hub.plain_folder import PlainFolder
 from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
-from workers.hub.content import HashCache
-from workers.hub.plain import PlainFolder
-from workers.hub.port import ByteSource, Hub, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
 
 
 class Aliases:

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from rebase.cli.exits import CommandFailed
 from rebase.cli.progress import PhaseProgress
+from rebase.conversion.output_folder import remove_stale
+from rebase.conversion.pipeline import Kind, run_conversion
 from rebase.errors import FileMissing
 from rebase.folders import WithFolders
+from rebase.report.progress import NullReporter
+from rebase.report.schema import Report
+from rebase.runtime import make_runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from rebase.settings import Settings
-from workers.leftovers import remove_stale
-from workers.pipeline import Kind, run_conversion
-from workers.report import Report
-from workers.tools import make_runtime
-from workers.watch import NullReporter
 
 
 @dataclass

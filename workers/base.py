@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rebase.hub.base import PinnedRepo
 from transfer.weights import ModelWeights
-from workers.hub.port import PinnedRepo
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import FactorKey, PairKey
+from rebase.evidence.pool_offer import PoolOffer
 from rebase.lora.low_rank import Factors, LowRank, Side, Site
 from rebase.methods.activation_maps import Moments, PairedRows
 from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
@@ -15,9 +18,6 @@ from transfer.linalg import FACTORS_VERSION, factorize
 from transfer.pseudo import PairedEmbeddings
 from workers.activations.evidence import Activations
 from workers.base import Base
-from workers.cache.factors import FactorCache
-from workers.cache.keys import FactorKey, PairKey
-from workers.pool import PoolOffer
 
 __all__ = ["Base", "EvidenceSource", "PairEvidence"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from rebase.lora.low_rank import LowRank, Site
+from rebase.report.schema import SiteRow
 from transfer.linalg import truncate
-from workers.report import SiteRow
 
 
 def folded(

@@ -11,6 +11,10 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from rebase.conversion.output_folder import remove_stale
+from rebase.conversion.pipeline import run_conversion
+from rebase.conversion.publish import build_result, build_verdict, make_commit_marker, publish
+from rebase.conversion.resolve import choose_output_repo
 from rebase.errors import (
     Busy,
     Cancelled,
@@ -21,7 +25,10 @@ from rebase.errors import (
     TimeLimit,
     to_public_error,
 )
+from rebase.evidence.pool_registration import register_pool
+from rebase.hub.base import Published
 from rebase.logging import bind_log_context, get_logger
+from rebase.runtime import Runtime, disk_errors
 from rebase.schemas.anchor_pools import PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.subscriptions import ReleaseTask
@@ -31,18 +38,10 @@ from rebase.store.hub_tokens import resolve_hub_token
 from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, ConversionKind
 from workers.device import is_out_of_memory
-from workers.heart import LeaseHeartbeat
-from workers.hub.port import Published
-from workers.job_watch import JobProgress
-from workers.leftovers import remove_stale
-from workers.pipeline import run_conversion
-from workers.publish import build_result, build_verdict, make_commit_marker, publish
-from workers.reconcile import run_reconcile_job
-from workers.register import register_pool
-from workers.release import run_release_job
-from workers.resolve import choose_output_repo
-from workers.tools import Runtime
-from workers.writing import disk_errors
+from workers.job_progress import JobProgress
+from workers.lease import LeaseHeartbeat
+from workers.reconcile_job import run_reconcile_job
+from workers.release_job import run_release_job
 
 log = get_logger(__name__)
 

@@ -25,8 +25,8 @@ def get_worker_context() -> WorkerContext:
     The imports wait until then: Celery gives a new child four seconds to report, and the tensor libraries
     take longer than that to load; the parent never needs them.
     """
+    from rebase.runtime import make_runtime
     from workers.runner import WorkerContext
-    from workers.tools import make_runtime
 
     settings = get_settings()
     return WorkerContext(

@@ -17,7 +17,7 @@ from rebase.errors import RequestInvalid
 from rebase.settings import Settings
 
 if TYPE_CHECKING:
-    from workers.cache.factors import FactorCache
+    from rebase.cache.factor_cache import FactorCache
 
 commands = typer.Typer(help="Look at the factor cache on disk, or shrink it.", no_args_is_help=True)
 
@@ -43,7 +43,7 @@ def format_size(size: float) -> str:
 
 
 def _factor_cache(settings: Settings) -> FactorCache:
-    from workers.cache.factors import FactorCache
+    from rebase.cache.factor_cache import FactorCache
 
     return FactorCache(settings.resolved_cache_dir, settings.cache_max_bytes)
 

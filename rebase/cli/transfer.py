@@ -25,7 +25,7 @@ from rebase.schemas.conversions import ConversionRequest
 from rebase.settings import Settings
 
 if TYPE_CHECKING:
-    from workers.report import Report
+    from rebase.report.schema import Report
 
 LocalHub = Annotated[
     Path | None,

@@ -103,8 +103,9 @@ def get_source_states(state: JobState) -> frozenset[JobState]:
 #        ▼         ▼          ▼
 #     refused   cancelled ◀───┘
 #
-# `waiting` (the release holds no weights yet) and `refused` (a guard was violated) are evaluated again with the
-# next push to the same repo. Only these five are stored. What an open campaign shows follows from its jobs.
+# `waiting` (the release holds no weights yet) and `refused` (a guard was violated) are evaluated again with
+# the next push to the same repo. Only these five are stored; what an open campaign shows follows from its
+# jobs.
 
 
 class CampaignDbState(StrEnum):

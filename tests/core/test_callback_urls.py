@@ -13,11 +13,7 @@ from rebase.errors import RequestInvalid
 from rebase.schemas.callback_policy import Allowlist
 from rebase.schemas.callbacks import CallbackSpec, parse_callback_url
 from rebase.settings import Settings
-from service.callbacks.ssrf_guard import (
-    check_callback_url,
-    endpoint_blocked_reason,
-    resolved_blocked_reason,
-)
+from service.callbacks.ssrf_guard import check_callback_url, endpoint_blocked_reason, resolved_blocked_reason
 
 PUBLIC = Allowlist()
 TESTING = Allowlist.parse("127.0.0.0/8,::1,receiver")

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from rebase.cli.request import build_request
+from rebase.conversion.plan import needs_corpus
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import CorpusSpec
-from workers.wants import needs_corpus
 
 
 def test_a_name_is_enough() -> None:

@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from examples.text.queries import read_task
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 from support.harness_tasks import CHOICE, write_tasks
 from support.whole_service import Service, bundled_service
-from workers.hub.local import LocalHub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

@@ -11,8 +11,8 @@ from examples.evaluate import held_out_loss, samples
 from examples.pool import BASES, pool_body, repo_of
 from examples.text.formats import TASKS, parse, task_examples
 from examples.text.queries import examples, write_task
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
-from workers.hub.local import LocalHub
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 _TASK = _EXAMPLES / "tasks" / "harbor-sql.jsonl"

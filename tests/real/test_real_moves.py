@@ -9,17 +9,17 @@ import pytest
 import torch
 from peft import PeftModel
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, Kind, run_conversion
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.report.schema import Report
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3
 from support.real_release import NEXT_RELEASE
 from support.real_repos import ADAPTER_REPO, Base, load_model
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, Kind, run_conversion
-from workers.report import Report
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

@@ -181,9 +181,9 @@ def test_the_cache_lists_what_belongs_to_one_base_and_to_a_pair(
 ) -> None:
     import torch
 
+    from rebase.cache.factor_cache import FactorCache
+    from rebase.cache.keys import FactorKey, PairKey
     from rebase.lora.low_rank import Factors
-    from workers.cache.factors import FactorCache
-    from workers.cache.keys import FactorKey, PairKey
 
     monkeypatch.setenv("REBASE_CACHE_DIR", str(tmp_path))
     cache, ones = FactorCache(tmp_path, 10**6), torch.ones(2, 1)

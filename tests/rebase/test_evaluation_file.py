@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from rebase.cli.request import build_request
 from rebase.errors import RequestInvalid
 from rebase.evaluation_files import read_evaluation
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 from support.command import Command
-from workers.hub.local import LocalHub
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINES = (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()[:8]

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from rebase.client.http import RebaseClient
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 from rebase.stack.child import GRACE_S, Child
 from rebase.stack.hub_folder import seed
 from support.command import REBASE
 from support.running_service import clean_environment
-from workers.hub.local import LocalHub
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for leftovers in /proc")
 

@@ -11,12 +11,12 @@ import torch
 
 from examples.evaluate import answer_loss
 from examples.text.queries import Example, read_task
+from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Site
 from rebase.schemas.repos import RepoRef
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from transfer.weights import ModelWeights
-from workers.hub.local import LocalHub
 from workers.models import TextModel, load
 from workers.tensors.model_reader import open_adapter, open_model
 

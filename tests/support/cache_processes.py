@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import FactorKey
 from rebase.lora.low_rank import Factors
-from workers.cache.factors import FactorCache
-from workers.cache.keys import FactorKey
 
 KEY = FactorKey("acme/base", "a" * 40, "model.layers.0.self_attn.q_proj.weight", 4, 1)
 
 # One clean process has imported torch; every test process is a fork of that one.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["workers.cache.factors"])
+processes.set_forkserver_preload(["rebase.cache.factor_cache"])
 
 
 def factors(rank: int = 4, o: int = 6, i: int = 5, seed: int = 0) -> Factors:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings
+from rebase.report.progress import ProgressReporter
 from rebase.training.losses import SharedTokenIds
 from workers.models import TextModel
 from workers.training.distill import Distilled, starting, train
 from workers.training.written import written_by
-from workers.watch import ProgressReporter
 
 
 def distill(

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from rebase.errors import RebaseError
+from rebase.hub.content_hash import hash_file
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
-from workers.hub.content import hash_file
-from workers.hub.local import LocalHub
 
 REPO = "acme/out"
 STEPS = ("os.rename", "os.mkdir", "os.link", "os.chmod", "open", "tempfile.mkdtemp", "shutil.copyfile")
@@ -105,7 +105,7 @@ def full(root: Path, folder: Path) -> None:
 
 def fetch(url: str, token: str, repo_id: str, path: str, cache: Path) -> None:
     """Prints the error's code."""
-    from workers.hub.remote import RemoteHub
+    from rebase.hub.remote import RemoteHub
 
     hub = RemoteHub(token, url, cache, timeout_s=5, wait_s=0.01)
     repo = hub.resolve(RepoRef(repo_id=repo_id))

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 from support import real_adapter, real_models
 from support.real_models import RealModel
 from transfer.vocabulary import Vocabulary
 from transfer.weights import ModelWeights
-from workers.hub.local import LocalHub
 from workers.tensors.model_reader import open_model
 
 ADAPTER_REPO = "harbour/log-lora"

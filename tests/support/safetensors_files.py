@@ -32,7 +32,7 @@ def file_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"", *, length: 
 
 
 class BytesSource:
-    """A `workers.hub.port.ByteSource` over bytes in memory."""
+    """A `rebase.hub.base.ByteSource` over bytes in memory."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

@@ -18,16 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import UnsupportedModel
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.report.schema import Report
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.tiny_models import TINY_CONFIGS, save_base, tiny_model, with_adapter
 from support.tiny_repos import edit_json
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.report import Report
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 OLD, NEW, SKILL = "acme/old", "acme/new", "acme/skill"
 GPT2 = {"fan_in_fan_out": True}

@@ -11,6 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import PoolKey
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import (
     IncompatiblePair,
     MalformedAdapter,
@@ -19,19 +22,16 @@ from rebase.errors import (
     RequestInvalid,
     TransferError,
 )
+from rebase.evidence.pool_registration import register_pool
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools, PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import RepoRef
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_pools import MIXTURE, MODULES, OnePool, body, make_anchors, make_mixture
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub, perturb
-from workers.cache.factors import FactorCache
-from workers.cache.keys import PoolKey
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.register import register_pool
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 WARN = {"on_incompatible": "warn"}
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, Kind, run_conversion
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.tiny_models import save_adapter, tiny_model
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, Kind, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "hub"
 HARBOR = {

@@ -11,9 +11,9 @@ from math import sqrt
 
 import pytest
 
+from rebase.corpus.bundled import load_default_corpus, load_parts
 from support.real_tasks import HELD_OUT_SEED, PROMPTS_SEED, TASKS, TRAINING_SEED
 from workers.activations.text import PairedText, pair_text
-from workers.corpus.bundled import load_default_corpus, load_parts
 from workers.models import Encoded
 
 FIRST_EDITION = ("everyday", "formal", "technical")

@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from rebase.lora.low_rank import Factors
-from support.cache_processes import KEY, factors, same
-from workers.cache.entry import (
+from rebase.cache.entry import (
     CacheEntry,
     CorruptEntryError,
     compute_entry_size,
@@ -23,7 +21,9 @@ from workers.cache.entry import (
     read_key,
     write_entry,
 )
-from workers.cache.keys import FactorKey, Key, PairKey
+from rebase.cache.keys import FactorKey, Key, PairKey
+from rebase.lora.low_rank import Factors
+from support.cache_processes import KEY, factors, same
 
 PAIR = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "map v1", "c" * 64)
 
@@ -144,7 +144,7 @@ def test_a_header_that_promises_more_than_the_file_holds_allocates_nothing() -> 
         V=torch.empty(1, 4).expand(10**7, 4),
         energy=1.0,
     )
-    from workers.cache import entry
+    from rebase.cache import entry
 
     header = entry._render_header(KEY, packed(huge).shapes, {"energy": 1.0}, "0" * 64)
     with pytest.raises(CorruptEntryError, match="size"):

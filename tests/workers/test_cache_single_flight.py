@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import FactorKey
 from rebase.lora.low_rank import Factors
 from support.cache_processes import KEY, Place, factors, peak_of_reading, processes, same, want
 from support.redis_server import a_prefix, a_redis
-from workers.cache.factors import FactorCache
-from workers.cache.keys import FactorKey
 
 PATIENCE_S = 60.0
 

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import FactorKey, PairKey
 from rebase.lora.low_rank import Factors
 from support.cache_processes import KEY, factors, same
 from support.redis_server import a_prefix, a_redis, own_redis
-from workers.cache.factors import FactorCache
-from workers.cache.keys import FactorKey, PairKey
 
 BIG = 10**9
 PAIR = PairKey("acme/old", "a" * 40, "0.q_proj", "acme/new", "b" * 40, "1.q_proj", "map v1", "c" * 64)

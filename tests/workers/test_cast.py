@@ -15,10 +15,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from benchmarks.synthetic import byte_level_tokenizer
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import Cancelled, TrainingFailed
+from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.base import SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates
@@ -36,16 +41,11 @@ from support.tiny_models import (
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from workers.activations.text import PairedText, Passage
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
 from workers.models import TextModel, updated
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
 from workers.training.cast import _School, train
 from workers.training.heads import FoundHeads, heads_for
 from workers.training.lessons import Lessons
 from workers.training.logits import final_states, logits_of, outcomes_of
-from workers.watch import NullReporter
 
 CHARACTERS = ["Ġ", *(chr(code) for code in range(33, 127))]
 TEXT = "\n\n".join(

@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 
 from examples.text.formats import TASKS, task_examples
 from examples.text.queries import Example, read_task
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.bundled import bundled, loss_on
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
 from workers.models import updated
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CAST: dict[str, Any] = {

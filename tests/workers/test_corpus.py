@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.corpus.bundled import load_default_corpus, load_semantic_primes
+from rebase.corpus.corpus import Corpus, read_corpus_file
+from rebase.corpus.load import load_corpus
 from rebase.errors import RequestInvalid
-from workers.corpus import load_corpus
-from workers.corpus.bundled import load_default_corpus
-from workers.corpus.corpus import Corpus
-from workers.corpus.local import read_corpus_file
-from workers.corpus.primes import load_semantic_primes
 
 
 def test_the_bundled_text_is_what_is_read_where_none_is_named() -> None:

@@ -16,6 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.corpus.corpus import Corpus
+from rebase.corpus.dataset_rows import ByteSourceStream, ReadBudget, iter_documents
+from rebase.corpus.load import choose_files, load_corpus
 from rebase.errors import (
     FileMissing,
     NotAvailable,
@@ -26,16 +29,11 @@ from rebase.errors import (
     UnsafeFile,
 )
 from rebase.folders import WithFolders
+from rebase.hub.base import Hub
+from rebase.hub.local import LocalHub
+from rebase.hub.remote import RemoteHub
 from rebase.schemas.repos import CorpusSpec, RepoRef
 from support.standin_hub import StandinHub
-from workers.corpus import load_corpus
-from workers.corpus.choose import choose_files
-from workers.corpus.corpus import Corpus
-from workers.corpus.rows import iter_documents
-from workers.corpus.stream import ByteSourceStream, ReadBudget
-from workers.hub.local import LocalHub
-from workers.hub.port import Hub
-from workers.hub.remote import RemoteHub
 
 Files = dict[str, bytes]
 

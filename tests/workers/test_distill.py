@@ -15,6 +15,7 @@ from rebase.errors import Cancelled
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.base_params import RefineParams
 from rebase.methods.distill.params import DistillParams
+from rebase.report.progress import NullReporter
 from rebase.schemas.states import Phase
 from rebase.training.losses import SharedTokenIds, select_shared_ids
 from rebase.training.token_selection import project_scores, score_threshold
@@ -27,7 +28,6 @@ from workers.training.rows import Losses, Row, losses, rows_of
 from workers.training.samples import Sample
 from workers.training.sampling import opened
 from workers.training.shift import missed, shift_in, wanted_of
-from workers.watch import NullReporter
 
 PROMPTS = tuple(item.prompt for item in examples("train", 64, 5))
 QUICK = DistillParams(

@@ -13,20 +13,20 @@ import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from examples.text.queries import read_task
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import Cancelled, NotAvailable, RequestInvalid, TrainingFailed
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.harness_tasks import ANSWER, CHOICE, ROLLING, write_tasks
-from workers.cache.factors import FactorCache
 from workers.evaluation.progress import Progress
 from workers.evaluation.reading import Reader
 from workers.evaluation.scoring import applied
 from workers.evaluation.tasks import TaskScores, harness
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ITEMS = read_task(EXAMPLES / "tasks" / "harbor-sql.jsonl")[:20]

@@ -12,19 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, Kind, run_conversion
 from rebase.errors import Cancelled, RebaseError, Rejected, TransferError, WorseThanTarget, to_public_error
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.report.schema import NOT_EVALUATED, Evaluation, Metric, Report
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
 from support.tiny_repos import edit_json
 from transfer.linalg import frobenius
-from workers.cache.factors import FactorCache
 from workers.evaluation.controls import random_like
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, Kind, run_conversion
-from workers.report import NOT_EVALUATED, Evaluation, Metric, Report
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINES = (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()

@@ -11,6 +11,7 @@ import torch
 
 from examples.text.queries import read_task
 from rebase.lora.low_rank import LowRank, Side
+from rebase.report.progress import NullReporter
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.tiny_text import tiny_text_model
@@ -19,7 +20,6 @@ from workers.evaluation.reading import Reader
 from workers.evaluation.refusals import refusal_scores, refuses
 from workers.evaluation.scoring import Scorer, applied
 from workers.models import TextModel
-from workers.watch import NullReporter
 
 ITEMS = read_task(Path(__file__).parents[2] / "examples" / "tasks" / "harbor-sql.jsonl")
 EXAMPLES = [{"prompt": item.prompt, "answer": item.answer} for item in ITEMS[:24]]

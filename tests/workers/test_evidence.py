@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import PairKey
+from rebase.hub.base import PinnedRepo
 from rebase.lora.low_rank import Side
 from rebase.methods.base import Evidence, SiteResult
 from rebase.methods.cross_lora.method import CrossLora
@@ -24,10 +27,7 @@ from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
 from workers.base import Base
-from workers.cache.factors import FactorCache
-from workers.cache.keys import PairKey
 from workers.evidence import EvidenceSource
-from workers.hub.port import PinnedRepo
 
 VOCABULARY, LAYERS, RANK = 200, 5, 6
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -18,6 +18,9 @@ import redis
 import torch
 from pydantic import SecretStr
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.hub.remote import RemoteHub
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.settings import Settings
 from rebase.store import api_keys as keys
@@ -31,10 +34,7 @@ from support.redis_server import own_redis
 from support.standin_hub import StandinHub
 from support.tiny_pools import make_anchors
 from support.tiny_repos import ADAPTER, NEW, OLD, make_hub
-from workers.cache.factors import FactorCache
-from workers.hub.remote import RemoteHub
 from workers.runner import WorkerContext, run_job
-from workers.tools import Runtime
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 

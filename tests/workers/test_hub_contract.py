@@ -20,11 +20,11 @@ from rebase.errors import (
     RevisionNotFound,
     UnsafeFile,
 )
+from rebase.hub.base import Hub, Published
+from rebase.hub.local import LocalHub
+from rebase.hub.remote import RemoteHub
 from rebase.schemas.repos import RepoRef
 from support.standin_hub import StandinHub
-from workers.hub.local import LocalHub
-from workers.hub.port import Hub, Published
-from workers.hub.remote import RemoteHub
 
 SIZE = 50_000
 # The Hub client's own way of sending large files.

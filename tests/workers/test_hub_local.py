@@ -20,10 +20,10 @@ from rebase.errors import (
     RevisionNotFound,
     UnsafeFile,
 )
+from rebase.hub.content_hash import HashCache
+from rebase.hub.local import LocalHub
+from rebase.hub.plain_folder import PlainFolder
 from rebase.schemas.repos import RepoRef
-from workers.hub.content import HashCache
-from workers.hub.local import LocalHub
-from workers.hub.plain import PlainFolder
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,16 +24,15 @@ from rebase.errors import (
     RepoNotFound,
     UnsafeFile,
 )
+from rebase.hub.base import ByteSource, PinnedRepo, Published
+from rebase.hub.files import FileSource
+from rebase.hub.local import LocalHub
+from rebase.hub.remote import RemoteHub, can_create_repo
+from rebase.hub.transport import RangeSource
+from rebase.runtime import make_hub
 from rebase.schemas.repos import RepoRef
 from rebase.settings import Settings
 from support.standin_hub import StandinHub
-from workers.hub.factory import make_hub
-from workers.hub.files import FileSource
-from workers.hub.local import LocalHub
-from workers.hub.permissions import can_create_repo
-from workers.hub.port import ByteSource, PinnedRepo, Published
-from workers.hub.remote import RemoteHub
-from workers.hub.transport import RangeSource
 
 ROOT = Path(__file__).parents[2]
 SIZE = 50_000

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import migrations
+from rebase.report.model_card import render_model_card
+from rebase.report.schema import CorpusInfo, LayerMap, Precheck, RepoRevision, Report
 from rebase.store.database import Database
 from rebase.store.job_store import JobStore
 from support.databases import a_request
-from workers.card import render_model_card
-from workers.heart import LeaseHeartbeat
-from workers.job_watch import JobProgress
-from workers.report import CorpusInfo, LayerMap, Precheck, RepoRevision, Report
+from workers.job_progress import JobProgress
+from workers.lease import LeaseHeartbeat
 
 ALIKE = LayerMap(
     similarity=[[0.9, 0.25, 0.0], [0.1, 0.5, 1.0]],

@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import IncompatiblePair
+from rebase.hub.local import LocalHub
+from rebase.report.layer_heatmap import draw_layer_map, get_color
+from rebase.report.progress import NullReporter
+from rebase.report.schema import CorpusInfo, LayerMap
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.tiny_repos import ADAPTER, NEW, make_hub
-from workers.cache.factors import FactorCache
-from workers.drawing import draw_layer_map, get_color
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.report import CorpusInfo, LayerMap
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "hub"

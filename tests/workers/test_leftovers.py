@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from workers.leftovers import MAX_AGE_S, remove_stale
+from rebase.conversion.output_folder import MAX_AGE_S, remove_stale
 
 NOW = 2e9
 

@@ -18,16 +18,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.hub.local import LocalHub
 from rebase.methods.registry import METHODS
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.formulas import FORMULAS, Matrix, World
 from support.tiny_models import save_adapter, save_base, tiny_model, token_batch
 from support.tiny_repos import edit_json, perturb, tokenizer
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 SOURCE, SIBLING, WIDER, ADAPTER = "acme/old", "acme/new", "acme/wider", "acme/skill"
 ROLES = {"self_attn": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import (
     FileMissing,
     IncompatiblePair,
@@ -25,16 +27,14 @@ from rebase.errors import (
     UnsupportedAdapter,
     UnsupportedModel,
 )
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.report.schema import Report
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_repos import ADAPTER, NEW, OLD, OTHER, edit_json, make_hub
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.report import Report
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 
 @pytest.fixture(scope="module")

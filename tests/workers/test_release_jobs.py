@@ -14,6 +14,11 @@ import pytest
 import torch
 from sqlalchemy import select
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.hub.base import Hub
+from rebase.hub.local import LocalHub
+from rebase.hub.remote import RemoteHub
+from rebase.runtime import Runtime
 from rebase.settings import Settings
 from rebase.store.database import Database
 from rebase.store.job_store import JobStore
@@ -24,12 +29,7 @@ from service.campaign_views import CampaignListView
 from support.campaigns import a_subscription, seen
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.standin_hub import StandinHub
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.hub.port import Hub
-from workers.hub.remote import RemoteHub
 from workers.runner import WorkerContext, run_job
-from workers.tools import Runtime
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "hub" / "tiny"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")

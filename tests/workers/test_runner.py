@@ -16,7 +16,11 @@ import pytest
 import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from rebase.cache.factor_cache import FactorCache
 from rebase.errors import Busy, DiskFull, HubUnavailable, LeaseLost
+from rebase.hub.base import Published
+from rebase.hub.local import LocalHub
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import JobState, Phase
 from rebase.settings import Settings
@@ -33,13 +37,9 @@ from support.databases import (  # noqa: F401  (fixtures)
     sqlite_url,
 )
 from support.tiny_repos import ADAPTER, NEW, OTHER, make_hub
-from workers.cache.factors import FactorCache
-from workers.heart import LeaseHeartbeat
-from workers.hub.local import LocalHub
-from workers.hub.port import Published
-from workers.job_watch import JobProgress
+from workers.job_progress import JobProgress
+from workers.lease import LeaseHeartbeat
 from workers.runner import WorkerContext, run_job
-from workers.tools import Runtime
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.hub.base import Published
+from rebase.hub.local import LocalHub
+from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import JobState, PoolState
@@ -28,11 +32,7 @@ from support.databases import (  # noqa: F401  (fixtures)
 )
 from support.tiny_pools import MIXTURE, body, make_anchors, make_mixture
 from support.tiny_repos import NEW, make_hub
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.hub.port import Published
 from workers.runner import WorkerContext, run_job
-from workers.tools import Runtime
 
 
 class NoCommits(LocalHub):

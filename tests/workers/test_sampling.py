@@ -13,7 +13,9 @@ import torch
 
 from examples.text.queries import examples
 from rebase.errors import Cancelled, TrainingFailed
+from rebase.hub.local import LocalHub
 from rebase.methods.distill.params import DistillParams
+from rebase.report.progress import NullReporter
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
 from support.bundled import bundled, sql_adapter
@@ -22,13 +24,11 @@ from support.tiny_repos import tokenizer
 from transfer.weights import ModelWeights
 from workers.activations.gather import stored_bases
 from workers.bases import Bases
-from workers.hub.local import LocalHub
 from workers.models import TextModel, load, updated
 from workers.tensors.model_reader import open_model
 from workers.training.samples import Written, flaw
 from workers.training.sampling import opened, write
 from workers.training.written import written_by
-from workers.watch import NullReporter
 
 PROMPTS = tuple(item.prompt for item in examples("train", 12, 5))
 PARAMS = DistillParams(prompts=PROMPTS, tokens=600, length=32)

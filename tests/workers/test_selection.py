@@ -14,18 +14,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from examples.text.queries import examples
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.corpus.load import load_corpus
 from rebase.errors import NotFound, NothingBetter
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.report.schema import Report
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from support.turned_model import turned, without_gains
-from workers.cache.factors import FactorCache
-from workers.corpus import load_corpus
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.report import Report
 from workers.selection.rows import CandidateRow, Selection
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASK = [json.loads(line) for line in (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()]

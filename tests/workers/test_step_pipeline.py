@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from examples.text.queries import examples
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import TrainingFailed
+from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.bundled import bundled, sql_adapter, task_loss
 from transfer.linalg import frobenius
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
 from workers.models import updated
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 HUB = Path(__file__).parents[2] / "examples" / "hub"
 WRITTEN = {"prompts": [item.prompt for item in examples("train", 64, 5)], "tokens": 1600, "length": 48}

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from rebase.errors import FileMissing, UnsafeFile
+from rebase.hub.base import PinnedRepo
+from rebase.hub.local import LocalHub
+from rebase.hub.remote import RemoteHub
 from rebase.schemas.repos import RepoRef
 from support.safetensors_files import entry, file_bytes, write_tensors
 from support.standin_hub import StandinHub
-from workers.hub.local import LocalHub
-from workers.hub.port import PinnedRepo
-from workers.hub.remote import RemoteHub
 from workers.tensors.model_reader import ModelReader, ends_of, open_adapter, open_model
 
 WEIGHTS = {

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from rebase.errors import UnsafeFile, UnsupportedModel
+from rebase.hub.files import FileSource
 from support.safetensors_files import BytesSource, entry, file_bytes, write_tensors
-from workers.hub.files import FileSource
 from workers.tensors.header import MAX_TENSORS
 from workers.tensors.safetensors_file import SafetensorsFile
 

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import VerificationFailed
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.report.schema import Report
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.tiny_models import save_base, tiny_model, with_adapter
 from support.tiny_repos import edit_json, perturb, tokenizer
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.report import Report
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 # PEFT warns about whole tables of tied models until `ensure_weight_tying` is set.
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rebase.errors import Cancelled, TrainingFailed
+from rebase.report.progress import NullReporter
 from rebase.schemas.states import Phase
 from workers.training import checkpoint
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.watch import NullReporter
 
 SCHEDULE = Schedule(steps=12, learning_rate=0.05, warmup=3)
 

@@ -16,17 +16,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from benchmarks.synthetic import byte_level_tokenizer
+from rebase.cache.factor_cache import FactorCache
+from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.errors import IncompatiblePair, RequestInvalid
+from rebase.hub.local import LocalHub
+from rebase.report.progress import NullReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.site_worlds import relative_error
 from support.tiny_models import save_adapter, tiny_model
 from support.tiny_repos import edit_json
 from support.turned_model import turned, without_gains
-from workers.cache.factors import FactorCache
-from workers.hub.local import LocalHub
-from workers.pipeline import ConversionResult, run_conversion
-from workers.tools import Runtime
-from workers.watch import NullReporter
 
 OLD, NEW, ADAPTER = "acme/old", "acme/turned", "acme/skill"
 CHARACTERS = [chr(code) for code in range(33, 127)]

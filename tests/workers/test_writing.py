@@ -14,7 +14,7 @@ _PROGRAM = textwrap.dedent(
     import torch
     from rebase.errors import DiskFull
     from transfer.adapter.write import BuiltAdapter
-    from workers.writing import write_tensors
+    from rebase.conversion.output_folder import write_tensors
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     tensors = {"base_model.model.x.lora_A.weight": torch.zeros(64, 64)}

@@ -9,21 +9,21 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import PairKey
+from rebase.corpus.corpus import Corpus
 from rebase.evidence.cka import find_monotone_map
+from rebase.hub.base import PinnedRepo
 from rebase.methods.activation_maps import Moments, PairedRows
 from rebase.methods.base import PORTS, Port, SitePair
 from rebase.methods.site_pairing import LayerMaps
+from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from workers.activations.collector import Collected, Collector
 from workers.activations.ports import Writes, places_of
 from workers.activations.similarity import POSITIONS, SIMILARITY_VERSION, Similarity, measure
 from workers.activations.text import PairedText
 from workers.bases import Bases
-from workers.cache.factors import FactorCache
-from workers.cache.keys import PairKey
-from workers.corpus.corpus import Corpus
-from workers.hub.port import PinnedRepo
-from workers.watch import ProgressReporter
 
 # Part of every key: raise it whenever the same text may give other sums.
 ROWS_VERSION = 1

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rebase.conversion.plan import candidates_need_corpus, needs_corpus
+from rebase.corpus.bundled import load_semantic_primes
+from rebase.corpus.load import load_corpus
 from rebase.errors import IncompatiblePair, RequestInvalid
+from rebase.evidence.inputs import LoadedInputs
 from rebase.methods.base import CorpusNeeds
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
+from rebase.report.progress import ProgressReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
 from workers.activations.text import WINDOW, pair_text
 from workers.bases import Bases, Stored
-from workers.corpus import load_corpus
-from workers.corpus.primes import load_semantic_primes
-from workers.reading import LoadedInputs
 from workers.tensors.model_reader import ends_of
-from workers.tools import Runtime
-from workers.wants import candidates_need_corpus, needs_corpus
-from workers.watch import ProgressReporter
 
 FEWEST_POSITIONS = 256  # every eighth passage of these is held out
 

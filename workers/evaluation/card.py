@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.report import Evaluation, Metric, Subject
+from rebase.report.schema import Evaluation, Metric, Subject
 
 NAMES: dict[Subject, str] = {
     "moved": "target + moved adapter",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from rebase.evaluation.bootstrap import Interval, PairedBootstrap, Undefined
-from workers.report import Evaluation, Metric, Subject
+from rebase.report.schema import Evaluation, Metric, Subject
 
 Scores = Mapping[Subject, Sequence[float]]
 FEWEST = 8  # examples; eight that all get worse by chance: 1 in 256. From fewer nothing is refused.

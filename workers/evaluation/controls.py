@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.copy.method import Copy
 from rebase.methods.copy.params import CopyParams
@@ -11,7 +12,6 @@ from rebase.methods.site_pairing import pair_sites
 from transfer.linalg import frobenius
 from workers.evaluation.scoring import Deltas
 from workers.fold import folded
-from workers.reading import LoadedInputs
 
 
 def random_like(deltas: Deltas, seed: int) -> dict[Site, LowRank]:

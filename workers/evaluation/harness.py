@@ -25,6 +25,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from rebase.errors import HubUnavailable, RebaseError, RequestInvalid, TransferError
+from rebase.report.schema import TaskInfo
 from rebase.schemas.evaluation import EvaluationSpec
 from workers.device import is_out_of_memory
 from workers.evaluation.progress import Progress
@@ -32,7 +33,6 @@ from workers.evaluation.reading import Reader
 from workers.evaluation.tasks import TaskScores
 from workers.foretold import foretold
 from workers.models import TextModel
-from workers.report import TaskInfo
 from workers.training.sampling import opening
 
 log = logging.getLogger(__name__)

@@ -9,23 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rebase.corpus.corpus import Corpus
+from rebase.corpus.load import read_dataset
 from rebase.errors import RebaseError, RequestInvalid, TransferError
+from rebase.evidence.inputs import LoadedInputs
+from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.report.progress import ProgressReporter
+from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.evaluation import EvaluationSpec, RefusalSpec
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
 from workers.bases import Bases
-from workers.corpus.corpus import Corpus
-from workers.corpus.dataset import read_dataset
 from workers.evaluation.progress import Progress
 from workers.evaluation.scoring import Measure, Scorer, headline_of
 from workers.evaluation.tasks import Harness, harness
-from workers.hub.port import Hub, PinnedRepo
-from workers.reading import LoadedInputs
-from workers.resolve import pin
 from workers.tensors.model_reader import open_adapter
-from workers.tools import Runtime
-from workers.watch import ProgressReporter
 
 
 @dataclass(frozen=True, slots=True)

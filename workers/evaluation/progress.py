@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
-from workers.watch import ProgressReporter
 
 
 @dataclass

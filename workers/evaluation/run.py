@@ -8,6 +8,7 @@ from typing import Any
 from rebase.errors import WorseThanTarget
 from rebase.lora.low_rank import LowRank, Side, Site
 from rebase.methods.registry import get_method
+from rebase.report.schema import NOT_EVALUATED, CorpusInfo, Evaluation, Metric, RepoRevision, Report, Subject
 from rebase.schemas.evaluation import ChoiceExample, EvaluationSpec, GenerationExample
 from transfer.adapter.read import SourceAdapter
 from transfer.adapter.write import BuiltAdapter
@@ -18,7 +19,6 @@ from workers.evaluation.refusals import refusal_scores
 from workers.evaluation.scoring import Deltas, applied, headline_of
 from workers.evaluation.tasks import TaskScores
 from workers.evaluation.written import written_adapter
-from workers.report import NOT_EVALUATED, CorpusInfo, Evaluation, Metric, RepoRevision, Report, Subject
 
 _PROBED: tuple[Subject, ...] = ("target", "moved", "source_adapter")
 

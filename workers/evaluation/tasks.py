@@ -13,7 +13,7 @@ from workers.evaluation.progress import Progress
 from workers.models import TextModel
 
 if TYPE_CHECKING:
-    from workers.report import TaskInfo
+    from rebase.report.schema import TaskInfo
 
 
 @dataclass(frozen=True, slots=True)

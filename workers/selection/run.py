@@ -11,27 +11,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rebase.errors import RebaseError, TransferError
-from rebase.evaluation.selection import Choice, ExampleSplit, choose_best, split_examples
-from rebase.methods.base_params import MethodParams
-from rebase.methods.dare import dare_variants
-from rebase.schemas.conversions import ConversionRequest
-from transfer.precheck.rules import find_dare_losses
-from workers.evaluation.prepare import Prepared
-from workers.evaluation.scoring import Measure
-from workers.judge import PrecheckOutcome, build_finding_row
-from workers.move import (
+from rebase.conversion.plan import get_candidate_methods, needs_corpus, selects_by_evaluation
+from rebase.conversion.transfer import (
     ConversionContext,
     MethodRun,
+    PrecheckOutcome,
     TransferResult,
+    build_finding_row,
     postprocess,
     prepare_method,
     transfer_sites,
 )
-from workers.report import FindingRow, Report
+from rebase.errors import RebaseError, TransferError
+from rebase.evaluation.selection import Choice, ExampleSplit, choose_best, split_examples
+from rebase.methods.base_params import MethodParams
+from rebase.methods.dare import dare_variants
+from rebase.report.schema import FindingRow, Report
+from rebase.schemas.conversions import ConversionRequest
+from transfer.precheck.rules import find_dare_losses
+from workers.evaluation.prepare import Prepared
+from workers.evaluation.scoring import Measure
 from workers.selection.rows import CandidateRow, Selection
 from workers.selection.table import nothing_better, table_of, why_chosen
-from workers.wants import get_candidate_methods, needs_corpus, selects_by_evaluation
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rebase.errors import UnsafeFile
-from workers.hub.port import ByteSource
+from rebase.hub.base import ByteSource
 from workers.tensors.strict_json import InvalidJson, parse_object
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from rebase.errors import FileMissing, UnsafeFile
+from rebase.hub.base import Hub, PinnedRepo
 from transfer.weights import TensorInfo
-from workers.hub.port import Hub, PinnedRepo
 from workers.tensors.header import MAX_ADAPTER_TENSORS
 from workers.tensors.safetensors_file import SafetensorsFile
 from workers.tensors.strict_json import load_object

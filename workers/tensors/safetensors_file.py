@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rebase.errors import UnsafeFile, UnsupportedModel
+from rebase.hub.base import ByteSource
 from transfer.weights import TensorInfo
-from workers.hub.port import ByteSource
 from workers.tensors.header import MAX_TENSORS, TORCH_DTYPES, Entry, read_header
 
 

@@ -21,6 +21,7 @@ from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.activation_maps import Moments, fit_input_map
 from rebase.methods.base import SitePair
 from rebase.methods.cast.params import CastParams
+from rebase.report.progress import ProgressReporter
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates, TrainedMaps
 from rebase.training.losses import kl_divergence, projection_loss
 from workers.fold import folded
@@ -28,7 +29,6 @@ from workers.models import TextModel, updated
 from workers.training.lessons import Lesson, Lessons
 from workers.training.logits import final_states, outcomes_of
 from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.watch import ProgressReporter
 
 EVERY_SECONDS = 60.0  # between checkpoints
 MEASURED = (  # in the order in which they are kept with the heads

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from workers.writing import disk_errors
+from rebase.runtime import disk_errors
 
 _FACTS = "rebase.training"
 

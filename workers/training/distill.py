@@ -18,6 +18,7 @@ import torch
 
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings
+from rebase.report.progress import ProgressReporter
 from rebase.training.losses import SharedTokenIds
 from transfer.linalg import truncate
 from workers.models import TextModel, updated
@@ -26,7 +27,6 @@ from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows
 from workers.training.rows import Losses, Row, divided, losses, parts, rows_of, shift_missed, shifted
 from workers.training.samples import Written
 from workers.training.written import digest
-from workers.watch import ProgressReporter
 
 EVERY_SECONDS = 60.0  # between checkpoints
 _SMALLEST_GAIN = 0.01  # nats per byte; a share of less would be noise

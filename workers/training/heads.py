@@ -15,25 +15,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rebase.cache.keys import PairKey
 from rebase.errors import HubUnauthorized, RepoGated, RepoNotFound, TrainingFailed
+from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import LowRank
 from rebase.methods.activation_maps import get_site_map
 from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
+from rebase.report.progress import ProgressReporter
+from rebase.report.schema import RepoRevision
+from rebase.runtime import Runtime
 from rebase.training.cast_maps import CAST_MAPS_VERSION, TrainableMaps, TrainedMaps, init_random_maps
 from workers.activations.evidence import Activations
 from workers.bases import Bases
-from workers.cache.keys import PairKey
 from workers.evidence import EvidenceSource
 from workers.models import TextModel
-from workers.reading import LoadedInputs
-from workers.report import RepoRevision
-from workers.tools import Runtime
 from workers.training.cast import MEASURED, Cast, train
 from workers.training.checkpoint import identity_of
 from workers.training.lessons import Lessons
 from workers.training.shared import common_of
-from workers.watch import ProgressReporter
 
 _OWN = {"reuse", "refine", "dare"}  # settings that do not change what is trained
 _LAYOUT = 3  # of the entries that are kept; 1 did not name the adapter in those that hold heads, 2 no places

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from rebase.training.losses import SharedTokenIds, shifted_target
 from workers.activations.text import PairedText, Passage
@@ -21,7 +22,6 @@ from workers.models import TextModel
 from workers.training.checkpoint import load, save
 from workers.training.heard import listen
 from workers.training.logits import final_states, outcomes_of
-from workers.watch import ProgressReporter
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from rebase.errors import TrainingFailed
+from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from workers.training.checkpoint import identity_of, load, save
-from workers.watch import ProgressReporter
 
 Precision = Literal["float32", "bfloat16"]
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps for each parameter

@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import Literal
 
 from rebase.errors import TrainingFailed
+from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.activation_maps import DEFAULT_RIDGE, apply_maps, get_site_map
 from rebase.methods.base import Evidence, SitePair
 from rebase.methods.base_params import DistillSettings, MethodParams, SamplingParams
 from rebase.methods.cast.params import CastParams
 from rebase.methods.registry import get_method
+from rebase.report.progress import ProgressReporter
+from rebase.report.schema import RepoRevision
+from rebase.runtime import Runtime
 from rebase.training.losses import SharedTokenIds
 from workers.bases import Bases
 from workers.evidence import EvidenceSource
 from workers.fold import folded
 from workers.models import TextModel
-from workers.reading import LoadedInputs
-from workers.report import RepoRevision
-from workers.tools import Runtime
 from workers.training.distill import Distilled, starting, train
 from workers.training.heads import heads_for
 from workers.training.samples import Written
 from workers.training.shared import common_of
 from workers.training.step import stepped
 from workers.training.written import written_by
-from workers.watch import ProgressReporter
 
 Begin = Callable[[TextModel, Written], Mapping[Site, LowRank]]  # the target and what was written → factors
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rebase.runtime import disk_errors
 from workers.training.shift import Shift
-from workers.writing import disk_errors
 
 _LEAST = 8  # tokens of a sample that was written from nothing
 _GRAM, _WINDOW, _DISTINCT = 4, 64, 0.25  # a stretch with few different 4-grams is a loop

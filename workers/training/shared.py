@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rebase.errors import IncompatiblePair
+from rebase.evidence.inputs import LoadedInputs
 from rebase.methods.findings import MIN_SHARED_TOKENS
 from rebase.training.losses import SharedTokenIds, select_shared_ids
-from workers.reading import LoadedInputs
 from workers.verify.structure import model_config
 
 

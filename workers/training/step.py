@@ -13,6 +13,7 @@ import torch
 
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import SamplingParams
+from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from rebase.training.preconditioned_step import LineSearchResult, search_length, solve_step
 from transfer.linalg import frobenius, truncate
@@ -21,7 +22,6 @@ from workers.training.distill import Distilled, recovered, starting
 from workers.training.rows import divided, losses, rows_of
 from workers.training.samples import Written
 from workers.training.slopes import slopes_of
-from workers.watch import ProgressReporter
 
 # The first length tried is where the loss would have fallen by so many times itself, fell it as it begins.
 # The best ones lay at 2.9 and 3.5 times (two pairs of bases).

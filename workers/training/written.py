@@ -14,6 +14,7 @@ from pathlib import Path
 from rebase.errors import TrainingFailed
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings, SamplingParams
+from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from rebase.training.losses import SharedTokenIds
 from workers.foretold import foretold
@@ -22,7 +23,6 @@ from workers.training.checkpoint import identity_of
 from workers.training.samples import Journal, Sample, Written, flaw
 from workers.training.sampling import context, opened, opening, write
 from workers.training.shift import LISTED, shift_in
-from workers.watch import ProgressReporter
 
 _BATCH = 64  # samples written side by side
 _ENOUGH = 3  # times the tokens asked for: when so many are drawn, what is usable must do

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from rebase.errors import VerificationFailed
+from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import LowRank, Site
+from rebase.report.schema import Verification
 from transfer.adapter.write import BuiltAdapter
 from transfer.linalg import frobenius
-from workers.reading import LoadedInputs
-from workers.report import Verification
 from workers.verify.forward import check_forward
 from workers.verify.structure import check_structure
 

@@ -1,0 +1,1 @@
+"""The factor cache: factors and maps of base models, on disk and in Redis, computed once."""

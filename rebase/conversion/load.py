@@ -1,0 +1,128 @@
+"""Open the three repos: configs and tensor headers now, tensor data later and one site at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rebase.conversion.plan import needs_model_runtime
+from rebase.errors import RebaseError, TransferError
+from rebase.evidence.inputs import LoadedInputs, PinnedInputs
+from rebase.hub.base import Hub
+from rebase.methods.base import Evidence
+from rebase.methods.base_params import MethodParams
+from rebase.methods.registry import get_method
+from rebase.methods.site_pairing import pair_sites
+from rebase.report.progress import ProgressReporter
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import read_adapter
+from transfer.precheck.measure import probe_pairs
+from transfer.vocabulary import SharedTokens, Vocabulary, shared
+from transfer.weights import ModelWeights, TensorReader
+from workers.tensors.model_reader import open_model
+from workers.verify.forward import runs_whole
+from workers.verify.structure import empty_model
+
+T = TypeVar("T")
+BASE_WEIGHT_EVIDENCE = frozenset(
+    {Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS}
+)  # what needs base weights
+_LM_HEAD_PATTERN = re.compile(
+    r"(lm_head|embed_out)\.(weight|bias)$"
+)  # only the forward check reads it, and a few rows
+
+
+def load_inputs(
+    request: ConversionRequest,
+    hub: Hub,
+    pinned: PinnedInputs,
+    adapter_config: dict[str, Any],
+    adapter_reader: TensorReader,
+    progress: ProgressReporter,
+) -> LoadedInputs:
+    """Open both bases, check the adapter against its own base, and pair the sites."""
+    progress.update(Phase.READING, 0, 3, "repos")
+    config = _run_with_pointer("/adapter", lambda: AdapterConfig.parse(adapter_config))
+    source_config, source_reader, source_tokenizer = _run_with_pointer(
+        "/source", lambda: open_model(hub, pinned.source)
+    )
+    source = _run_with_pointer("/source", lambda: ModelWeights(source_config, source_reader))
+    progress.update(Phase.READING, 1, 3, "repos")
+    target_config, target_reader, target_tokenizer = _run_with_pointer(
+        "/target", lambda: open_model(hub, pinned.target)
+    )
+    target = _run_with_pointer("/target", lambda: ModelWeights(target_config, target_reader))
+    _run_with_pointer(
+        "/target", lambda: empty_model(target_config)
+    )  # or verification would fail after all the work
+    progress.update(Phase.READING, 2, 3, "repos")
+    adapter = _run_with_pointer("/adapter", lambda: read_adapter(config, adapter_reader, source))
+    pairing = pair_sites(source, target, adapter.sites, layer_scale=request.method.layer_scale)
+    vocabularies = _find_shared_tokens(source_tokenizer, target_tokenizer)
+    inputs = LoadedInputs(
+        pinned,
+        source,
+        target,
+        source_reader,
+        target_reader,
+        adapter,
+        pairing,
+        vocabularies,
+        source_tokenizer,
+        target_tokenizer,
+    )
+    _declare_needed_tensors(inputs, request)
+    progress.update(Phase.READING, 3, 3, "repos")
+    return inputs
+
+
+def _declare_needed_tensors(inputs: LoadedInputs, request: ConversionRequest) -> None:
+    """Tell the readers what will be read: a remote shard of which little is needed then comes in ranges."""
+    pairs = inputs.pairing.pairs
+    if not _needs_every_site(inputs, request.method):
+        pairs = probe_pairs(pairs)
+    sides = (
+        (inputs.source, inputs.source_reader, [pair.source for pair in pairs]),
+        (inputs.target, inputs.target_reader, [pair.target for pair in pairs]),
+    )
+    for weights, reader, sites in sides:
+        site_tensors = {name for site in weights.sites for name in weights.tensors_of(site)}
+        reader.needed(name for site in sites for name in weights.tensors_of(site))
+        other_tensors = [name for name in reader.infos() if name not in site_tensors]
+        reader.needed(
+            name for name in other_tensors if inputs.adapter.tables or not _LM_HEAD_PATTERN.search(name)
+        )
+    if needs_model_runtime(request):
+        for reader in (inputs.source_reader, inputs.target_reader):
+            reader.needed(reader.infos())
+    if runs_whole(inputs.target_reader):
+        inputs.target_reader.needed(inputs.target_reader.infos())
+
+
+def _needs_every_site(inputs: LoadedInputs, params: MethodParams) -> bool:
+    """Will the method read base weights at every site? `auto` copies between equal shapes and reads none."""
+    if params.chooses_method:
+        return any(pair.source_shape != pair.target_shape for pair in inputs.pairing.pairs)
+    return bool(get_method(params.name).needs(params) & BASE_WEIGHT_EVIDENCE)
+
+
+def _find_shared_tokens(source: dict[str, Any] | None, target: dict[str, Any] | None) -> SharedTokens | None:
+    """Shared tokens, or None where a repo has no tokenizer.json that can be read."""
+    if source is None or target is None:
+        return None
+    try:
+        return shared(Vocabulary.from_tokenizer_json(source), Vocabulary.from_tokenizer_json(target))
+    except TransferError:
+        return None
+
+
+def _run_with_pointer(pointer: str, action: Callable[[], T]) -> T:
+    """Run `work`; an error that does not say yet which field it is about says `pointer`."""
+    try:
+        return action()
+    except (RebaseError, TransferError) as exc:
+        exc.pointer = exc.pointer or pointer
+        raise

@@ -1,0 +1,79 @@
+"""At most one commit per job, ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rebase.conversion.pipeline import ConversionResult
+from rebase.errors import ParentMoved
+from rebase.hub.base import Hub, PinnedRepo, Published
+from rebase.report.schema import REPORT_FILE, Report
+from rebase.schemas.conversions import ConversionRequest
+
+
+def make_commit_marker(job_id: str) -> str:
+    """What the commit message of a job carries."""
+    return f"Rebase-Job: {job_id}"
+
+
+def publish(hub: Hub, request: ConversionRequest, conversion: ConversionResult, marker: str) -> Published:
+    """Commit the folder on top of the commit that was seen when the job began.
+
+    A worker that lost its lease while it hung in here can only find that the parent has moved; whoever finds
+    that looks for the marker before it gives up.
+    """
+    if conversion.folder is None or conversion.output is None:
+        raise ValueError("this conversion was not meant to be published")
+    output, report = conversion.output, conversion.report
+    if request.output.create_pr:
+        # A pull request moves no branch, so the hub would take a second one: look as late as possible.
+        published = hub.find_commit(output.repo_id, marker)
+        if published is not None:
+            return published
+    title = f"Move {report.adapter.repo_id} to {report.target.repo_id} ({report.method_used['name']})"
+    try:
+        return hub.publish(
+            output.repo_id,
+            conversion.folder,
+            message=f"{title}\n\n{marker}",
+            parent=output.parent,
+            private=request.output.private,
+            create_pr=request.output.create_pr,
+        )
+    except ParentMoved:
+        published = hub.find_commit(output.repo_id, marker)
+        if published is None:
+            raise
+        return published
+
+
+def build_result(hub: Hub, published: Published, report: Report | None) -> dict[str, Any]:
+    """The job's `result`. An earlier attempt's commit tells its own report, if this job's token may still
+    read it: the report may lie in a cache that all jobs share."""
+    if report is None:
+        hub.check_read(published.repo_id)
+        repo = PinnedRepo(published.repo_id, published.commit, {})
+        report = Report.model_validate_json(hub.fetch(repo, REPORT_FILE).read_bytes())
+    return {
+        "output": {
+            "repo_id": published.repo_id,
+            "commit": published.commit,
+            "url": published.url,
+            "pull_request": published.pull_request,
+        },
+        **build_verdict(report),
+    }
+
+
+def build_verdict(report: Report) -> dict[str, Any]:
+    """What a pre-check's result holds, and a conversion's too."""
+    return {
+        "verdict": report.precheck.verdict,
+        "reasons": [reason.model_dump() for reason in report.precheck.reasons],
+        "method": report.method_used,
+        "measurements": report.precheck.measurements,
+        "rank": report.output.get("rank"),
+        "caveats": report.caveats,
+        "selection": report.selection.model_dump(mode="json") if report.selection is not None else None,
+        "evaluation": report.evaluation.summarize() if report.evaluation is not None else None,
+    }

@@ -1,0 +1,237 @@
+"""What a report says at each stage of a conversion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rebase.conversion.transfer import MethodRun, TransferResult
+from rebase.errors import escape_control_characters
+from rebase.evidence.anchor_pool import (
+    Anchor,
+)
+from rebase.evidence.inputs import LoadedInputs
+from rebase.evidence.pool_offer import PoolOffer
+from rebase.hub.base import is_folder
+from rebase.lora.low_rank import Side
+from rebase.methods.base import Evidence, MethodState
+from rebase.methods.params import parse_params
+from rebase.methods.registry import get_method, is_trained
+from rebase.report.schema import (
+    AnchorRow,
+    CorpusInfo,
+    LayerMap,
+    PoolSection,
+    RepoRevision,
+    Report,
+    build_caveats,
+    get_library_versions,
+    get_rebase_version,
+    keep_finite,
+    summarize_sites,
+)
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.thresholds import Thresholds
+from transfer.adapter.write import BuiltAdapter
+from workers.activations.evidence import Activations
+from workers.selection.rows import Selection
+from workers.training.advice import advice
+
+
+def build_initial_report(
+    request: ConversionRequest, method_run: MethodRun, selection: Selection | None = None
+) -> Report:
+    """Who takes part, the verdict and what it rests on; how the method was chosen, if that was measured."""
+    inputs, outcome, evidence = method_run.inputs, method_run.precheck_outcome, method_run.evidence
+    pinned = inputs.pinned
+    pool, pool_warnings = build_pool_report(outcome.method_state, evidence.offer, inputs)
+    return Report(
+        rebase_version=get_rebase_version(),
+        libraries=get_library_versions(),
+        adapter=RepoRevision(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
+        source=RepoRevision(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
+        target=RepoRevision(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
+        method_requested=request.method.model_dump(mode="json"),
+        method_used=outcome.params.model_dump(mode="json"),
+        precheck=outcome.precheck,
+        selection=selection,
+        pool=pool,
+        layer_map=_build_layer_map(evidence.activations, request.precheck.thresholds),
+        dropped_sites=[str(site) for site in inputs.pairing.dropped],
+        unused_source_layers=list(inputs.pairing.unused_source_layers),
+        not_carried=list(inputs.adapter.not_carried),
+        warnings=[
+            escape_control_characters(warning)
+            for warning in (
+                *pinned.warnings,
+                *inputs.adapter.warnings,
+                *pool_warnings,
+                *_warn_not_compared(request),
+            )
+        ],
+    )
+
+
+def _warn_not_compared(request: ConversionRequest) -> list[str]:
+    """An evaluation that `auto` cannot choose by."""
+    if not request.method.chooses_method or request.evaluate is None or request.evaluate.examples:
+        return []
+    return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
+
+
+def _build_layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
+    """Which layers see the same text alike, where both bases read one."""
+    if activations is None:
+        return None
+    similarity, text, corpus = activations.similarity, activations.text, activations.corpus
+    return LayerMap(
+        similarity=similarity.matrix.tolist(),
+        layers=list(similarity.layers),
+        coverage=similarity.covered(thresholds.similar),
+        threshold=thresholds.similar,
+        positions=similarity.positions,
+        coverage_source=text.source_coverage,
+        coverage_target=text.target_coverage,
+        biased=list(similarity.biased),
+        corpus=CorpusInfo(name=corpus.name, digest=corpus.digest, documents=len(corpus.documents)),
+    )
+
+
+def add_site_results(
+    report: Report, result: TransferResult, built: BuiltAdapter, request: ConversionRequest
+) -> Report:
+    """The same with a row for each updated site, their summary, and what to know before using it."""
+    written_measurements = {str(site): keep_finite(measured) for site, measured in built.measurements.items()}
+    site_rows = [
+        row.model_copy(
+            update={"measurements": {**row.measurements, **written_measurements.get(row.target, {})}}
+        )
+        for row in result.rows
+    ]
+    flags = {flag for row in site_rows for flag in row.flags}
+    return report.model_copy(
+        update={
+            "sites": site_rows,
+            "summary": summarize_sites(site_rows)
+            | (keep_finite(result.training.measurements) if result.training else {}),
+            "cast_heads_trained_on": result.training.heads_of if result.training else None,
+            "training_curve": [keep_finite(dict(point)) for point in result.training.curve]
+            if result.training
+            else [],
+            "output": {
+                "rank": built.rank,
+                "dtype": request.output.dtype,
+                "max_rank": request.output.max_rank,
+            },
+            "caveats": [
+                *build_selection_caveats(report.selection),
+                *build_caveats(
+                    report.precheck,
+                    dropped=0 if is_trained(parse_params(report.method_used)) else len(report.dropped_sites),
+                    not_carried=len(report.not_carried),
+                    flags=flags,
+                    used_corpus=report.layer_map is not None,
+                ),
+                *_build_advice(result, report.method_used),
+            ],
+        }
+    )
+
+
+def _build_advice(result: TransferResult, method: Mapping[str, Any]) -> list[str]:
+    """What the last training's curve says, to whoever asks for `used` again."""
+    if result.training is None:
+        return []
+    prefix = "refine." if method.get("refine") else ""
+    reads_corpus = Evidence.MAPS in get_method(method["name"]).needs(parse_params(dict(method)))
+    more_text = "another 'corpus'" if reads_corpus and not prefix else f"{prefix}tokens"
+    sentence = advice(result.training.curve, more_text, f"{prefix}steps")
+    return [sentence] if sentence else []
+
+
+def build_selection_caveats(selection: Selection | None) -> list[str]:
+    """What to know of figures that also chose."""
+    if selection is None:
+        return []
+    if selection.shared:
+        lines = [
+            f"The {selection.choosing} example(s) that chose among methods are also those that it is "
+            "measured on, being too few to split: its figures flatter it."
+        ]
+    else:
+        lines = [
+            f"{selection.choosing} of the examples chose among methods, so figures over all of them flatter "
+            f"a little; 'selection' has those of the other {selection.confirming}."
+        ]
+    if selection.ending != "better":
+        lines.insert(0, "Measured on the examples, it is not better than the target alone.")
+    return lines
+
+
+_MAX_LISTED = 5
+_COMMIT_PATTERN = re.compile(r"[0-9a-f]{40}")
+
+
+def build_pool_report(
+    method_state: Any, offer: PoolOffer | None, inputs: LoadedInputs
+) -> tuple[PoolSection | None, tuple[str, ...]]:
+    """What the report says of the pool, and warnings about it; nothing when nothing was predicted from it."""
+    if offer is None or not isinstance(method_state, MethodState) or not method_state.anchor_weights:
+        return None, ()
+    rows = [
+        AnchorRow(
+            source=_make_repo_revision(anchor, "source"),
+            target=_make_repo_revision(anchor, "target"),
+            domain=anchor.domain,
+            weight=anchor_weight.weight,
+            leverage=anchor_weight.leverage,
+            loo_error=anchor_weight.loo_error,
+        )
+        for anchor, anchor_weight in zip(offer.open().anchors, method_state.anchor_weights, strict=True)
+    ]
+    curve = [dict(row) for row in method_state.curve]
+    return PoolSection(id=offer.pool.id, anchors=rows, curve=curve), (
+        *_warn_left_out(offer),
+        *_warn_other_commits(offer, inputs),
+        *_warn_if_member(offer, inputs),
+    )
+
+
+def _make_repo_revision(anchor: Anchor, side: Side) -> RepoRevision:
+    repo = anchor.repos[side]
+    return RepoRevision(repo_id=repo.repo_id, sha=repo.sha)
+
+
+def _warn_left_out(offer: PoolOffer) -> list[str]:
+    """Modules of the target that the adapter reaches and some anchor does not."""
+    dropped = [str(p.target) for p in offer.inputs.pairing.pairs if p not in set(offer.open().pairs)]
+    remainder = f" and {len(dropped) - _MAX_LISTED} more" if len(dropped) > _MAX_LISTED else ""
+    listed = f"{', '.join(dropped[:_MAX_LISTED])}{remainder}"
+    return (
+        [f"{len(dropped)} module(s) get no update, as not every anchor has them: {listed}."]
+        if dropped
+        else []
+    )
+
+
+def _warn_other_commits(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
+    """Bases that have moved on since the pool was registered."""
+    spec, pinned = offer.pool.spec, inputs.pinned
+    return [
+        f"The pool was registered with {repo.repo_id} at {ref.revision}; this job reads {repo.sha}."
+        for ref, repo in ((spec.source, pinned.source), (spec.target, pinned.target))
+        if _COMMIT_PATTERN.fullmatch(ref.revision)
+        and not is_folder(repo.repo_id)
+        and ref.revision != repo.sha
+    ]
+
+
+def _warn_if_member(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
+    """An adapter that is an anchor itself has its answer in the pool already."""
+    adapter = inputs.pinned.adapter
+    return [
+        f"The adapter is itself an anchor of the pool; its own counterpart there is {anchor.repos['target']}."
+        for anchor in offer.open().anchors
+        if (anchor.repos["source"].repo_id, anchor.repos["source"].sha) == (adapter.repo_id, adapter.sha)
+    ]

@@ -1,0 +1,128 @@
+"""Names become commits: access is checked, revisions are pinned, the output place is looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rebase.errors import (
+    FileMissing,
+    MalformedAdapter,
+    OutputExists,
+    RequestInvalid,
+    UnsafeFile,
+)
+from rebase.evidence.inputs import PinnedInputs, require_distinct_bases
+from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.report.progress import ProgressReporter
+from rebase.report.schema import REPORT_FILE
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import RepoRef, check_repo_id
+from rebase.schemas.states import Phase
+from transfer.weights import TensorReader
+from workers.tensors.model_reader import open_adapter
+
+# What a repo may hold and still count as empty: the Hub writes these by itself.
+_EMPTY_REPO_FILES = frozenset({".gitattributes", "README.md"})
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTarget:
+    """Where the result goes, and the commit that it will stand on (None: nothing there yet)."""
+
+    repo_id: str
+    parent: str | None
+
+
+def choose_source_ref(
+    request: ConversionRequest, adapter_config: dict[str, Any]
+) -> tuple[RepoRef, tuple[str, ...]]:
+    """The source base: the request's, or the one the adapter names. Another name alone is a warning."""
+    declared_base = adapter_config.get("base_model_name_or_path")
+    if request.source is not None:
+        if isinstance(declared_base, str) and declared_base and declared_base != request.source.repo_id:
+            warning = (
+                f"The adapter names '{declared_base[:200]}' as its base; '{request.source.repo_id}' was used."
+            )
+            return request.source, (warning,)
+        return request.source, ()
+    if not isinstance(declared_base, str) or not declared_base:
+        raise MalformedAdapter(
+            "The adapter does not say which base it was trained on (base_model_name_or_path is empty).",
+            hint="Name it in 'source'.",
+            pointer="/source",
+        )
+    revision = adapter_config.get("revision")
+    try:
+        check_repo_id(declared_base)
+        return RepoRef(
+            repo_id=declared_base, revision=revision if isinstance(revision, str) and revision else "main"
+        ), ()
+    except ValueError as exc:
+        raise MalformedAdapter(
+            f"The adapter's base_model_name_or_path '{declared_base[:200]}' is not a Hub repo id.",
+            hint="Name the base in 'source'.",
+            pointer="/source",
+        ) from exc
+
+
+def choose_output_repo(hub: Hub, request: ConversionRequest) -> str:
+    """The repo that the result goes to: the request's, or the contract's default made legal on this hub."""
+    if request.output.repo_id is not None:
+        return request.output.repo_id
+    owner, _, name = request.adapter.repo_id.rpartition("/")
+    if not owner:
+        raise RequestInvalid(
+            "The adapter's repo has no owner to publish under.",
+            hint="Name the result in 'output.repo_id'.",
+            pointer="/output/repo_id",
+        )
+    return hub.make_output_name(f"{owner}/{name}--{request.target.repo_id.split('/')[-1]}")
+
+
+def check_output(
+    hub: Hub, request: ConversionRequest, pinned: PinnedInputs, repo_id: str, latest: PinnedRepo | None
+) -> OutputTarget:
+    """See that we may write there, on top of `head`, before the work begins.
+
+    Raises OutputForbidden or OutputExists.
+    """
+    hub.check_write(repo_id, create_pr=request.output.create_pr)
+    if latest is not None and not request.output.create_pr and not _is_previous_output(hub, latest, pinned):
+        raise OutputExists(
+            f"'{repo_id}' exists and holds something else than this adapter's earlier conversion.",
+            hint="Choose another output.repo_id, or set output.create_pr to propose it as a pull request.",
+            pointer="/output/repo_id",
+        )
+    return OutputTarget(repo_id, latest.sha if latest else None)
+
+
+def _is_previous_output(hub: Hub, latest: PinnedRepo, pinned: PinnedInputs) -> bool:
+    """Is the output empty, or our own earlier conversion of the same adapter to the same target?"""
+    if set(latest.files) <= _EMPTY_REPO_FILES:
+        return True
+    try:
+        previous_report = json.loads(hub.fetch(latest, REPORT_FILE).read_bytes())
+        names = (previous_report["adapter"]["repo_id"], previous_report["target"]["repo_id"])
+    except (FileMissing, UnsafeFile, ValueError, KeyError, TypeError):
+        return False
+    return names == (pinned.adapter.repo_id, pinned.target.repo_id)
+
+
+def resolve_repos(
+    request: ConversionRequest, hub: Hub, progress: ProgressReporter
+) -> tuple[PinnedInputs, dict[str, Any], TensorReader]:
+    """Pin adapter, source and target. The adapter's config is read here, as it may name the source."""
+    progress.update(Phase.RESOLVING, 0, 3, "repos")
+    adapter = pin(hub, request.adapter, "/adapter")
+    config, reader = open_adapter(hub, adapter)
+    progress.update(Phase.RESOLVING, 1, 3, "repos")
+    ref, warnings = choose_source_ref(request, config)
+    source = pin(hub, ref, "/source")
+    if config.get("base_model_name_or_path") == source.repo_id:
+        warnings = ()  # a folder has another name in the request than in the adapter
+    progress.update(Phase.RESOLVING, 2, 3, "repos")
+    target = pin(hub, request.target, "/target")
+    require_distinct_bases(source, target)
+    return PinnedInputs(adapter, source, target, warnings), config, reader

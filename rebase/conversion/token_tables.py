@@ -1,0 +1,115 @@
+"""Which tables of tokens two bases have, and which of them a trained table stands for under PEFT.
+
+A base has one table for input and output (tied) or two. PEFT changes single rows of a tied embedding in the
+head too, but copies a whole table alone; both are followed on the way in and on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rebase.evidence.inputs import LoadedInputs
+from transfer.adapter.tables import StoredTable
+from transfer.tokens import HEADS, Side, Survey, Table, side_of, table_name
+from workers.verify.structure import model_config
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTable:
+    """A trained table of the adapter, and the tables of its base it stands for: both where they are one."""
+
+    stored: StoredTable
+    roles: tuple[Side, ...]
+
+
+def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[StoredTable]]:
+    """(parts, tables that one of the bases does not have), following how PEFT applies them to the source.
+
+    With one table for input and output, rows of single tokens in the embedding hold for both, unless the head
+    has rows of its own; so does a whole table that PEFT loads into the base itself.
+    """
+    tied = is_tied(inputs.source.config)
+    by_role: dict[Side, StoredTable] = {}
+    unknown: list[StoredTable] = []
+    for stored in inputs.adapter.tables:
+        role = side_of(inputs.source.architecture, stored.module)
+        if role is None or role in by_role or not _both_bases_have(inputs, role):
+            unknown.append(stored)
+        else:
+            by_role[role] = stored
+    both: tuple[Side, ...] = ("input", "output")
+    first = by_role.get("input", by_role.get("output"))
+    if (
+        first is not None
+        and tied
+        and all(_both_bases_have(inputs, side) for side in both)
+        and _is_tied_table(by_role)
+    ):
+        return (TrainedTable(first, both),), unknown
+    return tuple(TrainedTable(stored, (side,)) for side, stored in sorted(by_role.items())), unknown
+
+
+def _is_tied_table(by_role: Mapping[Side, StoredTable]) -> bool:
+    """Do the tables found stand for the one table of a tied base?"""
+    lm_head, embedding = by_role.get("output"), by_role.get("input")
+    if any(stored.tied for stored in by_role.values()) or (embedding is not None and not embedding.named):
+        return True
+    if embedding is None:
+        return lm_head is not None and not lm_head.named
+    if embedding.ids is None:
+        return False  # PEFT copies the embedding alone and leaves the head as it is
+    return lm_head is None or lm_head.ids == embedding.ids or not lm_head.named
+
+
+def list_target_tables(
+    roles: tuple[Side, ...], row_survey: Survey, rows: int, tied: bool
+) -> Iterator[tuple[Side, Tensor | None]]:
+    """The target's tables to write, each with its single rows, or None for the whole table.
+
+    Where the target has one table, PEFT ties single rows of the embedding to the head. So a change of the
+    embedding alone is stored whole there, and a change of both as single rows of the embedding alone.
+    """
+    single = row_survey.form(rows) == "rows"
+    if tied and len(roles) == 2 and single:
+        yield "input", row_survey.targets
+        return
+    for role in roles:
+        yield role, row_survey.targets if single and not (tied and role == "input") else None
+
+
+def _both_bases_have(inputs: LoadedInputs, role: Side) -> bool:
+    """Do both bases have this table, with a row of the hidden width per token?"""
+    tables = (_find_table(inputs, "source", role), _find_table(inputs, "target", role))
+    return all(table is not None and table.width == inputs.source.architecture.hidden for table in tables)
+
+
+def _find_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table | None:
+    """A table of a base; input and output are the same one where the base ties them."""
+    base, reader = (
+        (inputs.source, inputs.source_reader) if side == "source" else (inputs.target, inputs.target_reader)
+    )
+    name = table_name(base.architecture, reader.infos(), "input" if is_tied(base.config) else role)
+    return None if name is None else Table(reader, name)
+
+
+def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table:
+    """A table that `_have` has found."""
+    table = _find_table(inputs, side, role)
+    if table is None:
+        raise ValueError(f"the {side} base has no {role} table")
+    return table
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Is the head the embedding? The default differs by family, so transformers' own config is asked."""
+    return bool(getattr(model_config(config), "tie_word_embeddings", False))
+
+
+def get_module_name(inputs: LoadedInputs, role: Side) -> str:
+    """The table's module in the target as transformers builds it."""
+    architecture = inputs.target.architecture
+    return f"{architecture.root}{architecture.family.embedding}" if role == "input" else HEADS[0]

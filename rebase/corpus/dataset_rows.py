@@ -1,0 +1,242 @@
+"""Documents of one data file, one at a time: JSON lines, plain text, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from rebase.errors import NotAvailable, RebaseError, RequestInvalid, UnsafeFile
+from rebase.hub.base import ByteSource
+
+_MAX_COLUMNS_LISTED = 40
+
+
+def make_missing_column_error(name: str, column: str, known: Iterable[object]) -> RequestInvalid:
+    """The error for a column that a file lacks, or that holds something else than strings."""
+    columns = ", ".join(sorted(str(key)[:60] for key in known)[:_MAX_COLUMNS_LISTED])
+    return RequestInvalid(
+        f"'{name}' has no column '{column}' of strings; its columns: {columns or 'none'}.",
+        hint="Name another column: corpus.column.",
+        pointer="/corpus/column",
+    )
+
+
+MAX_CORPUS_BYTES = 256 * 2**20  # of all of a corpus's files together
+CHUNK_BYTES = 2**20
+
+
+@dataclass
+class ReadBudget:
+    """What may still be read. One for all of a corpus's files."""
+
+    remaining: int = MAX_CORPUS_BYTES
+
+    def spend(self, count: int, name: str) -> None:
+        """UnsafeFile when it is used up."""
+        self.remaining -= count
+        if self.remaining < 0:
+            raise UnsafeFile(
+                f"More than {MAX_CORPUS_BYTES >> 20} MiB of '{name}' would have to be read for this corpus.",
+                hint="Ask for fewer documents (corpus.n), or name a split with shorter ones.",
+                pointer="/corpus",
+            )
+
+
+class ByteSourceStream(io.RawIOBase):
+    """Reads forward and back in a `ByteSource`."""
+
+    def __init__(self, source: ByteSource, name: str, budget: ReadBudget) -> None:
+        super().__init__()
+        self._source = source
+        self._name = name
+        self._budget = budget
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the beginning."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """To a place, which may lie behind the end."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most what is there: a file that lies about its sizes gets no memory for them."""
+        remaining = max(0, self._source.size - self._position)
+        return super().read(remaining if size < 0 else min(size, remaining)) or b""
+
+    def readinto(self, buffer: object, /) -> int:
+        """As much as fits and is there. Raises as `ByteSource.read_into`; UnsafeFile beyond the budget."""
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        count = max(0, min(len(view), self._source.size - self._position))
+        if count:
+            self._budget.spend(count, self._name)
+            self._source.read_into(self._position, view[:count])
+            self._position += count
+        return count
+
+
+def open_text(stream: ByteSourceStream) -> io.TextIOWrapper:
+    """The file as UTF-8 text, a chunk at a time; line ends stay as they are."""
+    return io.TextIOWrapper(io.BufferedReader(stream, CHUNK_BYTES), "utf-8-sig", newline="")
+
+
+_BATCH_ROWS = 256  # rows
+_MAX_CHUNK_BYTES = 2**30  # bytes of one column in one row group, unpacked; the Hub writes some hundred MB
+
+
+def iter_parquet(stream: ByteSourceStream, name: str, column: str) -> Iterator[str]:
+    """The column's strings, null as empty.
+
+    Raises NotAvailable without pyarrow, UnsafeFile for a file that is no Parquet or unpacks to too much,
+    RequestInvalid for a column that is not there.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as exc:
+        raise NotAvailable(
+            f"'{name}' is a Parquet file, which this worker cannot read: pyarrow is not installed.",
+            hint="Install the extra 'datasets' there, or name a dataset of JSON lines, CSV or text.",
+            pointer="/corpus",
+        ) from exc
+    try:
+        # Threads would read ahead; a buffer keeps one column's pages from being fetched all at once.
+        file = parquet.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False)
+        schema = file.schema_arrow
+        if column not in schema.names or not _is_string_type(pa, schema.field(column).type):
+            raise make_missing_column_error(name, column, schema.names)
+        for group in range(file.num_row_groups):
+            _check_size(file.metadata.row_group(group), name, column)
+            for batch in file.iter_batches(
+                _BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
+            ):
+                yield from (value or "" for value in batch.column(0).to_pylist())
+    except RebaseError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
+        raise UnsafeFile(
+            f"'{name}' is no Parquet file that can be read.",
+            hint="Name another dataset, or a split of it.",
+            pointer="/corpus",
+        ) from exc
+
+
+def _is_string_type(pa: Any, data_type: Any) -> bool:
+    return any(
+        test(data_type) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+
+
+def _check_size(group: Any, name: str, column: str) -> None:
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema == column and chunk.total_uncompressed_size > _MAX_CHUNK_BYTES:
+            raise UnsafeFile(
+                f"'{name}' packs {chunk.total_uncompressed_size} bytes of '{column}' into one row group; "
+                f"at most {_MAX_CHUNK_BYTES} are unpacked.",
+                pointer="/corpus",
+            )
+
+
+_MAX_FIELD_CHARACTERS = 16 * 2**20  # characters of one CSV field; the module's own limit is 128 KiB
+
+
+def iter_documents(stream: ByteSourceStream, name: str, column: str) -> Iterator[str]:
+    """What stands under `column`, by the ending of `name`. A plain text has no columns: its documents have
+    an empty line between them. Raises RequestInvalid."""
+    suffix = name[name.rindex(".") :]
+    if suffix == ".parquet":
+        yield from iter_parquet(stream, name, column)
+        return
+    try:
+        yield from _BY_SUFFIX[suffix](open_text(stream), name, column)
+    except UnicodeDecodeError as exc:
+        raise _make_unusable_error(name, "is not UTF-8 text") from exc
+
+
+def _iter_json(text: TextIO, name: str, column: str) -> Iterator[str]:
+    """An object a line; or one list of objects over all of the file."""
+    first = text.read(1)
+    if first == "[":
+        rows = _parse_json(first + text.read(), name, 1)
+        yield from (_get_text(row, name, column) for row in rows)
+        return
+    for number, line in enumerate(text, 1):
+        full_line = first + line if number == 1 else line
+        if full_line.strip():
+            yield _get_text(_parse_json(full_line, name, number), name, column)
+
+
+def _parse_json(text: str, name: str, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise _make_unusable_error(name, f"is no JSON in line {line}") from exc
+
+
+def _get_text(row: Any, name: str, column: str) -> str:
+    """Null counts as empty, as in every format."""
+    if not isinstance(row, dict):
+        raise _make_unusable_error(name, "holds something else than objects")
+    value = row.get(column, 0)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise make_missing_column_error(name, column, row)
+    return value.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can write
+
+
+def _iter_text(text: TextIO, name: str, column: str) -> Iterator[str]:
+    block: list[str] = []
+    for line in text:
+        if line.strip():
+            block.append(line.rstrip("\r\n"))
+        elif block:
+            yield "\n".join(block)
+            block = []
+    yield "\n".join(block)
+
+
+def _iter_csv(text: TextIO, name: str, column: str) -> Iterator[str]:
+    previous_limit = csv.field_size_limit(_MAX_FIELD_CHARACTERS)
+    try:
+        reader = csv.reader(text, strict=True)
+        header = next(reader, [])
+        if column not in header:
+            raise make_missing_column_error(name, column, header)
+        index = header.index(column)
+        for row in reader:
+            yield row[index] if index < len(row) else ""
+    except csv.Error as exc:
+        raise _make_unusable_error(name, f"is no CSV: {exc}") from exc
+    finally:
+        csv.field_size_limit(previous_limit)
+
+
+def _make_unusable_error(name: str, problem: str) -> RequestInvalid:
+    return RequestInvalid(
+        f"'{name}' {problem}.", hint="Name another dataset, or a split of it.", pointer="/corpus"
+    )
+
+
+_BY_SUFFIX: dict[str, Callable[[TextIO, str, str], Iterator[str]]] = {
+    ".jsonl": _iter_json,
+    ".json": _iter_json,
+    ".csv": _iter_csv,
+    ".txt": _iter_text,
+}

@@ -1,0 +1,284 @@
+"""An anchor pool opened for one conversion: every adapter's headers read, tensors one site at a time.
+
+Inner products between anchors depend on the pool alone, so they are cached under its pinned commits; only
+those with the adapter that is moved are computed anew. The hub's access check comes before that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from rebase.cache.factor_cache import FactorCache
+from rebase.cache.keys import PoolKey
+from rebase.errors import IncompatiblePair, RebaseError, RequestInvalid, TransferError
+from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.methods.base import Kernels, SitePair, Space
+from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
+from rebase.methods.site_pairing import Pairing
+from rebase.report.progress import ProgressReporter
+from rebase.schemas.anchor_pools import AnchorSpec, Pool, PoolRequest
+from rebase.schemas.states import Phase
+from transfer.adapter.config import AdapterConfig
+from transfer.adapter.read import SourceAdapter, read_adapter
+from transfer.linalg import FACTORS_VERSION
+from workers.base import Base
+from workers.tensors.model_reader import open_adapter
+
+SIDES: tuple[Side, Side] = ("source", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """One task's two adapters, open."""
+
+    repos: dict[Side, PinnedRepo]
+    adapters: dict[Side, SourceAdapter]
+    domain: str
+    declared_bases: dict[Side, str | None]
+
+
+@dataclass(slots=True)
+class LoadedAnchorPool:
+    """Implements `rebase.methods.base.Anchors`. `pairs`: where every anchor has an update on both sides, and
+    the adapter one. `adapter`: the one that is moved; None while a pool is being registered."""
+
+    id: str | None
+    anchors: tuple[Anchor, ...]
+    pairs: tuple[SitePair, ...]
+    bases: dict[Side, Base]
+    adapter: SourceAdapter | None
+    cache: FactorCache
+    device: torch.device
+    progress: ProgressReporter
+    phase: Phase
+    pointer: Callable[[int, Side], str]
+    lenient: bool
+    _kernels: dict[tuple[SitePair, Space], Kernels] = field(default_factory=dict)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """A label per anchor."""
+        return tuple(anchor.domain for anchor in self.anchors)
+
+    def kernels(self, pair: SitePair, space: Space) -> Kernels:
+        """Inner products at one site pair, computed once per job."""
+        kernels = self._kernels.get((pair, space))
+        if kernels is None:
+            self.progress.update(self.phase, len(self._kernels), len(self.pairs), "sites")
+            kernels = self._kernels[pair, space] = self._compute_kernels(pair, space)
+        return kernels
+
+    def updates(self, side: Side, site: Site) -> AnchorUpdates:
+        """Every anchor's update of one site on the worker's device, each read when it is asked for."""
+        return AnchorUpdates(self, side, site)
+
+    def pin_request(self, request: PoolRequest, source: PinnedRepo, target: PinnedRepo) -> PoolRequest:
+        """The pool with commits for revisions."""
+        anchors = [
+            {
+                "source": {"repo_id": spec.source.repo_id, "revision": anchor.repos["source"].sha},
+                "target": {"repo_id": spec.target.repo_id, "revision": anchor.repos["target"].sha},
+                "domain": spec.domain,
+            }
+            for spec, anchor in zip(request.anchors, self.anchors, strict=True)
+        ]
+        return PoolRequest.model_validate(
+            {
+                "name": request.name,
+                "source": {"repo_id": request.source.repo_id, "revision": source.sha},
+                "target": {"repo_id": request.target.repo_id, "revision": target.sha},
+                "anchors": anchors,
+            }
+        )
+
+    def _compute_kernels(self, pair: SitePair, space: Space) -> Kernels:
+        source_updates: list[LowRank] = []
+
+        def load_source_updates() -> list[LowRank]:
+            if not source_updates:
+                source_updates.extend(self.updates("source", pair.source))
+            return source_updates
+
+        K = self._compute_gram("source", pair.source, space, load_source_updates)
+        G = self._compute_gram(
+            "target", pair.target, space, lambda: list(self.updates("target", pair.target))
+        )
+        if self.adapter is None:
+            return Kernels(K, torch.zeros(len(self.anchors), dtype=torch.float64), G, 0.0)
+        adapter_update = _to_device(self.adapter.delta(pair.source), self.device)
+        k = gram(load_source_updates(), [adapter_update], space)[:, 0].cpu()
+        return Kernels(K, k, G, float(gram([adapter_update], [adapter_update], space)))
+
+    def _compute_gram(
+        self, side: Side, site: Site, space: Space, load_updates: Callable[[], Sequence[LowRank]]
+    ) -> Tensor:
+        """K or G of one site, from the cache or computed now, (N, N) float64."""
+        key = PoolKey(
+            anchors=_hash_repos([self.bases[side].repo, *(anchor.repos[side] for anchor in self.anchors)]),
+            count=len(self.anchors),
+            site=str(site),
+            space=space,
+            version=KERNEL_VERSION,
+            factors_version=FACTORS_VERSION,
+        )
+        tensors = self.cache.get_or_compute_tensors(
+            key, lambda: _split_float64(site_kernel(load_updates(), space))
+        )
+        return torch.ldexp(tensors["high"].double() + tensors["low"].double(), tensors["exponent"].double())
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorUpdates(Sequence[LowRank]):
+    """The anchors' updates of one site and side. An anchor that is left out of a prediction is never read."""
+
+    pool: LoadedAnchorPool
+    side: Side
+    site: Site
+
+    def __len__(self) -> int:
+        return len(self.pool.anchors)
+
+    @overload
+    def __getitem__(self, at: int) -> LowRank: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[LowRank]: ...
+    def __getitem__(self, at: int | slice) -> LowRank | list[LowRank]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        anchor = self.pool.anchors[at]
+        try:
+            return _to_device(anchor.adapters[self.side].delta(self.site), self.pool.device)
+        except TransferError as exc:
+            annotate_anchor_error(exc, str(anchor.repos[self.side]), self.pool.pointer(at, self.side))
+            if self.pool.lenient:
+                raise make_pool_unusable_error(exc) from exc
+            raise
+
+
+def load_anchor_pool(
+    pool: Pool,
+    hub: Hub,
+    bases: dict[Side, Base],
+    pairing: Pairing,
+    adapter: SourceAdapter | None,
+    cache: FactorCache,
+    device: torch.device,
+    progress: ProgressReporter,
+    *,
+    phase: Phase,
+    pointer: Callable[[int, Side], str],
+    lenient: bool = False,
+) -> LoadedAnchorPool:
+    """Check access to every anchor, pin it, and check its headers against its base.
+
+    `phase` is told as progress; `pointer` names an anchor in the request, for errors; `lenient`: an anchor
+    that turns out broken later is an IncompatiblePair, so that `auto` can leave the pool aside. Raises what
+    hub and reader raise, RequestInvalid for one adapter under two names, and IncompatiblePair when no site is
+    common to all anchors and the adapter.
+    """
+    anchors = []
+    total = len(pool.spec.anchors)
+    for number, spec in enumerate(pool.spec.anchors):
+        progress.update(phase, number, total, "anchors")
+        anchors.append(_load_anchor(spec, hub, bases, partial(pointer, number)))
+    _reject_duplicates(anchors, pointer)
+    pairs = tuple(
+        pair
+        for pair in pairing.pairs
+        if all(
+            pair.source in anchor.adapters["source"].sites and pair.target in anchor.adapters["target"].sites
+            for anchor in anchors
+        )
+    )
+    if not pairs:
+        raise IncompatiblePair(
+            "No module is adapted by every anchor of the pool and by the adapter.",
+            hint="Leave anchors out that adapt other modules than the rest.",
+            pointer=pointer(_find_narrowest_anchor(anchors), "source"),
+        )
+    progress.update(phase, total, total, "anchors")
+    return LoadedAnchorPool(
+        pool.id, tuple(anchors), pairs, bases, adapter, cache, device, progress, phase, pointer, lenient
+    )
+
+
+def _load_anchor(
+    spec: AnchorSpec, hub: Hub, bases: dict[Side, Base], pointer: Callable[[Side], str]
+) -> Anchor:
+    repos: dict[Side, PinnedRepo] = {}
+    adapters: dict[Side, SourceAdapter] = {}
+    declared: dict[Side, str | None] = {}
+    for side in SIDES:
+        ref = spec.source if side == "source" else spec.target
+        try:
+            repos[side] = pin(hub, ref, pointer(side))
+            config, reader = open_adapter(hub, repos[side])
+            adapters[side] = read_adapter(AdapterConfig.parse(config), reader, bases[side].weights)
+        except (RebaseError, TransferError) as exc:
+            if exc.pointer == "/source":
+                exc.hint = f"An anchor's {side} adapter must be one of the pool's {side} base."
+            annotate_anchor_error(exc, str(ref), pointer(side))
+            raise
+        base: Any = config.get("base_model_name_or_path")
+        declared[side] = base[:200] if isinstance(base, str) and base else None
+    return Anchor(repos, adapters, spec.domain, declared)
+
+
+def _reject_duplicates(anchors: Sequence[Anchor], pointer: Callable[[int, Side], str]) -> None:
+    """One adapter under two names, such as a branch and its commit, would count twice."""
+    for side in SIDES:
+        numbers: dict[str, int] = {}
+        for number, anchor in enumerate(anchors):
+            name = str(anchor.repos[side])
+            if name in numbers:
+                raise RequestInvalid(
+                    f"Anchors {numbers[name]} and {number} have the same {side} adapter, {name}.",
+                    hint="Name every adapter once.",
+                    pointer=pointer(number, side),
+                )
+            numbers[name] = number
+
+
+def make_pool_unusable_error(exc: RebaseError | TransferError) -> IncompatiblePair:
+    """The same trouble as a reason to do without the pool."""
+    return IncompatiblePair(f"The anchor pool cannot be used. {exc.message}")
+
+
+def annotate_anchor_error(exc: RebaseError | TransferError, name: str, pointer: str) -> None:
+    """Let an error say that it is about this anchor: not about the request's own adapter or base."""
+    exc.message = f"Anchor {name}: {exc.message}"
+    exc.args = (exc.message,)
+    exc.pointer = pointer
+
+
+def _find_narrowest_anchor(anchors: Sequence[Anchor]) -> int:
+    """The anchor that adapts the fewest modules: the likeliest reason for an empty intersection."""
+    return min(range(len(anchors)), key=lambda n: min(len(anchors[n].adapters[side].sites) for side in SIDES))
+
+
+def _hash_repos(repos: Iterable[PinnedRepo]) -> str:
+    """Which anchors of which base, in which order, at which commits. A DoRA's update depends on the base."""
+    names = [[repo.repo_id, repo.sha] for repo in repos]
+    return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).hexdigest()
+
+
+def _split_float64(kernel: Tensor) -> dict[str, Tensor]:
+    """float64 as the sum of two float32 tensors, which is what the cache holds (48 bits of 53), times a power
+    of two that keeps the largest entry near 1: squares of extreme updates leave float32's range."""
+    _, exponent = torch.frexp(kernel.abs().max())
+    scaled = torch.ldexp(kernel, -exponent)
+    high = scaled.float()
+    return {"high": high, "low": (scaled - high.double()).float(), "exponent": exponent.float().reshape(1)}
+
+
+def _to_device(delta: LowRank, device: torch.device) -> LowRank:
+    return LowRank(delta.B.to(device), delta.A.to(device))

@@ -1,0 +1,67 @@
+"""Open the three repos: configs and tensor headers now, tensor data later and one site at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rebase.errors import (
+    RequestInvalid,
+)
+from rebase.hub.base import PinnedRepo
+from rebase.methods.site_pairing import Pairing
+from transfer.adapter.read import SourceAdapter
+from transfer.pseudo import PairedEmbeddings
+from transfer.vocabulary import SharedTokens
+from transfer.weights import ModelWeights
+from workers.tensors.model_reader import ModelReader
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedInputs:
+    """The three repos of a request at immutable commits."""
+
+    adapter: PinnedRepo
+    source: PinnedRepo
+    target: PinnedRepo
+    warnings: tuple[str, ...] = ()
+
+
+def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
+    """A move from a base onto itself is a mistake in the request."""
+    if (source.repo_id, source.sha) == (target.repo_id, target.sha):
+        raise RequestInvalid(
+            f"Source and target are the same base at the same commit ({target}).",
+            hint="Name the new base in 'target'. The adapter already fits this one.",
+            pointer="/target",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedInputs:
+    """Everything the science works on, still mostly on disk."""
+
+    pinned: PinnedInputs
+    source: ModelWeights
+    target: ModelWeights
+    source_reader: ModelReader
+    target_reader: ModelReader
+    adapter: SourceAdapter
+    pairing: Pairing
+    vocabularies: SharedTokens | None
+    source_tokenizer: dict[str, Any] | None  # tokenizer.json
+    target_tokenizer: dict[str, Any] | None
+
+
+def build_paired_embeddings(inputs: LoadedInputs, max_tokens: int) -> PairedEmbeddings | None:
+    """Pseudo-activations from at most `most` shared tokens, spread evenly over the vocabulary."""
+    tokens = inputs.vocabularies
+    if tokens is None or tokens.source_ids.numel() == 0:
+        return None
+    count = tokens.source_ids.numel()
+    positions = torch.linspace(0, count - 1, min(count, max_tokens), dtype=torch.float64).round().long()
+    return PairedEmbeddings(
+        inputs.source, inputs.target, tokens.source_ids[positions], tokens.target_ids[positions]
+    )

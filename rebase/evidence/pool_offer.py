@@ -1,0 +1,123 @@
+"""The anchor pool that a conversion may use: found by id or by the two bases, opened when a method asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rebase.errors import IncompatiblePair, RebaseError, TransferError
+from rebase.evidence.anchor_pool import (
+    SIDES,
+    LoadedAnchorPool,
+    load_anchor_pool,
+    make_pool_unusable_error,
+)
+from rebase.evidence.inputs import LoadedInputs
+from rebase.lora.low_rank import Side
+from rebase.report.progress import ProgressReporter
+from rebase.runtime import Runtime
+from rebase.schemas.anchor_pools import AnchorPools, Pool
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import Phase
+from workers.base import Base
+
+
+@dataclass(slots=True)
+class PoolOffer:
+    """Implements `transfer.precheck.Offer`. `asked`: the request names anchor_ridge, so that trouble with an
+    anchor is its own error; for `auto` it is a reason to leave the pool aside."""
+
+    pool: Pool
+    inputs: LoadedInputs
+    runtime: Runtime
+    progress: ProgressReporter
+    is_requested: bool
+    _loaded_pool: LoadedAnchorPool | None = field(default=None)
+
+    @property
+    def count(self) -> int:
+        """How many anchors the pool has."""
+        return len(self.pool.spec.anchors)
+
+    def open(self) -> LoadedAnchorPool:
+        """The pool, every anchor checked; opened once. Raises IncompatiblePair and what hub and reader do."""
+        if self._loaded_pool is None:
+            try:
+                self._loaded_pool = load_anchor_pool(
+                    self.pool,
+                    self.runtime.hub,
+                    {
+                        "source": Base(self.inputs.pinned.source, self.inputs.source),
+                        "target": Base(self.inputs.pinned.target, self.inputs.target),
+                    },
+                    self.inputs.pairing,
+                    self.inputs.adapter,
+                    self.runtime.cache,
+                    self.runtime.device,
+                    self.progress,
+                    phase=Phase.PRECHECKING,
+                    lenient=not self.is_requested,
+                    pointer=lambda number, side: "/method/pool" if self.is_requested else "/method",
+                )
+            except (RebaseError, TransferError) as exc:
+                if self.is_requested or getattr(exc, "retryable", False) or isinstance(exc, IncompatiblePair):
+                    raise
+                raise make_pool_unusable_error(exc) from exc
+        return self._loaded_pool
+
+
+def offer_pool(
+    request: ConversionRequest,
+    inputs: LoadedInputs,
+    pools: AnchorPools,
+    runtime: Runtime,
+    progress: ProgressReporter,
+) -> PoolOffer | None:
+    """The pool that `method.pool` names, or the newest one between these bases; None where there is none, and
+    for methods that use none.
+
+    Raises NotFound or StateConflict, and IncompatiblePair for a pool of other bases.
+    """
+    params, pinned = request.method, inputs.pinned
+    if not params.uses_pool:
+        return None
+    is_requested = not params.chooses_method
+    if params.pool_id is not None:
+        pool: Pool | None = pools.get(params.pool_id)
+    else:
+        pool = pools.find_for_bases(pinned.source.repo_id, pinned.target.repo_id)
+    if pool is None:
+        return None
+    base_ids: dict[Side, set[str]] = {
+        "source": {pinned.source.repo_id} | ({request.source.repo_id} if request.source else set()),
+        "target": {pinned.target.repo_id, request.target.repo_id},
+    }
+    for side in SIDES:
+        base = (pool.spec.source if side == "source" else pool.spec.target).repo_id
+        if base not in base_ids[side]:
+            raise IncompatiblePair(
+                f"The anchor pool is about the {side} base '{base}', this request about "
+                f"'{min(base_ids[side], key=len)}'.",
+                hint="Name a pool between these two bases.",
+                pointer="/method/pool",
+            )
+    if not _matches_revisions(pool, request, inputs):
+        if not is_requested:
+            return None
+        raise IncompatiblePair(
+            "The anchor pool is about other commits of this repo, which holds both bases.",
+            hint="Name a pool between these two revisions.",
+            pointer="/method/pool",
+        )
+    return PoolOffer(pool, inputs, runtime, progress, is_requested)
+
+
+def _matches_revisions(pool: Pool, request: ConversionRequest, inputs: LoadedInputs) -> bool:
+    """Where one repo holds both bases its name does not tell them apart, so that their revisions must."""
+    spec, pinned = pool.spec, inputs.pinned
+    if pinned.source.repo_id != pinned.target.repo_id:
+        return True
+    source_revision = request.source.revision if request.source else None
+    return spec.source.revision in {pinned.source.sha, source_revision} and spec.target.revision in {
+        pinned.target.sha,
+        request.target.revision,
+    }

@@ -1,0 +1,67 @@
+"""Model folders that no hub manages: as a person keeps them, or as a download leaves them.
+
+Their revision is a hash of their content, so a result names exactly what it was made of. A folder that
+changes while a job works on it is noticed at the next file that is opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rebase.errors import FileMissing, HubUnavailable, RevisionNotFound
+from rebase.hub.base import PinnedRepo
+from rebase.hub.content_hash import SHA_PATTERN, FileRecord, HashCache, compute_commit_sha
+from rebase.hub.files import FileSource, list_files
+from rebase.schemas.repos import RepoRef
+
+
+class PlainFolder:
+    """One folder read as a repo with a single revision, called `main`."""
+
+    def __init__(
+        self, folder: Path, repo_id: str, hashes: HashCache, *, link_root: Path | None = None
+    ) -> None:
+        """Links may lead anywhere below `inside`; by default below the folder itself."""
+        self._folder = folder.resolve()
+        self._repo_id = repo_id
+        self._hashes = hashes
+        self._link_root = (link_root or folder).resolve()
+
+    def pin(self) -> PinnedRepo:
+        """The folder as it is now."""
+        try:
+            infos = list_files(self._folder, link_root=self._link_root, name=self._repo_id)
+            files = {
+                path: FileRecord(info.st_size, self._hashes.get_sha256((self._folder / path).resolve(), info))
+                for path, info in infos.items()
+            }
+        except OSError as exc:
+            raise HubUnavailable(f"The folder of {self._repo_id} cannot be read.") from exc
+        sizes = {path: file.size for path, file in files.items()}
+        return PinnedRepo(self._repo_id, compute_commit_sha(None, "", files), sizes)
+
+    def resolve(self, ref: RepoRef) -> PinnedRepo:
+        """The folder at `main`, or at the revision that it has now."""
+        pinned = self.pin()
+        if ref.revision not in ("main", pinned.sha):
+            description = "an older content" if SHA_PATTERN.match(ref.revision) else f"'{ref.revision}'"
+            raise RevisionNotFound(
+                f"{self._repo_id} is a plain folder at revision {pinned.sha}; it has no {description}.",
+                hint="Leave the revision out.",
+            )
+        return pinned
+
+    def fetch(self, repo: PinnedRepo, path: str) -> Path:
+        """A file of the pinned content."""
+        if path not in repo.files:
+            raise FileMissing(f"{repo.repo_id} has no file '{path}'.")
+        if self.pin().sha != repo.sha:
+            raise RevisionNotFound(
+                f"The files of {repo.repo_id} changed while they were being read.",
+                hint="Start again when nobody writes to that folder.",
+            )
+        return self._folder / path
+
+    def open(self, repo: PinnedRepo, path: str) -> FileSource:
+        """Random access to a file of the pinned content."""
+        return FileSource(self.fetch(repo, path), f"'{path}' of {repo}")

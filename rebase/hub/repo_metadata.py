@@ -1,0 +1,79 @@
+"""The metadata block on top of a model card: a stranger's YAML, read with care."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rebase.errors import FileMissing, escape_control_characters
+from rebase.hub.base import Hub, PinnedRepo
+
+_MAX_CARD_BYTES = 2**20  # long cards have some ten thousand
+
+
+def read_license(hub: Hub, repo: PinnedRepo) -> str | None:
+    """The licence that a repo's own card names, if it has a card and the card has one."""
+    if not 0 < repo.files.get("README.md", 0) <= _MAX_CARD_BYTES:
+        return None
+    try:
+        text = hub.fetch(repo, "README.md").read_text(encoding="utf-8", errors="replace")
+    except FileMissing:
+        return None
+    if not text.startswith("---"):
+        return None
+    for line in text.split("---", 2)[1].splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "license" and value.strip():
+            return value.strip().strip("\"'")[:100]
+    return None
+
+
+CARD_FILE = "README.md"
+_MAX_METADATA_BYTES = 64 * 2**10  # of the card that are looked at; metadata stands on top
+_MAX_LIST_ITEMS = 200  # of a list
+
+
+def read_metadata(card: Path) -> dict[str, Any]:
+    """The block as an object; empty for a card without one, or with one that is no YAML."""
+    with card.open("rb") as stream:
+        text = stream.read(_MAX_METADATA_BYTES).decode(errors="replace").replace("\r\n", "\n")
+    if not text.startswith("---\n"):
+        return {}
+    block, end, _ = text[4:].partition("\n---")
+    try:
+        metadata = yaml.safe_load(block) if end else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def get_licenses(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `license` and `license_name` say, one or several."""
+    return tuple(
+        text[:100]
+        for key in ("license", "license_name")
+        for text in _list_texts(card.get(key))
+        if text and text != "other"
+    )
+
+
+def get_tags(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """Its tags."""
+    return tuple(tag[:100] for tag in _list_texts(card.get("tags")))
+
+
+def _list_texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [_to_single_line(item) for item in values[:_MAX_LIST_ITEMS] if isinstance(item, str | int | float)]
+
+
+def _to_single_line(value: str | float) -> str:
+    """On one line and printable: it is shown in JSON, which half a character cannot be part of, and on
+    terminals, which obey control characters."""
+    try:
+        return escape_control_characters(" ".join(str(value).split()))
+    except ValueError:  # a number with more digits than Python writes
+        return ""

@@ -1,0 +1,147 @@
+"""How requests to the Hub are sent: with time limits, with bounded retries, and in ranges of one file."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import constants, get_session, hf_raise_for_status, set_client_factory
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from rebase.errors import HubUnavailable, UnsafeFile
+from rebase.hub.files import FileSource
+from rebase.hub.remote_errors import hub_errors
+
+T = TypeVar("T")
+MAX_ATTEMPTS = 3
+_MAX_RETRY_AFTER_S = (
+    120  # a Hub that asks for more is unavailable: the job's own retry waits better than a worker
+)
+_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
+_installed_settings: dict[str, float] = {}
+
+
+def install_client(timeout_s: float) -> None:
+    """Give the Hub client, which sends through one HTTP client per process and by itself waits for ever,
+    limits.
+
+    `timeout_s` bounds connecting and every single read or write, not a whole transfer.
+    """
+    if _installed_settings.get("timeout_s") == timeout_s:
+        return
+    _installed_settings["timeout_s"] = timeout_s
+
+    def make_client() -> httpx2.Client:
+        hooks: dict[str, list[Callable[..., None]]] = {
+            "request": [_reject_when_offline],
+            "response": [_reject_long_waits],
+        }
+        client = httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout_s)
+        # One client serves the jobs of all tenants: what one is told to remember, the next must not say.
+        client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return client
+
+    set_client_factory(make_client)
+
+
+def _reject_when_offline(request: httpx2.Request) -> None:
+    """The client's own offline switch lives in the hook that this client replaces."""
+    if constants.is_offline_mode():
+        raise OfflineModeIsEnabled(f"no requests to {request.url.host} in offline mode")
+
+
+def _reject_long_waits(response: httpx2.Response) -> None:
+    """The client sleeps for as long as a 429 asks; hours of it would look like a job that hangs."""
+    wait = response.headers.get("Retry-After", "")
+    if response.status_code in (429, 503) and wait.isdecimal() and int(wait) > _MAX_RETRY_AFTER_S:
+        raise HubUnavailable(
+            f"The Hub asks to wait {wait} s before the next request.", hint="Retry the job after that time."
+        )
+
+
+def retry(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -> T:
+    """`call()`, again after HubUnavailable, `attempts` times in all; waits double. For calls that change
+    nothing.
+    """
+    for attempt in range(attempts - 1):
+        try:
+            return call()
+        except HubUnavailable:
+            time.sleep(delay_s * 2**attempt)
+    return call()
+
+
+class RangeSource:
+    """Random access to a file on the Hub: each read is one ranged GET, checked against what was asked for.
+
+    Storage hosts that the Hub redirects to never see the token: the HTTP client drops it when the origin
+    changes. A server that ignores ranges makes it fetch the whole file once and read that from then on.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: dict[str, str],
+        size: int,
+        name: str,
+        download: Callable[[], Path],
+        wait_s: float,
+    ) -> None:
+        """`headers` carry the token; `whole` downloads the file; `name` is how errors call it."""
+        self.size = size
+        self._url = url
+        # Ranges of a compressed body would be ranges of something else.
+        self._headers = {**headers, "Accept-Encoding": "identity"}
+        self._name = name
+        self._download = download
+        self._wait_s = wait_s
+        self._local: FileSource | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`."""
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        if offset < 0 or offset + len(buffer) > self.size:
+            raise UnsafeFile(
+                f"{self._name} is truncated: bytes {offset} to {offset + len(buffer)} were asked for, "
+                f"it has {self.size}."
+            )
+        if self._local is None and len(buffer):
+            retry(lambda: self._read_range(offset, buffer), self._wait_s)
+        if self._local is not None:
+            self._local.read_into(offset, buffer)
+
+    def _read_range(self, offset: int, buffer: memoryview) -> None:
+        last = offset + len(buffer) - 1
+        headers = {**self._headers, "Range": f"bytes={offset}-{last}"}
+        with hub_errors(self._name), get_session().stream("GET", self._url, headers=headers) as response:
+            hf_raise_for_status(response)
+            if response.status_code == 200:
+                self._local = FileSource(self._download(), self._name)
+                return
+            content_range = response.headers.get("Content-Range", "")
+            match = _CONTENT_RANGE.match(content_range)
+            expected = (offset, last, self.size)
+            if response.status_code != 206 or match is None or tuple(map(int, match.groups())) != expected:
+                raise UnsafeFile(
+                    f"{self._name}: the Hub answered with other bytes ('{content_range[:60]}') than asked "
+                    f"for ({offset}-{last}/{self.size}).",
+                    hint="A proxy in between may be at fault; try again without it.",
+                )
+            done = 0
+            for chunk in response.iter_raw():
+                if done + len(chunk) > len(buffer):
+                    raise UnsafeFile(f"{self._name}: the Hub sent more bytes than it announced.")
+                buffer[done : done + len(chunk)] = chunk
+                done += len(chunk)
+        if done != len(buffer):
+            raise HubUnavailable(f"{self._name}: the connection ended after {done} of {len(buffer)} bytes.")

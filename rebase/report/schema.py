@@ -1,0 +1,287 @@
+"""The evidence of one conversion: a versioned document behind SQL, the pushed report and the card.
+
+It holds no time and no job id, so that the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
+
+from workers.selection.rows import Selection
+
+REPORT_FILE = "rebase_report.json"
+
+
+SCHEMA_VERSION = 1
+NOT_EVALUATED = "No task was evaluated: the figures here describe the weights, not the skill."
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors")
+
+
+class _ReportModel(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RepoRevision(_ReportModel):
+    """A repo at the commit that was read."""
+
+    repo_id: str
+    sha: str
+
+
+class FindingRow(_ReportModel):
+    """One sentence behind the verdict."""
+
+    code: str
+    message: str
+    weight: str
+
+
+class Precheck(_ReportModel):
+    """The verdict, given before anything was carried."""
+
+    verdict: Literal["compatible", "uncertain", "incompatible"]
+    reasons: list[FindingRow]
+    measurements: dict[str, float]
+
+
+class SiteRow(_ReportModel):
+    """What happened at one target site."""
+
+    source: str
+    target: str
+    measurements: dict[str, float]
+    flags: list[str]
+
+
+class AnchorRow(_ReportModel):
+    """One anchor's part in a prediction: weight c_i, leverage h_ii, and relative error when left out."""
+
+    source: RepoRevision
+    target: RepoRevision
+    domain: str
+    weight: float
+    leverage: float
+    loo_error: float
+
+
+class PoolSection(_ReportModel):
+    """The anchor pool that a prediction came from; `curve`: each setting tried, and its error."""
+
+    id: str | None
+    anchors: list[AnchorRow]
+    curve: list[dict[str, float]]
+
+
+class CorpusInfo(_ReportModel):
+    """The text that both bases read; `digest` is of its documents."""
+
+    name: str
+    digest: str
+    documents: int
+
+
+class LayerMap(_ReportModel):
+    """How alike the layers are on the same text, and which source layer each target layer is paired with.
+
+    similarity[source layer][target layer]: debiased CKA over `positions` token positions that both
+    tokenisations share; `coverage_source` and `coverage_target`: the share of each side's tokens that these
+    are. `layers`: target layer → source layer. `coverage`: share of the target layers whose best source layer
+    is above `threshold`. `biased`: plain CKA along the map, which few positions inflate, to compare with.
+    """
+
+    similarity: list[list[FiniteFloat]]
+    layers: list[int]
+    coverage: FiniteFloat
+    threshold: FiniteFloat
+    positions: int
+    coverage_source: FiniteFloat
+    coverage_target: FiniteFloat
+    biased: list[FiniteFloat] | None = None
+    corpus: CorpusInfo
+
+    @model_validator(mode="after")
+    def _validate_dimensions(self) -> LayerMap:
+        targets = len(self.layers)
+        if not targets or not self.similarity or any(len(row) != targets for row in self.similarity):
+            raise ValueError("similarity must have one row a source layer and one column a target layer")
+        if not all(0 <= source < len(self.similarity) for source in self.layers):
+            raise ValueError("layers names a source layer that is not there")
+        if self.biased is not None and len(self.biased) != targets:
+            raise ValueError("biased must have one entry a target layer")
+        return self
+
+
+class Verification(_ReportModel):
+    """What was checked before publishing. `forward_scope` says how much of the target really ran."""
+
+    tensors: int
+    forward_scope: str
+    logit_change: float
+    mean_kl: float
+
+
+_ADAPTER_METRICS = ("score", "difference", "over_random", "retention", "gap_recovered", "safety_drift")
+Subject = Literal["moved", "target", "random", "pad", "source_adapter", "source", "oracle"]
+
+
+class Metric(_ReportModel):
+    """One figure of one model, with its 95 % interval over `n` examples. Without a value `reason` says why;
+    without an interval the figure is no mean over examples."""
+
+    subject: Subject
+    metric: str
+    value: FiniteFloat | None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    n: int
+    reason: str | None = None
+
+
+class TaskInfo(_ReportModel):
+    """A task of lm-evaluation-harness as it was run."""
+
+    name: str
+    version: str
+    documents: int
+    num_fewshot: int | None
+
+
+class Evaluation(_ReportModel):
+    """What running models made of examples, tasks and prompts. docs/evaluation.md explains every figure.
+
+    `score`: what decides (`accuracy`, `likelihood`, or a task's metric; None where nothing does); `examples`:
+    how many of each kind, `digest` of them all; `prompts`: those of the refusal probe; `settings`: seed,
+    resamples and lengths; `notes`: what the figures leave out.
+    """
+
+    score: str | None
+    examples: dict[str, int]
+    digest: str
+    prompts: CorpusInfo | None = None
+    oracle: RepoRevision | None = None
+    tasks: list[TaskInfo] = []
+    settings: dict[str, Any]
+    figures: list[Metric]
+    notes: list[str] = []
+
+    def find_metric(self, subject: Subject, metric: str) -> Metric | None:
+        """One of the figures, if it is there."""
+        matches = (row for row in self.figures if (row.subject, row.metric) == (subject, metric))
+        return next(matches, None)
+
+    def summarize(self) -> dict[str, Any]:
+        """What a job's result says of it: the scores, and what the moved adapter's mean."""
+        keys = [
+            *(("moved", name) for name in _ADAPTER_METRICS),
+            *((subject, "score") for subject in get_args(Subject) if subject != "moved"),
+        ]
+        metrics = [figure for key in keys if (figure := self.find_metric(*key)) is not None]
+        return {"score": self.score, "figures": [figure.model_dump(mode="json") for figure in metrics]}
+
+
+class Report(_ReportModel):
+    """`rebase_report.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    rebase_version: str
+    libraries: dict[str, str]
+    adapter: RepoRevision
+    source: RepoRevision
+    target: RepoRevision
+    method_requested: dict[str, Any]
+    method_used: dict[str, Any]
+    precheck: Precheck
+    sites: list[SiteRow] = []
+    summary: dict[str, float] = {}
+    dropped_sites: list[str] = []
+    unused_source_layers: list[int] = []
+    not_carried: list[str] = []
+    warnings: list[str] = []
+    selection: Selection | None = None
+    pool: PoolSection | None = None
+    layer_map: LayerMap | None = None
+    cast_heads_trained_on: RepoRevision | None = None
+    training_curve: list[dict[str, FiniteFloat]] = []  # held-out loss in nats per token, against steps
+    output: dict[str, Any] = {}
+    verification: Verification | None = None
+    evaluation: Evaluation | None = None
+    caveats: list[str] = []
+
+    def to_json(self) -> str:
+        """Stable text: sorted keys, finite numbers only."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def get_library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide the bytes of the result."""
+    return {name: importlib.metadata.version(name).split("+")[0] for name in _LIBRARIES}
+
+
+def get_rebase_version() -> str:
+    """This project's own version."""
+    return importlib.metadata.version("rebase-lora")
+
+
+def keep_finite(measurements: dict[str, float]) -> dict[str, float]:
+    """The measurements that are numbers; one that could not be taken is left out, not written as NaN."""
+    return {name: float(value) for name, value in sorted(measurements.items()) if math.isfinite(value)}
+
+
+def summarize_sites(sites: Sequence[SiteRow]) -> dict[str, float]:
+    """Mean, lowest and highest of every measurement over the sites, and how many sites carry each flag."""
+    summary: dict[str, float] = {"sites": float(len(sites))}
+    for name in sorted({name for row in sites for name in row.measurements}):
+        values = [row.measurements[name] for row in sites if name in row.measurements]
+        summary[f"{name}.mean"] = math.fsum(values) / len(values)
+        summary[f"{name}.min"] = min(values)
+        summary[f"{name}.max"] = max(values)
+    for flag in sorted({flag for row in sites for flag in row.flags}):
+        summary[f"flag.{flag}"] = float(sum(flag in row.flags for row in sites))
+    return summary
+
+
+def build_caveats(
+    precheck: Precheck,
+    *,
+    dropped: int,
+    not_carried: int,
+    flags: set[str],
+    used_corpus: bool = False,
+) -> list[str]:
+    """Plain sentences for whoever decides whether to trust the result. `read_text`: both bases read one."""
+    lines = []
+    if precheck.verdict == "incompatible":
+        lines.append(
+            "The pre-check found this pair incompatible; it was converted because the request asked for it."
+        )
+    if precheck.verdict == "uncertain":
+        evidence_source = "What both bases make of a text" if used_corpus else "The weights alone"
+        lines.append(
+            f"{evidence_source} could not tell whether this skill survives. Measure before you use it."
+        )
+    if dropped:
+        lines.append(f"{dropped} adapted module(s) have no place in the target, so their updates are lost.")
+    if not_carried:
+        lines.append(
+            f"{not_carried} trained part(s) of the adapter are not low-rank updates and were not carried."
+        )
+    if "index_alignment" in flags:
+        lines.append(
+            "Singular vectors were matched by order alone, which is arbitrary between different models."
+        )
+    if "anchors_uninformative" in flags:
+        lines.append(
+            "At some sites the shared vocabulary aligned the models no better than a shuffled pairing."
+        )
+    if "heads_of_another_adapter" in flags:
+        lines.append(
+            "At some sites the maps were trained with another adapter, in directions that hold less than "
+            "half of this one; without reuse=true it gets a training of its own."
+        )
+    return [*lines, NOT_EVALUATED]

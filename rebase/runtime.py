@@ -1,0 +1,97 @@
+"""What a run works with, made from a deployment's settings."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from rebase.cache.factor_cache import FactorCache
+from rebase.errors import DiskFull
+from rebase.hub.base import Hub
+from rebase.hub.local import LocalHub
+from rebase.settings import Settings
+from workers.device import pick_device
+
+
+def make_hub(settings: Settings) -> Hub:
+    """The local hub folder when one is set, else the Hub at HF_ENDPOINT (https://huggingface.co by default).
+
+    Downloads go to the Hub client's own cache folder (HF_HUB_CACHE, HF_HOME), so what a machine already has
+    is not fetched again; access is asked for anew with every job all the same.
+    """
+    if settings.hub_dir is not None:
+        return LocalHub(settings.hub_dir)
+    # Imported late: the client is not needed, and takes a while to load, where a folder is the hub.
+    from huggingface_hub import constants
+
+    from rebase.hub.remote import RemoteHub
+
+    token = settings.hub_token.get_secret_value() if settings.hub_token else None
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    return RemoteHub(token, endpoint, Path(constants.HF_HUB_CACHE))
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The hub, the factor cache and the device.
+
+    `activation_bytes`: sums over activations that are held at a time. `model_bytes`: what running models may
+    take; None: most of what is free. `scratch`: where a run may leave rows while it works. `tasks_dir`: tasks
+    for evaluations beside those of the harness.
+    """
+
+    hub: Hub
+    cache: FactorCache
+    device: torch.device
+    activation_bytes: int = 4 * 2**30
+    model_bytes: int | None = None
+    scratch_dir: Path = Path(tempfile.gettempdir())
+    tasks_dir: Path | None = None
+
+
+def make_runtime(settings: Settings) -> Runtime:
+    """The deployment's own tools. Raises RequestInvalid when it demands a device that is not there."""
+    cache = FactorCache(
+        settings.resolved_cache_dir,
+        settings.cache_max_bytes,
+        settings.redis_url.get_secret_value() if settings.redis_url else None,
+        settings.redis_cache_ttl_s,
+        settings.redis_cache_max_entry_bytes,
+    )
+    return Runtime(
+        hub=make_hub(settings),
+        cache=cache,
+        device=pick_device(settings.device),
+        activation_bytes=settings.activation_bytes,
+        model_bytes=settings.model_bytes,
+        scratch_dir=settings.resolved_work_dir,
+        tasks_dir=settings.tasks_dir,
+    )
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """A full disk becomes the typed, retryable error."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(
+                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+            ) from exc
+        raise
+    except SafetensorError as exc:
+        # The library wraps the operating system's error in its own text.
+        if "os error 28" in str(exc).lower() or "os error 27" in str(exc).lower():
+            raise DiskFull(
+                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+            ) from exc
+        raise

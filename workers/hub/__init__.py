@@ -1,1 +1,0 @@
-"""Where models and adapters are read from and written to: one port, two implementations."""

@@ -1,0 +1,49 @@
+"""A look at an owner's models: what a subscription was not told of goes the same way as a webhook's news."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from rebase.hub.base import Hub, ListedModel
+from rebase.report.progress import ProgressReporter
+from rebase.schemas.model_names import subscription_matches
+from rebase.schemas.states import Phase
+from rebase.schemas.subscriptions import MAIN_REF, ReconcileTask
+from rebase.store.job_store import JobStore
+from rebase.store.records import Claim, ReleaseEvent, SubscriptionRecord
+
+
+def run_reconcile_job(
+    claim: Claim, task: ReconcileTask, store: JobStore, hub: Hub, progress: ProgressReporter
+) -> dict[str, Any]:
+    """The job's result: how many models were looked at, and how many were news. Raises what a hub raises.
+
+    Not only what changed since the last look: a repo that is made public, or that a new token may read, was
+    last changed whenever its weights came. Nothing that changed last before a subscription's `since` can have
+    been made after it, which is where the list is left.
+    """
+    subscriptions = store.list_subscriptions_to_owner(claim.tenant_id, task.owner)
+    known = store.list_known_releases([one.id for one in subscriptions])
+    started_at = store.clock()
+    checked = recorded = 0
+    for owner in sorted({one.spec.owner_as_written for one in subscriptions}):
+        since = min(one.since for one in subscriptions)
+        for model in hub.list_models(owner):
+            if model.modified_at < since:
+                break
+            checked += 1
+            progress.update(Phase.READING, checked, None, "models")
+            if any(_is_new_release(one, model, known) for one in subscriptions):
+                event = ReleaseEvent(model.repo_id, MAIN_REF, model.sha, "poll", created_at=model.created_at)
+                recorded += store.record_release(event, claim.tenant_id) == "recorded"
+    store.mark_polled(claim, task.owner, [one.id for one in subscriptions], started_at)
+    return {"models": checked, "releases": recorded}
+
+
+def _is_new_release(
+    subscription: SubscriptionRecord, model: ListedModel, known: Container[tuple[str, str, str]]
+) -> bool:
+    if (subscription.id, model.repo_id, model.sha) in known or model.created_at < subscription.since:
+        return False
+    return subscription_matches(subscription.request, model.repo_id)
