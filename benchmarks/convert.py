@@ -38,6 +38,7 @@ def child(hub: Path, cache: Path, out: Path, repos: list[str], threads: int) -> 
 
     from rebase.cache.factor_cache import FactorCache
     from rebase.conversion.pipeline import ConversionResult, run_conversion
+    from rebase.conversion.plan import plan_conversion
     from rebase.hub.local import LocalHub
     from rebase.report.progress import NullReporter
     from rebase.runtime import Runtime
@@ -57,7 +58,7 @@ def child(hub: Path, cache: Path, out: Path, repos: list[str], threads: int) -> 
     )
     tools = Runtime(LocalHub(hub), FactorCache(cache, 64 * 2**30), torch.device("cpu"))
     began = time.perf_counter()
-    outcome = run_conversion(request, "convert", tools, NullReporter(), out, marker=None)
+    outcome = run_conversion(plan_conversion(request, "convert"), tools, NullReporter(), out, marker=None)
     seconds = time.perf_counter() - began
     assert isinstance(outcome, ConversionResult)
     return {

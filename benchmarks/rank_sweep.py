@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import Role
 from rebase.report.progress import NullReporter
@@ -67,7 +68,9 @@ def move(
         tools = Runtime(LocalHub(hub), cache, torch.device("cpu"))
         request = ConversionRequest.model_validate(body)
         wall, cpu = time.perf_counter(), time.process_time()
-        outcome = run_conversion(request, "convert", tools, watch, Path(scratch) / "moved", marker=None)
+        outcome = run_conversion(
+            plan_conversion(request, "convert"), tools, watch, Path(scratch) / "moved", marker=None
+        )
         seconds = {
             "total": time.perf_counter() - wall,
             "carry": watch.ended - watch.began,

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.real_rows import ALL, Wanted
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import RebaseError, TransferError
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
@@ -150,7 +151,12 @@ class Lab:
         )
         request = ConversionRequest.model_validate(body)
         outcome = run_conversion(
-            request, "convert", tools, NullReporter(), folder, marker=None, pools=self._pools(pair, task)
+            plan_conversion(request, "convert"),
+            tools,
+            NullReporter(),
+            folder,
+            marker=None,
+            pools=self._pools(pair, task),
         )
         assert isinstance(outcome, ConversionResult)
         return outcome

@@ -16,7 +16,8 @@ from pathlib import Path
 from rebase.cli.exits import CommandFailed
 from rebase.cli.progress import PhaseProgress
 from rebase.conversion.output_folder import remove_stale
-from rebase.conversion.pipeline import Kind, run_conversion
+from rebase.conversion.pipeline import run_conversion
+from rebase.conversion.plan import Kind, plan_conversion
 from rebase.errors import FileMissing
 from rebase.folders import WithFolders
 from rebase.report.progress import NullReporter
@@ -98,7 +99,7 @@ def run_here(
     try:
         goal = scratch / "adapter"
         outcome = run_conversion(
-            request, kind, tools, watch, goal, marker=None, pools=pools, corpus_file=corpus
+            plan_conversion(request, kind, corpus_file=corpus), tools, watch, goal, marker=None, pools=pools
         )
         report = getattr(outcome, "report", None)
         if not isinstance(report, Report):

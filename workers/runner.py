@@ -13,6 +13,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from rebase.conversion.output_folder import remove_stale
 from rebase.conversion.pipeline import run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.conversion.publish import build_result, build_verdict, make_commit_marker, publish
 from rebase.conversion.resolve import choose_output_repo
 from rebase.errors import (
@@ -127,7 +128,7 @@ def _convert(
     kind: ConversionKind = "precheck" if claim.kind == "precheck" else "convert"
     pools = ScopedAnchorPools(context.store, claim.tenant_id)
     outcome = run_conversion(
-        request, kind, runtime, progress, work_dir / "adapter", marker=marker, pools=pools
+        plan_conversion(request, kind), runtime, progress, work_dir / "adapter", marker=marker, pools=pools
     )
     heartbeat.check()
     if isinstance(outcome, Published):
@@ -137,7 +138,7 @@ def _convert(
     if outcome.folder is None:
         return build_verdict(outcome.report)
     context.store.mark_publishing(claim)
-    published = publish(runtime.hub, request, outcome, marker)
+    published = publish(runtime.hub, request.output, outcome, marker)
     log.info("published", repo=published.repo_id, commit=published.commit)
     return build_result(runtime.hub, published, outcome.report)
 
@@ -201,7 +202,10 @@ def _find_published_result(claim: Claim, context: WorkerContext, exc: Exception)
     if to_public_error(exc).retryable or not context.store.has_started_publishing(claim):
         return None
     hub = make_job_runtime(claim, context).hub
-    published = hub.find_commit(choose_output_repo(hub, request), make_commit_marker(claim.job_id))
+    published = hub.find_commit(
+        choose_output_repo(hub, request.adapter, request.target, request.output),
+        make_commit_marker(claim.job_id),
+    )
     return build_result(hub, published, None) if published is not None else None
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rebase.conversion.plan import needs_model_runtime
+from rebase.conversion.plan import ConversionPlan
 from rebase.errors import RebaseError, TransferError
 from rebase.evidence.inputs import LoadedInputs, PinnedInputs
 from rebase.hub.base import Hub
@@ -15,7 +15,6 @@ from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import pair_sites
 from rebase.report.progress import ProgressReporter
-from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
@@ -36,7 +35,7 @@ _LM_HEAD_PATTERN = re.compile(
 
 
 def load_inputs(
-    request: ConversionRequest,
+    plan: ConversionPlan,
     hub: Hub,
     pinned: PinnedInputs,
     adapter_config: dict[str, Any],
@@ -60,7 +59,7 @@ def load_inputs(
     )  # or verification would fail after all the work
     progress.update(Phase.READING, 2, 3, "repos")
     adapter = _run_with_pointer("/adapter", lambda: read_adapter(config, adapter_reader, source))
-    pairing = pair_sites(source, target, adapter.sites, layer_scale=request.method.layer_scale)
+    pairing = pair_sites(source, target, adapter.sites, layer_scale=plan.method.layer_scale)
     vocabularies = _find_shared_tokens(source_tokenizer, target_tokenizer)
     inputs = LoadedInputs(
         pinned,
@@ -74,15 +73,15 @@ def load_inputs(
         source_tokenizer,
         target_tokenizer,
     )
-    _declare_needed_tensors(inputs, request)
+    _declare_needed_tensors(inputs, plan)
     progress.update(Phase.READING, 3, 3, "repos")
     return inputs
 
 
-def _declare_needed_tensors(inputs: LoadedInputs, request: ConversionRequest) -> None:
+def _declare_needed_tensors(inputs: LoadedInputs, plan: ConversionPlan) -> None:
     """Tell the readers what will be read: a remote shard of which little is needed then comes in ranges."""
     pairs = inputs.pairing.pairs
-    if not _needs_every_site(inputs, request.method):
+    if not _needs_every_site(inputs, plan.method):
         pairs = probe_pairs(pairs)
     sides = (
         (inputs.source, inputs.source_reader, [pair.source for pair in pairs]),
@@ -95,7 +94,7 @@ def _declare_needed_tensors(inputs: LoadedInputs, request: ConversionRequest) ->
         reader.needed(
             name for name in other_tensors if inputs.adapter.tables or not _LM_HEAD_PATTERN.search(name)
         )
-    if needs_model_runtime(request):
+    if plan.needs_running_models:
         for reader in (inputs.source_reader, inputs.target_reader):
             reader.needed(reader.infos())
     if runs_whole(inputs.target_reader):

@@ -1,19 +1,18 @@
-"""One conversion, from names to a verified folder. The whole journey reads top to bottom in `run`.
+"""One conversion, from repo names to a verified folder. `run_conversion` reads top to bottom.
 
-    resolve → read → pre-check → carry, site by site → build → verify → evaluate → a folder ready to publish
+    plan → resolve → load → pre-check → transfer, site by site → build → verify → evaluate → report
 
-Nothing here knows about jobs, SQL or Celery: `workers.runner` does. `rebase transfer` calls `run` directly.
+Nothing here knows about jobs, SQL or Celery: `workers.runner` does. `rebase.convert` calls it directly.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rebase.conversion.load import load_inputs
 from rebase.conversion.output_folder import write_card_and_report, write_tensors
-from rebase.conversion.plan import get_candidate_methods, selects_by_evaluation
+from rebase.conversion.plan import ConversionPlan
 from rebase.conversion.report_builder import add_site_results, build_initial_report
 from rebase.conversion.resolve import OutputTarget, check_output, choose_output_repo, resolve_repos
 from rebase.conversion.token_rows import TokenPlan, plan_tokens, transfer_tokens
@@ -25,7 +24,6 @@ from rebase.report.progress import ProgressReporter, ResolvedRevisions
 from rebase.report.schema import Report
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
-from rebase.schemas.conversions import ConversionRequest, check_precheck_request
 from rebase.schemas.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
 from workers.activations.gather import stored_bases
@@ -34,8 +32,6 @@ from workers.evaluation.run import evaluated, refuse_worse
 from workers.selection.rows import Selection
 from workers.selection.run import best_of
 from workers.verify.check import verify
-
-Kind = Literal["convert", "precheck"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +44,30 @@ class ConversionResult:
 
 
 def run_conversion(
-    request: ConversionRequest,
-    kind: Kind,
+    plan: ConversionPlan,
     runtime: Runtime,
     progress: ProgressReporter,
     folder: Path,
     *,
     marker: str | None,
     pools: AnchorPools = NO_ANCHOR_POOLS,
-    corpus_file: Path | None = None,
 ) -> ConversionResult | Published:
     """Convert (or only pre-check) and leave a verified adapter in `folder`, which must not exist yet.
 
     `marker` is what the publishing commit's message will carry (None: the result is not pushed). A commit
     that carries it already ends the run at once, so that no job commits twice. Raises errors of
-    `rebase.errors` and `rebase.errors`; `Rejected` when the verdict ends the job.
+    `rebase.errors`; `Rejected` when the verdict ends the job.
     """
-    if kind == "precheck":
-        check_precheck_request(request)
-    pinned, adapter_config, adapter_reader = resolve_repos(request, runtime.hub, progress)
+    pinned, adapter_config, adapter_reader = resolve_repos(plan, runtime.hub, progress)
     output = None
-    if marker is not None and kind == "convert":
-        repo_id = choose_output_repo(runtime.hub, request)
+    if marker is not None and plan.kind == "convert":
+        repo_id = choose_output_repo(runtime.hub, plan.adapter, plan.target, plan.output)
         # In this order: a commit that an earlier attempt makes after the search then finds the parent moved.
         latest = runtime.hub.get_latest(repo_id)
         published = runtime.hub.find_commit(repo_id, marker)
         if published is not None:
             return published
-        output = check_output(runtime.hub, request, pinned, repo_id, latest)
+        output = check_output(runtime.hub, plan.output, pinned, repo_id, latest)
     progress.report_resolved(
         ResolvedRevisions(
             adapter_sha=pinned.adapter.sha,
@@ -85,19 +77,19 @@ def run_conversion(
             output_repo=output.repo_id if output else None,
         )
     )
-    inputs = load_inputs(request, runtime.hub, pinned, adapter_config, adapter_reader, progress)
-    context = ConversionContext(inputs, stored_bases(inputs, runtime), runtime, pools, corpus_file, progress)
-    evaluation = prepare(request, inputs, context.models, runtime, progress)
-    method_run = prepare_method(request, context)
-    tokens, report = _plan_tokens_and_report(request, method_run, runtime)
+    inputs = load_inputs(plan, runtime.hub, pinned, adapter_config, adapter_reader, progress)
+    context = ConversionContext(inputs, stored_bases(inputs, runtime), runtime, progress, pools)
+    evaluation = prepare(plan.evaluation, inputs, context.models, runtime, progress)
+    method_run = prepare_method(plan, context)
+    tokens, report = _plan_tokens_and_report(plan, method_run, runtime)
     progress.report_evidence(report)
-    if kind == "precheck":
+    if plan.kind == "precheck":
         return ConversionResult(report, None, None)
-    if not selects_by_evaluation(request):
-        _reject_incompatible(request, report)
-    if evaluation is not None and get_candidate_methods(request):
-        method_run, result, selection = best_of(request, context, evaluation, method_run, report)
-        tokens, report = _plan_tokens_and_report(request, method_run, runtime, selection)
+    if not plan.selects_by_evaluation:
+        _reject_incompatible(plan, report)
+    if evaluation is not None and plan.candidates():
+        method_run, result, selection = best_of(plan, context, evaluation, method_run, report)
+        tokens, report = _plan_tokens_and_report(plan, method_run, runtime, selection)
         progress.report_evidence(report)
     else:
         result = run_method(method_run, context)
@@ -106,15 +98,15 @@ def run_conversion(
     built = build_adapter(
         inputs.target,
         result.deltas,
-        dtype=request.output.dtype,
-        max_rank=request.output.max_rank,
+        dtype=plan.output.dtype,
+        max_rank=plan.output.max_rank,
         base_model=pinned.target.repo_id,
         revision=None if is_folder(pinned.target.repo_id) else pinned.target.sha,
     )
-    transferred_tokens = transfer_tokens(tokens, inputs, built, request.output.dtype)
+    transferred_tokens = transfer_tokens(tokens, inputs, built, plan.output.dtype)
     built = transferred_tokens.built
     report = transferred_tokens.add_summary(
-        add_site_results(transferred_tokens.add_to_report(report), result, built, request)
+        add_site_results(transferred_tokens.add_to_report(report), result, built, plan.output)
     )
     progress.report_evidence(report)
 
@@ -139,17 +131,17 @@ def run_conversion(
 
 
 def _plan_tokens_and_report(
-    request: ConversionRequest, method_run: MethodRun, runtime: Runtime, selection: Selection | None = None
+    plan: ConversionPlan, method_run: MethodRun, runtime: Runtime, selection: Selection | None = None
 ) -> tuple[TokenPlan, Report]:
     """What is to become of trained token rows, and the report before anything is carried or built."""
     name = method_run.precheck_outcome.params.name
-    tokens = plan_tokens(method_run.inputs, runtime.hub, name, enabled=request.output.token_rows)
-    return tokens, tokens.add_to_report(build_initial_report(request, method_run, selection))
+    tokens = plan_tokens(method_run.inputs, runtime.hub, name, enabled=plan.output.token_rows)
+    return tokens, tokens.add_to_report(build_initial_report(plan, method_run, selection))
 
 
-def _reject_incompatible(request: ConversionRequest, report: Report) -> None:
+def _reject_incompatible(plan: ConversionPlan, report: Report) -> None:
     """Raises Rejected for that verdict, unless the request wants to go on."""
-    if report.precheck.verdict != "incompatible" or request.precheck.on_incompatible != "reject":
+    if report.precheck.verdict != "incompatible" or not plan.rejects_incompatible:
         return
     raise Rejected(
         "The pre-check found this pair incompatible. "

@@ -8,7 +8,7 @@ from rebase.conversion.pipeline import ConversionResult
 from rebase.errors import ParentMoved
 from rebase.hub.base import Hub, PinnedRepo, Published
 from rebase.report.schema import REPORT_FILE, Report
-from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.conversions import OutputSpec
 
 
 def make_commit_marker(job_id: str) -> str:
@@ -16,7 +16,7 @@ def make_commit_marker(job_id: str) -> str:
     return f"Rebase-Job: {job_id}"
 
 
-def publish(hub: Hub, request: ConversionRequest, conversion: ConversionResult, marker: str) -> Published:
+def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: str) -> Published:
     """Commit the folder on top of the commit that was seen when the job began.
 
     A worker that lost its lease while it hung in here can only find that the parent has moved; whoever finds
@@ -25,7 +25,7 @@ def publish(hub: Hub, request: ConversionRequest, conversion: ConversionResult, 
     if conversion.folder is None or conversion.output is None:
         raise ValueError("this conversion was not meant to be published")
     output, report = conversion.output, conversion.report
-    if request.output.create_pr:
+    if spec.create_pr:
         # A pull request moves no branch, so the hub would take a second one: look as late as possible.
         published = hub.find_commit(output.repo_id, marker)
         if published is not None:
@@ -37,8 +37,8 @@ def publish(hub: Hub, request: ConversionRequest, conversion: ConversionResult, 
             conversion.folder,
             message=f"{title}\n\n{marker}",
             parent=output.parent,
-            private=request.output.private,
-            create_pr=request.output.create_pr,
+            private=spec.private,
+            create_pr=spec.create_pr,
         )
     except ParentMoved:
         published = hub.find_commit(output.repo_id, marker)

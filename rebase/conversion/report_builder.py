@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rebase.conversion.plan import ConversionPlan
 from rebase.conversion.transfer import MethodRun, TransferResult
 from rebase.errors import escape_control_characters
 from rebase.evidence.anchor_pool import (
@@ -31,7 +32,7 @@ from rebase.report.schema import (
     keep_finite,
     summarize_sites,
 )
-from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.conversions import OutputSpec
 from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.write import BuiltAdapter
 from workers.activations.evidence import Activations
@@ -40,7 +41,7 @@ from workers.training.advice import advice
 
 
 def build_initial_report(
-    request: ConversionRequest, method_run: MethodRun, selection: Selection | None = None
+    plan: ConversionPlan, method_run: MethodRun, selection: Selection | None = None
 ) -> Report:
     """Who takes part, the verdict and what it rests on; how the method was chosen, if that was measured."""
     inputs, outcome, evidence = method_run.inputs, method_run.precheck_outcome, method_run.evidence
@@ -52,12 +53,12 @@ def build_initial_report(
         adapter=RepoRevision(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
         source=RepoRevision(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
         target=RepoRevision(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
-        method_requested=request.method.model_dump(mode="json"),
+        method_requested=plan.method.model_dump(mode="json"),
         method_used=outcome.params.model_dump(mode="json"),
         precheck=outcome.precheck,
         selection=selection,
         pool=pool,
-        layer_map=_build_layer_map(evidence.activations, request.precheck.thresholds),
+        layer_map=_build_layer_map(evidence.activations, plan.thresholds),
         dropped_sites=[str(site) for site in inputs.pairing.dropped],
         unused_source_layers=list(inputs.pairing.unused_source_layers),
         not_carried=list(inputs.adapter.not_carried),
@@ -67,15 +68,15 @@ def build_initial_report(
                 *pinned.warnings,
                 *inputs.adapter.warnings,
                 *pool_warnings,
-                *_warn_not_compared(request),
+                *_warn_not_compared(plan),
             )
         ],
     )
 
 
-def _warn_not_compared(request: ConversionRequest) -> list[str]:
+def _warn_not_compared(plan: ConversionPlan) -> list[str]:
     """An evaluation that `auto` cannot choose by."""
-    if not request.method.chooses_method or request.evaluate is None or request.evaluate.examples:
+    if not plan.method.chooses_method or plan.evaluation is None or plan.has_examples:
         return []
     return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
 
@@ -99,7 +100,7 @@ def _build_layer_map(activations: Activations | None, thresholds: Thresholds) ->
 
 
 def add_site_results(
-    report: Report, result: TransferResult, built: BuiltAdapter, request: ConversionRequest
+    report: Report, result: TransferResult, built: BuiltAdapter, output: OutputSpec
 ) -> Report:
     """The same with a row for each updated site, their summary, and what to know before using it."""
     written_measurements = {str(site): keep_finite(measured) for site, measured in built.measurements.items()}
@@ -121,8 +122,8 @@ def add_site_results(
             else [],
             "output": {
                 "rank": built.rank,
-                "dtype": request.output.dtype,
-                "max_rank": request.output.max_rank,
+                "dtype": output.dtype,
+                "max_rank": output.max_rank,
             },
             "caveats": [
                 *build_selection_caveats(report.selection),

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from rebase.conversion.plan import ConversionPlan
 from rebase.errors import (
     FileMissing,
     MalformedAdapter,
@@ -17,7 +18,7 @@ from rebase.evidence.inputs import PinnedInputs, require_distinct_bases
 from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import REPORT_FILE
-from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.conversions import OutputSpec
 from rebase.schemas.repos import RepoRef, check_repo_id
 from rebase.schemas.states import Phase
 from transfer.weights import TensorReader
@@ -36,17 +37,15 @@ class OutputTarget:
 
 
 def choose_source_ref(
-    request: ConversionRequest, adapter_config: dict[str, Any]
+    source: RepoRef | None, adapter_config: dict[str, Any]
 ) -> tuple[RepoRef, tuple[str, ...]]:
     """The source base: the request's, or the one the adapter names. Another name alone is a warning."""
     declared_base = adapter_config.get("base_model_name_or_path")
-    if request.source is not None:
-        if isinstance(declared_base, str) and declared_base and declared_base != request.source.repo_id:
-            warning = (
-                f"The adapter names '{declared_base[:200]}' as its base; '{request.source.repo_id}' was used."
-            )
-            return request.source, (warning,)
-        return request.source, ()
+    if source is not None:
+        if isinstance(declared_base, str) and declared_base and declared_base != source.repo_id:
+            warning = f"The adapter names '{declared_base[:200]}' as its base; '{source.repo_id}' was used."
+            return source, (warning,)
+        return source, ()
     if not isinstance(declared_base, str) or not declared_base:
         raise MalformedAdapter(
             "The adapter does not say which base it was trained on (base_model_name_or_path is empty).",
@@ -67,29 +66,29 @@ def choose_source_ref(
         ) from exc
 
 
-def choose_output_repo(hub: Hub, request: ConversionRequest) -> str:
+def choose_output_repo(hub: Hub, adapter: RepoRef, target: RepoRef, output: OutputSpec) -> str:
     """The repo that the result goes to: the request's, or the contract's default made legal on this hub."""
-    if request.output.repo_id is not None:
-        return request.output.repo_id
-    owner, _, name = request.adapter.repo_id.rpartition("/")
+    if output.repo_id is not None:
+        return output.repo_id
+    owner, _, name = adapter.repo_id.rpartition("/")
     if not owner:
         raise RequestInvalid(
             "The adapter's repo has no owner to publish under.",
             hint="Name the result in 'output.repo_id'.",
             pointer="/output/repo_id",
         )
-    return hub.make_output_name(f"{owner}/{name}--{request.target.repo_id.split('/')[-1]}")
+    return hub.make_output_name(f"{owner}/{name}--{target.repo_id.split('/')[-1]}")
 
 
 def check_output(
-    hub: Hub, request: ConversionRequest, pinned: PinnedInputs, repo_id: str, latest: PinnedRepo | None
+    hub: Hub, output: OutputSpec, pinned: PinnedInputs, repo_id: str, latest: PinnedRepo | None
 ) -> OutputTarget:
     """See that we may write there, on top of `head`, before the work begins.
 
     Raises OutputForbidden or OutputExists.
     """
-    hub.check_write(repo_id, create_pr=request.output.create_pr)
-    if latest is not None and not request.output.create_pr and not _is_previous_output(hub, latest, pinned):
+    hub.check_write(repo_id, create_pr=output.create_pr)
+    if latest is not None and not output.create_pr and not _is_previous_output(hub, latest, pinned):
         raise OutputExists(
             f"'{repo_id}' exists and holds something else than this adapter's earlier conversion.",
             hint="Choose another output.repo_id, or set output.create_pr to propose it as a pull request.",
@@ -111,18 +110,18 @@ def _is_previous_output(hub: Hub, latest: PinnedRepo, pinned: PinnedInputs) -> b
 
 
 def resolve_repos(
-    request: ConversionRequest, hub: Hub, progress: ProgressReporter
+    plan: ConversionPlan, hub: Hub, progress: ProgressReporter
 ) -> tuple[PinnedInputs, dict[str, Any], TensorReader]:
     """Pin adapter, source and target. The adapter's config is read here, as it may name the source."""
     progress.update(Phase.RESOLVING, 0, 3, "repos")
-    adapter = pin(hub, request.adapter, "/adapter")
+    adapter = pin(hub, plan.adapter, "/adapter")
     config, reader = open_adapter(hub, adapter)
     progress.update(Phase.RESOLVING, 1, 3, "repos")
-    ref, warnings = choose_source_ref(request, config)
+    ref, warnings = choose_source_ref(plan.source, config)
     source = pin(hub, ref, "/source")
     if config.get("base_model_name_or_path") == source.repo_id:
         warnings = ()  # a folder has another name in the request than in the adapter
     progress.update(Phase.RESOLVING, 2, 3, "repos")
-    target = pin(hub, request.target, "/target")
+    target = pin(hub, plan.target, "/target")
     require_distinct_bases(source, target)
     return PinnedInputs(adapter, source, target, warnings), config, reader

@@ -1,18 +1,18 @@
-"""One method's way from opened repos to updates of the target: evidence → verdict → one site after another.
+"""One method, from loaded inputs to updates of the target: evidence → verdict → one site after another.
 
-`begun` and `moved` are all of a conversion that depends on the method, so that comparing several methods is
-calling them several times.
+`prepare_method` and `run_method` are all of a conversion that depends on the method, so that comparing
+several methods means calling them several times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from rebase.conversion.plan import ConversionPlan
 from rebase.errors import IncompatiblePair
 from rebase.evidence.inputs import LoadedInputs, build_paired_embeddings
 from rebase.evidence.pool_offer import PoolOffer, offer_pool
@@ -26,8 +26,7 @@ from rebase.methods.site_pairing import Pairing, pair_sites
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import FindingRow, Precheck, SiteRow, keep_finite
 from rebase.runtime import Runtime
-from rebase.schemas.anchor_pools import AnchorPools
-from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.states import Phase
 from rebase.schemas.thresholds import Thresholds
 from transfer.precheck.judge import PROBE_NEEDS, precheck
@@ -89,14 +88,14 @@ def build_finding_row(finding: Finding) -> FindingRow:
 
 @dataclass(frozen=True, slots=True)
 class ConversionContext:
-    """What every method of a request finds: both bases and the adapter, and what work is done with."""
+    """What every method of a conversion works with: the adapter and both bases on disk, the bases as running
+    models, the runtime, where progress is reported, and the anchor pools that may be used."""
 
     inputs: LoadedInputs
     models: Bases
     runtime: Runtime
-    pools: AnchorPools
-    corpus_file: Path | None
     progress: ProgressReporter
+    pools: AnchorPools = NO_ANCHOR_POOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,31 +117,34 @@ class TransferResult:
 
 
 def prepare_method(
-    request: ConversionRequest, context: ConversionContext, offer: PoolOffer | None = None
+    plan: ConversionPlan, context: ConversionContext, offer: PoolOffer | None = None
 ) -> MethodRun:
     """Gather what the request's method looks at and judge it; `auto` is resolved here.
 
     `offer`: the pool, where it has been found before.
     """
     inputs, progress = context.inputs, context.progress
-    activations = gather(request, inputs, context.models, context.runtime, context.corpus_file, progress)
+    activations = gather(plan, inputs, context.models, context.runtime, progress)
     pool_inputs = replace(inputs, pairing=pair_all_sites(inputs, activations))
     evidence = EvidenceSource(
         source=Base(inputs.pinned.source, inputs.source),
         target=Base(inputs.pinned.target, inputs.target),
         cache=context.runtime.cache,
         device=context.runtime.device,
-        embeddings=build_paired_embeddings(inputs, getattr(request.method, "anchor_tokens", 4096)),
-        offer=offer or offer_pool(request, pool_inputs, context.pools, context.runtime, progress),
+        embeddings=build_paired_embeddings(inputs, getattr(plan.method, "anchor_tokens", 4096)),
+        offer=offer
+        or offer_pool(
+            plan.method, (plan.source, plan.target), pool_inputs, context.pools, context.runtime, progress
+        ),
         activations=activations,
     )
-    inputs = replace(inputs, pairing=_pair_and_plan(inputs, request.method, activations))
+    inputs = replace(inputs, pairing=_pair_and_plan(inputs, plan.method, activations))
     progress.update(Phase.PRECHECKING)
     outcome = run_precheck(
         inputs,
         evidence,
-        request.method,
-        request.precheck.thresholds,
+        plan.method,
+        plan.thresholds,
         lambda params: _pair_and_plan(inputs, params, activations),
     )
     return MethodRun(replace(inputs, pairing=outcome.pairing), evidence, outcome)

@@ -13,10 +13,11 @@ from rebase.evidence.anchor_pool import (
 )
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import Side
+from rebase.methods.base_params import MethodParams
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import AnchorPools, Pool
-from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
 from workers.base import Base
 
@@ -66,7 +67,8 @@ class PoolOffer:
 
 
 def offer_pool(
-    request: ConversionRequest,
+    params: MethodParams,
+    bases: tuple[RepoRef | None, RepoRef],
     inputs: LoadedInputs,
     pools: AnchorPools,
     runtime: Runtime,
@@ -75,9 +77,10 @@ def offer_pool(
     """The pool that `method.pool` names, or the newest one between these bases; None where there is none, and
     for methods that use none.
 
-    Raises NotFound or StateConflict, and IncompatiblePair for a pool of other bases.
+    `bases`: source and target as the request names them. Raises NotFound or StateConflict, and
+    IncompatiblePair for a pool of other bases.
     """
-    params, pinned = request.method, inputs.pinned
+    pinned, (source_ref, target_ref) = inputs.pinned, bases
     if not params.uses_pool:
         return None
     is_requested = not params.chooses_method
@@ -88,8 +91,8 @@ def offer_pool(
     if pool is None:
         return None
     base_ids: dict[Side, set[str]] = {
-        "source": {pinned.source.repo_id} | ({request.source.repo_id} if request.source else set()),
-        "target": {pinned.target.repo_id, request.target.repo_id},
+        "source": {pinned.source.repo_id} | ({source_ref.repo_id} if source_ref else set()),
+        "target": {pinned.target.repo_id, target_ref.repo_id},
     }
     for side in SIDES:
         base = (pool.spec.source if side == "source" else pool.spec.target).repo_id
@@ -100,7 +103,7 @@ def offer_pool(
                 hint="Name a pool between these two bases.",
                 pointer="/method/pool",
             )
-    if not _matches_revisions(pool, request, inputs):
+    if not _matches_revisions(pool, bases, inputs):
         if not is_requested:
             return None
         raise IncompatiblePair(
@@ -111,13 +114,13 @@ def offer_pool(
     return PoolOffer(pool, inputs, runtime, progress, is_requested)
 
 
-def _matches_revisions(pool: Pool, request: ConversionRequest, inputs: LoadedInputs) -> bool:
+def _matches_revisions(pool: Pool, bases: tuple[RepoRef | None, RepoRef], inputs: LoadedInputs) -> bool:
     """Where one repo holds both bases its name does not tell them apart, so that their revisions must."""
-    spec, pinned = pool.spec, inputs.pinned
+    spec, pinned, (source_ref, target_ref) = pool.spec, inputs.pinned, bases
     if pinned.source.repo_id != pinned.target.repo_id:
         return True
-    source_revision = request.source.revision if request.source else None
+    source_revision = source_ref.revision if source_ref else None
     return spec.source.revision in {pinned.source.sha, source_revision} and spec.target.revision in {
         pinned.target.sha,
-        request.target.revision,
+        target_ref.revision,
     }

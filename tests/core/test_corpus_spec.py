@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from rebase.cli.request import build_request
-from rebase.conversion.plan import needs_corpus
+from rebase.conversion.plan import plan_conversion
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import CorpusSpec
 
@@ -69,4 +69,4 @@ def test_a_text_that_is_named_is_read_unless_the_precheck_is_told_not_to(
             "precheck": {"activations": asked},
         }
     )
-    assert needs_corpus(request) is reads
+    assert plan_conversion(request).needs_corpus is reads

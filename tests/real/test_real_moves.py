@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel
 
 from rebase.cache.factor_cache import FactorCache
-from rebase.conversion.pipeline import ConversionResult, Kind, run_conversion
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import Kind, plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
 from rebase.report.schema import Report
@@ -36,7 +37,7 @@ def request(target: str, **more: Any) -> ConversionRequest:
 
 
 def report_of(wanted: ConversionRequest, kind: Kind, tools: Runtime, folder: Path) -> Report:
-    outcome = run_conversion(wanted, kind, tools, NullReporter(), folder, marker=None)
+    outcome = run_conversion(plan_conversion(wanted, kind), tools, NullReporter(), folder, marker=None)
     assert isinstance(outcome, ConversionResult)
     return outcome.report
 

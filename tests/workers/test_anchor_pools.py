@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from rebase.cache.factor_cache import FactorCache
 from rebase.cache.keys import PoolKey
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import (
     IncompatiblePair,
     MalformedAdapter,
@@ -78,7 +79,9 @@ def convert(hub: Path, pools: AnchorPools, *, method: Any = None, **changes: Any
     out = changes.pop("out", hub.parent / "out")
     kind = changes.pop("kind", "convert")
     validated = ConversionRequest.model_validate(request | changes)
-    outcome = run_conversion(validated, kind, tools_of(hub), NullReporter(), out, marker=None, pools=pools)
+    outcome = run_conversion(
+        plan_conversion(validated, kind), tools_of(hub), NullReporter(), out, marker=None, pools=pools
+    )
     assert isinstance(outcome, ConversionResult)
     return outcome
 

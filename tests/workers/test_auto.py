@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rebase.cache.factor_cache import FactorCache
-from rebase.conversion.pipeline import ConversionResult, Kind, run_conversion
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import Kind, plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
@@ -28,7 +29,9 @@ HARBOR = {
 def ran(hub: Path, out: Path, kind: Kind, **body: Any) -> ConversionResult:
     request = ConversionRequest.model_validate({"precheck": {"on_incompatible": "warn"}, **body})
     tools = Runtime(LocalHub(hub), FactorCache(out / "cache", 2**28), torch.device("cpu"), scratch_dir=out)
-    found = run_conversion(request, kind, tools, NullReporter(), out / "adapter", marker=None)
+    found = run_conversion(
+        plan_conversion(request, kind), tools, NullReporter(), out / "adapter", marker=None
+    )
     assert isinstance(found, ConversionResult)
     return found
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.synthetic import byte_level_tokenizer
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role, Site
@@ -106,10 +107,9 @@ class World:
             "precheck": {"on_incompatible": "warn"},
         }
         text = self.hub.parent / "text.txt"
-        found = run_conversion(
-            ConversionRequest.model_validate(body), "convert", self.tools(home, model_bytes), watch or
-            NullReporter(), home / out, marker=None, corpus_file=text,
-        )  # fmt: skip
+        plan = plan_conversion(ConversionRequest.model_validate(body), "convert", corpus_file=text)
+        tools = self.tools(home, model_bytes)
+        found = run_conversion(plan, tools, watch or NullReporter(), home / out, marker=None)
         assert isinstance(found, ConversionResult)
         return found
 

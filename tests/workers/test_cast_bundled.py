@@ -14,6 +14,7 @@ from examples.text.formats import TASKS, task_examples
 from examples.text.queries import Example, read_task
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role
 from rebase.report.progress import NullReporter
@@ -51,7 +52,11 @@ def move(home: Path, adapter: str, out: str, method: dict[str, Any]) -> Conversi
         scratch_dir=home / "scratch",
     )
     found = run_conversion(
-        ConversionRequest.model_validate(body), "convert", tools, NullReporter(), home / out, marker=None
+        plan_conversion(ConversionRequest.model_validate(body), "convert"),
+        tools,
+        NullReporter(),
+        home / out,
+        marker=None,
     )
     assert isinstance(found, ConversionResult)
     return found

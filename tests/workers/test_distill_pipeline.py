@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from examples.text.queries import examples
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role, Site
@@ -57,7 +58,9 @@ def _run(
         torch.device("cpu"),
         scratch_dir=tmp_path / "scratch",
     )
-    found = run_conversion(request, "convert", tools, watch or NullReporter(), tmp_path / out, marker=None)
+    found = run_conversion(
+        plan_conversion(request, "convert"), tools, watch or NullReporter(), tmp_path / out, marker=None
+    )
     assert isinstance(found, ConversionResult)
     return found
 

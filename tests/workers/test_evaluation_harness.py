@@ -15,6 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from examples.text.queries import read_task
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, NotAvailable, RequestInvalid, TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
@@ -102,7 +103,9 @@ def test_without_examples_the_first_task_decides(tasks: Path, tmp_path: Path) ->
     )
     hub = LocalHub(EXAMPLES / "hub")
     tools = Runtime(hub, FactorCache(tmp_path / "cache", 2**28), torch.device("cpu"), tasks_dir=tasks)
-    done = run_conversion(request, "convert", tools, NullReporter(), tmp_path / "out", marker=None)
+    done = run_conversion(
+        plan_conversion(request, "convert"), tools, NullReporter(), tmp_path / "out", marker=None
+    )
     assert isinstance(done, ConversionResult)
     told = done.report.evaluation
     assert told is not None and told.score == f"{CHOICE}/acc"

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rebase.cache.factor_cache import FactorCache
-from rebase.conversion.pipeline import ConversionResult, Kind, run_conversion
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import Kind, plan_conversion
 from rebase.errors import Cancelled, RebaseError, Rejected, TransferError, WorseThanTarget, to_public_error
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
@@ -99,7 +100,9 @@ def _run(
         scratch_dir=tmp_path / "scratch",
     )
     request = ConversionRequest.model_validate(body)
-    found = run_conversion(request, kind, tools, watch or NullReporter(), tmp_path / "out", marker=None)
+    found = run_conversion(
+        plan_conversion(request, kind), tools, watch or NullReporter(), tmp_path / "out", marker=None
+    )
     assert isinstance(found, ConversionResult)
     return found
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import IncompatiblePair
 from rebase.hub.local import LocalHub
 from rebase.report.layer_heatmap import draw_layer_map, get_color
@@ -69,7 +70,9 @@ def test_a_map_that_contradicts_itself_is_refused() -> None:
 def _run(hub: Path, tmp_path: Path, out: str, **request: Any) -> ConversionResult:
     tools = Runtime(LocalHub(hub), FactorCache(tmp_path / "cache", 2**28), CPU, scratch_dir=tmp_path)
     wanted = ConversionRequest.model_validate({"method": "copy", **request})
-    found = run_conversion(wanted, "convert", tools, NullReporter(), tmp_path / out, marker=None)
+    found = run_conversion(
+        plan_conversion(wanted, "convert"), tools, NullReporter(), tmp_path / out, marker=None
+    )
     assert isinstance(found, ConversionResult)
     return found
 

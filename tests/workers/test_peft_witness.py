@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.methods.registry import METHODS
 from rebase.report.progress import NullReporter
@@ -128,7 +129,9 @@ def moved(hub: Path, raw: dict[str, Any], target: str, work: Path) -> Path:
         }
     )
     tools = Runtime(LocalHub(hub), FactorCache(work / "cache", 2**30), torch.device("cpu"))
-    outcome = run_conversion(request, "convert", tools, NullReporter(), work / "moved", marker=None)
+    outcome = run_conversion(
+        plan_conversion(request, "convert"), tools, NullReporter(), work / "moved", marker=None
+    )
     assert isinstance(outcome, ConversionResult)
     return work / "moved"
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import (
     FileMissing,
     IncompatiblePair,
@@ -70,7 +71,7 @@ def convert(
     out = changes.pop("out", hub.parent / "out")
     request = ConversionRequest.model_validate(body | changes)
     tools = Runtime(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
-    outcome = run_conversion(request, kind, tools, watch, out, marker=marker)
+    outcome = run_conversion(plan_conversion(request, kind), tools, watch, out, marker=marker)
     assert isinstance(outcome, ConversionResult)
     return outcome
 

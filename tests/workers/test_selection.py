@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from examples.text.queries import examples
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.corpus.load import load_corpus
 from rebase.errors import NotFound, NothingBetter
 from rebase.hub.local import LocalHub
@@ -92,7 +93,11 @@ def moved(
         }
     )
     found = run_conversion(
-        request, "convert", tools, watch or NullReporter(), out, marker=None, corpus_file=file
+        plan_conversion(request, "convert", corpus_file=file),
+        tools,
+        watch or NullReporter(),
+        out,
+        marker=None,
     )
     assert isinstance(found, ConversionResult)
     return found

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from examples.text.queries import examples
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role, Site
@@ -42,7 +43,9 @@ def _run(
     )
     cache, scratch = FactorCache(tmp_path / "cache", 2**28), tmp_path / "scratch"
     tools = Runtime(LocalHub(HUB), cache, torch.device("cpu"), scratch_dir=scratch, **more)
-    found = run_conversion(request, "convert", tools, NullReporter(), tmp_path / "out", marker=None)
+    found = run_conversion(
+        plan_conversion(request, "convert"), tools, NullReporter(), tmp_path / "out", marker=None
+    )
     assert isinstance(found, ConversionResult)
     return found
 

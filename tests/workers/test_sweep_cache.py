@@ -11,6 +11,7 @@ import torch
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
@@ -32,7 +33,8 @@ def moved(hub: Path, method: dict[str, Any], cache: Path, out: Path) -> Path:
     )
     tools = Runtime(LocalHub(hub), FactorCache(cache, 2**30), torch.device("cpu"))
     assert isinstance(
-        run_conversion(request, "convert", tools, NullReporter(), out, marker=None), ConversionResult
+        run_conversion(plan_conversion(request, "convert"), tools, NullReporter(), out, marker=None),
+        ConversionResult,
     )
     return out
 

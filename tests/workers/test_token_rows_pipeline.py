@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import VerificationFailed
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
@@ -68,7 +69,11 @@ def convert(hub: Path, **changes: Any) -> tuple[Report, Path]:
     tools = Runtime(LocalHub(hub), FactorCache(hub.parent / "cache", 2**30), torch.device("cpu"))
     out = hub.parent / "out"
     outcome = run_conversion(
-        ConversionRequest.model_validate(body | changes), "convert", tools, NullReporter(), out, marker=None
+        plan_conversion(ConversionRequest.model_validate(body | changes), "convert"),
+        tools,
+        NullReporter(),
+        out,
+        marker=None,
     )
     assert isinstance(outcome, ConversionResult)
     return outcome.report, out

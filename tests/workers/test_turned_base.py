@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.synthetic import byte_level_tokenizer
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import plan_conversion
 from rebase.errors import IncompatiblePair, RequestInvalid
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
@@ -85,7 +86,11 @@ def _moved(hub: Path, tmp_path: Path, method: dict[str, object], **more: object)
     )
     tmp_path.mkdir(exist_ok=True)
     found = run_conversion(
-        request, "convert", _tools(hub, tmp_path), NullReporter(), tmp_path / "out", marker=None
+        plan_conversion(request, "convert"),
+        _tools(hub, tmp_path),
+        NullReporter(),
+        tmp_path / "out",
+        marker=None,
     )
     assert isinstance(found, ConversionResult)
     return found
@@ -183,7 +188,13 @@ def _read(hub: Path, folder: Path, method: str, text: Path) -> None:
     body = {"adapter": {"repo_id": ADAPTER}, "target": {"repo_id": NEW}, "method": method}
     request = ConversionRequest.model_validate(body)
     tools = _tools(hub, folder)
-    run_conversion(request, "convert", tools, NullReporter(), folder / "out", marker=None, corpus_file=text)
+    run_conversion(
+        plan_conversion(request, "convert", corpus_file=text),
+        tools,
+        NullReporter(),
+        folder / "out",
+        marker=None,
+    )
 
 
 def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_path: Path) -> None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from rebase.conversion.plan import candidates_need_corpus, needs_corpus
+from rebase.conversion.plan import ConversionPlan
 from rebase.corpus.bundled import load_semantic_primes
 from rebase.corpus.load import load_corpus
 from rebase.errors import IncompatiblePair, RequestInvalid
 from rebase.evidence.inputs import LoadedInputs
-from rebase.methods.base import CorpusNeeds
-from rebase.methods.base_params import MethodParams
-from rebase.methods.registry import get_method
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
-from rebase.schemas.conversions import ConversionRequest
 from workers.activations.collector import Collector
 from workers.activations.evidence import Activations
 from workers.activations.text import WINDOW, pair_text
@@ -25,34 +19,32 @@ FEWEST_POSITIONS = 256  # every eighth passage of these is held out
 
 
 def gather(
-    request: ConversionRequest,
+    plan: ConversionPlan,
     opened: LoadedInputs,
     bases: Bases,
     tools: Runtime,
-    corpus_file: Path | None,
     watch: ProgressReporter,
 ) -> Activations | None:
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
-    if not needs_corpus(request):
-        if candidates_need_corpus(request):
+    if not plan.needs_corpus:
+        if plan.candidates_need_corpus:
             return None  # each of them gathers its own
-        if corpus_file is not None:
+        if plan.corpus_file is not None:
             raise RequestInvalid(
-                f"A corpus is given, but {request.method.name} reads no text.",
+                f"A corpus is given, but {plan.method.name} reads no text.",
                 hint="Ask for precheck.activations=true, or leave --corpus out.",
                 pointer="/corpus",
             )
-        if request.corpus is not None:
+        if plan.corpus is not None:
             raise RequestInvalid(
                 "A corpus is named, but precheck.activations is false and the method reads no text.",
                 hint="Leave 'corpus' or precheck.activations out.",
                 pointer="/corpus",
             )
         return None
-    corpus = load_corpus(corpus_file, request.corpus, tools.hub)
-    params = request.method
+    corpus = load_corpus(plan.corpus_file, plan.corpus, tools.hub)
     documents = corpus.documents
-    needs = _corpus_needs(params)
+    needs = plan.corpus_needs
     if needs.primes_first:
         documents = (*load_semantic_primes().documents, *documents)
     window = needs.window or WINDOW
@@ -101,8 +93,3 @@ def stored_bases(opened: LoadedInputs, tools: Runtime) -> Bases:
         tools.device,
         tools.model_bytes,
     )
-
-
-def _corpus_needs(params: MethodParams) -> CorpusNeeds:
-    """Of the method; the usual ones where a rule has yet to choose it."""
-    return CorpusNeeds() if params.chooses_method else get_method(params.name).corpus_needs(params)

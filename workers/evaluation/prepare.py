@@ -16,7 +16,6 @@ from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
-from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.evaluation import EvaluationSpec, RefusalSpec
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
@@ -56,14 +55,17 @@ class Prepared:
 
 
 def prepare(
-    request: ConversionRequest, opened: LoadedInputs, bases: Bases, tools: Runtime, watch: ProgressReporter
+    spec: EvaluationSpec | None,
+    opened: LoadedInputs,
+    bases: Bases,
+    tools: Runtime,
+    watch: ProgressReporter,
 ) -> Prepared | None:
     """None where nothing is to be evaluated. No model is loaded yet.
 
     Raises NotAvailable, RequestInvalid and errors of the hub, of adapters and of datasets, each with a
     pointer into `evaluate`; RequestInvalid for a base without a tokenizer.
     """
-    spec = request.evaluate
     if spec is None:
         return None
     bases.words("target")

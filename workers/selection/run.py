@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rebase.conversion.plan import get_candidate_methods, needs_corpus, selects_by_evaluation
+from rebase.conversion.plan import ConversionPlan
 from rebase.conversion.transfer import (
     ConversionContext,
     MethodRun,
@@ -27,7 +27,6 @@ from rebase.evaluation.selection import Choice, ExampleSplit, choose_best, split
 from rebase.methods.base_params import MethodParams
 from rebase.methods.dare import dare_variants
 from rebase.report.schema import FindingRow, Report
-from rebase.schemas.conversions import ConversionRequest
 from transfer.precheck.rules import find_dare_losses
 from workers.evaluation.prepare import Prepared
 from workers.evaluation.scoring import Measure
@@ -73,7 +72,7 @@ def _shown(params: MethodParams) -> dict[str, Any]:
 
 
 def best_of(
-    request: ConversionRequest,
+    plan: ConversionPlan,
     bench: ConversionContext,
     evaluation: Prepared,
     rules: MethodRun,
@@ -86,15 +85,15 @@ def best_of(
     """
     measure = evaluation.measure
     assert measure is not None
-    wanted = get_candidate_methods(request, has_pool=rules.evidence.offer is not None)
+    wanted = plan.candidates(has_pool=rules.evidence.offer is not None)
     tries = sum(len(dare_variants(params)) for params in wanted)
     evaluation.progress.begin((1 + tries) * len(evaluation.spec.examples))
     alone = measure({})
-    lenient = request.precheck.on_incompatible == "warn"
+    lenient = not plan.rejects_incompatible
     contest = _Contest(alone, split_examples(len(alone), evaluation.spec.seed), lenient)
     for place, params in enumerate(wanted):
-        with _named(request, place):
-            _try(request, params, bench, rules, measure, contest)
+        with _named(plan, place):
+            _try(plan, params, bench, rules, measure, contest)
     table = table_of(
         evaluation.spec,
         contest.rows,
@@ -104,17 +103,17 @@ def best_of(
         contest.split,
         contest.choice,
     )
-    enforced = selects_by_evaluation(request) and evaluation.spec.on_worse == "reject"
+    enforced = plan.selects_by_evaluation and evaluation.spec.on_worse == "reject"
     if contest.kept is None or (enforced and table.ending != "better"):
         bench.progress.report_evidence(report.model_copy(update={"selection": table}))
-        raise nothing_better(table, trained=getattr(request.method, "train", True))
+        raise nothing_better(table, trained=getattr(plan.method, "train", True))
     move, found = contest.kept
     chosen = FindingRow(code="measured", message=why_chosen(table), weight="info")
     return replace(move, precheck_outcome=_told(move.precheck_outcome, chosen)), found, table
 
 
 def _try(
-    request: ConversionRequest,
+    plan: ConversionPlan,
     params: MethodParams,
     bench: ConversionContext,
     rules: MethodRun,
@@ -122,14 +121,10 @@ def _try(
     contest: _Contest,
 ) -> None:
     """One candidate, once for each share of its sweep; what cannot be carried is a row that says why."""
-    plain = request.model_copy(update={"method": params.model_copy(update={"dare": None})})
-    if not needs_corpus(plain):  # the text is for those candidates that read one
-        plain = plain.model_copy(update={"corpus": None})
-        bench = replace(bench, corpus_file=None)
-    named = request.method.listed_candidates is not None
+    named = plan.method.listed_candidates is not None
     move: MethodRun | None = None
     try:
-        move = prepare_method(plain, bench, None if named else rules.evidence.offer)
+        move = prepare_method(plan.for_candidate(params), bench, None if named else rules.evidence.offer)
         refusals = [
             row.message for row in move.precheck_outcome.precheck.reasons if row.code == "refused_by_method"
         ]
@@ -162,12 +157,12 @@ def _told(judged: PrecheckOutcome, *more: FindingRow) -> PrecheckOutcome:
 
 
 @contextmanager
-def _named(request: ConversionRequest, place: int) -> Iterator[None]:
+def _named(plan: ConversionPlan, place: int) -> Iterator[None]:
     """An error about the method is about this candidate, where the request lists them."""
     try:
         yield
     except (RebaseError, TransferError) as exc:
-        listed = request.method.listed_candidates is not None
+        listed = plan.method.listed_candidates is not None
         if listed and exc.pointer is not None and exc.pointer.startswith("/method"):
             exc.pointer = f"/method/candidates/{place}{exc.pointer.removeprefix('/method')}"
         raise
