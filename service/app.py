@@ -19,10 +19,10 @@ from rebase.errors import RebaseError, SettingsInvalid
 from rebase.settings import Settings
 from rebase.store import broker
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
 from rebase.store.limits import Limits
 from rebase.store.retention import Retention, RetentionPeriods
 from rebase.store.scheduler import Notify, Scheduler
+from rebase.store.store import Store
 from service import (
     auth,
     campaigns,
@@ -58,7 +58,7 @@ def create_app(settings: Settings, *, ring: Notify | None = None) -> FastAPI:
     Raises SettingsInvalid when it would serve other machines without asking for keys.
     """
     check_binding(settings)
-    store = JobStore(
+    store = Store(
         Database.open(settings.resolved_database_url),
         max_attempts=settings.max_attempts,
         limits=Limits.from_settings(settings),

@@ -35,7 +35,7 @@ class CampaignsQuery(BaseModel):
 @router.get("", response_model=CampaignListView)
 def list_campaigns(caller: CallerDep, query: Annotated[CampaignsQuery, Query()]) -> Response:
     """Your campaigns, newest first; releases that guards refused are among them, with the reason."""
-    page = caller.service.store.list_campaigns(
+    page = caller.service.store.campaigns.list(
         caller.tenant,
         state=query.state,
         subscription=query.subscription,
@@ -48,7 +48,7 @@ def list_campaigns(caller: CallerDep, query: Annotated[CampaignsQuery, Query()])
 @router.get("/{campaign_id}", response_model=CampaignView)
 def get_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """One campaign: state, progress, verdicts."""
-    return _answer(caller.service.store.get_campaign(caller.tenant, campaign_id))
+    return _answer(caller.service.store.campaigns.get(caller.tenant, campaign_id))
 
 
 @router.get(
@@ -66,8 +66,8 @@ def get_report(
 ) -> Response:
     """Which adapters moved, which need retraining and why, which failed: JSON, or a page to read."""
     store = caller.service.store
-    campaign = store.get_campaign(caller.tenant, campaign_id)
-    report = report_of(campaign, store.list_campaign_entries(caller.tenant, campaign_id))
+    campaign = store.campaigns.get(caller.tenant, campaign_id)
+    report = report_of(campaign, store.campaigns.list_entries(caller.tenant, campaign_id))
     headers = {"Vary": "Accept"}
     if format == "html" or (format is None and _prefers_html(accept)):
         headers |= {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
@@ -78,31 +78,37 @@ def get_report(
 @router.post("/{campaign_id}/pause", response_model=CampaignView)
 def pause_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Take no further job of it; running ones finish."""
-    return _answer(caller.service.store.pause_campaign(caller.tenant, campaign_id, caller.trail))
+    return _answer(caller.service.store.campaign_control.pause(caller.tenant, campaign_id, caller.trail))
 
 
 @router.post("/{campaign_id}/resume", response_model=CampaignView)
 def resume_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Go on with a paused campaign."""
-    return _rung(caller, caller.service.store.resume_campaign(caller.tenant, campaign_id, caller.trail))
+    return _rung(
+        caller, caller.service.store.campaign_control.resume(caller.tenant, campaign_id, caller.trail)
+    )
 
 
 @router.post("/{campaign_id}/cancel", response_model=CampaignView)
 def cancel_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Cancel every job that has not ended."""
-    return _answer(caller.service.store.cancel_campaign(caller.tenant, campaign_id, caller.trail))
+    return _answer(caller.service.store.campaign_control.cancel(caller.tenant, campaign_id, caller.trail))
 
 
 @router.post("/{campaign_id}/retry", status_code=202, response_model=CampaignView)
 def retry_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Queue failed and cancelled jobs again. Of one that is refused or waiting: look at the release again."""
-    return _rung(caller, caller.service.store.retry_campaign(caller.tenant, campaign_id, caller.trail), 202)
+    return _rung(
+        caller, caller.service.store.campaign_control.retry(caller.tenant, campaign_id, caller.trail), 202
+    )
 
 
 @router.post("/{campaign_id}/approve", status_code=202, response_model=CampaignView)
 def approve_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """After a dry run: convert every adapter whose pre-check did not say incompatible."""
-    return _rung(caller, caller.service.store.approve_campaign(caller.tenant, campaign_id, caller.trail), 202)
+    return _rung(
+        caller, caller.service.store.campaign_control.approve(caller.tenant, campaign_id, caller.trail), 202
+    )
 
 
 def _rung(caller: CallerDep, campaign: CampaignRecord, status: int = 200) -> Response:

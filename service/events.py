@@ -25,7 +25,7 @@ _MAX_ID = 2**63 - 1
 
 async def _existing(job_id: str, caller: CallerDep) -> JobRecord:
     """A job that is not there is a 404, which must be said before the stream begins."""
-    return await run_in_threadpool(caller.service.store.get, caller.tenant, job_id)
+    return await run_in_threadpool(caller.service.store.jobs.get, caller.tenant, job_id)
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
@@ -46,7 +46,7 @@ async def get_events(
                 if not await run_in_threadpool(_may_go_on, caller):
                     return
             job, events = await run_in_threadpool(
-                caller.service.store.get_with_events, job.tenant_id, job.id, last
+                caller.service.store.jobs.get_with_events, job.tenant_id, job.id, last
             )
         except Busy:
             await anyio.sleep(POLL_S)

@@ -14,9 +14,9 @@ from queue import Empty, SimpleQueue
 
 from rebase.schemas.conversions import ConversionRequest
 from rebase.store.job_events import NO_CONTEXT, SubmissionContext
-from rebase.store.job_store import JobStore
 from rebase.store.job_submission import Submission
 from rebase.store.records import ConversionKind, JobRecord
+from rebase.store.store import Store
 
 LARGEST = 100
 THREADS = 2  # one gathers and writes while the other waits for its flush
@@ -30,9 +30,9 @@ class _Waiting:
 
 
 class Intake:
-    """Threads between the event loop and `JobStore.submit_batch`."""
+    """Threads between the event loop and `Store.submit_batch`."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -60,7 +60,7 @@ class Intake:
         request: ConversionRequest,
         extras: SubmissionContext = NO_CONTEXT,
     ) -> JobRecord:
-        """Queue a job; returns once it is committed. Raises what `JobStore.submit` raises."""
+        """Queue a job; returns once it is committed. Raises what `Store.submit` raises."""
         loop = asyncio.get_running_loop()
         order = Submission(tenant_id, kind, request, extras)
         waiting = _Waiting(loop, loop.create_future(), order)
@@ -84,7 +84,7 @@ class Intake:
     def _write(self, batch: Sequence[_Waiting]) -> None:
         answers: Sequence[JobRecord | Exception]
         try:
-            answers = self._store.submit_batch([one.order for one in batch])
+            answers = self._store.submissions.submit_batch([one.order for one in batch])
         except Exception as exc:  # told to each caller, in the loop where it waits
             answers = [exc] * len(batch)
         batch[0].loop.call_soon_threadsafe(_settle, batch, answers)

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from rebase.store import api_keys as keys
-from rebase.store.job_store import JobStore
 from rebase.store.limits import Limits, load_limits
+from rebase.store.store import Store
 
 V = TypeVar("V")
 _KNOWN_FOR_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
@@ -44,7 +44,7 @@ class KnownKeys:
     def __init__(self) -> None:
         self._memory: _Memory[keys.Identity] = _Memory()
 
-    async def identify(self, store: JobStore, key: str) -> keys.Identity | None:
+    async def identify(self, store: Store, key: str) -> keys.Identity | None:
         """Whom the key stands for, ended or not; None for one that is unknown. Raises Busy."""
         digest = keys.hash_key(key)
         known = self._memory.recall(digest)
@@ -61,7 +61,7 @@ class KnownLimits:
     def __init__(self) -> None:
         self._memory: _Memory[Limits] = _Memory()
 
-    async def of(self, store: JobStore, tenant: str) -> Limits:
+    async def of(self, store: Store, tenant: str) -> Limits:
         """What the tenant may use. Raises Busy."""
         known = self._memory.recall(tenant)
         if known is None:
@@ -70,6 +70,6 @@ class KnownLimits:
         return known
 
 
-def _read(store: JobStore, tenant: str) -> Limits:
+def _read(store: Store, tenant: str) -> Limits:
     with store.db.read() as connection:
         return load_limits(connection, tenant, store.limits)

@@ -10,8 +10,8 @@ from prometheus_client.registry import Collector
 
 from rebase.errors import Busy
 from rebase.store.deliveries import DeliveryRepository
-from rebase.store.job_store import JobStore
 from rebase.store.scheduler import Scheduler
+from rebase.store.store import Store
 from service.release_metrics import ReleaseMetrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -21,7 +21,7 @@ _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 class Metrics:
     """A registry of its own per app, so that two apps in one process do not collide."""
 
-    def __init__(self, store: JobStore, keeper: Scheduler) -> None:
+    def __init__(self, store: Store, keeper: Scheduler) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "rebase_http_requests",
@@ -47,7 +47,7 @@ class Metrics:
 
 
 class _Jobs(Collector):
-    def __init__(self, store: JobStore, keeper: Scheduler) -> None:
+    def __init__(self, store: Store, keeper: Scheduler) -> None:
         self._store = store
         self._keeper = keeper
 
@@ -64,8 +64,8 @@ class _Jobs(Collector):
         )
         try:
             waiting, active = (
-                self._store.count_pending_notifications(),
-                self._store.count_open_jobs_by_state(),
+                self._store.outbox.count_pending(),
+                self._store.outbox.count_open_jobs_by_state(),
             )
         except Busy:
             return

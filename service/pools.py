@@ -45,7 +45,7 @@ async def register_pool(
     """Register adapters that exist on two bases. They are read and measured before the pool is ready."""
     store = caller.service.store
     extras = extras_of(caller, hub_token)
-    pool, _ = await run_in_threadpool(store.submit_pool, caller.tenant, request, idempotency_key, extras)
+    pool, _ = await run_in_threadpool(store.pools.submit, caller.tenant, request, idempotency_key, extras)
     caller.service.keeper.wake()
     return _answer(pool, 202, created=True)
 
@@ -53,7 +53,7 @@ async def register_pool(
 @router.get("", response_model=PoolListView)
 def list_pools(caller: CallerDep, query: Annotated[PoolsQuery, Query()]) -> Response:
     """Your pools, newest first; `source` and `target` are the repo ids of base models."""
-    page = caller.service.store.list_pools(
+    page = caller.service.store.pools.list(
         caller.tenant, source=query.source, target=query.target, cursor=query.cursor, limit=query.limit
     )
     return Response(PoolListView.of(page).model_dump_json(), media_type="application/json")
@@ -62,13 +62,13 @@ def list_pools(caller: CallerDep, query: Annotated[PoolsQuery, Query()]) -> Resp
 @router.get("/{pool_id}", response_model=PoolView)
 def get_pool(pool_id: str, caller: CallerDep) -> Response:
     """One pool. Once it is ready, every revision in it is a commit."""
-    return _answer(caller.service.store.get_pool(caller.tenant, pool_id))
+    return _answer(caller.service.store.pools.get(caller.tenant, pool_id))
 
 
 @router.delete("/{pool_id}", status_code=204, response_class=Response)
 def delete_pool(pool_id: str, caller: CallerDep) -> Response:
     """Delete a pool, and cancel its validation. Jobs that are still to use it will fail."""
-    caller.service.store.delete_pool(caller.tenant, pool_id, audit=caller.trail)
+    caller.service.store.pools.delete(caller.tenant, pool_id, audit=caller.trail)
     return Response(status_code=204)
 
 

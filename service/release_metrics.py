@@ -9,13 +9,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from rebase.errors import Busy
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 
 
 class ReleaseMetrics(Collector):
     """Registers itself."""
 
-    def __init__(self, store: JobStore, registry: CollectorRegistry) -> None:
+    def __init__(self, store: Store, registry: CollectorRegistry) -> None:
         self._store = store
         self._deliveries = Counter(
             "rebase_webhook_deliveries",
@@ -36,7 +36,7 @@ class ReleaseMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Counted at the scrape; left out while the database does not answer."""
         try:
-            seen, campaigns = self._store.count_releases(), self._store.count_campaigns()
+            seen, campaigns = self._store.releases.count(), self._store.campaigns.count()
         except Busy:
             return
         releases = GaugeMetricFamily(

@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from rebase.settings import Settings
-from rebase.store.job_store import JobStore
 from rebase.store.scheduler import Scheduler
+from rebase.store.store import Store
 from service.intake import Intake
 from service.known_keys import KnownKeys, KnownLimits
 from service.metrics import Metrics
@@ -21,7 +21,7 @@ class Service:
     """Everything an endpoint may need."""
 
     settings: Settings
-    store: JobStore
+    store: Store
     keeper: Scheduler
     metrics: Metrics
     migrations_head: str

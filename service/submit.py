@@ -71,7 +71,7 @@ async def _submit(
         job = await caller.service.intake.submit(caller.tenant, kind, request, extras)
     else:
         job, _ = await run_in_threadpool(
-            caller.service.store.submit, caller.tenant, kind, request, idempotency_key, extras
+            caller.service.store.submissions.submit, caller.tenant, kind, request, idempotency_key, extras
         )
     caller.service.keeper.wake()
     return job_answer(job, 202, created=True)
@@ -105,11 +105,11 @@ def _check_pool(
     store, tenant = caller.service.store, caller.tenant
     if (
         idempotency_key is not None
-        and store.find_submitted(tenant, kind, request, idempotency_key) is not None
+        and store.submissions.find(tenant, kind, request, idempotency_key) is not None
     ):
         return
     try:
-        spec = store.get_ready(tenant, pool_id).spec
+        spec = store.pools.get_ready(tenant, pool_id).spec
     except (NotFound, StateConflict) as exc:
         exc.pointer = pointer
         raise

@@ -46,7 +46,7 @@ def subscribe(request: SubscriptionRequest, caller: CallerDep) -> Response:
     check_subscription_request(request)
     if request.callback is not None:
         check_callback(caller, request.callback)
-    subscription, created = caller.service.store.subscribe(caller.tenant, request, caller.trail)
+    subscription, created = caller.service.store.subscriptions.create(caller.tenant, request, caller.trail)
     caller.service.keeper.wake()
     headers = {"Location": f"/subscriptions/{subscription.id}"}
     return _answer(subscription, 201 if created else 200, headers)
@@ -55,27 +55,29 @@ def subscribe(request: SubscriptionRequest, caller: CallerDep) -> Response:
 @router.get("", response_model=SubscriptionListView)
 def list_subscriptions(caller: CallerDep, query: Annotated[SubscriptionsQuery, Query()]) -> Response:
     """Your subscriptions, newest first."""
-    page = caller.service.store.list_subscriptions(caller.tenant, cursor=query.cursor, limit=query.limit)
+    page = caller.service.store.subscriptions.list(caller.tenant, cursor=query.cursor, limit=query.limit)
     return Response(SubscriptionListView.of(page).model_dump_json(), media_type="application/json")
 
 
 @router.get("/{subscription_id}", response_model=SubscriptionView)
 def get_subscription(subscription_id: str, caller: CallerDep) -> Response:
     """One subscription."""
-    return _answer(caller.service.store.get_subscription(caller.tenant, subscription_id))
+    return _answer(caller.service.store.subscriptions.get(caller.tenant, subscription_id))
 
 
 @router.patch("/{subscription_id}", response_model=SubscriptionView)
 def change_subscription(subscription_id: str, change: SubscriptionChange, caller: CallerDep) -> Response:
     """Pause or resume. What is released during a pause is found by the next look at the Hub after it."""
     store = caller.service.store
-    return _answer(store.pause_subscription(caller.tenant, subscription_id, change.paused, caller.trail))
+    return _answer(
+        store.subscriptions.set_paused(caller.tenant, subscription_id, change.paused, caller.trail)
+    )
 
 
 @router.delete("/{subscription_id}", status_code=204, response_class=Response)
 def unsubscribe(subscription_id: str, caller: CallerDep) -> Response:
     """End a subscription. Its campaigns stay, and go on."""
-    caller.service.store.unsubscribe(caller.tenant, subscription_id, caller.trail)
+    caller.service.store.subscriptions.delete(caller.tenant, subscription_id, caller.trail)
     return Response(status_code=204)
 
 

@@ -55,7 +55,7 @@ async def hub_webhook(request: Request, service: ServiceDep) -> Response:
         check_secret(service.settings, request.headers.get("x-webhook-secret", ""))
         found = release_in(read(await request.body()))
         if isinstance(found, ReleaseEvent):
-            status = await run_in_threadpool(service.store.record_release, found)
+            status = await run_in_threadpool(service.store.releases.record, found)
             found = Ignored(status, _REASONS[status]) if status != "recorded" else found
         outcome = found.reason if isinstance(found, Ignored) else "recorded"
     finally:

@@ -9,8 +9,8 @@ from rebase.logging import get_logger
 from rebase.report.progress import ResolvedRevisions
 from rebase.report.schema import Report
 from rebase.schemas.states import Phase
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, LayerSimilarityMatrix, MetricRow
+from rebase.store.store import Store
 from workers.lease import LeaseHeartbeat
 
 log = get_logger(__name__)
@@ -20,7 +20,7 @@ _WRITE_INTERVAL_S = 0.5  # progress inside a phase is written at most this often
 class JobProgress:
     """Implements `rebase.report.progress.Watch` for a claimed job."""
 
-    def __init__(self, store: JobStore, claim: Claim, heartbeat: LeaseHeartbeat) -> None:
+    def __init__(self, store: Store, claim: Claim, heartbeat: LeaseHeartbeat) -> None:
         self._store, self._claim, self._heartbeat = store, claim, heartbeat
         self._phase: Phase | None = None
         self._phase_started = self._last_written = 0.0
@@ -36,14 +36,14 @@ class JobProgress:
             return
         eta = (now - self._phase_started) / done * (total - done) if done and total else None
         try:
-            self._store.report_progress(self._claim, phase, done, total, unit, eta)
+            self._store.queue.report_progress(self._claim, phase, done, total, unit, eta)
         except Busy:
             log.warning("progress_not_written", exc_info=True)
         self._last_written = now
 
     def report_resolved(self, revisions: ResolvedRevisions) -> None:
         """Pinned commits onto the job's row."""
-        self._store.record_resolved(
+        self._store.queue.record_resolved(
             self._claim,
             adapter_sha=revisions.adapter_sha,
             source_repo=revisions.source_repo,
@@ -64,4 +64,4 @@ class JobProgress:
         if document["evaluation"] is not None:
             metrics = [MetricRow(**figure) for figure in document["evaluation"].pop("figures")]
         verdict = report.precheck.verdict
-        self._store.save_diagnostics(self._claim, document, sites, verdict, layer_similarity, metrics)
+        self._store.queue.save_diagnostics(self._claim, document, sites, verdict, layer_similarity, metrics)

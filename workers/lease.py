@@ -8,8 +8,8 @@ from types import TracebackType
 
 from rebase.errors import Cancelled, LeaseLost
 from rebase.logging import get_logger
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim
+from rebase.store.store import Store
 
 log = get_logger(__name__)
 
@@ -21,7 +21,7 @@ class LeaseHeartbeat:
     else may own the job.
     """
 
-    def __init__(self, store: JobStore, claim: Claim, *, interval_s: float, lease_s: float) -> None:
+    def __init__(self, store: Store, claim: Claim, *, interval_s: float, lease_s: float) -> None:
         self._store, self._claim = store, claim
         self._interval_s, self._lease_s = interval_s, lease_s
         self._stop = threading.Event()
@@ -50,7 +50,7 @@ class LeaseHeartbeat:
         last_renewed = time.monotonic()
         while not self._stop.wait(self._interval_s):
             try:
-                if self._store.heartbeat(self._claim, self._lease_s):
+                if self._store.queue.heartbeat(self._claim, self._lease_s):
                     self._cancelled.set()
                 last_renewed = time.monotonic()
             except LeaseLost:

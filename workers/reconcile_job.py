@@ -10,12 +10,12 @@ from rebase.report.progress import ProgressReporter
 from rebase.schemas.model_names import subscription_matches
 from rebase.schemas.states import Phase
 from rebase.schemas.subscriptions import MAIN_REF, ReconcileTask
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, ReleaseEvent, SubscriptionRecord
+from rebase.store.store import Store
 
 
 def run_reconcile_job(
-    claim: Claim, task: ReconcileTask, store: JobStore, hub: Hub, progress: ProgressReporter
+    claim: Claim, task: ReconcileTask, store: Store, hub: Hub, progress: ProgressReporter
 ) -> dict[str, Any]:
     """The job's result: how many models were looked at, and how many were news. Raises what a hub raises.
 
@@ -23,8 +23,8 @@ def run_reconcile_job(
     last changed whenever its weights came. Nothing that changed last before a subscription's `since` can have
     been made after it, which is where the list is left.
     """
-    subscriptions = store.list_subscriptions_to_owner(claim.tenant_id, task.owner)
-    known = store.list_known_releases([one.id for one in subscriptions])
+    subscriptions = store.decisions.list_subscriptions_to_owner(claim.tenant_id, task.owner)
+    known = store.releases.list_known([one.id for one in subscriptions])
     started_at = store.clock()
     checked = recorded = 0
     for owner in sorted({one.spec.owner_as_written for one in subscriptions}):
@@ -36,8 +36,8 @@ def run_reconcile_job(
             progress.update(Phase.READING, checked, None, "models")
             if any(_is_new_release(one, model, known) for one in subscriptions):
                 event = ReleaseEvent(model.repo_id, MAIN_REF, model.sha, "poll", created_at=model.created_at)
-                recorded += store.record_release(event, claim.tenant_id) == "recorded"
-    store.mark_polled(claim, task.owner, [one.id for one in subscriptions], started_at)
+                recorded += store.releases.record(event, claim.tenant_id) == "recorded"
+    store.releases.mark_polled(claim, task.owner, [one.id for one in subscriptions], started_at)
     return {"models": checked, "releases": recorded}
 
 

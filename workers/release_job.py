@@ -27,8 +27,8 @@ from rebase.report.schema import REPORT_FILE
 from rebase.schemas.guards import GuardViolation, ModelFacts, find_violations
 from rebase.schemas.states import CampaignDbState, Phase
 from rebase.schemas.subscriptions import ReleaseTask, SubscriptionRequest, fill_template
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, Decision, SubscriptionRecord
+from rebase.store.store import Store
 from transfer.weights import ModelWeights
 from workers.tensors.model_reader import missing_shards, open_model
 
@@ -39,14 +39,14 @@ _UNREADABLE_ERRORS = (RepoNotFound, RevisionNotFound, HubUnauthorized)
 
 
 def run_release_job(
-    claim: Claim, task: ReleaseTask, store: JobStore, hub: Hub, progress: ProgressReporter
+    claim: Claim, task: ReleaseTask, store: Store, hub: Hub, progress: ProgressReporter
 ) -> dict[str, Any]:
     """The job's result. Raises what a hub raises when it is not available, and LeaseLost."""
-    subscription = store.find_subscription(claim, task.subscription_id)
+    subscription = store.decisions.find_subscription(claim, task.subscription_id)
     if subscription is None:
         return _build_result("unsubscribed")
     if subscription.paused:
-        store.unmark_release(claim, task)
+        store.decisions.unmark_release(claim, task)
         return _build_result("paused")
     progress.update(Phase.RESOLVING)
     try:
@@ -58,7 +58,7 @@ def run_release_job(
     except _UNREADABLE_ERRORS as exc:
         # Nothing is recorded: whoever may not read the repo is not told that somebody announced it.
         # When it is opened, or the token replaced, a look is shown it and takes it up.
-        store.unmark_release(claim, task)
+        store.decisions.unmark_release(claim, task)
         return _build_result("unreadable", code=exc.code)
     if REPORT_FILE in info.repo.files or ("adapter_config.json" in info.repo.files and not _has_config(info)):
         return _build_result("adapter")
@@ -168,9 +168,9 @@ def _build_refusal(
 
 
 def _record_decision(
-    claim: Claim, store: JobStore, subscription: SubscriptionRecord, task: ReleaseTask, decision: Decision
+    claim: Claim, store: Store, subscription: SubscriptionRecord, task: ReleaseTask, decision: Decision
 ) -> dict[str, Any]:
-    result = store.record_decision(claim, subscription, task.repo_id, decision)
+    result = store.decisions.record(claim, subscription, task.repo_id, decision)
     return _build_result(result.outcome, campaign=result.campaign_id)
 
 

@@ -36,8 +36,8 @@ from rebase.schemas.subscriptions import ReleaseTask
 from rebase.settings import Settings
 from rebase.store.anchor_pools import ScopedAnchorPools
 from rebase.store.hub_tokens import resolve_hub_token
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, ConversionKind
+from rebase.store.store import Store
 from workers.device import is_out_of_memory
 from workers.job_progress import JobProgress
 from workers.lease import LeaseHeartbeat
@@ -52,7 +52,7 @@ class WorkerContext:
     """What a worker process keeps between jobs."""
 
     settings: Settings
-    store: JobStore
+    store: Store
     runtime: Runtime
     lease_owner: str
 
@@ -67,7 +67,7 @@ def make_job_runtime(claim: Claim, context: WorkerContext) -> Runtime:
 def run_job(job_id: str, context: WorkerContext) -> None:
     """Claim the job and bring it to an end. A doubled or late doorbell finds nothing to claim and returns."""
     try:
-        claim = context.store.claim(job_id, context.lease_owner, context.settings.lease_s)
+        claim = context.store.queue.claim(job_id, context.lease_owner, context.settings.lease_s)
     except Busy:
         log.warning("claim_failed", job_id=job_id, exc_info=True)
         return  # the job still waits in SQL, and the sweeper rings again
@@ -108,7 +108,7 @@ def _execute(claim: Claim, context: WorkerContext, heartbeat: LeaseHeartbeat, wo
     else:
         result = run_reconcile_job(claim, request, context.store, runtime.hub, progress)
     heartbeat.check()
-    _retry_while_busy(lambda: context.store.succeed(claim, result), context.settings.lease_s)
+    _retry_while_busy(lambda: context.store.queue.succeed(claim, result), context.settings.lease_s)
     log.info("succeeded")
 
 
@@ -126,18 +126,18 @@ def _convert(
     with disk_errors():
         work_dir.mkdir(parents=True, exist_ok=True)
     kind: ConversionKind = "precheck" if claim.kind == "precheck" else "convert"
-    pools = ScopedAnchorPools(context.store, claim.tenant_id)
+    pools = ScopedAnchorPools(context.store.pools, claim.tenant_id)
     outcome = run_conversion(
         plan_conversion(request, kind), runtime, progress, work_dir / "adapter", marker=marker, pools=pools
     )
     heartbeat.check()
     if isinstance(outcome, Published):
         log.info("already_published", commit=outcome.commit)
-        context.store.mark_publishing(claim)
+        context.store.queue.mark_publishing(claim)
         return build_result(runtime.hub, outcome, None)
     if outcome.folder is None:
         return build_verdict(outcome.report)
-    context.store.mark_publishing(claim)
+    context.store.queue.mark_publishing(claim)
     published = publish(runtime.hub, request.output, outcome, marker)
     log.info("published", repo=published.repo_id, commit=published.commit)
     return build_result(runtime.hub, published, outcome.report)
@@ -149,7 +149,7 @@ def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
         result = _find_published_result(claim, context, exc)
         if result is not None:
             log.info("already_published", commit=result["output"]["commit"])
-            _retry_while_busy(lambda: context.store.succeed(claim, result), context.settings.lease_s)
+            _retry_while_busy(lambda: context.store.queue.succeed(claim, result), context.settings.lease_s)
             return
     except LeaseLost:
         log.warning("lease_lost_while_settling")
@@ -170,10 +170,10 @@ def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
     try:
         if isinstance(exc, Cancelled):
             log.info("cancelled")
-            _retry_while_busy(lambda: context.store.mark_cancelled(claim), context.settings.lease_s)
+            _retry_while_busy(lambda: context.store.queue.mark_cancelled(claim), context.settings.lease_s)
         elif isinstance(exc, Rejected):
             log.info("rejected")
-            _retry_while_busy(lambda: context.store.reject(claim, error), context.settings.lease_s)
+            _retry_while_busy(lambda: context.store.queue.reject(claim, error), context.settings.lease_s)
         else:
             # The store knows the budget of attempts; this only says how long to wait if one is left.
             retry_delay_s = (
@@ -185,7 +185,7 @@ def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
                 "failed", code=error.code, message=error.message, retry_in_s=retry_delay_s, exc_info=cause
             )
             _retry_while_busy(
-                lambda: context.store.fail(claim, error, retry_delay_s), context.settings.lease_s
+                lambda: context.store.queue.fail(claim, error, retry_delay_s), context.settings.lease_s
             )
     except LeaseLost:
         log.warning("lease_lost_while_settling")
@@ -199,7 +199,7 @@ def _find_published_result(claim: Claim, context: WorkerContext, exc: Exception)
     request = claim.request
     if claim.kind == "precheck" or not isinstance(request, ConversionRequest):
         return None
-    if to_public_error(exc).retryable or not context.store.has_started_publishing(claim):
+    if to_public_error(exc).retryable or not context.store.queue.has_started_publishing(claim):
         return None
     hub = make_job_runtime(claim, context).hub
     published = hub.find_commit(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rebase.settings import get_settings
 from rebase.store.broker import TASK_NAME
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
 from rebase.store.limits import Limits
+from rebase.store.store import Store
 from workers.celery_app import app
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def get_worker_context() -> WorkerContext:
     settings = get_settings()
     return WorkerContext(
         settings=settings,
-        store=JobStore(
+        store=Store(
             Database.open(settings.resolved_database_url),
             max_attempts=settings.max_attempts,
             limits=Limits.from_settings(settings),

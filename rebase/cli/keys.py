@@ -19,7 +19,7 @@ from rebase.stack.database import database_trouble
 
 if TYPE_CHECKING:
     from rebase.store.api_keys import KeyRecord, NewKey
-    from rebase.store.job_store import JobStore
+    from rebase.store.store import Store
 
 commands = typer.Typer(help="API keys for a service with REBASE_AUTH=keys.", no_args_is_help=True)
 
@@ -122,7 +122,7 @@ def _row(key: KeyRecord) -> tuple[str, ...]:
     return (key.id, key.tenant_id, key.name, key.prefix, key.scope, *shown)
 
 
-def _owner(key_id: str, store: JobStore) -> str:
+def _owner(key_id: str, store: Store) -> str:
     """The tenant in whose audit log it stands; of a key that is not there, which is refused anyway."""
     from rebase.store.api_keys import list_keys
 

@@ -10,19 +10,19 @@ from rebase.errors import RequestInvalid
 from rebase.settings import Settings
 
 if TYPE_CHECKING:
-    from rebase.store.job_store import JobStore
+    from rebase.store.store import Store
 
 _LIFE = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def open_store(settings: Settings) -> JobStore:
+def open_store(settings: Settings) -> Store:
     """The job store of these settings."""
     from rebase.store.database import Database
-    from rebase.store.job_store import JobStore
     from rebase.store.limits import Limits
+    from rebase.store.store import Store
 
-    return JobStore(Database.open(settings.resolved_database_url), limits=Limits.from_settings(settings))
+    return Store(Database.open(settings.resolved_database_url), limits=Limits.from_settings(settings))
 
 
 def parse_life(text: str) -> timedelta:

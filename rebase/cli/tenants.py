@@ -21,8 +21,8 @@ from rebase.settings import Settings
 from rebase.stack.database import database_trouble
 
 if TYPE_CHECKING:
-    from rebase.store.job_store import JobStore
     from rebase.store.limits import Limits
+    from rebase.store.store import Store
 
 commands = typer.Typer(help="Tenants: limits, Hub tokens, deletion.", no_args_is_help=True)
 token_commands = typer.Typer(help="A tenant's own token for the Hub.", no_args_is_help=True)
@@ -198,7 +198,7 @@ def delete(
     return Exit.DONE
 
 
-def _wait_for_jobs(store: JobStore, tenant: str, out: Output, patience_s: float) -> None:
+def _wait_for_jobs(store: Store, tenant: str, out: Output, patience_s: float) -> None:
     """Raises StateConflict when some are not done by then."""
     from rebase.store.tenants import cancel_all_jobs, count_open_jobs
 

@@ -58,13 +58,13 @@ class ConversionPlan:
 
     @property
     def selects_by_evaluation(self) -> bool:
-        """Does measuring choose the method? The verdict on the one that rules would choose then is not final."""
+        """Does measuring choose the method? The verdict on the one that rules would choose is not final."""
         return self.method.chooses_method and bool(self.candidates())
 
     @property
     def needs_corpus(self) -> bool:
         """Do both bases read the corpus? When the method needs it, or the pre-check is asked for it, which
-        naming a corpus does. Of `auto` this is the pre-check alone; each of its candidates has a plan of its own."""
+        naming a corpus does. For `auto` this is the pre-check alone; candidates have plans of their own."""
         if self.precheck_reads_corpus is not None:
             return self.precheck_reads_corpus or _method_needs_corpus(self.method)
         return self.corpus is not None or _method_needs_corpus(self.method)

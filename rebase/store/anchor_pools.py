@@ -16,10 +16,10 @@ from rebase.schemas.anchor_pools import Pool, PoolRequest
 from rebase.schemas.states import JobState, PoolState, derive_pool_state
 from rebase.store.audit import AuditContext, write_audit_event
 from rebase.store.job_events import NO_CONTEXT, SubmissionContext
-from rebase.store.job_submission import JobSubmission, compute_fingerprint
+from rebase.store.job_submission import build_job_record, compute_fingerprint, insert_submission, submit_once
 from rebase.store.jobs import cancel_locked
 from rebase.store.records import JobRecord
-from rebase.store.repository import check_page_limit, decode_cursor, encode_cursor, is_valid_id
+from rebase.store.repository import Repository, check_page_limit, decode_cursor, encode_cursor, is_valid_id
 from rebase.store.tables.jobs import AnchorPool, Job
 
 
@@ -63,10 +63,10 @@ class PoolPage:
     next_cursor: str | None
 
 
-class AnchorPoolRepository(JobSubmission):
+class AnchorPoolRepository(Repository):
     """Register, look, page, delete, use."""
 
-    def submit_pool(
+    def submit(
         self,
         tenant_id: str,
         request: PoolRequest,
@@ -77,10 +77,10 @@ class AnchorPoolRepository(JobSubmission):
 
         Raises what `submit` raises, and StateConflict for a key whose pool was deleted.
         """
-        record = self._build_record(tenant_id, "pool", request)
+        record = build_job_record(self, tenant_id, "pool", request)
 
         def write(connection: Connection) -> None:
-            self._insert_submission(connection, record, context)
+            insert_submission(connection, record, context)
             connection.execute(
                 insert(AnchorPool).values(
                     id=record.id,
@@ -97,21 +97,23 @@ class AnchorPoolRepository(JobSubmission):
             with self.db.write() as connection:
                 write(connection)
             return PoolRecord(record, request.name, len(request.anchors)), True
-        job, created = self._submit_once(record, compute_fingerprint("pool", request), idempotency_key, write)
+        job, created = submit_once(
+            self.db, record, compute_fingerprint("pool", request), idempotency_key, write
+        )
         try:
-            return self.get_pool(tenant_id, job.id), created
+            return self.get(tenant_id, job.id), created
         except NotFound as exc:
             raise StateConflict(
                 "The anchor pool that this Idempotency-Key registered was deleted.",
                 hint="Use a new key to register it again.",
             ) from exc
 
-    def get_pool(self, tenant_id: str, pool_id: str) -> PoolRecord:
+    def get(self, tenant_id: str, pool_id: str) -> PoolRecord:
         """One pool. Raises NotFound."""
         with self.db.read() as connection:
             return _load(connection, tenant_id, pool_id)
 
-    def list_pools(
+    def list(
         self,
         tenant_id: str,
         *,
@@ -134,7 +136,7 @@ class AnchorPoolRepository(JobSubmission):
         pools = tuple(PoolRecord.from_row(row) for row in rows[:limit])
         return PoolPage(pools=pools, next_cursor=encode_cursor(pools[-1].id) if len(rows) > limit else None)
 
-    def delete_pool(self, tenant_id: str, pool_id: str, *, audit: AuditContext | None = None) -> None:
+    def delete(self, tenant_id: str, pool_id: str, *, audit: AuditContext | None = None) -> None:
         """Forget a pool; while it is being validated, its job is cancelled too. The job stays. Raises
         NotFound."""
         with self.db.write() as connection:
@@ -149,7 +151,7 @@ class AnchorPoolRepository(JobSubmission):
         """A ready pool, pinned. Raises NotFound, StateConflict while it is not ready; both point at the
         method's `pool`."""
         try:
-            pool = self.get_pool(tenant_id, pool_id)
+            pool = self.get(tenant_id, pool_id)
         except NotFound as exc:
             exc.pointer = "/method/pool"
             raise

@@ -16,14 +16,16 @@ from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import TERMINAL, CampaignDbState, CampaignState, JobState
 from rebase.schemas.subscriptions import ReleaseTask
 from rebase.store.audit import AuditContext, write_audit_event
-from rebase.store.campaigns import CampaignRepository, load_campaign
+from rebase.store.campaigns import load_campaign
 from rebase.store.job_events import enqueue_notifications
 from rebase.store.job_submission import insert_jobs
 from rebase.store.jobs import cancel_locked, retry_locked
 from rebase.store.limits import load_limits
 from rebase.store.quota import require_quota
 from rebase.store.records import CampaignRecord, JobRecord
-from rebase.store.release_decisions import ReleaseDecisions
+from rebase.store.release_decisions import add_campaign_jobs
+from rebase.store.releases import build_release_job
+from rebase.store.repository import Repository
 from rebase.store.tables.jobs import Job
 from rebase.store.tables.releases import Campaign, CampaignJob
 
@@ -33,13 +35,11 @@ _UNDECIDED_STATES = frozenset({CampaignState.WAITING, CampaignState.REFUSED})
 _APPROVED_STATES = frozenset({CampaignState.CONVERTING, CampaignState.FINISHED})
 
 
-class CampaignControl(CampaignRepository, ReleaseDecisions):
-    """All of these raise NotFound, and StateConflict when the campaign is not where the move begins. `trail`:
-    who is named in the audit log."""
+class CampaignControl(Repository):
+    """Every function raises NotFound, and StateConflict when the campaign's state does not allow the change.
+    `audit`: who is named in the audit log."""
 
-    def pause_campaign(
-        self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None
-    ) -> CampaignRecord:
+    def pause(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
         """No queued job of it is claimed any more; running ones finish. Pausing twice is fine."""
         with self.db.write() as connection:
             row = _lock_campaign(connection, tenant_id, campaign_id)
@@ -49,9 +49,7 @@ class CampaignControl(CampaignRepository, ReleaseDecisions):
             write_audit_event(connection, self.clock(), audit, "campaign.paused", campaign_id)
             return load_campaign(connection, tenant_id, campaign_id)
 
-    def resume_campaign(
-        self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None
-    ) -> CampaignRecord:
+    def resume(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
         """Go on, and ring for what waits. Resuming one that goes on is fine."""
         now = self.clock()
         with self.db.write() as connection:
@@ -66,9 +64,7 @@ class CampaignControl(CampaignRepository, ReleaseDecisions):
             write_audit_event(connection, now, audit, "campaign.resumed", campaign_id)
             return load_campaign(connection, tenant_id, campaign_id)
 
-    def cancel_campaign(
-        self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None
-    ) -> CampaignRecord:
+    def cancel(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
         """Cancel every job that has not ended; what is being published is left to end. Twice is fine."""
         now = self.clock()
         with self.db.write() as connection:
@@ -84,9 +80,7 @@ class CampaignControl(CampaignRepository, ReleaseDecisions):
             write_audit_event(connection, now, audit, "campaign.cancelled", campaign_id)
             return load_campaign(connection, tenant_id, campaign_id)
 
-    def retry_campaign(
-        self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None
-    ) -> CampaignRecord:
+    def retry(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
         """Queue failed and cancelled jobs again (never rejected ones: their verdict stands). A campaign that
         was refused, or waits, has its release looked at again instead."""
         now = self.clock()
@@ -109,9 +103,7 @@ class CampaignControl(CampaignRepository, ReleaseDecisions):
             write_audit_event(connection, now, audit, "campaign.retried", campaign_id)
             return load_campaign(connection, tenant_id, campaign_id)
 
-    def approve_campaign(
-        self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None
-    ) -> CampaignRecord:
+    def approve(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
         """After a dry run: convert every adapter whose pre-check did not say incompatible. Twice is fine, and
         converts what has passed since then, as a pre-check may that is retried."""
         now = self.clock()
@@ -132,8 +124,8 @@ class CampaignControl(CampaignRepository, ReleaseDecisions):
             require_quota(connection, tenant_id, limits, now, count=len(chosen_outputs))
             _update_campaign(connection, campaign_id, now, approved_at=campaign.approved_at or now)
             target = RepoRef(repo_id=campaign.repo_id, revision=campaign.sha)
-            self._add_jobs(
-                connection, tenant_id, campaign.spec, campaign_id, target, "convert", chosen_outputs
+            add_campaign_jobs(
+                self, connection, tenant_id, campaign.spec, campaign_id, target, "convert", chosen_outputs
             )
             write_audit_event(connection, now, audit, "campaign.approved", campaign_id)
             return load_campaign(connection, tenant_id, campaign_id)
@@ -152,7 +144,7 @@ class CampaignControl(CampaignRepository, ReleaseDecisions):
         if any(task_fields.items() <= request.items() for request in connection.scalars(waiting)):
             return
         task = ReleaseTask.model_validate({**task_fields, "sha": campaign.sha, "seen_by": "retry"})
-        insert_jobs(connection, [self._build_release_job(tenant_id, task)])
+        insert_jobs(connection, [build_release_job(self, tenant_id, task)])
 
 
 def _lock_campaign(connection: Connection, tenant_id: str, campaign_id: str) -> Row[Any]:

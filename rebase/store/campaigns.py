@@ -24,12 +24,12 @@ _METRIC_COLUMNS = [getattr(EvaluationMetric, field.name) for field in fields(Met
 class CampaignRepository(Repository):
     """What a reader may ask."""
 
-    def get_campaign(self, tenant_id: str, campaign_id: str) -> CampaignRecord:
+    def get(self, tenant_id: str, campaign_id: str) -> CampaignRecord:
         """One campaign with its tallies. Raises NotFound."""
         with self.db.read() as connection:
             return load_campaign(connection, tenant_id, campaign_id)
 
-    def list_campaigns(
+    def list(
         self,
         tenant_id: str,
         *,
@@ -52,7 +52,7 @@ class CampaignRepository(Repository):
             campaigns = _attach_tallies(connection, rows[:limit])
         return CampaignPage(campaigns, encode_cursor(campaigns[-1].id) if len(rows) > limit else None)
 
-    def list_campaign_entries(self, tenant_id: str, campaign_id: str) -> list[CampaignEntry]:
+    def list_entries(self, tenant_id: str, campaign_id: str) -> Sequence[CampaignEntry]:
         """Every job of a campaign, by adapter, pre-checks before conversions. Raises NotFound."""
         query = (
             select(Job.__table__, CampaignJob.stage, CampaignJob.position)
@@ -69,7 +69,7 @@ class CampaignRepository(Repository):
             for row in rows
         ]
 
-    def count_campaigns(self) -> dict[CampaignState, int]:
+    def count(self) -> dict[CampaignState, int]:
         """How many campaigns of all tenants are in each state."""
         shown = display_state().label("shown")
         with self.db.read() as connection:

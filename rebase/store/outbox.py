@@ -107,7 +107,7 @@ class OutboxRepository(Repository):
                     update(Outbox).where(Outbox.id == row_id).values(next_at=now + timedelta(seconds=wait))
                 )
 
-    def count_pending_notifications(self) -> int:
+    def count_pending(self) -> int:
         """Outbox rows that still have to be rung."""
         with self.db.read() as connection:
             return connection.scalar(select(func.count()).select_from(Outbox)) or 0

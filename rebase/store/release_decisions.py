@@ -18,14 +18,13 @@ from rebase.schemas.guards import GuardViolation
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import CampaignDbState, JobState
 from rebase.schemas.subscriptions import ReleaseTask, Stage, SubscriptionRequest, build_conversion_request
-from rebase.store.job_claims import lock_claimed_job
 from rebase.store.job_events import CANCELLED_ERROR
-from rebase.store.job_submission import insert_jobs
+from rebase.store.job_queue import lock_claimed_job
+from rebase.store.job_submission import build_job_record, insert_jobs
 from rebase.store.limits import load_limits
 from rebase.store.quota import load_quota
 from rebase.store.records import Claim, Decision, DecisionOutcome, DecisionResult, SubscriptionRecord
-from rebase.store.releases import ReleaseRepository
-from rebase.store.repository import new_id
+from rebase.store.repository import Repository, new_id
 from rebase.store.subscriptions import find_subscriptions_to_owner
 from rebase.store.tables.releases import Campaign, CampaignJob, Release, ReleaseMatch, Subscription
 
@@ -38,7 +37,7 @@ _OUTCOMES: dict[CampaignDbState, DecisionOutcome] = {
 }
 
 
-class ReleaseDecisions(ReleaseRepository):
+class ReleaseDecisions(Repository):
     """For workers: the subscription of a release job, and its decision."""
 
     def find_subscription(self, claim: Claim, subscription_id: str) -> SubscriptionRecord | None:
@@ -56,7 +55,7 @@ class ReleaseDecisions(ReleaseRepository):
         with self.db.read() as connection:
             return find_subscriptions_to_owner(connection, owner, tenant_id)
 
-    def record_decision(
+    def record(
         self, claim: Claim, subscription: SubscriptionRecord, repo_id: str, decision: Decision
     ) -> DecisionResult:
         """Begin a campaign, or say why there is none. Raises LeaseLost, and Cancelled for a job that was to
@@ -90,7 +89,9 @@ class ReleaseDecisions(ReleaseRepository):
                 stage: Stage = "precheck" if subscription.spec.dry_run else "convert"
                 target = RepoRef(repo_id=repo_id, revision=decision.sha)
                 tenant_and_spec = (subscription.tenant_id, subscription.spec)
-                self._add_jobs(connection, *tenant_and_spec, campaign_id, target, stage, decision.outputs)
+                add_campaign_jobs(
+                    self, connection, *tenant_and_spec, campaign_id, target, stage, decision.outputs
+                )
         return DecisionResult(campaign_id, _OUTCOMES[decision.state])
 
     def unmark_release(self, claim: Claim, task: ReleaseTask) -> None:
@@ -118,41 +119,42 @@ class ReleaseDecisions(ReleaseRepository):
         accepted = sorted(decision.outputs)[: max(0, int(quota.remaining))]
         violation = GuardViolation(code=quota.error.code, message=quota.error.message).model_dump()
         over_quota = [
-            {"position": place, **violation} for place in sorted(set(decision.outputs) - set(accepted))
+            {"position": position, **violation} for position in sorted(set(decision.outputs) - set(accepted))
         ]
         if not accepted:
             return replace(decision, state=CampaignDbState.REFUSED, reasons=[violation], outputs={})
         return replace(
             decision,
-            outputs={place: decision.outputs[place] for place in accepted},
+            outputs={position: decision.outputs[position] for position in accepted},
             left_out=[*decision.left_out, *over_quota],
         )
 
-    def _add_jobs(
-        self,
-        connection: Connection,
-        tenant_id: str,
-        spec: SubscriptionRequest,
-        campaign_id: str,
-        target: RepoRef,
-        stage: Stage,
-        outputs: Mapping[int, str],
-    ) -> None:
-        """Queue one job per adapter, in the caller's transaction. `outputs`: position → output repo."""
-        positions = sorted(outputs)
-        requests = [
-            build_conversion_request(spec, spec.adapters[position], target, stage, outputs[position])
-            for position in positions
-        ]
-        records = [self._build_record(tenant_id, stage, request) for request in requests]
-        if not records:
-            return
-        insert_jobs(connection, records)
-        rows = [
-            {"campaign_id": campaign_id, "stage": stage, "position": position, "job_id": record.id}
-            for position, record in zip(positions, records, strict=True)
-        ]
-        connection.execute(insert(CampaignJob), rows)
+
+def add_campaign_jobs(
+    repository: Repository,
+    connection: Connection,
+    tenant_id: str,
+    spec: SubscriptionRequest,
+    campaign_id: str,
+    target: RepoRef,
+    stage: Stage,
+    outputs: Mapping[int, str],
+) -> None:
+    """Queue one job per adapter, in the caller's transaction. `outputs`: position → output repo."""
+    positions = sorted(outputs)
+    requests = [
+        build_conversion_request(spec, spec.adapters[position], target, stage, outputs[position])
+        for position in positions
+    ]
+    records = [build_job_record(repository, tenant_id, stage, request) for request in requests]
+    if not records:
+        return
+    insert_jobs(connection, records)
+    rows = [
+        {"campaign_id": campaign_id, "stage": stage, "position": position, "job_id": record.id}
+        for position, record in zip(positions, records, strict=True)
+    ]
+    connection.execute(insert(CampaignJob), rows)
 
 
 def _lock_newest_campaign(connection: Connection, subscription_id: str, repo_id: str) -> Any:

@@ -17,23 +17,24 @@ from sqlalchemy.dialects import postgresql, sqlite
 from rebase.schemas.model_names import get_owner, subscription_matches
 from rebase.schemas.states import TERMINAL, JobState
 from rebase.schemas.subscriptions import MAIN_REF, ReconcileTask, ReleaseTask
-from rebase.store.job_claims import lock_claimed_job
-from rebase.store.job_submission import JobSubmission, insert_jobs
+from rebase.store.job_queue import lock_claimed_job
+from rebase.store.job_submission import build_job_record, insert_jobs
 from rebase.store.jobs import retry_locked
 from rebase.store.records import Claim, JobRecord, RecordResult, ReleaseEvent, SubscriptionRecord
-from rebase.store.repository import new_id
+from rebase.store.repository import Repository, new_id
 from rebase.store.subscriptions import find_subscriptions_to_owner
 from rebase.store.tables.jobs import Job
 from rebase.store.tables.releases import Release, ReleaseMatch, Subscription
 
 # The Hub may be away for a while just when it has news: 10 s, doubling, gives it about twenty minutes.
 RELEASE_JOB_ATTEMPTS = 8
+POLL_BATCH = 100
 
 
-class ReleaseRepository(JobSubmission):
-    """`see`, and how many releases were seen."""
+class ReleaseRepository(Repository):
+    """Releases as webhooks and polls of the Hub find them."""
 
-    def record_release(self, event: ReleaseEvent, tenant_id: str | None = None) -> RecordResult:
+    def record(self, event: ReleaseEvent, tenant_id: str | None = None) -> RecordResult:
         """Record a release and queue a job per subscription (of one tenant, or of all) that means it.
 
         One transaction; one delivered again, or found by a look too, changes nothing.
@@ -52,7 +53,8 @@ class ReleaseRepository(JobSubmission):
             new_matches = _insert_matches(connection, release_id, matching)
             release_fields = {"repo_id": event.repo_id, "sha": event.sha, "seen_by": event.seen_by}
             records = [
-                self._build_release_job(
+                build_release_job(
+                    self,
                     subscription.tenant_id,
                     ReleaseTask.model_validate({"subscription_id": subscription.id, **release_fields}),
                 )
@@ -63,17 +65,77 @@ class ReleaseRepository(JobSubmission):
                 insert_jobs(connection, records)
         return "recorded" if records else "duplicate"
 
-    def _build_release_job(self, tenant_id: str, task: ReleaseTask) -> JobRecord:
-        """A new job that looks at a release for a subscription; the caller inserts it."""
-        record = self._build_record(tenant_id, "release", task)
-        return replace(record, attempt_limit=max(RELEASE_JOB_ATTEMPTS, record.attempt_limit))
-
-    def count_releases(self) -> dict[str, int]:
+    def count(self) -> dict[str, int]:
         """How many releases webhooks told, and how many looks found."""
         with self.db.read() as connection:
             rows = connection.execute(select(Release.seen_by, func.count()).group_by(Release.seen_by))
             counts: dict[str, int] = {row[0]: row[1] for row in rows}
         return {source: counts.get(source, 0) for source in ("webhook", "poll")}
+
+    def enqueue_polls(self, every_s: float) -> int:
+        """Queue a look for each tenant and owner whose last one is `every_s` old; how many were queued.
+
+        Several keepers share the work: a subscription's row is taken by one UPDATE. Looks that have ended go,
+        so that an hourly one leaves one row and not thousands.
+        """
+        now = self.clock()
+        with self.db.write() as connection:
+            due = (
+                select(Subscription.id)
+                .where(
+                    Subscription.asked_at <= now - timedelta(seconds=every_s), Subscription.paused.is_(False)
+                )
+                .order_by(Subscription.id)
+                .limit(POLL_BATCH)
+                .with_for_update(skip_locked=True)
+            )
+            claimed = connection.execute(
+                update(Subscription)
+                .where(Subscription.id.in_(due.scalar_subquery()))
+                .values(asked_at=now)
+                .returning(Subscription.tenant_id, Subscription.owner)
+            )
+            due_owners = {(row.tenant_id, row.owner) for row in claimed}
+            records = [
+                build_job_record(self, tenant, "reconcile", ReconcileTask(owner=owner))
+                for tenant, owner in sorted(due_owners)
+                if not _has_open_poll(connection, tenant, owner)
+            ]
+            if records:
+                insert_jobs(connection, records)
+        return len(records)
+
+    def list_known(self, subscription_ids: Sequence[str]) -> set[tuple[str, str, str]]:
+        """(subscription, repo, commit) of what these were told of before."""
+        query = (
+            select(ReleaseMatch.subscription_id, Release.repo_id, Release.sha)
+            .join(Release, Release.id == ReleaseMatch.release_id)
+            .where(ReleaseMatch.subscription_id.in_(subscription_ids), Release.ref == MAIN_REF)
+        )
+        with self.db.read() as connection:
+            return {(row[0], row[1], row[2]) for row in connection.execute(query)}
+
+    def mark_polled(self, claim: Claim, owner: str, subscription_ids: Sequence[str], at: datetime) -> None:
+        """Everything of this owner that changed before `at` was seen for these. Releases whose job failed
+        (the Hub was away for too long) are tried again. Raises LeaseLost."""
+        now = self.clock()
+        failed = select(Job.id, Job.target_repo).where(
+            Job.tenant_id == claim.tenant_id, Job.kind == "release", Job.state == JobState.FAILED.value
+        )
+        with self.db.write() as connection:
+            lock_claimed_job(connection, claim, {JobState.RUNNING})
+            connection.execute(
+                update(Subscription).where(Subscription.id.in_(subscription_ids)).values(looked_at=at)
+            )
+            for row in connection.execute(failed.order_by(Job.id).with_for_update()).all():
+                if get_owner(row.target_repo) == owner:
+                    retry_locked(connection, row.id, now, self.max_attempts)
+
+
+def build_release_job(repository: Repository, tenant_id: str, task: ReleaseTask) -> JobRecord:
+    """A new job that looks at a release for a subscription; the caller inserts it."""
+    record = build_job_record(repository, tenant_id, "release", task)
+    return replace(record, attempt_limit=max(RELEASE_JOB_ATTEMPTS, record.attempt_limit))
 
 
 def is_own_push(connection: Connection, event: ReleaseEvent) -> bool:
@@ -131,75 +193,6 @@ def _insert_matches(connection: Connection, release_id: str, matching: list[Subs
 def _build_dialect_insert(connection: Connection, table: Any) -> Any:
     """INSERT that can pass over what is there: both databases have it, in dialects of their own."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-
-
-# Looking for releases that no webhook told: who is due for a look, and what a look has
-# covered.
-
-POLL_BATCH = 100
-
-
-class ReleasePolling(JobSubmission):
-    """For the keeper and for workers."""
-
-    def enqueue_polls(self, every_s: float) -> int:
-        """Queue a look for each tenant and owner whose last one is `every_s` old; how many were queued.
-
-        Several keepers share the work: a subscription's row is taken by one UPDATE. Looks that have ended go,
-        so that an hourly one leaves one row and not thousands.
-        """
-        now = self.clock()
-        with self.db.write() as connection:
-            due = (
-                select(Subscription.id)
-                .where(
-                    Subscription.asked_at <= now - timedelta(seconds=every_s), Subscription.paused.is_(False)
-                )
-                .order_by(Subscription.id)
-                .limit(POLL_BATCH)
-                .with_for_update(skip_locked=True)
-            )
-            claimed = connection.execute(
-                update(Subscription)
-                .where(Subscription.id.in_(due.scalar_subquery()))
-                .values(asked_at=now)
-                .returning(Subscription.tenant_id, Subscription.owner)
-            )
-            due_owners = {(row.tenant_id, row.owner) for row in claimed}
-            records = [
-                self._build_record(tenant, "reconcile", ReconcileTask(owner=owner))
-                for tenant, owner in sorted(due_owners)
-                if not _has_open_poll(connection, tenant, owner)
-            ]
-            if records:
-                insert_jobs(connection, records)
-        return len(records)
-
-    def list_known_releases(self, subscription_ids: Sequence[str]) -> set[tuple[str, str, str]]:
-        """(subscription, repo, commit) of what these were told of before."""
-        query = (
-            select(ReleaseMatch.subscription_id, Release.repo_id, Release.sha)
-            .join(Release, Release.id == ReleaseMatch.release_id)
-            .where(ReleaseMatch.subscription_id.in_(subscription_ids), Release.ref == MAIN_REF)
-        )
-        with self.db.read() as connection:
-            return {(row[0], row[1], row[2]) for row in connection.execute(query)}
-
-    def mark_polled(self, claim: Claim, owner: str, subscription_ids: Sequence[str], at: datetime) -> None:
-        """Everything of this owner that changed before `at` was seen for these. Releases whose job failed
-        (the Hub was away for too long) are tried again. Raises LeaseLost."""
-        now = self.clock()
-        failed = select(Job.id, Job.target_repo).where(
-            Job.tenant_id == claim.tenant_id, Job.kind == "release", Job.state == JobState.FAILED.value
-        )
-        with self.db.write() as connection:
-            lock_claimed_job(connection, claim, {JobState.RUNNING})
-            connection.execute(
-                update(Subscription).where(Subscription.id.in_(subscription_ids)).values(looked_at=at)
-            )
-            for row in connection.execute(failed.order_by(Job.id).with_for_update()).all():
-                if get_owner(row.target_repo) == owner:
-                    retry_locked(connection, row.id, now, self.max_attempts)
 
 
 def _has_open_poll(connection: Connection, tenant: str, owner: str) -> bool:

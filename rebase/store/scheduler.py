@@ -13,9 +13,9 @@ from typing import Protocol
 
 from rebase.errors import Busy
 from rebase.logging import get_logger
-from rebase.store.job_store import JobStore
 from rebase.store.outbox import ReapResult
 from rebase.store.retention import PurgeResult, Retention
+from rebase.store.store import Store
 
 log = get_logger("keeper")
 
@@ -49,7 +49,7 @@ class Scheduler:
 
     def __init__(
         self,
-        store: JobStore,
+        store: Store,
         notify: Notify,
         interval: float,
         *,
@@ -105,7 +105,7 @@ class Scheduler:
                 self._stopping.wait(COALESCE_S)
 
     def _publish_batch(self) -> bool:
-        published = self._store.publish(self._notify_one, limit=PUBLISH_BATCH)
+        published = self._store.outbox.publish(self._notify_one, limit=PUBLISH_BATCH)
         self.state.notified += published
         return published == PUBLISH_BATCH
 
@@ -118,7 +118,7 @@ class Scheduler:
         self.state.broker_ok = True
 
     def _reap(self) -> bool:
-        result = self._store.reap()
+        result = self._store.outbox.reap()
         self.state.last_reap = result
         if result != ReapResult():
             log.info("swept", **{name: getattr(result, name) for name in ReapResult.__slots__})
@@ -136,7 +136,7 @@ class Scheduler:
         return result.has_more
 
     def _enqueue_polls(self) -> bool:
-        queued = self._store.enqueue_polls(self._reconcile_s)
+        queued = self._store.releases.enqueue_polls(self._reconcile_s)
         if queued:
             log.info("reconciling", looks=queued)
         return queued > 0

@@ -10,9 +10,16 @@ from sqlalchemy import Connection, Row, Select, delete, func, insert, select, up
 from rebase.errors import NotFound, QuotaExceeded
 from rebase.schemas.subscriptions import ReconcileTask, SubscriptionRequest
 from rebase.store.audit import AuditContext, write_audit_event
-from rebase.store.job_submission import JobSubmission, insert_jobs
+from rebase.store.job_submission import build_job_record, insert_jobs
 from rebase.store.records import SubscriptionPage, SubscriptionRecord
-from rebase.store.repository import check_page_limit, decode_cursor, encode_cursor, is_valid_id, new_id
+from rebase.store.repository import (
+    Repository,
+    check_page_limit,
+    decode_cursor,
+    encode_cursor,
+    is_valid_id,
+    new_id,
+)
 from rebase.store.tables.releases import Subscription
 from rebase.store.tables.tenants import Tenant
 
@@ -21,10 +28,10 @@ _RETRY_AFTER_S = 30  # after how long it is worth asking whether one was deleted
 _COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
 
 
-class SubscriptionRepository(JobSubmission):
-    """Subscribe, look, page, pause, end."""
+class SubscriptionRepository(Repository):
+    """Create, read, list, pause and delete."""
 
-    def subscribe(
+    def create(
         self, tenant_id: str, request: SubscriptionRequest, audit: AuditContext | None = None
     ) -> tuple[SubscriptionRecord, bool]:
         """Record a subscription; the same request again gives the one that stands, and False. `trail`: who is
@@ -56,18 +63,16 @@ class SubscriptionRepository(JobSubmission):
             connection.execute(insert(Subscription).values(values))
             if request.since is not None:  # what may exist already is looked for at once
                 task = ReconcileTask(owner=request.owner)
-                insert_jobs(connection, [self._build_record(tenant_id, "reconcile", task)])
+                insert_jobs(connection, [build_job_record(self, tenant_id, "reconcile", task)])
             write_audit_event(connection, now, audit, "subscription.made", subscription_id)
             return _load(connection, tenant_id, subscription_id), True
 
-    def get_subscription(self, tenant_id: str, subscription_id: str) -> SubscriptionRecord:
+    def get(self, tenant_id: str, subscription_id: str) -> SubscriptionRecord:
         """One subscription. Raises NotFound."""
         with self.db.read() as connection:
             return _load(connection, tenant_id, subscription_id)
 
-    def list_subscriptions(
-        self, tenant_id: str, *, cursor: str | None = None, limit: int = 50
-    ) -> SubscriptionPage:
+    def list(self, tenant_id: str, *, cursor: str | None = None, limit: int = 50) -> SubscriptionPage:
         """Newest first. Raises RequestInvalid for a foreign cursor."""
         check_page_limit(limit)
         query = _select_subscriptions(tenant_id).order_by(Subscription.id.desc())
@@ -80,7 +85,7 @@ class SubscriptionRepository(JobSubmission):
             subscriptions, encode_cursor(subscriptions[-1].id) if len(rows) > limit else None
         )
 
-    def pause_subscription(
+    def set_paused(
         self, tenant_id: str, subscription_id: str, paused: bool, audit: AuditContext | None = None
     ) -> SubscriptionRecord:
         """A paused subscription begins no campaign; what was released meanwhile is found by the next look
@@ -94,7 +99,7 @@ class SubscriptionRepository(JobSubmission):
             write_audit_event(connection, self.clock(), audit, action, subscription_id)
             return _load(connection, tenant_id, subscription_id)
 
-    def unsubscribe(self, tenant_id: str, subscription_id: str, audit: AuditContext | None = None) -> None:
+    def delete(self, tenant_id: str, subscription_id: str, audit: AuditContext | None = None) -> None:
         """End a subscription. Its campaigns stay, and go on. Raises NotFound."""
         with self.db.write() as connection:
             _load(connection, tenant_id, subscription_id)

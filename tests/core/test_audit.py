@@ -8,17 +8,17 @@ from sqlalchemy.exc import DBAPIError
 
 from rebase.errors import RequestInvalid
 from rebase.store.audit import AuditContext, anonymize_address, list_audit_events, write_audit_event
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.tables.tenants import AuditEvent
 
 
-def _write(store: JobStore, tenant: str, *about: str) -> None:
+def _write(store: Store, tenant: str, *about: str) -> None:
     with store.db.write() as connection:
         for one in about:
             write_audit_event(connection, store.clock(), AuditContext(tenant), "noun.verb", one)
 
 
-def test_a_tenants_lines_come_newest_first_page_by_page(store: JobStore) -> None:
+def test_a_tenants_lines_come_newest_first_page_by_page(store: Store) -> None:
     _write(store, "acme", "1", "2", "3")
     _write(store, "rival", "other")
     first = list_audit_events(store.db, "acme", limit=2)
@@ -29,7 +29,7 @@ def test_a_tenants_lines_come_newest_first_page_by_page(store: JobStore) -> None
         list_audit_events(store.db, "acme", limit=0)
 
 
-def test_a_line_that_was_written_cannot_be_changed(store: JobStore) -> None:
+def test_a_line_that_was_written_cannot_be_changed(store: Store) -> None:
     _write(store, "acme", "1")
     with pytest.raises(DBAPIError, match="never changed"), store.db.write() as connection:
         connection.execute(update(AuditEvent).values(object="another"))
@@ -37,7 +37,7 @@ def test_a_line_that_was_written_cannot_be_changed(store: JobStore) -> None:
     assert [line.object for line in list_audit_events(store.db, "acme")] == ["1"]
 
 
-def test_what_is_rolled_back_leaves_no_line(store: JobStore) -> None:
+def test_what_is_rolled_back_leaves_no_line(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.db.write() as connection:
         write_audit_event(connection, store.clock(), AuditContext("acme"), "noun.verb", "1")
         raise ZeroDivisionError
@@ -58,7 +58,7 @@ def test_an_address_is_kept_as_its_network(address: str | None, network: str | N
     assert anonymize_address(address) == network
 
 
-def test_an_error_of_the_database_does_not_quote_what_was_to_be_stored(store: JobStore) -> None:
+def test_an_error_of_the_database_does_not_quote_what_was_to_be_stored(store: Store) -> None:
     with pytest.raises(DBAPIError) as refused, store.db.write() as connection:
         connection.execute(text("INSERT INTO nowhere VALUES (:secret)"), {"secret": "hunter2"})
 

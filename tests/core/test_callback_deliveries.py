@@ -14,7 +14,7 @@ from rebase.schemas.callbacks import EVENT_BY_STATE, DeliveryState
 from rebase.schemas.states import TERMINAL, TRANSITIONS, JobState
 from rebase.store.deliveries import delete_deliveries
 from rebase.store.delivery_queue import LeaseLimits
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.tables.callbacks import CallbackAttempt, CallbackDelivery
 from support.callbacks import (
     ENDINGS,
@@ -50,12 +50,12 @@ def test_every_end_of_a_job_is_an_event() -> None:
 
 @pytest.mark.parametrize(("ending", "expected"), ENDINGS, ids=lambda value: getattr(value, "__name__", ""))
 def test_every_way_to_end_writes_one_delivery(
-    store: JobStore, clock: HandClock, ending: Ending, expected: str
+    store: Store, clock: HandClock, ending: Ending, expected: str
 ) -> None:
     job_id = a_job(store)
     ending(store, clock, job_id)
 
-    job = store.get(TENANT, job_id)
+    job = store.jobs.get(TENANT, job_id)
     assert job.is_done
     (delivery,) = book_of(store).list_for_job(TENANT, job_id)
     assert (delivery.event, delivery.url, delivery.state, delivery.log) == (expected, URL, PENDING, ())
@@ -68,7 +68,7 @@ def test_every_way_to_end_writes_one_delivery(
         assert data["error"] == {"code": job.error["code"], "message": job.error["message"]}
 
 
-def test_a_success_tells_where_the_output_is_and_no_path_of_ours(store: JobStore, clock: HandClock) -> None:
+def test_a_success_tells_where_the_output_is_and_no_path_of_ours(store: Store, clock: HandClock) -> None:
     job_id = a_job(store)
     succeeds(store, clock, job_id)
 
@@ -78,15 +78,15 @@ def test_a_success_tells_where_the_output_is_and_no_path_of_ours(store: JobStore
 
 
 def test_only_what_was_asked_for_is_told_and_starts_are_told_of_each_attempt(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
-    silent = store.submit(TENANT, "convert", a_request())[0].id
+    silent = store.submissions.submit(TENANT, "convert", a_request())[0].id
     picky = a_job(store, events=["job.succeeded"])
     curious = a_job(store, events=EVERYTHING)
     for job_id in (silent, picky, curious):
         claimed(store, job_id)
     clock.move(61)
-    store.reap()
+    store.outbox.reap()
     for job_id in (silent, picky, curious):
         fails_at_once(store, clock, job_id)
 
@@ -104,11 +104,11 @@ def test_only_what_was_asked_for_is_told_and_starts_are_told_of_each_attempt(
 
 
 def test_a_job_that_is_retried_tells_of_its_next_end_under_an_id_of_its_own(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     job_id = a_job(store)
     fails_at_once(store, clock, job_id)
-    store.retry(TENANT, job_id)
+    store.jobs.retry(TENANT, job_id)
     succeeds(store, clock, job_id)
 
     first, second = book_of(store).list_for_job(TENANT, job_id)
@@ -116,7 +116,7 @@ def test_a_job_that_is_retried_tells_of_its_next_end_under_an_id_of_its_own(
     assert first.id != second.id
 
 
-def test_a_move_that_is_rolled_back_tells_nobody_anything(store: JobStore) -> None:
+def test_a_move_that_is_rolled_back_tells_nobody_anything(store: Store) -> None:
     job_id = a_job(store)
     claim = claimed(store, job_id)
 
@@ -125,14 +125,14 @@ def test_a_move_that_is_rolled_back_tells_nobody_anything(store: JobStore) -> No
 
     event.listen(store.db.engine, "commit", break_it)
     with pytest.raises(RuntimeError, match="the power went"):
-        store.succeed(claim, {})
+        store.queue.succeed(claim, {})
     event.remove(store.db.engine, "commit", break_it)
 
-    assert store.get(TENANT, job_id).state is JobState.RUNNING
+    assert store.jobs.get(TENANT, job_id).state is JobState.RUNNING
     assert book_of(store).list_for_job(TENANT, job_id) == ()
 
 
-def test_couriers_at_once_take_each_delivery_once(store: JobStore) -> None:
+def test_couriers_at_once_take_each_delivery_once(store: Store) -> None:
     for number in range(40):
         ended_job(store, f"https://h{number}.example/")
     taken: list[str] = []
@@ -155,7 +155,7 @@ def test_couriers_at_once_take_each_delivery_once(store: JobStore) -> None:
 
 @pytest.mark.parametrize("next_holder", ["other", "dies"])
 def test_what_a_dead_courier_held_falls_due_again_under_the_same_id_and_the_log_says_so(
-    store: JobStore, clock: HandClock, next_holder: str
+    store: Store, clock: HandClock, next_holder: str
 ) -> None:
     job_id = ended_job(store)
     queue = queue_of(store)
@@ -171,7 +171,7 @@ def test_what_a_dead_courier_held_falls_due_again_under_the_same_id_and_the_log_
     assert [(one.number, one.reason) for one in delivery.log] == [(1, "courier_lost"), (2, None)]
 
 
-def test_an_attempt_is_settled_once(store: JobStore, clock: HandClock) -> None:
+def test_an_attempt_is_settled_once(store: Store, clock: HandClock) -> None:
     job_id = ended_job(store)
     queue = queue_of(store)
     (one,) = queue.lease("c", 60)
@@ -182,7 +182,7 @@ def test_an_attempt_is_settled_once(store: JobStore, clock: HandClock) -> None:
     assert (delivery.state, len(delivery.log)) == (PENDING, 1)
 
 
-def test_a_failed_delivery_waits_for_its_time(store: JobStore, clock: HandClock) -> None:
+def test_a_failed_delivery_waits_for_its_time(store: Store, clock: HandClock) -> None:
     job_id = ended_job(store)
     queue = queue_of(store)
     (one,) = queue.lease("c", 60)
@@ -197,7 +197,7 @@ def test_a_failed_delivery_waits_for_its_time(store: JobStore, clock: HandClock)
 
 
 def test_a_receiver_with_thousands_of_messages_delays_its_own_and_no_other(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     for _ in range(60):
         ended_job(store, "https://dead.example/")
@@ -214,7 +214,7 @@ def test_a_receiver_with_thousands_of_messages_delays_its_own_and_no_other(
     assert queue.lease("c", 60, taken) == []  # what is in hand counts
 
 
-def test_no_tenant_takes_all_of_a_courier(store: JobStore, clock: HandClock) -> None:
+def test_no_tenant_takes_all_of_a_courier(store: Store, clock: HandClock) -> None:
     for number in range(30):
         ended_job(store, f"https://h{number}.example/")
     clock.move(1)
@@ -228,7 +228,7 @@ def test_no_tenant_takes_all_of_a_courier(store: JobStore, clock: HandClock) -> 
 
 
 def test_a_receiver_that_is_gone_stops_what_waits_and_what_comes_until_a_replay(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     a_tenant(store, "rival")
     first, waiting = ended_job(store), ended_job(store)
@@ -251,7 +251,7 @@ def test_a_receiver_that_is_gone_stops_what_waits_and_what_comes_until_a_replay(
     assert state(waiting) is STOPPED  # each is replayed by itself
 
 
-def test_a_replay_starts_the_schedule_anew_and_keeps_id_and_log(store: JobStore, clock: HandClock) -> None:
+def test_a_replay_starts_the_schedule_anew_and_keeps_id_and_log(store: Store, clock: HandClock) -> None:
     job_id = ended_job(store)
     queue, book = queue_of(store), book_of(store)
     (one,) = queue.lease("c", 60)
@@ -269,7 +269,7 @@ def test_a_replay_starts_the_schedule_anew_and_keeps_id_and_log(store: JobStore,
     assert delivery.next_at is None
 
 
-def test_another_tenants_deliveries_do_not_exist(store: JobStore) -> None:
+def test_another_tenants_deliveries_do_not_exist(store: Store) -> None:
     a_tenant(store, "rival")
     job_id = ended_job(store)
     book = book_of(store)
@@ -285,7 +285,7 @@ def test_another_tenants_deliveries_do_not_exist(store: JobStore) -> None:
     assert book.list_deliveries("rival").deliveries == ()
 
 
-def test_pages_are_newest_first_and_filtered_by_state(store: JobStore) -> None:
+def test_pages_are_newest_first_and_filtered_by_state(store: Store) -> None:
     jobs = [ended_job(store, f"https://h{number}.example/") for number in range(5)]
     queue, book = queue_of(store), book_of(store)
     settle(queue, next(one for one in queue.lease("c", 60) if "h2." in one.url), DELIVERED, 200)
@@ -300,7 +300,7 @@ def test_pages_are_newest_first_and_filtered_by_state(store: JobStore) -> None:
 
 
 def test_old_deliveries_are_forgotten_with_their_logs_and_pending_ones_are_not(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     a_tenant(store, "rival")
     done, pending = ended_job(store), ended_job(store, "https://late.example/")
@@ -322,7 +322,7 @@ def test_old_deliveries_are_forgotten_with_their_logs_and_pending_ones_are_not(
         assert connection.scalar(select(func.count()).select_from(CallbackAttempt)) == 0
 
 
-def test_counts_tell_of_every_state_and_the_oldest_that_waits(store: JobStore, clock: HandClock) -> None:
+def test_counts_tell_of_every_state_and_the_oldest_that_waits(store: Store, clock: HandClock) -> None:
     book = book_of(store)
     assert (book.count_by_state().oldest_pending, set(book.count_by_state().by_state.values())) == (None, {0})
     made = clock()
@@ -334,7 +334,7 @@ def test_counts_tell_of_every_state_and_the_oldest_that_waits(store: JobStore, c
     assert book.count_by_state().oldest_pending == made
 
 
-def _rows(store: JobStore, ids: list[str]) -> list[CallbackDelivery]:
+def _rows(store: Store, ids: list[str]) -> list[CallbackDelivery]:
     with store.db.read() as connection:
         query = select(CallbackDelivery.__table__).where(CallbackDelivery.id.in_(ids))
         return list(connection.execute(query))

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from rebase.errors import Busy
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from support.databases import a_request
 
 
@@ -30,12 +30,12 @@ def test_sqlite_runs_in_wal_mode_with_foreign_keys(sqlite_url: str) -> None:
 
 def test_a_locked_sqlite_file_is_busy_and_readable_and_works_again_after(sqlite_url: str) -> None:
     holder, db = Database.open(sqlite_url), Database.open(sqlite_url, timeout_s=0.05)
-    store = JobStore(db)
+    store = Store(db)
     with holder.write():
         with pytest.raises(Busy):
-            store.submit("default", "convert", a_request())
-        assert store.list("default").jobs == ()
-    store.submit("default", "convert", a_request())
+            store.submissions.submit("default", "convert", a_request())
+        assert store.jobs.list("default").jobs == ()
+    store.submissions.submit("default", "convert", a_request())
     holder.close()
     db.close()
 
@@ -45,8 +45,8 @@ def test_a_locked_postgresql_table_is_busy(empty_postgres_url: str) -> None:
     with holder.write() as connection:
         connection.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
         with pytest.raises(Busy):
-            JobStore(db).submit("default", "convert", a_request())
-    JobStore(db).submit("default", "convert", a_request())
+            Store(db).submissions.submit("default", "convert", a_request())
+    Store(db).submissions.submit("default", "convert", a_request())
     holder.close()
     db.close()
 
@@ -68,15 +68,17 @@ def test_a_pool_without_a_free_connection_is_busy(empty_postgres_url: str) -> No
 def test_a_missing_table_is_a_bug_and_not_busy(tmp_path: Path) -> None:
     db = Database.open(f"sqlite:///{tmp_path / 'empty.db'}")
     with pytest.raises(DBAPIError, match="no such table"):
-        JobStore(db).get("default", "0" * 32)
+        Store(db).jobs.get("default", "0" * 32)
     db.close()
 
 
 def test_sqlite_writers_take_turns_and_lose_nothing(sqlite_url: str) -> None:
     db = Database.open(sqlite_url)
-    store = JobStore(db)
+    store = Store(db)
     threads = [
-        threading.Thread(target=lambda: [store.submit("default", "convert", a_request()) for _ in range(10)])
+        threading.Thread(
+            target=lambda: [store.submissions.submit("default", "convert", a_request()) for _ in range(10)]
+        )
         for _ in range(8)
     ]
     for thread in threads:
@@ -84,5 +86,5 @@ def test_sqlite_writers_take_turns_and_lose_nothing(sqlite_url: str) -> None:
     for thread in threads:
         thread.join()
 
-    assert len(store.list("default", limit=200).jobs) == 80
+    assert len(store.jobs.list("default", limit=200).jobs) == 80
     db.close()

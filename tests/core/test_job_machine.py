@@ -26,8 +26,8 @@ from rebase.errors import Cancelled, LeaseLost, PublicError, StateConflict
 from rebase.schemas.callbacks import EVENT_BY_STATE
 from rebase.schemas.states import TERMINAL, TRANSITIONS, JobState, Phase
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim
+from rebase.store.store import Store
 from rebase.store.tables.jobs import Job
 from support.callbacks import EVERYTHING, a_job, book_of
 from support.databases import HandClock
@@ -36,16 +36,16 @@ TENANT = "default"
 ERROR = PublicError(code="hub_unavailable", message="Down.", retryable=True)
 LEASE_S = 60.0
 
-WRITES: dict[str, Callable[[JobStore, Claim], object]] = {
-    "heartbeat": lambda store, claim: store.heartbeat(claim, LEASE_S),
-    "report": lambda store, claim: store.report_progress(claim, Phase.READING, 1, 2),
-    "publishing": lambda store, claim: store.mark_publishing(claim),
-    "diagnostics": lambda store, claim: store.save_diagnostics(claim, {}, [{"n": 1}], "compatible"),
-    "succeed": lambda store, claim: store.succeed(claim, {"ok": True}),
-    "reject": lambda store, claim: store.reject(claim, ERROR),
-    "fail for good": lambda store, claim: store.fail(claim, ERROR),
-    "fail for now": lambda store, claim: store.fail(claim, ERROR, 10.0),
-    "cancelled": lambda store, claim: store.mark_cancelled(claim),
+WRITES: dict[str, Callable[[Store, Claim], object]] = {
+    "heartbeat": lambda store, claim: store.queue.heartbeat(claim, LEASE_S),
+    "report": lambda store, claim: store.queue.report_progress(claim, Phase.READING, 1, 2),
+    "publishing": lambda store, claim: store.queue.mark_publishing(claim),
+    "diagnostics": lambda store, claim: store.queue.save_diagnostics(claim, {}, [{"n": 1}], "compatible"),
+    "succeed": lambda store, claim: store.queue.succeed(claim, {"ok": True}),
+    "reject": lambda store, claim: store.queue.reject(claim, ERROR),
+    "fail for good": lambda store, claim: store.queue.fail(claim, ERROR),
+    "fail for now": lambda store, claim: store.queue.fail(claim, ERROR, 10.0),
+    "cancelled": lambda store, claim: store.queue.mark_cancelled(claim),
 }
 
 
@@ -60,7 +60,7 @@ class JobMachine(RuleBasedStateMachine):
         shutil.copy(self.template, self.folder / "rebase.db")
         self.clock = HandClock()
         self.db = Database.open(f"sqlite:///{self.folder / 'rebase.db'}")
-        self.store = JobStore(self.db, self.clock)
+        self.store = Store(self.db, self.clock)
         self.job_id = a_job(self.store, events=EVERYTHING)
         self.claims: list[Claim] = []
         self.version = 0
@@ -72,8 +72,8 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(owner=sampled_from(["worker-1", "worker-2"]))
     def claim(self, owner: str) -> None:
-        before = self.store.get(TENANT, self.job_id)
-        claim = self.store.claim(self.job_id, owner, LEASE_S)
+        before = self.store.jobs.get(TENANT, self.job_id)
+        claim = self.store.queue.claim(self.job_id, owner, LEASE_S)
         if claim is None:
             assert before.state is not JobState.QUEUED
         else:
@@ -85,11 +85,11 @@ class JobMachine(RuleBasedStateMachine):
     @rule(write=sampled_from(sorted(WRITES)), back=integers(0, 3))
     def write(self, write: str, back: int) -> None:
         claim = self.claims[max(0, len(self.claims) - 1 - back)]
-        before = self.store.get(TENANT, self.job_id)
+        before = self.store.jobs.get(TENANT, self.job_id)
         try:
             WRITES[write](self.store, claim)
         except (LeaseLost, Cancelled):
-            assert self.store.get(TENANT, self.job_id) == before
+            assert self.store.jobs.get(TENANT, self.job_id) == before
         else:
             assert claim is self.claims[-1]
             assert before.state in {JobState.RUNNING, JobState.PUBLISHING}
@@ -100,26 +100,26 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.store.reap()
-        assert self.store.reap().notifications == 0  # what is done once needs no second time
+        self.store.outbox.reap()
+        assert self.store.outbox.reap().notifications == 0  # what is done once needs no second time
 
     @rule()
     def relay(self) -> None:
-        self.store.publish(lambda _: None)
+        self.store.outbox.publish(lambda _: None)
 
     @rule(ask=sampled_from(["cancel", "retry"]))
     def ask(self, ask: str) -> None:
-        before = self.store.get(TENANT, self.job_id)
+        before = self.store.jobs.get(TENANT, self.job_id)
         try:
             getattr(self.store, ask)(TENANT, self.job_id)
         except StateConflict:
-            assert self.store.get(TENANT, self.job_id) == before
+            assert self.store.jobs.get(TENANT, self.job_id) == before
 
     @invariant()
     def a_done_job_has_one_of_result_and_error_and_nobody_holds_it(self) -> None:
         if not hasattr(self, "store"):
             return
-        job = self.store.get(TENANT, self.job_id)
+        job = self.store.jobs.get(TENANT, self.job_id)
         if job.is_done:
             assert (job.result is None) != (job.error is None)
             assert job.finished_at is not None
@@ -133,17 +133,17 @@ class JobMachine(RuleBasedStateMachine):
     def the_history_follows_the_moves_and_ends_where_the_job_is(self) -> None:
         if not hasattr(self, "store"):
             return
-        events = self.store.list_events(TENANT, self.job_id)
+        events = self.store.jobs.list_events(TENANT, self.job_id)
         states = [JobState(event.data["state"]) for event in events if event.type == "state"]
         assert all(after in TRANSITIONS[before] for before, after in pairwise(states))
         if len(events) < 200:
-            assert states[-1] is self.store.get(TENANT, self.job_id).state
+            assert states[-1] is self.store.jobs.get(TENANT, self.job_id).state
 
     @invariant()
     def every_start_and_every_end_is_told_once_and_nothing_else(self) -> None:
         if not hasattr(self, "store"):
             return
-        events = self.store.list_events(TENANT, self.job_id)
+        events = self.store.jobs.list_events(TENANT, self.job_id)
         if len(events) < 200:
             moves = [JobState(event.data["state"]) for event in events if event.type == "state"]
             told = [delivery.event for delivery in book_of(self.store).list_for_job(TENANT, self.job_id)]
@@ -151,7 +151,10 @@ class JobMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_queued_job_will_be_rung_for_within_the_hour(self) -> None:
-        if not hasattr(self, "store") or self.store.get(TENANT, self.job_id).state is not JobState.QUEUED:
+        if (
+            not hasattr(self, "store")
+            or self.store.jobs.get(TENANT, self.job_id).state is not JobState.QUEUED
+        ):
             return
         with self.db.read() as connection:
             again_at = connection.scalar(select(Job.ring_after))

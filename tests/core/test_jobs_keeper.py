@@ -15,24 +15,24 @@ from rebase.schemas.states import JobState
 from rebase.settings import Settings
 from rebase.store.broker import make_celery, send_notification
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
 from rebase.store.outbox import LEASE_S, ReapResult
 from rebase.store.scheduler import Scheduler
+from rebase.store.store import Store
 from support.databases import HandClock, a_request
 from support.redis_server import own_redis
 
 TENANT = "default"
 
 
-def _submit(store: JobStore, number: int = 1) -> list[str]:
-    return [store.submit(TENANT, "convert", a_request())[0].id for _ in range(number)]
+def _submit(store: Store, number: int = 1) -> list[str]:
+    return [store.submissions.submit(TENANT, "convert", a_request())[0].id for _ in range(number)]
 
 
 def _down(_job_id: str) -> None:
     raise ConnectionError("nobody there")
 
 
-def test_two_relays_at_once_ring_each_bell_once(store: JobStore) -> None:
+def test_two_relays_at_once_ring_each_bell_once(store: Store) -> None:
     ids = _submit(store, 40)
     rung: list[str] = []
     lock = threading.Lock()
@@ -43,129 +43,127 @@ def test_two_relays_at_once_ring_each_bell_once(store: JobStore) -> None:
         time.sleep(0.001)
 
     def relay(_: int) -> int:
-        return sum(store.publish(slow_ring, limit=7) for _ in range(6))
+        return sum(store.outbox.publish(slow_ring, limit=7) for _ in range(6))
 
     with ThreadPoolExecutor(2) as pool:
         counts = list(pool.map(relay, range(2)))
 
     assert sorted(rung) == sorted(ids)
     assert sum(counts) == 40
-    assert store.count_pending_notifications() == 0
+    assert store.outbox.count_pending() == 0
 
 
-def test_bells_wait_with_growing_patience_for_a_broker_that_is_down(
-    store: JobStore, clock: HandClock
-) -> None:
+def test_bells_wait_with_growing_patience_for_a_broker_that_is_down(store: Store, clock: HandClock) -> None:
     (job_id,) = _submit(store)
     for wait in (1, 2, 4):
         with pytest.raises(ConnectionError):
-            store.publish(_down)
+            store.outbox.publish(_down)
         clock.move(wait - 0.1)
-        assert store.publish(_down) == 0  # not due yet
+        assert store.outbox.publish(_down) == 0  # not due yet
         clock.move(0.2)
 
     rung: list[str] = []
-    store.publish(rung.append)
+    store.outbox.publish(rung.append)
     assert rung == [job_id]
 
 
-def test_bells_that_a_relay_held_when_it_died_ring_later(store: JobStore, clock: HandClock) -> None:
+def test_bells_that_a_relay_held_when_it_died_ring_later(store: Store, clock: HandClock) -> None:
     (job_id,) = _submit(store)
     with store.db.write() as connection:
-        assert store._lease_rows(connection, clock(), 10)
+        assert store.outbox._lease_rows(connection, clock(), 10)
     rung: list[str] = []
-    store.publish(rung.append)
+    store.outbox.publish(rung.append)
     assert rung == []
 
     clock.move(LEASE_S + 1)
-    store.publish(rung.append)
+    store.outbox.publish(rung.append)
     assert rung == [job_id]
 
 
 def test_a_lost_worker_costs_one_attempt_each_time_until_the_job_fails(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     (job_id,) = _submit(store)
     for attempt in (1, 2, 3):
-        store.publish(lambda _: None)
-        claim = store.claim(job_id, "worker", 60)
+        store.outbox.publish(lambda _: None)
+        claim = store.queue.claim(job_id, "worker", 60)
         assert claim is not None
         assert claim.attempt == attempt
         clock.move(61)
-        swept = store.reap()
+        swept = store.outbox.reap()
         assert swept == (ReapResult(requeued=1) if attempt < 3 else ReapResult(lost=1))
-        assert store.count_pending_notifications() == (1 if attempt < 3 else 0)
+        assert store.outbox.count_pending() == (1 if attempt < 3 else 0)
 
-    job = store.get(TENANT, job_id)
+    job = store.jobs.get(TENANT, job_id)
     assert job.state is JobState.FAILED
     assert job.error is not None
     assert job.error["code"] == "worker_lost"
 
 
 def test_a_worker_lost_while_publishing_leaves_the_job_to_the_next_one(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     (job_id,) = _submit(store)
-    claim = store.claim(job_id, "worker", 60)
+    claim = store.queue.claim(job_id, "worker", 60)
     assert claim is not None
-    store.mark_publishing(claim)
+    store.queue.mark_publishing(claim)
     clock.move(61)
 
-    assert store.reap().requeued == 1
-    assert store.claim(job_id, "worker-2", 60) is not None
+    assert store.outbox.reap().requeued == 1
+    assert store.queue.claim(job_id, "worker-2", 60) is not None
 
 
-def test_a_lost_workers_job_that_was_to_be_cancelled_is_cancelled(store: JobStore, clock: HandClock) -> None:
+def test_a_lost_workers_job_that_was_to_be_cancelled_is_cancelled(store: Store, clock: HandClock) -> None:
     (job_id,) = _submit(store)
-    store.claim(job_id, "worker", 60)
-    store.cancel(TENANT, job_id)
+    store.queue.claim(job_id, "worker", 60)
+    store.jobs.cancel(TENANT, job_id)
     clock.move(61)
 
-    assert store.reap() == ReapResult(cancelled=1)
-    assert store.get(TENANT, job_id).state is JobState.CANCELLED
+    assert store.outbox.reap() == ReapResult(cancelled=1)
+    assert store.jobs.get(TENANT, job_id).state is JobState.CANCELLED
 
 
 def test_a_queued_job_whose_bell_was_lost_is_rung_again_and_again_less_often(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     _submit(store)
-    store.publish(lambda _: None)
+    store.outbox.publish(lambda _: None)
     waits: list[int] = []
     waited = 0
     while len(waits) < 4:
         clock.move(1)
         waited += 1
-        if store.reap().renotified:
+        if store.outbox.reap().renotified:
             waits.append(waited)
             waited = 0
-            store.publish(lambda _: None)
+            store.outbox.publish(lambda _: None)
 
     assert waits == [30, 60, 120, 240]
 
 
-def test_a_job_whose_bell_still_waits_is_not_rung_again(store: JobStore, clock: HandClock) -> None:
+def test_a_job_whose_bell_still_waits_is_not_rung_again(store: Store, clock: HandClock) -> None:
     _submit(store)
     clock.move(3600)
 
-    assert store.reap() == ReapResult()
+    assert store.outbox.reap() == ReapResult()
 
 
-def test_two_sweepers_at_once_do_each_thing_once(store: JobStore, clock: HandClock) -> None:
+def test_two_sweepers_at_once_do_each_thing_once(store: Store, clock: HandClock) -> None:
     for job_id in _submit(store, 10):
-        store.claim(job_id, "worker", 60)
-    store.publish(lambda _: None)
+        store.queue.claim(job_id, "worker", 60)
+    store.outbox.publish(lambda _: None)
     clock.move(61)
 
     with ThreadPoolExecutor(4) as pool:
-        swept = list(pool.map(lambda _: store.reap(), range(4)))
+        swept = list(pool.map(lambda _: store.outbox.reap(), range(4)))
 
     assert sum(one.requeued for one in swept) == 10
-    assert store.count_pending_notifications() == 10
+    assert store.outbox.count_pending() == 10
 
 
 def test_the_keeper_rings_soon_after_a_nudge_and_sweeps_by_itself(database_url: str) -> None:
     db = Database.open(database_url)
-    store = JobStore(db)
+    store = Store(db)
     rung: list[str] = []
     heard = threading.Event()
 
@@ -190,7 +188,7 @@ def test_the_keeper_rings_soon_after_a_nudge_and_sweeps_by_itself(database_url: 
 
 def test_the_keeper_outlives_a_broker_that_is_down(database_url: str, clock: HandClock) -> None:
     db = Database.open(database_url)
-    store = JobStore(db, clock)
+    store = Store(db, clock)
     rung: list[str] = []
     broken = threading.Event()
     broken.set()
@@ -221,11 +219,11 @@ def test_the_keeper_outlives_a_broker_that_is_down(database_url: str, clock: Han
     assert keeper.state.failures >= 1
 
 
-def test_a_bell_on_a_real_redis_carries_the_job_id_and_nothing_else(store: JobStore) -> None:
+def test_a_bell_on_a_real_redis_carries_the_job_id_and_nothing_else(store: Store) -> None:
     (job_id,) = _submit(store)
     with own_redis() as url:
         app = make_celery(Settings(broker_url=url))
-        assert store.publish(lambda one: send_notification(app, one)) == 1
+        assert store.outbox.publish(lambda one: send_notification(app, one)) == 1
         app.pool.force_close_all()
         with Redis.from_url(url) as client:
             (message,) = client.lrange("rebase", 0, -1)

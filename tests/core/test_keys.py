@@ -11,13 +11,13 @@ from rebase.errors import NotFound, RequestInvalid, StateConflict
 from rebase.schemas.api_keys import Scope
 from rebase.store import api_keys as keys
 from rebase.store.audit import AuditContext, list_audit_events
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from support.databases import HandClock
 
 DAY = timedelta(days=1)
 
 
-def _known(store: JobStore, key: str) -> keys.Identity:
+def _known(store: Store, key: str) -> keys.Identity:
     known = keys.identify_key(store, key)
     assert known is not None
     return known
@@ -31,7 +31,7 @@ def test_each_scope_implies_those_below_it() -> None:
     ]
 
 
-def test_a_key_stands_for_its_tenant_and_scope_until_it_expires(store: JobStore, clock: HandClock) -> None:
+def test_a_key_stands_for_its_tenant_and_scope_until_it_expires(store: Store, clock: HandClock) -> None:
     made = keys.issue_key(store, "acme", "ci", Scope.READ, 7 * DAY)
     known = _known(store, made.key)
 
@@ -41,7 +41,7 @@ def test_a_key_stands_for_its_tenant_and_scope_until_it_expires(store: JobStore,
 
 
 def test_rotation_gives_a_like_key_and_leaves_the_old_one_for_the_overlap(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     old = keys.issue_key(store, "acme", "ci", Scope.CONVERT, 30 * DAY)
     clock.move(10 * DAY.total_seconds())
@@ -54,14 +54,14 @@ def test_rotation_gives_a_like_key_and_leaves_the_old_one_for_the_overlap(
     assert [line.action for line in list_audit_events(store.db, "acme")] == ["key.rotated"]
 
 
-def test_rotation_never_lengthens_the_old_keys_life(store: JobStore, clock: HandClock) -> None:
+def test_rotation_never_lengthens_the_old_keys_life(store: Store, clock: HandClock) -> None:
     old = keys.issue_key(store, "acme", "ci", Scope.CONVERT, timedelta(hours=1))
     keys.rotate_key(store, old.record.id, DAY)
 
     assert _known(store, old.key).expires_at == clock() + timedelta(hours=1)
 
 
-def test_a_key_without_an_end_is_rotated_into_one_without_an_end(store: JobStore, clock: HandClock) -> None:
+def test_a_key_without_an_end_is_rotated_into_one_without_an_end(store: Store, clock: HandClock) -> None:
     old = keys.issue_key(store, "acme", "ci")
     new = keys.rotate_key(store, old.record.id)
 
@@ -71,7 +71,7 @@ def test_a_key_without_an_end_is_rotated_into_one_without_an_end(store: JobStore
 
 @pytest.mark.parametrize("life", [None, 30 * DAY])
 def test_a_key_is_rotated_once_and_then_the_one_that_took_its_place(
-    store: JobStore, clock: HandClock, life: timedelta | None
+    store: Store, clock: HandClock, life: timedelta | None
 ) -> None:
     old = keys.issue_key(store, "acme", "ci", expires_in=life)
     second = keys.rotate_key(store, old.record.id)
@@ -88,7 +88,7 @@ def test_a_key_is_rotated_once_and_then_the_one_that_took_its_place(
     assert rotated == [True, True, False]
 
 
-def test_rotations_of_one_key_that_meet_make_one_successor(store: JobStore) -> None:
+def test_rotations_of_one_key_that_meet_make_one_successor(store: Store) -> None:
     old = keys.issue_key(store, "acme", "ci")
 
     def rotate(_: int) -> bool:
@@ -102,7 +102,7 @@ def test_rotations_of_one_key_that_meet_make_one_successor(store: JobStore) -> N
         assert sum(pool.map(rotate, range(4))) == 1
 
 
-def test_what_has_ended_or_is_anothers_cannot_be_rotated(store: JobStore, clock: HandClock) -> None:
+def test_what_has_ended_or_is_anothers_cannot_be_rotated(store: Store, clock: HandClock) -> None:
     ended, expired, theirs = (
         keys.issue_key(store, name, "key", expires_in=DAY) for name in ("acme", "acme", "rival")
     )
@@ -119,14 +119,14 @@ def test_what_has_ended_or_is_anothers_cannot_be_rotated(store: JobStore, clock:
 
 
 @pytest.mark.parametrize("key_id", ["", "a\0b", "x" * 32, "\ud800"])
-def test_an_id_that_no_key_can_have_is_not_found(store: JobStore, key_id: str) -> None:
+def test_an_id_that_no_key_can_have_is_not_found(store: Store, key_id: str) -> None:
     with pytest.raises(NotFound):
         keys.rotate_key(store, key_id, tenant="acme")
     with pytest.raises(NotFound):
         keys.revoke_key(store, key_id, tenant="acme")
 
 
-def test_last_use_is_noted_once_an_hour(store: JobStore, clock: HandClock) -> None:
+def test_last_use_is_noted_once_an_hour(store: Store, clock: HandClock) -> None:
     made = keys.issue_key(store, "acme", "ci")
     first = clock()
     keys.identify_key(store, made.key)
@@ -140,6 +140,6 @@ def test_last_use_is_noted_once_an_hour(store: JobStore, clock: HandClock) -> No
 
 
 @pytest.mark.parametrize("life", [timedelta(seconds=1), timedelta(days=5000), timedelta(days=-1)])
-def test_a_life_too_short_or_too_long_is_refused(store: JobStore, life: timedelta) -> None:
+def test_a_life_too_short_or_too_long_is_refused(store: Store, life: timedelta) -> None:
     with pytest.raises(RequestInvalid):
         keys.issue_key(store, "acme", "ci", expires_in=life)

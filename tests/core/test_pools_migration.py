@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 import migrations
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.tables.jobs import SiteDiagnostics
 from support.databases import a_request
 from support.pools import a_pool
@@ -43,8 +43,8 @@ def _rows(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
 def _with_a_job(url: str) -> str:
     """A job with a row in every table, in a database of the first version."""
     db = Database.open(url)
-    store = JobStore(db)
-    job_id = store.submit(TENANT, "convert", a_request(), "key")[0].id
+    store = Store(db)
+    job_id = store.submissions.submit(TENANT, "convert", a_request(), "key")[0].id
     with db.write() as connection:  # the store would also read and write tables of later versions
         running = text(
             "UPDATE jobs SET state = 'running', attempt = 1, lease_owner = 'worker' WHERE id = :id"
@@ -69,9 +69,9 @@ def test_jobs_and_all_that_hangs_on_them_survive_the_way_up_and_down(bare_url: s
     db = Database.open(bare_url)
     with db.read() as connection:
         assert _rows(connection) == before
-    store = JobStore(db)
-    pool_id = store.submit_pool(TENANT, a_pool(), "another key")[0].id
-    assert store.claim(pool_id, "worker", 60) is not None
+    store = Store(db)
+    pool_id = store.pools.submit(TENANT, a_pool(), "another key")[0].id
+    assert store.queue.claim(pool_id, "worker", 60) is not None
     db.close()
 
     migrations.downgrade(bare_url, "0001")

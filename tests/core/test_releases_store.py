@@ -12,8 +12,8 @@ from rebase.errors import LeaseLost, NotFound, PublicError, QuotaExceeded
 from rebase.schemas.states import CampaignDbState, CampaignState, JobState
 from rebase.schemas.subscriptions import ReconcileTask, ReleaseTask
 from rebase.store import subscriptions as subscriptions_side
-from rebase.store.job_store import JobStore
 from rebase.store.records import Decision
+from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
 from rebase.store.tables.jobs import Job
 from rebase.store.tables.releases import Release
@@ -23,22 +23,24 @@ from support.databases import HandClock, a_request
 OTHER_SHA = "b" * 40
 
 
-def jobs_of_kind(store: JobStore, kind: str) -> int:
+def jobs_of_kind(store: Store, kind: str) -> int:
     with store.db.read() as connection:
         return connection.scalar(select(func.count()).select_from(Job).where(Job.kind == kind)) or 0
 
 
-def test_the_same_subscription_twice_is_one(store: JobStore) -> None:
-    first, created = store.subscribe(DEFAULT_TENANT, a_subscription())
-    second, again = store.subscribe(DEFAULT_TENANT, a_subscription())
+def test_the_same_subscription_twice_is_one(store: Store) -> None:
+    first, created = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    second, again = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     assert (created, again, second) == (True, False, first)
-    assert store.subscribe(add_tenant(store, "beta"), a_subscription())[1]
+    assert store.subscriptions.create(add_tenant(store, "beta"), a_subscription())[1]
 
 
-def test_equal_subscriptions_at_the_same_moment_make_one(store: JobStore) -> None:
+def test_equal_subscriptions_at_the_same_moment_make_one(store: Store) -> None:
     made: list[bool] = []
     threads = [
-        threading.Thread(target=lambda: made.append(store.subscribe(DEFAULT_TENANT, a_subscription())[1]))
+        threading.Thread(
+            target=lambda: made.append(store.subscriptions.create(DEFAULT_TENANT, a_subscription())[1])
+        )
         for _ in range(8)
     ]
     for thread in threads:
@@ -49,13 +51,13 @@ def test_equal_subscriptions_at_the_same_moment_make_one(store: JobStore) -> Non
 
 
 def test_subscriptions_are_bounded_and_a_deleted_one_makes_room(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriptions_side, "MAX_SUBSCRIPTIONS", 3)
 
     def subscribe(number: int) -> str | None:
         try:
-            return store.subscribe(DEFAULT_TENANT, a_subscription(name=f"n{number}"))[0].id
+            return store.subscriptions.create(DEFAULT_TENANT, a_subscription(name=f"n{number}"))[0].id
         except QuotaExceeded:
             return None
 
@@ -63,38 +65,38 @@ def test_subscriptions_are_bounded_and_a_deleted_one_makes_room(
         made = [one for one in pool.map(subscribe, range(8)) if one is not None]
     assert len(made) == 3
     with pytest.raises(QuotaExceeded, match="3 subscriptions") as refused:
-        store.subscribe(DEFAULT_TENANT, a_subscription())
+        store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     assert refused.value.retry_after_s == 30
-    standing = store.get_subscription(DEFAULT_TENANT, made[0]).spec
-    assert store.subscribe(DEFAULT_TENANT, standing)[1] is False
-    assert store.subscribe(add_tenant(store, "beta"), a_subscription())[1]
+    standing = store.subscriptions.get(DEFAULT_TENANT, made[0]).spec
+    assert store.subscriptions.create(DEFAULT_TENANT, standing)[1] is False
+    assert store.subscriptions.create(add_tenant(store, "beta"), a_subscription())[1]
 
-    store.unsubscribe(DEFAULT_TENANT, made[0])
-    assert store.subscribe(DEFAULT_TENANT, a_subscription())[1]
+    store.subscriptions.delete(DEFAULT_TENANT, made[0])
+    assert store.subscriptions.create(DEFAULT_TENANT, a_subscription())[1]
 
 
-def test_subscriptions_are_paged_newest_first_and_belong_to_their_tenant(store: JobStore) -> None:
-    ids = [store.subscribe(DEFAULT_TENANT, a_subscription(name=f"n{n}"))[0].id for n in range(3)]
-    page = store.list_subscriptions(DEFAULT_TENANT, limit=2)
-    rest = store.list_subscriptions(DEFAULT_TENANT, limit=2, cursor=page.next_cursor)
+def test_subscriptions_are_paged_newest_first_and_belong_to_their_tenant(store: Store) -> None:
+    ids = [store.subscriptions.create(DEFAULT_TENANT, a_subscription(name=f"n{n}"))[0].id for n in range(3)]
+    page = store.subscriptions.list(DEFAULT_TENANT, limit=2)
+    rest = store.subscriptions.list(DEFAULT_TENANT, limit=2, cursor=page.next_cursor)
     assert [one.id for one in (*page.subscriptions, *rest.subscriptions)] == ids[::-1]
     assert rest.next_cursor is None
     beta = add_tenant(store, "beta")
-    assert store.list_subscriptions(beta).subscriptions == ()
-    for attempt in (store.get_subscription, store.unsubscribe):
+    assert store.subscriptions.list(beta).subscriptions == ()
+    for attempt in (store.subscriptions.get, store.subscriptions.delete):
         with pytest.raises(NotFound):
             attempt(beta, ids[0])
     with pytest.raises(NotFound):
-        store.get_subscription(DEFAULT_TENANT, "no id")
+        store.subscriptions.get(DEFAULT_TENANT, "no id")
 
 
-def test_a_push_is_one_job_for_each_subscription_that_means_it(store: JobStore) -> None:
+def test_a_push_is_one_job_for_each_subscription_that_means_it(store: Store) -> None:
     beta = add_tenant(store, "beta")
-    mine, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    theirs, _ = store.subscribe(beta, a_subscription(bases=None, successors_of="acme/base-1"))
-    store.subscribe(DEFAULT_TENANT, a_subscription(bases="acme/other-*"))
+    mine, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    theirs, _ = store.subscriptions.create(beta, a_subscription(bases=None, successors_of="acme/base-1"))
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription(bases="acme/other-*"))
 
-    assert store.record_release(seen()) == "recorded"
+    assert store.releases.record(seen()) == "recorded"
 
     claims = release_claims(store)
     tasks = [(claim.tenant_id, claim.request) for claim in claims]
@@ -106,30 +108,30 @@ def test_a_push_is_one_job_for_each_subscription_that_means_it(store: JobStore) 
     }
 
 
-def test_a_delivery_that_comes_again_and_a_look_that_finds_the_same_add_nothing(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription())
-    assert store.record_release(seen()) == "recorded"
-    assert store.record_release(seen()) == "duplicate"
-    assert store.record_release(seen(webhook_id="another hook")) == "duplicate"
+def test_a_delivery_that_comes_again_and_a_look_that_finds_the_same_add_nothing(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    assert store.releases.record(seen()) == "recorded"
+    assert store.releases.record(seen()) == "duplicate"
+    assert store.releases.record(seen(webhook_id="another hook")) == "duplicate"
     poll = {"webhook_id": None, "hub_repo_id": None, "seen_by": "poll"}
-    assert store.record_release(seen(**poll), DEFAULT_TENANT) == "duplicate"
-    assert (jobs_of_kind(store, "release"), store.count_releases()) == (1, {"webhook": 1, "poll": 0})
-    assert store.record_release(seen(OTHER_SHA, **poll), DEFAULT_TENANT) == "recorded"
-    assert store.record_release(seen(OTHER_SHA)) == "duplicate"
-    assert store.count_releases() == {"webhook": 1, "poll": 1}
+    assert store.releases.record(seen(**poll), DEFAULT_TENANT) == "duplicate"
+    assert (jobs_of_kind(store, "release"), store.releases.count()) == (1, {"webhook": 1, "poll": 0})
+    assert store.releases.record(seen(OTHER_SHA, **poll), DEFAULT_TENANT) == "recorded"
+    assert store.releases.record(seen(OTHER_SHA)) == "duplicate"
+    assert store.releases.count() == {"webhook": 1, "poll": 1}
 
 
-def test_a_delivery_that_is_known_under_an_older_name_of_its_repo_adds_nothing(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.record_release(seen())
-    assert store.record_release(seen(repo_id="acme/base-renamed")) == "duplicate"
+def test_a_delivery_that_is_known_under_an_older_name_of_its_repo_adds_nothing(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.releases.record(seen())
+    assert store.releases.record(seen(repo_id="acme/base-renamed")) == "duplicate"
 
 
-def test_deliveries_at_the_same_moment_are_one_release(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription())
+def test_deliveries_at_the_same_moment_are_one_release(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     answers: list[str] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(store.record_release(seen()))) for _ in range(8)
+        threading.Thread(target=lambda: answers.append(store.releases.record(seen()))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -139,77 +141,83 @@ def test_deliveries_at_the_same_moment_are_one_release(store: JobStore) -> None:
     assert jobs_of_kind(store, "release") == 1
 
 
-def test_a_push_that_nobody_means_leaves_no_row(store: JobStore) -> None:
-    assert store.record_release(seen()) == "no_subscription"
-    paused, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.pause_subscription(DEFAULT_TENANT, paused.id, True)
-    assert store.record_release(seen()) == "no_subscription"
+def test_a_push_that_nobody_means_leaves_no_row(store: Store) -> None:
+    assert store.releases.record(seen()) == "no_subscription"
+    paused, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.subscriptions.set_paused(DEFAULT_TENANT, paused.id, True)
+    assert store.releases.record(seen()) == "no_subscription"
     with store.db.read() as connection:
         assert connection.scalar(select(func.count()).select_from(Release)) == 0
-    store.pause_subscription(DEFAULT_TENANT, paused.id, False)
-    assert store.record_release(seen()) == "recorded"
+    store.subscriptions.set_paused(DEFAULT_TENANT, paused.id, False)
+    assert store.releases.record(seen()) == "recorded"
 
 
 def test_a_repo_that_is_known_to_be_older_than_the_subscription_is_no_release(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     before = clock()
     clock.move(10)
-    store.subscribe(DEFAULT_TENANT, a_subscription())
-    assert store.record_release(seen(created_at=before)) == "no_subscription"
-    assert store.record_release(seen(created_at=clock())) == "recorded"
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    assert store.releases.record(seen(created_at=before)) == "no_subscription"
+    assert store.releases.record(seen(created_at=clock())) == "recorded"
 
 
-def test_a_push_of_our_own_jobs_is_ignored_before_and_after_the_job_has_settled(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription(bases="acme/*"))
-    job, _ = store.submit(DEFAULT_TENANT, "convert", a_request())
-    claim = store.claim(job.id, "worker", 60)
+def test_a_push_of_our_own_jobs_is_ignored_before_and_after_the_job_has_settled(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription(bases="acme/*"))
+    job, _ = store.submissions.submit(DEFAULT_TENANT, "convert", a_request())
+    claim = store.queue.claim(job.id, "worker", 60)
     assert claim is not None
     shas = {"adapter_sha": SHA, "source_sha": SHA, "target_sha": SHA, "source_repo": "acme/base-1"}
-    store.record_resolved(claim, **shas, output_repo="acme/moved")
-    store.mark_publishing(claim)
-    assert store.record_release(seen(repo_id="acme/moved")) == "own_push"
-    store.succeed(claim, {"output": {"repo_id": "acme/moved", "commit": SHA}})
-    assert store.record_release(seen(repo_id="acme/moved")) == "own_push"
-    assert store.record_release(seen("d" * 40, repo_id="acme/moved", new_repo=True)) == "own_push", (
+    store.queue.record_resolved(claim, **shas, output_repo="acme/moved")
+    store.queue.mark_publishing(claim)
+    assert store.releases.record(seen(repo_id="acme/moved")) == "own_push"
+    store.queue.succeed(claim, {"output": {"repo_id": "acme/moved", "commit": SHA}})
+    assert store.releases.record(seen(repo_id="acme/moved")) == "own_push"
+    assert store.releases.record(seen("d" * 40, repo_id="acme/moved", new_repo=True)) == "own_push", (
         "its first commit"
     )
-    assert store.record_release(seen(OTHER_SHA, repo_id="acme/moved")) == "recorded", "somebody else's push"
+    assert store.releases.record(seen(OTHER_SHA, repo_id="acme/moved")) == "recorded", "somebody else's push"
 
 
-def test_the_services_own_jobs_are_shown_to_nobody(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription(since="2020-01-01"))
-    store.record_release(seen())
+def test_the_services_own_jobs_are_shown_to_nobody(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription(since="2020-01-01"))
+    store.releases.record(seen())
     assert (jobs_of_kind(store, "release"), jobs_of_kind(store, "reconcile")) == (1, 1)
-    assert store.list(DEFAULT_TENANT).jobs == ()
+    assert store.jobs.list(DEFAULT_TENANT).jobs == ()
     with store.db.read() as connection:
         (job_id, *_) = connection.scalars(select(Job.id)).all()
-    for attempt in (store.get, store.cancel, store.retry, store.list_events, store.get_diagnostics):
+    for attempt in (
+        store.jobs.get,
+        store.jobs.cancel,
+        store.jobs.retry,
+        store.jobs.list_events,
+        store.jobs.get_diagnostics,
+    ):
         with pytest.raises(NotFound):
             attempt(DEFAULT_TENANT, job_id)
 
 
-def test_a_release_job_survives_a_hub_that_is_away_for_longer_than_other_jobs_do(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.record_release(seen())
+def test_a_release_job_survives_a_hub_that_is_away_for_longer_than_other_jobs_do(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.releases.record(seen())
     with store.db.read() as connection:
         assert connection.scalar(select(Job.attempt_limit).where(Job.kind == "release")) == 8
 
 
 def test_the_keeper_asks_for_a_look_per_tenant_and_owner_when_it_is_due(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
     beta = add_tenant(store, "beta")
-    store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.subscribe(DEFAULT_TENANT, a_subscription(bases="ACME/else-*"))
-    store.subscribe(beta, a_subscription())
-    paused, _ = store.subscribe(beta, a_subscription(bases="other/*"))
-    store.pause_subscription(beta, paused.id, True)
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription(bases="ACME/else-*"))
+    store.subscriptions.create(beta, a_subscription())
+    paused, _ = store.subscriptions.create(beta, a_subscription(bases="other/*"))
+    store.subscriptions.set_paused(beta, paused.id, True)
 
-    assert store.enqueue_polls(60) == 0
+    assert store.releases.enqueue_polls(60) == 0
     clock.move(60)
-    assert store.enqueue_polls(60) == 2
-    assert store.enqueue_polls(60) == 0
+    assert store.releases.enqueue_polls(60) == 2
+    assert store.releases.enqueue_polls(60) == 0
     claims = release_claims(store, "reconcile")
     assert [(c.tenant_id, c.request) for c in claims] == [
         ("beta", ReconcileTask(owner="acme")),
@@ -218,84 +226,84 @@ def test_the_keeper_asks_for_a_look_per_tenant_and_owner_when_it_is_due(
 
 
 def test_looks_that_have_ended_are_not_kept_and_one_that_runs_is_not_doubled(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     for _ in range(3):
         clock.move(60)
-        assert store.enqueue_polls(60) == 1
+        assert store.releases.enqueue_polls(60) == 1
         (claim,) = release_claims(store, "reconcile")
         clock.move(60)
-        assert store.enqueue_polls(60) == 0, "one is running"
-        store.mark_polled(claim, "acme", [subscription.id], clock())
-        store.succeed(claim, {})
+        assert store.releases.enqueue_polls(60) == 0, "one is running"
+        store.releases.mark_polled(claim, "acme", [subscription.id], clock())
+        store.queue.succeed(claim, {})
     assert jobs_of_kind(store, "reconcile") == 1
-    assert store.get_subscription(DEFAULT_TENANT, subscription.id).looked_at == clock()
+    assert store.subscriptions.get(DEFAULT_TENANT, subscription.id).looked_at == clock()
 
 
-def test_a_look_tries_releases_again_whose_job_had_failed(store: JobStore, clock: HandClock) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.record_release(seen())
+def test_a_look_tries_releases_again_whose_job_had_failed(store: Store, clock: HandClock) -> None:
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.releases.record(seen())
     (claim,) = release_claims(store)
-    store.fail(claim, PublicError(code="hub_unavailable", message="away"))
+    store.queue.fail(claim, PublicError(code="hub_unavailable", message="away"))
     clock.move(3600)
-    store.enqueue_polls(3600)
+    store.releases.enqueue_polls(3600)
     (look,) = release_claims(store, "reconcile")
-    store.mark_polled(look, "acme", [subscription.id], clock())
+    store.releases.mark_polled(look, "acme", [subscription.id], clock())
     (again,) = release_claims(store)
     assert again.job_id == claim.job_id
 
 
-def test_a_subscription_that_begins_in_the_past_is_looked_after_at_once(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription(since="2020-01-01"))
+def test_a_subscription_that_begins_in_the_past_is_looked_after_at_once(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription(since="2020-01-01"))
     assert len(release_claims(store, "reconcile")) == 1
 
 
-def test_a_base_is_handled_once_however_often_its_release_is_decided(store: JobStore) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+def test_a_base_is_handled_once_however_often_its_release_is_decided(store: Store) -> None:
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     campaign_id = opened(store, subscription)
-    store.record_release(seen(OTHER_SHA))
+    store.releases.record(seen(OTHER_SHA))
     (claim,) = release_claims(store)
     decision = Decision(
         CampaignDbState.OPEN, OTHER_SHA, facts={"content": "weights-2"}, outputs={0: "acme/out"}
     )
-    decided = store.record_decision(claim, subscription, "acme/base-2", decision)
+    decided = store.decisions.record(claim, subscription, "acme/base-2", decision)
     assert (decided.outcome, decided.campaign_id) == ("handled", campaign_id)
     assert jobs_of_kind(store, "convert") == 2
 
 
 def test_a_worker_that_is_killed_after_its_decision_decides_the_same_again(
-    store: JobStore, clock: HandClock
+    store: Store, clock: HandClock
 ) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.record_release(seen())
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.releases.record(seen())
     (first,) = release_claims(store)
     decision = Decision(CampaignDbState.OPEN, SHA, facts=FACTS, outputs={0: "acme/x", 1: "acme/y"})
-    begun = store.record_decision(first, subscription, "acme/base-2", decision)
+    begun = store.decisions.record(first, subscription, "acme/base-2", decision)
     clock.move(61)
-    store.reap()
+    store.outbox.reap()
     (second,) = [claim for claim in release_claims(store) if claim.attempt == 2]
-    again = store.record_decision(second, subscription, "acme/base-2", decision)
+    again = store.decisions.record(second, subscription, "acme/base-2", decision)
     assert (begun.outcome, again.outcome, again.campaign_id) == ("open", "handled", begun.campaign_id)
     assert jobs_of_kind(store, "convert") == 2
 
 
-def test_on_update_converts_again_only_when_what_the_model_computes_with_has_changed(store: JobStore) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription(on_update=True))
+def test_on_update_converts_again_only_when_what_the_model_computes_with_has_changed(store: Store) -> None:
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription(on_update=True))
     opened(store, subscription)
     outcomes = []
     for sha, content in ((OTHER_SHA, "weights-1"), ("c" * 40, "weights-2"), ("c" * 40, "weights-2")):
-        store.record_release(seen(sha))
+        store.releases.record(seen(sha))
         claim = (release_claims(store) or [claim])[0]  # noqa: F821  (the last one decides twice)
         decision = Decision(CampaignDbState.OPEN, sha, facts={"content": content}, outputs={0: "acme/out"})
-        outcomes.append(store.record_decision(claim, subscription, "acme/base-2", decision).outcome)
+        outcomes.append(store.decisions.record(claim, subscription, "acme/base-2", decision).outcome)
     assert outcomes == ["handled", "open", "handled"]
-    page = store.list_campaigns(DEFAULT_TENANT)
+    page = store.campaigns.list(DEFAULT_TENANT)
     assert [(campaign.number, campaign.sha[0]) for campaign in page.campaigns] == [(2, "c"), (1, "a")]
 
 
-def test_a_release_that_waits_or_was_refused_is_decided_anew_under_the_same_id(store: JobStore) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+def test_a_release_that_waits_or_was_refused_is_decided_anew_under_the_same_id(store: Store) -> None:
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     seen_states = []
     ids = set()
     for sha, state in (
@@ -303,13 +311,13 @@ def test_a_release_that_waits_or_was_refused_is_decided_anew_under_the_same_id(s
         ("2" * 40, CampaignDbState.REFUSED),
         ("3" * 40, CampaignDbState.OPEN),
     ):
-        store.record_release(seen(sha))
+        store.releases.record(seen(sha))
         (claim,) = release_claims(store)
         reasons = [] if state is CampaignDbState.OPEN else [{"code": "why", "message": "Because."}]
         outputs = {0: "acme/out"} if state is CampaignDbState.OPEN else {}
         decision = Decision(state, sha, reasons, FACTS, outputs)
-        ids.add(store.record_decision(claim, subscription, "acme/base-2", decision).campaign_id)
-        (campaign,) = store.list_campaigns(DEFAULT_TENANT).campaigns
+        ids.add(store.decisions.record(claim, subscription, "acme/base-2", decision).campaign_id)
+        (campaign,) = store.campaigns.list(DEFAULT_TENANT).campaigns
         seen_states.append((campaign.state, campaign.sha[0], len(campaign.decision["reasons"])))
     assert len(ids) == 1
     assert seen_states == [
@@ -320,39 +328,39 @@ def test_a_release_that_waits_or_was_refused_is_decided_anew_under_the_same_id(s
 
 
 def test_a_subscription_that_was_deleted_meanwhile_begins_nothing_and_its_campaigns_stay(
-    store: JobStore,
+    store: Store,
 ) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     campaign_id = opened(store, subscription)
-    store.record_release(seen(OTHER_SHA))
+    store.releases.record(seen(OTHER_SHA))
     (claim,) = release_claims(store)
-    store.unsubscribe(DEFAULT_TENANT, subscription.id)
+    store.subscriptions.delete(DEFAULT_TENANT, subscription.id)
     decision = Decision(CampaignDbState.OPEN, OTHER_SHA, facts=FACTS, outputs={0: "acme/out"})
-    assert store.record_decision(claim, subscription, "acme/base-2", decision).outcome == "unsubscribed"
-    assert store.find_subscription(claim, subscription.id) is None
-    kept = store.get_campaign(DEFAULT_TENANT, campaign_id)
+    assert store.decisions.record(claim, subscription, "acme/base-2", decision).outcome == "unsubscribed"
+    assert store.decisions.find_subscription(claim, subscription.id) is None
+    kept = store.campaigns.get(DEFAULT_TENANT, campaign_id)
     assert (kept.subscription_id, kept.state) == (None, CampaignState.CONVERTING)
 
 
-def test_a_release_that_comes_during_a_pause_is_found_by_a_later_look(store: JobStore) -> None:
-    store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.record_release(seen())
+def test_a_release_that_comes_during_a_pause_is_found_by_a_later_look(store: Store) -> None:
+    store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.releases.record(seen())
     (claim,) = release_claims(store)
     assert isinstance(claim.request, ReleaseTask)
-    store.unmark_release(claim, claim.request)
-    store.succeed(claim, {"outcome": "paused"})
-    assert store.record_release(seen(), DEFAULT_TENANT) == "recorded"
+    store.decisions.unmark_release(claim, claim.request)
+    store.queue.succeed(claim, {"outcome": "paused"})
+    assert store.releases.record(seen(), DEFAULT_TENANT) == "recorded"
 
 
-def test_only_whoever_holds_the_job_decides(store: JobStore, clock: HandClock) -> None:
-    subscription, _ = store.subscribe(DEFAULT_TENANT, a_subscription())
-    store.record_release(seen())
+def test_only_whoever_holds_the_job_decides(store: Store, clock: HandClock) -> None:
+    subscription, _ = store.subscriptions.create(DEFAULT_TENANT, a_subscription())
+    store.releases.record(seen())
     (claim,) = release_claims(store)
     clock.move(61)
-    store.reap()
+    store.outbox.reap()
     with pytest.raises(LeaseLost):
-        store.record_decision(
+        store.decisions.record(
             claim, subscription, "acme/base-2", Decision(CampaignDbState.OPEN, SHA, outputs={0: "acme/x"})
         )
-    assert store.list_campaigns(DEFAULT_TENANT).campaigns == ()
-    assert store.list(DEFAULT_TENANT, state=JobState.QUEUED).jobs == ()
+    assert store.campaigns.list(DEFAULT_TENANT).campaigns == ()
+    assert store.jobs.list(DEFAULT_TENANT, state=JobState.QUEUED).jobs == ()

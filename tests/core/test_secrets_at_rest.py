@@ -19,8 +19,8 @@ from rebase.store.hub_tokens import (
     resolve_hub_token,
 )
 from rebase.store.job_events import SubmissionContext
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim
+from rebase.store.store import Store
 from rebase.store.tables.base import Base
 from rebase.store.tables.jobs import JobToken
 from rebase.store.vault import ENCRYPTED_COLUMNS, Vault, generate_key, rotate_encryption
@@ -38,25 +38,25 @@ def _settings(**changes: object) -> Settings:
 VAULT = Vault([OLD])
 
 
-def _claimed(store: JobStore, tenant: str, token: str | None = None) -> Claim:
+def _claimed(store: Store, tenant: str, token: str | None = None) -> Claim:
     keys.create_key(store, tenant, "key")
     extras = (
         SubmissionContext(encrypt_token=JobTokenEncryptor(VAULT, token).encrypt)
         if token is not None
         else SubmissionContext()
     )
-    job, _ = store.submit(tenant, "convert", a_request(), context=extras)
-    claim = store.claim(job.id, "w", 60)
+    job, _ = store.submissions.submit(tenant, "convert", a_request(), context=extras)
+    claim = store.queue.claim(job.id, "w", 60)
     assert claim is not None
     return claim
 
 
-def _job_tokens(store: JobStore) -> list[str]:
+def _job_tokens(store: Store) -> list[str]:
     with store.db.read() as connection:
         return list(connection.scalars(select(JobToken.job_id)))
 
 
-def test_a_jobs_own_token_comes_before_its_tenants_and_that_before_the_deployments(store: JobStore) -> None:
+def test_a_jobs_own_token_comes_before_its_tenants_and_that_before_the_deployments(store: Store) -> None:
     with_own, without = _claimed(store, "acme", JOBS), _claimed(store, "acme")
     put_tenant_token(store, VAULT, "acme", TENANTS, None)
 
@@ -67,7 +67,7 @@ def test_a_jobs_own_token_comes_before_its_tenants_and_that_before_the_deploymen
         delete_tenant_token(store, "acme", None)
 
 
-def test_only_the_deployments_own_tenant_falls_back_on_its_token_unless_it_is_shared(store: JobStore) -> None:
+def test_only_the_deployments_own_tenant_falls_back_on_its_token_unless_it_is_shared(store: Store) -> None:
     ours, theirs = _claimed(store, "default"), _claimed(store, "acme")
 
     assert resolve_hub_token(store, _settings(), ours) == DEPLOYMENTS
@@ -76,61 +76,61 @@ def test_only_the_deployments_own_tenant_falls_back_on_its_token_unless_it_is_sh
     assert resolve_hub_token(store, _settings(hub_token=None), ours) is None
 
 
-def _succeeds(store: JobStore, claim: Claim, _: HandClock) -> None:
-    store.succeed(claim, {})
+def _succeeds(store: Store, claim: Claim, _: HandClock) -> None:
+    store.queue.succeed(claim, {})
 
 
-def _fails(store: JobStore, claim: Claim, _: HandClock) -> None:
-    store.fail(claim, PublicError(code="x", message="x"))
+def _fails(store: Store, claim: Claim, _: HandClock) -> None:
+    store.queue.fail(claim, PublicError(code="x", message="x"))
 
 
-def _rejected(store: JobStore, claim: Claim, _: HandClock) -> None:
-    store.reject(claim, PublicError(code="x", message="x"))
+def _rejected(store: Store, claim: Claim, _: HandClock) -> None:
+    store.queue.reject(claim, PublicError(code="x", message="x"))
 
 
-def _cancelled(store: JobStore, claim: Claim, _: HandClock) -> None:
-    store.cancel(claim.tenant_id, claim.job_id)
-    store.mark_cancelled(claim)
+def _cancelled(store: Store, claim: Claim, _: HandClock) -> None:
+    store.jobs.cancel(claim.tenant_id, claim.job_id)
+    store.queue.mark_cancelled(claim)
 
 
-def _cancelled_while_waiting(store: JobStore, claim: Claim, _: HandClock) -> None:
-    store.fail(claim, PublicError(code="x", message="x"), retry_in_s=60)
-    store.cancel(claim.tenant_id, claim.job_id)
+def _cancelled_while_waiting(store: Store, claim: Claim, _: HandClock) -> None:
+    store.queue.fail(claim, PublicError(code="x", message="x"), retry_in_s=60)
+    store.jobs.cancel(claim.tenant_id, claim.job_id)
 
 
-def _dies_too_often(store: JobStore, claim: Claim, clock: HandClock) -> None:
+def _dies_too_often(store: Store, claim: Claim, clock: HandClock) -> None:
     for _ in range(3):
         clock.move(61)
-        store.reap()
-        store.claim(claim.job_id, "w", 60)
+        store.outbox.reap()
+        store.queue.claim(claim.job_id, "w", 60)
 
 
 @pytest.mark.parametrize(
     "end", [_succeeds, _fails, _rejected, _cancelled, _cancelled_while_waiting, _dies_too_often]
 )
 def test_however_a_job_ends_its_token_is_gone(
-    store: JobStore, clock: HandClock, end: Callable[[JobStore, Claim, HandClock], None]
+    store: Store, clock: HandClock, end: Callable[[Store, Claim, HandClock], None]
 ) -> None:
     claim = _claimed(store, "acme", JOBS)
     assert _job_tokens(store) == [claim.job_id]
 
     end(store, claim, clock)
 
-    assert store.get("acme", claim.job_id).is_done
+    assert store.jobs.get("acme", claim.job_id).is_done
     assert _job_tokens(store) == []
 
 
-def test_a_job_that_waits_for_another_attempt_keeps_its_token(store: JobStore) -> None:
+def test_a_job_that_waits_for_another_attempt_keeps_its_token(store: Store) -> None:
     claim = _claimed(store, "acme", JOBS)
-    store.fail(claim, PublicError(code="x", message="x"), retry_in_s=60)
+    store.queue.fail(claim, PublicError(code="x", message="x"), retry_in_s=60)
 
     assert _job_tokens(store) == [claim.job_id]
 
 
-def test_a_retry_may_bring_a_token_of_its_own(store: JobStore) -> None:
+def test_a_retry_may_bring_a_token_of_its_own(store: Store) -> None:
     claim = _claimed(store, "acme", JOBS)
-    store.fail(claim, PublicError(code="x", message="x"))
-    store.retry(
+    store.queue.fail(claim, PublicError(code="x", message="x"))
+    store.jobs.retry(
         "acme",
         claim.job_id,
         context=SubmissionContext(encrypt_token=JobTokenEncryptor(VAULT, TENANTS).encrypt),
@@ -139,7 +139,7 @@ def test_a_retry_may_bring_a_token_of_its_own(store: JobStore) -> None:
     assert resolve_hub_token(store, _settings(), claim) == TENANTS
 
 
-def test_a_token_that_was_copied_into_another_tenants_row_does_not_open(store: JobStore) -> None:
+def test_a_token_that_was_copied_into_another_tenants_row_does_not_open(store: Store) -> None:
     claim = _claimed(store, "acme")
     keys.create_key(store, "rival", "key")
     put_tenant_token(store, VAULT, "rival", TENANTS, None)
@@ -151,7 +151,7 @@ def test_a_token_that_was_copied_into_another_tenants_row_does_not_open(store: J
     assert TENANTS not in str(refused.value)
 
 
-def test_every_secret_is_put_under_the_new_key_and_the_old_one_can_go(store: JobStore) -> None:
+def test_every_secret_is_put_under_the_new_key_and_the_old_one_can_go(store: Store) -> None:
     claim = _claimed(store, "acme", JOBS)
     put_tenant_token(store, VAULT, "acme", TENANTS, None)
 
@@ -163,7 +163,7 @@ def test_every_secret_is_put_under_the_new_key_and_the_old_one_can_go(store: Job
         resolve_hub_token(store, _settings(), claim)
 
 
-def test_a_rotation_that_cannot_open_everything_changes_nothing(store: JobStore) -> None:
+def test_a_rotation_that_cannot_open_everything_changes_nothing(store: Store) -> None:
     claim = _claimed(store, "acme", JOBS)
     put_tenant_token(store, Vault([NEW]), "acme", TENANTS, None)
 
@@ -172,7 +172,7 @@ def test_a_rotation_that_cannot_open_everything_changes_nothing(store: JobStore)
     assert resolve_hub_token(store, _settings(), claim) == JOBS
 
 
-def test_every_column_with_sealed_secrets_is_on_the_list(store: JobStore) -> None:
+def test_every_column_with_sealed_secrets_is_on_the_list(store: Store) -> None:
     found = {
         (table.name, column.name)
         for table in Base.metadata.sorted_tables
@@ -185,7 +185,7 @@ def test_every_column_with_sealed_secrets_is_on_the_list(store: JobStore) -> Non
 
 
 @pytest.mark.parametrize("token", ["", "  ", "a b", "ü" * 9, "x" * 513, "tab\tinside"])
-def test_what_is_no_token_is_refused_without_being_quoted(store: JobStore, token: str) -> None:
+def test_what_is_no_token_is_refused_without_being_quoted(store: Store, token: str) -> None:
     with pytest.raises(RequestInvalid) as refused:
         put_tenant_token(store, VAULT, "default", token, None)
     if token.strip():

@@ -13,7 +13,6 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from rebase.errors import SettingsInvalid, StateConflict
 from rebase.logging import redact_event
-from rebase.store.job_store import JobStore
 from rebase.store.signing_secrets import (
     MAX_SIGNING_SECRETS,
     SigningSecretRepository,
@@ -21,6 +20,7 @@ from rebase.store.signing_secrets import (
     generate_secret,
     sign,
 )
+from rebase.store.store import Store
 from rebase.store.tables.callbacks import SigningSecret
 from rebase.store.vault import Vault, generate_key, rotate_encryption
 from support.callbacks import a_tenant, sql_text
@@ -34,7 +34,7 @@ def vault() -> Vault:
     return Vault([generate_key()])
 
 
-def secrets_of(store: JobStore) -> SigningSecretRepository:
+def secrets_of(store: Store) -> SigningSecretRepository:
     return SigningSecretRepository(store.db, store.clock)
 
 
@@ -65,7 +65,7 @@ def test_a_secret_has_the_shape_of_the_standard_and_is_long_enough() -> None:
 
 
 def test_during_a_rotation_both_secrets_verify_and_after_it_only_the_new_one(
-    store: JobStore, clock: HandClock, vault: Vault
+    store: Store, clock: HandClock, vault: Vault
 ) -> None:
     secrets = secrets_of(store)
     _, old = secrets.rotate(vault, TENANT, 3600)
@@ -88,7 +88,7 @@ def test_during_a_rotation_both_secrets_verify_and_after_it_only_the_new_one(
         Webhook(old).verify(body, headers)
 
 
-def test_a_secret_that_leaked_can_be_ended_at_once(store: JobStore, vault: Vault) -> None:
+def test_a_secret_that_leaked_can_be_ended_at_once(store: Store, vault: Vault) -> None:
     secrets = secrets_of(store)
     secrets.rotate(vault, TENANT, 3600)
     secrets.rotate(vault, TENANT, 3600)
@@ -97,14 +97,14 @@ def test_a_secret_that_leaked_can_be_ended_at_once(store: JobStore, vault: Vault
     assert secrets.decrypt_signing(vault, TENANT) == [new]
 
 
-def test_a_header_stays_short_however_often_somebody_rotates(store: JobStore, vault: Vault) -> None:
+def test_a_header_stays_short_however_often_somebody_rotates(store: Store, vault: Vault) -> None:
     secrets = secrets_of(store)
     made = [secrets.rotate(vault, TENANT, 3600)[1] for _ in range(6)]
 
     assert secrets.decrypt_signing(vault, TENANT) == made[: -MAX_SIGNING_SECRETS - 1 : -1]
 
 
-def test_rotations_at_once_leave_exactly_one_newest(store: JobStore, vault: Vault) -> None:
+def test_rotations_at_once_leave_exactly_one_newest(store: Store, vault: Vault) -> None:
     secrets = secrets_of(store)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: secrets.rotate(vault, TENANT, 3600), range(8)))
@@ -112,7 +112,7 @@ def test_rotations_at_once_leave_exactly_one_newest(store: JobStore, vault: Vaul
     assert [secret.retires_at for secret in secrets.list_signing(TENANT)].count(None) == 1
 
 
-def test_tenants_have_secrets_of_their_own(store: JobStore, vault: Vault) -> None:
+def test_tenants_have_secrets_of_their_own(store: Store, vault: Vault) -> None:
     a_tenant(store, "rival")
     secrets = secrets_of(store)
     _, mine = secrets.rotate(vault, TENANT, 3600)
@@ -127,7 +127,7 @@ def test_tenants_have_secrets_of_their_own(store: JobStore, vault: Vault) -> Non
 
 
 def test_the_database_holds_no_secret_and_a_sealed_one_opens_only_in_its_own_row(
-    store: JobStore, vault: Vault
+    store: Store, vault: Vault
 ) -> None:
     a_tenant(store, "rival")
     secrets = secrets_of(store)
@@ -144,7 +144,7 @@ def test_the_database_holds_no_secret_and_a_sealed_one_opens_only_in_its_own_row
         secrets.decrypt_signing(vault, "rival")
 
 
-def test_secrets_move_under_a_new_key_of_the_vault(store: JobStore) -> None:
+def test_secrets_move_under_a_new_key_of_the_vault(store: Store) -> None:
     old, new = generate_key(), generate_key()
     secrets = secrets_of(store)
     _, secret = secrets.rotate(Vault([old]), TENANT, 3600)

@@ -20,9 +20,9 @@ from rebase.schemas.callbacks import DeliveryState
 from rebase.settings import Settings
 from rebase.store.database import Database
 from rebase.store.deliveries import DeliveryRepository
-from rebase.store.job_store import JobStore
 from rebase.store.repository import utcnow
 from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.store import Store
 from rebase.store.tables.callbacks import CallbackDelivery
 from rebase.store.vault import Vault, generate_key
 from service.courier.health import is_alive
@@ -42,7 +42,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_a_courier_killed_after_its_post_sends_the_same_message_again(database_url: str, home: Path) -> None:
     key, db = generate_key(), Database.open(database_url)
-    jobs = JobStore(db)
+    jobs = Store(db)
     secret = SigningSecretRepository(db).rotate(Vault([key]), "default", 3600)[1]
     settings = {
         "REBASE_DATABASE_URL": database_url,

@@ -23,7 +23,7 @@ import migrations
 from benchmarks.processes import api, environment, free_port, wait_ready, worker
 from rebase.store import api_keys as keys
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.vault import generate_key
 from support.redis_server import own_redis
 from support.standin_hub import StandinHub
@@ -97,7 +97,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     repos = make_hub(home / "repos")
     url = f"sqlite:///{home / 'rebase.db'}"
     migrations.upgrade(url)
-    store = JobStore(Database.open(url))
+    store = Store(Database.open(url))
     key = keys.create_key(store, "tom", "laptop")
     store.db.close()
     vault_key = generate_key()

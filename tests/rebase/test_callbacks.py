@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rebase.schemas.callbacks import DeliveryState
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from support.callbacks import queue_of, settle
 from support.command import Command
 from support.running_service import RunningService
@@ -24,10 +24,10 @@ def secret(rebase: Command, at_service: RunningService) -> str:
     return value
 
 
-def delivery_of(rebase: Command, store: JobStore) -> str:
+def delivery_of(rebase: Command, store: Store) -> str:
     """A cancelled job's delivery."""
     job_id = json.loads(rebase(*CONVERT, "--set", f"callback.url={URL}", "--json").out)["id"]
-    store.cancel("default", job_id)
+    store.jobs.cancel("default", job_id)
     done = rebase("callbacks", "ls", "--job", job_id, "--json")
     (delivery,) = json.loads(done.out)["deliveries"]
     assert delivery["event"] == "job.cancelled"

@@ -29,9 +29,9 @@ def queued_job(rebase: Command) -> str:
 
 
 def finish(service: RunningService, job_id: str, end: Callable[[Claim], object]) -> None:
-    claim = service.store.claim(job_id, "tester:1", 60.0)
+    claim = service.store.queue.claim(job_id, "tester:1", 60.0)
     assert claim is not None
-    service.store.report_progress(claim, Phase.TRANSFERRING, 1, 4, "sites", 2.0)
+    service.store.queue.report_progress(claim, Phase.TRANSFERRING, 1, 4, "sites", 2.0)
     time.sleep(0.8)
     end(claim)
 
@@ -39,16 +39,20 @@ def finish(service: RunningService, job_id: str, end: Callable[[Claim], object])
 def ends(service: RunningService) -> dict[str, Callable[[Claim], Any]]:
     def succeed(claim: Claim) -> None:
         row = {"target": "0.q_proj", "measurements": {"kept": 0.5}, "flags": ["odd"]}
-        service.store.save_diagnostics(claim, {}, [row], "compatible")
-        service.store.mark_publishing(claim)
+        service.store.queue.save_diagnostics(claim, {}, [row], "compatible")
+        service.store.queue.mark_publishing(claim)
         output = {"repo_id": "acme/out", "commit": "0" * 40, "url": "/hub/acme/out", "pull_request": None}
         result = {"verdict": "compatible", "reasons": [{"message": "[b]ecause"}], "output": output}
-        service.store.succeed(claim, result)
+        service.store.queue.succeed(claim, result)
 
     return {
         "succeeded": succeed,
-        "failed": lambda c: service.store.fail(c, PublicError(code="unsafe_file", message="A pickle."), None),
-        "rejected": lambda c: service.store.reject(c, PublicError(code="incompatible", message="No way.")),
+        "failed": lambda c: service.store.queue.fail(
+            c, PublicError(code="unsafe_file", message="A pickle."), None
+        ),
+        "rejected": lambda c: service.store.queue.reject(
+            c, PublicError(code="incompatible", message="No way.")
+        ),
     }
 
 
@@ -89,7 +93,11 @@ def test_a_job_that_read_a_text_shows_how_many_layers_are_alike(
     job_id = queued_job(rebase)
     told = {"layer_map": {"coverage": 0.5, "threshold": 0.7}}
     layers = LayerSimilarityMatrix([[0.9, 0.25]], [0, 0])
-    finish(at_service, job_id, lambda c: at_service.store.save_diagnostics(c, told, [], "uncertain", layers))
+    finish(
+        at_service,
+        job_id,
+        lambda c: at_service.store.queue.save_diagnostics(c, told, [], "uncertain", layers),
+    )
     shown = rebase("status", job_id, "--diagnostics").out
     assert "50% of the target's have a source layer above CKA 0.7" in shown
 
@@ -99,8 +107,8 @@ def test_a_rejected_job_shows_every_reason(at_service: RunningService, rebase: C
     reasons = [{"message": "The bases differ."}, {"message": "So do their words."}]
 
     def reject(claim: Claim) -> None:
-        at_service.store.save_diagnostics(claim, {"precheck": {"reasons": reasons}}, [], "incompatible")
-        at_service.store.reject(claim, PublicError(code="incompatible", message="The bases differ."))
+        at_service.store.queue.save_diagnostics(claim, {"precheck": {"reasons": reasons}}, [], "incompatible")
+        at_service.store.queue.reject(claim, PublicError(code="incompatible", message="The bases differ."))
 
     finish(at_service, job_id, reject)
     done = rebase("status", job_id)
@@ -115,10 +123,10 @@ def test_a_precheck_that_finds_a_pair_incompatible_exits_3(
         with RebaseClient(at_service.url) as client:
             while not (found := list(client.jobs(adapter="acme/pre"))):
                 time.sleep(0.05)
-        claim = at_service.store.claim(found[0].id, "tester:1", 60.0)
+        claim = at_service.store.queue.claim(found[0].id, "tester:1", 60.0)
         assert claim is not None
-        at_service.store.save_diagnostics(claim, {}, [], "incompatible")
-        at_service.store.succeed(claim, {"verdict": "incompatible", "reasons": []})
+        at_service.store.queue.save_diagnostics(claim, {}, [], "incompatible")
+        at_service.store.queue.succeed(claim, {"verdict": "incompatible", "reasons": []})
 
     worker = threading.Thread(target=work)
     worker.start()

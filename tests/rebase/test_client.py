@@ -32,7 +32,7 @@ def request(name: str = "sql-lora") -> ConversionRequest:
 
 
 def claimed(service: RunningService, job: Job) -> Claim:
-    claim = service.store.claim(job.id, "tester:1", 60.0)
+    claim = service.store.queue.claim(job.id, "tester:1", 60.0)
     assert claim is not None
     return claim
 
@@ -129,10 +129,10 @@ def test_wait_sees_progress_and_returns_the_result(service: RunningService, clie
     def work() -> None:
         claim = claimed(service, job)
         for done in (1, 2):
-            service.store.report_progress(claim, Phase.TRANSFERRING, done, 2, "sites", 0.5)
+            service.store.queue.report_progress(claim, Phase.TRANSFERRING, done, 2, "sites", 0.5)
             time.sleep(0.7)
-        service.store.mark_publishing(claim)
-        service.store.succeed(claim, {"verdict": "compatible"})
+        service.store.queue.mark_publishing(claim)
+        service.store.queue.succeed(claim, {"verdict": "compatible"})
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -155,7 +155,7 @@ def test_events_end_with_the_job_and_resume_after_the_last_one_seen(
 ) -> None:
     job = client.convert(request())
     claim = claimed(service, job)
-    service.store.fail(claim, PublicError(code="unsafe_file", message="No."), None)
+    service.store.queue.fail(claim, PublicError(code="unsafe_file", message="No."), None)
     history = list(client.events(job.id))
     moves = [event.data["state"] for event in history if event.type == "state"]
     assert moves == ["queued", "running", "failed"]
@@ -196,7 +196,7 @@ def test_a_wait_and_a_stream_outlive_a_restart_of_the_service(tmp_path: Path) ->
             with service_process(tmp_path, port):
                 claim = claimed(first, job)
                 service_error = PublicError(code="unsafe_file", message="No.")
-                first.store.fail(claim, service_error, None)
+                first.store.queue.fail(claim, service_error, None)
                 waiting.join(30)
                 listening.join(30)
     assert [job.status for job in waited] == ["failed"]

@@ -49,7 +49,7 @@ def test_a_pool_is_added_and_its_document_is_that_of_the_service(
         pool = client.pool(pool_id)
     assert (pool.state, pool.name, pool.anchor_count) == ("validating", "tiny tasks", 3)
     assert json.loads(rebase("pools", "show", pool_id, "--json").out) == pool.model_dump(mode="json")
-    assert at_service.store.get_pool(DEFAULT_TENANT, pool_id).job.request == a_pool(
+    assert at_service.store.pools.get(DEFAULT_TENANT, pool_id).job.request == a_pool(
         name="tiny tasks"
     ).model_dump(mode="json")
 
@@ -75,25 +75,25 @@ def test_waiting_shows_progress_and_ends_with_what_became_of_the_pool(
     at_service: RunningService, rebase: Command, file: str, good: bool, code: int, as_json: bool
 ) -> None:
     store = at_service.store
-    known = {pool.id for pool in store.list_pools(DEFAULT_TENANT, limit=200).pools}
+    known = {pool.id for pool in store.pools.list(DEFAULT_TENANT, limit=200).pools}
 
     def work() -> None:
-        while not (new := {p.id for p in store.list_pools(DEFAULT_TENANT, limit=200).pools} - known):
+        while not (new := {p.id for p in store.pools.list(DEFAULT_TENANT, limit=200).pools} - known):
             time.sleep(0.05)
         (pool_id,) = new
         if good:
-            claim = store.claim(pool_id, "tester:1", 60.0)
+            claim = store.queue.claim(pool_id, "tester:1", 60.0)
             assert claim is not None
-            store.report_progress(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
+            store.queue.report_progress(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
             time.sleep(0.8)
-            store.fail(claim, PublicError(code="hub_unavailable", message="Later."), 0.0)
+            store.queue.fail(claim, PublicError(code="hub_unavailable", message="Later."), 0.0)
             finish_pool(store, pool_id)
         else:
-            claim = store.claim(pool_id, "tester:1", 60.0)
+            claim = store.queue.claim(pool_id, "tester:1", 60.0)
             assert claim is not None
-            store.report_progress(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
+            store.queue.report_progress(claim, Phase.FACTORIZING, 3, 14, "sites", 2.0)
             time.sleep(0.8)
-            store.fail(claim, PublicError(code="unsafe_file", message="A pickle.", hint="Repack."))
+            store.queue.fail(claim, PublicError(code="unsafe_file", message="A pickle.", hint="Repack."))
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -144,7 +144,7 @@ def test_a_removed_pool_is_gone_and_its_job_was_cancelled(
         again = rebase("pools", command, pool_id, "--json")
         assert again.code == 1
         assert json.loads(again.out)["error"]["code"] == "not_found"
-    assert at_service.store.get(DEFAULT_TENANT, pool_id).state is JobState.CANCELLED
+    assert at_service.store.jobs.get(DEFAULT_TENANT, pool_id).state is JobState.CANCELLED
 
 
 def test_a_pools_job_shows_in_jobs_and_status_says_where_the_pool_is(

@@ -33,28 +33,28 @@ def subscribe(rebase: Command, *more: str, owner: str | None = None) -> dict[str
 def begin(service: RunningService, subscription: dict[str, Any]) -> str:
     """The campaign of a release, as a worker begins it."""
     store, base = service.store, subscription["bases"].replace("*", "2")
-    record = store.get_subscription(DEFAULT_TENANT, subscription["id"])
-    assert store.record_release(seen(repo_id=base, hub_repo_id=base)) == "recorded"
+    record = store.subscriptions.get(DEFAULT_TENANT, subscription["id"])
+    assert store.releases.record(seen(repo_id=base, hub_repo_id=base)) == "recorded"
     (claim,) = release_claims(store)
     outputs = {n: f"{record.owner}/out-{n}" for n in range(len(record.spec.adapters))}
-    decided = store.record_decision(
+    decided = store.decisions.record(
         claim, record, base, Decision(CampaignDbState.OPEN, SHA, facts=FACTS, outputs=outputs)
     )
-    store.succeed(claim, {})
+    store.queue.succeed(claim, {})
     assert decided.campaign_id is not None
     return decided.campaign_id
 
 
 def finish(service: RunningService, campaign_id: str) -> None:
     """Convert everything."""
-    for entry in service.store.list_campaign_entries(DEFAULT_TENANT, campaign_id):
-        claim = service.store.claim(entry.job.id, "worker", 60)
+    for entry in service.store.campaigns.list_entries(DEFAULT_TENANT, campaign_id):
+        claim = service.store.queue.claim(entry.job.id, "worker", 60)
         assert claim is not None
-        service.store.save_diagnostics(claim, {}, [], "compatible")
-        service.store.mark_publishing(claim)
+        service.store.queue.save_diagnostics(claim, {}, [], "compatible")
+        service.store.queue.mark_publishing(claim)
         output = {"repo_id": "acme/out", "commit": "c" * 40, "url": "https://hub.example/acme/out"}
         result = {"output": {**output, "pull_request": None}, "method": {"name": "copy"}}
-        service.store.succeed(claim, result)
+        service.store.queue.succeed(claim, result)
 
 
 def test_a_subscription_is_what_was_typed(at_service: RunningService, rebase: Command) -> None:
@@ -76,7 +76,7 @@ def test_a_subscription_is_what_was_typed(at_service: RunningService, rebase: Co
         "--since=2026-01-01",
         "--name=tasks",
     )
-    request = at_service.store.get_subscription(DEFAULT_TENANT, made["id"]).request
+    request = at_service.store.subscriptions.get(DEFAULT_TENANT, made["id"]).request
     assert request["adapters"][1] == {"repo_id": "acme/lora-b", "revision": "v1"}
     assert (request["method"]["name"], request["method"]["rank"]) == ("cross_lora", 16)
     assert (request["output"]["repo_id"], request["output"]["max_rank"]) == (

@@ -69,7 +69,7 @@ def test_where_nothing_helps_the_table_is_shown_with_exit_3_and_nothing_written(
 def test_a_job_that_found_nothing_better_shows_its_table(at_service: RunningService, rebase: Command) -> None:
     line = ("convert", "acme/sql-lora", "--target", "acme/new", "--json")
     job_id = str(json.loads(rebase(*line).out)["id"])
-    claim = at_service.store.claim(job_id, "tester:1", 60.0)
+    claim = at_service.store.queue.claim(job_id, "tester:1", 60.0)
     assert claim is not None
     scored = {"value": 0.25, "low": 0.125, "high": 0.375}
     rows: list[dict[str, Any]] = [
@@ -78,8 +78,8 @@ def test_a_job_that_found_nothing_better_shows_its_table(at_service: RunningServ
     ]
     selection = {"choosing": 8, "confirming": 8, "shared": False, "score": "accuracy", "target": scored}
     summary = {"selection": {**selection, "candidates": rows, "best": 0, "confirmed": None}}
-    at_service.store.save_diagnostics(claim, summary, [], "uncertain")
-    at_service.store.reject(claim, PublicError(code="nothing_better", message="No candidate."))
+    at_service.store.queue.save_diagnostics(claim, summary, [], "uncertain")
+    at_service.store.queue.reject(claim, PublicError(code="nothing_better", message="No candidate."))
     done = rebase("status", job_id)
     assert done.code == 3
     shown = [line.split() for line in done.out.splitlines()]
@@ -94,12 +94,12 @@ def test_a_pre_check_at_a_service_shows_how_many_layers_are_alike(
         with RebaseClient(at_service.url) as client:
             while not (found := list(client.jobs(adapter="acme/read"))):
                 time.sleep(0.05)
-        claim = at_service.store.claim(found[0].id, "tester:1", 60.0)
+        claim = at_service.store.queue.claim(found[0].id, "tester:1", 60.0)
         assert claim is not None
         layer_map = {"layer_map": {"coverage": 0.5, "threshold": 0.7}}
         layers = LayerSimilarityMatrix([[0.9, 0.25]], [0, 0])
-        at_service.store.save_diagnostics(claim, layer_map, [], "uncertain", layers)
-        at_service.store.succeed(claim, {"verdict": "uncertain", "reasons": []})
+        at_service.store.queue.save_diagnostics(claim, layer_map, [], "uncertain", layers)
+        at_service.store.queue.succeed(claim, {"verdict": "uncertain", "reasons": []})
 
     worker = threading.Thread(target=work)
     worker.start()

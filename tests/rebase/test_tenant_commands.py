@@ -101,13 +101,13 @@ def test_a_jobs_own_token_is_taken_from_a_variable(
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     done = rebase("convert", "acme/lora", "--target", "acme/new", "--hub-token-env", "MY_TOKEN", "--json")
-    claim = at_service.store.claim(json.loads(done.out)["id"], "tester", 60.0)
+    claim = at_service.store.queue.claim(json.loads(done.out)["id"], "tester", 60.0)
     assert claim is not None
     settings = Settings(_env_file=None, home=at_service.home)
 
     assert resolve_hub_token(at_service.store, settings, claim) == TOKEN
     assert TOKEN not in done.out
-    at_service.store.succeed(claim, {})
+    at_service.store.queue.succeed(claim, {})
     assert rebase("convert", "acme/lora", "--target", "acme/new", "--hub-token-env", "NO_SUCH").code == 2
 
 

@@ -16,7 +16,7 @@ from rebase.errors import NotFound, RequestInvalid, SettingsInvalid
 from rebase.logging import redact_event
 from rebase.settings import Settings
 from rebase.store import api_keys as keys
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.tables.tenants import ApiKey
 from service.app import create_app
 from support.api import BODY, Api
@@ -89,7 +89,7 @@ def test_a_revoked_key_stops_working(guarded: Api, monkeypatch: pytest.MonkeyPat
         keys.revoke_key(guarded.store, record.id)
 
 
-def test_only_the_hash_of_a_key_is_stored(store: JobStore) -> None:
+def test_only_the_hash_of_a_key_is_stored(store: Store) -> None:
     key = keys.create_key(store, "acme", "laptop")
     with store.db.read() as connection:
         row = connection.execute(select(ApiKey.__table__)).one()
@@ -104,7 +104,7 @@ def test_only_the_hash_of_a_key_is_stored(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize(("tenant", "name"), [("", "n"), ("Acme Inc", "n"), ("acme", ""), ("a" * 65, "n")])
-def test_a_key_for_a_tenant_or_name_that_is_none_is_refused(store: JobStore, tenant: str, name: str) -> None:
+def test_a_key_for_a_tenant_or_name_that_is_none_is_refused(store: Store, tenant: str, name: str) -> None:
     with pytest.raises(RequestInvalid):
         keys.create_key(store, tenant, name)
 

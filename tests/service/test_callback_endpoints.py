@@ -30,7 +30,7 @@ def ready(api: Api) -> Api:
 def ended(api: Api, **callback: Any) -> str:
     """A job with a callback that has succeeded."""
     job_id = api.submit(callback={"url": URL, **callback})
-    api.store.succeed(api.claim(job_id), {})
+    api.store.queue.succeed(api.claim(job_id), {})
     return job_id
 
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_called_back_is_refused_at_once_with_its_field(
 
     assert answer.status_code == 422
     assert answer.json()["pointers"] == [pointer]
-    assert ready.store.list("default").jobs == ()
+    assert ready.store.jobs.list("default").jobs == ()
 
 
 def test_no_signing_secret_no_callback(api: Api) -> None:

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from rebase.schemas.callbacks import DeliveryState
 from rebase.store.database import Database
 from rebase.store.delivery_queue import LeaseLimits
-from rebase.store.job_store import JobStore
 from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.store import Store
 from rebase.store.vault import Vault, generate_key
 from service.courier.sending import MOST_BYTES
 from support.callbacks import a_job, a_tenant, book_of, claimed, ended_job
@@ -34,10 +34,10 @@ TENANT = "default"
 
 
 @pytest.fixture
-def jobs(database_url: str) -> Iterator[JobStore]:
+def jobs(database_url: str) -> Iterator[Store]:
     """A job store that goes by the wall clock, as couriers do."""
     db = Database.open(database_url)
-    yield JobStore(db)
+    yield Store(db)
     db.close()
 
 
@@ -47,7 +47,7 @@ def vault() -> Vault:
 
 
 @pytest.fixture
-def secret(jobs: JobStore, vault: Vault) -> str:
+def secret(jobs: Store, vault: Vault) -> str:
     return SigningSecretRepository(jobs.db).rotate(vault, TENANT, 3600)[1]
 
 
@@ -63,7 +63,7 @@ def reasons(delivery: object) -> list[str | None]:
     return [attempt.reason for attempt in delivery.log]  # type: ignore[attr-defined]
 
 
-def test_a_message_arrives_signed_and_is_delivered(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_a_message_arrives_signed_and_is_delivered(jobs: Store, vault: Vault, secret: str) -> None:
     with receiver(answers(204)) as found, running_courier(jobs, vault, a_sender()):
         job_id = ended_job(jobs, f"{found.url}/a%20b?team=x&y=%2F")
         delivery = until_settled(jobs.db, job_id)
@@ -82,7 +82,7 @@ def test_a_message_arrives_signed_and_is_delivered(jobs: JobStore, vault: Vault,
 
 
 def test_a_work_folder_that_cannot_be_written_is_said_once_and_holds_nothing_up(
-    jobs: JobStore, vault: Vault, secret: str, tmp_path: Path
+    jobs: Store, vault: Vault, secret: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "work"
     folder.touch()  # no folder, so that nothing can be made in it, by root neither
@@ -101,7 +101,7 @@ def test_a_work_folder_that_cannot_be_written_is_said_once_and_holds_nothing_up(
     assert [line["log_level"] for line in said if line["event"] == "courier_alive_file"] == ["warning"]
 
 
-def test_both_secrets_of_a_rotation_verify(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_both_secrets_of_a_rotation_verify(jobs: Store, vault: Vault, secret: str) -> None:
     _, new = SigningSecretRepository(jobs.db).rotate(vault, TENANT, 3600)
     with receiver(answers(200)) as found, running_courier(jobs, vault, a_sender()):
         ended_job(jobs, found.url)
@@ -111,7 +111,7 @@ def test_both_secrets_of_a_rotation_verify(jobs: JobStore, vault: Vault, secret:
 
 
 def test_a_receiver_that_recovers_is_told_the_same_message_under_the_same_id(
-    jobs: JobStore, vault: Vault, secret: str
+    jobs: Store, vault: Vault, secret: str
 ) -> None:
     with (
         receiver(in_turn(answers(500), answers(503, {"Retry-After": "1"}), answers(200))) as found,
@@ -131,7 +131,7 @@ def test_a_receiver_that_recovers_is_told_the_same_message_under_the_same_id(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_a_failure_and_is_never_followed(
-    jobs: JobStore, vault: Vault, secret: str, status: int
+    jobs: Store, vault: Vault, secret: str, status: int
 ) -> None:
     with (
         receiver(answers(200)) as elsewhere,
@@ -145,7 +145,7 @@ def test_a_redirect_is_a_failure_and_is_never_followed(
     assert (len(found.got), elsewhere.connections) == (4, 0)
 
 
-def test_410_stops_that_url_until_a_replay(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_410_stops_that_url_until_a_replay(jobs: Store, vault: Vault, secret: str) -> None:
     with (
         receiver(in_turn(answers(410), answers(200))) as found,
         running_courier(jobs, vault, a_sender()),
@@ -164,7 +164,7 @@ def test_410_stops_that_url_until_a_replay(jobs: JobStore, vault: Vault, secret:
 
 
 def test_nobody_there_is_tried_to_the_end_of_the_schedule_and_given_up(
-    jobs: JobStore, vault: Vault, secret: str
+    jobs: Store, vault: Vault, secret: str
 ) -> None:
     with running_courier(jobs, vault, a_sender()):
         delivery = until_settled(jobs.db, ended_job(jobs, f"http://127.0.0.1:{dead_port()}/"))
@@ -176,7 +176,7 @@ def test_nobody_there_is_tried_to_the_end_of_the_schedule_and_given_up(
 
 
 def test_answers_that_never_end_are_cut_off_in_time(
-    jobs: JobStore, vault: Vault, secret: str, ending: threading.Event
+    jobs: Store, vault: Vault, secret: str, ending: threading.Event
 ) -> None:
     with (
         receiver(never_answers(ending)) as silent,
@@ -191,7 +191,7 @@ def test_answers_that_never_end_are_cut_off_in_time(
         assert 500 <= (delivery.log[0].duration_ms or 0) <= 2500
 
 
-def test_a_huge_answer_is_not_read_and_still_counts(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_a_huge_answer_is_not_read_and_still_counts(jobs: Store, vault: Vault, secret: str) -> None:
     sent: list[int] = []
     with receiver(huge_body(sent)) as found, running_courier(jobs, vault, a_sender()):
         delivery = until_settled(jobs.db, ended_job(jobs, found.url))
@@ -200,7 +200,7 @@ def test_a_huge_answer_is_not_read_and_still_counts(jobs: JobStore, vault: Vault
     assert sum(sent) < 64 * MOST_BYTES  # what lies in the sockets' buffers is sent, the rest is not
 
 
-def test_nothing_of_an_answer_is_kept_but_its_status(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_nothing_of_an_answer_is_kept_but_its_status(jobs: Store, vault: Vault, secret: str) -> None:
     from support.callbacks import sql_text
 
     page = answers(500, {"X-Inside": "M0RE-S3CRET"}, b"S3CRET page of an internal host")
@@ -210,7 +210,7 @@ def test_nothing_of_an_answer_is_kept_but_its_status(jobs: JobStore, vault: Vaul
     assert "S3CRET" not in sql_text(jobs.db)
 
 
-def test_what_is_not_http_is_a_typed_failure(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_what_is_not_http_is_a_typed_failure(jobs: Store, vault: Vault, secret: str) -> None:
     with receiver(talks_nonsense) as found, running_courier(jobs, vault, a_sender(), waits=""):
         delivery = until_settled(jobs.db, ended_job(jobs, found.url))
 
@@ -218,7 +218,7 @@ def test_what_is_not_http_is_a_typed_failure(jobs: JobStore, vault: Vault, secre
 
 
 def test_dead_receivers_delay_neither_other_receivers_nor_other_tenants(
-    jobs: JobStore, vault: Vault, secret: str, ending: threading.Event
+    jobs: Store, vault: Vault, secret: str, ending: threading.Event
 ) -> None:
     a_tenant(jobs, "rival")
     SigningSecretRepository(jobs.db).rotate(vault, "rival", 0)
@@ -241,13 +241,13 @@ def test_dead_receivers_delay_neither_other_receivers_nor_other_tenants(
 
 
 def test_a_job_ends_as_fast_whatever_its_receiver_does(
-    jobs: JobStore, vault: Vault, secret: str, ending: threading.Event
+    jobs: Store, vault: Vault, secret: str, ending: threading.Event
 ) -> None:
     def ending_takes(url: str) -> float:
         job_id = a_job(jobs, url)
         claim = claimed(jobs, job_id)
         started = time.monotonic()
-        jobs.succeed(claim, {})
+        jobs.queue.succeed(claim, {})
         return time.monotonic() - started
 
     with (
@@ -263,7 +263,7 @@ def test_a_job_ends_as_fast_whatever_its_receiver_does(
     assert slow[7] < 20 * fast[7] + 0.1
 
 
-def test_two_couriers_deliver_each_message_once(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_two_couriers_deliver_each_message_once(jobs: Store, vault: Vault, secret: str) -> None:
     with receiver(answers(200)) as found:
         ids = [ended_job(jobs, found.url) for _ in range(30)]
         with running_courier(jobs, vault, a_sender()), running_courier(jobs, vault, a_sender()):
@@ -274,7 +274,7 @@ def test_two_couriers_deliver_each_message_once(jobs: JobStore, vault: Vault, se
 
 
 def test_a_secret_that_cannot_be_opened_is_a_failure_that_is_tried_again(
-    jobs: JobStore, vault: Vault, secret: str
+    jobs: Store, vault: Vault, secret: str
 ) -> None:
     with receiver(answers(200)) as found:
         job_id = ended_job(jobs, found.url)
@@ -301,7 +301,7 @@ def test_a_secret_that_cannot_be_opened_is_a_failure_that_is_tried_again(
     ],
 )
 def test_a_name_that_leads_to_our_own_side_is_refused_before_any_connection(
-    jobs: JobStore, vault: Vault, secret: str, addresses: list[str]
+    jobs: Store, vault: Vault, secret: str, addresses: list[str]
 ) -> None:
     names = Names(hooks_acme_example=[addresses])
     with running_courier(jobs, vault, a_sender(names, allow=""), waits=""):
@@ -311,7 +311,7 @@ def test_a_name_that_leads_to_our_own_side_is_refused_before_any_connection(
     assert not any(address in str(delivery.log) for address in addresses)  # that would be a map of our names
 
 
-def test_a_name_that_changes_its_mind_gains_nothing(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_a_name_that_changes_its_mind_gains_nothing(jobs: Store, vault: Vault, secret: str) -> None:
     """DNS rebinding: public when it is checked, ours when somebody asks again. Nobody asks again."""
     with receiver(answers(200)) as ours:
         port = ours.url.rsplit(":", 1)[1].split("/")[0]
@@ -327,7 +327,7 @@ def test_a_name_that_changes_its_mind_gains_nothing(jobs: JobStore, vault: Vault
     assert ours.connections == 0
 
 
-def test_rules_are_asked_again_at_every_attempt(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_rules_are_asked_again_at_every_attempt(jobs: Store, vault: Vault, secret: str) -> None:
     """What was allowed when the job was submitted may be allowed no longer."""
     with receiver(answers(200)) as found, running_courier(jobs, vault, a_sender(allow=""), waits=""):
         delivery = until_settled(jobs.db, ended_job(jobs, found.url))
@@ -336,13 +336,13 @@ def test_rules_are_asked_again_at_every_attempt(jobs: JobStore, vault: Vault, se
     assert found.connections == 0
 
 
-def test_a_name_that_does_not_resolve_is_a_typed_failure(jobs: JobStore, vault: Vault, secret: str) -> None:
+def test_a_name_that_does_not_resolve_is_a_typed_failure(jobs: Store, vault: Vault, secret: str) -> None:
     with running_courier(jobs, vault, a_sender(Names()), waits=""):
         assert reasons(until_settled(jobs.db, ended_job(jobs))) == ["dns"]
 
 
 def test_proxies_of_the_environment_are_not_used(
-    jobs: JobStore, vault: Vault, secret: str, monkeypatch: pytest.MonkeyPatch
+    jobs: Store, vault: Vault, secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with receiver(answers(200)) as proxy, receiver(answers(200)) as found:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):

@@ -25,8 +25,8 @@ def _messages(text: str) -> list[dict[str, Any]]:
 
 def test_the_stream_of_a_done_job_tells_its_history_and_ends(api: Api) -> None:
     claim = api.claim(api.submit())
-    api.store.report_progress(claim, Phase.READING, 1, 2)
-    api.store.succeed(claim, {"ok": True})
+    api.store.queue.report_progress(claim, Phase.READING, 1, 2)
+    api.store.queue.succeed(claim, {"ok": True})
 
     answer = api.client.get(f"/jobs/{claim.job_id}/events")
 
@@ -54,9 +54,9 @@ def test_a_stream_resumes_after_the_last_event_that_was_seen(api: Api) -> None:
 def test_a_long_history_comes_whole(api: Api) -> None:
     job_id = api.submit()
     for _ in range(150):
-        api.store.cancel("default", job_id)
-        api.store.retry("default", job_id)
-    api.store.cancel("default", job_id)
+        api.store.jobs.cancel("default", job_id)
+        api.store.jobs.retry("default", job_id)
+    api.store.jobs.cancel("default", job_id)
 
     assert len(_messages(api.client.get(f"/jobs/{job_id}/events").text)) == 302
 
@@ -67,9 +67,9 @@ def test_progress_arrives_while_the_job_runs(api: Api, monkeypatch: pytest.Monke
 
     def work() -> None:
         for done in range(1, 6):
-            api.store.report_progress(claim, Phase.TRANSFERRING, done, 5, "sites")
+            api.store.queue.report_progress(claim, Phase.TRANSFERRING, done, 5, "sites")
             threading.Event().wait(0.06)
-        api.store.succeed(claim, {})
+        api.store.queue.succeed(claim, {})
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -90,7 +90,7 @@ def test_a_quiet_stream_is_kept_alive_by_comments(api: Api, monkeypatch: pytest.
     monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.05)
     monkeypatch.setattr(service.events, "POLL_S", 0.2)
     claim = api.claim(api.submit())
-    threading.Timer(0.4, lambda: api.store.succeed(claim, {})).start()
+    threading.Timer(0.4, lambda: api.store.queue.succeed(claim, {})).start()
 
     assert ": ping" in api.client.get(f"/jobs/{claim.job_id}/events").text
 

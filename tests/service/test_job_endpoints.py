@@ -24,8 +24,8 @@ PINS = {
 
 def test_a_running_job_shows_phase_progress_and_commits(api: Api) -> None:
     claim = api.claim(api.submit())
-    api.store.record_resolved(claim, **PINS)
-    api.store.report_progress(claim, Phase.TRANSFERRING, 3, 14, "sites", 12.4)
+    api.store.queue.record_resolved(claim, **PINS)
+    api.store.queue.report_progress(claim, Phase.TRANSFERRING, 3, 14, "sites", 12.4)
 
     answer = api.client.get(f"/jobs/{claim.job_id}")
 
@@ -40,10 +40,10 @@ def test_a_running_job_shows_phase_progress_and_commits(api: Api) -> None:
 def test_a_done_job_has_exactly_one_of_result_and_error(api: Api) -> None:
     ended = []
     for end in (
-        lambda claim: api.store.succeed(claim, {"repo_id": "acme/out"}),
-        lambda claim: api.store.reject(claim, ERROR),
-        lambda claim: api.store.fail(claim, ERROR),
-        api.store.mark_cancelled,
+        lambda claim: api.store.queue.succeed(claim, {"repo_id": "acme/out"}),
+        lambda claim: api.store.queue.reject(claim, ERROR),
+        lambda claim: api.store.queue.fail(claim, ERROR),
+        api.store.queue.mark_cancelled,
     ):
         claim = api.claim(api.submit())
         end(claim)
@@ -67,9 +67,9 @@ def test_a_job_that_has_not_changed_is_304_until_it_does(api: Api) -> None:
         answer = api.client.get(path, headers={"If-None-Match": header})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
 
-    api.store.heartbeat(claim, 60)
+    api.store.queue.heartbeat(claim, 60)
     assert api.client.get(path, headers={"If-None-Match": tag}).status_code == 304
-    api.store.report_progress(claim, Phase.READING, 1, 2)
+    api.store.queue.report_progress(claim, Phase.READING, 1, 2)
     assert api.client.get(path, headers={"If-None-Match": tag}).status_code == 200
 
 
@@ -127,7 +127,9 @@ def test_diagnostics_are_empty_first_and_then_what_the_worker_saved(api: Api) ->
         "evaluation": None,
     }
 
-    api.store.save_diagnostics(claim, {"energy": 0.9}, [{"site": "0.q_proj", "norm": 1.5}], "compatible")
+    api.store.queue.save_diagnostics(
+        claim, {"energy": 0.9}, [{"site": "0.q_proj", "norm": 1.5}], "compatible"
+    )
     answer = api.client.get(path).json()
     assert (answer["verdict"], answer["summary"]) == ("compatible", {"energy": 0.9})
     assert answer["sites"] == [{"site": "0.q_proj", "norm": 1.5}]
@@ -137,7 +139,7 @@ def test_diagnostics_show_how_alike_the_layers_are(api: Api) -> None:
     claim = api.claim(api.submit())
     told = {"coverage": 0.5, "threshold": 0.7, "positions": 900, "corpus": {"name": "some", "documents": 3}}
     layers = LayerSimilarityMatrix([[0.9, 0.25], [0.1, 0.5]], [0, 1])
-    api.store.save_diagnostics(claim, {"layer_map": told}, [], "uncertain", layers)
+    api.store.queue.save_diagnostics(claim, {"layer_map": told}, [], "uncertain", layers)
 
     shown = api.client.get(f"/jobs/{claim.job_id}/diagnostics").json()["layer_map"]
 
@@ -153,7 +155,7 @@ def test_diagnostics_show_what_was_evaluated(api: Api) -> None:
         MetricRow("moved", "score", 0.5, 0.25, 0.75, 9, None),
         MetricRow("moved", "retention", None, None, None, 9, "too small"),
     )
-    api.store.save_diagnostics(claim, {"evaluation": told}, [], "uncertain", metrics=figures)
+    api.store.queue.save_diagnostics(claim, {"evaluation": told}, [], "uncertain", metrics=figures)
 
     shown = api.client.get(f"/jobs/{claim.job_id}/diagnostics").json()["evaluation"]
 
@@ -181,7 +183,7 @@ def test_a_job_that_is_not_there_is_404(client: TestClient, path: str, job_id: s
 
 def test_the_waiting_time_between_attempts_is_shown(api: Api) -> None:
     claim = api.claim(api.submit())
-    api.store.fail(claim, ERROR, 60.0)
+    api.store.queue.fail(claim, ERROR, 60.0)
 
     job = api.client.get(f"/jobs/{claim.job_id}").json()
 

@@ -172,5 +172,5 @@ def test_postgresql_serves_the_same(empty_postgres_url: str, tmp_path: Path) -> 
         assert api.client.get("/readyz").status_code == 200
         claim = api.claim(first["id"])
         assert claim.request == a_request()
-        api.store.succeed(claim, {"done": True})
+        api.store.queue.succeed(claim, {"done": True})
         assert api.client.get(f"/jobs/{first['id']}").json()["result"] == {"done": True}

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from rebase.errors import PublicError
 from rebase.store import api_keys as keys
+from rebase.store import job_submission
 from support.api import BODY, Api
 from support.pools import COMMIT, NEW, OLD, finish_pool, pool_body
 
@@ -90,7 +91,7 @@ def test_a_ready_pool_shows_commits_and_what_was_measured(api: Api) -> None:
 def test_an_invalid_pool_says_why_and_can_be_tried_again(api: Api) -> None:
     pool_id = _register(api)
     error = PublicError(code="repo_not_found", message="No such repo.", pointer="/anchors/1/target")
-    api.store.fail(api.claim(pool_id), error)
+    api.store.queue.fail(api.claim(pool_id), error)
 
     pool = api.client.get(f"/anchor-pools/{pool_id}").json()
     assert (pool["state"], pool["error"]) == ("invalid", error.model_dump())
@@ -167,7 +168,7 @@ def test_a_key_is_good_for_one_pool(client: TestClient) -> None:
 
 def test_a_key_in_flight_is_a_conflict_that_may_be_tried_again(api: Api) -> None:
     headers = {"Idempotency-Key": "a-key"}
-    with api.store._reserve_key("default", "a-key"):
+    with job_submission._reserve_key("default", "a-key"):
         answer = api.client.post("/anchor-pools", json=pool_body(), headers=headers)
 
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_in_flight")
@@ -225,7 +226,7 @@ def test_deleting_a_pool_that_is_being_validated_cancels_its_job(api: Api) -> No
 
     assert api.client.get(f"/jobs/{waiting}").json()["status"] == "cancelled"
     assert api.client.get(f"/jobs/{running}").json()["cancel_requested"] is True
-    assert api.store.heartbeat(claim, 60)
+    assert api.store.queue.heartbeat(claim, 60)
     refused = api.client.post(f"/jobs/{waiting}/retry")
     assert (refused.status_code, refused.json()["code"]) == (409, "state_conflict")
 
@@ -251,7 +252,7 @@ def test_a_conversion_that_names_a_pool_it_cannot_use_is_refused_before_it_is_a_
     api: Api, path: str
 ) -> None:
     ready, validating, invalid, deleted = _ready(api), _register(api), _register(api), _ready(api)
-    api.store.fail(api.claim(invalid), PublicError(code="unsafe_file", message="A pickle."))
+    api.store.queue.fail(api.claim(invalid), PublicError(code="unsafe_file", message="A pickle."))
     api.client.delete(f"/anchor-pools/{deleted}")
     job = api.submit()
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 import rebase.errors
 import service
-from rebase.store.job_store import JobStore
+from rebase.store.jobs import JobRepository
 from service.problems import STATUS
 from support.api import BODY, Api
 
@@ -76,7 +76,7 @@ def test_a_bug_is_a_500_that_gives_nothing_away(api: Api, monkeypatch: pytest.Mo
     def broken(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(JobStore, "get", broken)
+    monkeypatch.setattr(JobRepository, "get", broken)
     with capture_logs() as lines:
         answer = api.client.get(f"/jobs/{'0' * 32}")
 

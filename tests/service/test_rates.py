@@ -12,7 +12,7 @@ import pytest
 import migrations
 from rebase.store import api_keys as keys
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.tenants import change_limits
 from service.rates import LocalRates, RedisRates, Seldom
 from support.redis_server import a_prefix, a_redis, own_redis
@@ -92,7 +92,7 @@ def test_two_api_processes_let_a_tenant_through_as_often_as_one_would(tmp_path: 
     url = f"sqlite:///{tmp_path / 'rebase.db'}"
     migrations.upgrade(url)
     db = Database.open(url)
-    store = JobStore(db)
+    store = Store(db)
     key = keys.create_key(store, "acme", "key")
     change_limits(store, "acme", {"requests_per_minute": 20}, None)
     db.close()

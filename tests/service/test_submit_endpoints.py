@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 
 from rebase.errors import Busy
 from rebase.settings import Settings
+from rebase.store import job_submission
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from service.app import create_app
 from service.intake import Intake
 from support.api import BODY, Api
@@ -60,7 +61,7 @@ def test_a_key_is_good_for_one_request(client: TestClient, path: str) -> None:
 
 
 def test_a_key_in_flight_is_a_conflict_that_may_be_tried_again(api: Api) -> None:
-    with api.store._reserve_key("default", "a-key"):
+    with job_submission._reserve_key("default", "a-key"):
         answer = api.client.post("/convert", json=BODY, headers={"Idempotency-Key": "a-key"})
 
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_in_flight")
@@ -110,7 +111,7 @@ def test_a_field_that_does_not_fit_is_pointed_at(
     assert sorted(problem["pointers"]) == sorted(pointers)
     assert [error["pointer"] for error in problem["errors"]] == problem["pointers"]
     assert problem["detail"]
-    assert api.store.list("default").jobs == ()
+    assert api.store.jobs.list("default").jobs == ()
 
 
 def test_a_locked_database_is_a_503_that_says_when_to_come_back(sqlite_url: str, tmp_path: Path) -> None:
@@ -157,16 +158,16 @@ def test_a_broker_that_is_down_keeps_no_job_out(sqlite_url: str, tmp_path: Path)
 
 def test_submissions_that_arrive_together_share_transactions(database_url: str) -> None:
     db = Database.open(database_url)
-    store = JobStore(db)
+    store = Store(db)
     sizes: list[int] = []
-    write_many = store.submit_batch
+    write_many = store.submissions.submit_batch
 
     def counting(requests):  # type: ignore[no-untyped-def]
         sizes.append(len(requests))
         time.sleep(0.02)
         return write_many(requests)
 
-    store.submit_batch = counting  # type: ignore[method-assign]
+    store.submissions.submit_batch = counting  # type: ignore[method-assign]
     intake = Intake(store)
     intake.start()
 
@@ -181,14 +182,14 @@ def test_submissions_that_arrive_together_share_transactions(database_url: str) 
     assert len(set(ids)) == 50
     assert sum(sizes) == 50
     assert len(sizes) < 10
-    assert {job.id for job in store.list("default", limit=200).jobs} == set(ids)
-    assert store.count_pending_notifications() == 50
+    assert {job.id for job in store.jobs.list("default", limit=200).jobs} == set(ids)
+    assert store.outbox.count_pending() == 50
     db.close()
 
 
 def test_a_transaction_that_fails_is_told_to_everybody_in_it(sqlite_url: str) -> None:
     holder, db = Database.open(sqlite_url), Database.open(sqlite_url, timeout_s=0.05)
-    intake = Intake(JobStore(db))
+    intake = Intake(Store(db))
     intake.start()
 
     async def burst() -> list[object]:

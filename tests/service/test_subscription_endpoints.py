@@ -89,7 +89,7 @@ def test_a_subscription_without_or_with_two_rules_says_what_to_give(client: Test
 
 
 def test_a_campaign_is_shown_with_its_progress_and_steered(api: Api) -> None:
-    subscription, _ = api.store.subscribe(DEFAULT_TENANT, a_subscription())
+    subscription, _ = api.store.subscriptions.create(DEFAULT_TENANT, a_subscription())
     campaign_id = opened(api.store, subscription)
     here = f"/campaigns/{campaign_id}"
     shown = api.client.get(here)
@@ -118,28 +118,28 @@ def test_a_campaign_is_shown_with_its_progress_and_steered(api: Api) -> None:
 def reported(api: Api) -> Iterator[tuple[Api, str]]:
     """A campaign of five adapters: one moved, one rejected, one failed, one waiting, one over the budget."""
     adapters = [{"repo_id": f"acme/lora-{n}"} for n in range(5)]
-    subscription, _ = api.store.subscribe(DEFAULT_TENANT, a_subscription(adapters=adapters))
+    subscription, _ = api.store.subscriptions.create(DEFAULT_TENANT, a_subscription(adapters=adapters))
     left_out = [{"position": 4, "code": "max_jobs", "message": "The budget is 4 jobs per release."}]
     store = api.store
-    assert store.record_release(seen()) == "recorded"
+    assert store.releases.record(seen()) == "recorded"
     (held,) = release_claims(store)
     outputs = {n: f"acme/lora-{n}-base-2" for n in range(4)}
     decision = Decision(CampaignDbState.OPEN, "a" * 40, facts=FACTS, outputs=outputs, left_out=left_out)
-    campaign_id = store.record_decision(held, subscription, "acme/base-2", decision).campaign_id
+    campaign_id = store.decisions.record(held, subscription, "acme/base-2", decision).campaign_id
     assert campaign_id is not None
-    moved, rejected, failed, _ = [e.job.id for e in store.list_campaign_entries(DEFAULT_TENANT, campaign_id)]
+    moved, rejected, failed, _ = [e.job.id for e in store.campaigns.list_entries(DEFAULT_TENANT, campaign_id)]
     claim = api.claim(moved)
     figure = MetricRow("moved", "score", 0.75, 0.7, 0.8, 40, None)
-    store.save_diagnostics(claim, {}, [], "compatible", metrics=[figure])
-    store.mark_publishing(claim)
+    store.queue.save_diagnostics(claim, {}, [], "compatible", metrics=[figure])
+    store.queue.mark_publishing(claim)
     output = {"repo_id": "acme/lora-0-base-2", "commit": "c" * 40, "url": "https://hub.example/x"}
     reasons = [{"code": "close", "message": "The bases are close relatives."}]
     result = {"output": {**output, "pull_request": None}, "verdict": "compatible", "reasons": reasons}
-    store.succeed(claim, {**result, "method": {"name": "copy"}, "measurements": {"delta": 0.1}})
+    store.queue.succeed(claim, {**result, "method": {"name": "copy"}, "measurements": {"delta": 0.1}})
     claim = api.claim(rejected)
-    store.save_diagnostics(claim, REASONS, [], "incompatible")
-    store.reject(claim, PublicError(code="incompatible", message="The pair is incompatible."))
-    store.fail(api.claim(failed), PublicError(code="repo_not_found", message="It is not on the Hub."))
+    store.queue.save_diagnostics(claim, REASONS, [], "incompatible")
+    store.queue.reject(claim, PublicError(code="incompatible", message="The pair is incompatible."))
+    store.queue.fail(api.claim(failed), PublicError(code="repo_not_found", message="It is not on the Hub."))
     yield api, campaign_id
 
 
@@ -196,7 +196,7 @@ def test_another_tenants_subscription_and_campaign_do_not_exist(sqlite_url: str,
             for tenant in ("ours", "theirs")
         )
         made = api.client.post("/subscriptions", json=subscription_body(), headers=ours).json()
-        subscription = api.store.get_subscription("ours", made["id"])
+        subscription = api.store.subscriptions.get("ours", made["id"])
         campaign_id = opened(api.store, subscription)
         calls = [
             ("GET", f"/subscriptions/{made['id']}"),

@@ -103,7 +103,7 @@ def test_an_open_event_stream_ends_with_its_key(
         said = stream.read().decode()
 
     assert "queued" in said
-    assert guarded.store.get("acme", acme.ids["job_id"]).state == "queued", "the job goes on waiting"
+    assert guarded.store.jobs.get("acme", acme.ids["job_id"]).state == "queued", "the job goes on waiting"
 
 
 def test_a_tenants_token_is_stored_sealed_and_never_comes_back(guarded: Api, acme: Household) -> None:
@@ -126,7 +126,7 @@ def test_a_tenants_token_is_stored_sealed_and_never_comes_back(guarded: Api, acm
 def test_a_token_in_a_header_is_kept_for_that_job_alone(
     guarded: Api, acme: Household, path: str, key: str | None
 ) -> None:
-    pool = guarded.store.get("acme", acme.ids["pool_id"]).request
+    pool = guarded.store.jobs.get("acme", acme.ids["pool_id"]).request
     headers = {**acme.headers(Scope.CONVERT), "X-Hub-Token": TOKEN}
     headers |= {"Idempotency-Key": key} if key else {}
     answer = guarded.client.post(path, json=pool if path == "/anchor-pools" else BODY, headers=headers)
@@ -263,7 +263,7 @@ def test_a_tenants_data_is_deleted_once_its_jobs_have_stopped(guarded: Api, acme
     claim = guarded.claim(acme.ids["job_id"])
     waiting = guarded.client.delete("/tenant-data", headers=admin)
     assert (waiting.status_code, waiting.json()["code"]) == (409, "state_conflict")
-    guarded.store.mark_cancelled(claim)
+    guarded.store.queue.mark_cancelled(claim)
 
     assert guarded.client.delete("/tenant-data", headers=admin).status_code == 204
     assert guarded.client.get("/jobs", headers=admin).json()["jobs"] == []

@@ -76,7 +76,7 @@ def test_another_tenants_id_is_answered_like_one_that_does_not_exist(guarded: Ap
         asked += 1
     assert asked >= 9
     for kind in ("job_id", "pool_id"):
-        assert not guarded.store.get("rival", theirs.ids[kind]).cancel_requested
+        assert not guarded.store.jobs.get("rival", theirs.ids[kind]).cancel_requested
 
 
 def test_what_is_listed_is_ones_own(guarded: Api) -> None:
@@ -106,7 +106,7 @@ def test_without_a_living_key_no_route_answers(guarded: Api, how: str) -> None:
 
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised"), (method, template)
         assert answer.headers["www-authenticate"] == "Bearer"
-    assert guarded.store.list("acme").jobs[-1].state == "queued"
+    assert guarded.store.jobs.list("acme").jobs[-1].state == "queued"
 
 
 def test_a_key_without_the_scope_is_refused_and_told_which_one_is_needed(guarded: Api) -> None:

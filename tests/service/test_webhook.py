@@ -29,7 +29,7 @@ PR = {"ref": "refs/pr/1", "oldSha": None, "newSha": SHA}
 def hooked(sqlite_url: str, tmp_path: Path) -> Iterator[Api]:
     """The app with a webhook, and one subscription."""
     with Api.start(sqlite_url, tmp_path, webhook_secret=f"old secret, {SECRET}") as api:
-        api.store.subscribe(DEFAULT_TENANT, a_subscription())
+        api.store.subscriptions.create(DEFAULT_TENANT, a_subscription())
         yield api
 
 
@@ -125,13 +125,13 @@ def test_what_is_new_in_a_payload_is_let_through(hooked: Api, change: dict[str, 
 
 def test_a_push_that_one_of_our_jobs_made_is_ignored(hooked: Api) -> None:
     store = hooked.store
-    job, _ = store.submit(DEFAULT_TENANT, "convert", a_request())
-    claim = store.claim(job.id, "worker", 60)
+    job, _ = store.submissions.submit(DEFAULT_TENANT, "convert", a_request())
+    claim = store.queue.claim(job.id, "worker", 60)
     assert claim is not None
     shas = {"adapter_sha": SHA, "source_sha": SHA, "target_sha": SHA, "source_repo": "acme/base-1"}
-    store.record_resolved(claim, **shas, output_repo="acme/base-2")
-    store.mark_publishing(claim)
-    store.succeed(claim, {"output": {"repo_id": "acme/base-2", "commit": SHA}})
+    store.queue.record_resolved(claim, **shas, output_repo="acme/base-2")
+    store.queue.mark_publishing(claim)
+    store.queue.succeed(claim, {"output": {"repo_id": "acme/base-2", "commit": SHA}})
     assert answer(hooked, payload()) == (202, "ignored", "own_push")
 
 

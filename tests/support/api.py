@@ -11,8 +11,8 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from rebase.settings import Settings
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim
+from rebase.store.store import Store
 from service.app import create_app
 
 BODY: dict[str, Any] = {
@@ -26,7 +26,7 @@ class Api:
     """A running app: its client, its store, and the job ids that it rang for."""
 
     client: TestClient
-    store: JobStore
+    store: Store
     rung: list[str] = field(default_factory=list)
 
     @classmethod
@@ -46,6 +46,6 @@ class Api:
 
     def claim(self, job_id: str) -> Claim:
         """Be its worker."""
-        claim = self.store.claim(job_id, "worker", 60)
+        claim = self.store.queue.claim(job_id, "worker", 60)
         assert claim is not None
         return claim

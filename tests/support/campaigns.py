@@ -8,9 +8,9 @@ from sqlalchemy import insert, select
 
 from rebase.schemas.states import CampaignDbState
 from rebase.schemas.subscriptions import MAIN_REF, SubscriptionRequest
-from rebase.store.job_store import JobStore
 from rebase.store.records import Claim, Decision, ReleaseEvent, SubscriptionRecord
 from rebase.store.repository import new_id
+from rebase.store.store import Store
 from rebase.store.tables.jobs import Job
 from rebase.store.tables.releases import Campaign
 from rebase.store.tables.tenants import Tenant
@@ -40,33 +40,33 @@ def seen(sha: str = SHA, repo_id: str = "acme/base-2", **changes: Any) -> Releas
     return ReleaseEvent(repo_id, MAIN_REF, sha, **told)
 
 
-def add_tenant(store: JobStore, tenant: str) -> str:
+def add_tenant(store: Store, tenant: str) -> str:
     """A tenant beside the default one."""
     with store.db.write() as connection:
         connection.execute(insert(Tenant).values(id=tenant, created_at=store.clock()))
     return tenant
 
 
-def release_claims(store: JobStore, kind: str = "release") -> list[Claim]:
+def release_claims(store: Store, kind: str = "release") -> list[Claim]:
     """Claim every waiting job of the service's own kinds."""
     with store.db.read() as connection:
         ids = connection.scalars(select(Job.id).where(Job.kind == kind).order_by(Job.id)).all()
-    return [claim for job_id in ids if (claim := store.claim(job_id, "worker", 60)) is not None]
+    return [claim for job_id in ids if (claim := store.queue.claim(job_id, "worker", 60)) is not None]
 
 
-def opened(store: JobStore, subscription: SubscriptionRecord, sha: str = SHA, **changes: Any) -> str:
+def opened(store: Store, subscription: SubscriptionRecord, sha: str = SHA, **changes: Any) -> str:
     """The campaign of a release that passed all guards, as a worker begins it."""
-    assert store.record_release(seen(sha)) == "recorded"
+    assert store.releases.record(seen(sha)) == "recorded"
     (claim,) = release_claims(store)
     outputs = {n: f"acme/out-{n}" for n in range(len(subscription.spec.adapters))}
     decision = Decision(CampaignDbState.OPEN, sha, facts=FACTS, outputs=outputs, **changes)
-    decided = store.record_decision(claim, subscription, "acme/base-2", decision)
-    store.succeed(claim, {"outcome": decided.outcome})
+    decided = store.decisions.record(claim, subscription, "acme/base-2", decision)
+    store.queue.succeed(claim, {"outcome": decided.outcome})
     assert decided.campaign_id is not None
     return decided.campaign_id
 
 
-def bare_campaign(store: JobStore, subscription: SubscriptionRecord) -> str:
+def bare_campaign(store: Store, subscription: SubscriptionRecord) -> str:
     """A campaign's row without jobs."""
     now = store.clock()
     values = {"id": new_id(), "tenant_id": subscription.tenant_id, "subscription_id": subscription.id}

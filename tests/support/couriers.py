@@ -18,8 +18,8 @@ from rebase.schemas.callbacks import DeliveryState
 from rebase.store.database import Database
 from rebase.store.deliveries import DeliveryRepository
 from rebase.store.delivery_queue import DeliveryQueue, LeaseLimits
-from rebase.store.job_store import JobStore
 from rebase.store.signing_secrets import SigningSecretRepository
+from rebase.store.store import Store
 from rebase.store.vault import Vault
 from service.courier.build import tls_context
 from service.courier.courier import Courier
@@ -59,7 +59,7 @@ def a_sender(
 
 @contextmanager
 def running_courier(
-    store: JobStore,
+    store: Store,
     vault: Vault,
     sender: Sender,
     *,

@@ -14,7 +14,7 @@ from sqlalchemy import insert, text
 import migrations
 from rebase.schemas.conversions import ConversionRequest
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
 from rebase.store.tables.tenants import Tenant
 from support.postgres import a_database, a_postgres
@@ -87,8 +87,8 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-def store(database_url: str, clock: HandClock) -> Iterator[JobStore]:
+def store(database_url: str, clock: HandClock) -> Iterator[Store]:
     """A job store on either kind of database."""
     db = Database.open(database_url, pool_size=25)
-    yield JobStore(db, clock)
+    yield Store(db, clock)
     db.close()

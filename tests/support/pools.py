@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rebase.schemas.anchor_pools import PoolRequest
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 
 OLD, NEW = "acme/base-1", "acme/base-2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -38,9 +38,9 @@ def pinned(request: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def finish_pool(store: JobStore, pool_id: str, **changes: Any) -> None:
+def finish_pool(store: Store, pool_id: str, **changes: Any) -> None:
     """Be the worker that finds the pool good."""
-    claim = store.claim(pool_id, "worker", 60)
+    claim = store.queue.claim(pool_id, "worker", 60)
     assert claim is not None
     found = {
         "pool": pinned(claim.request.model_dump(mode="json")),
@@ -48,4 +48,4 @@ def finish_pool(store: JobStore, pool_id: str, **changes: Any) -> None:
         "warnings": ["acme/task-0-old names another base."],
         "measurements": {"loo_error": 0.25},
     }
-    store.succeed(claim, found | changes)
+    store.queue.succeed(claim, found | changes)

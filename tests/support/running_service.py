@@ -16,7 +16,7 @@ import migrations
 from rebase.client.http import RebaseClient
 from rebase.settings import Settings
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ class RunningService:
 
     url: str
     home: Path
-    store: JobStore
+    store: Store
     process: subprocess.Popen[bytes]
 
 
@@ -69,6 +69,6 @@ def running_service(home: Path, **settings: str) -> Iterator[RunningService]:
     database, port = Database.open(url), free_port()
     try:
         with service_process(home, port, **settings) as process:
-            yield RunningService(f"http://127.0.0.1:{port}", home, JobStore(database), process)
+            yield RunningService(f"http://127.0.0.1:{port}", home, Store(database), process)
     finally:
         database.close()

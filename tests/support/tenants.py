@@ -11,7 +11,7 @@ from sqlalchemy import update
 from rebase.schemas.api_keys import Scope
 from rebase.store import api_keys as keys
 from rebase.store.deliveries import DeliveryRepository
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from rebase.store.tables.tenants import ApiKey
 from service.auth import declared_scopes
 from support.api import Api
@@ -59,15 +59,17 @@ class Household:
     ids: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, store: JobStore, tenant: str) -> Household:
+    def make(cls, store: Store, tenant: str) -> Household:
         """A new tenant with three keys and one of every kind of thing."""
         made = {scope: keys.issue_key(store, tenant, f"{tenant}-{scope}", scope) for scope in Scope}
-        job, _ = store.submit(tenant, "convert", a_request(adapter={"repo_id": f"{tenant}/lora"}))
-        pool, _ = store.submit_pool(tenant, a_pool())
+        job, _ = store.submissions.submit(tenant, "convert", a_request(adapter={"repo_id": f"{tenant}/lora"}))
+        pool, _ = store.pools.submit(tenant, a_pool())
         ids = {"job_id": job.id, "pool_id": pool.id, "key_id": made[Scope.READ].record.id}
-        subscription, _ = store.subscribe(tenant, a_subscription())
-        told, _ = store.submit(tenant, "convert", a_request(callback={"url": "https://tools.example/hook"}))
-        store.cancel(tenant, told.id)
+        subscription, _ = store.subscriptions.create(tenant, a_subscription())
+        told, _ = store.submissions.submit(
+            tenant, "convert", a_request(callback={"url": "https://tools.example/hook"})
+        )
+        store.jobs.cancel(tenant, told.id)
         (delivery,) = DeliveryRepository(store.db, store.clock).list_for_job(tenant, told.id)
         ids |= {"subscription_id": subscription.id, "campaign_id": bare_campaign(store, subscription)}
         ids["delivery_id"] = delivery.id
@@ -82,7 +84,7 @@ class Household:
         return self.ids.get(parameter, self.ids["job_id"])
 
 
-def ended_keys(store: JobStore, tenant: str) -> dict[str, str]:
+def ended_keys(store: Store, tenant: str) -> dict[str, str]:
     """Admin keys that have ended, by how."""
     revoked, expired = (keys.issue_key(store, tenant, name) for name in ("revoked", "expired"))
     keys.revoke_key(store, revoked.record.id)

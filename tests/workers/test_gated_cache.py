@@ -26,8 +26,8 @@ from rebase.settings import Settings
 from rebase.store import api_keys as keys
 from rebase.store.database import Database
 from rebase.store.hub_tokens import put_tenant_token
-from rebase.store.job_store import JobStore
 from rebase.store.records import JobRecord
+from rebase.store.store import Store
 from rebase.store.vault import Vault, generate_key
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.redis_server import own_redis
@@ -68,7 +68,7 @@ class Deployment:
 
     root: Path
     hub: StandinHub
-    store: JobStore
+    store: Store
     redis_url: str
     desk: WorkerContext = field(init=False)
 
@@ -99,9 +99,9 @@ class Deployment:
             **changes,
         }
         request = ConversionRequest.model_validate(body)
-        job, _ = self.store.submit(tenant, "convert", request)
+        job, _ = self.store.submissions.submit(tenant, "convert", request)
         run_job(job.id, self.desk)
-        return self.store.get(tenant, job.id)
+        return self.store.jobs.get(tenant, job.id)
 
     def lookups(self) -> int:
         """How often Redis was asked for a value."""
@@ -122,7 +122,7 @@ def deployment(repos: Path, sqlite_url: str, tmp_path: Path) -> Iterator[Deploym
         hub.add_token(RIVAL, user="rival")
         for repo_id in (OLD, NEW, ADAPTER):
             hub.add_repo(repo_id, repos / repo_id)
-        store = JobStore(Database.open(sqlite_url))
+        store = Store(Database.open(sqlite_url))
         for tenant, token in (("acme", ACME), ("rival", RIVAL)):
             keys.create_key(store, tenant, "key")
             put_tenant_token(store, Vault([KEY]), tenant, token, None)
@@ -162,7 +162,7 @@ def test_what_is_cached_for_one_tenant_is_refused_to_another_before_a_byte_of_it
     assert not [path for path in opened if str(deployment.root / "factors") in path]
     assert deployment.lookups() == before
     assert second.diagnostics is None
-    assert deployment.store.get_diagnostics("rival", second.id).sites == ()
+    assert deployment.store.jobs.get_diagnostics("rival", second.id).sites == ()
 
     with _opens() as opened:  # the hook does see what is read
         assert deployment.run("acme").state == "succeeded"
@@ -192,7 +192,7 @@ def test_a_private_repo_and_one_that_does_not_exist_are_told_alike(
 
     def told(job: JobRecord) -> tuple[Any, ...]:
         error = str(job.error).replace(repo_id, "…").replace("acme/no-such-thing", "…")
-        events = [(event.type, event.data) for event in deployment.store.list_events("rival", job.id)]
+        events = [(event.type, event.data) for event in deployment.store.jobs.list_events("rival", job.id)]
         return error, events, job.diagnostics, job.source_sha, job.target_sha, job.adapter_sha
 
     assert told(hidden) == told(absent)
@@ -219,9 +219,9 @@ def test_a_pools_cached_products_are_refused_where_one_of_its_anchors_may_not_be
             deployment.hub.add_repo(repo_id, folder / repo_id, private=(number, side) == (1, "new"))
 
     def registered(tenant: str) -> JobRecord:
-        record, _ = deployment.store.submit_pool(tenant, pool)
+        record, _ = deployment.store.pools.submit(tenant, pool)
         run_job(record.id, deployment.desk)
-        return deployment.store.get(tenant, record.id)
+        return deployment.store.jobs.get(tenant, record.id)
 
     assert registered("acme").state == "succeeded"
     before = deployment.lookups()

@@ -8,7 +8,7 @@ import migrations
 from rebase.report.model_card import render_model_card
 from rebase.report.schema import CorpusInfo, LayerMap, Precheck, RepoRevision, Report
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
+from rebase.store.store import Store
 from support.databases import a_request
 from workers.job_progress import JobProgress
 from workers.lease import LeaseHeartbeat
@@ -45,13 +45,13 @@ def test_the_layer_map_of_a_report_is_stored_once_as_rows_and_its_figures_in_the
 ) -> None:
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
     migrations.upgrade(url)
-    store = JobStore(Database.open(url))
-    claim = store.claim(store.submit("default", "convert", a_request())[0].id, "worker", 60)
+    store = Store(Database.open(url))
+    claim = store.queue.claim(store.submissions.submit("default", "convert", a_request())[0].id, "worker", 60)
     assert claim is not None
     watch = JobProgress(store, claim, LeaseHeartbeat(store, claim, interval_s=10, lease_s=60))
 
     watch.report_evidence(_report(ALIKE))
-    found = store.get_diagnostics("default", claim.job_id)
+    found = store.jobs.get_diagnostics("default", claim.job_id)
     assert found.summary is not None
     assert (
         LayerMap.model_validate(
@@ -66,7 +66,7 @@ def test_the_layer_map_of_a_report_is_stored_once_as_rows_and_its_figures_in_the
     assert "similarity" not in found.summary["layer_map"]
 
     watch.report_evidence(_report(None))
-    found = store.get_diagnostics("default", claim.job_id)
+    found = store.jobs.get_diagnostics("default", claim.job_id)
     assert found.summary is not None
     assert (found.summary["layer_map"], found.layer_similarity.similarity) == (None, [])
     store.db.close()

@@ -21,8 +21,8 @@ from rebase.hub.remote import RemoteHub
 from rebase.runtime import Runtime
 from rebase.settings import Settings
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
 from rebase.store.records import CampaignRecord
+from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
 from rebase.store.tables.jobs import Job
 from service.campaign_views import CampaignListView
@@ -50,14 +50,14 @@ class Office:
     """A hub, a store, a worker, and a way to put repos onto the hub that does not go through the port."""
 
     hub: Hub
-    store: JobStore
+    store: Store
     desk: WorkerContext
     add: Callable[[str, Path], object]
     server: StandinHub | None = None
 
     def subscribe(self, **changes: Any) -> str:
         asked = {"bases": "tiny/harbor-*", "adapters": [LORA], **changes}
-        return self.store.subscribe(DEFAULT_TENANT, a_subscription(**asked))[0].id
+        return self.store.subscriptions.create(DEFAULT_TENANT, a_subscription(**asked))[0].id
 
     def work(self, kind: str = "release") -> list[dict[str, Any]]:
         """Run every waiting job of a kind; the results of those that ran."""
@@ -73,12 +73,12 @@ class Office:
 
     def release(self, name: str = "harbor-2", sha: str = "") -> dict[str, Any]:
         """Announce a repo and work on it; the job's result."""
-        assert self.store.record_release(seen(sha or f"announced {name}", f"tiny/{name}")) == "recorded"
+        assert self.store.releases.record(seen(sha or f"announced {name}", f"tiny/{name}")) == "recorded"
         (result,) = self.work()
         return result
 
     def campaign(self) -> CampaignRecord:
-        (campaign,) = self.store.list_campaigns(DEFAULT_TENANT).campaigns
+        (campaign,) = self.store.campaigns.list(DEFAULT_TENANT).campaigns
         return campaign
 
     def reasons(self) -> list[str]:
@@ -88,7 +88,7 @@ class Office:
 @pytest.fixture(params=["local", "remote"])
 def office(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> Iterator[Office]:  # noqa: F811
     database = Database.open(sqlite_url)
-    store = JobStore(database)
+    store = Store(database)
 
     def make(hub: Hub, add: Callable[[str, Path], object], server: StandinHub | None) -> Office:
         tools = Runtime(hub, FactorCache(tmp_path / "cache", 2**30, None, 60, 2**20), torch.device("cpu"))
@@ -143,7 +143,7 @@ def test_a_release_that_passes_becomes_a_campaign_whose_facts_come_from_the_hub(
     assert facts["parameters"] * 2 == pytest.approx(facts["bytes"], rel=0.02)  # bfloat16, and a header
     head = office.hub.get_latest("tiny/harbor-2")
     assert head is not None
-    (entry,) = office.store.list_campaign_entries(DEFAULT_TENANT, campaign.id)
+    (entry,) = office.store.campaigns.list_entries(DEFAULT_TENANT, campaign.id)
     assert entry.job.request["target"] == {"repo_id": "tiny/harbor-2", "revision": head.sha}
     assert entry.job.request["output"]["repo_id"] == office.hub.make_output_name(
         "tiny/harbor-sql-lora--harbor-2"
@@ -183,15 +183,15 @@ def test_a_push_to_a_base_that_was_handled_changes_nothing_unless_updates_are_as
     office.subscribe()
     office.subscribe(on_update=True)
     office.add("tiny/harbor-2", files_of("harbor-2"))
-    office.store.record_release(seen("first", "tiny/harbor-2"))
+    office.store.releases.record(seen("first", "tiny/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["open", "open"]
 
     office.add("tiny/harbor-2", variant(tmp_path, card="---\nlicense: mit\n---\nOther words."))
-    office.store.record_release(seen("second", "tiny/harbor-2"))
+    office.store.releases.record(seen("second", "tiny/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["handled", "handled"]
 
     office.add("tiny/harbor-2", variant(tmp_path, config={"rope_theta": 20000.0}))
-    office.store.record_release(seen("third", "tiny/harbor-2"))
+    office.store.releases.record(seen("third", "tiny/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["handled", "open"]
 
 
@@ -213,7 +213,7 @@ def test_each_guard_refuses_and_the_campaign_says_why(
     office.add("tiny/harbor-2", files_of("harbor-2"))
     assert office.release()["outcome"] == "refused"
     assert office.reasons() == [reason]
-    assert office.store.list(DEFAULT_TENANT).jobs == ()
+    assert office.store.jobs.list(DEFAULT_TENANT).jobs == ()
 
 
 def test_guards_that_fit_let_the_release_pass(office: Office, tmp_path: Path) -> None:
@@ -264,33 +264,33 @@ def test_an_adapter_that_a_pattern_means_too_is_passed_over_without_a_row(office
     office.subscribe(bases="tiny/*")
     office.add("tiny/harbor-sql-lora", files_of("harbor-sql-lora"))
     assert office.release("harbor-sql-lora") == {"outcome": "adapter"}
-    assert office.store.list_campaigns(DEFAULT_TENANT).campaigns == ()
+    assert office.store.campaigns.list(DEFAULT_TENANT).campaigns == ()
 
 
 def test_a_repo_that_the_token_may_not_read_leaves_no_trace_for_the_tenant(office: Office) -> None:
     office.subscribe(bases="tiny/*")
     assert office.release("secret") == {"outcome": "unreadable", "code": "repo_not_found"}
-    assert office.store.list_campaigns(DEFAULT_TENANT).campaigns == ()
-    assert office.store.list(DEFAULT_TENANT).jobs == ()
+    assert office.store.campaigns.list(DEFAULT_TENANT).campaigns == ()
+    assert office.store.jobs.list(DEFAULT_TENANT).jobs == ()
 
 
 def test_a_dry_run_queues_pre_checks(office: Office) -> None:
     office.subscribe(dry_run=True)
     office.add("tiny/harbor-2", files_of("harbor-2"))
     office.release()
-    (job,) = office.store.list(DEFAULT_TENANT).jobs
+    (job,) = office.store.jobs.list(DEFAULT_TENANT).jobs
     assert (job.kind, job.request["output"]["repo_id"]) == ("precheck", None)
 
 
 def test_a_subscription_that_was_paused_or_deleted_meanwhile_begins_nothing(office: Office) -> None:
     office.add("tiny/harbor-2", files_of("harbor-2"))
     subscription = office.subscribe(since="2020-01-01")
-    office.store.record_release(seen("first", "tiny/harbor-2"))
-    office.store.pause_subscription(DEFAULT_TENANT, subscription, True)
+    office.store.releases.record(seen("first", "tiny/harbor-2"))
+    office.store.subscriptions.set_paused(DEFAULT_TENANT, subscription, True)
     assert office.work() == [{"outcome": "paused"}]
-    office.store.pause_subscription(DEFAULT_TENANT, subscription, False)
-    assert office.store.record_release(seen("first", "tiny/harbor-2")) == "recorded"
-    office.store.unsubscribe(DEFAULT_TENANT, subscription)
+    office.store.subscriptions.set_paused(DEFAULT_TENANT, subscription, False)
+    assert office.store.releases.record(seen("first", "tiny/harbor-2")) == "recorded"
+    office.store.subscriptions.delete(DEFAULT_TENANT, subscription)
     assert office.work() == [{"outcome": "unsubscribed"}]
 
 
@@ -299,19 +299,19 @@ def test_a_look_finds_the_release_whose_webhook_never_came_and_both_make_one(off
     office.subscribe()
     office.add("tiny/harbor-2", files_of("harbor-2"))
     office.add("tiny/lantern-1", files_of("lantern-1"))
-    assert office.store.enqueue_polls(0) == 1
+    assert office.store.releases.enqueue_polls(0) == 1
 
     (look,) = office.work("reconcile")
 
     assert look["releases"] == 1, "harbor-1 is older than the subscription, lantern-1 is of another family"
     head = office.hub.get_latest("tiny/harbor-2")
     assert head is not None
-    assert office.store.record_release(seen(head.sha, "tiny/harbor-2")) == "duplicate", (
+    assert office.store.releases.record(seen(head.sha, "tiny/harbor-2")) == "duplicate", (
         "the webhook comes late"
     )
     assert [result["outcome"] for result in office.work()] == ["open"]
     assert office.campaign().repo_id == "tiny/harbor-2"
-    office.store.enqueue_polls(0)
+    office.store.releases.enqueue_polls(0)
     assert [result["releases"] for result in office.work("reconcile")] == [0]
 
 
@@ -324,21 +324,21 @@ def test_a_repo_that_is_made_public_after_its_last_push_is_found_by_a_later_look
     office.subscribe(bases="big/harbor-*")
     sha = office.server.add_repo("big/harbor-2", files_of("harbor-2"), private=True)
     if announced:
-        office.store.record_release(seen(sha, "big/harbor-2"))
+        office.store.releases.record(seen(sha, "big/harbor-2"))
         assert [result["outcome"] for result in office.work()] == ["unreadable"]
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     office.store.clock = lambda: tomorrow
-    office.store.enqueue_polls(3600)
+    office.store.releases.enqueue_polls(3600)
     assert [look["releases"] for look in office.work("reconcile")] == [0], "it is hidden"
 
     office.server.store.repos["big/harbor-2"].private = False
     office.store.clock = lambda: tomorrow + timedelta(hours=1)
-    office.store.enqueue_polls(3600)
+    office.store.releases.enqueue_polls(3600)
 
     assert [look["releases"] for look in office.work("reconcile")] == [1]
     assert [result["outcome"] for result in office.work()] == ["open"]
     office.store.clock = lambda: tomorrow + timedelta(hours=2)
-    office.store.enqueue_polls(3600)
+    office.store.releases.enqueue_polls(3600)
     assert [look["releases"] for look in office.work("reconcile")] == [0], "once is enough"
 
 
@@ -388,7 +388,7 @@ def test_a_card_that_no_screen_and_no_json_can_show_is_told_in_words(
 
     assert office.release()["outcome"] == "refused"
 
-    page = CampaignListView.of(office.store.list_campaigns(DEFAULT_TENANT))
+    page = CampaignListView.of(office.store.campaigns.list(DEFAULT_TENANT))
     (shown,) = json.loads(page.model_dump_json())["campaigns"]
     told = [shown["reasons"][0]["message"], *shown["facts"]["licences"], *shown["facts"]["tags"]]
     assert all(text.isprintable() for text in told)
@@ -400,11 +400,11 @@ def test_a_hub_that_is_away_is_tried_again(office: Office) -> None:
     office.subscribe()
     office.add("tiny/harbor-2", files_of("harbor-2"))
     office.server.fail(r"GET /api/models/tiny/harbor-2", status=503, times=3)
-    office.store.record_release(seen("first", "tiny/harbor-2"))
+    office.store.releases.record(seen("first", "tiny/harbor-2"))
     office.work()
     with office.store.db.read() as connection:
         assert connection.scalar(select(Job.state).where(Job.kind == "release")) == "retry_wait"
-    office.store.reap()
+    office.store.outbox.reap()
     assert [result["outcome"] for result in office.work()] == ["open"]
 
 
@@ -413,10 +413,10 @@ def test_a_gated_base_is_refused_by_name_until_access_is_granted(office: Office)
     assert office.server is not None
     office.server.add_repo("big/harbor-2", files_of("harbor-2"), gated=True)
     subscription = office.subscribe(bases="big/harbor-*", since="2020-01-01")
-    office.store.record_release(seen("first", "big/harbor-2"))
+    office.store.releases.record(seen("first", "big/harbor-2"))
     assert [result["outcome"] for result in office.work()] == ["refused"]
     assert office.reasons() == ["repo_gated"]
     office.server.store.repos["big/harbor-2"].granted.append("tiny")
-    office.store.retry_campaign(DEFAULT_TENANT, office.campaign().id)
+    office.store.campaign_control.retry(DEFAULT_TENANT, office.campaign().id)
     assert [result["outcome"] for result in office.work()] == ["open"]
     assert office.campaign().subscription_id == subscription

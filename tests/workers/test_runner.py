@@ -25,9 +25,9 @@ from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import JobState, Phase
 from rebase.settings import Settings
 from rebase.store.database import Database
-from rebase.store.job_store import JobStore
 from rebase.store.records import JobRecord
 from rebase.store.repository import utcnow
+from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
 from support.databases import (  # noqa: F401  (fixtures)
     database_url,
@@ -52,7 +52,7 @@ class Office:
 
     def __init__(self, root: Path, url: str) -> None:
         self.root, self.hub = root, LocalHub(root / "hub")
-        self.store = JobStore(Database.open(url), max_attempts=3)
+        self.store = Store(Database.open(url), max_attempts=3)
         self.settings = Settings(home=root / "home", heartbeat_s=0.05, lease_s=5, retry_base_s=0)
         self.cache = FactorCache(root / "cache", 2**30)
 
@@ -67,10 +67,10 @@ class Office:
             "output": {"repo_id": "acme/out"},
         }
         request = ConversionRequest.model_validate({**body, **changes})
-        return self.store.submit(DEFAULT_TENANT, kind, request)[0].id
+        return self.store.submissions.submit(DEFAULT_TENANT, kind, request)[0].id
 
     def job(self, job_id: str) -> JobRecord:
-        return self.store.get(DEFAULT_TENANT, job_id)
+        return self.store.jobs.get(DEFAULT_TENANT, job_id)
 
     def commits(self, job_id: str) -> int:
         folder = self.root / "hub" / "acme" / "out" / "commits"
@@ -95,7 +95,7 @@ def test_a_job_ends_with_one_commit_that_carries_its_id_and_its_evidence_in_sql(
     assert job.result is not None
     assert job.result["output"]["repo_id"] == "acme/out"
     assert office.commits(job_id) == 1
-    assert len(office.store.get_diagnostics(DEFAULT_TENANT, job_id).sites) == 14
+    assert len(office.store.jobs.get_diagnostics(DEFAULT_TENANT, job_id).sites) == 14
     assert not list((office.root / "home" / "work").iterdir())
 
 
@@ -213,7 +213,7 @@ def test_a_job_whose_commit_stands_is_not_called_cancelled(office: Office) -> No
     troubled.after = _raises(HubUnavailable("The answer got lost."))
     run_job(job_id, office.desk(troubled))
 
-    assert office.store.cancel(DEFAULT_TENANT, job_id).state is JobState.RETRY_WAIT
+    assert office.store.jobs.cancel(DEFAULT_TENANT, job_id).state is JobState.RETRY_WAIT
     run_job(job_id, office.desk())
 
     job = office.job(job_id)
@@ -227,7 +227,7 @@ def test_a_job_that_came_to_publishing_is_cancelled_once_no_commit_was_found(off
     troubled.before = _raises(HubUnavailable("The Hub is away."))
     run_job(job_id, office.desk(troubled))
 
-    office.store.cancel(DEFAULT_TENANT, job_id)
+    office.store.jobs.cancel(DEFAULT_TENANT, job_id)
     run_job(job_id, office.desk())
 
     assert office.job(job_id).state is JobState.CANCELLED
@@ -265,7 +265,7 @@ def test_a_worker_that_lost_its_job_and_commits_late_does_not_make_two_commits(
         patch.setattr(first, "publish", hang)
         run_job(job_id, office.desk(first))
         patch.setattr(office.store, "clock", lambda: utcnow() + timedelta(hours=1))
-        office.store.reap()
+        office.store.outbox.reap()
 
     second = LocalHub(office.root / "hub")
     if moment == "find_commit":
@@ -351,11 +351,11 @@ def test_a_disk_without_room_for_the_scratch_folder_is_no_unforeseen_error(
 def test_a_heart_beats_on_after_an_odd_error_of_the_database(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = office.store.claim(office.submit(), "worker-1", 5)
+    claim = office.store.queue.claim(office.submit(), "worker-1", 5)
     assert claim is not None
     beats: list[bool] = []
     thrice = threading.Event()
-    original = office.store.heartbeat
+    original = office.store.queue.heartbeat
 
     def heartbeat(*args: Any) -> bool:
         beats.append(len(beats) > 0)
@@ -365,7 +365,7 @@ def test_a_heart_beats_on_after_an_odd_error_of_the_database(
             raise RuntimeError("odd")
         return original(*args)
 
-    monkeypatch.setattr(office.store, "heartbeat", heartbeat)
+    monkeypatch.setattr(office.store.queue, "heartbeat", heartbeat)
     with LeaseHeartbeat(office.store, claim, interval_s=0.02, lease_s=5) as heart:
         assert thrice.wait(30), "a heart that stopped at the odd error"
         heart.check()
@@ -426,7 +426,7 @@ def test_a_cancellation_is_heard_between_steps(office: Office, monkeypatch: pyte
     job_id = office.submit()
 
     def cancel() -> None:
-        office.store.cancel(DEFAULT_TENANT, job_id)
+        office.store.jobs.cancel(DEFAULT_TENANT, job_id)
         threading.Event().wait(0.3)  # six heartbeats
 
     _Stepped(monkeypatch, Phase.VERIFYING, cancel)
@@ -443,7 +443,7 @@ def test_a_worker_that_lost_its_lease_drops_what_it_holds(
     job_id = office.submit()
 
     def lose() -> None:
-        monkeypatch.setattr(office.store, "heartbeat", _raises_always(LeaseLost("gone")))
+        monkeypatch.setattr(office.store.queue, "heartbeat", _raises_always(LeaseLost("gone")))
         threading.Event().wait(0.3)
 
     _Stepped(monkeypatch, Phase.VERIFYING, lose)
@@ -458,15 +458,15 @@ def test_a_database_that_is_away_for_a_moment_does_not_hurt_a_job(
 ) -> None:
     job_id = office.submit()
     calls = iter(range(2))
-    original = office.store.succeed
+    original = office.store.queue.succeed
 
     def succeed(*args: Any) -> None:
         if next(calls, None) is not None:
             raise Busy("locked")
         original(*args)
 
-    monkeypatch.setattr(office.store, "succeed", succeed)
-    monkeypatch.setattr(office.store, "report_progress", _raises_always(Busy("locked")))
+    monkeypatch.setattr(office.store.queue, "succeed", succeed)
+    monkeypatch.setattr(office.store.queue, "report_progress", _raises_always(Busy("locked")))
     run_job(job_id, office.desk())
 
     assert office.job(job_id).state is JobState.SUCCEEDED
@@ -478,7 +478,7 @@ def test_a_database_that_is_away_when_the_bell_rings_leaves_the_job_waiting(
 ) -> None:
     job_id = office.submit()
     with monkeypatch.context() as patch:
-        patch.setattr(office.store, "claim", _raises_always(Busy("locked")))
+        patch.setattr(office.store.queue, "claim", _raises_always(Busy("locked")))
         run_job(job_id, office.desk())
 
     assert office.job(job_id).state is JobState.QUEUED

@@ -34,7 +34,7 @@ from rebase.store.repository import Repository
 from rebase.store.tables.jobs import Job, SiteDiagnostics
 
 
-class ClaimedJobs(Repository):
+class JobQueue(Repository):
     """Claim, report, settle."""
 
     def claim(self, job_id: str, owner: str, lease_s: float) -> Claim | None:
