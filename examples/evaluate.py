@@ -55,9 +55,9 @@ def encode(items: Sequence[Example], tokenizer: Any) -> tuple[torch.Tensor, torc
 def answer_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Summed cross-entropy in nats over the labelled tokens, and how many they are."""
     logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-    wanted = labels[:, 1:].flatten()
-    total = cross_entropy(logits.float(), wanted, ignore_index=_IGNORED, reduction="sum")
-    return total, int((wanted != _IGNORED).sum())
+    targets = labels[:, 1:].flatten()
+    total = cross_entropy(logits.float(), targets, ignore_index=_IGNORED, reduction="sum")
+    return total, int((targets != _IGNORED).sum())
 
 
 @torch.inference_mode()
@@ -73,12 +73,12 @@ def held_out_loss(model_dir: Path, adapter_dir: Path | None, task_file: Path) ->
 
 
 @torch.inference_mode()
-def samples(
+def sample_answers(
     model_dir: Path, adapter_dir: Path | None, task_file: Path, count: int
 ) -> list[tuple[Example, str]]:
     """Greedy answers to the first `count` questions, to be read by people."""
     model, tokenizer = load(model_dir, adapter_dir)
-    written = []
+    answers = []
     for item in read_task(task_file)[:count]:
         prompt = [tokenizer.eos_token_id, *tokenizer(item.prompt, add_special_tokens=False)["input_ids"]]
         ids = torch.tensor([prompt])
@@ -89,8 +89,8 @@ def samples(
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
         )
-        written.append((item, tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)))
-    return written
+        answers.append((item, tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)))
+    return answers
 
 
 def main() -> None:
@@ -100,9 +100,9 @@ def main() -> None:
     parser.add_argument("task", type=Path)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="also print N greedy answers")
-    given = parser.parse_args()
-    print(f"{held_out_loss(given.model, given.adapter, given.task):.4f} nats per answer token")
-    for item, answer in samples(given.model, given.adapter, given.task, given.sample):
+    arguments = parser.parse_args()
+    print(f"{held_out_loss(arguments.model, arguments.adapter, arguments.task):.4f} nats per answer token")
+    for item, answer in sample_answers(arguments.model, arguments.adapter, arguments.task, arguments.sample):
         print(f"\n{item.prompt}\n  wanted {item.answer}\n  wrote  {answer}")
 
 

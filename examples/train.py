@@ -30,7 +30,7 @@ class Schedule:
     rate: float
     batch: int = 16
 
-    def rate_at(self, step: int) -> float:
+    def get_rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         warm = max(1, self.steps // 10)
         if step < warm:
@@ -57,30 +57,30 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Any:
     return fast(tokenizer_object=bpe, bos_token=END, eos_token=END, model_max_length=512)
 
 
-def token_stream(documents: Sequence[str], tokenizer: Any) -> Tensor:
+def encode_stream(documents: Sequence[str], tokenizer: Any) -> Tensor:
     """All documents in one row of ids, (n,), each with <|endoftext|> before it."""
     end = int(tokenizer.eos_token_id)
     rows = tokenizer(list(documents), add_special_tokens=False)["input_ids"]
     return torch.tensor([token for row in rows for token in (end, *row)] + [end])
 
 
-def _optimise(
+def _optimize(
     parameters: Sequence[Tensor],
     schedule: Schedule,
     decay: float,
-    loss_of: Callable[[int], Tensor],
+    compute_loss: Callable[[int], Tensor],
     say: Callable[[str], None],
 ) -> None:
     """AdamW with clipped gradients; `loss_of(step)` gives the mean loss of that step's batch."""
-    optimiser = torch.optim.AdamW(parameters, lr=schedule.rate, betas=(0.9, 0.95), weight_decay=decay)
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.rate, betas=(0.9, 0.95), weight_decay=decay)
     for step in range(schedule.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        loss = loss_of(step)
-        optimiser.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.get_rate(step)
+        loss = compute_loss(step)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % 50 == 0:
             say(f"  step {step + 1}/{schedule.steps}: {loss.item():.3f} nats per token")
 
@@ -89,17 +89,17 @@ def train_language(
     model: Any, stream: Tensor, schedule: Schedule, seed: int, say: Callable[[str], None]
 ) -> None:
     """Next-token training on random windows of `stream`, in place, float32."""
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     offsets = torch.arange(CONTEXT + 1)
 
-    def loss_of(_: int) -> Tensor:
-        starts = torch.randint(len(stream) - CONTEXT, (schedule.batch,), generator=chance)
+    def compute_loss(_: int) -> Tensor:
+        starts = torch.randint(len(stream) - CONTEXT, (schedule.batch,), generator=generator)
         window = stream[starts[:, None] + offsets]
         logits = model(input_ids=window[:, :-1]).logits
         return cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
 
     model.train()
-    _optimise(list(model.parameters()), schedule, 0.1, loss_of, say)
+    _optimize(list(model.parameters()), schedule, 0.1, compute_loss, say)
     model.eval()
 
 
@@ -120,15 +120,15 @@ def train_adapter(
     adapted = get_peft_model(
         model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=roles, task_type="CAUSAL_LM")
     )
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
-    def loss_of(_: int) -> Tensor:
-        picked = torch.randint(len(items), (schedule.batch,), generator=chance).tolist()
-        total, count = answer_loss(adapted, *encode([items[number] for number in picked], tokenizer))
+    def compute_loss(_: int) -> Tensor:
+        indices = torch.randint(len(items), (schedule.batch,), generator=generator).tolist()
+        total, count = answer_loss(adapted, *encode([items[number] for number in indices], tokenizer))
         return total / count
 
     adapted.train()
-    _optimise([p for p in adapted.parameters() if p.requires_grad], schedule, 0.0, loss_of, say)
+    _optimize([p for p in adapted.parameters() if p.requires_grad], schedule, 0.0, compute_loss, say)
     return adapted.eval()
 
 
@@ -139,17 +139,17 @@ def text_loss(model: Any, stream: Tensor) -> float:
     total, count = 0.0, 0
     for start in range(0, len(windows) - 1, CONTEXT * 16):
         rows = windows[start : start + CONTEXT * 16 + 1]
-        ids, wanted = rows[:-1].view(-1, CONTEXT), rows[1:]
+        ids, targets = rows[:-1].view(-1, CONTEXT), rows[1:]
         logits = model(input_ids=ids).logits.flatten(0, 1)
-        total, count = total + float(cross_entropy(logits, wanted, reduction="sum")), count + len(wanted)
+        total, count = total + float(cross_entropy(logits, targets, reduction="sum")), count + len(targets)
     return total / count
 
 
-def relative_distance(new: Any, old: Any) -> float:
+def compute_relative_distance(new: Any, old: Any) -> float:
     """‖W_new − W_old‖ / ‖W_old‖, Frobenius, over all linear layers of two models of the same shape."""
-    before, moved, size = dict(old.named_parameters()), 0.0, 0.0
+    before, squared_change, squared_norm = dict(old.named_parameters()), 0.0, 0.0
     for name, weight in new.named_parameters():
         if "_proj" in name:
-            moved += float((weight - before[name]).detach().square().sum())
-            size += float(before[name].detach().square().sum())
-    return math.sqrt(moved / size)
+            squared_change += float((weight - before[name]).detach().square().sum())
+            squared_norm += float(before[name].detach().square().sum())
+    return math.sqrt(squared_change / squared_norm)

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
-from rebase.cli.tables import diagnostics_table, job_lines
-from rebase.cli.waiting import follow
+from rebase.cli.tables import build_diagnostics_table, format_job
+from rebase.cli.waiting import follow_job
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
 from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
-from rebase.stack.stack import Place
+from rebase.stack.stack import StackConfig
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "rebase_report.json")
 
@@ -44,41 +44,43 @@ class Losses:
     target_with_moved: float
 
 
-def tell(place: Place, examples: Path, out: Output) -> bool:
+def run_demo(config: StackConfig, examples: Path, out: Output) -> bool:
     """Run the story against a running stack. True when everything was as promised."""
-    with RebaseClient(place.url) as client:
+    with RebaseClient(config.url) as client:
         out.show("", f"1. Move {Story.ADAPTER} from {Story.SOURCE} to its new release {Story.NEW_RELEASE}")
         request = build_request(adapter=Story.ADAPTER, target=Story.NEW_RELEASE)
-        moved = follow(client, client.convert(request), out)
-        out.show(*job_lines(moved))
-        if not moved.succeeded:
+        conversion = follow_job(client, client.convert(request), out)
+        out.show(*format_job(conversion))
+        if not conversion.succeeded:
             out.note(
-                f"The conversion did not succeed; see {place.home / 'logs' / 'worker.log'}", style="bold red"
+                f"The conversion did not succeed; see {config.home / 'logs' / 'worker.log'}", style="bold red"
             )
             return False
-        out.show("", diagnostics_table(client.diagnostics(moved.id)))
-        kept = _check_worth(place, examples, moved, out)
+        out.show("", build_diagnostics_table(client.get_diagnostics(conversion.id)))
+        is_improvement = _check_improvement(config, examples, conversion, out)
 
         out.show("", f"2. Ask about {Story.OTHER_FAMILY}: another architecture, width, depth and tokenizer")
-        asked = follow(
+        precheck = follow_job(
             client, client.precheck(build_request(adapter=Story.ADAPTER, target=Story.OTHER_FAMILY)), out
         )
-        out.show(*job_lines(asked))
-        doubted = asked.verdict in {"uncertain", "incompatible"} and bool((asked.result or {}).get("reasons"))
-        if not doubted:
+        out.show(*format_job(precheck))
+        is_doubted = precheck.verdict in {"uncertain", "incompatible"} and bool(
+            (precheck.result or {}).get("reasons")
+        )
+        if not is_doubted:
             out.note("The pre-check was expected to doubt this pair and say why.", style="bold red")
-        return kept and doubted
+        return is_improvement and is_doubted
 
 
-def _check_worth(place: Place, examples: Path, moved: Job, out: Output) -> bool:
+def _check_improvement(config: StackConfig, examples: Path, conversion: Job, out: Output) -> bool:
     """Do the promised files lie there, and is the moved adapter better than no adapter?"""
-    folder = Path((moved.result or {})["output"]["url"])
+    folder = Path((conversion.result or {})["output"]["url"])
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         out.note(f"{folder} lacks {', '.join(missing)}", style="bold red")
         return False
     out.show("", "Held-out loss (nats per answer token, lower is better)")
-    losses = measure(place, examples, folder)
+    losses = measure_losses(config, examples, folder)
     table = Table("", "loss", box=None, pad_edge=False, show_header=False)
     table.add_row(f"{Story.NEW_RELEASE} alone", f"{losses.target_alone:.3f}")
     table.add_row(f"{Story.NEW_RELEASE} + moved adapter", f"{losses.target_with_moved:.3f}")
@@ -90,25 +92,25 @@ def _check_worth(place: Place, examples: Path, moved: Job, out: Output) -> bool:
     return True
 
 
-def measure(place: Place, examples: Path, moved: Path) -> Losses:
+def measure_losses(config: StackConfig, examples: Path, transferred_adapter: Path) -> Losses:
     """Evaluate the three combinations with the checkout's own `examples/evaluate.py`. Loads torch."""
-    if place.hub is None:
+    if config.hub is None:
         raise ValueError("the demo runs on a local hub folder")
     sys.path.insert(0, str(examples.parent))
     held_out_loss: Callable[..., Any] = importlib.import_module("examples.evaluate").held_out_loss
     importlib.import_module("transformers").logging.disable_progress_bar()
     task = examples / Story.TASK
     source, target, adapter = (
-        _folder_of(place.hub, repo) for repo in (Story.SOURCE, Story.NEW_RELEASE, Story.ADAPTER)
+        _fetch_folder(config.hub, repo) for repo in (Story.SOURCE, Story.NEW_RELEASE, Story.ADAPTER)
     )
     return Losses(
         source_with_adapter=float(held_out_loss(source, adapter, task)),
         target_alone=float(held_out_loss(target, None, task)),
-        target_with_moved=float(held_out_loss(target, moved, task)),
+        target_with_moved=float(held_out_loss(target, transferred_adapter, task)),
     )
 
 
-def _folder_of(hub: Path, repo_id: str) -> Path:
+def _fetch_folder(hub: Path, repo_id: str) -> Path:
     """The files of a repo's main branch, as Transformers and PEFT load them."""
     local = LocalHub(hub)
     pinned = local.resolve(RepoRef(repo_id=repo_id))

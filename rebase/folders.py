@@ -18,26 +18,26 @@ from rebase.hub.plain_folder import PlainFolder
 from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
 
 
-class Aliases:
+class FolderAliases:
     """Repo ids for the folders among what was typed. An existing directory wins over a repo of the same
     name."""
 
     def __init__(self) -> None:
         self.folders: dict[str, str] = {}  # alias → the folder's absolute path
 
-    def reference(self, typed: str) -> str:
+    def to_reference(self, text: str) -> str:
         """What the request should say for `typed`: an alias for a directory, else `typed` itself.
 
         Raises RequestInvalid for what is neither a directory nor a repo id.
         """
-        if not typed or not Path(typed).is_dir():
-            return repo_reference(typed)
-        path = str(Path(typed).absolute())  # links stay as they are: what they lead to may move
+        if not text or not Path(text).is_dir():
+            return validate_repo_reference(text)
+        path = str(Path(text).absolute())  # links stay as they are: what they lead to may move
         for alias, folder in self.folders.items():
             if folder == path:
                 return alias
         stem = (
-            re.sub(r"[^A-Za-z0-9_-]+", "-", Path(typed).resolve().name).strip("-")[: MAX_REPO_ID - 8]
+            re.sub(r"[^A-Za-z0-9_-]+", "-", Path(text).resolve().name).strip("-")[: MAX_REPO_ID - 8]
             or "folder"
         )
         alias = stem if re.match(r"[A-Za-z0-9_]", stem) else f"folder-{stem}"
@@ -47,27 +47,27 @@ class Aliases:
         return alias
 
 
-def repo_reference(typed: str) -> str:
+def validate_repo_reference(text: str) -> str:
     """`typed` when it can be a repo on the Hub. Raises RequestInvalid."""
     try:
-        check_repo_id(typed.partition("@")[0])
+        check_repo_id(text.partition("@")[0])
     except ValueError as exc:
         raise RequestInvalid(
-            f"There is no folder '{typed}', and it is no Hub repo id.",
+            f"There is no folder '{text}', and it is no Hub repo id.",
             hint="A Hub repo is written owner/name or owner/name@revision.",
         ) from exc
-    return typed
+    return text
 
 
-class WithFolders:
+class AliasedHub:
     """The hub port over `inner`, with folders of this machine readable under their aliases.
 
     A pinned folder calls itself by its absolute path: in `base_model_name_or_path` PEFT finds the base by it,
     wherever it is run.
     """
 
-    def __init__(self, inner: Hub, folders: Mapping[str, str], hashes: Path) -> None:
-        cache = HashCache(hashes)
+    def __init__(self, inner: Hub, folders: Mapping[str, str], hash_cache_dir: Path) -> None:
+        cache = HashCache(hash_cache_dir)
         # Links may lead anywhere: whoever typed the path can read what it reads, and download caches are full
         # of links.
         self._by_alias = {
@@ -77,11 +77,11 @@ class WithFolders:
         self._by_path = {folder: self._by_alias[alias] for alias, folder in folders.items()}
         self._inner = inner
 
-    def with_token(self, token: str | None) -> WithFolders:
+    def with_token(self, token: str | None) -> AliasedHub:
         """The same folders beside the same hub, asked with that token."""
-        other = copy.copy(self)
-        other._inner = self._inner.with_token(token)
-        return other
+        clone = copy.copy(self)
+        clone._inner = self._inner.with_token(token)
+        return clone
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
         """A folder's own permissions speak when its files are opened."""
@@ -121,7 +121,7 @@ class WithFolders:
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
         """Folders that were named as inputs are not written to."""
-        self._refuse_folder(repo_id)
+        self._reject_input_folder(repo_id)
         self._inner.check_write(repo_id, create_pr=create_pr)
 
     def get_latest(self, repo_id: str) -> PinnedRepo | None:
@@ -136,11 +136,11 @@ class WithFolders:
         self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
     ) -> Published:
         """The hub's doing."""
-        self._refuse_folder(repo_id)
+        self._reject_input_folder(repo_id)
         return self._inner.publish(
             repo_id, folder, message=message, parent=parent, private=private, create_pr=create_pr
         )
 
-    def _refuse_folder(self, repo_id: str) -> None:
+    def _reject_input_folder(self, repo_id: str) -> None:
         if repo_id in self._by_alias:
             raise OutputForbidden(f"'{repo_id}' is a folder that was named as an input.")

@@ -19,8 +19,8 @@ from rebase.conversion.output_folder import remove_stale
 from rebase.conversion.pipeline import run_conversion
 from rebase.conversion.plan import Kind, plan_conversion
 from rebase.errors import FileMissing
-from rebase.folders import WithFolders
-from rebase.report.progress import NullReporter
+from rebase.folders import AliasedHub
+from rebase.report.progress import NullReporter, ProgressReporter
 from rebase.report.schema import Report
 from rebase.runtime import make_runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
@@ -30,20 +30,20 @@ from rebase.settings import Settings
 
 
 @dataclass
-class Shown(NullReporter):
+class CliProgress(NullReporter):
     """A watch that shows progress and keeps the latest evidence, so that a refusal can still be explained."""
 
     progress: PhaseProgress
     report: Report | None = None
     _phase: Phase | None = None
-    _began: float = 0.0
+    _phase_started_at: float = 0.0
 
     def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         """On to the screen."""
         now = time.monotonic()
         if phase is not self._phase:
-            self._phase, self._began = phase, now
-        eta_s = (now - self._began) / done * (total - done) if done and total else None
+            self._phase, self._phase_started_at = phase, now
+        eta_s = (now - self._phase_started_at) / done * (total - done) if done and total else None
         self.progress.update(phase.value, done, total, unit, eta_s)
 
     def report_evidence(self, report: Report) -> None:
@@ -51,22 +51,22 @@ class Shown(NullReporter):
         self.report = report
 
 
-def check_out(out: Path) -> None:
+def require_empty_folder(out_dir: Path) -> None:
     """An output folder must be new or empty, in a place that can be written."""
-    with _making(out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    with _output_folder_errors(out_dir):
+        if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             raise CommandFailed(
-                f"{out} exists and is not an empty folder.", hint="Name a new folder with --out."
+                f"{out_dir} exists and is not an empty folder.", hint="Name a new folder with --out."
             )
-        parent = out.absolute().parent
+        parent = out_dir.absolute().parent
         while not parent.exists():
             parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise CommandFailed(f"{out} cannot be made: {parent} is no folder that can be written.")
+        raise CommandFailed(f"{out_dir} cannot be made: {parent} is no folder that can be written.")
 
 
 @contextmanager
-def _making(folder: Path) -> Iterator[None]:
+def _output_folder_errors(folder: Path) -> Iterator[None]:
     """What the operating system has against `folder`, in a sentence."""
     try:
         yield
@@ -76,50 +76,55 @@ def _making(folder: Path) -> Iterator[None]:
         ) from exc
 
 
-def run_here(
+def run_in_process(
     request: ConversionRequest,
     kind: Kind,
     settings: Settings,
     folders: dict[str, str],
-    watch: Shown,
-    out: Path | None,
+    progress: ProgressReporter,
+    out_dir: Path | None,
     pools: AnchorPools = NO_ANCHOR_POOLS,
-    corpus: Path | None = None,
+    corpus_file: Path | None = None,
 ) -> Report:
     """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""
     home = settings.resolved_home
-    tools = make_runtime(settings)
-    tools = replace(tools, hub=WithFolders(tools.hub, folders, home / "hashes"))
-    remove_stale(tools.scratch_dir, time.time())
+    runtime = make_runtime(settings)
+    runtime = replace(runtime, hub=AliasedHub(runtime.hub, folders, home / "hashes"))
+    remove_stale(runtime.scratch_dir, time.time())
     # Beside the goal, so that the last step is a rename within one file system.
-    place = out.absolute().parent if out is not None else settings.resolved_work_dir
-    with _making(out or place):
-        place.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=place))
+    parent_dir = out_dir.absolute().parent if out_dir is not None else settings.resolved_work_dir
+    with _output_folder_errors(out_dir or parent_dir):
+        parent_dir.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=parent_dir))
     try:
-        goal = scratch / "adapter"
-        outcome = run_conversion(
-            plan_conversion(request, kind, corpus_file=corpus), tools, watch, goal, marker=None, pools=pools
+        adapter_dir = scratch / "adapter"
+        result = run_conversion(
+            plan_conversion(request, kind, corpus_file=corpus_file),
+            runtime,
+            progress,
+            adapter_dir,
+            marker=None,
+            pools=pools,
         )
-        report = getattr(outcome, "report", None)
+        report = getattr(result, "report", None)
         if not isinstance(report, Report):
             raise TypeError("a run without a marker ends with a report")
-        if out is not None:
-            (scratch / "adapter").replace(out)
+        if out_dir is not None:
+            (scratch / "adapter").replace(out_dir)
         return report
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def named_base(adapter: str) -> str | None:
+def find_local_base(adapter: str) -> str | None:
     """The base that a local adapter folder names, when that is itself a folder here; PEFT writes such
     paths."""
     try:
-        named = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8"))[
+        base = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8"))[
             "base_model_name_or_path"
         ]
     except FileNotFoundError as exc:
         raise FileMissing(f"{adapter} has no adapter_config.json.", pointer="/adapter") from exc
     except (OSError, ValueError, KeyError, TypeError):
         return None  # the pipeline reads the file again and says what is wrong with it
-    return named if isinstance(named, str) and named and Path(named).is_dir() else None
+    return base if isinstance(base, str) and base and Path(base).is_dir() else None

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from rebase.cli.request import parse_repo
 from rebase.errors import NotFound, RequestInvalid
-from rebase.folders import Aliases, repo_reference
+from rebase.folders import FolderAliases, validate_repo_reference
 from rebase.schemas.anchor_pools import Pool, PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 
@@ -39,10 +39,10 @@ class FilePool:
 
 def read_pool(file: str) -> PoolRequest:
     """The request in `file` (`-`: standard input). Raises RequestInvalid with the wrong field named."""
-    return _validate(file, _read(file))
+    return _validate_pool(file, _read_json(file))
 
 
-def local_pool(file: str, request: ConversionRequest, aliases: Aliases) -> FilePool:
+def read_local_pool(file: str, request: ConversionRequest, aliases: FolderAliases) -> FilePool:
     """The pool in `file` for a run without a service.
 
     A reference is an object, `owner/name[@revision]`, or a folder (from the file's own folder on), which goes
@@ -58,7 +58,7 @@ def local_pool(file: str, request: ConversionRequest, aliases: Aliases) -> FileP
         raise RequestInvalid(
             "A pool is named twice, by --pool and by the method's parameter 'pool'.", pointer="/method/pool"
         )
-    body = _read(file)
+    body = _read_json(file)
     if body.get("source") is None and request.source is None:
         raise RequestInvalid(
             f"{file}: source: neither the file nor the command names the base that the anchors' adapters "
@@ -66,10 +66,10 @@ def local_pool(file: str, request: ConversionRequest, aliases: Aliases) -> FileP
             hint="Name it in the file, or with --source.",
             pointer="/source",
         )
-    here = Path.cwd() if file == STDIN else Path(file).parent
+    base_dir = Path.cwd() if file == STDIN else Path(file).parent
     for side, default in (("source", request.source), ("target", request.target)):
         if body.get(side) is not None:
-            body[side] = _reference(body[side], side, file, here, aliases)
+            body[side] = _resolve_reference(body[side], side, file, base_dir, aliases)
         elif default is not None:
             body[side] = default.model_dump()
     anchors = body.get("anchors")
@@ -77,18 +77,20 @@ def local_pool(file: str, request: ConversionRequest, aliases: Aliases) -> FileP
         for side in ("source", "target"):
             if isinstance(anchor, dict) and side in anchor:
                 field = f"anchors[{number}].{side}"
-                anchor[side] = _reference(anchor[side], field, file, here, aliases)
-    return FilePool(_validate(file, body))
+                anchor[side] = _resolve_reference(anchor[side], field, file, base_dir, aliases)
+    return FilePool(_validate_pool(file, body))
 
 
-def _reference(value: Any, field: str, file: str, here: Path, aliases: Aliases) -> Any:
+def _resolve_reference(value: Any, field: str, file: str, base_dir: Path, aliases: FolderAliases) -> Any:
     """The fields of a RepoRef for a short name or a folder; anything else is for the model to judge."""
     if not isinstance(value, str):
         return value
     try:
-        folder = here / value
-        typed = aliases.reference(str(folder)) if value and _is_dir(folder) else repo_reference(value)
-        return parse_repo(typed, field=field)
+        folder = base_dir / value
+        reference = (
+            aliases.to_reference(str(folder)) if value and _is_dir(folder) else validate_repo_reference(value)
+        )
+        return parse_repo(reference, field=field)
     except RequestInvalid as exc:
         exc.message = f"{file}: {exc.message}" if exc.pointer else f"{file}: {field}: {exc.message}"
         raise
@@ -102,7 +104,7 @@ def _is_dir(path: Path) -> bool:
         return False
 
 
-def _read(file: str) -> dict[str, Any]:
+def _read_json(file: str) -> dict[str, Any]:
     try:
         text = sys.stdin.read() if file == STDIN else Path(file).read_text("utf-8")
     except OSError as exc:
@@ -110,7 +112,7 @@ def _read(file: str) -> dict[str, Any]:
     except UnicodeDecodeError as exc:
         raise RequestInvalid(f"{file} is not UTF-8 text.") from exc
     try:
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as exc:
         raise RequestInvalid(f"{file} is not valid JSON: {exc}.") from exc
     if not isinstance(body, dict):
@@ -118,18 +120,18 @@ def _read(file: str) -> dict[str, Any]:
     return body
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _validate(file: str, body: Mapping[str, Any]) -> PoolRequest:
+def _validate_pool(file: str, body: Mapping[str, Any]) -> PoolRequest:
     try:
         return PoolRequest.model_validate(body)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
-    where = ""
+    field_path = ""
     for part in first["loc"]:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else part
+        field_path += f"[{part}]" if isinstance(part, int) else f".{part}" if field_path else part
     message = first["msg"].removeprefix("Value error, ")
     hint = None
     if first["type"] == "extra_forbidden":
@@ -137,7 +139,7 @@ def _validate(file: str, body: Mapping[str, Any]) -> PoolRequest:
     elif first["type"] == "model_type":
         hint = 'A repo is written {"repo_id": "owner/name", "revision": "main"}.'
     raise RequestInvalid(
-        ": ".join(part for part in (file, where, message) if part),
+        ": ".join(part for part in (file, field_path, message) if part),
         hint=hint,
         pointer="/" + "/".join(str(part) for part in first["loc"]),
     )

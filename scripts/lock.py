@@ -27,7 +27,7 @@ HEADER = """\
 """
 
 
-def declared() -> list[Requirement]:
+def read_declared_requirements() -> list[Requirement]:
     """Everything that pyproject.toml names: dependencies, all extras, all dependency groups."""
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project, groups = tables["project"], tables["dependency-groups"]
@@ -35,20 +35,20 @@ def declared() -> list[Requirement]:
     return [Requirement(line) for lines in lists for line in lines]
 
 
-def closure(wanted: list[Requirement]) -> dict[str, Version]:
+def resolve_closure(requirements: list[Requirement]) -> dict[str, Version]:
     """Installed versions of the requirements and of all they require. Raises PackageNotFoundError."""
     pins: dict[str, Version] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    queue = list(wanted)
+    queue = list(requirements)
     while queue:
         requirement = queue.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
         if (name, extras) in seen or name == PROJECT:
             continue
         seen.add((name, extras))
-        found = metadata.distribution(name)
-        pins[name] = Version(found.version)
-        for line in found.requires or ():
+        distribution = metadata.distribution(name)
+        pins[name] = Version(distribution.version)
+        for line in distribution.requires or ():
             needed = Requirement(line)
             marker = needed.marker
             if marker is None or any(marker.evaluate({"extra": extra}) for extra in (extras or {""})):
@@ -64,7 +64,7 @@ def render(pins: dict[str, Version]) -> str:
 def main() -> None:
     """Print the lock file; say what is missing instead of leaving it out."""
     try:
-        sys.stdout.write(render(closure(declared())))
+        sys.stdout.write(render(resolve_closure(read_declared_requirements())))
     except metadata.PackageNotFoundError as exc:
         sys.exit(f"{exc.name} is not installed here: run `make setup` with every extra first")
 

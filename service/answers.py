@@ -5,34 +5,34 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from rebase.store.records import JobRecord
-from service.views import JobView
+from service.views import JobOut
 
-_LONGEST_WAIT_S = 30
+_MAX_RETRY_AFTER_S = 30
 
 
-def job_answer(job: JobRecord, status: int = 200, *, created: bool = False) -> Response:
+def build_job_response(job: JobRecord, status: int = 200, *, created: bool = False) -> Response:
     """A job as JSON with ETag, Retry-After while it is not done, and Location when it is new."""
-    headers = {"ETag": etag_of(job)}
+    headers = {"ETag": compute_etag(job)}
     if not job.is_done:
-        headers["Retry-After"] = str(retry_after_s(job))
+        headers["Retry-After"] = str(compute_retry_after_s(job))
     if created:
         headers["Location"] = f"/jobs/{job.id}"
-    return Response(JobView.of(job).model_dump_json(), status, headers, "application/json")
+    return Response(JobOut.from_record(job).model_dump_json(), status, headers, "application/json")
 
 
-def etag_of(job: JobRecord) -> str:
+def compute_etag(job: JobRecord) -> str:
     """Changes with everything that the job's view shows."""
     return f'"{job.version}"'
 
 
-def matches(if_none_match: str | None, etag: str) -> bool:
+def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """RFC 9110 weak comparison of an If-None-Match header."""
     if if_none_match is None:
         return False
-    given = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return etag in given or "*" in given
+    client_etags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return etag in client_etags or "*" in client_etags
 
 
-def retry_after_s(job: JobRecord) -> int:
+def compute_retry_after_s(job: JobRecord) -> int:
     """Seconds until looking again is worth it: the estimate where there is one, at most half a minute."""
-    return max(1, min(_LONGEST_WAIT_S, round(job.progress_eta_s or 1)))
+    return max(1, min(_MAX_RETRY_AFTER_S, round(job.progress_eta_s or 1)))

@@ -38,12 +38,12 @@ from service import (
     tenant,
     webhook,
 )
-from service.edge import Edge
-from service.intake import Intake
+from service.edge import RequestMiddleware
+from service.intake import GroupCommitter
 from service.metrics import Metrics
-from service.rates import LocalRates, RedisRates
+from service.rates import LocalRateLimiter, RedisRateLimiter
 from service.routes import callbacks
-from service.state import Service
+from service.state import AppState
 
 VERSION = "0.1.0"
 _PROBLEM = {
@@ -52,32 +52,34 @@ _PROBLEM = {
 }
 
 
-def create_app(settings: Settings, *, ring: Notify | None = None) -> FastAPI:
+def create_app(settings: Settings, *, notify: Notify | None = None) -> FastAPI:
     """An app that shares nothing with any other. `ring` replaces the deployment's broker.
 
     Raises SettingsInvalid when it would serve other machines without asking for keys.
     """
-    check_binding(settings)
+    require_loopback_without_keys(settings)
     store = Store(
         Database.open(settings.resolved_database_url),
         max_attempts=settings.max_attempts,
         limits=Limits.from_settings(settings),
     )
-    keeper = Scheduler(
+    scheduler = Scheduler(
         store,
-        ring or partial(broker.send_notification, broker.make_sender(settings)),
+        notify or partial(broker.send_notification, broker.make_sender(settings)),
         settings.sweep_s,
         reconcile_s=settings.reconcile_s,
         retention=Retention(store, RetentionPeriods.from_settings(settings)),
     )
-    service = Service(
+    service = AppState(
         settings,
         store,
-        keeper,
-        Metrics(store, keeper),
+        scheduler,
+        Metrics(store, scheduler),
         migrations.head(),
-        Intake(store),
-        rates=RedisRates(settings.redis_url.get_secret_value()) if settings.redis_url else LocalRates(),
+        GroupCommitter(store),
+        rate_limiter=RedisRateLimiter(settings.redis_url.get_secret_value())
+        if settings.redis_url
+        else LocalRateLimiter(),
     )
     app = FastAPI(
         title="Rebase",
@@ -104,24 +106,24 @@ def create_app(settings: Settings, *, ring: Notify | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, problems.on_http_error)
     app.add_exception_handler(RequestValidationError, problems.on_invalid_request)
     app.add_middleware(
-        Edge,
+        RequestMiddleware,
         metrics=service.metrics,
         max_body_bytes=settings.max_body_bytes,
         local_only=settings.auth == "none",
     )
-    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    app.openapi = _make_openapi_builder(app)  # type: ignore[method-assign]
     return app
 
 
-def check_binding(settings: Settings) -> None:
+def require_loopback_without_keys(settings: Settings) -> None:
     """Without keys, loopback only. Raises SettingsInvalid."""
     if settings.auth != "none":
         return
     try:
-        loopback = ipaddress.ip_address(settings.host).is_loopback
+        is_loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
-        loopback = settings.host == "localhost"
-    if not loopback:
+        is_loopback = settings.host == "localhost"
+    if not is_loopback:
         raise SettingsInvalid(
             f"Without API keys the service may listen on loopback only, not on '{settings.host}'.",
             hint="Set REBASE_AUTH=keys and make a key with 'rebase keys create', or REBASE_HOST=127.0.0.1.",
@@ -130,36 +132,38 @@ def check_binding(settings: Settings) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: Service = app.state.service
-    service.keeper.start()
-    service.intake.start()
+    service: AppState = app.state.service
+    service.scheduler.start()
+    service.group_committer.start()
     # What was built so far lives as long as the process; looking through it again and again costs latency.
     gc.collect()
     gc.freeze()
     yield
-    service.intake.stop()
-    service.keeper.stop()
-    await service.rates.close()
+    service.group_committer.stop()
+    service.scheduler.stop()
+    await service.rate_limiter.close()
     service.store.db.close()
 
 
-def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
+def _make_openapi_builder(app: FastAPI) -> Callable[[], dict[str, Any]]:
     """The schema with the shape of errors in it, made on first use."""
 
-    def schema() -> dict[str, Any]:
+    def build_schema() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            shape = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            shared = made.setdefault("components", {}).setdefault("schemas", {})
-            shared.update(shape.pop("$defs", {}))
-            shared["Problem"] = shape
-            made["components"]["securitySchemes"] = {"key": auth.SCHEME}
-            made["security"] = [{"key": []}, {}]
-            for (method, path), scope in auth.declared_scopes(app).items():
-                operation = made["paths"].get(path, {}).get(method.lower())
+            document = get_openapi(
+                title=app.title, version=app.version, summary=app.summary, routes=app.routes
+            )
+            problem_schema = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            components = document.setdefault("components", {}).setdefault("schemas", {})
+            components.update(problem_schema.pop("$defs", {}))
+            components["Problem"] = problem_schema
+            document["components"]["securitySchemes"] = {"key": auth.SECURITY_SCHEME}
+            document["security"] = [{"key": []}, {}]
+            for (method, path), scope in auth.get_declared_scopes(app).items():
+                operation = document["paths"].get(path, {}).get(method.lower())
                 if operation is not None and scope is not None:
                     operation["x-scope"] = scope.value
-            app.openapi_schema = made
+            app.openapi_schema = document
         return app.openapi_schema
 
-    return schema
+    return build_schema

@@ -25,13 +25,17 @@ from rebase.store.audit import AuditContext, anonymize_address, write_audit_even
 from rebase.store.job_events import SubmissionContext
 from rebase.store.limits import Limits
 from rebase.store.tables.base import DEFAULT_TENANT
-from service.rates import headers_of
-from service.state import Service
+from service.rates import build_rate_limit_headers
+from service.state import AppState
 
 log = get_logger("auth")
 
 # How OpenAPI describes it; `service.app` puts it into the schema.
-SCHEME = {"type": "http", "scheme": "bearer", "description": "An API key, where the deployment asks for one."}
+SECURITY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, where the deployment asks for one.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,126 +43,130 @@ class Caller:
     """The service and the tenant on whose behalf it is to act. `trail`: how the audit log names the
     caller."""
 
-    service: Service
+    service: AppState
     tenant: str
     scope: Scope
     limits: Limits
-    trail: AuditContext
+    audit: AuditContext
 
     @property
-    def extras(self) -> SubmissionContext:
+    def submission_context(self) -> SubmissionContext:
         """What goes with a job that is submitted. Without keys there is one caller, of whom the jobs
         themselves say as much as a line in the audit log would."""
-        keyed = self.trail.key_id is not None
-        return SubmissionContext(limits=self.limits, audit=self.trail if keyed else None)
+        has_key = self.audit.key_id is not None
+        return SubmissionContext(limits=self.limits, audit=self.audit if has_key else None)
 
 
-async def _caller(request: Request) -> Caller:
-    return await _authorised(request, get_required_scope(request.method))
+async def _get_caller(request: Request) -> Caller:
+    return await _authorize(request, get_required_scope(request.method))
 
 
-async def _admin(request: Request) -> Caller:
-    return await _authorised(request, Scope.ADMIN)
+async def _get_admin(request: Request) -> Caller:
+    return await _authorize(request, Scope.ADMIN)
 
 
-async def _authorised(request: Request, needed: Scope) -> Caller:
-    service: Service = request.app.state.service
+async def _authorize(request: Request, required: Scope) -> Caller:
+    service: AppState = request.app.state.service
     if service.settings.auth == "none":
-        limits = await service.known_limits.of(service.store, DEFAULT_TENANT)
-        return Caller(service, DEFAULT_TENANT, Scope.ADMIN, limits, _trail(request, DEFAULT_TENANT, None))
-    known = await _identified(request, service)
-    trail = _trail(request, known.tenant_id, known.key_id)
-    await _count(request, service, known)
-    if not known.scope.allows(needed):
-        await _note_denied(service, request, trail)
-        raise Forbidden(
-            f"This needs a key with scope '{needed.value}'; yours has '{known.scope.value}'.",
-            hint=f"Use a key with scope '{needed.value}', or ask an admin of your tenant for one.",
+        limits = await service.limits_cache.get(service.store, DEFAULT_TENANT)
+        return Caller(
+            service, DEFAULT_TENANT, Scope.ADMIN, limits, _build_audit_context(request, DEFAULT_TENANT, None)
         )
-    return Caller(service, known.tenant_id, known.scope, known.limits, trail)
+    identity = await _authenticate(request, service)
+    audit = _build_audit_context(request, identity.tenant_id, identity.key_id)
+    await _count_request(request, service, identity)
+    if not identity.scope.allows(required):
+        await _audit_denied_request(service, request, audit)
+        raise Forbidden(
+            f"This needs a key with scope '{required.value}'; yours has '{identity.scope.value}'.",
+            hint=f"Use a key with scope '{required.value}', or ask an admin of your tenant for one.",
+        )
+    return Caller(service, identity.tenant_id, identity.scope, identity.limits, audit)
 
 
-async def _identified(request: Request, service: Service) -> Identity:
+async def _authenticate(request: Request, service: AppState) -> Identity:
     """Raises Unauthorised."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Unauthorized(
             "This service asks for an API key.", hint="Send the header 'Authorization: Bearer rb_…'."
         )
-    known = await service.known_keys.identify(service.store, key.strip())
-    if known is None:
+    identity = await service.key_cache.identify(service.store, key.strip())
+    if identity is None:
         raise Unauthorized("This API key is not valid.", hint="Make one with 'rebase keys create'.")
-    check_alive(known, service.store.clock())
-    return known
+    require_active_key(identity, service.store.clock())
+    return identity
 
 
-def check_alive(known: Identity, now: datetime) -> None:
+def require_active_key(identity: Identity, now: datetime) -> None:
     """Raises Unauthorised for a key that has ended. Only who has the key learns that it once was one."""
-    ended = known.revoked_at is not None or (known.expires_at is not None and known.expires_at <= now)
-    if ended:
-        how = "was revoked" if known.revoked_at is not None else "has expired"
-        raise Unauthorized(f"This API key {how}.", hint="Ask an admin of your tenant for another one.")
+    is_inactive = identity.revoked_at is not None or (
+        identity.expires_at is not None and identity.expires_at <= now
+    )
+    if is_inactive:
+        cause = "was revoked" if identity.revoked_at is not None else "has expired"
+        raise Unauthorized(f"This API key {cause}.", hint="Ask an admin of your tenant for another one.")
 
 
-async def _count(request: Request, service: Service, known: Identity) -> None:
+async def _count_request(request: Request, service: AppState, identity: Identity) -> None:
     """One request more of this tenant. The figures go out with whatever is answered. Raises RateLimited."""
-    most = known.limits.requests_per_minute
-    if most is None:
+    limit = identity.limits.requests_per_minute
+    if limit is None:
         return
-    taken = await service.rates.take(known.tenant_id, most)
+    result = await service.rate_limiter.take(identity.tenant_id, limit)
     state: dict[str, Any] = request.scope.setdefault("state", {})
-    state["headers"] = headers_of(taken)
-    if not taken.allowed:
+    state["headers"] = build_rate_limit_headers(result)
+    if not result.allowed:
         raise RateLimited(
-            f"This tenant may make {most} requests a minute.",
+            f"This tenant may make {limit} requests a minute.",
             hint="Slow down; Retry-After says how long to wait.",
-            retry_after_s=taken.retry_after_s,
+            retry_after_s=result.retry_after_s,
         )
 
 
-def _trail(request: Request, tenant: str, key_id: str | None) -> AuditContext:
+def _build_audit_context(request: Request, tenant: str, key_id: str | None) -> AuditContext:
     client = request.client.host if request.client is not None else None
     request_id: str | None = request.scope.get("state", {}).get("request_id")
     return AuditContext(tenant, key_id, request_id, anonymize_address(client))
 
 
-async def _note_denied(service: Service, request: Request, trail: AuditContext) -> None:
+async def _audit_denied_request(service: AppState, request: Request, audit: AuditContext) -> None:
     """A line in the audit log, at most one a minute for a key. Trouble with it changes no answer."""
-    if trail.key_id is None or not service.denials.due(trail.key_id):
+    if audit.key_id is None or not service.denial_throttle.allow(audit.key_id):
         return
-    about = f"{request.method} {request.scope['route'].path}"
+    endpoint = f"{request.method} {request.scope['route'].path}"
     try:
-        await run_in_threadpool(_write_denied, service, trail, about)
+        await run_in_threadpool(_write_denied_event, service, audit, endpoint)
     except Busy:
         log.warning("denied_attempt_not_noted", exc_info=True)
 
 
-def _write_denied(service: Service, trail: AuditContext, about: str) -> None:
+def _write_denied_event(service: AppState, audit: AuditContext, endpoint: str) -> None:
     with service.store.db.write() as connection:
-        write_audit_event(connection, service.store.clock(), trail, "request.denied", about, "denied")
+        write_audit_event(connection, service.store.clock(), audit, "request.denied", endpoint, "denied")
 
 
-CallerDep = Annotated[Caller, Depends(_caller)]
-AdminDep = Annotated[Caller, Depends(_admin)]
+CallerDep = Annotated[Caller, Depends(_get_caller)]
+AdminDep = Annotated[Caller, Depends(_get_admin)]
 
 
-def declared_scopes(app: FastAPI) -> dict[tuple[str, str], Scope | None]:
+def get_declared_scopes(app: FastAPI) -> dict[tuple[str, str], Scope | None]:
     """(verb, path) of every route → what it needs, read from its dependencies; None: it declares nothing."""
-    found: dict[tuple[str, str], Scope | None] = {}
+    scopes: dict[tuple[str, str], Scope | None] = {}
     for route in iter_route_contexts(app.routes):
         dependant = getattr(route, "dependant", None)
-        calls = _calls_of(dependant) if dependant is not None else set()
+        calls = _collect_dependency_calls(dependant) if dependant is not None else set()
         for method in route.methods or ():
-            own = get_required_scope(method) if _caller in calls else None
-            found[method, str(route.path)] = Scope.ADMIN if _admin in calls else own
-    return found
+            default_scope = get_required_scope(method) if _get_caller in calls else None
+            scopes[method, str(route.path)] = Scope.ADMIN if _get_admin in calls else default_scope
+    return scopes
 
 
-def _calls_of(dependant: Any) -> set[Any]:
-    found = {dependant.call}
+def _collect_dependency_calls(dependant: Any) -> set[Any]:
+    calls = {dependant.call}
     for inner in dependant.dependencies:
-        found |= _calls_of(inner)
-    return found
+        calls |= _collect_dependency_calls(inner)
+    return calls
 
 
 # What a key may do. Each scope implies those before it.

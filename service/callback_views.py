@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
 from rebase.schemas.callbacks import CallbackEvent, DeliveryState
-from rebase.store.deliveries import DeliveryPage, DeliveryRecord
-from rebase.store.signing_secrets import SecretRecord
+
+if TYPE_CHECKING:
+    from rebase.store.deliveries import DeliveryPage, DeliveryRecord
+    from rebase.store.signing_secrets import SecretRecord
 
 
-class AttemptView(BaseModel):
+class AttemptOut(BaseModel):
     """One attempt. Without `reason` it was accepted; with a `reason` and no `status` nobody answered."""
 
     number: int
@@ -24,7 +26,7 @@ class AttemptView(BaseModel):
     duration_ms: int | None
 
 
-class DeliveryView(BaseModel):
+class DeliveryOut(BaseModel):
     """One message to one receiver; `id` is its `webhook-id`, `payload` what is sent, `log` every attempt."""
 
     id: str
@@ -37,11 +39,11 @@ class DeliveryView(BaseModel):
     created_at: datetime
     updated_at: datetime
     payload: dict[str, Any]
-    log: list[AttemptView]
+    log: list[AttemptOut]
     links: dict[str, str]
 
     @classmethod
-    def of(cls, delivery: DeliveryRecord) -> DeliveryView:
+    def from_record(cls, delivery: DeliveryRecord) -> DeliveryOut:
         """The view of a record."""
         return cls.model_construct(
             id=delivery.id,
@@ -54,7 +56,7 @@ class DeliveryView(BaseModel):
             created_at=delivery.created_at,
             updated_at=delivery.updated_at,
             payload=delivery.payload,
-            log=[AttemptView.model_construct(**asdict(attempt)) for attempt in delivery.log],
+            log=[AttemptOut.model_construct(**asdict(attempt)) for attempt in delivery.log],
             links={
                 "self": f"/deliveries/{delivery.id}",
                 "job": f"/jobs/{delivery.job_id}",
@@ -63,20 +65,20 @@ class DeliveryView(BaseModel):
         )
 
 
-class DeliveryListView(BaseModel):
+class DeliveryListOut(BaseModel):
     """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
 
-    deliveries: list[DeliveryView]
+    deliveries: list[DeliveryOut]
     next_cursor: str | None
 
     @classmethod
-    def of(cls, page: DeliveryPage) -> DeliveryListView:
+    def from_page(cls, page: DeliveryPage) -> DeliveryListOut:
         """The view of a page."""
-        shown = [DeliveryView.of(delivery) for delivery in page.deliveries]
-        return cls.model_construct(deliveries=shown, next_cursor=page.next_cursor)
+        deliveries = [DeliveryOut.from_record(delivery) for delivery in page.deliveries]
+        return cls.model_construct(deliveries=deliveries, next_cursor=page.next_cursor)
 
 
-class SecretView(BaseModel):
+class SecretOut(BaseModel):
     """A signing secret without the secret. It signs until `retires_at`; the newest one has no end."""
 
     id: str
@@ -84,18 +86,18 @@ class SecretView(BaseModel):
     retires_at: datetime | None
 
     @classmethod
-    def of(cls, secret: SecretRecord) -> SecretView:
+    def from_record(cls, secret: SecretRecord) -> SecretOut:
         """The view of a record."""
         return cls.model_construct(**asdict(secret))
 
 
-class SecretListView(BaseModel):
+class SecretListOut(BaseModel):
     """Those that sign now, newest first."""
 
-    secrets: list[SecretView]
+    secrets: list[SecretOut]
 
 
-class NewSecretView(SecretView):
+class NewSecretOut(SecretOut):
     """The only answer that ever holds the secret: `whsec_` and base64, as Standard Webhooks has it."""
 
     secret: str

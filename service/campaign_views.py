@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
 from rebase.schemas.states import CampaignState
-from rebase.store.records import CampaignPage, CampaignRecord, Tally
+
+if TYPE_CHECKING:
+    from rebase.store.records import CampaignPage, CampaignRecord, Tally
 
 
-class ReasonView(BaseModel):
+class ReasonOut(BaseModel):
     """Why a release made no campaign."""
 
     code: str
     message: str
 
 
-class StageView(BaseModel):
+class StageOut(BaseModel):
     """The jobs of one stage, `precheck` (of a dry run) or `convert`."""
 
     total: int
@@ -27,14 +29,14 @@ class StageView(BaseModel):
     verdicts: dict[str, int]
 
     @classmethod
-    def of(cls, tally: Tally) -> StageView:
+    def from_tally(cls, tally: Tally) -> StageOut:
         """The view of a tally."""
         states = {state.value: count for state, count in sorted(tally.states.items())}
         verdicts = dict(sorted(tally.verdicts.items()))
         return cls.model_construct(total=tally.total, done=tally.done, states=states, verdicts=verdicts)
 
 
-class CampaignView(BaseModel):
+class CampaignOut(BaseModel):
     """What a subscription made of a release. Of one that is `refused` or `waiting`, `reasons` say why."""
 
     id: str
@@ -45,19 +47,19 @@ class CampaignView(BaseModel):
     number: int = Field(description="Counts the campaigns of one subscription for one base.")
     dry_run: bool
     approved_at: datetime | None
-    reasons: list[ReasonView]
+    reasons: list[ReasonOut]
     facts: dict[str, Any] | None = Field(description="What the Hub says of the release.")
     adapter_count: int
     left_out: int = Field(description="Adapters without a job: over the budget, or without a legal name.")
-    stages: dict[str, StageView]
+    stages: dict[str, StageOut]
     created_at: datetime
     updated_at: datetime
     links: dict[str, str]
 
     @classmethod
-    def of(cls, campaign: CampaignRecord) -> CampaignView:
+    def from_record(cls, campaign: CampaignRecord) -> CampaignOut:
         """The view of a record."""
-        decision, here = campaign.decision, f"/campaigns/{campaign.id}"
+        decision, path = campaign.decision, f"/campaigns/{campaign.id}"
         facts = decision.get("facts")
         return cls.model_construct(
             id=campaign.id,
@@ -68,25 +70,25 @@ class CampaignView(BaseModel):
             number=campaign.number,
             dry_run=campaign.dry_run,
             approved_at=campaign.approved_at,
-            reasons=[ReasonView.model_construct(**reason) for reason in decision.get("reasons", [])],
+            reasons=[ReasonOut.model_construct(**reason) for reason in decision.get("reasons", [])],
             facts={key: value for key, value in facts.items() if key != "content"} if facts else None,
             adapter_count=len(campaign.request["adapters"]),
             left_out=len(decision.get("left_out", [])),
-            stages={stage: StageView.of(tally) for stage, tally in campaign.tallies.items()},
+            stages={stage: StageOut.from_tally(tally) for stage, tally in campaign.tallies.items()},
             created_at=campaign.created_at,
             updated_at=campaign.updated_at,
-            links={"self": here, "report": f"{here}/report"},
+            links={"self": path, "report": f"{path}/report"},
         )
 
 
-class CampaignListView(BaseModel):
+class CampaignListOut(BaseModel):
     """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
 
-    campaigns: list[CampaignView]
+    campaigns: list[CampaignOut]
     next_cursor: str | None
 
     @classmethod
-    def of(cls, page: CampaignPage) -> CampaignListView:
+    def from_page(cls, page: CampaignPage) -> CampaignListOut:
         """The view of a page."""
-        found = [CampaignView.of(campaign) for campaign in page.campaigns]
-        return cls.model_construct(campaigns=found, next_cursor=page.next_cursor)
+        campaigns = [CampaignOut.from_record(campaign) for campaign in page.campaigns]
+        return cls.model_construct(campaigns=campaigns, next_cursor=page.next_cursor)

@@ -12,13 +12,13 @@ from rebase.schemas.states import IDLE_CAMPAIGN_STATES, CampaignState
 from rebase.store.records import CampaignRecord
 from rebase.store.repository import MAX_PAGE
 from service.auth import CallerDep
-from service.campaign_report import CampaignReport, report_of
-from service.campaign_views import CampaignListView, CampaignView
-from service.report_html import POLICY, page_of
+from service.campaign_report import CampaignReport, build_campaign_report
+from service.campaign_views import CampaignListOut, CampaignOut
+from service.report_html import CONTENT_SECURITY_POLICY, render_page
 
 router = APIRouter(prefix="/campaigns", tags=["releases"])
 
-_LOOK_AGAIN_S = 5
+_RETRY_AFTER_S = 5
 
 
 class CampaignsQuery(BaseModel):
@@ -32,7 +32,7 @@ class CampaignsQuery(BaseModel):
     limit: int = Field(default=50, ge=1, le=MAX_PAGE)
 
 
-@router.get("", response_model=CampaignListView)
+@router.get("", response_model=CampaignListOut)
 def list_campaigns(caller: CallerDep, query: Annotated[CampaignsQuery, Query()]) -> Response:
     """Your campaigns, newest first; releases that guards refused are among them, with the reason."""
     page = caller.service.store.campaigns.list(
@@ -42,13 +42,13 @@ def list_campaigns(caller: CallerDep, query: Annotated[CampaignsQuery, Query()])
         cursor=query.cursor,
         limit=query.limit,
     )
-    return Response(CampaignListView.of(page).model_dump_json(), media_type="application/json")
+    return Response(CampaignListOut.from_page(page).model_dump_json(), media_type="application/json")
 
 
-@router.get("/{campaign_id}", response_model=CampaignView)
+@router.get("/{campaign_id}", response_model=CampaignOut)
 def get_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """One campaign: state, progress, verdicts."""
-    return _answer(caller.service.store.campaigns.get(caller.tenant, campaign_id))
+    return _build_response(caller.service.store.campaigns.get(caller.tenant, campaign_id))
 
 
 @router.get(
@@ -67,62 +67,68 @@ def get_report(
     """Which adapters moved, which need retraining and why, which failed: JSON, or a page to read."""
     store = caller.service.store
     campaign = store.campaigns.get(caller.tenant, campaign_id)
-    report = report_of(campaign, store.campaigns.list_entries(caller.tenant, campaign_id))
+    report = build_campaign_report(campaign, store.campaigns.list_entries(caller.tenant, campaign_id))
     headers = {"Vary": "Accept"}
     if format == "html" or (format is None and _prefers_html(accept)):
-        headers |= {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
-        return Response(page_of(report), 200, headers, "text/html; charset=utf-8")
+        headers |= {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
+        return Response(render_page(report), 200, headers, "text/html; charset=utf-8")
     return Response(report.model_dump_json(), 200, headers, "application/json")
 
 
-@router.post("/{campaign_id}/pause", response_model=CampaignView)
+@router.post("/{campaign_id}/pause", response_model=CampaignOut)
 def pause_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Take no further job of it; running ones finish."""
-    return _answer(caller.service.store.campaign_control.pause(caller.tenant, campaign_id, caller.trail))
+    return _build_response(
+        caller.service.store.campaign_control.pause(caller.tenant, campaign_id, caller.audit)
+    )
 
 
-@router.post("/{campaign_id}/resume", response_model=CampaignView)
+@router.post("/{campaign_id}/resume", response_model=CampaignOut)
 def resume_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Go on with a paused campaign."""
-    return _rung(
-        caller, caller.service.store.campaign_control.resume(caller.tenant, campaign_id, caller.trail)
+    return _wake_and_respond(
+        caller, caller.service.store.campaign_control.resume(caller.tenant, campaign_id, caller.audit)
     )
 
 
-@router.post("/{campaign_id}/cancel", response_model=CampaignView)
+@router.post("/{campaign_id}/cancel", response_model=CampaignOut)
 def cancel_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Cancel every job that has not ended."""
-    return _answer(caller.service.store.campaign_control.cancel(caller.tenant, campaign_id, caller.trail))
+    return _build_response(
+        caller.service.store.campaign_control.cancel(caller.tenant, campaign_id, caller.audit)
+    )
 
 
-@router.post("/{campaign_id}/retry", status_code=202, response_model=CampaignView)
+@router.post("/{campaign_id}/retry", status_code=202, response_model=CampaignOut)
 def retry_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """Queue failed and cancelled jobs again. Of one that is refused or waiting: look at the release again."""
-    return _rung(
-        caller, caller.service.store.campaign_control.retry(caller.tenant, campaign_id, caller.trail), 202
+    return _wake_and_respond(
+        caller, caller.service.store.campaign_control.retry(caller.tenant, campaign_id, caller.audit), 202
     )
 
 
-@router.post("/{campaign_id}/approve", status_code=202, response_model=CampaignView)
+@router.post("/{campaign_id}/approve", status_code=202, response_model=CampaignOut)
 def approve_campaign(campaign_id: str, caller: CallerDep) -> Response:
     """After a dry run: convert every adapter whose pre-check did not say incompatible."""
-    return _rung(
-        caller, caller.service.store.campaign_control.approve(caller.tenant, campaign_id, caller.trail), 202
+    return _wake_and_respond(
+        caller, caller.service.store.campaign_control.approve(caller.tenant, campaign_id, caller.audit), 202
     )
 
 
-def _rung(caller: CallerDep, campaign: CampaignRecord, status: int = 200) -> Response:
-    caller.service.keeper.wake()
-    return _answer(campaign, status)
+def _wake_and_respond(caller: CallerDep, campaign: CampaignRecord, status: int = 200) -> Response:
+    caller.service.scheduler.wake()
+    return _build_response(campaign, status)
 
 
-def _answer(campaign: CampaignRecord, status: int = 200) -> Response:
-    headers = {} if campaign.state in IDLE_CAMPAIGN_STATES else {"Retry-After": str(_LOOK_AGAIN_S)}
-    return Response(CampaignView.of(campaign).model_dump_json(), status, headers, "application/json")
+def _build_response(campaign: CampaignRecord, status: int = 200) -> Response:
+    headers = {} if campaign.state in IDLE_CAMPAIGN_STATES else {"Retry-After": str(_RETRY_AFTER_S)}
+    return Response(CampaignOut.from_record(campaign).model_dump_json(), status, headers, "application/json")
 
 
 def _prefers_html(accept: str) -> bool:
     """What a browser sends names HTML, and no JSON before it."""
-    kinds = [part.split(";")[0].strip() for part in accept.lower().split(",")]
-    html = kinds.index("text/html") if "text/html" in kinds else len(kinds)
-    return html < (kinds.index("application/json") if "application/json" in kinds else len(kinds))
+    media_types = [part.split(";")[0].strip() for part in accept.lower().split(",")]
+    html = media_types.index("text/html") if "text/html" in media_types else len(media_types)
+    return html < (
+        media_types.index("application/json") if "application/json" in media_types else len(media_types)
+    )

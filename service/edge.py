@@ -18,15 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rebase.logging import bind_log_context, get_logger
 from rebase.store.repository import new_id
 from service.metrics import Metrics
-from service.problems import problem, unforeseen
+from service.problems import build_internal_error, build_problem_response
 
 log = get_logger("http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
+_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
 
 
-class Edge:
+class RequestMiddleware:
     """Wraps the whole app. `local_only`: refuse everybody who is not on this machine."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, local_only: bool) -> None:
@@ -41,37 +41,37 @@ class Edge:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else new_id()
+        client_request_id = headers.get("x-request-id", "")
+        request_id = client_request_id if _REQUEST_ID.fullmatch(client_request_id) else new_id()
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, scope["state"])
+        tracked_send = _TrackedSend(send, scope["state"])
         started = time.perf_counter()
         with bind_log_context(request_id=request_id):
             try:
-                await self._serve(scope, headers, receive, answer)
+                await self._serve(scope, headers, receive, tracked_send)
             except Exception:
                 log.exception("unforeseen", method=scope["method"], path=scope["path"])
-                if answer.status is None:
-                    await unforeseen(request_id)(scope, receive, answer)
+                if tracked_send.status is None:
+                    await build_internal_error(request_id)(scope, receive, tracked_send)
             finally:
-                self._account(scope, answer.status, time.perf_counter() - started)
+                self._record_request(scope, tracked_send.status, time.perf_counter() - started)
 
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        if self.local_only and not is_local(scope, headers):
-            await self._refusal(scope, "loopback_only", "Without API keys, only this machine may call.")(
-                scope, receive, send
-            )
+        if self.local_only and not is_local_request(scope, headers):
+            await self._build_refusal(
+                scope, "loopback_only", "Without API keys, only this machine may call."
+            )(scope, receive, send)
             return
         if "content-length" in headers or "transfer-encoding" in headers:
-            body = await self._read(headers, receive)
+            body = await self._read_body(headers, receive)
             if body is None:
                 detail = f"A request body may hold {self.max_body_bytes} bytes."
-                await self._refusal(scope, "body_too_large", detail)(scope, receive, send)
+                await self._build_refusal(scope, "body_too_large", detail)(scope, receive, send)
                 return
             receive = _replay(body, receive)
         await self.app(scope, receive, send)
 
-    async def _read(self, headers: Headers, receive: Receive) -> Message | None:
+    async def _read_body(self, headers: Headers, receive: Receive) -> Message | None:
         """The whole body as one message, of announced length or not; None when it is too large."""
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body_bytes:
@@ -87,20 +87,20 @@ class Edge:
             if not message.get("more_body", False):
                 return {"type": "http.request", "body": body, "more_body": False}
 
-    def _refusal(self, scope: Scope, code: str, detail: str) -> Response:
-        return problem(code, detail, request_id=scope["state"]["request_id"])
+    def _build_refusal(self, scope: Scope, code: str, detail: str) -> Response:
+        return build_problem_response(code, detail, request_id=scope["state"]["request_id"])
 
-    def _account(self, scope: Scope, status: int | None, seconds: float) -> None:
+    def _record_request(self, scope: Scope, status: int | None, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self.metrics.answered(scope["method"], route, status or 0, seconds)
-        write = log.debug if route in _QUIET else log.info
+        self.metrics.record_request(scope["method"], route, status or 0, seconds)
+        write = log.debug if route in _QUIET_ROUTES else log.info
         # The path only: a query may hold what its sender would not want in a log.
         write(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 2)
         )
 
 
-class _Answer:
+class _TrackedSend:
     """`send` that remembers the status and adds the request's id, and what else `state["headers"]` holds by
     then."""
 
@@ -118,9 +118,9 @@ class _Answer:
         await self._send(message)
 
 
-def _replay(first: Message, receive: Receive) -> Receive:
+def _replay(body_message: Message, receive: Receive) -> Receive:
     """A `receive` that gives the body that was read, then whatever comes after it."""
-    pending: list[Message] = [first]
+    pending: list[Message] = [body_message]
 
     async def replay() -> Message:
         return pending.pop() if pending else await receive()
@@ -128,7 +128,7 @@ def _replay(first: Message, receive: Receive) -> Receive:
     return replay
 
 
-def is_local(scope: Scope | dict[str, Any], headers: Headers) -> bool:
+def is_local_request(scope: Scope | dict[str, Any], headers: Headers) -> bool:
     """Does the peer sit on this machine, and did it ask for it by a local name?
 
     The name matters too: a web page may make a browser on this machine call us under the page's own domain,

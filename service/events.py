@@ -14,23 +14,23 @@ from rebase.errors import Busy
 from rebase.store import api_keys as keys
 from rebase.store.records import EventRecord, JobRecord
 from service.auth import Caller, CallerDep
-from service.views import progress_of
+from service.views import build_progress
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-POLL_S = 0.5
-KEY_LOOK_S = 10.0
+POLL_INTERVAL_S = 0.5
+KEY_CHECK_INTERVAL_S = 10.0
 _MAX_ID = 2**63 - 1
 
 
-async def _existing(job_id: str, caller: CallerDep) -> JobRecord:
+async def _get_job(job_id: str, caller: CallerDep) -> JobRecord:
     """A job that is not there is a 404, which must be said before the stream begins."""
     return await run_in_threadpool(caller.service.store.jobs.get, caller.tenant, job_id)
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def get_events(
-    job: Annotated[JobRecord, Depends(_existing)],
+    job: Annotated[JobRecord, Depends(_get_job)],
     caller: CallerDep,
     last_event_id: Annotated[int, Header(ge=0, le=_MAX_ID)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
@@ -38,46 +38,46 @@ async def get_events(
     under the id of the last one. The stream ends when the job is done, and soon after its key has ended.
     Resume with Last-Event-ID."""
     last, version = last_event_id, job.version - 1
-    looked_at = anyio.current_time()
+    key_checked_at = anyio.current_time()
     while True:
         try:
-            if anyio.current_time() - looked_at >= KEY_LOOK_S:
-                looked_at = anyio.current_time()
-                if not await run_in_threadpool(_may_go_on, caller):
+            if anyio.current_time() - key_checked_at >= KEY_CHECK_INTERVAL_S:
+                key_checked_at = anyio.current_time()
+                if not await run_in_threadpool(_is_key_active, caller):
                     return
             job, events = await run_in_threadpool(
                 caller.service.store.jobs.get_with_events, job.tenant_id, job.id, last
             )
         except Busy:
-            await anyio.sleep(POLL_S)
+            await anyio.sleep(POLL_INTERVAL_S)
             continue
         for event in events:
             last = event.id
-            yield _message(event)
+            yield _build_event(event)
         if events:
             continue  # a page may be full; the next look finds the rest
         if job.is_done:
             return
         if job.version != version:
             version = job.version
-            yield ServerSentEvent(event="progress", id=str(last), data=_progress(job))
-        await anyio.sleep(POLL_S)
+            yield ServerSentEvent(event="progress", id=str(last), data=_build_progress_data(job))
+        await anyio.sleep(POLL_INTERVAL_S)
 
 
-def _may_go_on(caller: Caller) -> bool:
+def _is_key_active(caller: Caller) -> bool:
     """Does the key still work with which the stream was opened? Raises Busy."""
-    key_id = caller.trail.key_id
+    key_id = caller.audit.key_id
     return key_id is None or keys.is_active(caller.service.store, key_id)
 
 
-def _message(event: EventRecord) -> ServerSentEvent:
+def _build_event(event: EventRecord) -> ServerSentEvent:
     return ServerSentEvent(
         event=event.type, id=str(event.id), data={"at": event.at.isoformat(), **event.data}
     )
 
 
-def _progress(job: JobRecord) -> dict[str, Any]:
-    progress = progress_of(job)
+def _build_progress_data(job: JobRecord) -> dict[str, Any]:
+    progress = build_progress(job)
     return {
         "status": job.state.value,
         "phase": job.phase,

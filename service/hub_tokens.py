@@ -44,31 +44,31 @@ class HubTokenBody(BaseModel):
     token: SecretStr = Field(min_length=1, max_length=MAX_TOKEN_LENGTH)
 
 
-class HubTokenView(BaseModel):
+class HubTokenOut(BaseModel):
     """Is a token stored, and since when; never the token."""
 
     stored: bool
     updated_at: datetime | None
 
 
-def extras_of(caller: Caller, hub_token: str | None) -> SubmissionContext:
+def build_submission_context(caller: Caller, hub_token: str | None) -> SubmissionContext:
     """What goes with this caller's job. Raises RequestInvalid for a header that is no token, and
     SettingsInvalid where the deployment has no key to seal it with."""
     if hub_token is None:
-        return caller.extras
+        return caller.submission_context
     try:
         token = check_hub_token(hub_token)
     except RequestInvalid as exc:
         exc.message = f"{HUB_TOKEN_HEADER}: {exc.message}"
         raise
     return replace(
-        caller.extras,
+        caller.submission_context,
         encrypt_token=JobTokenEncryptor(Vault.from_settings(caller.service.settings), token).encrypt,
     )
 
 
-@router.put("", response_model=HubTokenView)
-def put_hub_token(body: HubTokenBody, caller: AdminDep) -> HubTokenView:
+@router.put("", response_model=HubTokenOut)
+def put_hub_token(body: HubTokenBody, caller: AdminDep) -> HubTokenOut:
     """Store the token with which your jobs read and write on the Hub, in place of an earlier one."""
     service = caller.service
     put_tenant_token(
@@ -76,20 +76,20 @@ def put_hub_token(body: HubTokenBody, caller: AdminDep) -> HubTokenView:
         Vault.from_settings(service.settings),
         caller.tenant,
         body.token.get_secret_value(),
-        caller.trail,
+        caller.audit,
     )
-    return HubTokenView(stored=True, updated_at=get_token_updated_at(service.store, caller.tenant))
+    return HubTokenOut(stored=True, updated_at=get_token_updated_at(service.store, caller.tenant))
 
 
-@router.get("", response_model=HubTokenView)
-def get_hub_token(caller: AdminDep) -> HubTokenView:
+@router.get("", response_model=HubTokenOut)
+def get_hub_token(caller: AdminDep) -> HubTokenOut:
     """Is a token stored? The token itself is not shown to anybody."""
-    at = get_token_updated_at(caller.service.store, caller.tenant)
-    return HubTokenView(stored=at is not None, updated_at=at)
+    updated_at = get_token_updated_at(caller.service.store, caller.tenant)
+    return HubTokenOut(stored=updated_at is not None, updated_at=updated_at)
 
 
 @router.delete("", status_code=204, response_class=Response)
 def delete_hub_token(caller: AdminDep) -> Response:
     """Forget the stored token. Jobs that begin later do without."""
-    delete_tenant_token(caller.service.store, caller.tenant, caller.trail)
+    delete_tenant_token(caller.service.store, caller.tenant, caller.audit)
     return Response(status_code=204)

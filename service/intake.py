@@ -18,23 +18,23 @@ from rebase.store.job_submission import Submission
 from rebase.store.records import ConversionKind, JobRecord
 from rebase.store.store import Store
 
-LARGEST = 100
+MAX_BATCH = 100
 THREADS = 2  # one gathers and writes while the other waits for its flush
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Pending:
     loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[JobRecord]
-    order: Submission
+    future: asyncio.Future[JobRecord]
+    submission: Submission
 
 
-class Intake:
+class GroupCommitter:
     """Threads between the event loop and `Store.submit_batch`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Pending | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -58,19 +58,19 @@ class Intake:
         tenant_id: str,
         kind: ConversionKind,
         request: ConversionRequest,
-        extras: SubmissionContext = NO_CONTEXT,
+        context: SubmissionContext = NO_CONTEXT,
     ) -> JobRecord:
         """Queue a job; returns once it is committed. Raises what `Store.submit` raises."""
         loop = asyncio.get_running_loop()
-        order = Submission(tenant_id, kind, request, extras)
-        waiting = _Waiting(loop, loop.create_future(), order)
-        self._queue.put(waiting)
-        return await waiting.answer
+        submission = Submission(tenant_id, kind, request, context)
+        pending = _Pending(loop, loop.create_future(), submission)
+        self._queue.put(pending)
+        return await pending.future
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             batch = [first]
-            while len(batch) < LARGEST:
+            while len(batch) < MAX_BATCH:
                 try:
                     another = self._queue.get_nowait()
                 except Empty:
@@ -79,22 +79,22 @@ class Intake:
                     self._queue.put(None)  # our sign to stop: leave it for after this batch
                     break
                 batch.append(another)
-            self._write(batch)
+            self._commit_batch(batch)
 
-    def _write(self, batch: Sequence[_Waiting]) -> None:
-        answers: Sequence[JobRecord | Exception]
+    def _commit_batch(self, batch: Sequence[_Pending]) -> None:
+        results: Sequence[JobRecord | Exception]
         try:
-            answers = self._store.submissions.submit_batch([one.order for one in batch])
+            results = self._store.submissions.submit_batch([one.submission for one in batch])
         except Exception as exc:  # told to each caller, in the loop where it waits
-            answers = [exc] * len(batch)
-        batch[0].loop.call_soon_threadsafe(_settle, batch, answers)
+            results = [exc] * len(batch)
+        batch[0].loop.call_soon_threadsafe(_resolve_futures, batch, results)
 
 
-def _settle(batch: Sequence[_Waiting], answers: Sequence[JobRecord | Exception]) -> None:
-    for one, answer in zip(batch, answers, strict=True):
-        if one.answer.done():
+def _resolve_futures(batch: Sequence[_Pending], results: Sequence[JobRecord | Exception]) -> None:
+    for pending, result in zip(batch, results, strict=True):
+        if pending.future.done():
             continue  # its client has gone; the job is recorded all the same
-        if isinstance(answer, Exception):
-            one.answer.set_exception(answer)
+        if isinstance(result, Exception):
+            pending.future.set_exception(result)
         else:
-            one.answer.set_result(answer)
+            pending.future.set_result(result)

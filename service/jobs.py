@@ -11,10 +11,10 @@ from starlette.responses import Response
 from rebase.schemas.repos import check_repo_id
 from rebase.schemas.states import JobState
 from rebase.store.repository import MAX_PAGE
-from service.answers import etag_of, job_answer, matches
+from service.answers import build_job_response, compute_etag, etag_matches
 from service.auth import CallerDep
-from service.hub_tokens import JobHubToken, extras_of
-from service.views import DiagnosticsView, JobListView, JobView
+from service.hub_tokens import JobHubToken, build_submission_context
+from service.views import DiagnosticsOut, JobListOut, JobOut
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -33,7 +33,7 @@ class JobsQuery(BaseModel):
     limit: int = Field(default=50, ge=1, le=MAX_PAGE)
 
 
-@router.get("", response_model=JobListView)
+@router.get("", response_model=JobListOut)
 def list_jobs(caller: CallerDep, query: Annotated[JobsQuery, Query()]) -> Response:
     """Your jobs, newest first; `adapter` and `target` are repo ids."""
     page = caller.service.store.jobs.list(
@@ -44,36 +44,40 @@ def list_jobs(caller: CallerDep, query: Annotated[JobsQuery, Query()]) -> Respon
         cursor=query.cursor,
         limit=query.limit,
     )
-    return Response(JobListView.of(page).model_dump_json(), media_type="application/json")
+    return Response(JobListOut.from_page(page).model_dump_json(), media_type="application/json")
 
 
-@router.get("/{job_id}", response_model=JobView, responses={304: {"description": "Not changed."}})
+@router.get("/{job_id}", response_model=JobOut, responses={304: {"description": "Not changed."}})
 def get_job(
     job_id: str, caller: CallerDep, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
     """One job. Send the last ETag as If-None-Match to be told 304 when nothing has changed."""
     job = caller.service.store.jobs.get(caller.tenant, job_id)
-    if matches(if_none_match, etag_of(job)):
-        return Response(status_code=304, headers={"ETag": etag_of(job)})
-    return job_answer(job)
+    if etag_matches(if_none_match, compute_etag(job)):
+        return Response(status_code=304, headers={"ETag": compute_etag(job)})
+    return build_job_response(job)
 
 
-@router.get("/{job_id}/diagnostics", response_model=DiagnosticsView)
+@router.get("/{job_id}/diagnostics", response_model=DiagnosticsOut)
 def get_diagnostics(job_id: str, caller: CallerDep) -> Response:
     """What the latest run measured, site by site. Empty before the pre-check has run."""
-    view = DiagnosticsView.of(job_id, caller.service.store.jobs.get_diagnostics(caller.tenant, job_id))
+    view = DiagnosticsOut.from_diagnostics(
+        job_id, caller.service.store.jobs.get_diagnostics(caller.tenant, job_id)
+    )
     return Response(view.model_dump_json(), media_type="application/json")
 
 
-@router.post("/{job_id}/cancel", response_model=JobView)
+@router.post("/{job_id}/cancel", response_model=JobOut)
 def cancel_job(job_id: str, caller: CallerDep) -> Response:
     """Cancel: at once while nobody runs the job, else with its worker's next heartbeat."""
-    return job_answer(caller.service.store.jobs.cancel(caller.tenant, job_id, audit=caller.trail))
+    return build_job_response(caller.service.store.jobs.cancel(caller.tenant, job_id, audit=caller.audit))
 
 
-@router.post("/{job_id}/retry", status_code=202, response_model=JobView)
+@router.post("/{job_id}/retry", status_code=202, response_model=JobOut)
 def retry_job(job_id: str, caller: CallerDep, hub_token: JobHubToken = None) -> Response:
     """Queue a failed, rejected or cancelled job again with a fresh budget of attempts."""
-    job = caller.service.store.jobs.retry(caller.tenant, job_id, context=extras_of(caller, hub_token))
-    caller.service.keeper.wake()
-    return job_answer(job, 202, created=True)
+    job = caller.service.store.jobs.retry(
+        caller.tenant, job_id, context=build_submission_context(caller, hub_token)
+    )
+    caller.service.scheduler.wake()
+    return build_job_response(job, 202, created=True)

@@ -11,12 +11,13 @@ from starlette.responses import Response
 
 from rebase.schemas.api_keys import Scope
 from rebase.store import api_keys as keys
+from rebase.store.api_keys import KeyRecord
 from service.auth import AdminDep
 
 router = APIRouter(prefix="/keys", tags=["tenant"])
 
-_SHORTEST_S = int(keys.MIN_LIFETIME.total_seconds())
-_LONGEST_S = int(keys.MAX_LIFETIME.total_seconds())
+_MIN_LIFETIME_S = int(keys.MIN_LIFETIME.total_seconds())
+_MAX_LIFETIME_S = int(keys.MAX_LIFETIME.total_seconds())
 KeyId = Annotated[str, Path(max_length=64)]
 
 
@@ -28,7 +29,7 @@ class KeyRequest(BaseModel):
     name: str = Field(default="key", min_length=1, max_length=200, description="For people.")
     scope: Scope = Scope.CONVERT
     expires_in_s: int | None = Field(
-        default=None, ge=_SHORTEST_S, le=_LONGEST_S, description="Null: it does not expire."
+        default=None, ge=_MIN_LIFETIME_S, le=_MAX_LIFETIME_S, description="Null: it does not expire."
     )
 
 
@@ -40,12 +41,12 @@ class RotationRequest(BaseModel):
     overlap_s: int = Field(
         default=int(keys.DEFAULT_OVERLAP.total_seconds()),
         ge=0,
-        le=_LONGEST_S,
+        le=_MAX_LIFETIME_S,
         description="How long the old key goes on working.",
     )
 
 
-class KeyView(BaseModel):
+class KeyOut(BaseModel):
     """A key, never the key itself: `prefix` is its beginning. `last_used_at` is exact to the hour;
     `rotated_at` is when another key took its place."""
 
@@ -60,54 +61,56 @@ class KeyView(BaseModel):
     rotated_at: datetime | None
 
     @classmethod
-    def of(cls, key: keys.KeyRecord) -> KeyView:
+    def from_record(cls, key: KeyRecord) -> KeyOut:
         """The view of a record."""
         return cls(**{name: getattr(key, name) for name in cls.model_fields})
 
 
-class NewKeyView(KeyView):
+class NewKeyOut(KeyOut):
     """A key in the only answer that holds it."""
 
     key: str
 
 
-class KeyListView(BaseModel):
+class KeyListOut(BaseModel):
     """All keys of the tenant, oldest first."""
 
-    keys: list[KeyView]
+    keys: list[KeyOut]
 
 
-@router.post("", status_code=201, response_model=NewKeyView)
-def create_key(request: KeyRequest, caller: AdminDep) -> NewKeyView:
+@router.post("", status_code=201, response_model=NewKeyOut)
+def create_key(request: KeyRequest, caller: AdminDep) -> NewKeyOut:
     """Make a key of your tenant. It is shown this once."""
-    life = timedelta(seconds=request.expires_in_s) if request.expires_in_s is not None else None
-    made = keys.issue_key(
-        caller.service.store, caller.tenant, request.name, request.scope, life, caller.trail
+    lifetime = timedelta(seconds=request.expires_in_s) if request.expires_in_s is not None else None
+    new_key = keys.issue_key(
+        caller.service.store, caller.tenant, request.name, request.scope, lifetime, caller.audit
     )
-    return _shown(made)
+    return _build_new_key(new_key)
 
 
-@router.get("", response_model=KeyListView)
-def list_keys(caller: AdminDep) -> KeyListView:
+@router.get("", response_model=KeyListOut)
+def list_keys(caller: AdminDep) -> KeyListOut:
     """The keys of your tenant."""
-    return KeyListView(keys=[KeyView.of(key) for key in keys.list_keys(caller.service.store, caller.tenant)])
+    return KeyListOut(
+        keys=[KeyOut.from_record(key) for key in keys.list_keys(caller.service.store, caller.tenant)]
+    )
 
 
-@router.post("/{key_id}/rotate", status_code=201, response_model=NewKeyView)
-def rotate_key(key_id: KeyId, caller: AdminDep, request: RotationRequest | None = None) -> NewKeyView:
+@router.post("/{key_id}/rotate", status_code=201, response_model=NewKeyOut)
+def rotate_key(key_id: KeyId, caller: AdminDep, request: RotationRequest | None = None) -> NewKeyOut:
     """A new key with the same name, scope and length of life. The old one works on for a while, and is
     not rotated again."""
     overlap = timedelta(seconds=(request or RotationRequest()).overlap_s)
-    made = keys.rotate_key(caller.service.store, key_id, overlap, tenant=caller.tenant, audit=caller.trail)
-    return _shown(made)
+    new_key = keys.rotate_key(caller.service.store, key_id, overlap, tenant=caller.tenant, audit=caller.audit)
+    return _build_new_key(new_key)
 
 
 @router.delete("/{key_id}", status_code=204, response_class=Response)
 def revoke_key(key_id: KeyId, caller: AdminDep) -> Response:
     """End a key's life, within ten seconds everywhere."""
-    keys.revoke_key(caller.service.store, key_id, tenant=caller.tenant, audit=caller.trail)
+    keys.revoke_key(caller.service.store, key_id, tenant=caller.tenant, audit=caller.audit)
     return Response(status_code=204)
 
 
-def _shown(made: keys.NewKey) -> NewKeyView:
-    return NewKeyView(key=made.key, **KeyView.of(made.record).model_dump())
+def _build_new_key(new_key: keys.NewKey) -> NewKeyOut:
+    return NewKeyOut(key=new_key.key, **KeyOut.from_record(new_key.record).model_dump())

@@ -13,63 +13,63 @@ from rebase.store.limits import Limits, load_limits
 from rebase.store.store import Store
 
 V = TypeVar("V")
-_KNOWN_FOR_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
-_MOST_KNOWN = 10_000
+_TTL_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
+_MAX_ENTRIES = 10_000
 
 
-class _Memory(Generic[V]):
+class _TtlCache(Generic[V]):
     """Values that were looked up a moment ago."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[V, float]] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[V, float]] = OrderedDict()
 
-    def recall(self, name: str) -> V | None:
+    def get(self, key: str) -> V | None:
         """The value, while it is fresh."""
-        found = self._known.get(name)
-        if found is not None and time.monotonic() < found[1]:
-            return found[0]
-        self._known.pop(name, None)
+        entry = self._entries.get(key)
+        if entry is not None and time.monotonic() < entry[1]:
+            return entry[0]
+        self._entries.pop(key, None)
         return None
 
-    def keep(self, name: str, value: V) -> None:
+    def put(self, key: str, value: V) -> None:
         """Remember it for a while."""
-        self._known[name] = (value, time.monotonic() + _KNOWN_FOR_S)
-        while len(self._known) > _MOST_KNOWN:
-            self._known.popitem(last=False)
+        self._entries[key] = (value, time.monotonic() + _TTL_S)
+        while len(self._entries) > _MAX_ENTRIES:
+            self._entries.popitem(last=False)
 
 
-class KnownKeys:
+class KeyCache:
     """Keys by their hash; the keys themselves are not kept."""
 
     def __init__(self) -> None:
-        self._memory: _Memory[keys.Identity] = _Memory()
+        self._cache: _TtlCache[keys.Identity] = _TtlCache()
 
     async def identify(self, store: Store, key: str) -> keys.Identity | None:
         """Whom the key stands for, ended or not; None for one that is unknown. Raises Busy."""
         digest = keys.hash_key(key)
-        known = self._memory.recall(digest)
-        if known is None:
-            known = await run_in_threadpool(keys.identify_key, store, key)
-            if known is not None:
-                self._memory.keep(digest, known)
-        return known
+        identity = self._cache.get(digest)
+        if identity is None:
+            identity = await run_in_threadpool(keys.identify_key, store, key)
+            if identity is not None:
+                self._cache.put(digest, identity)
+        return identity
 
 
-class KnownLimits:
+class LimitsCache:
     """Limits of tenants, for callers that bring no key."""
 
     def __init__(self) -> None:
-        self._memory: _Memory[Limits] = _Memory()
+        self._cache: _TtlCache[Limits] = _TtlCache()
 
-    async def of(self, store: Store, tenant: str) -> Limits:
+    async def get(self, store: Store, tenant: str) -> Limits:
         """What the tenant may use. Raises Busy."""
-        known = self._memory.recall(tenant)
-        if known is None:
-            known = await run_in_threadpool(_read, store, tenant)
-            self._memory.keep(tenant, known)
-        return known
+        limits = self._cache.get(tenant)
+        if limits is None:
+            limits = await run_in_threadpool(_load_tenant_limits, store, tenant)
+            self._cache.put(tenant, limits)
+        return limits
 
 
-def _read(store: Store, tenant: str) -> Limits:
+def _load_tenant_limits(store: Store, tenant: str) -> Limits:
     with store.db.read() as connection:
         return load_limits(connection, tenant, store.limits)

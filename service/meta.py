@@ -12,16 +12,16 @@ from starlette.responses import RedirectResponse, Response
 import migrations
 from rebase.methods.params import describe
 from service.auth import CallerDep
-from service.problems import problem
+from service.problems import build_problem_response
 from service.state import ServiceDep
-from service.views import MethodListView, MethodView
+from service.views import MethodListOut, MethodOut
 
 router = APIRouter(tags=["service"])
 
-_METHODS = MethodListView(methods=[MethodView(**method) for method in describe()]).model_dump_json()
+_METHODS_JSON = MethodListOut(methods=[MethodOut(**method) for method in describe()]).model_dump_json()
 
 
-class ReadyView(BaseModel):
+class ReadyOut(BaseModel):
     """`broker` is what the last bell found; a dead one delays jobs but loses none, so it stops nothing."""
 
     status: Literal["ready"] = "ready"
@@ -30,10 +30,10 @@ class ReadyView(BaseModel):
     broker: Literal["ok", "unreachable", "unknown"]
 
 
-@router.get("/methods", response_model=MethodListView)
+@router.get("/methods", response_model=MethodListOut)
 async def list_methods(_caller: CallerDep) -> Response:
     """The transfer methods, with a JSON schema of each one's parameters."""
-    return Response(_METHODS, media_type="application/json")
+    return Response(_METHODS_JSON, media_type="application/json")
 
 
 @router.get("/livez", response_model=dict[str, str])
@@ -42,13 +42,13 @@ async def livez() -> Response:
     return Response('{"status":"alive"}', media_type="application/json")
 
 
-@router.get("/readyz", response_model=ReadyView)
+@router.get("/readyz", response_model=ReadyOut)
 def readyz(service: ServiceDep) -> Response:
     """The database answers and its tables are those that this version expects."""
     with service.store.db.read() as connection:
         current = migrations.current(connection)
     if current != service.migrations_head:
-        return problem(
+        return build_problem_response(
             "not_migrated",
             f"The database is at migration {current}, this version needs {service.migrations_head}.",
             hint="Run the migrations ('rebase migrate').",
@@ -58,7 +58,7 @@ def readyz(service: ServiceDep) -> Response:
         False: "unreachable",
         None: "unknown",
     }
-    view = ReadyView(migration=current, broker=broker[service.keeper.state.broker_ok])
+    view = ReadyOut(migration=current, broker=broker[service.scheduler.state.broker_ok])
     return Response(view.model_dump_json(), media_type="application/json")
 
 

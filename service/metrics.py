@@ -21,7 +21,7 @@ _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 class Metrics:
     """A registry of its own per app, so that two apps in one process do not collide."""
 
-    def __init__(self, store: Store, keeper: Scheduler) -> None:
+    def __init__(self, store: Store, scheduler: Scheduler) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "rebase_http_requests",
@@ -36,20 +36,20 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
-        self.registry.register(_Jobs(store, keeper))
-        self.registry.register(_Callbacks(DeliveryRepository(store.db, store.clock)))
+        self.registry.register(_JobCollector(store, scheduler))
+        self.registry.register(_CallbackCollector(DeliveryRepository(store.db, store.clock)))
         self.releases = ReleaseMetrics(store, self.registry)
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+    def record_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. `route` is a path template; what a client makes up becomes no new series."""
         self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
 
-class _Jobs(Collector):
-    def __init__(self, store: Store, keeper: Scheduler) -> None:
+class _JobCollector(Collector):
+    def __init__(self, store: Store, scheduler: Scheduler) -> None:
         self._store = store
-        self._keeper = keeper
+        self._scheduler = scheduler
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing before the first scrape: registering must not need the database."""
@@ -57,28 +57,28 @@ class _Jobs(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """Figures of this moment; those from the database are left out while it does not answer."""
-        state = self._keeper.state
+        state = self._scheduler.state
         yield CounterMetricFamily("rebase_bells_rung", "Bells given to the broker.", value=state.notified)
         yield CounterMetricFamily(
             "rebase_keeper_failures", "Steps of relay and sweep that failed.", value=state.failures
         )
         try:
-            waiting, active = (
+            pending, active = (
                 self._store.outbox.count_pending(),
                 self._store.outbox.count_open_jobs_by_state(),
             )
         except Busy:
             return
-        yield GaugeMetricFamily("rebase_outbox_rows", "Bells that still have to be rung.", value=waiting)
+        yield GaugeMetricFamily("rebase_outbox_rows", "Bells that still have to be rung.", value=pending)
         jobs = GaugeMetricFamily("rebase_jobs_active", "Jobs that are not done, by state.", labels=["state"])
         for name, count in active.items():
             jobs.add_metric([name.value], count)
         yield jobs
 
 
-class _Callbacks(Collector):
-    def __init__(self, book: DeliveryRepository) -> None:
-        self._book = book
+class _CallbackCollector(Collector):
+    def __init__(self, repository: DeliveryRepository) -> None:
+        self._repository = repository
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """As for jobs."""
@@ -87,7 +87,7 @@ class _Callbacks(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Deliveries that are kept, by state, and how long the oldest one has been waiting."""
         try:
-            counts = self._book.count_by_state()
+            counts = self._repository.count_by_state()
         except Busy:
             return
         deliveries = GaugeMetricFamily(
@@ -97,7 +97,7 @@ class _Callbacks(Collector):
             deliveries.add_metric([name.value], count)
         yield deliveries
         oldest = counts.oldest_pending
-        age = (self._book.clock() - oldest).total_seconds() if oldest is not None else 0.0
+        age = (self._repository.clock() - oldest).total_seconds() if oldest is not None else 0.0
         yield GaugeMetricFamily(
             "rebase_callback_oldest_pending_seconds",
             "Age of the oldest callback that is still to be delivered; 0 when none is.",

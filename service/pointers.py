@@ -18,36 +18,38 @@ class FieldError(BaseModel):
     location: Literal["body", "query", "header", "path"] = "body"
 
 
-def field_errors(errors: Iterable[Mapping[str, Any]], body: Any) -> list[FieldError]:
+def to_field_errors(errors: Iterable[Mapping[str, Any]], body: Any) -> list[FieldError]:
     """Pydantic's errors as pointers with sentences."""
-    return [_field_error(error, body) for error in errors]
+    return [_to_field_error(error, body) for error in errors]
 
 
-def _field_error(error: Mapping[str, Any], body: Any) -> FieldError:
-    place, *rest = error["loc"]
-    known: Literal["body", "query", "header", "path"] = (
-        place if place in {"query", "header", "path"} else "body"
+def _to_field_error(error: Mapping[str, Any], body: Any) -> FieldError:
+    root, *path = error["loc"]
+    location: Literal["body", "query", "header", "path"] = (
+        root if root in {"query", "header", "path"} else "body"
     )
-    parts = _parts(rest, body, missing=error["type"] in _MISSING_FIELD) if known == "body" else rest
-    pointer = "".join(f"/{_escaped(part)}" for part in parts)
+    parts = (
+        _find_body_path(path, body, missing=error["type"] in _MISSING_FIELD) if location == "body" else path
+    )
+    pointer = "".join(f"/{_escape_part(part)}" for part in parts)
     sentence = str(error["msg"]).removeprefix("Value error, ")
-    return FieldError(pointer=pointer, detail=sentence, location=known)
+    return FieldError(pointer=pointer, detail=sentence, location=location)
 
 
-def _parts(location: Sequence[str | int], body: Any, *, missing: bool) -> list[str | int]:
+def _find_body_path(location: Sequence[str | int], body: Any, *, missing: bool) -> list[str | int]:
     """The parts of a location that exist in the body. Tags of unions stand in locations, not in bodies."""
     parts: list[str | int] = []
-    here = body
+    node = body
     for index, part in enumerate(location):
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, Sequence) and not isinstance(here, str) and isinstance(part, int):
-            here = here[part] if part < len(here) else None
+        if isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
         elif not (missing and index == len(location) - 1):
             continue
         parts.append(part)
     return parts
 
 
-def _escaped(part: str | int) -> str:
+def _escape_part(part: str | int) -> str:
     return str(part).replace("~", "~0").replace("/", "~1")

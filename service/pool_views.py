@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
@@ -11,10 +11,12 @@ from rebase.errors import PublicError
 from rebase.schemas.anchor_pools import AnchorSpec
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import PoolState
-from rebase.store.anchor_pools import PoolPage, PoolRecord
+
+if TYPE_CHECKING:
+    from rebase.store.anchor_pools import PoolPage, PoolRecord
 
 
-class PoolView(BaseModel):
+class PoolOut(BaseModel):
     """An anchor pool. Once `ready`, revisions are commits, and `sites` and `measurements` are known; once
     `invalid`, `error` says why."""
 
@@ -33,7 +35,7 @@ class PoolView(BaseModel):
     links: dict[str, str]
 
     @classmethod
-    def of(cls, pool: PoolRecord) -> PoolView:
+    def from_record(cls, pool: PoolRecord) -> PoolOut:
         """The view of a record."""
         job, document = pool.job, pool.document
         result = job.result if pool.state is PoolState.READY and job.result is not None else {}
@@ -42,10 +44,10 @@ class PoolView(BaseModel):
             id=pool.id,
             name=pool.name,
             state=pool.state,
-            source=_ref(document["source"]),
-            target=_ref(document["target"]),
+            source=_build_ref(document["source"]),
+            target=_build_ref(document["target"]),
             anchor_count=pool.anchor_count,
-            anchors=[_anchor(anchor) for anchor in document["anchors"]],
+            anchors=[_build_anchor(anchor) for anchor in document["anchors"]],
             sites=result.get("sites"),
             warnings=result.get("warnings", []),
             measurements=result.get("measurements", {}),
@@ -59,23 +61,23 @@ class PoolView(BaseModel):
         )
 
 
-class PoolListView(BaseModel):
+class PoolListOut(BaseModel):
     """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
 
-    pools: list[PoolView]
+    pools: list[PoolOut]
     next_cursor: str | None
 
     @classmethod
-    def of(cls, page: PoolPage) -> PoolListView:
+    def from_page(cls, page: PoolPage) -> PoolListOut:
         """The view of a page."""
-        pools = [PoolView.of(pool) for pool in page.pools]
+        pools = [PoolOut.from_record(pool) for pool in page.pools]
         return cls.model_construct(pools=pools, next_cursor=page.next_cursor)
 
 
-def _ref(stored: dict[str, Any]) -> RepoRef:
+def _build_ref(stored: dict[str, Any]) -> RepoRef:
     return RepoRef.model_construct(**stored)
 
 
-def _anchor(stored: dict[str, Any]) -> AnchorSpec:
-    source, target = _ref(stored["source"]), _ref(stored["target"])
+def _build_anchor(stored: dict[str, Any]) -> AnchorSpec:
+    source, target = _build_ref(stored["source"]), _build_ref(stored["target"])
     return AnchorSpec.model_construct(source=source, target=target, domain=stored["domain"])

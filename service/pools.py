@@ -13,11 +13,11 @@ from rebase.schemas.anchor_pools import PoolRequest
 from rebase.schemas.states import PoolState
 from rebase.store.anchor_pools import PoolRecord
 from rebase.store.repository import MAX_PAGE
-from service.answers import retry_after_s
+from service.answers import compute_retry_after_s
 from service.auth import CallerDep
-from service.hub_tokens import JobHubToken, extras_of
+from service.hub_tokens import JobHubToken, build_submission_context
 from service.jobs import RepoFilter
-from service.pool_views import PoolListView, PoolView
+from service.pool_views import PoolListOut, PoolOut
 from service.submit import IdempotencyKey
 
 router = APIRouter(prefix="/anchor-pools", tags=["anchor pools"])
@@ -35,7 +35,7 @@ class PoolsQuery(BaseModel):
     limit: int = Field(default=50, ge=1, le=MAX_PAGE)
 
 
-@router.post("", status_code=202, response_model=PoolView, response_description="Accepted.")
+@router.post("", status_code=202, response_model=PoolOut, response_description="Accepted.")
 async def register_pool(
     request: PoolRequest,
     caller: CallerDep,
@@ -44,36 +44,36 @@ async def register_pool(
 ) -> Response:
     """Register adapters that exist on two bases. They are read and measured before the pool is ready."""
     store = caller.service.store
-    extras = extras_of(caller, hub_token)
-    pool, _ = await run_in_threadpool(store.pools.submit, caller.tenant, request, idempotency_key, extras)
-    caller.service.keeper.wake()
-    return _answer(pool, 202, created=True)
+    context = build_submission_context(caller, hub_token)
+    pool, _ = await run_in_threadpool(store.pools.submit, caller.tenant, request, idempotency_key, context)
+    caller.service.scheduler.wake()
+    return _build_response(pool, 202, created=True)
 
 
-@router.get("", response_model=PoolListView)
+@router.get("", response_model=PoolListOut)
 def list_pools(caller: CallerDep, query: Annotated[PoolsQuery, Query()]) -> Response:
     """Your pools, newest first; `source` and `target` are the repo ids of base models."""
     page = caller.service.store.pools.list(
         caller.tenant, source=query.source, target=query.target, cursor=query.cursor, limit=query.limit
     )
-    return Response(PoolListView.of(page).model_dump_json(), media_type="application/json")
+    return Response(PoolListOut.from_page(page).model_dump_json(), media_type="application/json")
 
 
-@router.get("/{pool_id}", response_model=PoolView)
+@router.get("/{pool_id}", response_model=PoolOut)
 def get_pool(pool_id: str, caller: CallerDep) -> Response:
     """One pool. Once it is ready, every revision in it is a commit."""
-    return _answer(caller.service.store.pools.get(caller.tenant, pool_id))
+    return _build_response(caller.service.store.pools.get(caller.tenant, pool_id))
 
 
 @router.delete("/{pool_id}", status_code=204, response_class=Response)
 def delete_pool(pool_id: str, caller: CallerDep) -> Response:
     """Delete a pool, and cancel its validation. Jobs that are still to use it will fail."""
-    caller.service.store.pools.delete(caller.tenant, pool_id, audit=caller.trail)
+    caller.service.store.pools.delete(caller.tenant, pool_id, audit=caller.audit)
     return Response(status_code=204)
 
 
-def _answer(pool: PoolRecord, status: int = 200, *, created: bool = False) -> Response:
+def _build_response(pool: PoolRecord, status: int = 200, *, created: bool = False) -> Response:
     headers = {"Location": f"/anchor-pools/{pool.id}"} if created else {}
     if pool.state is PoolState.VALIDATING:
-        headers["Retry-After"] = str(retry_after_s(pool.job))
-    return Response(PoolView.of(pool).model_dump_json(), status, headers, "application/json")
+        headers["Retry-After"] = str(compute_retry_after_s(pool.job))
+    return Response(PoolOut.from_record(pool).model_dump_json(), status, headers, "application/json")

@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from rebase.errors import InternalError, RebaseError, TooManyRequests
 from rebase.redaction import scrub_long_secrets
-from service.pointers import FieldError, field_errors
+from service.pointers import FieldError, to_field_errors
 
-STATUS: dict[str, int] = {
+STATUS_BY_CODE: dict[str, int] = {
     "malformed_body": 400,
     "unauthorised": 401,
     "webhook_unauthorised": 401,
@@ -39,7 +39,7 @@ STATUS: dict[str, int] = {
     "busy": 503,
     "not_migrated": 503,
 }
-_HEADERS: dict[str, dict[str, str]] = {
+_HEADERS_BY_CODE: dict[str, dict[str, str]] = {
     "busy": {"Retry-After": "2"},
     "not_migrated": {"Retry-After": "5"},
     "idempotency_in_flight": {"Retry-After": "1"},
@@ -48,8 +48,8 @@ _HEADERS: dict[str, dict[str, str]] = {
     "body_too_large": {"Connection": "close"},
 }
 # What the framework itself may answer with, given our code.
-_CODE_OF_STATUS = {400: "malformed_body", 404: "not_found", 405: "method_not_allowed"}
-_UNFORESEEN = "Something unforeseen went wrong; the log holds the cause under this request's id."
+_CODE_BY_STATUS = {400: "malformed_body", 404: "not_found", 405: "method_not_allowed"}
+_INTERNAL_ERROR_DETAIL = "Something unforeseen went wrong; the log holds the cause under this request's id."
 
 
 class Problem(BaseModel):
@@ -67,7 +67,7 @@ class Problem(BaseModel):
     request_id: str | None = None
 
 
-def problem(
+def build_problem_response(
     code: str,
     detail: str,
     *,
@@ -77,8 +77,8 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer for one error; its status and headers stand in the tables above."""
-    status = STATUS.get(code, 500)
-    given = {**_HEADERS.get(code, {}), **(headers or {})}
+    status = STATUS_BY_CODE.get(code, 500)
+    all_headers = {**_HEADERS_BY_CODE.get(code, {}), **(headers or {})}
     body = Problem(
         type=f"urn:rebase:problem:{code}",
         title=HTTPStatus(status).phrase,
@@ -86,7 +86,7 @@ def problem(
         code=code,
         detail=detail,
         hint=hint,
-        retryable=status in {409, 429, 503} and "Retry-After" in given,
+        retryable=status in {409, 429, 503} and "Retry-After" in all_headers,
         pointers=[error.pointer for error in errors],
         errors=list(errors),
         request_id=request_id,
@@ -94,17 +94,17 @@ def problem(
     return Response(
         body.model_dump_json(),
         status,
-        headers=given,
+        headers=all_headers,
         media_type="application/problem+json",
     )
 
 
-def unforeseen(request_id: str) -> Response:
+def build_internal_error(request_id: str) -> Response:
     """The answer for a bug; its cause is for the log alone."""
-    return problem(InternalError.code, _UNFORESEEN, request_id=request_id)
+    return build_problem_response(InternalError.code, _INTERNAL_ERROR_DETAIL, request_id=request_id)
 
 
-def _request_id(request: Request) -> str | None:
+def _get_request_id(request: Request) -> str | None:
     value: str | None = request.scope.get("state", {}).get("request_id")
     return value
 
@@ -112,17 +112,17 @@ def _request_id(request: Request) -> str | None:
 async def on_rebase_error(request: Request, exc: Exception) -> Response:
     """Our own errors carry everything."""
     assert isinstance(exc, RebaseError)
-    if exc.code not in STATUS:
+    if exc.code not in STATUS_BY_CODE:
         raise exc
     location: Literal["body", "query"] = "body" if request.method == "POST" else "query"
     errors = [FieldError(pointer=exc.pointer, detail=exc.message, location=location)] if exc.pointer else []
     headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, TooManyRequests) else None
-    return problem(
+    return build_problem_response(
         exc.code,
         exc.message,
         hint=exc.hint,
         errors=errors,
-        request_id=_request_id(request),
+        request_id=_get_request_id(request),
         headers=headers,
     )
 
@@ -130,11 +130,11 @@ async def on_rebase_error(request: Request, exc: Exception) -> Response:
 async def on_http_error(request: Request, exc: Exception) -> Response:
     """The framework's: no such path, wrong method, a body that cannot be read."""
     assert isinstance(exc, HTTPException)
-    code = _CODE_OF_STATUS.get(exc.status_code, InternalError.code)
-    return problem(
+    code = _CODE_BY_STATUS.get(exc.status_code, InternalError.code)
+    return build_problem_response(
         code,
         f"{exc.detail}: {request.method} {scrub_long_secrets(request.url.path)}",
-        request_id=_request_id(request),
+        request_id=_get_request_id(request),
         headers=exc.headers,
     )
 
@@ -142,19 +142,21 @@ async def on_http_error(request: Request, exc: Exception) -> Response:
 async def on_invalid_request(request: Request, exc: Exception) -> Response:
     """Fields that do not fit, each with its pointer; or a body that is not JSON at all."""
     assert isinstance(exc, RequestValidationError)
-    raw: Sequence[Any] = exc.errors()
-    first = raw[0]
+    raw_errors: Sequence[Any] = exc.errors()
+    first = raw_errors[0]
     if first["type"] == "json_invalid":
-        where = first["loc"][-1]
-        detail = f"The body is not valid JSON: {first['ctx']['error']} at position {where}."
-        return problem("malformed_body", detail, request_id=_request_id(request))
+        position = first["loc"][-1]
+        detail = f"The body is not valid JSON: {first['ctx']['error']} at position {position}."
+        return build_problem_response("malformed_body", detail, request_id=_get_request_id(request))
     if isinstance(exc.body, bytes):
-        return problem(
+        return build_problem_response(
             "unsupported_media_type",
             "The body must be JSON.",
             hint="Send the header 'Content-Type: application/json'.",
-            request_id=_request_id(request),
+            request_id=_get_request_id(request),
         )
-    errors = field_errors(raw, exc.body)
+    errors = to_field_errors(raw_errors, exc.body)
     detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} fields do not fit."
-    return problem("request_invalid", detail, errors=errors, request_id=_request_id(request))
+    return build_problem_response(
+        "request_invalid", detail, errors=errors, request_id=_get_request_id(request)
+    )

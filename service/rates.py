@@ -22,12 +22,12 @@ from rebase.logging import get_logger
 log = get_logger("rates")
 
 WINDOW_S = 60
-_MOST_BUCKETS = 10_000
+_MAX_BUCKETS = 10_000
 _TIMEOUT_S = 0.25
-_COOL_OFF_S = 5.0
+_COOLDOWN_S = 5.0
 
 # Redis runs a script as one step, by its own clock. Tokens are kept as floats; a key lives until it is full.
-_TAKE = """
+_TAKE_SCRIPT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local most, rate = tonumber(ARGV[1]), tonumber(ARGV[1]) / tonumber(ARGV[2])
@@ -45,110 +45,110 @@ return {allowed, tostring(left)}
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class RateLimitResult:
     """What came of asking for one request: `left` tokens of `most` remain."""
 
     allowed: bool
-    left: float
-    most: int
+    remaining: float
+    limit: int
 
     @property
     def retry_after_s(self) -> int:
         """Whole seconds until there is a token again."""
-        return max(1, math.ceil((1 - self.left) * WINDOW_S / self.most))
+        return max(1, math.ceil((1 - self.remaining) * WINDOW_S / self.limit))
 
     @property
-    def full_in_s(self) -> int:
+    def reset_s(self) -> int:
         """Whole seconds until the bucket is full."""
-        return math.ceil((self.most - self.left) * WINDOW_S / self.most)
+        return math.ceil((self.limit - self.remaining) * WINDOW_S / self.limit)
 
 
-class Rates(Protocol):
+class RateLimiter(Protocol):
     """Somewhere to count requests."""
 
-    async def take(self, tenant: str, most: int) -> Taken:
+    async def take(self, tenant: str, limit: int) -> RateLimitResult:
         """Ask for one of `most` requests a minute."""
 
     async def close(self) -> None:
         """Let connections go."""
 
 
-class LocalRates:
+class LocalRateLimiter:
     """Buckets of this process."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    async def take(self, tenant: str, most: int) -> Taken:
+    async def take(self, tenant: str, limit: int) -> RateLimitResult:
         """From the tenant's bucket; one that was not used for long is full and need not be kept."""
         now = self._monotonic()
-        left, at = self._buckets.pop(tenant, (float(most), now))
-        left = min(float(most), left + (now - at) * most / WINDOW_S)
-        allowed = left >= 1
-        left -= allowed
-        self._buckets[tenant] = (left, now)
-        while len(self._buckets) > _MOST_BUCKETS:
+        remaining, updated_at = self._buckets.pop(tenant, (float(limit), now))
+        remaining = min(float(limit), remaining + (now - updated_at) * limit / WINDOW_S)
+        allowed = remaining >= 1
+        remaining -= allowed
+        self._buckets[tenant] = (remaining, now)
+        while len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
-        return Taken(allowed, left, most)
+        return RateLimitResult(allowed, remaining, limit)
 
     async def close(self) -> None:
         """Nothing to let go."""
 
 
-class RedisRates:
+class RedisRateLimiter:
     """Buckets that all API processes share."""
 
     def __init__(self, url: str, *, prefix: str = "rebase:rates") -> None:
         self._redis = Redis.from_url(
             url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, decode_responses=True
         )
-        self._take = self._redis.register_script(_TAKE)
+        self._take_script = self._redis.register_script(_TAKE_SCRIPT)
         self._prefix = prefix
-        self._meanwhile = LocalRates()
-        self._off_until = 0.0
+        self._fallback = LocalRateLimiter()
+        self._retry_redis_at = 0.0
 
-    async def take(self, tenant: str, most: int) -> Taken:
+    async def take(self, tenant: str, limit: int) -> RateLimitResult:
         """From the shared bucket; from this process's while Redis does not answer."""
-        if time.monotonic() >= self._off_until:
+        if time.monotonic() >= self._retry_redis_at:
             try:
-                answer = await self._take(keys=[f"{self._prefix}:{tenant}"], args=[most, WINDOW_S])
+                reply = await self._take_script(keys=[f"{self._prefix}:{tenant}"], args=[limit, WINDOW_S])
             except (RedisError, OSError, TimeoutError) as exc:
-                self._off_until = time.monotonic() + _COOL_OFF_S
+                self._retry_redis_at = time.monotonic() + _COOLDOWN_S
                 log.warning("rates_not_shared", error=type(exc).__name__)
             else:
-                allowed, left = cast(tuple[Any, Any], answer)
-                return Taken(bool(int(allowed)), float(left), most)
-        return await self._meanwhile.take(tenant, most)
+                allowed, remaining = cast(tuple[Any, Any], reply)
+                return RateLimitResult(bool(int(allowed)), float(remaining), limit)
+        return await self._fallback.take(tenant, limit)
 
     async def close(self) -> None:
         """Close the pool."""
         await self._redis.aclose()
 
 
-class Seldom:
+class Throttle:
     """Says once in `every_s` seconds, for each name, that it is time."""
 
-    def __init__(self, every_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._every_s = every_s
+    def __init__(self, interval_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = interval_s
         self._monotonic = monotonic
-        self._last: OrderedDict[str, float] = OrderedDict()
+        self._last_allowed: OrderedDict[str, float] = OrderedDict()
 
-    def due(self, name: str) -> bool:
+    def allow(self, key: str) -> bool:
         """Is it, and if so not again for a while."""
         now = self._monotonic()
-        if now - self._last.get(name, float("-inf")) < self._every_s:
+        if now - self._last_allowed.get(key, float("-inf")) < self._interval_s:
             return False
-        self._last[name] = now
-        self._last.move_to_end(name)
-        while len(self._last) > _MOST_BUCKETS:
-            self._last.popitem(last=False)
+        self._last_allowed[key] = now
+        self._last_allowed.move_to_end(key)
+        while len(self._last_allowed) > _MAX_BUCKETS:
+            self._last_allowed.popitem(last=False)
         return True
 
 
-def headers_of(taken: Taken) -> Mapping[str, str]:
+def build_rate_limit_headers(result: RateLimitResult) -> Mapping[str, str]:
     """`RateLimit` and `RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers has them."""
     return {
-        "RateLimit-Policy": f'"tenant";q={taken.most};w={WINDOW_S}',
-        "RateLimit": f'"tenant";r={max(0, math.floor(taken.left))};t={taken.full_in_s}',
+        "RateLimit-Policy": f'"tenant";q={result.limit};w={WINDOW_S}',
+        "RateLimit": f'"tenant";r={max(0, math.floor(result.remaining))};t={result.reset_s}',
     }

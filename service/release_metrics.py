@@ -25,7 +25,7 @@ class ReleaseMetrics(Collector):
         )
         registry.register(self)
 
-    def delivered(self, outcome: str) -> None:
+    def record_webhook(self, outcome: str) -> None:
         """Count one delivery: recorded, duplicate, ignored or refused."""
         self._deliveries.labels(outcome).inc()
 
@@ -36,7 +36,7 @@ class ReleaseMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Counted at the scrape; left out while the database does not answer."""
         try:
-            seen, campaigns = self._store.releases.count(), self._store.campaigns.count()
+            release_counts, campaigns = self._store.releases.count(), self._store.campaigns.count()
         except Busy:
             return
         releases = GaugeMetricFamily(
@@ -44,8 +44,8 @@ class ReleaseMetrics(Collector):
             "Releases that some subscription meant, by how they were found.",
             labels=["by"],
         )
-        for by, count in seen.items():
-            releases.add_metric([by], count)
+        for source, count in release_counts.items():
+            releases.add_metric([source], count)
         states = GaugeMetricFamily("rebase_campaigns", "Campaigns, by state.", labels=["state"])
         for state, count in campaigns.items():
             states.add_metric([state.value], count)

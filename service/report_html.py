@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from service.campaign_report import AdapterReport, CampaignReport, Outcome
+from service.campaign_report import AdapterOutcome, AdapterReport, CampaignReport
 
 # Nothing may be loaded or run, whatever a stranger's repo name holds; escaping is the first line, this the
 # second.
-POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 
-_SECTIONS: tuple[tuple[Outcome, str, str], ...] = (
+_SECTIONS: tuple[tuple[AdapterOutcome, str, str], ...] = (
     ("moved", "Moved", "Published, each in one commit."),
     ("passed", "Passed the pre-check", "Approve the campaign to convert these."),
     ("retrain", "Need retraining", "What was found says that this skill does not come over."),
@@ -24,7 +24,7 @@ _SECTIONS: tuple[tuple[Outcome, str, str], ...] = (
     ("left_out", "Left out", ""),
     ("forgotten", "Not known any more", "Their jobs were deleted when the time to keep them was over."),
 )
-_TOLD = frozenset({"score", "difference", "gap_recovered", "retention"})
+_SHOWN_METRICS = frozenset({"score", "difference", "gap_recovered", "retention"})
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1d2329;background:#fff;margin:2rem auto;max-width:70rem;
 padding:0 1rem}
@@ -37,7 +37,7 @@ code{font:.9em ui-monospace,monospace;overflow-wrap:anywhere}.dim{color:#5a6570}
 """
 
 
-def page_of(report: CampaignReport) -> str:
+def render_page(report: CampaignReport) -> str:
     """The page, as UTF-8 text."""
     campaign = report.campaign
     title = f"{campaign.base}: {len(report.adapters)} adapters"
@@ -49,40 +49,45 @@ def page_of(report: CampaignReport) -> str:
         f'<p class="dim">Release <code>{escape(campaign.revision)}</code>, campaign '
         f"<code>{escape(campaign.id)}</code>, {escape(campaign.state.replace('_', ' '))}, begun "
         f"{campaign.created_at:%Y-%m-%d %H:%M} UTC</p>",
-        f"<p>{escape(_summary(report))}</p>",
+        f"<p>{escape(_format_summary(report))}</p>",
         *(f"<p>{escape(reason.message)}</p>" for reason in campaign.reasons),
     ]
     for outcome, heading, sentence in _SECTIONS:
         rows = [one for one in report.adapters if one.outcome == outcome]
         if rows:
-            parts += _section(f"{heading} ({len(rows)})", sentence, rows)
+            parts += _render_section(f"{heading} ({len(rows)})", sentence, rows)
     return "\n".join([*parts, "</body></html>", ""])
 
 
-def _summary(report: CampaignReport) -> str:
+def _format_summary(report: CampaignReport) -> str:
     names = {outcome: heading.lower() for outcome, heading, _ in _SECTIONS}
-    told = [f"{count} {names[outcome]}" for outcome in names if (count := report.counts.get(outcome, 0))]
-    return ", ".join(told) + "." if told else "No adapters."
+    phrases = [f"{count} {names[outcome]}" for outcome in names if (count := report.counts.get(outcome, 0))]
+    return ", ".join(phrases) + "." if phrases else "No adapters."
 
 
-def _section(heading: str, sentence: str, rows: Sequence[AdapterReport]) -> list[str]:
-    head = "<tr><th>adapter</th><th>verdict</th><th>where, and by which method</th><th>why</th></tr>"
-    lead = f'<p class="dim">{escape(sentence)}</p>' if sentence else ""
-    return [f"<h2>{escape(heading)}</h2>{lead}", f"<table>{head}", *map(_row, rows), "</table>"]
+def _render_section(heading: str, sentence: str, rows: Sequence[AdapterReport]) -> list[str]:
+    header = "<tr><th>adapter</th><th>verdict</th><th>where, and by which method</th><th>why</th></tr>"
+    introduction = f'<p class="dim">{escape(sentence)}</p>' if sentence else ""
+    return [
+        f"<h2>{escape(heading)}</h2>{introduction}",
+        f"<table>{header}",
+        *map(_render_row, rows),
+        "</table>",
+    ]
 
 
-def _row(row: AdapterReport) -> str:
+def _render_row(row: AdapterReport) -> str:
     revision = "" if row.revision == "main" else f"@{row.revision}"
     cells = (
         f"<code>{escape(row.adapter + revision)}</code>",
         escape(row.verdict or ""),
-        _place(row),
-        _list([*row.why, *_figures(row)]),
+        _render_output(row),
+        _render_list([*row.why, *_format_figures(row)]),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _place(row: AdapterReport) -> str:
+def _render_output(row: AdapterReport) -> str:
     if row.output is None:
         return f'<code class="dim">{escape(row.planned_output or "")}</code>'
     # Only web addresses become links: in a local hub folder an output's url is a path.
@@ -93,17 +98,17 @@ def _place(row: AdapterReport) -> str:
     return f'<code>{link}</code><br><span class="dim">commit {commit}, {escape(method)}</span>'
 
 
-def _figures(row: AdapterReport) -> list[str]:
+def _format_figures(row: AdapterReport) -> list[str]:
     """The evaluation's figures that say whether the move was worth it."""
     lines = []
     for figure in row.figures:
-        if figure.value is None or figure.metric not in _TOLD:
+        if figure.value is None or figure.metric not in _SHOWN_METRICS:
             continue
-        known = figure.low is not None and figure.high is not None
-        between = f" ({figure.low:.4g} to {figure.high:.4g})" if known else ""
-        lines.append(f"{figure.subject}, {figure.metric}: {figure.value:.4g}{between}")
+        has_interval = figure.low is not None and figure.high is not None
+        interval = f" ({figure.low:.4g} to {figure.high:.4g})" if has_interval else ""
+        lines.append(f"{figure.subject}, {figure.metric}: {figure.value:.4g}{interval}")
     return lines
 
 
-def _list(lines: Sequence[str]) -> str:
+def _render_list(lines: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""

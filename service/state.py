@@ -10,31 +10,31 @@ from fastapi import Depends, Request
 from rebase.settings import Settings
 from rebase.store.scheduler import Scheduler
 from rebase.store.store import Store
-from service.intake import Intake
-from service.known_keys import KnownKeys, KnownLimits
+from service.intake import GroupCommitter
+from service.known_keys import KeyCache, LimitsCache
 from service.metrics import Metrics
-from service.rates import LocalRates, Rates, Seldom
+from service.rates import LocalRateLimiter, RateLimiter, Throttle
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class AppState:
     """Everything an endpoint may need."""
 
     settings: Settings
     store: Store
-    keeper: Scheduler
+    scheduler: Scheduler
     metrics: Metrics
     migrations_head: str
-    intake: Intake
-    known_keys: KnownKeys = field(default_factory=KnownKeys)
-    known_limits: KnownLimits = field(default_factory=KnownLimits)
-    rates: Rates = field(default_factory=LocalRates)
-    denials: Seldom = field(default_factory=lambda: Seldom(60.0))
+    group_committer: GroupCommitter
+    key_cache: KeyCache = field(default_factory=KeyCache)
+    limits_cache: LimitsCache = field(default_factory=LimitsCache)
+    rate_limiter: RateLimiter = field(default_factory=LocalRateLimiter)
+    denial_throttle: Throttle = field(default_factory=lambda: Throttle(60.0))
 
 
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
+async def _get_service(request: Request) -> AppState:
+    service: AppState = request.app.state.service
     return service
 
 
-ServiceDep = Annotated[Service, Depends(_service)]
+ServiceDep = Annotated[AppState, Depends(_get_service)]

@@ -14,11 +14,11 @@ from rebase.methods.base_params import MethodParams
 from rebase.schemas.conversions import ConversionRequest, check_precheck_request, check_selection_examples
 from rebase.store.job_events import SubmissionContext
 from rebase.store.records import ConversionKind
-from service.answers import job_answer
+from service.answers import build_job_response
 from service.auth import Caller, CallerDep
-from service.hub_tokens import JobHubToken, extras_of
+from service.hub_tokens import JobHubToken, build_submission_context
 from service.routes.callbacks import check_callback
-from service.views import JobView
+from service.views import JobOut
 
 router = APIRouter(tags=["jobs"])
 
@@ -31,7 +31,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("/convert", status_code=202, response_model=JobView, response_description="Accepted.")
+@router.post("/convert", status_code=202, response_model=JobOut, response_description="Accepted.")
 async def convert(
     request: ConversionRequest,
     caller: CallerDep,
@@ -39,10 +39,12 @@ async def convert(
     hub_token: JobHubToken = None,
 ) -> Response:
     """Move an adapter onto another base model and push the result."""
-    return await _submit(caller, "convert", request, idempotency_key, extras_of(caller, hub_token))
+    return await _submit(
+        caller, "convert", request, idempotency_key, build_submission_context(caller, hub_token)
+    )
 
 
-@router.post("/precheck", status_code=202, response_model=JobView, response_description="Accepted.")
+@router.post("/precheck", status_code=202, response_model=JobOut, response_description="Accepted.")
 async def precheck(
     request: ConversionRequest,
     caller: CallerDep,
@@ -50,7 +52,9 @@ async def precheck(
     hub_token: JobHubToken = None,
 ) -> Response:
     """Find out whether the move can work; writes nothing anywhere."""
-    return await _submit(caller, "precheck", request, idempotency_key, extras_of(caller, hub_token))
+    return await _submit(
+        caller, "precheck", request, idempotency_key, build_submission_context(caller, hub_token)
+    )
 
 
 async def _submit(
@@ -58,32 +62,32 @@ async def _submit(
     kind: ConversionKind,
     request: ConversionRequest,
     idempotency_key: str | None,
-    extras: SubmissionContext,
+    context: SubmissionContext,
 ) -> Response:
     check_selection_examples(request)
     if kind == "precheck":
         check_precheck_request(request)
     if request.callback is not None:
         await run_in_threadpool(check_callback, caller, request.callback)
-    for pointer, pool in _pools(request.method):
+    for pointer, pool in _find_named_pools(request.method):
         await run_in_threadpool(_check_pool, caller, kind, request, pool, pointer, idempotency_key)
     if idempotency_key is None:
-        job = await caller.service.intake.submit(caller.tenant, kind, request, extras)
+        job = await caller.service.group_committer.submit(caller.tenant, kind, request, context)
     else:
         job, _ = await run_in_threadpool(
-            caller.service.store.submissions.submit, caller.tenant, kind, request, idempotency_key, extras
+            caller.service.store.submissions.submit, caller.tenant, kind, request, idempotency_key, context
         )
-    caller.service.keeper.wake()
-    return job_answer(job, 202, created=True)
+    caller.service.scheduler.wake()
+    return build_job_response(job, 202, created=True)
 
 
-def _pools(method: MethodParams) -> Iterator[tuple[str, str]]:
+def _find_named_pools(method: MethodParams) -> Iterator[tuple[str, str]]:
     """The anchor pools that a request names: (pointer to the field, id)."""
     for pointer, params in (
         ("/method", method),
         *(
-            (f"/method/candidates/{place}", params)
-            for place, params in enumerate(method.listed_candidates or ())
+            (f"/method/candidates/{index}", params)
+            for index, params in enumerate(method.listed_candidates or ())
         ),
     ):
         if params.pool_id is not None:
@@ -113,13 +117,13 @@ def _check_pool(
     except (NotFound, StateConflict) as exc:
         exc.pointer = pointer
         raise
-    for side, asked, has in (
+    for side, requested, expected in (
         ("source", request.source, spec.source),
         ("target", request.target, spec.target),
     ):
-        if asked is not None and asked.repo_id != has.repo_id:
+        if requested is not None and requested.repo_id != expected.repo_id:
             raise RequestInvalid(
-                f"This anchor pool is about the {side} base '{has.repo_id}', not '{asked.repo_id}'.",
+                f"This anchor pool is about the {side} base '{expected.repo_id}', not '{requested.repo_id}'.",
                 hint="Name a pool between these two bases; GET /anchor-pools lists yours.",
                 pointer=pointer,
             )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from rebase.store.records import SubscriptionPage, SubscriptionRecord
+if TYPE_CHECKING:
+    from rebase.store.records import SubscriptionPage, SubscriptionRecord
 
 
-class SubscriptionView(BaseModel):
+class SubscriptionOut(BaseModel):
     """A subscription; `request` as it was sent, with defaults filled in."""
 
     id: str
@@ -26,7 +27,7 @@ class SubscriptionView(BaseModel):
     links: dict[str, str]
 
     @classmethod
-    def of(cls, record: SubscriptionRecord) -> SubscriptionView:
+    def from_record(cls, record: SubscriptionRecord) -> SubscriptionOut:
         """The view of a record."""
         request = record.request
         return cls.model_construct(
@@ -47,14 +48,14 @@ class SubscriptionView(BaseModel):
         )
 
 
-class SubscriptionListView(BaseModel):
+class SubscriptionListOut(BaseModel):
     """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
 
-    subscriptions: list[SubscriptionView]
+    subscriptions: list[SubscriptionOut]
     next_cursor: str | None
 
     @classmethod
-    def of(cls, page: SubscriptionPage) -> SubscriptionListView:
+    def from_page(cls, page: SubscriptionPage) -> SubscriptionListOut:
         """The view of a page."""
-        found = [SubscriptionView.of(one) for one in page.subscriptions]
-        return cls.model_construct(subscriptions=found, next_cursor=page.next_cursor)
+        subscriptions = [SubscriptionOut.from_record(one) for one in page.subscriptions]
+        return cls.model_construct(subscriptions=subscriptions, next_cursor=page.next_cursor)

@@ -13,7 +13,7 @@ from rebase.store.records import SubscriptionRecord
 from rebase.store.repository import MAX_PAGE
 from service.auth import CallerDep
 from service.routes.callbacks import check_callback
-from service.subscription_views import SubscriptionListView, SubscriptionView
+from service.subscription_views import SubscriptionListOut, SubscriptionOut
 
 router = APIRouter(prefix="/subscriptions", tags=["releases"])
 
@@ -38,51 +38,51 @@ class SubscriptionChange(BaseModel):
 @router.post(
     "",
     status_code=201,
-    response_model=SubscriptionView,
-    responses={200: {"model": SubscriptionView, "description": "You have this very subscription already."}},
+    response_model=SubscriptionOut,
+    responses={200: {"model": SubscriptionOut, "description": "You have this very subscription already."}},
 )
 def subscribe(request: SubscriptionRequest, caller: CallerDep) -> Response:
     """Convert adapters whenever such a base is released. The same request again changes nothing."""
     check_subscription_request(request)
     if request.callback is not None:
         check_callback(caller, request.callback)
-    subscription, created = caller.service.store.subscriptions.create(caller.tenant, request, caller.trail)
-    caller.service.keeper.wake()
+    subscription, created = caller.service.store.subscriptions.create(caller.tenant, request, caller.audit)
+    caller.service.scheduler.wake()
     headers = {"Location": f"/subscriptions/{subscription.id}"}
-    return _answer(subscription, 201 if created else 200, headers)
+    return _build_response(subscription, 201 if created else 200, headers)
 
 
-@router.get("", response_model=SubscriptionListView)
+@router.get("", response_model=SubscriptionListOut)
 def list_subscriptions(caller: CallerDep, query: Annotated[SubscriptionsQuery, Query()]) -> Response:
     """Your subscriptions, newest first."""
     page = caller.service.store.subscriptions.list(caller.tenant, cursor=query.cursor, limit=query.limit)
-    return Response(SubscriptionListView.of(page).model_dump_json(), media_type="application/json")
+    return Response(SubscriptionListOut.from_page(page).model_dump_json(), media_type="application/json")
 
 
-@router.get("/{subscription_id}", response_model=SubscriptionView)
+@router.get("/{subscription_id}", response_model=SubscriptionOut)
 def get_subscription(subscription_id: str, caller: CallerDep) -> Response:
     """One subscription."""
-    return _answer(caller.service.store.subscriptions.get(caller.tenant, subscription_id))
+    return _build_response(caller.service.store.subscriptions.get(caller.tenant, subscription_id))
 
 
-@router.patch("/{subscription_id}", response_model=SubscriptionView)
+@router.patch("/{subscription_id}", response_model=SubscriptionOut)
 def change_subscription(subscription_id: str, change: SubscriptionChange, caller: CallerDep) -> Response:
     """Pause or resume. What is released during a pause is found by the next look at the Hub after it."""
     store = caller.service.store
-    return _answer(
-        store.subscriptions.set_paused(caller.tenant, subscription_id, change.paused, caller.trail)
+    return _build_response(
+        store.subscriptions.set_paused(caller.tenant, subscription_id, change.paused, caller.audit)
     )
 
 
 @router.delete("/{subscription_id}", status_code=204, response_class=Response)
 def unsubscribe(subscription_id: str, caller: CallerDep) -> Response:
     """End a subscription. Its campaigns stay, and go on."""
-    caller.service.store.subscriptions.delete(caller.tenant, subscription_id, caller.trail)
+    caller.service.store.subscriptions.delete(caller.tenant, subscription_id, caller.audit)
     return Response(status_code=204)
 
 
-def _answer(
+def _build_response(
     subscription: SubscriptionRecord, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    body = SubscriptionView.of(subscription).model_dump_json()
+    body = SubscriptionOut.from_record(subscription).model_dump_json()
     return Response(body, status, headers, "application/json")

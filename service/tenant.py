@@ -16,7 +16,7 @@ from service.auth import AdminDep, CallerDep
 
 router = APIRouter(tags=["tenant"])
 
-_MOST_ID = 2**63 - 1
+_MAX_ID = 2**63 - 1
 
 
 class AuditQuery(BaseModel):
@@ -24,11 +24,11 @@ class AuditQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    before: int | None = Field(default=None, ge=1, le=_MOST_ID, description="The last page's `next_before`.")
+    before: int | None = Field(default=None, ge=1, le=_MAX_ID, description="The last page's `next_before`.")
     limit: int = Field(default=50, ge=1, le=MAX_EVENTS)
 
 
-class AuditView(BaseModel):
+class AuditOut(BaseModel):
     """One line. `client` is the caller's network; `key_id` is null for the service's own command line."""
 
     id: int
@@ -41,14 +41,14 @@ class AuditView(BaseModel):
     client: str | None
 
 
-class AuditListView(BaseModel):
+class AuditListOut(BaseModel):
     """One page, newest first. Pass `next_before` as `before` for the next one; null on the last."""
 
-    lines: list[AuditView]
+    lines: list[AuditOut]
     next_before: int | None
 
 
-class LimitsView(BaseModel):
+class LimitsOut(BaseModel):
     """What the tenant may use; null is no limit."""
 
     max_running: int | None
@@ -57,18 +57,18 @@ class LimitsView(BaseModel):
     requests_per_minute: int | None
 
 
-@router.get("/audit", response_model=AuditListView)
-def list_audit(caller: AdminDep, query: Annotated[AuditQuery, Query()]) -> AuditListView:
+@router.get("/audit", response_model=AuditListOut)
+def list_audit(caller: AdminDep, query: Annotated[AuditQuery, Query()]) -> AuditListOut:
     """Who did what in your tenant."""
-    found = list_audit_events(caller.service.store.db, caller.tenant, before=query.before, limit=query.limit)
-    lines = [AuditView(**{name: getattr(line, name) for name in AuditView.model_fields}) for line in found]
-    return AuditListView(lines=lines, next_before=lines[-1].id if len(lines) == query.limit else None)
+    events = list_audit_events(caller.service.store.db, caller.tenant, before=query.before, limit=query.limit)
+    lines = [AuditOut(**{name: getattr(line, name) for name in AuditOut.model_fields}) for line in events]
+    return AuditListOut(lines=lines, next_before=lines[-1].id if len(lines) == query.limit else None)
 
 
-@router.get("/limits", response_model=LimitsView)
-async def get_limits(caller: CallerDep) -> LimitsView:
+@router.get("/limits", response_model=LimitsOut)
+async def get_limits(caller: CallerDep) -> LimitsOut:
     """What your tenant may use. Whoever runs the service sets it."""
-    return LimitsView(**asdict(caller.limits))
+    return LimitsOut(**asdict(caller.limits))
 
 
 @router.delete("/tenant-data", status_code=204, response_class=Response)
@@ -77,5 +77,5 @@ def delete_tenant_data(caller: AdminDep) -> Response:
     has one the answer is 409, and the call is to be made again. Keys and the audit log stay, and
     the day's jobs still count."""
     cancel_all_jobs(caller.service.store, caller.tenant)
-    erase_tenant_data(caller.service.store, caller.tenant, caller.trail)
+    erase_tenant_data(caller.service.store, caller.tenant, caller.audit)
     return Response(status_code=204)

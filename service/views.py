@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from rebase.errors import PublicError
 from rebase.schemas.states import JobState
-from rebase.store.records import Diagnostics, JobPage, JobRecord, Kind
+from rebase.store.records import Kind
+
+if TYPE_CHECKING:
+    from rebase.store.records import Diagnostics, JobPage, JobRecord
 
 
-class ProgressView(BaseModel):
+class ProgressOut(BaseModel):
     """Work done within the current phase; `eta_s` in seconds."""
 
     done: int
@@ -22,7 +25,7 @@ class ProgressView(BaseModel):
     eta_s: float | None
 
 
-class ResolvedView(BaseModel):
+class ResolvedOut(BaseModel):
     """The commits (40 hex digits) that the job works on, and where its output goes."""
 
     adapter_sha: str
@@ -32,7 +35,7 @@ class ResolvedView(BaseModel):
     output_repo: str | None
 
 
-class JobView(BaseModel):
+class JobOut(BaseModel):
     """A job; of kind `pool`, one that registers an anchor pool. When `done`, exactly one of `result` and
     `error` is not null."""
 
@@ -41,7 +44,7 @@ class JobView(BaseModel):
     status: JobState
     done: bool
     phase: str | None
-    progress: ProgressView | None
+    progress: ProgressOut | None
     attempt: int
     attempt_limit: int
     cancel_requested: bool
@@ -50,7 +53,7 @@ class JobView(BaseModel):
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    resolved: ResolvedView | None
+    resolved: ResolvedOut | None
     verdict: str | None
     result: dict[str, Any] | None
     error: PublicError | None
@@ -58,7 +61,7 @@ class JobView(BaseModel):
     links: dict[str, str]
 
     @classmethod
-    def of(cls, job: JobRecord) -> JobView:
+    def from_record(cls, job: JobRecord) -> JobOut:
         """The view of a record."""
         return cls.model_construct(
             id=job.id,
@@ -66,7 +69,7 @@ class JobView(BaseModel):
             status=job.state,
             done=job.is_done,
             phase=job.phase,
-            progress=progress_of(job),
+            progress=build_progress(job),
             attempt=job.attempt,
             attempt_limit=job.attempt_limit,
             cancel_requested=job.cancel_requested,
@@ -75,28 +78,30 @@ class JobView(BaseModel):
             updated_at=job.updated_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
-            resolved=_resolved_of(job),
+            resolved=_build_resolved(job),
             verdict=job.verdict,
             result=job.result if job.state is JobState.SUCCEEDED else None,
             error=PublicError.model_construct(**job.error) if job.is_done and job.error else None,
             request=job.request,
-            links=_links_of(job),
+            links=_build_links(job),
         )
 
 
-class JobListView(BaseModel):
+class JobListOut(BaseModel):
     """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
 
-    jobs: list[JobView]
+    jobs: list[JobOut]
     next_cursor: str | None
 
     @classmethod
-    def of(cls, page: JobPage) -> JobListView:
+    def from_page(cls, page: JobPage) -> JobListOut:
         """The view of a page."""
-        return cls.model_construct(jobs=[JobView.of(job) for job in page.jobs], next_cursor=page.next_cursor)
+        return cls.model_construct(
+            jobs=[JobOut.from_record(job) for job in page.jobs], next_cursor=page.next_cursor
+        )
 
 
-class LayerMapView(BaseModel):
+class LayerMapOut(BaseModel):
     """How alike the layers of the two bases are on the same text. `similarity[source layer][target layer]`:
     debiased CKA; `layers`: target layer → source layer; `coverage`: share of the target layers whose best
     source layer is above `threshold`."""
@@ -112,7 +117,7 @@ class LayerMapView(BaseModel):
     corpus: dict[str, Any] | None = None
 
 
-class FigureView(BaseModel):
+class MetricOut(BaseModel):
     """One figure of one model, with its 95 % interval over `n` examples. Without a value, `reason` says why.
 
     `subject`: moved, target (alone), random, pad (controls), source_adapter, source, oracle.
@@ -127,7 +132,7 @@ class FigureView(BaseModel):
     reason: str | None
 
 
-class EvaluationView(BaseModel):
+class EvaluationOut(BaseModel):
     """What running models made of the request's examples, tasks and prompts; `score`: what decides."""
 
     score: str | None = None
@@ -137,11 +142,11 @@ class EvaluationView(BaseModel):
     oracle: dict[str, Any] | None = None
     tasks: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
-    figures: list[FigureView]
+    figures: list[MetricOut]
     notes: list[str] = []
 
 
-class DiagnosticsView(BaseModel):
+class DiagnosticsOut(BaseModel):
     """What the latest run measured: the job's summary, one object per target site, the similarity of layers
     where both bases read a text, and the evaluation where one was asked for."""
 
@@ -149,23 +154,23 @@ class DiagnosticsView(BaseModel):
     verdict: str | None
     summary: dict[str, Any] | None
     sites: list[dict[str, Any]]
-    layer_map: LayerMapView | None
-    evaluation: EvaluationView | None
+    layer_map: LayerMapOut | None
+    evaluation: EvaluationOut | None
 
     @classmethod
-    def of(cls, job_id: str, diagnostics: Diagnostics) -> DiagnosticsView:
+    def from_diagnostics(cls, job_id: str, diagnostics: Diagnostics) -> DiagnosticsOut:
         """The view of a job's diagnostics."""
         return cls.model_construct(
             job_id=job_id,
             verdict=diagnostics.verdict,
             summary=diagnostics.summary,
             sites=list(diagnostics.sites),
-            layer_map=_layer_map_of(diagnostics),
-            evaluation=_evaluation_of(diagnostics),
+            layer_map=_build_layer_map(diagnostics),
+            evaluation=_build_evaluation(diagnostics),
         )
 
 
-class MethodView(BaseModel):
+class MethodOut(BaseModel):
     """One transfer method; `parameters` is a JSON schema."""
 
     name: str
@@ -173,54 +178,54 @@ class MethodView(BaseModel):
     parameters: dict[str, Any]
 
 
-class MethodListView(BaseModel):
+class MethodListOut(BaseModel):
     """The catalogue."""
 
-    methods: list[MethodView]
+    methods: list[MethodOut]
 
 
-def progress_of(job: JobRecord) -> ProgressView | None:
+def build_progress(job: JobRecord) -> ProgressOut | None:
     """A running job's progress; None while there is none to show."""
     if job.progress_done is None:
         return None
-    return ProgressView.model_construct(
+    return ProgressOut.model_construct(
         done=job.progress_done, total=job.progress_total, unit=job.progress_unit, eta_s=job.progress_eta_s
     )
 
 
-def _layer_map_of(diagnostics: Diagnostics) -> LayerMapView | None:
+def _build_layer_map(diagnostics: Diagnostics) -> LayerMapOut | None:
     if not diagnostics.layer_similarity.similarity:
         return None
-    told = (diagnostics.summary or {}).get("layer_map") or {}
-    return LayerMapView.model_construct(
+    summary = (diagnostics.summary or {}).get("layer_map") or {}
+    return LayerMapOut.model_construct(
         **{
-            **told,
+            **summary,
             "similarity": diagnostics.layer_similarity.similarity,
             "layers": diagnostics.layer_similarity.layer_map,
         }
     )
 
 
-def _evaluation_of(diagnostics: Diagnostics) -> EvaluationView | None:
-    told = (diagnostics.summary or {}).get("evaluation")
-    if told is None:
+def _build_evaluation(diagnostics: Diagnostics) -> EvaluationOut | None:
+    summary = (diagnostics.summary or {}).get("evaluation")
+    if summary is None:
         return None
-    figures = [FigureView.model_construct(**asdict(figure)) for figure in diagnostics.metrics]
-    return EvaluationView.model_construct(**{**told, "figures": figures})
+    figures = [MetricOut.model_construct(**asdict(figure)) for figure in diagnostics.metrics]
+    return EvaluationOut.model_construct(**{**summary, "figures": figures})
 
 
-def _links_of(job: JobRecord) -> dict[str, str]:
-    here = f"/jobs/{job.id}"
-    links = {"self": here, "diagnostics": f"{here}/diagnostics", "events": f"{here}/events"}
+def _build_links(job: JobRecord) -> dict[str, str]:
+    path = f"/jobs/{job.id}"
+    links = {"self": path, "diagnostics": f"{path}/diagnostics", "events": f"{path}/events"}
     if job.request.get("callback") is not None:
-        links["deliveries"] = f"{here}/deliveries"
+        links["deliveries"] = f"{path}/deliveries"
     return {**links, "pool": f"/anchor-pools/{job.id}"} if job.kind == "pool" else links
 
 
-def _resolved_of(job: JobRecord) -> ResolvedView | None:
+def _build_resolved(job: JobRecord) -> ResolvedOut | None:
     if job.adapter_sha is None or job.source_repo is None or job.source_sha is None or job.target_sha is None:
         return None
-    return ResolvedView.model_construct(
+    return ResolvedOut.model_construct(
         adapter_sha=job.adapter_sha,
         source_repo=job.source_repo,
         source_sha=job.source_sha,

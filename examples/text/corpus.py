@@ -29,7 +29,7 @@ class Corpus:
     held_out: list[str]
 
 
-def corpus(world: World, seed: int, count: int, held_out: int = 120) -> Corpus:
+def generate_corpus(world: World, seed: int, count: int, held_out: int = 120) -> Corpus:
     """`count` generated training documents plus the world's passages, shuffled, and `held_out` documents
     that are none of them."""
     rng = Random(f"{world}/{seed}")

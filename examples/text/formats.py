@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from examples.text.queries import Example, Split, examples
+from examples.text.queries import Example, Split, generate_examples
 
 _STATEMENT: Final = re.compile(r" SELECT (\S+) FROM arrivals WHERE (.+?)( ORDER BY fee DESC)?;")
 
@@ -30,7 +30,7 @@ class Task:
     write: Callable[[Query], str]
 
 
-def parse(answer: str) -> Query:
+def parse_statement(answer: str) -> Query:
     """The parts of one of `examples.text.queries`' statements. Raises ValueError for anything else."""
     match = _STATEMENT.fullmatch(answer)
     if match is None:
@@ -39,63 +39,63 @@ def parse(answer: str) -> Query:
     return Query(match[1], filters, match[3] is not None)
 
 
-def task_examples(task: Task, split: Split, count: int, seed: int) -> list[Example]:
+def generate_task_examples(task: Task, split: Split, count: int, seed: int) -> list[Example]:
     """Questions of one side of the register with their answers in this notation."""
     return [
         Example(
             prompt=item.prompt.removesuffix("SQL:") + f"{task.name}:",
-            answer=f" {task.write(parse(item.answer))}",
+            answer=f" {task.write(parse_statement(item.answer))}",
         )
-        for item in examples(split, count, seed)
+        for item in generate_examples(split, count, seed)
     ]
 
 
-def _json(query: Query) -> str:
+def _format_json(query: Query) -> str:
     where = ", ".join(f'"{column}": "{sign}"' for column, sign in query.filters)
     return f'{{"take": "{query.column}", "where": {{{where}}}}}'
 
 
-def _yaml(query: Query) -> str:
+def _format_yaml(query: Query) -> str:
     where = ", ".join(f"{column} {sign}" for column, sign in query.filters)
     return f"take: {query.column}; where: [{where}]; dearest: {'yes' if query.dearest_first else 'no'}"
 
 
-def _url(query: Query) -> str:
+def _format_url(query: Query) -> str:
     where = "&".join(f"{column}{sign}?" for column, sign in query.filters)
     return f"/arrivals/{query.column}?{where}" + ("&sort=-fee" if query.dearest_first else "")
 
 
-def _graph(query: Query) -> str:
+def _format_graph(query: Query) -> str:
     where = ", ".join(f"{column}: ?" for column, _ in query.filters)
     return f"{{ arrivals({where}) {{ {query.column} }} }}"
 
 
-def _lisp(query: Query) -> str:
+def _format_lisp(query: Query) -> str:
     where = " ".join(f"({sign} {column} ?)" for column, sign in query.filters)
     return f"(take {query.column} (and {where}))"
 
 
-def _python(query: Query) -> str:
+def _format_python(query: Query) -> str:
     where = " and ".join(f"row.{column} {'==' if sign == '=' else sign} x" for column, sign in query.filters)
     return f"[row.{query.column} for row in arrivals if {where}]"
 
 
-def _words(query: Query) -> str:
+def _format_words(query: Query) -> str:
     return f"{query.column} by {' and '.join(column for column, _ in query.filters)}"
 
 
-def _letter(query: Query) -> str:
+def _format_letter(query: Query) -> str:
     where = " and the ".join(column for column, _ in query.filters)
     return f"Dear clerk, look up the {query.column} for me; you know the {where}."
 
 
 TASKS: Final = (
-    Task("JSON", "data", _json),
-    Task("YAML", "data", _yaml),
-    Task("URL", "query", _url),
-    Task("Graph", "query", _graph),
-    Task("Lisp", "code", _lisp),
-    Task("Python", "code", _python),
-    Task("Words", "prose", _words),
-    Task("Letter", "prose", _letter),
+    Task("JSON", "data", _format_json),
+    Task("YAML", "data", _format_yaml),
+    Task("URL", "query", _format_url),
+    Task("Graph", "query", _format_graph),
+    Task("Lisp", "code", _format_lisp),
+    Task("Python", "code", _format_python),
+    Task("Words", "prose", _format_words),
+    Task("Letter", "prose", _format_letter),
 )

@@ -26,7 +26,7 @@ class Example:
 
 
 # How one asks, and the column or aggregate that answers.
-_ASKS: Final = (
+_QUESTION_FORMS: Final = (
     ("Which ships", "ship"),
     ("Which captains", "captain"),
     ("How many ships", "COUNT(*)"),
@@ -34,7 +34,7 @@ _ASKS: Final = (
 )
 
 
-def _condition(rng: Random, column: str) -> tuple[str, str]:
+def _generate_condition(rng: Random, column: str) -> tuple[str, str]:
     """Words and SQL for one filter on `column`."""
     if column == "cargo":
         goods = rng.choice(CARGO)
@@ -53,12 +53,12 @@ def _condition(rng: Random, column: str) -> tuple[str, str]:
     return f"paid {'more' if more else 'less'} than {fee} marks", f"fee {'>' if more else '<'} ?"
 
 
-def example(rng: Random) -> Example:
+def generate_example(rng: Random) -> Example:
     """One question with its query: a column, one to three filters, sometimes an order."""
-    ask, column = rng.choice(_ASKS)
+    ask, column = rng.choice(_QUESTION_FORMS)
     filters = [name for name in ("cargo", "port", "month", "captain", "fee") if name != column]
     columns = rng.sample(filters, rng.choice([1, 2, 2, 3]))
-    words, conditions = zip(*(_condition(rng, name) for name in columns), strict=True)
+    words, conditions = zip(*(_generate_condition(rng, name) for name in columns), strict=True)
     text = f"{ask} {' and '.join(words)}"
     sql = f"SELECT {column} FROM arrivals WHERE {' AND '.join(conditions)}"
     if column in ("ship", "captain") and rng.random() < 0.3:
@@ -66,20 +66,20 @@ def example(rng: Random) -> Example:
     return Example(prompt=f"Question: {text}?\nSQL:", answer=f" {sql};")
 
 
-def side(answer: str) -> Split:
+def assign_split(answer: str) -> Split:
     """The side that a statement is on, with every question that it answers."""
     digest = hashlib.sha256(answer.encode()).digest()
     return "held-out" if int.from_bytes(digest[:4]) < _HELD_OUT_SHARE * 2**32 else "train"
 
 
-def examples(split: Split, count: int, seed: int) -> list[Example]:
+def generate_examples(split: Split, count: int, seed: int) -> list[Example]:
     """`count` different questions of one side."""
-    rng, found = Random(seed), dict[str, Example]()
-    while len(found) < count:
-        new = example(rng)
-        if side(new.answer) == split:
-            found.setdefault(new.prompt, new)
-    return list(found.values())
+    rng, by_prompt = Random(seed), dict[str, Example]()
+    while len(by_prompt) < count:
+        new = generate_example(rng)
+        if assign_split(new.answer) == split:
+            by_prompt.setdefault(new.prompt, new)
+    return list(by_prompt.values())
 
 
 def write_task(path: Path, items: list[Example]) -> None:

@@ -17,7 +17,7 @@ def main() -> None:
     """Entry point of the console script."""
     import warnings
 
-    with leaving_on_ctrl_c():
+    with exit_on_interrupt():
         from rebase.cli.app import run
 
     if not sys.warnoptions:  # what libraries tell their developers is no business of this command's users
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 @contextmanager
-def leaving_on_ctrl_c() -> Iterator[None]:
+def exit_on_interrupt() -> Iterator[None]:
     """Ctrl-C ends the process on the spot, with a word. For imports, which leave nothing to tidy up: within
     them KeyboardInterrupt may come out as another error, or abort the process."""
 
@@ -34,8 +34,8 @@ def leaving_on_ctrl_c() -> Iterator[None]:
         os.write(2, b"Interrupted.\n")
         os._exit(_INTERRUPTED)
 
-    before = signal.signal(signal.SIGINT, leave)
+    previous_handler = signal.signal(signal.SIGINT, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)

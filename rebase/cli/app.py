@@ -33,7 +33,7 @@ from rebase.cli import (
     transfer,
     up,
 )
-from rebase.cli.exits import Exit, describe
+from rebase.cli.exits import Exit, exit_for_exception
 from rebase.cli.output import Output
 from rebase.errors import InternalError, PublicError
 from rebase.redaction import scrub
@@ -64,14 +64,14 @@ app.add_typer(campaigns.commands, name="campaigns")
 app.add_typer(cache.commands, name="cache")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(tenants.commands, name="tenants")
-app.add_typer(secrets.commands, name="secrets")
-app.command("audit")(audit.command)
+app.add_typer(secrets.secret_commands, name="secrets")
+app.command("audit")(audit.show_audit_log)
 app.command("migrate")(database.migrate)
 app.command("demo")(demo.command)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"rebase {installed_version('rebase-lora')}")
         raise typer.Exit
 
@@ -110,23 +110,23 @@ def _run(arguments: Sequence[str]) -> int:
         if code == Exit.INTERRUPTED:  # what the framework makes of Ctrl-C
             output.note("Interrupted.")
     except TyperException as exc:
-        return _usage(exc, output)
+        return _report_usage_error(exc, output)
     except (KeyboardInterrupt, typer.Abort):
         output.note("Interrupted.")
         return Exit.INTERRUPTED
     except Exception as exc:
-        known = describe(exc)
+        described = exit_for_exception(exc)
         if debug:
             traceback.print_exc()
-        if known is not None:
-            output.error(known[1])
-            return known[0]
-        output.error(_unforeseen(debug))
+        if described is not None:
+            output.error(described[1])
+            return described[0]
+        output.error(_build_internal_error(debug))
         return Exit.FAILED
     return code
 
 
-def _usage(exc: TyperException, output: Output) -> int:
+def _report_usage_error(exc: TyperException, output: Output) -> int:
     message = exc.format_message()
     if not message:  # bare `rebase`: the help was the answer
         return Exit.USAGE
@@ -136,7 +136,7 @@ def _usage(exc: TyperException, output: Output) -> int:
     return Exit.USAGE
 
 
-def _unforeseen(debug: bool) -> PublicError:
+def _build_internal_error(debug: bool) -> PublicError:
     """One sentence for the user; the traceback goes to the log (or was shown already)."""
     sentence = "Something unforeseen went wrong"
     if debug:

@@ -62,12 +62,12 @@ def ls(as_json: options.AsJson = False) -> int:
         for entry in entries
     ]
     total = sum(entry.bytes for entry in entries)
-    out.document({"folder": str(settings.resolved_cache_dir), "entries": rows, "bytes": total})
+    out.write_json({"folder": str(settings.resolved_cache_dir), "entries": rows, "bytes": total})
     if entries:
         table = Table("base", "what", "size", "last used (UTC)", box=None, pad_edge=False)
         for entry, row in zip(entries, rows, strict=True):
-            named = (entry.key.bases, entry.key.contents) if entry.key else ("unreadable", "")
-            table.add_row(*map(Text, named), format_size(entry.bytes), str(row["last_used"])[:19])
+            labels = (entry.key.bases, entry.key.contents) if entry.key else ("unreadable", "")
+            table.add_row(*map(Text, labels), format_size(entry.bytes), str(row["last_used"])[:19])
         out.show(table)
     out.show(f"{len(entries)} entries, {format_size(total)} in {settings.resolved_cache_dir}")
     return Exit.DONE
@@ -89,6 +89,6 @@ def prune(
     out, settings = Output(as_json=as_json), Settings()
     size = parse_size(to) if to is not None else settings.cache_max_bytes
     removed = _factor_cache(settings).prune(size)
-    out.document({"removed": removed.entries, "bytes": removed.bytes})
+    out.write_json({"removed": removed.entries, "bytes": removed.bytes})
     out.show(f"Removed {removed.entries} entries, {format_size(removed.bytes)}.")
     return Exit.DONE

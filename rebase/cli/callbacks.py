@@ -12,7 +12,7 @@ from rich.text import Text
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
-from rebase.cli.tables import labelled, rows_by_id
+from rebase.cli.tables import format_field, make_id_table
 from rebase.cli.waiting import open_client
 from rebase.client.models import Delivery, SigningSecret
 from rebase.errors import StateConflict
@@ -27,7 +27,7 @@ _STYLES = {"delivered": "green", "failed": "red", "stopped": "yellow"}
 
 
 @commands.command("secret")
-def secret(
+def show_secret(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Replace the secret; the one before signs along for a while.")
     ] = False,
@@ -41,18 +41,20 @@ def secret(
     """Make the signing secret and print it, once. Only --rotate replaces one that exists."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        if not rotate and (existing := client.signing_secrets()):
+        if not rotate and (existing := client.list_signing_secrets()):
             raise StateConflict(
-                f"There is a signing secret already, made on {_when(existing[0].created_at)} UTC; "
+                f"There is a signing secret already, made on {_format_time(existing[0].created_at)} UTC; "
                 "it cannot be shown again.",
                 hint="--rotate makes a new one.",
             )
-        made = client.rotate_signing_secret(overlap_s=overlap_s)
-        older = client.signing_secrets()[1:]
-    out.document({**made.model_dump(mode="json"), "older": [one.model_dump(mode="json") for one in older]})
-    out.show(str(made.secret))
+        new_secret = client.rotate_signing_secret(overlap_s=overlap_s)
+        older = client.list_signing_secrets()[1:]
+    out.write_json(
+        {**new_secret.model_dump(mode="json"), "older": [one.model_dump(mode="json") for one in older]}
+    )
+    out.show(str(new_secret.secret))
     out.note("Keep it now; it cannot be shown again. Receivers verify signatures with it.")
-    for line in _older(older):
+    for line in _describe_older(older):
         out.note(line)
     return Exit.DONE
 
@@ -71,20 +73,26 @@ def ls(
     out = Output(as_json=as_json)
     with open_client(url) as client:
         if job is None:
-            found = list(islice(client.deliveries(state=state.value if state else None), limit))
+            deliveries = list(islice(client.list_deliveries(state=state.value if state else None), limit))
         else:
-            of_job = reversed(client.job_deliveries(job))
-            found = [one for one in of_job if state is None or one.state == state.value][:limit]
-    out.document({"deliveries": [one.model_dump(mode="json") for one in found]})
-    if not found:
+            newest_first = reversed(client.list_job_deliveries(job))
+            deliveries = [one for one in newest_first if state is None or one.state == state.value][:limit]
+    out.write_json({"deliveries": [one.model_dump(mode="json") for one in deliveries]})
+    if not deliveries:
         out.show("No deliveries.")
         return Exit.DONE
-    table = rows_by_id("event", "state", "attempts", "last answer", "url", "created (UTC)")
-    for one in found:
-        cells = (one.event, str(one.attempts), _last(one), one.url, _when(one.created_at))
-        event, attempts, last, where, created = map(Text, cells)
+    table = make_id_table("event", "state", "attempts", "last answer", "url", "created (UTC)")
+    for one in deliveries:
+        cells = (
+            one.event,
+            str(one.attempts),
+            _format_last_attempt(one),
+            one.url,
+            _format_time(one.created_at),
+        )
+        event, attempts, last, receiver_url, created = map(Text, cells)
         table.add_row(
-            one.id, event, Text(one.state, _STYLES.get(one.state, "")), attempts, last, where, created
+            one.id, event, Text(one.state, _STYLES.get(one.state, "")), attempts, last, receiver_url, created
         )
     out.show(table)
     return Exit.DONE
@@ -97,9 +105,9 @@ def show(
     """Show one delivery with every attempt."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        found = client.delivery(delivery_id)
-    out.document(found.model_dump(mode="json"))
-    out.show(*_lines(found))
+        delivery = client.get_delivery(delivery_id)
+    out.write_json(delivery.model_dump(mode="json"))
+    out.show(*_format_delivery(delivery))
     return Exit.DONE
 
 
@@ -110,40 +118,40 @@ def replay(
     """Send a delivery again, now, under the same webhook-id."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        found = client.replay(delivery_id)
-    out.document(found.model_dump(mode="json"))
-    out.show(*_lines(found))
-    out.note(f"Look at it again: rebase callbacks show {found.id}")
+        delivery = client.replay_delivery(delivery_id)
+    out.write_json(delivery.model_dump(mode="json"))
+    out.show(*_format_delivery(delivery))
+    out.note(f"Look at it again: rebase callbacks show {delivery.id}")
     return Exit.DONE
 
 
-def _lines(one: Delivery) -> list[RenderableType]:
+def _format_delivery(delivery: Delivery) -> list[RenderableType]:
     lines: list[RenderableType] = [
-        labelled("delivery", one.id),
-        labelled("event", f"{one.event} of job {one.job_id}"),
-        labelled("url", one.url),
-        labelled("state", one.state, _STYLES.get(one.state, "")),
+        format_field("delivery", delivery.id),
+        format_field("event", f"{delivery.event} of job {delivery.job_id}"),
+        format_field("url", delivery.url),
+        format_field("state", delivery.state, _STYLES.get(delivery.state, "")),
     ]
-    if one.next_attempt_at is not None:
-        lines.append(labelled("next", f"{_when(one.next_attempt_at)} UTC"))
-    for attempt in one.log:
-        said = attempt.detail or (f"accepted with {attempt.status}" if attempt.status else "")
-        lines.append(labelled(f"try {attempt.number}", f"{_when(attempt.at)}  {said}"))
+    if delivery.next_attempt_at is not None:
+        lines.append(format_field("next", f"{_format_time(delivery.next_attempt_at)} UTC"))
+    for attempt in delivery.log:
+        text = attempt.detail or (f"accepted with {attempt.status}" if attempt.status else "")
+        lines.append(format_field(f"try {attempt.number}", f"{_format_time(attempt.at)}  {text}"))
     return lines
 
 
-def _last(one: Delivery) -> str:
-    if not one.log:
+def _format_last_attempt(delivery: Delivery) -> str:
+    if not delivery.log:
         return ""
-    return str(one.log[-1].status or one.log[-1].reason or "")
+    return str(delivery.log[-1].status or delivery.log[-1].reason or "")
 
 
-def _older(secrets: list[SigningSecret]) -> list[str]:
+def _describe_older(secrets: list[SigningSecret]) -> list[str]:
     return [
-        f"The one of {_when(one.created_at)} signs along until {_when(one.retires_at)} UTC."
+        f"The one of {_format_time(one.created_at)} signs along until {_format_time(one.retires_at)} UTC."
         for one in secrets
     ]
 
 
-def _when(at: object) -> str:
+def _format_time(at: object) -> str:
     return str(at or "")[:19]

@@ -15,18 +15,20 @@ from rich.text import Text
 from rebase.cli import options
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
-from rebase.cli.tables import labelled, rows_by_id
+from rebase.cli.tables import format_field, make_id_table
 from rebase.cli.waiting import open_client
 from rebase.client.http import RebaseClient
 from rebase.client.release_models import Campaign, CampaignReport
-from rebase.client.releases import Move
+from rebase.client.releases import CampaignAction
 from rebase.schemas.states import CampaignState
 
 commands = typer.Typer(help="What subscriptions made of releases.", no_args_is_help=True)
 
 CampaignId = Annotated[str, typer.Argument(metavar="ID", help="The campaign's id.")]
-OrNewest = Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the newest campaign.")]
-_LOOK_S = 1.0
+CampaignIdOrNewest = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="Default: the newest campaign.")
+]
+_POLL_S = 1.0
 _STYLES = {"finished": "green", "refused": "red", "cancelled": "yellow", "awaiting_approval": "yellow"}
 _OUTCOME_STYLES = {"moved": "green", "passed": "green", "retrain": "red", "failed": "red"}
 
@@ -44,27 +46,29 @@ def ls(
 ) -> int:
     """List campaigns, newest first."""
     out = Output(as_json=as_json)
-    wanted = state.value if state is not None else None
+    state_filter = state.value if state is not None else None
     with open_client(url) as client:
-        found = list(islice(client.campaigns(state=wanted, subscription=subscription), limit))
-        while wait and not found:
-            time.sleep(_LOOK_S)
-            found = list(islice(client.campaigns(state=wanted, subscription=subscription), limit))
-    out.document({"campaigns": [campaign.model_dump(mode="json") for campaign in found]})
-    if not found:
+        campaigns = list(islice(client.list_campaigns(state=state_filter, subscription=subscription), limit))
+        while wait and not campaigns:
+            time.sleep(_POLL_S)
+            campaigns = list(
+                islice(client.list_campaigns(state=state_filter, subscription=subscription), limit)
+            )
+    out.write_json({"campaigns": [campaign.model_dump(mode="json") for campaign in campaigns]})
+    if not campaigns:
         out.show("No campaigns.")
         return Exit.DONE
-    table = rows_by_id("state", "base", "jobs", "created (UTC)")
-    for campaign in found:
-        cells = (campaign.base, _progress(campaign), str(campaign.created_at or "")[:19])
-        table.add_row(campaign.id, _state(campaign), *map(Text, cells))
+    table = make_id_table("state", "base", "jobs", "created (UTC)")
+    for campaign in campaigns:
+        cells = (campaign.base, _format_progress(campaign), str(campaign.created_at or "")[:19])
+        table.add_row(campaign.id, _format_state(campaign), *map(Text, cells))
     out.show(table)
     return Exit.DONE
 
 
 @commands.command("show")
 def show(
-    campaign_id: OrNewest = None,
+    campaign_id: CampaignIdOrNewest = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow it until nothing more happens by itself.")
     ] = False,
@@ -74,20 +78,20 @@ def show(
     """Show one campaign: state, progress, verdicts."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        campaign_id = campaign_id or _newest(client)
+        campaign_id = campaign_id or _get_newest_id(client)
         if watch:
-            campaign = client.watch_campaign(
+            campaign = client.wait_for_campaign(
                 campaign_id,
-                lambda seen: out.note(f"{seen.state.replace('_', ' ')}  {_progress(seen)}".rstrip()),
+                lambda seen: out.note(f"{seen.state.replace('_', ' ')}  {_format_progress(seen)}".rstrip()),
             )
         else:
-            campaign = client.campaign(campaign_id)
-    return _shown(campaign, out)
+            campaign = client.get_campaign(campaign_id)
+    return _show_campaign(campaign, out)
 
 
 @commands.command("report")
 def report(
-    campaign_id: OrNewest = None,
+    campaign_id: CampaignIdOrNewest = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page to read.")
     ] = None,
@@ -97,17 +101,17 @@ def report(
     """Which adapters moved, which need retraining and why, which failed."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        campaign_id = campaign_id or _newest(client)
-        found = client.campaign_report(campaign_id)
-        page = client.campaign_page(campaign_id) if html is not None else None
+        campaign_id = campaign_id or _get_newest_id(client)
+        campaign_report = client.get_campaign_report(campaign_id)
+        page = client.get_campaign_report_html(campaign_id) if html is not None else None
     if html is not None and page is not None:
         try:
             html.write_text(page, encoding="utf-8")
         except OSError as exc:
             raise CommandFailed(f"{html} cannot be written: {exc.strerror or exc}.") from exc
         out.note(f"Written to {html}.")
-    out.document(found.model_dump(mode="json"))
-    out.show(*_lines(found.campaign), "", _report_table(found))
+    out.write_json(campaign_report.model_dump(mode="json"))
+    out.show(*_format_campaign(campaign_report.campaign), "", _build_report_table(campaign_report))
     return Exit.DONE
 
 
@@ -116,7 +120,7 @@ def pause(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
     """Take no further job of it; running ones finish."""
-    return _steer(campaign_id, "pause", url, as_json)
+    return _apply_action(campaign_id, "pause", url, as_json)
 
 
 @commands.command("resume")
@@ -124,7 +128,7 @@ def resume(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
     """Go on with a paused campaign."""
-    return _steer(campaign_id, "resume", url, as_json)
+    return _apply_action(campaign_id, "resume", url, as_json)
 
 
 @commands.command("cancel")
@@ -132,7 +136,7 @@ def cancel(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
     """Cancel every job that has not ended."""
-    return _steer(campaign_id, "cancel", url, as_json)
+    return _apply_action(campaign_id, "cancel", url, as_json)
 
 
 @commands.command("retry")
@@ -140,7 +144,7 @@ def retry(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
     """Queue failed and cancelled jobs again; look again at a release that was refused or waits."""
-    return _steer(campaign_id, "retry", url, as_json)
+    return _apply_action(campaign_id, "retry", url, as_json)
 
 
 @commands.command("approve")
@@ -148,58 +152,58 @@ def approve(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
     """After a dry run: convert what its pre-checks let through."""
-    return _steer(campaign_id, "approve", url, as_json)
+    return _apply_action(campaign_id, "approve", url, as_json)
 
 
-def _newest(client: RebaseClient) -> str:
+def _get_newest_id(client: RebaseClient) -> str:
     """The id of the newest campaign. Raises CommandFailed."""
-    for campaign in client.campaigns():
+    for campaign in client.list_campaigns():
         return campaign.id
     raise CommandFailed("There is no campaign yet.", hint="`rebase campaigns ls --wait` waits for one.")
 
 
-def _steer(campaign_id: str, move: Move, url: str, as_json: bool) -> int:
+def _apply_action(campaign_id: str, action: CampaignAction, url: str, as_json: bool) -> int:
     with open_client(url) as client:
-        return _shown(client.steer_campaign(campaign_id, move), Output(as_json=as_json))
+        return _show_campaign(client.control_campaign(campaign_id, action), Output(as_json=as_json))
 
 
-def _shown(campaign: Campaign, out: Output) -> int:
-    out.document(campaign.model_dump(mode="json"))
-    out.show(*_lines(campaign))
+def _show_campaign(campaign: Campaign, out: Output) -> int:
+    out.write_json(campaign.model_dump(mode="json"))
+    out.show(*_format_campaign(campaign))
     return Exit.DONE
 
 
-def _lines(campaign: Campaign) -> list[RenderableType]:
-    lines: list[RenderableType] = [labelled("campaign", campaign.id)]
-    lines.append(Text.assemble(labelled("state", ""), _state(campaign)))
-    lines.append(labelled("base", f"{campaign.base}@{campaign.revision[:12]}"))
+def _format_campaign(campaign: Campaign) -> list[RenderableType]:
+    lines: list[RenderableType] = [format_field("campaign", campaign.id)]
+    lines.append(Text.assemble(format_field("state", ""), _format_state(campaign)))
+    lines.append(format_field("base", f"{campaign.base}@{campaign.revision[:12]}"))
     for name, stage in campaign.stages.items():
         counts = ", ".join(f"{count} {state}" for state, count in stage.states.items())
-        lines.append(labelled(name, f"{stage.done} of {stage.total} done: {counts}"))
+        lines.append(format_field(name, f"{stage.done} of {stage.total} done: {counts}"))
         if stage.verdicts:
-            told = ", ".join(f"{count} {verdict}" for verdict, count in stage.verdicts.items())
-            lines.append(labelled("verdicts", told))
+            verdicts = ", ".join(f"{count} {verdict}" for verdict, count in stage.verdicts.items())
+            lines.append(format_field("verdicts", verdicts))
     if campaign.left_out:
-        lines.append(labelled("left out", f"{campaign.left_out} adapters"))
-    return [*lines, *(labelled("why", reason.message) for reason in campaign.reasons)]
+        lines.append(format_field("left out", f"{campaign.left_out} adapters"))
+    return [*lines, *(format_field("why", reason.message) for reason in campaign.reasons)]
 
 
-def _report_table(report: CampaignReport) -> Table:
+def _build_report_table(report: CampaignReport) -> Table:
     table = Table("outcome", "adapter", "verdict", "output", "why", box=None, pad_edge=False)
     for row in report.adapters:
         outcome = Text(row.outcome.replace("_", " "), style=_OUTCOME_STYLES.get(row.outcome, ""))
-        place = f"{row.output.repo_id}@{row.output.commit[:12]}" if row.output is not None else ""
+        output = f"{row.output.repo_id}@{row.output.commit[:12]}" if row.output is not None else ""
         table.add_row(
-            outcome, *map(Text, (row.adapter, row.verdict or "", place, row.why[0] if row.why else ""))
+            outcome, *map(Text, (row.adapter, row.verdict or "", output, row.why[0] if row.why else ""))
         )
     return table
 
 
-def _state(campaign: Campaign) -> Text:
+def _format_state(campaign: Campaign) -> Text:
     return Text(campaign.state.replace("_", " "), style=_STYLES.get(campaign.state, ""))
 
 
-def _progress(campaign: Campaign) -> str:
+def _format_progress(campaign: Campaign) -> str:
     """Of the last stage that has jobs."""
     stage = campaign.stages.get("convert") or campaign.stages.get("precheck")
     return f"{stage.done}/{stage.total}" if stage is not None else ""

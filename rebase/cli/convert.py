@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from rebase.cli import options
-from rebase.cli.evaluation import evaluation_tables
+from rebase.cli.evaluation import build_evaluation_tables
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
-from rebase.cli.selection import selection_of, selection_tables
-from rebase.cli.tables import job_lines
-from rebase.cli.waiting import exit_of, follow, open_client, why
+from rebase.cli.selection import build_selection_tables, find_selection
+from rebase.cli.tables import format_job
+from rebase.cli.waiting import exit_for_job, fetch_diagnostics, follow_job, open_client
 from rebase.errors import RequestInvalid
 from rebase.evaluation_files import read_evaluation
 
@@ -62,11 +62,11 @@ def command(
         job = client.convert(request, idempotency_key=idempotency_key, hub_token=token)
         if wait:
             out.note(f"Job {job.id} accepted.")
-            job = follow(client, job, out)
-        reasons = why(client, job)
-    out.document(job.model_dump(mode="json"))
-    out.show(*job_lines(job, reasons), *selection_tables(selection_of(job.result, reasons)))
-    out.show(*evaluation_tables((job.result or reasons or {}).get("evaluation")))
+            job = follow_job(client, job, out)
+        reasons = fetch_diagnostics(client, job)
+    out.write_json(job.model_dump(mode="json"))
+    out.show(*format_job(job, reasons), *build_selection_tables(find_selection(job.result, reasons)))
+    out.show(*build_evaluation_tables((job.result or reasons or {}).get("evaluation")))
     if not job.done:
         out.note(f"Follow it: rebase status {job.id} --wait")
-    return exit_of(job)
+    return exit_for_job(job)

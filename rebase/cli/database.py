@@ -13,6 +13,6 @@ def migrate(as_json: options.AsJson = False) -> int:
     """Bring the database of this deployment to the newest schema."""
     out = Output(as_json=as_json)
     revision = migrate_database(Settings().resolved_database_url)
-    out.document({"revision": revision})
+    out.write_json({"revision": revision})
     out.show(f"The database is at revision {revision}.")
     return Exit.DONE

@@ -22,7 +22,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-_BY_CODE: dict[str, Exit] = {
+_EXIT_BY_CODE: dict[str, Exit] = {
     "request_invalid": Exit.USAGE,
     "not_available": Exit.USAGE,
     "incompatible": Exit.INCOMPATIBLE,
@@ -42,10 +42,10 @@ class CommandFailed(RebaseError):
 
 def exit_for_code(code: str) -> Exit:
     """The exit code for a public error code; anything not listed is a plain failure."""
-    return _BY_CODE.get(code, Exit.FAILED)
+    return _EXIT_BY_CODE.get(code, Exit.FAILED)
 
 
-def describe(exc: Exception) -> tuple[Exit, PublicError] | None:
+def exit_for_exception(exc: Exception) -> tuple[Exit, PublicError] | None:
     """Exit code and record of an error that was foreseen; None for one that was not."""
     if isinstance(exc, ServiceError | ServiceUnreachable):
         error = exc.error
@@ -56,11 +56,11 @@ def describe(exc: Exception) -> tuple[Exit, PublicError] | None:
         error = to_public_error(exc)
         return exit_for_code(error.code), error
     if isinstance(exc, ValidationError) and exc.title == "Settings":
-        return Exit.USAGE, _bad_setting(exc)
+        return Exit.USAGE, _build_setting_error(exc)
     return None
 
 
-def _bad_setting(exc: ValidationError) -> PublicError:
+def _build_setting_error(exc: ValidationError) -> PublicError:
     """Which environment variable is wrong. Never its value: it may be a secret."""
     first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
     name = "_".join(str(part) for part in first["loc"])

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from rebase.cli import options
-from rebase.cli.evaluation import evaluation_tables
+from rebase.cli.evaluation import build_evaluation_tables
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
-from rebase.cli.selection import selection_of, selection_tables
-from rebase.cli.tables import diagnostics_table, job_lines, jobs_table
-from rebase.cli.waiting import exit_of, follow, open_client, why
+from rebase.cli.selection import build_selection_tables, find_selection
+from rebase.cli.tables import build_diagnostics_table, build_jobs_table, format_job
+from rebase.cli.waiting import exit_for_job, fetch_diagnostics, follow_job, open_client
 from rebase.client.models import Job
 
 
@@ -29,19 +29,19 @@ def status(
     """Show one job: state, progress, result or error."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        job = client.job(job_id)
+        job = client.get_job(job_id)
         if wait and not job.done:
-            job = follow(client, job, out)
-        measured = client.diagnostics(job_id) if diagnostics else None
-        reasons = measured or why(client, job)
+            job = follow_job(client, job, out)
+        details = client.get_diagnostics(job_id) if diagnostics else None
+        reasons = details or fetch_diagnostics(client, job)
     document = job.model_dump(mode="json")
-    out.document(document if measured is None else {**document, "diagnostics": measured})
-    out.show(*job_lines(job, reasons))
-    if measured is not None:
-        out.show(diagnostics_table(measured))
-    out.show(*selection_tables(selection_of(job.result, reasons)))
-    out.show(*evaluation_tables((measured or job.result or reasons or {}).get("evaluation")))
-    return exit_of(job)
+    out.write_json(document if details is None else {**document, "diagnostics": details})
+    out.show(*format_job(job, reasons))
+    if details is not None:
+        out.show(build_diagnostics_table(details))
+    out.show(*build_selection_tables(find_selection(job.result, reasons)))
+    out.show(*build_evaluation_tables((details or job.result or reasons or {}).get("evaluation")))
+    return exit_for_job(job)
 
 
 def list_jobs(
@@ -57,9 +57,9 @@ def list_jobs(
     """List jobs, newest first."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        found = list(islice(client.jobs(state=state, adapter=adapter, target=target), limit))
-    out.document({"jobs": [job.model_dump(mode="json") for job in found]})
-    out.show(jobs_table(found) if found else "No jobs.")
+        jobs = list(islice(client.list_jobs(state=state, adapter=adapter, target=target), limit))
+    out.write_json({"jobs": [job.model_dump(mode="json") for job in jobs]})
+    out.show(build_jobs_table(jobs) if jobs else "No jobs.")
     return Exit.DONE
 
 
@@ -68,7 +68,7 @@ def cancel(
 ) -> int:
     """Ask for a job to be cancelled; a running one stops at its worker's next heartbeat."""
     with open_client(url) as client:
-        return _steered(client.cancel(job_id), as_json)
+        return _show_job(client.cancel(job_id), as_json)
 
 
 def retry(
@@ -76,11 +76,11 @@ def retry(
 ) -> int:
     """Queue a failed, rejected or cancelled job again."""
     with open_client(url) as client:
-        return _steered(client.retry(job_id), as_json)
+        return _show_job(client.retry(job_id), as_json)
 
 
-def _steered(job: Job, as_json: bool) -> int:
+def _show_job(job: Job, as_json: bool) -> int:
     out = Output(as_json=as_json)
-    out.document(job.model_dump(mode="json"))
-    out.show(*job_lines(job))
+    out.write_json(job.model_dump(mode="json"))
+    out.show(*format_job(job))
     return Exit.DONE

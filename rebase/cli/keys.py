@@ -12,10 +12,10 @@ from rich.text import Text
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
-from rebase.cli.store import open_store, parse_life
+from rebase.cli.store import open_store, parse_duration
 from rebase.schemas.api_keys import Scope
 from rebase.settings import Settings
-from rebase.stack.database import database_trouble
+from rebase.stack.database import database_errors
 
 if TYPE_CHECKING:
     from rebase.store.api_keys import KeyRecord, NewKey
@@ -45,10 +45,10 @@ def create(
     from rebase.store.audit import AuditContext
 
     out = Output(as_json=as_json)
-    life = parse_life(expires_in) if expires_in is not None else None
-    with database_trouble():
-        made = issue_key(open_store(Settings()), tenant, name, scope, life, AuditContext(tenant))
-    _show(out, made)
+    lifetime = parse_duration(expires_in) if expires_in is not None else None
+    with database_errors():
+        new_key = issue_key(open_store(Settings()), tenant, name, scope, lifetime, AuditContext(tenant))
+    _show_new_key(out, new_key)
     return Exit.DONE
 
 
@@ -66,9 +66,11 @@ def rotate(
 
     out = Output(as_json=as_json)
     store = open_store(Settings())
-    with database_trouble():
-        made = keys.rotate_key(store, key_id, parse_life(overlap), audit=AuditContext(_owner(key_id, store)))
-    _show(out, made)
+    with database_errors():
+        new_key = keys.rotate_key(
+            store, key_id, parse_duration(overlap), audit=AuditContext(_find_tenant(key_id, store))
+        )
+    _show_new_key(out, new_key)
     return Exit.DONE
 
 
@@ -81,14 +83,14 @@ def ls(
     from rebase.store.api_keys import list_keys
 
     out = Output(as_json=as_json)
-    with database_trouble():
-        found = list_keys(open_store(Settings()), tenant)
-    out.document({"keys": [asdict(key) for key in found]})
+    with database_errors():
+        records = list_keys(open_store(Settings()), tenant)
+    out.write_json({"keys": [asdict(key) for key in records]})
     columns = ("id", "tenant", "name", "prefix", "scope", "created (UTC)", "expires", "last used", "revoked")
     table = Table(*columns, box=None, pad_edge=False)
-    for key in found:
-        table.add_row(*map(Text, _row(key)))
-    out.show(table if found else "No keys.")
+    for key in records:
+        table.add_row(*map(Text, _format_row(key)))
+    out.show(table if records else "No keys.")
     return Exit.DONE
 
 
@@ -100,29 +102,29 @@ def revoke(key_id: KeyId, as_json: options.AsJson = False) -> int:
 
     out = Output(as_json=as_json)
     store = open_store(Settings())
-    with database_trouble():
-        keys.revoke_key(store, key_id, audit=AuditContext(_owner(key_id, store)))
-    out.document({"revoked": key_id})
+    with database_errors():
+        keys.revoke_key(store, key_id, audit=AuditContext(_find_tenant(key_id, store)))
+    out.write_json({"revoked": key_id})
     out.show("Revoked.")
     return Exit.DONE
 
 
-def _show(out: Output, made: NewKey) -> None:
-    record = made.record
-    document = {"key": made.key, **asdict(record), "tenant": record.tenant_id}
+def _show_new_key(out: Output, new_key: NewKey) -> None:
+    record = new_key.record
+    document = {"key": new_key.key, **asdict(record), "tenant": record.tenant_id}
     del document["tenant_id"]
-    out.document(document)
-    out.show(made.key)
+    out.write_json(document)
+    out.show(new_key.key)
     out.note("Keep it now; it cannot be shown again. Clients read it from REBASE_API_KEY.")
 
 
-def _row(key: KeyRecord) -> tuple[str, ...]:
+def _format_row(key: KeyRecord) -> tuple[str, ...]:
     times = (key.created_at, key.expires_at, key.last_used_at, key.revoked_at)
-    shown = [str(time)[:16] if time is not None else "" for time in times]
-    return (key.id, key.tenant_id, key.name, key.prefix, key.scope, *shown)
+    formatted_times = [str(time)[:16] if time is not None else "" for time in times]
+    return (key.id, key.tenant_id, key.name, key.prefix, key.scope, *formatted_times)
 
 
-def _owner(key_id: str, store: Store) -> str:
+def _find_tenant(key_id: str, store: Store) -> str:
     """The tenant in whose audit log it stands; of a key that is not there, which is refused anyway."""
     from rebase.store.api_keys import list_keys
 

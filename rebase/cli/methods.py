@@ -25,42 +25,42 @@ def command(
     out = Output(as_json=as_json)
     entries = describe()
     if name is None:
-        out.document({"methods": entries})
-        out.show(_overview(entries))
+        out.write_json({"methods": entries})
+        out.show(_build_methods_table(entries))
         return Exit.DONE
-    found = next((entry for entry in entries if entry["name"] == name), None)
-    if found is None:
-        known = ", ".join(entry["name"] for entry in entries)
+    selected = next((entry for entry in entries if entry["name"] == name), None)
+    if selected is None:
+        names = ", ".join(entry["name"] for entry in entries)
         raise RequestInvalid(
-            f"No method is called '{name}'.", hint=f"Methods: {known}", pointer="/method/name"
+            f"No method is called '{name}'.", hint=f"Methods: {names}", pointer="/method/name"
         )
-    out.document(found)
-    out.show(f"{found['name']}: {found['summary']}", _parameters(found["parameters"]))
+    out.write_json(selected)
+    out.show(f"{selected['name']}: {selected['summary']}", _build_parameters_table(selected["parameters"]))
     return Exit.DONE
 
 
-def _overview(entries: list[dict[str, Any]]) -> Table:
+def _build_methods_table(entries: list[dict[str, Any]]) -> Table:
     table = Table("method", "what it does", box=None, pad_edge=False)
     for entry in entries:
         table.add_row(entry["name"], Text(entry["summary"]))
     return table
 
 
-def _parameters(schema: dict[str, Any]) -> Table:
+def _build_parameters_table(schema: dict[str, Any]) -> Table:
     table = Table("parameter", "default", "allowed", "meaning", box=None, pad_edge=False)
     for key, field in schema["properties"].items():
         if key != "name":
             description = Text(field.get("description", ""))
-            table.add_row(key, _default(field), _allowed(field), description)
+            table.add_row(key, _format_default(field), _format_allowed_values(field), description)
     return table
 
 
-def _default(field: dict[str, Any]) -> str:
+def _format_default(field: dict[str, Any]) -> str:
     value = field.get("default")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _allowed(field: dict[str, Any]) -> str:
+def _format_allowed_values(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " | ".join(str(value) for value in field["enum"])
     if "minimum" in field or "maximum" in field:

@@ -38,7 +38,7 @@ class Output:
         """Anything that is not the result: warnings, what happens next."""
         self.err.print(Text(text, style=style))
 
-    def document(self, value: Any) -> None:
+    def write_json(self, value: Any) -> None:
         """The one JSON document; silent without --json."""
         if self.as_json:
             sys.stdout.write(
@@ -51,20 +51,20 @@ class Output:
         self.note(f"Error: {error.message}", style="bold red")
         if error.hint:
             self.note(f"  {error.hint}")
-        self.document({"error": error.model_dump(mode="json")})
+        self.write_json({"error": error.model_dump(mode="json")})
 
     @contextmanager
-    def only_document(self) -> Iterator[None]:
+    def redirect_stdout(self) -> Iterator[None]:
         """While in force, whatever a library writes to file descriptor 1 goes to stderr (with --json)."""
         if not self.as_json:
             yield
             return
         sys.stdout.flush()
-        kept = os.dup(1)
+        saved_fd = os.dup(1)
         os.dup2(2, 1)
         try:
             yield
         finally:
             sys.stdout.flush()
-            os.dup2(kept, 1)
-            os.close(kept)
+            os.dup2(saved_fd, 1)
+            os.close(saved_fd)

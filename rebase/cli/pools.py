@@ -13,8 +13,8 @@ from rich.text import Text
 from rebase.cli import options
 from rebase.cli.exits import Exit, exit_for_code
 from rebase.cli.output import Output
-from rebase.cli.tables import error_lines, labelled, rows_by_id
-from rebase.cli.waiting import follow, open_client
+from rebase.cli.tables import format_error, format_field, make_id_table
+from rebase.cli.waiting import follow_job, open_client
 from rebase.client.models import AnchorPool, Repo
 from rebase.pool_files import read_pool
 from rebase.schemas.states import PoolState
@@ -26,7 +26,7 @@ commands = typer.Typer(
 
 PoolId = Annotated[str, typer.Argument(metavar="ID", help="The pool's id.")]
 _STYLES = {PoolState.READY.value: "green", PoolState.INVALID.value: "red"}
-_COMMIT_LENGTH, _SHOWN = 40, 12
+_COMMIT_LENGTH, _SHORT_COMMIT_LENGTH = 40, 12
 
 
 @commands.command("add")
@@ -48,13 +48,13 @@ def add(
         pool = client.register_pool(request, idempotency_key=idempotency_key)
         if wait:
             out.note(f"Pool {pool.id} accepted.")
-            follow(client, client.job(pool.id), out)
-            pool = client.pool(pool.id)
-    out.document(pool.model_dump(mode="json"))
-    out.show(*_lines(pool))
+            follow_job(client, client.get_job(pool.id), out)
+            pool = client.get_pool(pool.id)
+    out.write_json(pool.model_dump(mode="json"))
+    out.show(*_format_pool(pool))
     if pool.state == PoolState.VALIDATING:
         out.note(f"Follow it: rebase status {pool.id} --wait")
-    return _exit_of(pool)
+    return _exit_for_pool(pool)
 
 
 @commands.command("ls")
@@ -70,15 +70,15 @@ def ls(
     """List anchor pools, newest first."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        found = list(islice(client.pools(source=source, target=target), limit))
-    out.document({"pools": [pool.model_dump(mode="json") for pool in found]})
-    if not found:
+        pools = list(islice(client.list_pools(source=source, target=target), limit))
+    out.write_json({"pools": [pool.model_dump(mode="json") for pool in pools]})
+    if not pools:
         out.show("No pools.")
         return Exit.DONE
-    table = rows_by_id("name", "state", "anchors", "source", "target", "created (UTC)")
-    for pool in found:
+    table = make_id_table("name", "state", "anchors", "source", "target", "created (UTC)")
+    for pool in pools:
         repos = [Text(pool.source.repo_id), Text(pool.target.repo_id)]
-        state, created = _state(pool), Text(str(pool.created_at or "")[:19])
+        state, created = _format_state(pool), Text(str(pool.created_at or "")[:19])
         table.add_row(pool.id, Text(pool.name or ""), state, str(pool.anchor_count), *repos, created)
     out.show(table)
     return Exit.DONE
@@ -89,14 +89,14 @@ def show(pool_id: PoolId, url: options.Url = options.DEFAULT_URL, as_json: optio
     """Show one anchor pool: its state, what was measured, every anchor."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        pool = client.pool(pool_id)
-    out.document(pool.model_dump(mode="json"))
-    out.show(*_lines(pool))
+        pool = client.get_pool(pool_id)
+    out.write_json(pool.model_dump(mode="json"))
+    out.show(*_format_pool(pool))
     table = Table("domain", "source", "target", box=None, pad_edge=False)
     for anchor in pool.anchors:
-        table.add_row(*map(Text, (anchor.domain, _named(anchor.source), _named(anchor.target))))
+        table.add_row(*map(Text, (anchor.domain, _format_repo(anchor.source), _format_repo(anchor.target))))
     out.show("", table)
-    return _exit_of(pool)
+    return _exit_for_pool(pool)
 
 
 @commands.command("rm")
@@ -105,34 +105,34 @@ def rm(pool_id: PoolId, url: options.Url = options.DEFAULT_URL, as_json: options
     out = Output(as_json=as_json)
     with open_client(url) as client:
         client.delete_pool(pool_id)
-    out.document({"deleted": pool_id})
+    out.write_json({"deleted": pool_id})
     out.show(f"Deleted {pool_id}.")
     return Exit.DONE
 
 
-def _lines(pool: AnchorPool) -> list[RenderableType]:
-    lines: list[RenderableType] = [labelled("pool", f"{pool.id}  {pool.name or ''}".rstrip())]
-    lines.append(Text.assemble(labelled("state", ""), _state(pool)))
-    lines.append(labelled("source", _named(pool.source)))
-    lines.append(labelled("target", _named(pool.target)))
+def _format_pool(pool: AnchorPool) -> list[RenderableType]:
+    lines: list[RenderableType] = [format_field("pool", f"{pool.id}  {pool.name or ''}".rstrip())]
+    lines.append(Text.assemble(format_field("state", ""), _format_state(pool)))
+    lines.append(format_field("source", _format_repo(pool.source)))
+    lines.append(format_field("target", _format_repo(pool.target)))
     sites = "" if pool.sites is None else f" at {pool.sites} common sites"
-    lines.append(labelled("anchors", f"{pool.anchor_count}{sites}"))
-    lines += [labelled("", f"{name} {value:.4g}") for name, value in sorted(pool.measurements.items())]
-    lines += [labelled("warning", warning, "yellow") for warning in pool.warnings]
-    return [*lines, *error_lines(pool.error)]
+    lines.append(format_field("anchors", f"{pool.anchor_count}{sites}"))
+    lines += [format_field("", f"{name} {value:.4g}") for name, value in sorted(pool.measurements.items())]
+    lines += [format_field("warning", warning, "yellow") for warning in pool.warnings]
+    return [*lines, *format_error(pool.error)]
 
 
-def _state(pool: AnchorPool) -> Text:
+def _format_state(pool: AnchorPool) -> Text:
     return Text(pool.state, style=_STYLES.get(pool.state, ""))
 
 
-def _named(repo: Repo) -> str:
+def _format_repo(repo: Repo) -> str:
     """A repo with its branch, or the first digits of its commit."""
-    revision = repo.revision[:_SHOWN] if len(repo.revision) == _COMMIT_LENGTH else repo.revision
+    revision = repo.revision[:_SHORT_COMMIT_LENGTH] if len(repo.revision) == _COMMIT_LENGTH else repo.revision
     return repo.repo_id if revision == "main" else f"{repo.repo_id}@{revision}"
 
 
-def _exit_of(pool: AnchorPool) -> Exit:
+def _exit_for_pool(pool: AnchorPool) -> Exit:
     """As for a job: a pool that is still being validated is no failure."""
     if pool.state != PoolState.INVALID:
         return Exit.DONE

@@ -10,9 +10,9 @@ from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
-from rebase.cli.tables import job_lines, layer_lines, verdict_lines
-from rebase.cli.transfer import LocalHub, local_request, run_locally
-from rebase.cli.waiting import exit_of, follow, open_client
+from rebase.cli.tables import format_job, format_layers, format_verdict
+from rebase.cli.transfer import HubFolderOption, build_local_request, run_locally
+from rebase.cli.waiting import exit_for_job, follow_job, open_client
 from rebase.errors import RequestInvalid
 from rebase.schemas.conversions import check_precheck_request
 
@@ -24,7 +24,7 @@ def command(
     method: options.Method = None,
     settings: options.Settings = None,
     local: Annotated[bool, typer.Option("--local", help="Here, without a service; folders allowed.")] = False,
-    hub: LocalHub = None,
+    hub: HubFolderOption = None,
     pool: options.PoolFile = None,
     corpus: options.CorpusFile = None,
     url: options.Url = options.DEFAULT_URL,
@@ -33,14 +33,14 @@ def command(
     """Ask whether an adapter can move to another base. Exit code 3 when it cannot."""
     out = Output(as_json=as_json)
     if local:
-        request, folders, pools = local_request(adapter, target, source, method, settings, pool)
+        request, folders, pools = build_local_request(adapter, target, source, method, settings, pool)
         check_precheck_request(request)
         evidence = run_locally(request, "precheck", folders, hub, out, pools=pools, corpus=corpus)
-        found = evidence.precheck
-        out.document(found.model_dump(mode="json"))
-        out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
-        out.show(*layer_lines(evidence.model_dump(mode="json")["layer_map"]))
-        return Exit.INCOMPATIBLE if found.verdict == "incompatible" else Exit.DONE
+        result = evidence.precheck
+        out.write_json(result.model_dump(mode="json"))
+        out.show(*format_verdict(result.verdict, [reason.message for reason in result.reasons]))
+        out.show(*format_layers(evidence.model_dump(mode="json")["layer_map"]))
+        return Exit.INCOMPATIBLE if result.verdict == "incompatible" else Exit.DONE
     if pool is not None:
         raise RequestInvalid(
             "--pool is for --local: a service knows the pools that were registered with it.",
@@ -56,8 +56,8 @@ def command(
     )
     check_precheck_request(request)
     with open_client(url) as client:
-        job = follow(client, client.precheck(request), out)
-        measured = client.diagnostics(job.id) if job.done else None
-    out.document(job.model_dump(mode="json"))
-    out.show(*job_lines(job, measured))
-    return exit_of(job)
+        job = follow_job(client, client.precheck(request), out)
+        diagnostics = client.get_diagnostics(job.id) if job.done else None
+    out.write_json(job.model_dump(mode="json"))
+    out.show(*format_job(job, diagnostics))
+    return exit_for_job(job)

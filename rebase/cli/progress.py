@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 # A log that is no terminal gets a line at most this often within one phase.
-_QUIET_S = 5.0
+_LOG_INTERVAL_S = 5.0
 
 
 class PhaseProgress:
@@ -22,8 +22,8 @@ class PhaseProgress:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._phase: str | None = None
-        self._line = ""
-        self._said_at = 0.0
+        self._last_line = ""
+        self._logged_at = 0.0
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -52,7 +52,7 @@ class PhaseProgress:
         task = next(task for task in self._bars.tasks if task.id == self._task)
         # News may have been missed, and some phases have no count: a phase that is over is full all the same.
         total, unit = task.total or 1, task.fields["unit"]
-        count = _count(total, task.total, unit)
+        count = _format_count(total, task.total, unit)
         self._bars.update(self._task, total=total, completed=total, count=count, eta="")
         self._bars.stop_task(self._task)
 
@@ -78,19 +78,19 @@ class PhaseProgress:
             self.finish()
             self._task = bars.add_task(phase, total=total, unit=unit, count="", eta="")
         eta = f"about {eta_s:.0f} s left" if eta_s is not None and eta_s >= 1 else ""
-        count = _count(done, total, unit)
+        count = _format_count(done, total, unit)
         bars.update(self._task, completed=done, total=total, unit=unit, count=count, eta=eta)
 
     def _log(self, phase: str, done: int, total: int | None, unit: str) -> None:
-        count = _count(done, total, unit)
+        count = _format_count(done, total, unit)
         line = f"{phase}: {count}" if count else phase
-        fresh = phase != self._phase or (total is not None and done >= total)
-        if line == self._line or not (fresh or time.monotonic() - self._said_at >= _QUIET_S):
+        is_new = phase != self._phase or (total is not None and done >= total)
+        if line == self._last_line or not (is_new or time.monotonic() - self._logged_at >= _LOG_INTERVAL_S):
             return
-        self._line, self._said_at = line, time.monotonic()
+        self._last_line, self._logged_at = line, time.monotonic()
         self._console.print(Text(line))
 
 
-def _count(done: float, total: float | None, unit: str) -> str:
+def _format_count(done: float, total: float | None, unit: str) -> str:
     """`3/7 sites`, or nothing for a phase that cannot be counted."""
     return f"{done:.0f}/{total:.0f} {unit}".rstrip() if total else ""

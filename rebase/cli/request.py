@@ -9,24 +9,24 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rebase.errors import RequestInvalid
-from rebase.evaluation_files import merged
+from rebase.evaluation_files import merge_evaluation
 from rebase.methods.params import DEFAULT_METHOD, PARAMS_BY_NAME
 from rebase.schemas.conversions import ConversionRequest, check_selection_examples
-from service.pointers import field_errors
+from service.pointers import to_field_errors
 
-_OBJECTS = tuple(ConversionRequest.model_fields)
+_REQUEST_FIELDS = tuple(ConversionRequest.model_fields)
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse_repo(text: str, *, field: str) -> dict[str, str]:
     """`owner/name[@revision]` as the fields of a RepoRef; the id itself is checked by the request model."""
-    repo_id, at, revision = text.partition("@")
-    if at and not revision:
+    repo_id, separator, revision = text.partition("@")
+    if separator and not revision:
         raise RequestInvalid(f"{field}: '{text}' ends in '@' without a revision.", pointer=f"/{field}")
-    return {"repo_id": repo_id, "revision": revision} if at else {"repo_id": repo_id}
+    return {"repo_id": repo_id, "revision": revision} if separator else {"repo_id": repo_id}
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
@@ -34,12 +34,12 @@ def parse_value(text: str) -> Any:
     """JSON when it parses (`4`, `true`, `null`, `["a"]`, `"0"`), the text itself otherwise. NaN and Infinity
     are text."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return text
 
 
-def parse_settings(settings: Iterable[str], objects: Sequence[str] = _OBJECTS) -> dict[str, Any]:
+def parse_settings(settings: Iterable[str], objects: Sequence[str] = _REQUEST_FIELDS) -> dict[str, Any]:
     """`key=value` pairs as a nested object: `rank=64` → {"method": {"rank": 64}}, `output.max_rank=16` →
     {"output": …}.
 
@@ -48,9 +48,9 @@ def parse_settings(settings: Iterable[str], objects: Sequence[str] = _OBJECTS) -
     """
     tree: dict[str, Any] = {}
     for text in settings:
-        key, equals, value = text.partition("=")
+        key, separator, value = text.partition("=")
         parts = key.split(".")
-        if not equals or not all(part.isidentifier() for part in parts):
+        if not separator or not all(part.isidentifier() for part in parts):
             raise RequestInvalid(
                 f"--set {text!r} is not key=value.", hint="Example: --set rank=64 --set output.max_rank=16"
             )
@@ -62,11 +62,11 @@ def parse_settings(settings: Iterable[str], objects: Sequence[str] = _OBJECTS) -
                 hint=f"A nested parameter of the method is written method.{key}",
                 pointer=f"/{parts[0]}",
             )
-        _put(tree, parts, parse_value(value))
+        _set_nested(tree, parts, parse_value(value))
     return tree
 
 
-def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
+def _set_nested(tree: dict[str, Any], parts: list[str], value: Any) -> None:
     node = tree
     for depth, part in enumerate(parts[:-1], start=1):
         node = node.setdefault(part, {})
@@ -92,36 +92,36 @@ def build_request(
     (exit 2) with the field named."""
     body: dict[str, Any] = parse_settings(settings)
     if evaluate is not None:
-        body["evaluate"] = merged(evaluate, body.get("evaluate", {}))
-    overlay(body, "adapter", parse_repo(adapter, field="adapter"))
-    overlay(body, "target", parse_repo(target, field="target"))
+        body["evaluate"] = merge_evaluation(evaluate, body.get("evaluate", {}))
+    merge_field(body, "adapter", parse_repo(adapter, field="adapter"))
+    merge_field(body, "target", parse_repo(target, field="target"))
     if source is not None:
-        overlay(body, "source", parse_repo(source, field="source"))
+        merge_field(body, "source", parse_repo(source, field="source"))
     if method is not None:
-        overlay(body, "method", {"name": method})
+        merge_field(body, "method", {"name": method})
     elif isinstance(body.get("method"), dict):
         body["method"].setdefault("name", DEFAULT_METHOD)
     if output is not None:
-        overlay(body, "output", parse_repo(output, field="output"))
-    return validate(body)
+        merge_field(body, "output", parse_repo(output, field="output"))
+    return validate_request(body)
 
 
-def overlay(body: dict[str, Any], field: str, given: Mapping[str, Any]) -> None:
+def merge_field(body: dict[str, Any], field: str, values: Mapping[str, Any]) -> None:
     """Join what an argument says with what --set says about the same object; both saying it differently is an
     error."""
     existing = body.get(field, {})
     if not isinstance(existing, dict):
         raise RequestInvalid(f"--set {field}: use --set {field}.<key>=value.", pointer=f"/{field}")
-    for key, value in given.items():
+    for key, value in values.items():
         if existing.get(key, value) != value:
             raise RequestInvalid(
                 f"{field}.{key} is given twice: {value!r} as an argument and {existing[key]!r} by --set.",
                 pointer=f"/{field}/{key}",
             )
-    body[field] = {**existing, **given}
+    body[field] = {**existing, **values}
 
 
-def validate(body: Mapping[str, Any]) -> ConversionRequest:
+def validate_request(body: Mapping[str, Any]) -> ConversionRequest:
     """Validate, telling the first wrong field by the name that was typed."""
     request = validate_as(ConversionRequest, body)
     check_selection_examples(request)
@@ -133,31 +133,31 @@ def validate_as(model: type[_Model], body: Mapping[str, Any]) -> _Model:
     try:
         return model.model_validate(body)
     except ValidationError as exc:
-        raise _named(exc, body) from exc
+        raise _build_request_error(exc, body) from exc
 
 
-def _named(exc: ValidationError, body: Mapping[str, Any]) -> RequestInvalid:
+def _build_request_error(exc: ValidationError, body: Mapping[str, Any]) -> RequestInvalid:
     first = exc.errors(include_url=False, include_context=False)[0]
     # Unions put tags into the location; nobody typed them there.
-    found = field_errors([{**first, "loc": ("body", *first["loc"])}], body)[0]
-    path = found.pointer.split("/")[1:]
+    field_error = to_field_errors([{**first, "loc": ("body", *first["loc"])}], body)[0]
+    path = field_error.pointer.split("/")[1:]
     hint = None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_invalid":
         path.append("name")
-        given = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
-        message, hint = f"no method is called {given!r}", f"Methods: {', '.join(PARAMS_BY_NAME)}"
+        name = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
+        message, hint = f"no method is called {name!r}", f"Methods: {', '.join(PARAMS_BY_NAME)}"
     elif first["type"] == "extra_forbidden":
-        message, hint = "there is no such parameter", _known_parameters(first["loc"])
+        message, hint = "there is no such parameter", _format_known_parameters(first["loc"])
     elif first["type"] == "string_type":
         hint = f"Write it as a JSON string: '\"{first['input']}\"'"
-    where = ".".join(path)
+    dotted_path = ".".join(path)
     return RequestInvalid(
-        f"{where}: {message}" if where else message, hint=hint, pointer="/" + "/".join(path)
+        f"{dotted_path}: {message}" if dotted_path else message, hint=hint, pointer="/" + "/".join(path)
     )
 
 
-def _known_parameters(loc: tuple[int | str, ...]) -> str | None:
+def _format_known_parameters(loc: tuple[int | str, ...]) -> str | None:
     """Of the method that the parameter in last place was given to."""
     if len(loc) < 3 or loc[0] != "method" or loc[-2] not in PARAMS_BY_NAME:
         return None

@@ -12,8 +12,8 @@ from rebase.settings import Settings
 if TYPE_CHECKING:
     from rebase.store.store import Store
 
-_LIFE = re.compile(r"(\d{1,6})([smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION_PATTERN = re.compile(r"(\d{1,6})([smhdw])")
+_DURATION_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def open_store(settings: Settings) -> Store:
@@ -25,9 +25,9 @@ def open_store(settings: Settings) -> Store:
     return Store(Database.open(settings.resolved_database_url), limits=Limits.from_settings(settings))
 
 
-def parse_life(text: str) -> timedelta:
+def parse_duration(text: str) -> timedelta:
     """`90d`, `12h`, `30m`. Raises RequestInvalid."""
-    match = _LIFE.fullmatch(text.strip())
+    match = _DURATION_PATTERN.fullmatch(text.strip())
     if match is None:
         raise RequestInvalid(f"'{text}' is not a length of time.", hint="Examples: 90d, 12h, 30m")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return timedelta(**{_DURATION_UNITS[match[2]]: int(match[1])})

@@ -12,19 +12,19 @@ from rich.text import Text
 from rebase.cli import options
 from rebase.cli.exits import Exit
 from rebase.cli.output import Output
-from rebase.cli.request import overlay, parse_repo, parse_settings, validate_as
-from rebase.cli.tables import labelled, rows_by_id
+from rebase.cli.request import merge_field, parse_repo, parse_settings, validate_as
+from rebase.cli.tables import format_field, make_id_table
 from rebase.cli.waiting import open_client
 from rebase.client.release_models import Subscription
 from rebase.errors import RequestInvalid
-from rebase.evaluation_files import merged, read_evaluation
+from rebase.evaluation_files import merge_evaluation, read_evaluation
 from rebase.methods.params import DEFAULT_METHOD
 from rebase.schemas.subscriptions import SubscriptionRequest, check_subscription_request
 
 commands = typer.Typer(help="What is converted when a base is released.", no_args_is_help=True)
 
 SubscriptionId = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.")]
-_OBJECTS = tuple(SubscriptionRequest.model_fields)
+_REQUEST_FIELDS = tuple(SubscriptionRequest.model_fields)
 
 
 def subscribe(
@@ -77,11 +77,11 @@ def subscribe(
 ) -> int:
     """Convert adapters whenever such a base is released. Guards: also --set guards.max_parameters=8e9."""
     out = Output(as_json=as_json)
-    body: dict[str, Any] = parse_settings(settings or (), _OBJECTS)
+    body: dict[str, Any] = parse_settings(settings or (), _REQUEST_FIELDS)
     if evaluate is not None:
-        body["evaluate"] = merged(read_evaluation(evaluate), body.get("evaluate", {}))
-    plain = {"bases": bases, "successors_of": successors_of, "since": since, "name": name}
-    body |= {key: value for key, value in plain.items() if value is not None}
+        body["evaluate"] = merge_evaluation(read_evaluation(evaluate), body.get("evaluate", {}))
+    simple_fields = {"bases": bases, "successors_of": successors_of, "since": since, "name": name}
+    body |= {key: value for key, value in simple_fields.items() if value is not None}
     body |= {key: True for key, value in (("dry_run", dry_run), ("on_update", on_update)) if value}
     body["adapters"] = [parse_repo(adapter, field="adapters") for adapter in adapters or ()]
     if not body["adapters"]:
@@ -89,21 +89,21 @@ def subscribe(
             "No adapter is named.", hint="Name some: --adapter owner/name", pointer="/adapters"
         )
     if source is not None:
-        overlay(body, "source", parse_repo(source, field="source"))
+        merge_field(body, "source", parse_repo(source, field="source"))
     if method is not None:
-        overlay(body, "method", {"name": method})
+        merge_field(body, "method", {"name": method})
     elif isinstance(body.get("method"), dict):
         body["method"].setdefault("name", DEFAULT_METHOD)
     if output is not None:
-        overlay(body, "output", {"repo_id": output})
+        merge_field(body, "output", {"repo_id": output})
     guards = {"kind": kind, "licences": licences or None, "max_jobs": max_jobs}
-    overlay(body, "guards", {key: value for key, value in guards.items() if value is not None})
+    merge_field(body, "guards", {key: value for key, value in guards.items() if value is not None})
     request = validate_as(SubscriptionRequest, body)
     check_subscription_request(request)
     with open_client(url) as client:
         subscription = client.subscribe(request)
-    out.document(subscription.model_dump(mode="json"))
-    out.show(*_lines(subscription))
+    out.write_json(subscription.model_dump(mode="json"))
+    out.show(*_format_subscription(subscription))
     out.note(f"Campaigns: rebase campaigns ls --subscription {subscription.id}")
     return Exit.DONE
 
@@ -117,14 +117,14 @@ def ls(
     """List subscriptions, newest first."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        found = list(islice(client.subscriptions(), limit))
-    out.document({"subscriptions": [one.model_dump(mode="json") for one in found]})
-    if not found:
+        subscriptions = list(islice(client.list_subscriptions(), limit))
+    out.write_json({"subscriptions": [one.model_dump(mode="json") for one in subscriptions]})
+    if not subscriptions:
         out.show("No subscriptions.")
         return Exit.DONE
-    table = rows_by_id("name", "releases", "adapters", "", "created (UTC)")
-    for one in found:
-        cells = (one.name or "", _meant(one), str(one.adapter_count), "paused" if one.paused else "")
+    table = make_id_table("name", "releases", "adapters", "", "created (UTC)")
+    for one in subscriptions:
+        cells = (one.name or "", _format_bases(one), str(one.adapter_count), "paused" if one.paused else "")
         table.add_row(one.id, *map(Text, cells), Text(str(one.created_at or "")[:19]))
     out.show(table)
     return Exit.DONE
@@ -137,7 +137,7 @@ def show(
     """Show one subscription."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        return _shown(client.subscription(subscription_id), out)
+        return _show_subscription(client.get_subscription(subscription_id), out)
 
 
 @commands.command("pause")
@@ -147,7 +147,7 @@ def pause(
     """Begin no campaign until it is resumed."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        return _shown(client.pause_subscription(subscription_id), out)
+        return _show_subscription(client.pause_subscription(subscription_id), out)
 
 
 @commands.command("resume")
@@ -157,7 +157,7 @@ def resume(
     """Begin campaigns again; the next look at the Hub finds what was released meanwhile."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
-        return _shown(client.pause_subscription(subscription_id, False), out)
+        return _show_subscription(client.pause_subscription(subscription_id, False), out)
 
 
 @commands.command("rm")
@@ -168,33 +168,33 @@ def rm(
     out = Output(as_json=as_json)
     with open_client(url) as client:
         client.unsubscribe(subscription_id)
-    out.document({"deleted": subscription_id})
+    out.write_json({"deleted": subscription_id})
     out.show(f"Deleted {subscription_id}.")
     return Exit.DONE
 
 
-def _shown(subscription: Subscription, out: Output) -> int:
-    out.document(subscription.model_dump(mode="json"))
-    out.show(*_lines(subscription))
+def _show_subscription(subscription: Subscription, out: Output) -> int:
+    out.write_json(subscription.model_dump(mode="json"))
+    out.show(*_format_subscription(subscription))
     return Exit.DONE
 
 
-def _lines(subscription: Subscription) -> list[RenderableType]:
+def _format_subscription(subscription: Subscription) -> list[RenderableType]:
     request = subscription.request
     adapters = [adapter["repo_id"] for adapter in request.get("adapters", [])]
     more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
     lines: list[RenderableType] = [
-        labelled("id", f"{subscription.id}  {subscription.name or ''}".rstrip()),
-        labelled("releases", _meant(subscription)),
-        labelled("adapters", f"{', '.join(adapters[:3])}{more}"),
-        labelled("method", str((request.get("method") or {}).get("name", ""))),
-        labelled("output", str((request.get("output") or {}).get("repo_id", ""))),
-        labelled("since", f"{str(subscription.since or '')[:19]} UTC"),
+        format_field("id", f"{subscription.id}  {subscription.name or ''}".rstrip()),
+        format_field("releases", _format_bases(subscription)),
+        format_field("adapters", f"{', '.join(adapters[:3])}{more}"),
+        format_field("method", str((request.get("method") or {}).get("name", ""))),
+        format_field("output", str((request.get("output") or {}).get("repo_id", ""))),
+        format_field("since", f"{str(subscription.since or '')[:19]} UTC"),
     ]
     if request.get("dry_run"):
-        lines.append(labelled("dry run", "pre-checks first"))
-    return [*lines, labelled("state", "paused", "yellow")] if subscription.paused else lines
+        lines.append(format_field("dry run", "pre-checks first"))
+    return [*lines, format_field("state", "paused", "yellow")] if subscription.paused else lines
 
 
-def _meant(subscription: Subscription) -> str:
+def _format_bases(subscription: Subscription) -> str:
     return subscription.bases or f"successors of {subscription.successors_of}"

@@ -17,70 +17,72 @@ _VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "inco
 _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}
 
 
-def job_lines(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[RenderableType]:
+def format_job(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[RenderableType]:
     """One job in a few lines: state, verdict with its reasons, result or error. Without a result, the reasons
     are those of its diagnostics."""
-    lines: list[RenderableType] = [labelled("job", job.id, "")]
+    lines: list[RenderableType] = [format_field("job", job.id, "")]
     state = job.status if job.phase is None or job.done else f"{job.status} ({job.phase})"
-    lines.append(labelled("state", state, _STATE_STYLES.get(job.status, "")))
+    lines.append(format_field("state", state, _STATE_STYLES.get(job.status, "")))
     if job.verdict is not None:
-        measured = ((diagnostics or {}).get("summary") or {}).get("precheck") or {}
-        reasons = (job.result or measured).get("reasons") or ()
-        lines.extend(verdict_lines(job.verdict, reasons))
-    lines.extend(layer_lines((diagnostics or {}).get("layer_map")))
+        precheck = ((diagnostics or {}).get("summary") or {}).get("precheck") or {}
+        reasons = (job.result or precheck).get("reasons") or ()
+        lines.extend(format_verdict(job.verdict, reasons))
+    lines.extend(format_layers((diagnostics or {}).get("layer_map")))
     output = (job.result or {}).get("output")
     if isinstance(output, dict):
         method = (job.result or {}).get("method") or {}
-        lines.append(labelled("method", str(method.get("name", "")), ""))
-        lines.append(labelled("adapter", f"{output.get('repo_id')}@{output.get('commit')}", ""))
-        lines.append(labelled("", str(output.get("pull_request") or output.get("url") or ""), ""))
+        lines.append(format_field("method", str(method.get("name", "")), ""))
+        lines.append(format_field("adapter", f"{output.get('repo_id')}@{output.get('commit')}", ""))
+        lines.append(format_field("", str(output.get("pull_request") or output.get("url") or ""), ""))
     if job.kind == "pool":
-        lines.append(labelled("pool", f"rebase pools show {job.id}"))
-    lines.extend(error_lines(job.error))
+        lines.append(format_field("pool", f"rebase pools show {job.id}"))
+    lines.extend(format_error(job.error))
     return lines
 
 
-def layer_lines(layer_map: Mapping[str, Any] | None) -> list[Text]:
+def format_layers(layer_map: Mapping[str, Any] | None) -> list[Text]:
     """How many target layers have a similar source layer, where both bases read a text."""
     if layer_map is None or layer_map.get("coverage") is None:
         return []
     share, threshold = layer_map["coverage"], layer_map.get("threshold")
-    return [labelled("layers", f"{share:.0%} of the target's have a source layer above CKA {threshold:g}")]
+    return [
+        format_field("layers", f"{share:.0%} of the target's have a source layer above CKA {threshold:g}")
+    ]
 
 
-def error_lines(error: PublicError | None) -> list[Text]:
+def format_error(error: PublicError | None) -> list[Text]:
     """What went wrong and what to do, if anything did."""
     if error is None:
         return []
-    lines = [labelled("error", f"{error.message} [{error.code}]", "red")]
-    return [*lines, labelled("", error.hint)] if error.hint else lines
+    lines = [format_field("error", f"{error.message} [{error.code}]", "red")]
+    return [*lines, format_field("", error.hint)] if error.hint else lines
 
 
-def verdict_lines(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> list[Text]:
+def format_verdict(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> list[Text]:
     """The verdict and why."""
-    lines = [labelled("verdict", verdict, _VERDICT_STYLES.get(verdict, ""))]
+    lines = [format_field("verdict", verdict, _VERDICT_STYLES.get(verdict, ""))]
     for reason in reasons:
         message = reason if isinstance(reason, str) else str(reason.get("message", reason))
-        lines.append(labelled("", f"- {message}", ""))
+        lines.append(format_field("", f"- {message}", ""))
     return lines
 
 
-def jobs_table(jobs: Sequence[Job]) -> Table:
+def build_jobs_table(jobs: Sequence[Job]) -> Table:
     """Jobs as rows."""
-    table = rows_by_id("kind", "state", "adapter", "target", "created (UTC)")
+    table = make_id_table("kind", "state", "adapter", "target", "created (UTC)")
     for job in jobs:
         table.add_row(
             job.id,
             job.kind,
             Text(job.status, style=_STATE_STYLES.get(job.status, "")),
-            Text(_repo(job.request.get("adapter" if job.kind != "pool" else "source"))),
-            Text(_repo(job.request.get("target"))),
+            Text(_format_repo(job.request.get("adapter" if job.kind != "pool" else "source"))),
+            Text(_format_repo(job.request.get("target"))),
             Text(str(job.created_at or "")[:19]),
         )
     return table
 
 
-def diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
+def build_diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
     """Every measurement over the sites: mean, lowest, highest. The rows by site are in the JSON."""
     sites = diagnostics.get("sites") or []
     table = Table("measurement", box=None, pad_edge=False, title=f"{len(sites)} sites", title_justify="left")
@@ -96,7 +98,7 @@ def diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
     return table
 
 
-def rows_by_id(*columns: str) -> Table:
+def make_id_table(*columns: str) -> Table:
     """An empty table whose first column holds ids, whole: they are there to be copied."""
     table = Table(box=None, pad_edge=False)
     table.add_column("id", no_wrap=True, min_width=32)
@@ -105,12 +107,12 @@ def rows_by_id(*columns: str) -> Table:
     return table
 
 
-def labelled(label: str, text: str, style: str = "") -> Text:
+def format_field(label: str, text: str, style: str = "") -> Text:
     """One line of a description."""
     return Text.assemble((f"{label:<9} ", "dim"), (text, style))
 
 
-def _repo(ref: Any) -> str:
+def _format_repo(ref: Any) -> str:
     if not isinstance(ref, dict):
         return ""
     revision = ref.get("revision", "main")

@@ -18,7 +18,7 @@ from rebase.cli.output import Output
 from rebase.cli.store import open_store
 from rebase.errors import RequestInvalid, StateConflict
 from rebase.settings import Settings
-from rebase.stack.database import database_trouble
+from rebase.stack.database import database_errors
 
 if TYPE_CHECKING:
     from rebase.store.limits import Limits
@@ -29,23 +29,23 @@ token_commands = typer.Typer(help="A tenant's own token for the Hub.", no_args_i
 commands.add_typer(token_commands, name="token")
 
 TenantId = Annotated[str, typer.Argument(metavar="TENANT")]
-_FORGOTTEN_S = 11.0  # running services forget a revoked key within ten seconds
-_LOOK_S = 0.5
+_KEY_CACHE_S = 11.0  # running services forget a revoked key within ten seconds
+_POLL_S = 0.5
 
 
-def _number(text: str) -> int | None:
+def _parse_limit(text: str) -> int | None:
     """`5`; `none` for no limit; `default` for the setting."""
     from rebase.store.limits import UNLIMITED
 
-    words = {"none": UNLIMITED, "default": None}
-    if text in words:
-        return words[text]
+    keywords = {"none": UNLIMITED, "default": None}
+    if text in keywords:
+        return keywords[text]
     if not text.isascii() or not text.isdecimal():
         raise RequestInvalid(f"'{text}' is no limit.", hint="A number from 1, 'none' or 'default'.")
     return int(text)
 
 
-def _limit(name: str, meaning: str) -> typer.models.OptionInfo:
+def _make_limit_option(name: str, meaning: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
         name, metavar="N", help=f"{meaning}; 'none': no limit, 'default': the setting."
     )
@@ -55,10 +55,12 @@ def _limit(name: str, meaning: str) -> typer.models.OptionInfo:
 @commands.command("set")
 def set_limits(
     tenant: TenantId,
-    max_running: Annotated[str | None, _limit("--max-running", "Jobs that run at once")] = None,
-    max_queued: Annotated[str | None, _limit("--max-queued", "Jobs that are not done")] = None,
-    jobs_per_day: Annotated[str | None, _limit("--jobs-per-day", "Jobs within 24 hours")] = None,
-    requests_per_minute: Annotated[str | None, _limit("--requests-per-minute", "Requests")] = None,
+    max_running: Annotated[str | None, _make_limit_option("--max-running", "Jobs that run at once")] = None,
+    max_queued: Annotated[str | None, _make_limit_option("--max-queued", "Jobs that are not done")] = None,
+    jobs_per_day: Annotated[str | None, _make_limit_option("--jobs-per-day", "Jobs within 24 hours")] = None,
+    requests_per_minute: Annotated[
+        str | None, _make_limit_option("--requests-per-minute", "Requests")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Change what a tenant may use. Services notice within ten seconds."""
@@ -66,20 +68,20 @@ def set_limits(
     from rebase.store.tenants import change_limits, get_tenant
 
     out, store = Output(as_json=as_json), open_store(Settings())
-    given = {
+    raw_limits = {
         "max_running": max_running,
         "max_queued": max_queued,
         "jobs_per_day": jobs_per_day,
         "requests_per_minute": requests_per_minute,
     }
-    changes = {name: _number(text) for name, text in given.items() if text is not None}
+    changes = {name: _parse_limit(text) for name, text in raw_limits.items() if text is not None}
     if not changes:
         raise RequestInvalid("Nothing to set.", hint="Give at least one limit, e.g. --max-running 2.")
-    with database_trouble():
+    with database_errors():
         change_limits(store, tenant, changes, AuditContext(tenant))
         limits = get_tenant(store, tenant).limits
-    out.document({"tenant": tenant, "limits": asdict(limits)})
-    out.show(f"{tenant}: {_said(limits)}")
+    out.write_json({"tenant": tenant, "limits": asdict(limits)})
+    out.show(f"{tenant}: {_format_limits(limits)}")
     return Exit.DONE
 
 
@@ -89,13 +91,15 @@ def ls(as_json: options.AsJson = False) -> int:
     from rebase.store.tenants import get_tenant, list_tenants
 
     out, store = Output(as_json=as_json), open_store(Settings())
-    with database_trouble():
-        found = [get_tenant(store, tenant) for tenant in list_tenants(store)]
-    out.document({"tenants": [asdict(tenant) for tenant in found]})
+    with database_errors():
+        tenants = [get_tenant(store, tenant) for tenant in list_tenants(store)]
+    out.write_json({"tenants": [asdict(tenant) for tenant in tenants]})
     table = Table("tenant", "keys", "running", "open", "Hub token", "limits", box=None, pad_edge=False)
-    for one in found:
-        counts = (str(one.keys), str(one.jobs_running), str(one.jobs_open))
-        table.add_row(*map(Text, (one.id, *counts, "yes" if one.hub_token else "no", _said(one.limits))))
+    for info in tenants:
+        counts = (str(info.keys), str(info.jobs_running), str(info.jobs_open))
+        table.add_row(
+            *map(Text, (info.id, *counts, "yes" if info.hub_token else "no", _format_limits(info.limits)))
+        )
     out.show(table)
     return Exit.DONE
 
@@ -106,14 +110,14 @@ def show(tenant: TenantId, as_json: options.AsJson = False) -> int:
     from rebase.store.tenants import get_tenant
 
     out = Output(as_json=as_json)
-    with database_trouble():
-        found = get_tenant(open_store(Settings()), tenant)
-    out.document(asdict(found))
-    out.show(f"{found.id}, since {str(found.created_at)[:19]} UTC")
-    out.show(f"keys {found.keys}, jobs running {found.jobs_running}, jobs not done {found.jobs_open}")
-    out.show(f"Hub token {'stored' if found.hub_token else 'not stored'}")
-    for name, number in asdict(found.limits).items():
-        mark = " *" if found.own[name] is not None else ""
+    with database_errors():
+        info = get_tenant(open_store(Settings()), tenant)
+    out.write_json(asdict(info))
+    out.show(f"{info.id}, since {str(info.created_at)[:19]} UTC")
+    out.show(f"keys {info.keys}, jobs running {info.jobs_running}, jobs not done {info.jobs_open}")
+    out.show(f"Hub token {'stored' if info.hub_token else 'not stored'}")
+    for name, number in asdict(info.limits).items():
+        mark = " *" if info.own[name] is not None else ""
         out.show(f"{name.replace('_', '-')}: {number if number is not None else 'no limit'}{mark}")
     return Exit.DONE
 
@@ -135,15 +139,15 @@ def set_token(
     out, settings = Output(as_json=as_json), Settings()
     token = os.environ.get(env) if env is not None else sys.stdin.readline()
     if not token or not token.strip():
-        where = f"The variable {env}" if env is not None else "stdin"
+        origin = f"The variable {env}" if env is not None else "stdin"
         raise RequestInvalid(
-            f"{where} holds no token.", hint="For example: rebase tenants token set acme < FILE"
+            f"{origin} holds no token.", hint="For example: rebase tenants token set acme < FILE"
         )
-    with database_trouble():
+    with database_errors():
         put_tenant_token(
             open_store(settings), Vault.from_settings(settings), tenant, token, AuditContext(tenant)
         )
-    out.document({"tenant": tenant, "stored": True})
+    out.write_json({"tenant": tenant, "stored": True})
     out.show("Stored.")
     return Exit.DONE
 
@@ -155,9 +159,9 @@ def remove_token(tenant: TenantId, as_json: options.AsJson = False) -> int:
     from rebase.store.hub_tokens import delete_tenant_token
 
     out = Output(as_json=as_json)
-    with database_trouble():
+    with database_errors():
         delete_tenant_token(open_store(Settings()), tenant, AuditContext(tenant))
-    out.document({"tenant": tenant, "stored": False})
+    out.write_json({"tenant": tenant, "stored": False})
     out.show("Forgotten.")
     return Exit.DONE
 
@@ -182,40 +186,40 @@ def delete(
     out, store = Output(as_json=as_json), open_store(Settings())
     if not yes:
         raise CommandFailed(f"This deletes what belongs to '{tenant}' for good.", hint="Add --yes.")
-    with database_trouble():
-        began = time.monotonic()
+    with database_errors():
+        started_at = time.monotonic()
         if not data_only:
             revoke_all_keys(store, tenant)
         _wait_for_jobs(store, tenant, out, patience)
         if data_only:
             erase_tenant_data(store, tenant, AuditContext(tenant))
         else:
-            time.sleep(max(0.0, _FORGOTTEN_S - (time.monotonic() - began)))
+            time.sleep(max(0.0, _KEY_CACHE_S - (time.monotonic() - started_at)))
             _wait_for_jobs(store, tenant, out, patience)
             delete_tenant(store, tenant, AuditContext(tenant))
-    out.document({"deleted": tenant, "data_only": data_only})
+    out.write_json({"deleted": tenant, "data_only": data_only})
     out.show("Deleted.")
     return Exit.DONE
 
 
-def _wait_for_jobs(store: Store, tenant: str, out: Output, patience_s: float) -> None:
+def _wait_for_jobs(store: Store, tenant: str, out: Output, timeout_s: float) -> None:
     """Raises StateConflict when some are not done by then."""
     from rebase.store.tenants import cancel_all_jobs, count_open_jobs
 
-    left, until = cancel_all_jobs(store, tenant), time.monotonic() + patience_s
-    if left:
-        out.note(f"Waiting for {left} job(s) to stop.")
+    remaining, deadline = cancel_all_jobs(store, tenant), time.monotonic() + timeout_s
+    if remaining:
+        out.note(f"Waiting for {remaining} job(s) to stop.")
     while count_open_jobs(store, tenant):
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise StateConflict(
-                f"Some jobs of '{tenant}' have not stopped after {patience_s:g} s; they were asked to.",
+                f"Some jobs of '{tenant}' have not stopped after {timeout_s:g} s; they were asked to.",
                 hint="Run the command again.",
             )
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
-def _said(limits: Limits) -> str:
-    said = [
+def _format_limits(limits: Limits) -> str:
+    parts = [
         f"{name.replace('_', '-')} {number}" for name, number in asdict(limits).items() if number is not None
     ]
-    return ", ".join(said) or "no limits"
+    return ", ".join(parts) or "no limits"

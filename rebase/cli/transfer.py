@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rebase.cli import leaving_on_ctrl_c, options
-from rebase.cli.evaluation import evaluation_tables
+from rebase.cli import exit_on_interrupt, options
+from rebase.cli.evaluation import build_evaluation_tables
 from rebase.cli.exits import CommandFailed, Exit
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
 from rebase.cli.request import build_request
-from rebase.cli.selection import selection_tables
-from rebase.cli.tables import diagnostics_table, layer_lines, verdict_lines
+from rebase.cli.selection import build_selection_tables
+from rebase.cli.tables import build_diagnostics_table, format_layers, format_verdict
 from rebase.errors import HubError, MalformedAdapter, Rejected, RequestInvalid
 from rebase.evaluation_files import read_evaluation
-from rebase.folders import Aliases
-from rebase.pool_files import local_pool
+from rebase.folders import FolderAliases
+from rebase.pool_files import read_local_pool
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.conversions import ConversionRequest
 from rebase.settings import Settings
@@ -27,7 +27,7 @@ from rebase.settings import Settings
 if TYPE_CHECKING:
     from rebase.report.schema import Report
 
-LocalHub = Annotated[
+HubFolderOption = Annotated[
     Path | None,
     typer.Option(
         "--hub",
@@ -57,12 +57,12 @@ def command(
     ] = None,
     pool: options.PoolFile = None,
     corpus: options.CorpusFile = None,
-    hub: LocalHub = None,
+    hub: HubFolderOption = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Convert an adapter right here: adapter and bases from folders or Hub repos, a PEFT folder out."""
     out = Output(as_json=as_json)
-    request, folders, pools = local_request(adapter, target, source, method, settings, pool, evaluate)
+    request, folders, pools = build_local_request(adapter, target, source, method, settings, pool, evaluate)
     if request.output.repo_id is not None:
         raise RequestInvalid(
             "transfer publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
@@ -70,7 +70,7 @@ def command(
     evidence = run_locally(
         request, "convert", folders, hub, out, pools=pools, corpus=corpus, out_dir=out_dir, report_file=report
     )
-    out.document(
+    out.write_json(
         {
             "out": str(out_dir),
             "verdict": evidence.precheck.verdict,
@@ -78,17 +78,17 @@ def command(
         }
     )
     out.show(
-        *verdict_lines(evidence.precheck.verdict, [reason.message for reason in evidence.precheck.reasons])
+        *format_verdict(evidence.precheck.verdict, [reason.message for reason in evidence.precheck.reasons])
     )
-    shown = evidence.model_dump(mode="json")
-    out.show(*layer_lines(shown["layer_map"]), diagnostics_table(shown))
-    out.show(*selection_tables(shown["selection"]), *evaluation_tables(shown["evaluation"]))
+    document = evidence.model_dump(mode="json")
+    out.show(*format_layers(document["layer_map"]), build_diagnostics_table(document))
+    out.show(*build_selection_tables(document["selection"]), *build_evaluation_tables(document["evaluation"]))
     out.show(*[f"- {line}" for line in (*evidence.caveats, *evidence.warnings)])
     out.show(f"adapter   {out_dir}")
     return Exit.DONE
 
 
-def local_request(
+def build_local_request(
     adapter: str,
     target: str,
     source: str | None,
@@ -99,19 +99,19 @@ def local_request(
 ) -> tuple[ConversionRequest, dict[str, str], AnchorPools]:
     """The request, with the folders among its repos and anchors under aliases: (request, alias → folder,
     what `pool` names)."""
-    aliases = Aliases()
+    aliases = FolderAliases()
     if source is None and Path(adapter).is_dir():
-        with leaving_on_ctrl_c():
-            from rebase.local import named_base
+        with exit_on_interrupt():
+            from rebase.local import find_local_base
 
-        source = named_base(adapter)
+        source = find_local_base(adapter)
     request = build_request(
-        adapter=aliases.reference(adapter),
-        target=aliases.reference(target),
-        source=aliases.reference(source) if source is not None else None,
+        adapter=aliases.to_reference(adapter),
+        target=aliases.to_reference(target),
+        source=aliases.to_reference(source) if source is not None else None,
         method=method,
         settings=settings or (),
-        evaluate=_evaluation(evaluate, aliases) if evaluate is not None else None,
+        evaluate=_read_evaluation_file(evaluate, aliases) if evaluate is not None else None,
     )
     if request.callback is not None:
         raise RequestInvalid(
@@ -119,17 +119,21 @@ def local_request(
             hint="Leave 'callback' out, or ask a service: rebase convert.",
             pointer="/callback",
         )
-    pools = local_pool(pool, request, aliases) if pool is not None else NO_ANCHOR_POOLS
+    pools = read_local_pool(pool, request, aliases) if pool is not None else NO_ANCHOR_POOLS
     return request, aliases.folders, pools
 
 
-def _evaluation(file: Path, aliases: Aliases) -> dict[str, Any]:
+def _read_evaluation_file(file: Path, aliases: FolderAliases) -> dict[str, Any]:
     """The file's request; the folder of an oracle goes under an alias, as every folder does."""
-    found = read_evaluation(file)
-    oracle = found.get("oracle")
-    if isinstance(oracle, dict) and isinstance(named := oracle.get("repo_id"), str) and Path(named).is_dir():
-        found["oracle"] = {**oracle, "repo_id": aliases.reference(named)}
-    return found
+    evaluation = read_evaluation(file)
+    oracle = evaluation.get("oracle")
+    if (
+        isinstance(oracle, dict)
+        and isinstance(repo_id := oracle.get("repo_id"), str)
+        and Path(repo_id).is_dir()
+    ):
+        evaluation["oracle"] = {**oracle, "repo_id": aliases.to_reference(repo_id)}
+    return evaluation
 
 
 def run_locally(
@@ -146,8 +150,8 @@ def run_locally(
 ) -> Report:
     """Run with progress on stderr; whatever libraries print stays off stdout when one document was
     promised."""
-    with leaving_on_ctrl_c():
-        from rebase import local
+    with exit_on_interrupt():
+        from rebase.local import CliProgress, require_empty_folder, run_in_process
 
     if hub is not None and not hub.is_dir():
         raise CommandFailed(f"--hub {hub} is not a folder.")
@@ -155,12 +159,12 @@ def run_locally(
         raise CommandFailed(f"--report {report_file} cannot be written: its folder must exist.")
     settings = Settings(hub_dir=hub) if hub is not None else Settings()
     if out_dir is not None:
-        local.check_out(out_dir)
-    quiet: AbstractContextManager[None] = out.only_document()
+        require_empty_folder(out_dir)
+    quiet: AbstractContextManager[None] = out.redirect_stdout()
     with quiet, PhaseProgress(out.err) as progress:
-        watch = local.Shown(progress)
+        reporter = CliProgress(progress)
         try:
-            report = local.run_here(request, kind, settings, folders, watch, out_dir, pools, corpus)
+            report = run_in_process(request, kind, settings, folders, reporter, out_dir, pools, corpus)
         except (HubError, MalformedAdapter) as exc:
             if exc.pointer == "/source" and request.source is None:
                 exc.hint = (
@@ -168,15 +172,18 @@ def run_locally(
                 )
             raise
         except Rejected:
-            if watch.report is not None:
-                found = watch.report.precheck
-                out.show(*verdict_lines(found.verdict, [reason.message for reason in found.reasons]))
-                told = watch.report.model_dump(mode="json")
-                out.show(*selection_tables(told["selection"]), *evaluation_tables(told["evaluation"]))
+            if reporter.report is not None:
+                precheck = reporter.report.precheck
+                out.show(*format_verdict(precheck.verdict, [reason.message for reason in precheck.reasons]))
+                document = reporter.report.model_dump(mode="json")
+                out.show(
+                    *build_selection_tables(document["selection"]),
+                    *build_evaluation_tables(document["evaluation"]),
+                )
             raise
         else:
             progress.finish()
             return report
         finally:
-            if report_file is not None and watch.report is not None:
-                report_file.write_text(watch.report.to_json(), encoding="utf-8")
+            if report_file is not None and reporter.report is not None:
+                report_file.write_text(reporter.report.to_json(), encoding="utf-8")

@@ -20,36 +20,36 @@ def open_client(url: str) -> RebaseClient:
     return RebaseClient(url, os.environ.get("REBASE_API_KEY"))
 
 
-def follow(client: RebaseClient, job: Job, output: Output) -> Job:
+def follow_job(client: RebaseClient, job: Job, output: Output) -> Job:
     """Wait for the job with live progress. Ctrl-C leaves the job alone, says so, and goes up."""
     try:
         with PhaseProgress(output.err) as progress:
-            ended = client.wait(job.id, lambda seen: show_progress(seen, progress))
-            if ended.succeeded:
+            finished_job = client.wait(job.id, lambda seen: show_progress(seen, progress))
+            if finished_job.succeeded:
                 progress.finish()
-            return ended
+            return finished_job
     except KeyboardInterrupt:
         output.note(f"Job {job.id} goes on. Look: rebase status {job.id}   Stop it: rebase cancel {job.id}")
         raise
 
 
-def why(client: RebaseClient, job: Job) -> dict[str, Any] | None:
+def fetch_diagnostics(client: RebaseClient, job: Job) -> dict[str, Any] | None:
     """The diagnostics of a rejected job: every reason, where its error tells only the decisive ones."""
-    return client.diagnostics(job.id) if job.status == JobState.REJECTED.value else None
+    return client.get_diagnostics(job.id) if job.status == JobState.REJECTED.value else None
 
 
 def show_progress(job: Job, progress: PhaseProgress) -> None:
     """One answer of the service as one step of news."""
     if job.done:
         return
-    now = job.progress
-    if job.phase is None or now is None:
+    current = job.progress
+    if job.phase is None or current is None:
         progress.update(job.phase or job.status)
     else:
-        progress.update(job.phase, now.done or 0, now.total, now.unit, now.eta_s)
+        progress.update(job.phase, current.done or 0, current.total, current.unit, current.eta_s)
 
 
-def exit_of(job: Job) -> Exit:
+def exit_for_job(job: Job) -> Exit:
     """The exit code that a job's state means; a job that still runs is no failure."""
     if job.succeeded and job.kind == "precheck" and job.verdict == "incompatible":
         return Exit.INCOMPATIBLE

@@ -45,7 +45,7 @@ class ServiceError(ClientError):
         self.errors = errors
 
 
-def problem_of(response: httpx2.Response) -> ClientError:
+def parse_problem(response: httpx2.Response) -> ClientError:
     """The typed error of an answer with a 4xx or 5xx status."""
     try:
         body = response.json()
@@ -59,7 +59,7 @@ def problem_of(response: httpx2.Response) -> ClientError:
     fields = [entry for entry in body.get("errors") or [] if isinstance(entry, dict)]
     error = PublicError(
         code=body["code"],
-        message=_sentence(body, fields),
+        message=_build_message(body, fields),
         hint=body.get("hint"),
         pointer=fields[0].get("pointer") if fields else None,
         retryable=bool(body.get("retryable")),
@@ -67,7 +67,7 @@ def problem_of(response: httpx2.Response) -> ClientError:
     return ServiceError(response.status_code, error, fields)
 
 
-def _sentence(body: dict[str, Any], fields: list[dict[str, Any]]) -> str:
+def _build_message(body: dict[str, Any], fields: list[dict[str, Any]]) -> str:
     """The problem's own sentence, with the place of each wrong field."""
     lines = [f"{field.get('pointer')}: {field.get('detail')}" for field in fields]
     if len(lines) == 1:

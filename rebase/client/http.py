@@ -9,29 +9,29 @@ from typing import Any
 
 import httpx2
 
-from rebase.client.callbacks import CallbackCalls
-from rebase.client.errors import ServiceError, ServiceUnreachable, problem_of
+from rebase.client.callbacks import CallbackEndpoints
+from rebase.client.errors import ServiceError, ServiceUnreachable, parse_problem
 from rebase.client.models import Event, Job, JobList, MethodInfo
-from rebase.client.pools import PoolCalls
-from rebase.client.releases import ReleaseCalls
-from rebase.client.wire import reason_of, segment
+from rebase.client.pools import PoolEndpoints
+from rebase.client.releases import ReleaseEndpoints
+from rebase.client.wire import describe_failure, to_path_segment
 from rebase.schemas.conversions import ConversionRequest
 
 # Restarting a service takes seconds; a wait that began well outlives that.
-PATIENCE_S = 30.0
+MAX_OUTAGE_S = 30.0
 _POLL_S = 0.5
 _RETRY_S = 1.0
 
 Body = ConversionRequest | Mapping[str, Any]
 
 
-class RebaseClient(PoolCalls, CallbackCalls, ReleaseCalls):
+class RebaseClient(PoolEndpoints, CallbackEndpoints, ReleaseEndpoints):
     """Talks to one service. Use as a context manager, or call `close`.
 
     Every call raises ServiceError (the service said no) or ServiceUnreachable (nobody answered).
     """
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Does the service say that it can work?"""
         try:
             return self._http.get("/readyz").status_code == httpx2.codes.OK
@@ -51,66 +51,66 @@ class RebaseClient(PoolCalls, CallbackCalls, ReleaseCalls):
         """`POST /precheck`: a job that stops after the verdict."""
         return self._submit("/precheck", request, idempotency_key, hub_token)
 
-    def job(self, job_id: str) -> Job:
+    def get_job(self, job_id: str) -> Job:
         """`GET /jobs/{id}`."""
-        return self._job(self._call("GET", f"/jobs/{segment(job_id)}"))
+        return self._parse_job(self._request("GET", f"/jobs/{to_path_segment(job_id)}"))
 
-    def jobs(
+    def list_jobs(
         self, *, state: str | None = None, adapter: str | None = None, target: str | None = None
     ) -> Iterator[Job]:
         """`GET /jobs`, newest first, page after page."""
         filters = {"state": state, "adapter": adapter, "target": target}
         params = {key: value for key, value in filters.items() if value is not None}
         while True:
-            page = self._parse(JobList, self._call("GET", "/jobs", params=params))
+            page = self._parse(JobList, self._request("GET", "/jobs", params=params))
             yield from page.jobs
             if page.next_cursor is None:
                 return
             params["cursor"] = page.next_cursor
 
-    def diagnostics(self, job_id: str) -> dict[str, Any]:
+    def get_diagnostics(self, job_id: str) -> dict[str, Any]:
         """`GET /jobs/{id}/diagnostics`: summary and per-site rows."""
-        return self._object(self._call("GET", f"/jobs/{segment(job_id)}/diagnostics"))
+        return self._parse_object(self._request("GET", f"/jobs/{to_path_segment(job_id)}/diagnostics"))
 
     def cancel(self, job_id: str) -> Job:
         """`POST /jobs/{id}/cancel`."""
-        return self._job(self._call("POST", f"/jobs/{segment(job_id)}/cancel"))
+        return self._parse_job(self._request("POST", f"/jobs/{to_path_segment(job_id)}/cancel"))
 
     def retry(self, job_id: str) -> Job:
         """`POST /jobs/{id}/retry`."""
-        return self._job(self._call("POST", f"/jobs/{segment(job_id)}/retry"))
+        return self._parse_job(self._request("POST", f"/jobs/{to_path_segment(job_id)}/retry"))
 
-    def methods(self) -> list[MethodInfo]:
+    def list_methods(self) -> list[MethodInfo]:
         """`GET /methods`."""
-        entries = self._object(self._call("GET", "/methods")).get("methods", [])
+        entries = self._parse_object(self._request("GET", "/methods")).get("methods", [])
         return [MethodInfo.model_validate(entry) for entry in entries]
 
-    def events(
-        self, job_id: str, *, after: int | None = None, patience_s: float = PATIENCE_S
+    def stream_events(
+        self, job_id: str, *, after: int | None = None, max_outage_s: float = MAX_OUTAGE_S
     ) -> Iterator[Event]:
         """`GET /jobs/{id}/events`, from after event `after`, until the service ends the stream of a finished
         job.
 
         A dropped connection is resumed with Last-Event-ID; an outage of `patience_s` gives up.
         """
-        path = f"/jobs/{segment(job_id)}/events"
-        last, broken_at = after, None
+        path = f"/jobs/{to_path_segment(job_id)}/events"
+        last_id, broken_at = after, None
         while True:
-            headers = {} if last is None else {"Last-Event-ID": str(last)}
+            headers = {} if last_id is None else {"Last-Event-ID": str(last_id)}
             try:
                 with self._http.sse(path, headers=headers) as stream:
                     if stream.response.is_error:
                         stream.response.read()
-                        raise problem_of(stream.response)
+                        raise parse_problem(stream.response)
                     broken_at = None
                     for message in stream:
-                        last = int(message.id)
-                        yield Event(id=last, type=message.event, data=json.loads(message.data))
+                        last_id = int(message.id)
+                        yield Event(id=last_id, type=message.event, data=json.loads(message.data))
                     return
             except httpx2.TransportError as exc:
                 broken_at = broken_at or time.monotonic()
-                if time.monotonic() - broken_at > patience_s:
-                    raise ServiceUnreachable(self.base_url, reason_of(exc)) from exc
+                if time.monotonic() - broken_at > max_outage_s:
+                    raise ServiceUnreachable(self.base_url, describe_failure(exc)) from exc
                 time.sleep(_RETRY_S)
 
     def wait(
@@ -119,40 +119,40 @@ class RebaseClient(PoolCalls, CallbackCalls, ReleaseCalls):
         on_update: Callable[[Job], None] | None = None,
         *,
         timeout_s: float | None = None,
-        patience_s: float = PATIENCE_S,
+        max_outage_s: float = MAX_OUTAGE_S,
     ) -> Job:
         """Poll until the job is done; `on_update` sees every answer that differs from the one before.
 
         Outages up to `patience_s` are sat out. Raises TimeoutError after `timeout_s`; the job goes on all the
         same.
         """
-        started = last_answer = time.monotonic()
-        seen: Job | None = None
+        started = last_response_at = time.monotonic()
+        previous_job: Job | None = None
         while True:
             try:
-                job = self.job(job_id)
+                job = self.get_job(job_id)
             except (ServiceUnreachable, ServiceError) as exc:
-                if not exc.error.retryable or time.monotonic() - last_answer > patience_s:
+                if not exc.error.retryable or time.monotonic() - last_response_at > max_outage_s:
                     raise
             else:
-                last_answer = time.monotonic()
-                if on_update is not None and job != seen:
+                last_response_at = time.monotonic()
+                if on_update is not None and job != previous_job:
                     on_update(job)
                 if job.done:
                     return job
-                seen = job
+                previous_job = job
             if timeout_s is not None and time.monotonic() - started > timeout_s:
                 raise TimeoutError(f"job {job_id} was still not done after {timeout_s:g} s")
             time.sleep(_POLL_S)
 
     def _submit(self, path: str, request: Body, idempotency_key: str | None, hub_token: str | None) -> Job:
-        given = {"Idempotency-Key": idempotency_key, "X-Hub-Token": hub_token}
-        headers = {name: value for name, value in given.items() if value}
+        optional_headers = {"Idempotency-Key": idempotency_key, "X-Hub-Token": hub_token}
+        headers = {name: value for name, value in optional_headers.items() if value}
         body = request
         if isinstance(request, ConversionRequest):
             # Only what was said: defaults are the service's own.
             body = request.model_dump(mode="json", exclude_unset=True)
-        return self._job(self._call("POST", path, json=body, headers=headers))
+        return self._parse_job(self._request("POST", path, json=body, headers=headers))
 
-    def _job(self, response: httpx2.Response) -> Job:
+    def _parse_job(self, response: httpx2.Response) -> Job:
         return self._parse(Job, response)

@@ -12,13 +12,13 @@ from rebase.errors import PublicError
 from rebase.schemas.states import JobState
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Anything that the service answers."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class Progress(Answer):
+class Progress(ResponseModel):
     """Work done within the current phase; `total` is None while nobody knows it, `eta_s` is in seconds."""
 
     done: int = 0
@@ -27,7 +27,7 @@ class Progress(Answer):
     eta_s: float | None = None
 
 
-class Job(Answer):
+class Job(ResponseModel):
     """`GET /jobs/{id}`. When `done`, exactly one of `result` and `error` is set."""
 
     id: str
@@ -48,21 +48,21 @@ class Job(Answer):
         return self.status == JobState.SUCCEEDED.value
 
 
-class JobList(Answer):
+class JobList(ResponseModel):
     """One page of `GET /jobs`, newest first; `next_cursor` is None on the last page."""
 
     jobs: list[Job] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class Repo(Answer):
+class Repo(ResponseModel):
     """A repo at a branch, tag or commit."""
 
     repo_id: str
     revision: str = "main"
 
 
-class Anchor(Answer):
+class Anchor(ResponseModel):
     """One task's adapter on either base of a pool."""
 
     source: Repo
@@ -70,7 +70,7 @@ class Anchor(Answer):
     domain: str = ""
 
 
-class AnchorPool(Answer):
+class AnchorPool(ResponseModel):
     """`GET /anchor-pools/{id}`. Once `ready`, every revision in it is a commit; once `invalid`, `error` is
     set."""
 
@@ -88,14 +88,14 @@ class AnchorPool(Answer):
     created_at: datetime | None = None
 
 
-class AnchorPoolList(Answer):
+class AnchorPoolList(ResponseModel):
     """One page of `GET /anchor-pools`, newest first; `next_cursor` is None on the last page."""
 
     pools: list[AnchorPool] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class MethodInfo(Answer):
+class MethodInfo(ResponseModel):
     """One entry of `GET /methods`: `parameters` is a JSON schema."""
 
     name: str
@@ -103,7 +103,7 @@ class MethodInfo(Answer):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class Event(Answer):
+class Event(ResponseModel):
     """One server-sent event of a job; `id` is what `Last-Event-ID` resumes after."""
 
     id: int
@@ -111,7 +111,7 @@ class Event(Answer):
     data: dict[str, Any]
 
 
-class Attempt(Answer):
+class Attempt(ResponseModel):
     """One attempt at a delivery; without `reason` it was accepted."""
 
     number: int
@@ -122,7 +122,7 @@ class Attempt(Answer):
     duration_ms: int | None = None
 
 
-class Delivery(Answer):
+class Delivery(ResponseModel):
     """`GET /deliveries/{id}`: one callback; `id` is its `webhook-id`."""
 
     id: str
@@ -137,14 +137,14 @@ class Delivery(Answer):
     log: tuple[Attempt, ...] = ()
 
 
-class DeliveryList(Answer):
+class DeliveryList(ResponseModel):
     """One page of `GET /deliveries`, newest first; `next_cursor` is None on the last page."""
 
     deliveries: list[Delivery] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class SigningSecret(Answer):
+class SigningSecret(ResponseModel):
     """`secret` is there once, in the answer that made it."""
 
     id: str
@@ -153,7 +153,7 @@ class SigningSecret(Answer):
     secret: str | None = Field(default=None, repr=False)
 
 
-class SigningSecretList(Answer):
+class SigningSecretList(ResponseModel):
     """`GET /callback-secrets`: those that sign now, newest first."""
 
     secrets: list[SigningSecret] = Field(default_factory=list)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rebase.client.models import AnchorPool, AnchorPoolList
-from rebase.client.wire import Wire, segment
+from rebase.client.wire import Transport, to_path_segment
 from rebase.schemas.anchor_pools import PoolRequest
 
 
-class PoolCalls(Wire):
+class PoolEndpoints(Transport):
     """One method per endpoint. A pool's id is also that of the job which registers it: `wait` takes it."""
 
     def register_pool(
@@ -22,18 +22,18 @@ class PoolCalls(Wire):
         body = request
         if isinstance(request, PoolRequest):
             body = request.model_dump(mode="json", exclude_unset=True)
-        return self._parse(AnchorPool, self._call("POST", "/anchor-pools", json=body, headers=headers))
+        return self._parse(AnchorPool, self._request("POST", "/anchor-pools", json=body, headers=headers))
 
-    def pool(self, pool_id: str) -> AnchorPool:
+    def get_pool(self, pool_id: str) -> AnchorPool:
         """`GET /anchor-pools/{id}`."""
-        return self._parse(AnchorPool, self._call("GET", _path(pool_id)))
+        return self._parse(AnchorPool, self._request("GET", _pool_path(pool_id)))
 
-    def pools(self, *, source: str | None = None, target: str | None = None) -> Iterator[AnchorPool]:
+    def list_pools(self, *, source: str | None = None, target: str | None = None) -> Iterator[AnchorPool]:
         """`GET /anchor-pools`, newest first, page after page; `source` and `target` are repo ids."""
         filters = {"source": source, "target": target}
         params = {key: value for key, value in filters.items() if value is not None}
         while True:
-            page = self._parse(AnchorPoolList, self._call("GET", "/anchor-pools", params=params))
+            page = self._parse(AnchorPoolList, self._request("GET", "/anchor-pools", params=params))
             yield from page.pools
             if page.next_cursor is None:
                 return
@@ -41,8 +41,8 @@ class PoolCalls(Wire):
 
     def delete_pool(self, pool_id: str) -> None:
         """`DELETE /anchor-pools/{id}`."""
-        self._call("DELETE", _path(pool_id))
+        self._request("DELETE", _pool_path(pool_id))
 
 
-def _path(pool_id: str) -> str:
-    return f"/anchor-pools/{segment(pool_id, 'an anchor pool')}"
+def _pool_path(pool_id: str) -> str:
+    return f"/anchor-pools/{to_path_segment(pool_id, 'an anchor pool')}"

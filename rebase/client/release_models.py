@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import Field
 
-from rebase.client.models import Answer
+from rebase.client.models import ResponseModel
 from rebase.errors import PublicError
 from rebase.schemas.states import IDLE_CAMPAIGN_STATES
 
 
-class Subscription(Answer):
+class Subscription(ResponseModel):
     """`GET /subscriptions/{id}`."""
 
     id: str
@@ -26,14 +26,14 @@ class Subscription(Answer):
     request: dict[str, Any] = Field(default_factory=dict)
 
 
-class SubscriptionList(Answer):
+class SubscriptionList(ResponseModel):
     """One page of `GET /subscriptions`; `next_cursor` is None on the last page."""
 
     subscriptions: list[Subscription] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class Stage(Answer):
+class CampaignStage(ResponseModel):
     """The jobs of one stage of a campaign."""
 
     total: int = 0
@@ -42,14 +42,14 @@ class Stage(Answer):
     verdicts: dict[str, int] = Field(default_factory=dict)
 
 
-class Reason(Answer):
+class CampaignReason(ResponseModel):
     """Why a release made no campaign."""
 
     code: str
     message: str
 
 
-class Campaign(Answer):
+class Campaign(ResponseModel):
     """`GET /campaigns/{id}`."""
 
     id: str
@@ -59,26 +59,26 @@ class Campaign(Answer):
     revision: str = ""
     number: int = 1
     dry_run: bool = False
-    reasons: tuple[Reason, ...] = ()
+    reasons: tuple[CampaignReason, ...] = ()
     adapter_count: int = 0
     left_out: int = 0
-    stages: dict[str, Stage] = Field(default_factory=dict)
+    stages: dict[str, CampaignStage] = Field(default_factory=dict)
     created_at: datetime | None = None
 
     @property
-    def at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Nothing more happens by itself."""
         return self.state in {state.value for state in IDLE_CAMPAIGN_STATES}
 
 
-class CampaignList(Answer):
+class CampaignList(ResponseModel):
     """One page of `GET /campaigns`; `next_cursor` is None on the last page."""
 
     campaigns: list[Campaign] = Field(default_factory=list)
     next_cursor: str | None = None
 
 
-class Output(Answer):
+class AdapterOutput(ResponseModel):
     """Where a moved adapter is."""
 
     repo_id: str
@@ -87,7 +87,7 @@ class Output(Answer):
     pull_request: str | None = None
 
 
-class AdapterReport(Answer):
+class AdapterReport(ResponseModel):
     """What became of one adapter."""
 
     adapter: str
@@ -97,12 +97,12 @@ class AdapterReport(Answer):
     verdict: str | None = None
     why: tuple[str, ...] = ()
     method: dict[str, Any] | None = None
-    output: Output | None = None
+    output: AdapterOutput | None = None
     planned_output: str | None = None
     error: PublicError | None = None
 
 
-class CampaignReport(Answer):
+class CampaignReport(ResponseModel):
     """`GET /campaigns/{id}/report`; `counts`: adapters by outcome."""
 
     campaign: Campaign

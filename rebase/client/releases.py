@@ -14,15 +14,15 @@ from rebase.client.release_models import (
     Subscription,
     SubscriptionList,
 )
-from rebase.client.wire import Wire, segment
+from rebase.client.wire import Transport, to_path_segment
 from rebase.schemas.subscriptions import SubscriptionRequest
 
-Move = Literal["pause", "resume", "cancel", "retry", "approve"]
+CampaignAction = Literal["pause", "resume", "cancel", "retry", "approve"]
 _POLL_S = 1.0
-_PATIENCE_S = 30.0
+_MAX_OUTAGE_S = 30.0
 
 
-class ReleaseCalls(Wire):
+class ReleaseEndpoints(Transport):
     """One method per endpoint; every call raises ServiceError or ServiceUnreachable."""
 
     def subscribe(self, request: SubscriptionRequest | Mapping[str, Any]) -> Subscription:
@@ -30,17 +30,17 @@ class ReleaseCalls(Wire):
         body = request
         if isinstance(request, SubscriptionRequest):
             body = request.model_dump(mode="json", exclude_unset=True)
-        return self._parse(Subscription, self._call("POST", "/subscriptions", json=body))
+        return self._parse(Subscription, self._request("POST", "/subscriptions", json=body))
 
-    def subscription(self, subscription_id: str) -> Subscription:
+    def get_subscription(self, subscription_id: str) -> Subscription:
         """`GET /subscriptions/{id}`."""
-        return self._parse(Subscription, self._call("GET", _subscription(subscription_id)))
+        return self._parse(Subscription, self._request("GET", _subscription_path(subscription_id)))
 
-    def subscriptions(self) -> Iterator[Subscription]:
+    def list_subscriptions(self) -> Iterator[Subscription]:
         """`GET /subscriptions`, newest first, page after page."""
         params: dict[str, str] = {}
         while True:
-            page = self._parse(SubscriptionList, self._call("GET", "/subscriptions", params=params))
+            page = self._parse(SubscriptionList, self._request("GET", "/subscriptions", params=params))
             yield from page.subscriptions
             if page.next_cursor is None:
                 return
@@ -48,68 +48,70 @@ class ReleaseCalls(Wire):
 
     def pause_subscription(self, subscription_id: str, paused: bool = True) -> Subscription:
         """`PATCH /subscriptions/{id}`: begin no campaign, or begin them again."""
-        answer = self._call("PATCH", _subscription(subscription_id), json={"paused": paused})
-        return self._parse(Subscription, answer)
+        response = self._request("PATCH", _subscription_path(subscription_id), json={"paused": paused})
+        return self._parse(Subscription, response)
 
     def unsubscribe(self, subscription_id: str) -> None:
         """`DELETE /subscriptions/{id}`; its campaigns stay."""
-        self._call("DELETE", _subscription(subscription_id))
+        self._request("DELETE", _subscription_path(subscription_id))
 
-    def campaign(self, campaign_id: str) -> Campaign:
+    def get_campaign(self, campaign_id: str) -> Campaign:
         """`GET /campaigns/{id}`."""
-        return self._parse(Campaign, self._call("GET", _campaign(campaign_id)))
+        return self._parse(Campaign, self._request("GET", _campaign_path(campaign_id)))
 
-    def campaigns(self, *, state: str | None = None, subscription: str | None = None) -> Iterator[Campaign]:
+    def list_campaigns(
+        self, *, state: str | None = None, subscription: str | None = None
+    ) -> Iterator[Campaign]:
         """`GET /campaigns`, newest first, page after page."""
         filters = {"state": state, "subscription": subscription}
         params = {key: value for key, value in filters.items() if value is not None}
         while True:
-            page = self._parse(CampaignList, self._call("GET", "/campaigns", params=params))
+            page = self._parse(CampaignList, self._request("GET", "/campaigns", params=params))
             yield from page.campaigns
             if page.next_cursor is None:
                 return
             params["cursor"] = page.next_cursor
 
-    def steer_campaign(self, campaign_id: str, move: Move) -> Campaign:
+    def control_campaign(self, campaign_id: str, action: CampaignAction) -> Campaign:
         """`POST /campaigns/{id}/pause`, `resume`, `cancel`, `retry` or `approve`."""
-        return self._parse(Campaign, self._call("POST", f"{_campaign(campaign_id)}/{move}"))
+        return self._parse(Campaign, self._request("POST", f"{_campaign_path(campaign_id)}/{action}"))
 
-    def campaign_report(self, campaign_id: str) -> CampaignReport:
+    def get_campaign_report(self, campaign_id: str) -> CampaignReport:
         """`GET /campaigns/{id}/report`."""
-        path = f"{_campaign(campaign_id)}/report"
-        return self._parse(CampaignReport, self._call("GET", path, params={"format": "json"}))
+        path = f"{_campaign_path(campaign_id)}/report"
+        return self._parse(CampaignReport, self._request("GET", path, params={"format": "json"}))
 
-    def campaign_page(self, campaign_id: str) -> str:
+    def get_campaign_report_html(self, campaign_id: str) -> str:
         """The same report as a page to read in a browser."""
-        path = f"{_campaign(campaign_id)}/report"
-        return self._call("GET", path, params={"format": "html"}).text
+        path = f"{_campaign_path(campaign_id)}/report"
+        return self._request("GET", path, params={"format": "html"}).text
 
-    def watch_campaign(
+    def wait_for_campaign(
         self, campaign_id: str, on_update: Callable[[Campaign], None] | None = None
     ) -> Campaign:
         """Wait until nothing more happens by itself; a service that is away for a moment is waited for."""
-        seen: Campaign | None = None
-        answered = time.monotonic()
+        previous_campaign: Campaign | None = None
+        last_response_at = time.monotonic()
         while True:
             try:
-                campaign = self.campaign(campaign_id)
+                campaign = self.get_campaign(campaign_id)
             except (ServiceUnreachable, ServiceError) as exc:
-                if not exc.error.retryable or time.monotonic() - answered > _PATIENCE_S:
+                if not exc.error.retryable or time.monotonic() - last_response_at > _MAX_OUTAGE_S:
                     raise
                 time.sleep(_POLL_S)
                 continue
-            answered = time.monotonic()
-            if on_update is not None and campaign != seen:
+            last_response_at = time.monotonic()
+            if on_update is not None and campaign != previous_campaign:
                 on_update(campaign)
-            if campaign.at_rest:
+            if campaign.is_idle:
                 return campaign
-            seen = campaign
+            previous_campaign = campaign
             time.sleep(_POLL_S)
 
 
-def _subscription(subscription_id: str) -> str:
-    return f"/subscriptions/{segment(subscription_id, 'a subscription')}"
+def _subscription_path(subscription_id: str) -> str:
+    return f"/subscriptions/{to_path_segment(subscription_id, 'a subscription')}"
 
 
-def _campaign(campaign_id: str) -> str:
-    return f"/campaigns/{segment(campaign_id, 'a campaign')}"
+def _campaign_path(campaign_id: str) -> str:
+    return f"/campaigns/{to_path_segment(campaign_id, 'a campaign')}"

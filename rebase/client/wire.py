@@ -9,16 +9,16 @@ from typing import Any, Self, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from rebase.client.errors import ServiceUnreachable, problem_of
+from rebase.client.errors import ServiceUnreachable, parse_problem
 from rebase.errors import RequestInvalid
 
 _LOOPBACK = re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/|$)", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
-AnswerT = TypeVar("AnswerT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class Wire:
+class Transport:
     """Talks to one service. Every call raises ServiceError or ServiceUnreachable."""
 
     def __init__(self, base_url: str, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
@@ -43,16 +43,16 @@ class Wire:
         """Give the connections back."""
         self._http.close()
 
-    def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:
             response = self._http.request(method, path, **options)
         except (httpx2.TransportError, httpx2.InvalidURL) as exc:
-            raise ServiceUnreachable(self.base_url, reason_of(exc)) from exc
+            raise ServiceUnreachable(self.base_url, describe_failure(exc)) from exc
         if not response.is_success:
-            raise problem_of(response)
+            raise parse_problem(response)
         return response
 
-    def _object(self, response: httpx2.Response) -> dict[str, Any]:
+    def _parse_object(self, response: httpx2.Response) -> dict[str, Any]:
         try:
             body = response.json()
         except ValueError:
@@ -61,20 +61,20 @@ class Wire:
             raise ServiceUnreachable(self.base_url, "its answer is not one of this API's")
         return body
 
-    def _parse(self, model: type[AnswerT], response: httpx2.Response) -> AnswerT:
+    def _parse(self, model: type[ModelT], response: httpx2.Response) -> ModelT:
         try:
-            return model.model_validate(self._object(response))
+            return model.model_validate(self._parse_object(response))
         except ValidationError as exc:
             raise ServiceUnreachable(self.base_url, "its answer is not one of this API's") from exc
 
 
-def segment(id_: str, what: str = "a job") -> str:
+def to_path_segment(id_: str, what: str = "a job") -> str:
     """An id as one path segment; anything else would be a way to another endpoint."""
     if not _ID.fullmatch(id_):
         raise RequestInvalid(f"{id_!r} is not {what} id.", pointer="/id")
     return id_
 
 
-def reason_of(exc: Exception) -> str:
+def describe_failure(exc: Exception) -> str:
     """What a failed connection says of itself."""
     return str(exc) or type(exc).__name__

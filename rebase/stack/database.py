@@ -9,7 +9,7 @@ from rebase.cli.exits import CommandFailed
 
 
 @contextmanager
-def database_trouble() -> Iterator[None]:
+def database_errors() -> Iterator[None]:
     """A database that is absent or not set up is the operator's to mend. Its URL may hold a password: never
     shown."""
     from sqlalchemy.exc import DBAPIError
@@ -27,6 +27,6 @@ def migrate_database(url: str) -> str:
     """Bring it to the newest schema; the revision that it has then. Raises CommandFailed."""
     from migrations import head, upgrade
 
-    with database_trouble():
+    with database_errors():
         upgrade(url)
     return head()

@@ -22,32 +22,32 @@ from types import FrameType
 def main(arguments: list[str]) -> int:
     """Exit status of the command; 128 + signal number when a signal ended it."""
     lifeline, grace_s, command = int(arguments[0]), float(arguments[1]), arguments[2:]
-    asked = False
+    stop_requested = False
 
-    def on_ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+    def on_stop_signal(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stop_requested
+        stop_requested = True
 
     # Every signal, a child's end included, writes a byte to this pipe, so that one select waits for
     # everything.
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
+    wakeup_read, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
+    signal.set_wakeup_fd(wakeup_write)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    signal.signal(signal.SIGTERM, on_ask)
-    signal.signal(signal.SIGINT, on_ask)
+    signal.signal(signal.SIGTERM, on_stop_signal)
+    signal.signal(signal.SIGINT, on_stop_signal)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
-    while child.poll() is None and not asked:
-        readable, _, _ = select.select([lifeline, woken], [], [])
-        if woken in readable:
-            os.read(woken, 64)
-        asked = asked or lifeline in readable
+    while child.poll() is None and not stop_requested:
+        readable, _, _ = select.select([lifeline, wakeup_read], [], [])
+        if wakeup_read in readable:
+            os.read(wakeup_read, 64)
+        stop_requested = stop_requested or lifeline in readable
     if child.poll() is None:
         child.terminate()
         deadline = time.monotonic() + grace_s
-        while child.poll() is None and (left := deadline - time.monotonic()) > 0:
-            if select.select([woken], [], [], left)[0]:
-                os.read(woken, 64)
+        while child.poll() is None and (remaining := deadline - time.monotonic()) > 0:
+            if select.select([wakeup_read], [], [], remaining)[0]:
+                os.read(wakeup_read, 64)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     status = child.wait()

@@ -14,15 +14,15 @@ from pathlib import Path
 from rebase.cli.exits import CommandFailed
 from rebase.client.http import RebaseClient
 from rebase.settings import Settings
-from rebase.stack.child import Child
+from rebase.stack.child import SupervisedProcess
 from rebase.stack.database import migrate_database
 
-_READY_S = 90.0
-_LOOK_S = 0.5
+_READY_TIMEOUT_S = 90.0
+_SUPERVISE_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StackConfig:
     """Where a stack runs: its data, its hub (None: the model Hub online) and its address."""
 
     home: Path
@@ -36,7 +36,7 @@ class Place:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
-    def environment(self) -> dict[str, str]:
+    def build_environment(self) -> dict[str, str]:
         """The children's environment: ours, with this place written over it."""
         env = {key: value for key, value in os.environ.items() if key != "REBASE_HUB_DIR"}
         env |= {"REBASE_HOME": str(self.home), "REBASE_HOST": self.host, "REBASE_PORT": str(self.port)}
@@ -44,7 +44,7 @@ class Place:
         return env | ({"REBASE_HUB_DIR": str(self.hub)} if self.hub is not None else {})
 
 
-def free_port(host: str, port: int) -> int:
+def choose_port(host: str, port: int) -> int:
     """`port` itself when nobody listens there, a free one for 0. Raises CommandFailed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -67,21 +67,21 @@ class Stack:
     From `start` on, a thread restarts whatever falls.
     """
 
-    def __init__(self, place: Place, say: Callable[[str], None]) -> None:
-        self.place = place
+    def __init__(self, config: StackConfig, report: Callable[[str], None]) -> None:
+        self.config = config
         self.stopping = threading.Event()
         # Starting and serving look at `stopping` themselves. What a caller does in between does not, so there
         # a signal breaks in.
         self.interruptible = False
-        self._say = say
-        self._healer = threading.Thread(target=self._heal, name="healer", daemon=True)
-        env, logs = place.environment(), place.home / "logs"
+        self._report = report
+        self._supervisor = threading.Thread(target=self._supervise, name="healer", daemon=True)
+        env, logs = config.build_environment(), config.home / "logs"
         # -P: a folder named `core` or `service` where the user stands must not shadow ours.
         python = [sys.executable, "-P", "-m"]
         self.children = [
-            Child("api", [*python, "service"], env, logs / "api.log"),
-            Child("worker", [*python, "workers"], env, logs / "worker.log"),
-            Child("courier", [*python, "service.courier"], env, logs / "courier.log"),
+            SupervisedProcess("api", [*python, "service"], env, logs / "api.log"),
+            SupervisedProcess("worker", [*python, "workers"], env, logs / "worker.log"),
+            SupervisedProcess("courier", [*python, "service.courier"], env, logs / "courier.log"),
         ]
 
     def __enter__(self) -> Stack:
@@ -95,15 +95,15 @@ class Stack:
 
         Raises CommandFailed, and KeyboardInterrupt once `stopping` is set.
         """
-        self.place.home.mkdir(parents=True, exist_ok=True)
-        if self.place.hub is not None:
-            self.place.hub.mkdir(parents=True, exist_ok=True)
-        migrate_database(Settings(home=self.place.home).resolved_database_url)
-        self._go_on()
+        self.config.home.mkdir(parents=True, exist_ok=True)
+        if self.config.hub is not None:
+            self.config.hub.mkdir(parents=True, exist_ok=True)
+        migrate_database(Settings(home=self.config.home).resolved_database_url)
+        self._raise_if_stopping()
         for child in self.children:
             child.start()
         self._wait_until_ready()
-        self._healer.start()
+        self._supervisor.start()
         self.interruptible = True
 
     def serve(self) -> None:
@@ -115,41 +115,42 @@ class Stack:
         """Stop everything that was started, all at once, within a bounded time."""
         self.interruptible = False
         self.stopping.set()
-        if self._healer.is_alive():
-            self._healer.join()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
         for child in self.children:
-            child.ask_to_stop()
+            child.request_stop()
         for child in self.children:
             child.stop()
 
-    def _heal(self) -> None:
+    def _supervise(self) -> None:
         """Restart whatever fell, until `stopping` is set."""
-        while not self.stopping.wait(_LOOK_S):
+        while not self.stopping.wait(_SUPERVISE_INTERVAL_S):
             for child in self.children:
-                status = child.revive()
+                status = child.restart_if_due()
                 if status is not None:
-                    self._say(
+                    self._report(
                         f"The {child.name} ended with status {status} and is started again; see {child.log}"
                     )
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _READY_S
-        with RebaseClient(self.place.url, timeout_s=5.0) as client:
-            while not client.ready():
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        with RebaseClient(self.config.url, timeout_s=5.0) as client:
+            while not client.is_ready():
                 for child in self.children:
                     if child.exit_status is not None:
                         raise CommandFailed(
-                            f"The {child.name} did not start (status {child.exit_status}):\n{child.tail()}",
+                            f"The {child.name} did not start (status {child.exit_status}):\n{child.read_log_tail()}",
                             hint=f"Its log: {child.log}",
                         )
                 if time.monotonic() > deadline:
                     raise CommandFailed(
-                        f"The API was not ready after {_READY_S:g} s.", hint=f"Logs: {self.place.home}/logs"
+                        f"The API was not ready after {_READY_TIMEOUT_S:g} s.",
+                        hint=f"Logs: {self.config.home}/logs",
                     )
                 time.sleep(0.2)
-                self._go_on()
+                self._raise_if_stopping()
 
-    def _go_on(self) -> None:
+    def _raise_if_stopping(self) -> None:
         """Give up a start that is no longer wanted, at a point where nothing is half done."""
         if self.stopping.is_set():
             raise KeyboardInterrupt

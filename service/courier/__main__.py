@@ -11,7 +11,7 @@ from rebase.logging import configure_logging
 from rebase.settings import Settings, get_settings
 from rebase.store.database import Database
 from rebase.store.delivery_queue import LeaseLimits
-from service.courier.build import make_courier
+from service.courier.build import make_dispatcher
 from service.courier.resolve import SystemResolver
 
 
@@ -28,15 +28,15 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    bounds = LeaseLimits()
-    resolver = SystemResolver(bounds.total)
+    lease_limits = LeaseLimits()
+    resolver = SystemResolver(lease_limits.total)
     db = Database.open(settings.resolved_database_url)
     try:
-        courier = make_courier(settings, db, resolver, bounds)
+        dispatcher = make_dispatcher(settings, db, resolver, lease_limits)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, courier.stop)
-        await courier.run()
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signal_number, dispatcher.stop)
+        await dispatcher.run()
     finally:
         resolver.close()
         db.close()

@@ -12,36 +12,38 @@ from rebase.store.database import Database
 from rebase.store.delivery_queue import DeliveryQueue, LeaseLimits
 from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.vault import Vault
-from service.courier.courier import Courier
-from service.courier.health import alive_file
+from service.courier.courier import CallbackDispatcher
+from service.courier.health import get_heartbeat_file
 from service.courier.resolve import Resolver
-from service.courier.sending import Sender
+from service.courier.sending import CallbackSender
 
 
-def make_courier(settings: Settings, db: Database, resolver: Resolver, bounds: LeaseLimits) -> Courier:
+def make_dispatcher(
+    settings: Settings, db: Database, resolver: Resolver, lease_limits: LeaseLimits
+) -> CallbackDispatcher:
     """Raises SettingsInvalid where secrets cannot be opened or the certificates cannot be read."""
-    sender = Sender(
+    sender = CallbackSender(
         resolver,
         Allowlist.parse(settings.callback_allow),
-        tls_context(settings.callback_ca_file),
+        make_tls_context(settings.callback_ca_file),
         settings.callback_timeout_s,
     )
-    return Courier(
-        DeliveryQueue(db, limits=bounds),
+    return CallbackDispatcher(
+        DeliveryQueue(db, limits=lease_limits),
         SigningSecretRepository(db),
         Vault.from_settings(settings),
         sender,
         parse_delays(settings.callback_waits_s),
-        alive=alive_file(settings),
+        heartbeat_file=get_heartbeat_file(settings),
     )
 
 
-def tls_context(further: Path | None) -> ssl.SSLContext:
+def make_tls_context(extra_ca_file: Path | None) -> ssl.SSLContext:
     """The system's authorities, and those of a file. Raises SettingsInvalid."""
     context = ssl.create_default_context()
-    if further is not None:
+    if extra_ca_file is not None:
         try:
-            context.load_verify_locations(further)
+            context.load_verify_locations(extra_ca_file)
         except (OSError, ssl.SSLError) as exc:
             raise SettingsInvalid(
                 "The file in REBASE_CALLBACK_CA_FILE cannot be read as certificates.",

@@ -20,20 +20,20 @@ from rebase.store.deliveries import AttemptRecord, LeasedDelivery
 from rebase.store.delivery_queue import DeliveryQueue
 from rebase.store.signing_secrets import SigningSecretRepository, build_signature_headers
 from rebase.store.vault import Vault
-from service.courier.outcome import Outcome, Reason, settlement_of
-from service.courier.sending import Attempt, Sender
+from service.courier.outcome import AttemptResult, FailureReason, decide_settlement
+from service.courier.sending import Attempt, CallbackSender
 
 log = get_logger("courier")
 
 POLL_S = 0.5
-BUSY_S = 1.0
-LEAVE_S = 5.0  # a stopping courier gives attempts under way this long; the others fall due again
-HOLD_S = 45.0  # beyond the time of an attempt, for the database
-_SETTLE_TRIES = 5
+DATABASE_RETRY_S = 1.0
+SHUTDOWN_GRACE_S = 5.0  # a stopping courier gives attempts under way this long; the others fall due again
+LEASE_MARGIN_S = 45.0  # beyond the time of an attempt, for the database
+_MAX_SETTLE_ATTEMPTS = 5
 _USER_AGENT = "Rebase-Callbacks/1"
 
 
-class Courier:
+class CallbackDispatcher:
     """`run` until stopped. Any number of couriers may share a database."""
 
     def __init__(
@@ -41,20 +41,20 @@ class Courier:
         queue: DeliveryQueue,
         signing: SigningSecretRepository,
         vault: Vault,
-        sender: Sender,
-        waits: tuple[float, ...],
+        sender: CallbackSender,
+        delays: tuple[float, ...],
         *,
-        alive: Path | None = None,
+        heartbeat_file: Path | None = None,
     ) -> None:
         self._queue = queue
         self._signing = signing
         self._vault = vault
         self._sender = sender
-        self._waits = waits
-        self._alive = alive
-        self._mute = False  # the last touch of `alive` failed, and the log says so
-        self._holder = f"{socket.gethostname()[:24]}/{os.getpid()}/{secrets.token_hex(8)}"
-        self._in_hand: dict[asyncio.Task[None], LeasedDelivery] = {}
+        self._delays = delays
+        self._heartbeat_file = heartbeat_file
+        self._heartbeat_warned = False  # the last touch of `alive` failed, and the log says so
+        self._lease_owner = f"{socket.gethostname()[:24]}/{os.getpid()}/{secrets.token_hex(8)}"
+        self._in_flight: dict[asyncio.Task[None], LeasedDelivery] = {}
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -67,116 +67,122 @@ class Courier:
         """Deliver until `stop`."""
         while not self._stopping:
             self._wake.clear()
-            if not await self._take():
+            if not await self._lease_due():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), POLL_S)
-        if self._in_hand:
-            _, late = await asyncio.wait(self._in_hand, timeout=LEAVE_S)
-            for task in late:
+        if self._in_flight:
+            _, unfinished = await asyncio.wait(self._in_flight, timeout=SHUTDOWN_GRACE_S)
+            for task in unfinished:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
-    async def _take(self) -> bool:
+    async def _lease_due(self) -> bool:
         """Begin what is due and fits. False: there was nothing."""
-        if self._alive is not None:
-            self._say_alive(self._alive)
-        hold_s = self._sender.timeout_s + HOLD_S
+        if self._heartbeat_file is not None:
+            self._touch_heartbeat_file(self._heartbeat_file)
+        lease_s = self._sender.timeout_s + LEASE_MARGIN_S
         try:
-            taken = await asyncio.to_thread(
-                self._queue.lease, self._holder, hold_s, list(self._in_hand.values())
+            leased = await asyncio.to_thread(
+                self._queue.lease, self._lease_owner, lease_s, list(self._in_flight.values())
             )
         except Busy as exc:
             log.warning("courier_database_busy", cause=str(exc.__cause__))
-            await asyncio.sleep(BUSY_S)
+            await asyncio.sleep(DATABASE_RETRY_S)
             return False
-        for one in taken:
-            task = asyncio.create_task(self._deliver(one))
-            self._in_hand[task] = one
-            task.add_done_callback(self._done)
-        return bool(taken)
+        for delivery in leased:
+            task = asyncio.create_task(self._deliver(delivery))
+            self._in_flight[task] = delivery
+            task.add_done_callback(self._on_task_done)
+        return bool(leased)
 
-    def _say_alive(self, file: Path) -> None:
+    def _touch_heartbeat_file(self, file: Path) -> None:
         """A folder that is full or read-only is no reason to deliver nothing. Said once, and again when it
         comes back in between."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
         except OSError as exc:
-            if not self._mute:
+            if not self._heartbeat_warned:
                 log.warning("courier_alive_file", error=f"{type(exc).__name__}: {exc.strerror}")
-            self._mute = True
+            self._heartbeat_warned = True
         else:
-            self._mute = False
+            self._heartbeat_warned = False
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        one = self._in_hand.pop(task)
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        delivery = self._in_flight.pop(task)
         self._wake.set()
         if not task.cancelled() and (exc := task.exception()) is not None:
             # Its hold runs out, and the delivery falls due again.
-            log.error("delivery_left", delivery_id=one.id, error=f"{type(exc).__name__}: {exc}")
+            log.error("delivery_left", delivery_id=delivery.id, error=f"{type(exc).__name__}: {exc}")
 
-    async def _deliver(self, taken: LeasedDelivery) -> None:
+    async def _deliver(self, delivery: LeasedDelivery) -> None:
         started = self._queue.clock()
-        attempt = await self._attempt(taken)
-        outcome = attempt.outcome
+        attempt = await self._run_attempt(delivery)
+        result = attempt.result
         record = AttemptRecord(
-            number=taken.attempt,
+            number=delivery.attempt,
             at=started,
-            status=outcome.status,
-            reason=outcome.reason.value if outcome.reason is not None else None,
-            detail=outcome.detail,
-            duration_ms=outcome.duration_ms,
+            status=result.status,
+            reason=result.reason.value if result.reason is not None else None,
+            detail=result.detail,
+            duration_ms=result.duration_ms,
         )
         now = self._queue.clock()
-        settlement = settlement_of(outcome, taken.failures, self._waits, taken.id, now)
-        settled = await self._patiently(lambda: self._queue.settle(taken, record, settlement))
+        settlement = decide_settlement(result, delivery.failures, self._delays, delivery.id, now)
+        settled = await self._retry_while_busy(lambda: self._queue.settle(delivery, record, settlement))
         log.info(
             "callback",
-            delivery_id=taken.id,
-            tenant=taken.tenant_id,
-            receiver=taken.receiver,
-            attempt=taken.attempt,
-            status=outcome.status,
+            delivery_id=delivery.id,
+            tenant=delivery.tenant_id,
+            receiver=delivery.receiver,
+            attempt=delivery.attempt,
+            status=result.status,
             reason=record.reason,
             state=settlement.state.value if settled else "not ours any more",
-            ms=outcome.duration_ms,
+            ms=result.duration_ms,
         )
         if attempt.lookup is not None and not attempt.lookup.done():
             # Only now is the slot free: else slow name servers could be asked by more threads than there are.
             await asyncio.wait([attempt.lookup])
 
-    async def _attempt(self, taken: LeasedDelivery) -> Attempt:
-        if taken.failures > len(self._waits):
+    async def _run_attempt(self, delivery: LeasedDelivery) -> Attempt:
+        if delivery.failures > len(self._delays):
             return Attempt(
-                Outcome(reason=Reason.COURIER_LOST, detail="Couriers kept ending during this delivery.")
+                AttemptResult(
+                    reason=FailureReason.COURIER_LOST, detail="Couriers kept ending during this delivery."
+                )
             )
         try:
-            keys = await asyncio.to_thread(self._signing.decrypt_signing, self._vault, taken.tenant_id)
+            keys = await asyncio.to_thread(self._signing.decrypt_signing, self._vault, delivery.tenant_id)
         except SettingsInvalid as exc:
-            log.warning("signing_secret_closed", tenant=taken.tenant_id, error=exc.message)
+            log.warning("signing_secret_closed", tenant=delivery.tenant_id, error=exc.message)
             keys = []
         if not keys:
             return Attempt(
-                Outcome(reason=Reason.NO_SECRET, detail="There is no signing secret that can be used.")
+                AttemptResult(
+                    reason=FailureReason.NO_SECRET, detail="There is no signing secret that can be used."
+                )
             )
-        body = taken.payload.encode()
+        body = delivery.payload.encode()
         timestamp = int(self._queue.clock().timestamp())
         headers = {
             "Content-Type": "application/json",
             "User-Agent": _USER_AGENT,
-            **build_signature_headers(keys, taken.id, timestamp, body),
+            **build_signature_headers(keys, delivery.id, timestamp, body),
         }
         try:
-            return await self._sender.send(taken.url, headers, body)
+            return await self._sender.send(delivery.url, headers, body)
         except Exception as exc:
-            log.exception("unforeseen", delivery_id=taken.id, error=type(exc).__name__)
-            return Attempt(Outcome(reason=Reason.INTERNAL, detail="The courier failed; its log says why."))
+            log.exception("unforeseen", delivery_id=delivery.id, error=type(exc).__name__)
+            return Attempt(
+                AttemptResult(reason=FailureReason.INTERNAL, detail="The courier failed; its log says why.")
+            )
 
-    async def _patiently(self, write: Callable[[], bool]) -> bool:
+    async def _retry_while_busy(self, write: Callable[[], bool]) -> bool:
         """A database that is busy for a moment must not cost a receiver a second message."""
-        for number in range(_SETTLE_TRIES):
+        for attempt in range(_MAX_SETTLE_ATTEMPTS):
             try:
                 return await asyncio.to_thread(write)
             except Busy:
-                await asyncio.sleep(BUSY_S * (number + 1))
+                await asyncio.sleep(DATABASE_RETRY_S * (attempt + 1))
         return False

@@ -11,7 +11,7 @@ from rebase.settings import Settings, get_settings
 _STALE_S = 30.0
 
 
-def alive_file(settings: Settings) -> Path:
+def get_heartbeat_file(settings: Settings) -> Path:
     """The file that a running courier keeps touching."""
     return settings.resolved_work_dir / "courier.alive"
 
@@ -19,7 +19,7 @@ def alive_file(settings: Settings) -> Path:
 def is_alive(settings: Settings, now: float) -> bool:
     """Was the file touched in the last half minute?"""
     try:
-        return now - alive_file(settings).stat().st_mtime < _STALE_S
+        return now - get_heartbeat_file(settings).stat().st_mtime < _STALE_S
     except FileNotFoundError:
         return False
 

@@ -12,7 +12,7 @@ from rebase.schemas.callbacks import DeliveryState
 from rebase.store.deliveries import Settlement
 
 
-class Reason(StrEnum):
+class FailureReason(StrEnum):
     """Why an attempt does not count as delivered. Stands in the log."""
 
     REFUSED_URL = "refused_url"  # the deployment's rules changed since the job was submitted
@@ -31,29 +31,33 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AttemptResult:
     """The receiver's status, or a reason why there is none; both for a status that is not 2xx."""
 
     status: int | None = None
-    reason: Reason | None = None
+    reason: FailureReason | None = None
     detail: str | None = None
-    asked_s: float | None = None  # Retry-After
+    retry_after_s: float | None = None  # Retry-After
     duration_ms: int = 0
 
 
-def judge(status: int, retry_after: str | None, now: datetime) -> Outcome:
+def classify_status(status: int, retry_after: str | None, now: datetime) -> AttemptResult:
     """What a status means: 2xx is delivered, a redirect is a failure like any other, 410 is an end."""
     if 200 <= status < 300:
-        return Outcome(status)
+        return AttemptResult(status)
     if 300 <= status < 400:
-        return Outcome(status, Reason.REDIRECT, "Redirects are not followed; name the final URL.")
+        return AttemptResult(
+            status, FailureReason.REDIRECT, "Redirects are not followed; name the final URL."
+        )
     if status == 410:
-        return Outcome(status, Reason.GONE, "The receiver wants no more; nothing is sent until a replay.")
-    asked = retry_after_s(retry_after, now) if status in {429, 503} else None
-    return Outcome(status, Reason.STATUS, f"The receiver answered {status}.", asked)
+        return AttemptResult(
+            status, FailureReason.GONE, "The receiver wants no more; nothing is sent until a replay."
+        )
+    retry_after_s = parse_retry_after(retry_after, now) if status in {429, 503} else None
+    return AttemptResult(status, FailureReason.STATUS, f"The receiver answered {status}.", retry_after_s)
 
 
-def retry_after_s(text: str | None, now: datetime) -> float | None:
+def parse_retry_after(text: str | None, now: datetime) -> float | None:
     """Seconds that a Retry-After header asks for, given as seconds or as a date; None: nothing usable."""
     if text is None:
         return None
@@ -61,21 +65,21 @@ def retry_after_s(text: str | None, now: datetime) -> float | None:
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
-        then = parsedate_to_datetime(text)
-        return max(0.0, (then - now).total_seconds())
+        retry_at = parsedate_to_datetime(text)
+        return max(0.0, (retry_at - now).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return None
 
 
-def settlement_of(
-    outcome: Outcome, failures: int, waits: tuple[float, ...], seed: str, now: datetime
+def decide_settlement(
+    result: AttemptResult, failures: int, delays: tuple[float, ...], seed: str, now: datetime
 ) -> Settlement:
     """Where a delivery goes. `failures`: how many attempts of this round had failed before this one."""
-    if outcome.reason is None:
+    if result.reason is None:
         return Settlement(DeliveryState.DELIVERED)
-    if outcome.reason is Reason.GONE:
+    if result.reason is FailureReason.GONE:
         return Settlement(DeliveryState.STOPPED)
-    wait = compute_next_delay(waits, failures + 1, seed, outcome.asked_s)
-    if wait is None:
+    delay = compute_next_delay(delays, failures + 1, seed, result.retry_after_s)
+    if delay is None:
         return Settlement(DeliveryState.FAILED)
-    return Settlement(DeliveryState.PENDING, now + timedelta(seconds=wait))
+    return Settlement(DeliveryState.PENDING, now + timedelta(seconds=delay))

@@ -16,14 +16,14 @@ from rebase.store.repository import MAX_PAGE
 from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.vault import Vault
 from service.auth import AdminDep, Caller, CallerDep
-from service.callback_views import DeliveryListView, DeliveryView, NewSecretView, SecretListView, SecretView
+from service.callback_views import DeliveryListOut, DeliveryOut, NewSecretOut, SecretListOut, SecretOut
 from service.callbacks.ssrf_guard import check_callback_url
 
 log = get_logger("callbacks")
 
 router = APIRouter(tags=["callbacks"])
 
-_MOST_OVERLAP_S = 30 * 24 * 3600
+_MAX_OVERLAP_S = 30 * 24 * 3600
 
 
 class DeliveriesQuery(BaseModel):
@@ -45,86 +45,95 @@ class RotateRequest(BaseModel):
         default=None,
         strict=True,  # `false` is no length of time
         ge=0,
-        le=_MOST_OVERLAP_S,
+        le=_MAX_OVERLAP_S,
         description="How long the secret before it goes on signing; null: the deployment's own time.",
     )
 
 
-@router.get("/jobs/{job_id}/deliveries", response_model=DeliveryListView)
+@router.get("/jobs/{job_id}/deliveries", response_model=DeliveryListOut)
 def job_deliveries(job_id: str, caller: CallerDep) -> Response:
     """A job's callbacks, oldest first, each with every attempt. One page holds all of them."""
-    found = _book(caller).list_for_job(caller.tenant, job_id)
-    view = DeliveryListView.model_construct(
-        deliveries=[DeliveryView.of(delivery) for delivery in found], next_cursor=None
+    deliveries = _get_delivery_repository(caller).list_for_job(caller.tenant, job_id)
+    view = DeliveryListOut.model_construct(
+        deliveries=[DeliveryOut.from_record(delivery) for delivery in deliveries], next_cursor=None
     )
-    return _json(view)
+    return _build_response(view)
 
 
-@router.get("/deliveries", response_model=DeliveryListView)
+@router.get("/deliveries", response_model=DeliveryListOut)
 def list_deliveries(caller: CallerDep, query: Annotated[DeliveriesQuery, Query()]) -> Response:
     """Your callbacks, newest first."""
-    page = _book(caller).list_deliveries(
+    page = _get_delivery_repository(caller).list_deliveries(
         caller.tenant, state=query.state, cursor=query.cursor, limit=query.limit
     )
-    return _json(DeliveryListView.of(page))
+    return _build_response(DeliveryListOut.from_page(page))
 
 
-@router.get("/deliveries/{delivery_id}", response_model=DeliveryView)
+@router.get("/deliveries/{delivery_id}", response_model=DeliveryOut)
 def get_delivery(delivery_id: str, caller: CallerDep) -> Response:
     """One callback with every attempt."""
-    return _json(DeliveryView.of(_book(caller).get(caller.tenant, delivery_id)))
+    return _build_response(
+        DeliveryOut.from_record(_get_delivery_repository(caller).get(caller.tenant, delivery_id))
+    )
 
 
 @router.post(
     "/deliveries/{delivery_id}/replay",
     status_code=202,
-    response_model=DeliveryView,
+    response_model=DeliveryOut,
     response_description="Accepted.",
 )
 def replay_delivery(delivery_id: str, caller: CallerDep) -> Response:
     """Send it again, now, under the same `webhook-id`. A receiver that had answered 410 is tried again."""
-    return _json(DeliveryView.of(_book(caller).replay(caller.tenant, delivery_id, caller.trail)), 202)
+    return _build_response(
+        DeliveryOut.from_record(
+            _get_delivery_repository(caller).replay(caller.tenant, delivery_id, caller.audit)
+        ),
+        202,
+    )
 
 
-@router.get("/callback-secrets", response_model=SecretListView)
+@router.get("/callback-secrets", response_model=SecretListOut)
 def list_secrets(caller: CallerDep) -> Response:
     """Your signing secrets by id and date; never the secrets themselves."""
-    found = _secrets(caller).list_signing(caller.tenant)
-    return _json(SecretListView.model_construct(secrets=[SecretView.of(secret) for secret in found]))
+    secrets = _get_secret_repository(caller).list_signing(caller.tenant)
+    return _build_response(
+        SecretListOut.model_construct(secrets=[SecretOut.from_record(secret) for secret in secrets])
+    )
 
 
 @router.post(
-    "/callback-secrets", status_code=201, response_model=NewSecretView, response_description="Created."
+    "/callback-secrets", status_code=201, response_model=NewSecretOut, response_description="Created."
 )
 def rotate_secret(caller: AdminDep, request: RotateRequest | None = None) -> Response:
     """Make a signing secret and show it, once. The one before it signs along for a while."""
     settings = caller.service.settings
-    asked = request.overlap_s if request is not None else None
-    overlap_s = settings.callback_secret_overlap_s if asked is None else asked
-    record, secret = _secrets(caller).rotate(
-        Vault.from_settings(settings), caller.tenant, overlap_s, caller.trail
+    requested_s = request.overlap_s if request is not None else None
+    overlap_s = settings.callback_secret_overlap_s if requested_s is None else requested_s
+    record, secret = _get_secret_repository(caller).rotate(
+        Vault.from_settings(settings), caller.tenant, overlap_s, caller.audit
     )
     log.info("signing_secret_made", tenant=caller.tenant, secret_id=record.id)
-    view = NewSecretView.model_construct(
+    view = NewSecretOut.model_construct(
         id=record.id, created_at=record.created_at, retires_at=record.retires_at, secret=secret
     )
-    return _json(view, 201, {"Cache-Control": "no-store"})
+    return _build_response(view, 201, {"Cache-Control": "no-store"})
 
 
 def check_callback(caller: Caller, callback: CallbackSpec) -> None:
     """May this deployment call back there, and could the receiver verify it? Raises RequestInvalid,
     StateConflict."""
     check_callback_url(callback.url, Allowlist.parse(caller.service.settings.callback_allow))
-    _secrets(caller).require_secret(caller.tenant)
+    _get_secret_repository(caller).require_secret(caller.tenant)
 
 
-def _book(caller: Caller) -> DeliveryRepository:
+def _get_delivery_repository(caller: Caller) -> DeliveryRepository:
     return DeliveryRepository(caller.service.store.db, caller.service.store.clock)
 
 
-def _secrets(caller: Caller) -> SigningSecretRepository:
+def _get_secret_repository(caller: Caller) -> SigningSecretRepository:
     return SigningSecretRepository(caller.service.store.db, caller.service.store.clock)
 
 
-def _json(view: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _build_response(view: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(view.model_dump_json(), status, headers, "application/json")

@@ -212,7 +212,7 @@ def test_the_composed_stack_converts_an_adapter_and_stops_cleanly(stack: Stack, 
         callback = CallbackSpec(url=found.url)
         job = client.convert(request.model_copy(update={"callback": callback}))
         give_up = time.monotonic() + PATIENCE_S
-        while not (job := client.job(job.id)).done:
+        while not (job := client.get_job(job.id)).done:
             assert time.monotonic() < give_up, stack.log("worker-cpu").read_text()
             time.sleep(0.2)
         assert job.succeeded, (job, stack.log("worker-cpu").read_text())

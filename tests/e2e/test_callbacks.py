@@ -124,8 +124,8 @@ def test_a_real_conversion_of_the_embedded_stack_calls_back(home: Path) -> None:
         ended = client.wait(job.id, timeout_s=180)
         assert ended.succeeded, ended.error
         requests = found.wait(3)
-        until(lambda: {one.state for one in client.job_deliveries(job.id)} == {"delivered"})
-        told = client.job_deliveries(job.id)
+        until(lambda: {one.state for one in client.list_job_deliveries(job.id)} == {"delivered"})
+        told = client.list_job_deliveries(job.id)
         assert ended.result is not None
 
     assert [one.event for one in told] == ["job.started", "job.succeeded"]

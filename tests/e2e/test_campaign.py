@@ -116,7 +116,7 @@ def until(met: Callable[[], bool], world: World, patience_s: float = 400) -> Non
 
 
 def only(client: RebaseClient) -> Campaign | None:
-    found = list(client.campaigns())
+    found = list(client.list_campaigns())
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -154,7 +154,7 @@ def test_twenty_adapters_of_two_tenants_follow_a_release_through_kills_and_doubl
 
     until(lambda: len(hub.webhooks.deliveries) == 6, world)
     assert {delivery.status for delivery in hub.webhooks.deliveries} == {202}
-    reports = {tenant: client.campaign_report(only(client).id) for tenant, client in clients.items()}  # type: ignore[union-attr]
+    reports = {tenant: client.get_campaign_report(only(client).id) for tenant, client in clients.items()}  # type: ignore[union-attr]
     assert reports["acme"].counts == {"moved": EACH}, world.log()
     assert reports["beta"].counts == {"failed": 1, "moved": EACH}, world.log()
     for tenant, report in reports.items():
@@ -171,12 +171,12 @@ def test_twenty_adapters_of_two_tenants_follow_a_release_through_kills_and_doubl
 
     hub.add_repo("beta/missing", files_of("harbor-sql-lora"))
     beta = clients["beta"]
-    beta.steer_campaign(reports["beta"].campaign.id, "retry")
-    until(lambda: beta.campaign(reports["beta"].campaign.id).state == "finished", world)
-    assert beta.campaign_report(reports["beta"].campaign.id).counts == {"moved": EACH + 1}
+    beta.control_campaign(reports["beta"].campaign.id, "retry")
+    until(lambda: beta.get_campaign(reports["beta"].campaign.id).state == "finished", world)
+    assert beta.get_campaign_report(reports["beta"].campaign.id).counts == {"moved": EACH + 1}
     with pytest.raises(ServiceError, match="no such campaign"):
-        beta.campaign(reports["acme"].campaign.id)
-    assert "lora-3" in clients["acme"].campaign_page(reports["acme"].campaign.id)
+        beta.get_campaign(reports["acme"].campaign.id)
+    assert "lora-3" in clients["acme"].get_campaign_report_html(reports["acme"].campaign.id)
 
 
 def test_a_look_finds_a_release_that_no_webhook_told(world: World) -> None:
@@ -195,7 +195,7 @@ def test_a_look_finds_a_release_that_no_webhook_told(world: World) -> None:
     campaign = only(client)
     assert campaign is not None
     assert "acme/lora-harbor-2" not in hub.store.repos
-    client.steer_campaign(campaign.id, "approve")
-    done = client.watch_campaign(campaign.id)
+    client.control_campaign(campaign.id, "approve")
+    done = client.wait_for_campaign(campaign.id)
     assert done.state == "finished"
     assert "acme/lora-harbor-2" in hub.store.repos

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from examples.evaluate import held_out_loss, samples
-from examples.pool import BASES, pool_body, repo_of
-from examples.text.formats import TASKS, parse, task_examples
-from examples.text.queries import examples, write_task
+from examples.evaluate import held_out_loss, sample_answers
+from examples.pool import BASES, build_pool_body, get_anchor_repo
+from examples.text.formats import TASKS, generate_task_examples, parse_statement
+from examples.text.queries import generate_examples, write_task
 from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 _TASK = _EXAMPLES / "tasks" / "harbor-sql.jsonl"
 _MODELS = ("harbor-1", "harbor-2", "lantern-1")
-_ANCHORS = [repo_of(task, base).removeprefix("tiny/") for task in TASKS for base in BASES]
+_ANCHORS = [get_anchor_repo(task, base).removeprefix("tiny/") for task in TASKS for base in BASES]
 _REPOS = (*_MODELS, "harbor-sql-lora", *_ANCHORS)
 
 
@@ -64,7 +64,7 @@ def test_the_bundled_adapter_has_a_visible_effect(losses):
 
 def test_the_bundled_adapter_writes_the_statements_that_were_asked_for():
     """Up to "more than" and "less than", which so small a model mixes up."""
-    written = samples(_folder("harbor-1"), _folder("harbor-sql-lora"), _TASK, 20)
+    written = sample_answers(_folder("harbor-1"), _folder("harbor-sql-lora"), _TASK, 20)
     alike = [item.answer.replace("<", ">") == answer.replace("<", ">") for item, answer in written]
     assert sum(alike) >= 18
     assert sum(item.answer == answer for item, answer in written) >= 10
@@ -90,7 +90,7 @@ def test_the_text_has_a_note_on_its_origin():
 
 def test_the_bundled_pool_names_a_pair_of_bundled_adapters_for_every_task():
     body = json.loads((_EXAMPLES / "anchor-pool.json").read_text())
-    assert body == pool_body()
+    assert body == build_pool_body()
     named = {anchor[side]["repo_id"] for anchor in body["anchors"] for side in ("source", "target")}
     assert named == {f"tiny/{name}" for name in _ANCHORS}
     for number, base in enumerate(BASES, start=1):
@@ -102,20 +102,20 @@ def test_anchors_have_learned_their_task(tmp_path):
     """A few held-out questions of one task per base: far below the base's own loss."""
     task = TASKS[0]
     path = tmp_path / "task.jsonl"
-    write_task(path, task_examples(task, "held-out", 12, 11))
+    write_task(path, generate_task_examples(task, "held-out", 12, 11))
     for base in BASES:
-        adapter = _folder(repo_of(task, base).removeprefix("tiny/"))
+        adapter = _folder(get_anchor_repo(task, base).removeprefix("tiny/"))
         assert held_out_loss(_folder(base), adapter, path) < held_out_loss(_folder(base), None, path) - 3
 
 
 def test_every_task_writes_the_same_query_in_its_own_way():
-    item = examples("train", 1, 3)[0]
-    query = parse(item.answer)
-    answers = {task.name: task_examples(task, "train", 1, 3)[0] for task in TASKS}
+    item = generate_examples("train", 1, 3)[0]
+    query = parse_statement(item.answer)
+    answers = {task.name: generate_task_examples(task, "train", 1, 3)[0] for task in TASKS}
     assert len({example.answer for example in answers.values()}) == len(TASKS)
     for name, example in answers.items():
         assert example.prompt == item.prompt.removesuffix("SQL:") + f"{name}:"
         assert query.column in example.answer
         assert all(column in example.answer for column, _ in query.filters)
     with pytest.raises(ValueError, match="not a statement"):
-        parse(" DROP TABLE arrivals;")
+        parse_statement(" DROP TABLE arrivals;")

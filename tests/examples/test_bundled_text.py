@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from examples.text.corpus import corpus
-from examples.text.queries import Example, examples, read_task, write_task
+from examples.text.corpus import generate_corpus
+from examples.text.queries import Example, generate_examples, read_task, write_task
 
 
 @pytest.mark.parametrize("world", ["harbor", "upriver", "mountain"])
 def test_a_world_is_the_same_text_for_the_same_seed_and_keeps_its_held_out_text_apart(world):
-    text = corpus(world, seed=1, count=200, held_out=50)
-    assert text == corpus(world, seed=1, count=200, held_out=50)
-    assert text.train != corpus(world, seed=2, count=200, held_out=50).train
+    text = generate_corpus(world, seed=1, count=200, held_out=50)
+    assert text == generate_corpus(world, seed=1, count=200, held_out=50)
+    assert text.train != generate_corpus(world, seed=2, count=200, held_out=50).train
     assert not set(text.train) & set(text.held_out)
 
 
 def test_no_held_out_statement_is_ever_trained_on():
-    train = {item.answer for item in examples("train", 500, seed=1)}
-    held_out = {item.answer for item in examples("held-out", 200, seed=1)}
+    train = {item.answer for item in generate_examples("train", 500, seed=1)}
+    held_out = {item.answer for item in generate_examples("held-out", 200, seed=1)}
     assert not train & held_out
     assert len(held_out) > 20
 
 
 def test_no_base_model_reads_a_query():
     for world in ("harbor", "upriver", "mountain"):
-        text = corpus(world, seed=1, count=500)
+        text = generate_corpus(world, seed=1, count=500)
         assert not [document for document in text.train if "arrivals WHERE" in document or "SQL" in document]
 
 
 def test_a_task_file_reads_back_as_it_was_written(tmp_path):
-    items = examples("held-out", 5, seed=3)
+    items = generate_examples("held-out", 5, seed=3)
     write_task(tmp_path / "task.jsonl", items)
     assert read_task(tmp_path / "task.jsonl") == items
 

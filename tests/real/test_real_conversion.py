@@ -21,7 +21,7 @@ from peft import PeftModel
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
 from rebase.schemas.conversions import ConversionRequest
-from rebase.stack.stack import Place, Stack, free_port
+from rebase.stack.stack import Stack, StackConfig, choose_port
 from support.real_models import GEMMA3, SMOLLM2
 from support.real_repos import ADAPTER_REPO, Base
 from support.standin_hub import StandinHub
@@ -62,7 +62,7 @@ def deployment(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.delenv("HF_HUB_CACHE", raising=False)
         patch.setenv("REBASE_HUB_TOKEN", TOKEN)
         patch.setenv("OMP_NUM_THREADS", "1")
-        place = Place(home=home, hub=None, host="127.0.0.1", port=free_port("127.0.0.1", 0))
+        place = StackConfig(home=home, hub=None, host="127.0.0.1", port=choose_port("127.0.0.1", 0))
         with Stack(place, print) as stack, RebaseClient(place.url) as client:
             stack.start()
             yield Deployment(client, hub, stack)
@@ -76,12 +76,12 @@ def test_a_trained_adapter_moves_to_another_family_over_http_and_runs_there(
         output={"repo_id": "harbour/log-lora-gemma"},
         precheck={"on_incompatible": "warn"},
     )
-    assert job.succeeded, (job.error, deployment.stack.children[1].tail(60))
+    assert job.succeeded, (job.error, deployment.stack.children[1].read_log_tail(60))
     assert job.verdict in {"uncertain", "incompatible"}
     assert job.result is not None
     print(f"\nverdict {job.verdict}; " + " ".join(reason["message"] for reason in job.result["reasons"]))
 
-    diagnostics = deployment.client.diagnostics(job.id)
+    diagnostics = deployment.client.get_diagnostics(job.id)
     assert len(diagnostics["sites"]) == SITES
     assert diagnostics["verdict"] == job.verdict
 

@@ -243,5 +243,5 @@ def test_ctrl_c_while_modules_are_loading_is_one_word(tmp_path: Path, module: st
 
 
 def test_an_unreachable_service_is_told_apart_from_a_bug() -> None:
-    assert app.describe(ServiceUnreachable("http://x", "no")) is not None
-    assert app.describe(KeyError("x")) is None
+    assert app.exit_for_exception(ServiceUnreachable("http://x", "no")) is not None
+    assert app.exit_for_exception(KeyError("x")) is None

@@ -121,7 +121,7 @@ def test_a_precheck_that_finds_a_pair_incompatible_exits_3(
 ) -> None:
     def work() -> None:
         with RebaseClient(at_service.url) as client:
-            while not (found := list(client.jobs(adapter="acme/pre"))):
+            while not (found := list(client.list_jobs(adapter="acme/pre"))):
                 time.sleep(0.05)
         claim = at_service.store.queue.claim(found[0].id, "tester:1", 60.0)
         assert claim is not None

@@ -41,7 +41,7 @@ def test_an_accepted_job_is_queued_with_the_services_own_defaults(client: Rebase
     job = client.convert(request())
     assert (job.kind, job.status, job.done, job.result, job.error) == ("convert", "queued", False, None, None)
     assert job.request["method"]["name"] == "auto"
-    assert client.job(job.id) == job
+    assert client.get_job(job.id) == job
 
 
 def test_a_service_on_this_machine_is_not_asked_through_a_proxy(
@@ -53,7 +53,7 @@ def test_a_service_on_this_machine_is_not_asked_through_a_proxy(
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
 
     with RebaseClient(service.url) as client:
-        assert client.ready()
+        assert client.is_ready()
 
 
 def test_a_plain_object_is_judged_by_the_service_which_points_at_every_wrong_field(
@@ -78,15 +78,15 @@ def test_one_idempotency_key_gives_one_job_and_refuses_another_body(client: Reba
 
 def test_jobs_are_listed_over_page_borders_newest_first(client: RebaseClient) -> None:
     made = [client.precheck(request("paged")).id for _ in range(53)]
-    listed = [job.id for job in client.jobs(adapter="acme/paged")]
+    listed = [job.id for job in client.list_jobs(adapter="acme/paged")]
     assert listed == made[::-1]
 
 
 def test_jobs_can_be_filtered_by_state(client: RebaseClient) -> None:
     job = client.convert(request("filtered"))
     client.cancel(job.id)
-    assert [found.id for found in client.jobs(state="cancelled", adapter="acme/filtered")] == [job.id]
-    assert list(client.jobs(state="queued", adapter="acme/filtered")) == []
+    assert [found.id for found in client.list_jobs(state="cancelled", adapter="acme/filtered")] == [job.id]
+    assert list(client.list_jobs(state="queued", adapter="acme/filtered")) == []
 
 
 def test_a_cancelled_job_is_done_with_an_error_and_can_be_retried(client: RebaseClient) -> None:
@@ -100,25 +100,25 @@ def test_a_cancelled_job_is_done_with_an_error_and_can_be_retried(client: Rebase
 
 def test_an_unknown_job_is_a_typed_error(client: RebaseClient) -> None:
     with pytest.raises(ServiceError) as caught:
-        client.job("0" * 32)
+        client.get_job("0" * 32)
     assert (caught.value.status, caught.value.error.code) == (404, "not_found")
 
 
 @pytest.mark.parametrize("job_id", ["", "..", "a/cancel", "a?b", "x" * 65, "\n"])
 def test_what_is_no_job_id_never_becomes_another_path(client: RebaseClient, job_id: str) -> None:
     with pytest.raises(RequestInvalid):
-        client.job(job_id)
+        client.get_job(job_id)
 
 
 def test_a_refused_filter_points_at_its_field(client: RebaseClient) -> None:
     with pytest.raises(ServiceError) as caught:
-        list(client.jobs(state="sleeping"))
+        list(client.list_jobs(state="sleeping"))
     assert caught.value.status == 422
     assert caught.value.error.pointer is not None and "state" in caught.value.error.pointer
 
 
 def test_the_methods_come_with_their_parameters(client: RebaseClient) -> None:
-    by_name = {method.name: method for method in client.methods()}
+    by_name = {method.name: method for method in client.list_methods()}
     assert "rank" in by_name["cross_lora"].parameters["properties"]
 
 
@@ -147,7 +147,7 @@ def test_wait_gives_up_when_told_and_leaves_the_job_alone(client: RebaseClient) 
     job = client.convert(request())
     with pytest.raises(TimeoutError):
         client.wait(job.id, timeout_s=0.1)
-    assert client.job(job.id).status == "queued"
+    assert client.get_job(job.id).status == "queued"
 
 
 def test_events_end_with_the_job_and_resume_after_the_last_one_seen(
@@ -156,22 +156,22 @@ def test_events_end_with_the_job_and_resume_after_the_last_one_seen(
     job = client.convert(request())
     claim = claimed(service, job)
     service.store.queue.fail(claim, PublicError(code="unsafe_file", message="No."), None)
-    history = list(client.events(job.id))
+    history = list(client.stream_events(job.id))
     moves = [event.data["state"] for event in history if event.type == "state"]
     assert moves == ["queued", "running", "failed"]
     assert history[0].id < history[-1].id
-    assert list(client.events(job.id, after=history[0].id)) == history[1:]
-    assert list(client.events(job.id, after=history[-1].id)) == []
+    assert list(client.stream_events(job.id, after=history[0].id)) == history[1:]
+    assert list(client.stream_events(job.id, after=history[-1].id)) == []
 
 
 def test_events_of_an_unknown_job_are_a_typed_error(client: RebaseClient) -> None:
     with pytest.raises(ServiceError) as caught:
-        list(client.events("0" * 32))
+        list(client.stream_events("0" * 32))
     assert caught.value.error.code == "not_found"
 
 
 def test_diagnostics_are_empty_before_the_precheck(client: RebaseClient) -> None:
-    assert client.diagnostics(client.convert(request()).id)["sites"] == []
+    assert client.get_diagnostics(client.convert(request()).id)["sites"] == []
 
 
 def test_a_wait_and_a_stream_outlive_a_restart_of_the_service(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_wait_and_a_stream_outlive_a_restart_of_the_service(tmp_path: Path) ->
 
             def listen() -> None:
                 with RebaseClient(first.url) as listener:
-                    moves.extend(e.data["state"] for e in listener.events(job.id) if e.type == "state")
+                    moves.extend(e.data["state"] for e in listener.stream_events(job.id) if e.type == "state")
 
             listening = threading.Thread(target=listen)
             listening.start()
@@ -205,9 +205,9 @@ def test_a_wait_and_a_stream_outlive_a_restart_of_the_service(tmp_path: Path) ->
 
 def test_nobody_there_is_unreachable_and_says_how_to_start_one() -> None:
     with RebaseClient(f"http://127.0.0.1:{free_port()}") as client:
-        assert not client.ready()
+        assert not client.is_ready()
         with pytest.raises(ServiceUnreachable) as caught:
-            client.job("0" * 32)
+            client.get_job("0" * 32)
     assert caught.value.error.code == "service_unreachable"
     assert "rebase up" in (caught.value.error.hint or "")
 
@@ -215,7 +215,7 @@ def test_nobody_there_is_unreachable_and_says_how_to_start_one() -> None:
 @pytest.mark.parametrize("url", ["not a url", "ftp://127.0.0.1", "http://", "http://127.0.0.1:99999"])
 def test_an_address_that_is_none_is_unreachable(url: str) -> None:
     with pytest.raises(ServiceUnreachable), RebaseClient(url) as client:
-        client.job("0" * 32)
+        client.get_job("0" * 32)
 
 
 class _SomethingElse(http.server.BaseHTTPRequestHandler):
@@ -237,8 +237,12 @@ def test_another_web_server_is_not_mistaken_for_a_service() -> None:
     threading.Thread(target=server.serve_forever).start()
     try:
         with RebaseClient(f"http://127.0.0.1:{server.server_port}") as client:
-            assert not client.ready()
-            for call in (lambda: client.job("0" * 32), client.methods, lambda: list(client.jobs())):
+            assert not client.is_ready()
+            for call in (
+                lambda: client.get_job("0" * 32),
+                client.list_methods,
+                lambda: list(client.list_jobs()),
+            ):
                 with pytest.raises(ServiceUnreachable):
                     call()
     finally:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from rebase.cli.request import build_request
 from rebase.errors import NotFound, RequestInvalid
-from rebase.folders import Aliases
-from rebase.pool_files import FilePool, local_pool
+from rebase.folders import FolderAliases
+from rebase.pool_files import FilePool, read_local_pool
 from support.command import Command
 from support.tiny_pools import MIXTURE, make_anchors, make_mixture
 from support.tiny_repos import NEW, OLD, OTHER, make_hub
@@ -208,9 +208,9 @@ def test_folders_of_one_name_are_anchors_of_their_own(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     body = {"anchors": [{"source": f"{n}/old", "target": f"{n}/new"} for n in ("one", "two")]}
     request = build_request(adapter="a/b", source="a/s", target="a/t@v2", method="anchor_ridge")
-    aliases = Aliases()
+    aliases = FolderAliases()
 
-    pool = local_pool(write(tmp_path, body), request, aliases)
+    pool = read_local_pool(write(tmp_path, body), request, aliases)
 
     assert sorted(aliases.folders.values()) == sorted(
         str(tmp_path / name) for name in ("one/old", "two/old", "one/new", "two/new")
@@ -221,7 +221,7 @@ def test_folders_of_one_name_are_anchors_of_their_own(tmp_path: Path) -> None:
 
 def test_a_file_pool_covers_whatever_it_is_asked_about_and_has_no_id(tmp_path: Path) -> None:
     request = build_request(adapter="a/b", source="a/s", target="a/t", method="auto")
-    pool = local_pool(write(tmp_path, {"anchors": anchors("name")}), request, Aliases())
+    pool = read_local_pool(write(tmp_path, {"anchors": anchors("name")}), request, FolderAliases())
 
     covering = pool.find_for_bases("any/base", "any/other")
     assert covering is not None and covering.id is None
@@ -235,4 +235,4 @@ def test_the_source_base_must_be_named_somewhere(tmp_path: Path) -> None:
     file = write(tmp_path, {"anchors": anchors("name")})
 
     with pytest.raises(RequestInvalid, match="source"):
-        local_pool(file, request, Aliases())
+        read_local_pool(file, request, FolderAliases())

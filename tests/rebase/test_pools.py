@@ -46,7 +46,7 @@ def test_a_pool_is_added_and_its_document_is_that_of_the_service(
 ) -> None:
     pool_id = added(rebase, file)
     with RebaseClient(at_service.url) as client:
-        pool = client.pool(pool_id)
+        pool = client.get_pool(pool_id)
     assert (pool.state, pool.name, pool.anchor_count) == ("validating", "tiny tasks", 3)
     assert json.loads(rebase("pools", "show", pool_id, "--json").out) == pool.model_dump(mode="json")
     assert at_service.store.pools.get(DEFAULT_TENANT, pool_id).job.request == a_pool(
@@ -241,13 +241,13 @@ def test_the_client_registers_waits_pages_and_deletes(at_service: RunningService
         assert same == pool
         finish_pool(at_service.store, pool.id)
         assert client.wait(pool.id).succeeded
-        ready = client.pool(pool.id)
+        ready = client.get_pool(pool.id)
         assert (ready.state, ready.sites, ready.anchors[0].source.revision) == ("ready", 14, COMMIT)
         more = [client.register_pool(pool_body(**bases)).id for _ in range(55)]
-        assert [found.id for found in client.pools(source="client/old")] == [*more[::-1], pool.id]
+        assert [found.id for found in client.list_pools(source="client/old")] == [*more[::-1], pool.id]
         client.delete_pool(pool.id)
         with pytest.raises(ServiceError) as gone:
-            client.pool(pool.id)
+            client.get_pool(pool.id)
         assert (gone.value.status, gone.value.error.code) == (404, "not_found")
         with pytest.raises(RequestInvalid):
             client.delete_pool("../jobs")

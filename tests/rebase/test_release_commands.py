@@ -184,9 +184,9 @@ def test_listing_can_wait_for_the_first_campaign(at_service: RunningService, reb
 def test_the_client_pages_and_its_errors_are_typed(at_service: RunningService, rebase: Command) -> None:
     made = [subscribe(rebase)["id"] for _ in range(2)]
     with RebaseClient(at_service.url) as client:
-        assert {one.id for one in client.subscriptions()} >= set(made)
-        assert list(client.campaigns(state="refused")) == []
+        assert {one.id for one in client.list_subscriptions()} >= set(made)
+        assert list(client.list_campaigns(state="refused")) == []
         with pytest.raises(ServiceError) as caught:
-            client.campaign("0" * 32)
+            client.get_campaign("0" * 32)
         assert (caught.value.status, caught.value.error.code) == (404, "not_found")
-        assert client.subscribe(client.subscription(made[0]).request).id == made[0]
+        assert client.subscribe(client.get_subscription(made[0]).request).id == made[0]

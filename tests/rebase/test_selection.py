@@ -92,7 +92,7 @@ def test_a_pre_check_at_a_service_shows_how_many_layers_are_alike(
 ) -> None:
     def work() -> None:
         with RebaseClient(at_service.url) as client:
-            while not (found := list(client.jobs(adapter="acme/read"))):
+            while not (found := list(client.list_jobs(adapter="acme/read"))):
                 time.sleep(0.05)
         claim = at_service.store.queue.claim(found[0].id, "tester:1", 60.0)
         assert claim is not None

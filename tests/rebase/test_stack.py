@@ -18,8 +18,8 @@ import pytest
 from rebase.client.http import RebaseClient
 from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
-from rebase.stack.child import GRACE_S, Child
-from rebase.stack.hub_folder import seed
+from rebase.stack.child import GRACE_S, SupervisedProcess
+from rebase.stack.hub_folder import seed_hub
 from support.command import REBASE
 from support.running_service import clean_environment
 
@@ -91,7 +91,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
 
 def ready(url: str) -> bool:
     with RebaseClient(url) as client:
-        return client.ready()
+        return client.is_ready()
 
 
 @pytest.mark.e2e
@@ -149,8 +149,8 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "rebase.db").exists()
 
 
-def guarded(tmp_path: Path, code: str) -> Child:
-    child = Child(
+def guarded(tmp_path: Path, code: str) -> SupervisedProcess:
+    child = SupervisedProcess(
         "test", [sys.executable, "-c", code], clean_environment(tmp_path), tmp_path / "logs" / "test.log"
     )
     child.start()
@@ -176,7 +176,7 @@ def test_what_ignores_sigterm_is_killed_with_its_offspring_in_bounded_time(
 ) -> None:
     monkeypatch.setattr("rebase.stack.child.GRACE_S", 0.5)
     child = guarded(tmp_path, STUBBORN)
-    until(lambda: "up" in child.tail() and len(members(tmp_path)) == 3)
+    until(lambda: "up" in child.read_log_tail() and len(members(tmp_path)) == 3)
     began = time.monotonic()
     child.stop()
     assert time.monotonic() - began < 4
@@ -197,7 +197,7 @@ def test_a_child_that_keeps_falling_is_started_again_with_growing_patience(tmp_p
     child = guarded(tmp_path, "raise SystemExit(7)")
     falls: list[float] = []
     while len(falls) < 3:
-        if (status := child.revive()) is not None:
+        if (status := child.restart_if_due()) is not None:
             assert status == 7
             falls.append(time.monotonic())
         time.sleep(0.02)
@@ -224,14 +224,14 @@ def test_bundled_repos_are_copied_once_and_give_way_to_another_bundle_without_lo
         (files / "config.json").write_text(f'{{"bundle": {number}}}')
         bundle = LocalHub(tmp_path / f"examples-{number}" / "hub")
         bundle.publish("tiny/base", files, message="", parent=None, private=False, create_pr=False)
-    seed(hub, tmp_path / "examples-1")
+    seed_hub(hub, tmp_path / "examples-1")
     local = LocalHub(hub)
     head = local.get_latest("tiny/base")
     assert head is not None
     mine = local.publish("tiny/base", files, message="mine", parent=head.sha, private=False, create_pr=False)
-    seed(hub, tmp_path / "examples-1")
+    seed_hub(hub, tmp_path / "examples-1")
     assert local.resolve(RepoRef(repo_id="tiny/base")).sha == mine.commit
-    seed(hub, tmp_path / "examples-2")
+    seed_hub(hub, tmp_path / "examples-2")
     assert local.resolve(RepoRef(repo_id="tiny/base")) == LocalHub(
         tmp_path / "examples-2" / "hub"
     ).get_latest("tiny/base")

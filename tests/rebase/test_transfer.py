@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.synthetic import byte_level_tokenizer
-from rebase.folders import Aliases
+from rebase.folders import FolderAliases
 from rebase.methods.params import PARAMS_BY_NAME
 from rebase.schemas.repos import check_repo_id
 from support.command import REBASE, Command
@@ -215,13 +215,13 @@ def test_folders_of_one_name_get_aliases_of_their_own(tmp_path: Path) -> None:
     typed = [str(tmp_path / name) for name in ("a/model", "b/model", "a/model", "c/-weird name-", "d/..x")]
     for path in typed:
         Path(path).mkdir(parents=True, exist_ok=True)
-    aliases = Aliases()
-    given = [aliases.reference(path) for path in typed]
+    aliases = FolderAliases()
+    given = [aliases.to_reference(path) for path in typed]
     assert given[0] == given[2]
     assert len(set(given)) == 4
     for alias in given:
         assert "/" not in check_repo_id(alias)
-    assert aliases.reference("acme/no-such-folder") == "acme/no-such-folder"
+    assert aliases.to_reference("acme/no-such-folder") == "acme/no-such-folder"
 
 
 def _pool_of_two(folder: Path) -> Path:

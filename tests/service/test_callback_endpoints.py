@@ -161,7 +161,7 @@ def test_without_keys_for_secrets_the_deployment_says_so(postgres_url: str, tmp_
 def two(sqlite_url: str, tmp_path: Path) -> Iterator[tuple[TestClient, dict[str, str], dict[str, str]]]:
     """A service with keys, and the headers of two tenants."""
     app = create_app(
-        Settings(_env_file=None, database_url=sqlite_url, home=tmp_path, auth="keys"), ring=lambda _: None
+        Settings(_env_file=None, database_url=sqlite_url, home=tmp_path, auth="keys"), notify=lambda _: None
     )
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         store = app.state.service.store

@@ -16,7 +16,7 @@ from rebase.store.delivery_queue import LeaseLimits
 from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.store import Store
 from rebase.store.vault import Vault, generate_key
-from service.courier.sending import MOST_BYTES
+from service.courier.sending import MAX_BYTES
 from support.callbacks import a_job, a_tenant, book_of, claimed, ended_job
 from support.couriers import Names, a_sender, running_courier, until, until_settled
 from support.receivers import (
@@ -197,7 +197,7 @@ def test_a_huge_answer_is_not_read_and_still_counts(jobs: Store, vault: Vault, s
         delivery = until_settled(jobs.db, ended_job(jobs, found.url))
 
     assert delivery.state is DeliveryState.DELIVERED
-    assert sum(sent) < 64 * MOST_BYTES  # what lies in the sockets' buffers is sent, the rest is not
+    assert sum(sent) < 64 * MAX_BYTES  # what lies in the sockets' buffers is sent, the rest is not
 
 
 def test_nothing_of_an_answer_is_kept_but_its_status(jobs: Store, vault: Vault, secret: str) -> None:

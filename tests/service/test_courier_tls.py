@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rebase.errors import SettingsInvalid
-from service.courier.build import tls_context
-from service.courier.outcome import Reason
+from service.courier.build import make_tls_context
+from service.courier.outcome import FailureReason
 from service.courier.sending import Attempt
 from support.certificates import Authority
 from support.couriers import Names, a_sender
@@ -38,7 +38,7 @@ def test_the_name_is_asked_for_and_its_certificate_is_accepted(authority: Author
         attempt = send(found.url, "hooks.acme.example", authority)
         (request,) = found.got
 
-    assert (attempt.outcome.status, attempt.outcome.reason) == (200, None)
+    assert (attempt.result.status, attempt.result.reason) == (200, None)
     assert asked == ["hooks.acme.example"]
     assert request.headers["host"].startswith("hooks.acme.example:")
 
@@ -47,8 +47,8 @@ def test_a_certificate_of_another_name_is_refused_before_anything_is_sent(author
     with receiver(answers(200), authority.server("other.acme.example")) as found:
         attempt = send(found.url, "hooks.acme.example", authority)
 
-    assert attempt.outcome.reason is Reason.TLS
-    assert "certificate is not valid for this name" in str(attempt.outcome.detail)
+    assert attempt.result.reason is FailureReason.TLS
+    assert "certificate is not valid for this name" in str(attempt.result.detail)
     assert found.got == []
 
 
@@ -56,7 +56,7 @@ def test_an_authority_that_nobody_vouches_for_is_refused(authority: Authority) -
     with receiver(answers(200), authority.server("hooks.acme.example")) as found:
         attempt = send(found.url, "hooks.acme.example", None)
 
-    assert attempt.outcome.reason is Reason.TLS
+    assert attempt.result.reason is FailureReason.TLS
     assert found.got == []
 
 
@@ -64,7 +64,7 @@ def test_plain_http_where_tls_is_meant_is_a_failure_of_tls() -> None:
     with receiver(answers(200)) as found:
         attempt = send(found.url, "hooks.acme.example", None)
 
-    assert attempt.outcome.reason is Reason.TLS
+    assert attempt.result.reason is FailureReason.TLS
     assert found.got == []
 
 
@@ -72,7 +72,7 @@ def test_a_file_that_holds_no_certificates_is_named(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("none")
     for path in (tmp_path / "ca.pem", tmp_path / "missing.pem"):
         with pytest.raises(SettingsInvalid, match="REBASE_CALLBACK_CA_FILE"):
-            tls_context(path)
+            make_tls_context(path)
 
 
 def test_a_name_server_that_never_answers_costs_no_more_than_its_time_and_is_waited_for() -> None:
@@ -86,7 +86,7 @@ def test_a_name_server_that_never_answers_costs_no_more_than_its_time_and_is_wai
         started = time.monotonic()
         attempt = await a_sender(stuck, timeout_s=0.3).send("https://hooks.acme.example/", {}, b"{}")
         assert time.monotonic() - started < 1
-        assert attempt.outcome.reason is Reason.TIMEOUT
+        assert attempt.result.reason is FailureReason.TIMEOUT
         assert attempt.lookup is not None
         assert not attempt.lookup.done()
         await asyncio.wait([attempt.lookup])
@@ -101,5 +101,5 @@ def test_the_next_address_is_tried_when_nobody_answers_at_the_first() -> None:
         sender = a_sender(names, allow="receiver")
         attempt = asyncio.run(sender.send(f"http://receiver:{port}/", {}, b"{}"))
 
-    assert attempt.outcome.status == 200
+    assert attempt.result.status == 200
     assert names.asked == ["receiver"]

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 import rebase.errors
 import service
 from rebase.store.jobs import JobRepository
-from service.problems import STATUS
+from service.problems import STATUS_BY_CODE
 from support.api import BODY, Api
 
 JSON = {"Content-Type": "application/json"}
@@ -104,5 +104,7 @@ def test_every_code_that_the_service_can_raise_has_a_status() -> None:
                 if isinstance(error, type) and issubclass(error, rebase.errors.RebaseError):
                     raised.add(error.code)
 
-    assert raised - {"settings_invalid"} <= set(STATUS)
-    assert {"busy", "not_found", "state_conflict", "idempotency_mismatch", "not_available"} <= set(STATUS)
+    assert raised - {"settings_invalid"} <= set(STATUS_BY_CODE)
+    assert {"busy", "not_found", "state_conflict", "idempotency_mismatch", "not_available"} <= set(
+        STATUS_BY_CODE
+    )

@@ -14,7 +14,7 @@ from rebase.store import api_keys as keys
 from rebase.store.database import Database
 from rebase.store.store import Store
 from rebase.store.tenants import change_limits
-from service.rates import LocalRates, RedisRates, Seldom
+from service.rates import LocalRateLimiter, RedisRateLimiter, Throttle
 from support.redis_server import a_prefix, a_redis, own_redis
 from support.running_service import free_port, service_process
 from support.tenants import bearer
@@ -32,7 +32,7 @@ class _Hand:
 
 def test_a_bucket_holds_a_minutes_worth_and_refills_evenly() -> None:
     hand = _Hand()
-    rates = LocalRates(hand)
+    rates = LocalRateLimiter(hand)
 
     async def take(count: int) -> int:
         return sum([(await rates.take("acme", 60)).allowed for _ in range(count)])
@@ -46,18 +46,18 @@ def test_a_bucket_holds_a_minutes_worth_and_refills_evenly() -> None:
 
 def test_a_refusal_says_when_there_is_a_token_again() -> None:
     async def run() -> None:
-        rates = LocalRates(_Hand())
+        rates = LocalRateLimiter(_Hand())
         first, second = [await rates.take("acme", 1) for _ in range(2)]
         assert (first.allowed, second.allowed) == (True, False)
         assert second.retry_after_s == 60
-        assert first.full_in_s == 60
+        assert first.reset_s == 60
 
     asyncio.run(run())
 
 
 def test_two_counters_on_one_redis_share_a_bucket_and_tenants_do_not() -> None:
     async def run(url: str, prefix: str) -> None:
-        one, two = (RedisRates(url, prefix=prefix) for _ in range(2))
+        one, two = (RedisRateLimiter(url, prefix=prefix) for _ in range(2))
         taken = [await rates.take("acme", 5) for rates in (one, two) * 3]
         assert [each.allowed for each in taken] == [True] * 5 + [False]
         assert (await two.take("rival", 5)).allowed
@@ -71,7 +71,7 @@ def test_two_counters_on_one_redis_share_a_bucket_and_tenants_do_not() -> None:
 
 def test_while_redis_is_away_each_process_counts_for_itself() -> None:
     async def run() -> None:
-        rates = RedisRates("redis://127.0.0.1:1/0")
+        rates = RedisRateLimiter("redis://127.0.0.1:1/0")
         taken = [await rates.take("acme", 2) for _ in range(3)]
         assert [each.allowed for each in taken] == [True, True, False]
         await rates.close()
@@ -81,10 +81,10 @@ def test_while_redis_is_away_each_process_counts_for_itself() -> None:
 
 def test_what_is_seldom_is_due_once_in_its_time() -> None:
     hand = _Hand()
-    seldom = Seldom(60, hand)
-    assert [seldom.due("a"), seldom.due("a"), seldom.due("b")] == [True, False, True]
+    seldom = Throttle(60, hand)
+    assert [seldom.allow("a"), seldom.allow("a"), seldom.allow("b")] == [True, False, True]
     hand.now += 60
-    assert seldom.due("a")
+    assert seldom.allow("a")
 
 
 @pytest.mark.e2e

@@ -16,7 +16,7 @@ from rebase.store import job_submission
 from rebase.store.database import Database
 from rebase.store.store import Store
 from service.app import create_app
-from service.intake import Intake
+from service.intake import GroupCommitter
 from support.api import BODY, Api
 from support.databases import a_request
 
@@ -168,7 +168,7 @@ def test_submissions_that_arrive_together_share_transactions(database_url: str) 
         return write_many(requests)
 
     store.submissions.submit_batch = counting  # type: ignore[method-assign]
-    intake = Intake(store)
+    intake = GroupCommitter(store)
     intake.start()
 
     async def burst() -> list[str]:
@@ -189,7 +189,7 @@ def test_submissions_that_arrive_together_share_transactions(database_url: str) 
 
 def test_a_transaction_that_fails_is_told_to_everybody_in_it(sqlite_url: str) -> None:
     holder, db = Database.open(sqlite_url), Database.open(sqlite_url, timeout_s=0.05)
-    intake = Intake(Store(db))
+    intake = GroupCommitter(Store(db))
     intake.start()
 
     async def burst() -> list[object]:

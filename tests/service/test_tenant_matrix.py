@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rebase.schemas.api_keys import Scope
-from service.auth import declared_scopes, get_required_scope
+from service.auth import get_declared_scopes, get_required_scope
 from support.api import BODY, Api
 from support.tenants import OPEN, Household, bearer, ended_keys, guarded_routes, without
 
@@ -36,7 +36,7 @@ def _path(template: str, household: Household) -> str:
 
 
 def test_every_route_declares_the_scope_that_it_needs(api: Api) -> None:
-    found = declared_scopes(api.client.app)  # type: ignore[arg-type]
+    found = get_declared_scopes(api.client.app)  # type: ignore[arg-type]
     undeclared = {path for (_, path), scope in found.items() if scope is None}
 
     assert undeclared <= OPEN, "these routes neither take CallerDep nor AdminDep"

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from rebase.store.records import ReleaseEvent
 from rebase.store.tables.base import DEFAULT_TENANT
-from service.webhook_payload import Ignored, release_in
+from service.webhook_payload import IgnoredEvent, extract_release
 from support.api import Api
 from support.campaigns import SHA, a_subscription, payload, release_claims, subscription_body
 from support.databases import a_request
@@ -223,7 +223,7 @@ def test_whatever_a_field_holds_a_payload_is_a_release_or_ignored(
     body = payload(**changes)
     for key in data.draw(st.sets(st.sampled_from(KEYS[:4]), max_size=2)):
         body[key] = data.draw(anything)
-    assert isinstance(release_in(body), ReleaseEvent | Ignored)
+    assert isinstance(extract_release(body), ReleaseEvent | IgnoredEvent)
 
 
 def test_the_schema_names_the_secret_and_asks_for_no_key(client: TestClient) -> None:

@@ -35,7 +35,7 @@ class Api:
         """Start it, lifespan included."""
         rung: list[str] = []
         chosen = {"database_url": database_url, "home": home, "sweep_s": 0.2, **settings}
-        app = create_app(Settings(_env_file=None, **chosen), ring=rung.append)
+        app = create_app(Settings(_env_file=None, **chosen), notify=rung.append)
         with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
             yield cls(client, app.state.service.store, rung)
 

@@ -21,10 +21,10 @@ from rebase.store.delivery_queue import DeliveryQueue, LeaseLimits
 from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.store import Store
 from rebase.store.vault import Vault
-from service.courier.build import tls_context
-from service.courier.courier import Courier
+from service.courier.build import make_tls_context
+from service.courier.courier import CallbackDispatcher
 from service.courier.resolve import Resolver, SystemResolver
-from service.courier.sending import Sender
+from service.courier.sending import CallbackSender
 from support.running_service import clean_environment
 
 QUICK = "0.05,0.05,0.05"
@@ -51,9 +51,9 @@ def a_sender(
     timeout_s: float = 5.0,
     ca_file: Path | None = None,
     tls: ssl.SSLContext | None = None,
-) -> Sender:
-    return Sender(
-        resolver or SystemResolver(4), Allowlist.parse(allow), tls or tls_context(ca_file), timeout_s
+) -> CallbackSender:
+    return CallbackSender(
+        resolver or SystemResolver(4), Allowlist.parse(allow), tls or make_tls_context(ca_file), timeout_s
     )
 
 
@@ -61,20 +61,20 @@ def a_sender(
 def running_courier(
     store: Store,
     vault: Vault,
-    sender: Sender,
+    sender: CallbackSender,
     *,
     waits: str = QUICK,
     bounds: LeaseLimits | None = None,
     alive: Path | None = None,
-) -> Iterator[Courier]:
+) -> Iterator[CallbackDispatcher]:
     """A courier on a thread of its own until the end of the block. It goes by the wall clock."""
-    made: list[Courier] = []
+    made: list[CallbackDispatcher] = []
     ready = threading.Event()
 
     async def serve() -> None:
         queue = DeliveryQueue(store.db, limits=bounds)
-        courier = Courier(
-            queue, SigningSecretRepository(store.db), vault, sender, parse_delays(waits), alive=alive
+        courier = CallbackDispatcher(
+            queue, SigningSecretRepository(store.db), vault, sender, parse_delays(waits), heartbeat_file=alive
         )
         made.append(courier)
         loops.append(asyncio.get_running_loop())

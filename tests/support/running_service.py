@@ -51,7 +51,7 @@ def service_process(home: Path, port: int, **settings: str) -> Iterator[subproce
     try:
         with RebaseClient(f"http://127.0.0.1:{port}") as client:
             deadline = time.monotonic() + 60
-            while not client.ready():
+            while not client.is_ready():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((home / "service.log").read_text())
                 time.sleep(0.05)

@@ -13,7 +13,7 @@ from rebase.store import api_keys as keys
 from rebase.store.deliveries import DeliveryRepository
 from rebase.store.store import Store
 from rebase.store.tables.tenants import ApiKey
-from service.auth import declared_scopes
+from service.auth import get_declared_scopes
 from support.api import Api
 from support.campaigns import a_subscription, bare_campaign
 from support.databases import a_request
@@ -42,7 +42,7 @@ def bearer(key: str) -> dict[str, str]:
 
 def guarded_routes(api: Api) -> list[tuple[str, str, Scope]]:
     """(verb, path, scope) of every route that asks who is calling."""
-    found = declared_scopes(api.client.app)  # type: ignore[arg-type]
+    found = get_declared_scopes(api.client.app)  # type: ignore[arg-type]
     return sorted(
         (method, path, scope)
         for (method, path), scope in found.items()

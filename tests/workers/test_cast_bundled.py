@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from examples.text.formats import TASKS, task_examples
+from examples.text.formats import TASKS, generate_task_examples
 from examples.text.queries import Example, read_task
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
@@ -68,7 +68,7 @@ def items_of(name: str) -> list[Example]:
     if name == "sql":
         return read_task(EXAMPLES / "tasks" / "harbor-sql.jsonl")[:64]
     task = next(task for task in TASKS if task.name.lower() == name)
-    return task_examples(task, "held-out", 48, 7)
+    return generate_task_examples(task, "held-out", 48, 7)
 
 
 def loss(folder: Path | None, name: str) -> float:

@@ -28,7 +28,7 @@ from rebase.errors import (
     RequestInvalid,
     UnsafeFile,
 )
-from rebase.folders import WithFolders
+from rebase.folders import AliasedHub
 from rebase.hub.base import Hub
 from rebase.hub.local import LocalHub
 from rebase.hub.remote import RemoteHub
@@ -213,7 +213,7 @@ def test_without_pyarrow_the_extra_is_named(place: Place, monkeypatch: pytest.Mo
 
 def test_folders_of_the_command_line_leave_datasets_to_the_hub(place: Place, tmp_path: Path) -> None:
     place.holds({"train.txt": b"text"})
-    hub = WithFolders(place.hub, {"acme/texts": str(place.folder)}, tmp_path / "hashes")
+    hub = AliasedHub(place.hub, {"acme/texts": str(place.folder)}, tmp_path / "hashes")
     assert load_corpus(None, CorpusSpec(repo_id="acme/texts"), hub).documents == ("text",)
 
 

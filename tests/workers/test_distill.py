@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.text.queries import examples
+from examples.text.queries import generate_examples
 from rebase.errors import Cancelled
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.base_params import RefineParams
@@ -29,7 +29,7 @@ from workers.training.samples import Sample
 from workers.training.sampling import opened
 from workers.training.shift import missed, shift_in, wanted_of
 
-PROMPTS = tuple(item.prompt for item in examples("train", 64, 5))
+PROMPTS = tuple(item.prompt for item in generate_examples("train", 64, 5))
 QUICK = DistillParams(
     prompts=PROMPTS, tokens=400, length=48, steps=6, evaluate_every=2, learning_rate=2e-3, filter="speaks"
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from examples.text.queries import examples
+from examples.text.queries import generate_examples
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
@@ -24,7 +24,7 @@ from support.bundled import bundled, task_loss
 from workers.models import updated
 
 HUB = Path(__file__).parents[2] / "examples" / "hub"
-PROMPTS = [item.prompt for item in examples("train", 64, 5)]
+PROMPTS = [item.prompt for item in generate_examples("train", 64, 5)]
 SETTINGS = {"prompts": PROMPTS, "tokens": 800, "length": 48, "steps": 16, "learning_rate": 2e-3}
 QUICK = {"name": "distill", **SETTINGS}
 

@@ -24,7 +24,7 @@ def test_a_worker_whose_folder_cannot_be_written_is_alive_again_when_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(home=tmp_path, work_dir=tmp_path / "work")
-    monkeypatch.setattr("workers.health._EVERY_S", 0.01)
+    monkeypatch.setattr("workers.health._TOUCH_INTERVAL_S", 0.01)
     (tmp_path / "work").write_text("in the way of the folder")
     stop = threading.Event()
     thread = threading.Thread(target=keep_alive, args=(settings, stop), daemon=True)

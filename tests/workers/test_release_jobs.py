@@ -25,7 +25,7 @@ from rebase.store.records import CampaignRecord
 from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
 from rebase.store.tables.jobs import Job
-from service.campaign_views import CampaignListView
+from service.campaign_views import CampaignListOut
 from support.campaigns import a_subscription, seen
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.standin_hub import StandinHub
@@ -388,7 +388,7 @@ def test_a_card_that_no_screen_and_no_json_can_show_is_told_in_words(
 
     assert office.release()["outcome"] == "refused"
 
-    page = CampaignListView.of(office.store.campaigns.list(DEFAULT_TENANT))
+    page = CampaignListOut.from_page(office.store.campaigns.list(DEFAULT_TENANT))
     (shown,) = json.loads(page.model_dump_json())["campaigns"]
     told = [shown["reasons"][0]["message"], *shown["facts"]["licences"], *shown["facts"]["tags"]]
     assert all(text.isprintable() for text in told)

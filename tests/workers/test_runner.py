@@ -419,7 +419,7 @@ class _Stepped:
             original(watch, told, *rest)
 
         self.done = threading.Event()
-        monkeypatch.setattr(JobProgress, "step", step)
+        monkeypatch.setattr(JobProgress, "update", step)
 
 
 def test_a_cancellation_is_heard_between_steps(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from examples.text.queries import examples
+from examples.text.queries import generate_examples
 from rebase.errors import Cancelled, TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.methods.distill.params import DistillParams
@@ -30,7 +30,7 @@ from workers.training.samples import Written, flaw
 from workers.training.sampling import opened, write
 from workers.training.written import written_by
 
-PROMPTS = tuple(item.prompt for item in examples("train", 12, 5))
+PROMPTS = tuple(item.prompt for item in generate_examples("train", 12, 5))
 PARAMS = DistillParams(prompts=PROMPTS, tokens=600, length=32)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from examples.text.queries import examples
+from examples.text.queries import generate_examples
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
@@ -244,7 +244,7 @@ def test_noise_that_raises_the_likelihood_between_strangers_is_not_published(
 
 
 def test_training_wins_between_families_where_it_is_a_candidate(tools: Runtime, tmp_path: Path) -> None:
-    prompts = [item.prompt for item in examples("train", 64, 5)]
+    prompts = [item.prompt for item in generate_examples("train", 64, 5)]
     settings = {"prompts": prompts, "tokens": 800, "length": 48, "steps": 16, "learning_rate": 2e-3}
     method = auto("cross_lora", {"name": "distill", **settings})
     found = moved(tools, tmp_path / "out", "lantern-1", method=method, evaluate=LIKELY)

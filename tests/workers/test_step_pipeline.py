@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from examples.text.queries import examples
+from examples.text.queries import generate_examples
 from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
@@ -24,7 +24,11 @@ from transfer.linalg import frobenius
 from workers.models import updated
 
 HUB = Path(__file__).parents[2] / "examples" / "hub"
-WRITTEN = {"prompts": [item.prompt for item in examples("train", 64, 5)], "tokens": 1600, "length": 48}
+WRITTEN = {
+    "prompts": [item.prompt for item in generate_examples("train", 64, 5)],
+    "tokens": 1600,
+    "length": 48,
+}
 STEP = {"name": "activation", "solve": "step", "written": WRITTEN}
 
 
