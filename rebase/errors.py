@@ -42,7 +42,7 @@ Errors of adapters, bases and methods have a tree of their own; `to_public_error
     ├── GapTooSmall             training on the target gains too little to measure a share of it
     └── VerificationFailed      the result is not what it should be; nothing is published
 
-The HTTP status of each code stands in one table, `service.problems`.
+The HTTP status of each code stands in one table, `service.problem_details`.
 """
 
 from __future__ import annotations
@@ -316,3 +316,9 @@ def to_public_error(exc: BaseException) -> PublicError:
         message="Something unforeseen went wrong; the log holds the cause under this job's id.",
         hint="Retry the job; if it fails again, report it with the job id.",
     )
+
+
+class CommandFailed(RebaseError):
+    """A command that cannot go on for a reason of its own: port in use, folder not empty, stack not ready."""
+
+    code = "command_failed"

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 import migrations
 from rebase.errors import RebaseError, SettingsInvalid
+from rebase.schemas.field_errors import Problem
 from rebase.settings import Settings
 from rebase.store import broker
 from rebase.store.database import Database
@@ -23,27 +24,26 @@ from rebase.store.limits import Limits
 from rebase.store.retention import Retention, RetentionPeriods
 from rebase.store.scheduler import Notify, Scheduler
 from rebase.store.store import Store
-from service import (
-    auth,
+from service import auth, problem_details
+from service.deps import AppState
+from service.group_commit import GroupCommitter
+from service.metrics import Metrics
+from service.middleware import RequestMiddleware
+from service.rate_limit import LocalRateLimiter, RedisRateLimiter
+from service.routes import (
+    anchor_pools,
+    callbacks,
     campaigns,
+    conversions,
     events,
-    hub_tokens,
+    hub_token,
+    hub_webhook,
     jobs,
     keys,
     meta,
-    pools,
-    problems,
-    submit,
     subscriptions,
     tenant,
-    webhook,
 )
-from service.edge import RequestMiddleware
-from service.intake import GroupCommitter
-from service.metrics import Metrics
-from service.rates import LocalRateLimiter, RedisRateLimiter
-from service.routes import callbacks
-from service.state import AppState
 
 VERSION = "0.1.0"
 _PROBLEM = {
@@ -90,21 +90,21 @@ def create_app(settings: Settings, *, notify: Notify | None = None) -> FastAPI:
     )
     app.state.service = service
     for router in (
-        submit.router,
+        conversions.router,
         jobs.router,
         events.router,
         callbacks.router,
-        pools.router,
+        anchor_pools.router,
         meta.router,
     ):
         app.include_router(router)
-    for router in (keys.router, hub_tokens.router, tenant.router):
+    for router in (keys.router, hub_token.router, tenant.router):
         app.include_router(router)
-    for router in (webhook.router, subscriptions.router, campaigns.router):
+    for router in (hub_webhook.router, subscriptions.router, campaigns.router):
         app.include_router(router)
-    app.add_exception_handler(RebaseError, problems.on_rebase_error)
-    app.add_exception_handler(HTTPException, problems.on_http_error)
-    app.add_exception_handler(RequestValidationError, problems.on_invalid_request)
+    app.add_exception_handler(RebaseError, problem_details.on_rebase_error)
+    app.add_exception_handler(HTTPException, problem_details.on_http_error)
+    app.add_exception_handler(RequestValidationError, problem_details.on_invalid_request)
     app.add_middleware(
         RequestMiddleware,
         metrics=service.metrics,
@@ -153,7 +153,7 @@ def _make_openapi_builder(app: FastAPI) -> Callable[[], dict[str, Any]]:
             document = get_openapi(
                 title=app.title, version=app.version, summary=app.summary, routes=app.routes
             )
-            problem_schema = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            problem_schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             components = document.setdefault("components", {}).setdefault("schemas", {})
             components.update(problem_schema.pop("$defs", {}))
             components["Problem"] = problem_schema

@@ -25,8 +25,8 @@ from rebase.store.audit import AuditContext, anonymize_address, write_audit_even
 from rebase.store.job_events import SubmissionContext
 from rebase.store.limits import Limits
 from rebase.store.tables.base import DEFAULT_TENANT
-from service.rates import build_rate_limit_headers
-from service.state import AppState
+from service.deps import AppState
+from service.rate_limit import build_rate_limit_headers
 
 log = get_logger("auth")
 

@@ -32,11 +32,12 @@ from rebase.logging import bind_log_context, get_logger
 from rebase.runtime import Runtime, disk_errors
 from rebase.schemas.anchor_pools import PoolRequest
 from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.states import ConversionKind
 from rebase.schemas.subscriptions import ReleaseTask
 from rebase.settings import Settings
 from rebase.store.anchor_pools import ScopedAnchorPools
 from rebase.store.hub_tokens import resolve_hub_token
-from rebase.store.records import Claim, ConversionKind
+from rebase.store.records import Claim
 from rebase.store.store import Store
 from workers.device import is_out_of_memory
 from workers.job_progress import JobProgress

@@ -15,25 +15,23 @@ import typer
 from typer.exceptions import TyperException
 
 from rebase.cli import (
-    audit,
+    admin,
     cache,
     callbacks,
     campaigns,
     convert,
-    database,
     demo,
     jobs,
     keys,
     methods,
     pools,
     precheck,
-    secrets,
     subscriptions,
     tenants,
     transfer,
     up,
 )
-from rebase.cli.exits import Exit, exit_for_exception
+from rebase.cli.exit_codes import Exit, exit_for_exception
 from rebase.cli.output import Output
 from rebase.errors import InternalError, PublicError
 from rebase.redaction import scrub
@@ -64,9 +62,9 @@ app.add_typer(campaigns.commands, name="campaigns")
 app.add_typer(cache.commands, name="cache")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(tenants.commands, name="tenants")
-app.add_typer(secrets.secret_commands, name="secrets")
-app.command("audit")(audit.show_audit_log)
-app.command("migrate")(database.migrate)
+app.add_typer(admin.secret_commands, name="secrets")
+app.command("audit")(admin.show_audit_log)
+app.command("migrate")(admin.migrate)
 app.command("demo")(demo.command)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rebase.cli import options
-from rebase.cli.exits import Exit
+from rebase.cli.exit_codes import Exit
 from rebase.cli.output import Output
 from rebase.errors import RequestInvalid
 from rebase.settings import Settings

@@ -10,10 +10,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from rebase.cli import options
-from rebase.cli.exits import Exit
+from rebase.cli.exit_codes import Exit
+from rebase.cli.follow import open_client
 from rebase.cli.output import Output
 from rebase.cli.tables import format_field, make_id_table
-from rebase.cli.waiting import open_client
 from rebase.client.models import Delivery, SigningSecret
 from rebase.errors import StateConflict
 from rebase.schemas.callbacks import DeliveryState

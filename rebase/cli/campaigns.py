@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from rebase.cli import options
-from rebase.cli.exits import CommandFailed, Exit
+from rebase.cli.exit_codes import Exit
+from rebase.cli.follow import open_client
 from rebase.cli.output import Output
 from rebase.cli.tables import format_field, make_id_table
-from rebase.cli.waiting import open_client
+from rebase.client.endpoints import CampaignAction
 from rebase.client.http import RebaseClient
-from rebase.client.release_models import Campaign, CampaignReport
-from rebase.client.releases import CampaignAction
+from rebase.client.models import Campaign, CampaignReport
+from rebase.errors import CommandFailed
 from rebase.schemas.states import CampaignState
 
 commands = typer.Typer(help="What subscriptions made of releases.", no_args_is_help=True)

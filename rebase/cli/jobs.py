@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 
 from rebase.cli import options
-from rebase.cli.evaluation import build_evaluation_tables
-from rebase.cli.exits import Exit
+from rebase.cli.exit_codes import Exit
+from rebase.cli.follow import exit_for_job, fetch_diagnostics, follow_job, open_client
 from rebase.cli.output import Output
-from rebase.cli.selection import build_selection_tables, find_selection
-from rebase.cli.tables import build_diagnostics_table, build_jobs_table, format_job
-from rebase.cli.waiting import exit_for_job, fetch_diagnostics, follow_job, open_client
+from rebase.cli.tables import (
+    build_diagnostics_table,
+    build_evaluation_tables,
+    build_jobs_table,
+    build_selection_tables,
+    find_selection,
+    format_job,
+)
 from rebase.client.models import Job
 
 

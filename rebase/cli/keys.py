@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,16 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from rebase.cli import options
-from rebase.cli.exits import Exit
+from rebase.cli.exit_codes import Exit
 from rebase.cli.output import Output
-from rebase.cli.store import open_store, parse_duration
+from rebase.errors import RequestInvalid
 from rebase.schemas.api_keys import Scope
 from rebase.settings import Settings
-from rebase.stack.database import database_errors
+from rebase.store.deployment import database_errors, open_store
 
 if TYPE_CHECKING:
     from rebase.store.api_keys import KeyRecord, NewKey
     from rebase.store.store import Store
+
 
 commands = typer.Typer(help="API keys for a service with REBASE_AUTH=keys.", no_args_is_help=True)
 
@@ -129,3 +132,15 @@ def _find_tenant(key_id: str, store: Store) -> str:
     from rebase.store.api_keys import list_keys
 
     return next((key.tenant_id for key in list_keys(store) if key.id == key_id), "default")
+
+
+_DURATION_PATTERN = re.compile(r"(\d{1,6})([smhdw])")
+_DURATION_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """`90d`, `12h`, `30m`. Raises RequestInvalid."""
+    match = _DURATION_PATTERN.fullmatch(text.strip())
+    if match is None:
+        raise RequestInvalid(f"'{text}' is not a length of time.", hint="Examples: 90d, 12h, 30m")
+    return timedelta(**{_DURATION_UNITS[match[2]]: int(match[1])})

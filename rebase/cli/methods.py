@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rebase.cli import options
-from rebase.cli.exits import Exit
+from rebase.cli.exit_codes import Exit
 from rebase.cli.output import Output
 from rebase.errors import RequestInvalid
 from rebase.methods.params import describe

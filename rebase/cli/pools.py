@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rebase.cli import options
-from rebase.cli.exits import Exit, exit_for_code
+from rebase.cli.exit_codes import Exit, exit_for_code
+from rebase.cli.follow import follow_job, open_client
 from rebase.cli.output import Output
 from rebase.cli.tables import format_error, format_field, make_id_table
-from rebase.cli.waiting import follow_job, open_client
 from rebase.client.models import AnchorPool, Repo
-from rebase.pool_files import read_pool
+from rebase.conversion.pool_files import read_pool
 from rebase.schemas.states import PoolState
 
 commands = typer.Typer(

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from rebase.cli import options
-from rebase.cli.exits import Exit
+from rebase.cli.exit_codes import Exit
+from rebase.cli.follow import exit_for_job, follow_job, open_client
 from rebase.cli.output import Output
 from rebase.cli.request import build_request
 from rebase.cli.tables import format_job, format_layers, format_verdict
 from rebase.cli.transfer import HubFolderOption, build_local_request, run_locally
-from rebase.cli.waiting import exit_for_job, follow_job, open_client
 from rebase.errors import RequestInvalid
 from rebase.schemas.conversions import check_precheck_request
 

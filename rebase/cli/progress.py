@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from rebase.report.progress import NullReporter
+from rebase.report.schema import Report
+from rebase.schemas.states import Phase
+
+
+@dataclass
+class CliProgress(NullReporter):
+    """A watch that shows progress and keeps the latest evidence, so that a refusal can still be explained."""
+
+    progress: PhaseProgress
+    report: Report | None = None
+    _phase: Phase | None = None
+    _phase_started_at: float = 0.0
+
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+        """On to the screen."""
+        now = time.monotonic()
+        if phase is not self._phase:
+            self._phase, self._phase_started_at = phase, now
+        eta_s = (now - self._phase_started_at) / done * (total - done) if done and total else None
+        self.progress.update(phase.value, done, total, unit, eta_s)
+
+    def report_evidence(self, report: Report) -> None:
+        """Evidence so far."""
+        self.report = report
+
 
 # A log that is no terminal gets a line at most this often within one phase.
 _LOG_INTERVAL_S = 5.0

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from rebase.errors import RequestInvalid
-from rebase.evaluation_files import merge_evaluation
 from rebase.methods.params import DEFAULT_METHOD, PARAMS_BY_NAME
 from rebase.schemas.conversions import ConversionRequest, check_selection_examples
-from service.pointers import to_field_errors
+from rebase.schemas.field_errors import to_field_errors
+from rebase.schemas.repos import parse_repo
 
 _REQUEST_FIELDS = tuple(ConversionRequest.model_fields)
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-def parse_repo(text: str, *, field: str) -> dict[str, str]:
-    """`owner/name[@revision]` as the fields of a RepoRef; the id itself is checked by the request model."""
-    repo_id, separator, revision = text.partition("@")
-    if separator and not revision:
-        raise RequestInvalid(f"{field}: '{text}' ends in '@' without a revision.", pointer=f"/{field}")
-    return {"repo_id": repo_id, "revision": revision} if separator else {"repo_id": repo_id}
 
 
 def _reject_constant(name: str) -> NoReturn:
@@ -163,3 +156,56 @@ def _format_known_parameters(loc: tuple[int | str, ...]) -> str | None:
         return None
     names = [name for name in PARAMS_BY_NAME[str(loc[-2])].model_fields if name != "name"]
     return f"Parameters of {loc[-2]}: {', '.join(names)}"
+
+
+_MAX_FILE_BYTES = 16 * 2**20
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """`.jsonl`: one example a line; any other file: the object whole. Raises RequestInvalid with the file,
+    and for JSON lines the line."""
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise _build_file_error(path, f"has more than {_MAX_FILE_BYTES} bytes", "Give fewer examples.")
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as exc:
+        raise _build_file_error(path, "is not UTF-8 text", "Save it as UTF-8.") from exc
+    except OSError as exc:
+        raise _build_file_error(path, f"cannot be read: {exc.strerror}", "Check its name.") from exc
+    if path.suffix == ".jsonl":
+        lines = enumerate(text.split("\n"), 1)
+        return {"examples": [_parse_json(path, line, number) for number, line in lines if line.strip()]}
+    evaluation = _parse_json(path, text, None)
+    if not isinstance(evaluation, dict):
+        raise _build_file_error(
+            path, "holds no JSON object", "Examples alone go into a .jsonl file, one a line."
+        )
+    return evaluation
+
+
+def merge_evaluation(file_values: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+    """What the file says, with what --set says over it."""
+    if not isinstance(settings, Mapping):
+        raise RequestInvalid(
+            "--set evaluate: use --set evaluate.<key>=value beside --evaluate.", pointer="/evaluate"
+        )
+    result = dict(file_values)
+    for key, value in settings.items():
+        inner = result.get(key)
+        both_mappings = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        result[key] = {**inner, **value} if both_mappings and isinstance(inner, Mapping) else value
+    return result
+
+
+def _parse_json(path: Path, text: str, line: int | None) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        where = f" in line {line}" if line is not None else ""
+        raise _build_file_error(
+            path, f"is no JSON{where}", "See docs/evaluation.md for what it may hold."
+        ) from exc
+
+
+def _build_file_error(path: Path, problem: str, hint: str) -> RequestInvalid:
+    return RequestInvalid(f"The file {path} {problem}.", hint=hint, pointer="/evaluate")

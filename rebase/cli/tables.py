@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rebase.client.models import Job
 from rebase.errors import PublicError
+from rebase.methods.params import format_method
 
 _VERDICT_STYLES = {"compatible": "bold green", "uncertain": "bold yellow", "incompatible": "bold red"}
 _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}
@@ -117,3 +118,91 @@ def _format_repo(ref: Any) -> str:
         return ""
     revision = ref.get("revision", "main")
     return str(ref.get("repo_id", "")) + ("" if revision == "main" else f"@{revision}")
+
+
+_MODEL_LABELS = {
+    "moved": "target + moved adapter",
+    "target": "target alone",
+    "random": "target + random numbers",
+    "pad": "target + copied numbers",
+    "oracle": "target + oracle",
+    "source_adapter": "source + its adapter",
+    "source": "source alone",
+}
+# What is said of the moved adapter as a whole, not of every model.
+_ADAPTER_METRICS = ("difference", "over_random", "retention", "gap_recovered", "safety_drift")
+
+
+def build_evaluation_tables(evaluation: Mapping[str, Any] | None) -> list[RenderableType]:
+    """Models side by side for each metric, then what that says of the moved adapter. None: no line."""
+    if evaluation is None or not evaluation.get("figures"):
+        return []
+    figures = evaluation["figures"]
+    table = Table("evaluation", box=None, pad_edge=False)
+    for column in ("model", "value", "95 % interval", "n"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for figure in figures:
+        if figure["metric"] in _ADAPTER_METRICS and figure["subject"] != "moved":
+            continue
+        name = figure["metric"]
+        if name == "score":
+            name = f"score ({evaluation.get('score')})"
+        table.add_row(
+            Text(name),
+            Text(_MODEL_LABELS.get(figure["subject"], figure["subject"])),
+            *map(Text, _format_metric(figure)),
+            str(figure["n"]),
+        )
+    return [table]
+
+
+def _format_metric(figure: Mapping[str, Any]) -> tuple[str, str]:
+    if figure["value"] is None:
+        return "undefined", str(figure["reason"])
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}", ""
+    return f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}"
+
+
+def find_selection(
+    result: Mapping[str, Any] | None, diagnostics: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Where a job tells it: in its result, and after a refusal in its diagnostics."""
+    if result is not None:
+        return result.get("selection")
+    return ((diagnostics or {}).get("summary") or {}).get("selection")
+
+
+def build_selection_tables(selection: Mapping[str, Any] | None) -> list[RenderableType]:
+    """One line for each candidate and one for the target alone. None: no line."""
+    if selection is None:
+        return []
+    title = f"compared on {selection['choosing']} examples ({selection['score']})"
+    table = Table("candidate", box=None, pad_edge=False, title=title, title_justify="left")
+    for column in ("score", "95 % interval", "verdict", ""):
+        table.add_column(column, justify="right" if column in ("score", "95 % interval") else "left")
+    table.add_row("target alone", *map(Text, _format_score(selection["target"])), "", "")
+    for index, row in enumerate(selection["candidates"]):
+        best = "best" if index == selection["best"] else ""
+        note = best or _get_first_sentence(row.get("reason"))
+        cells = (format_method(row["method"]), *_format_score(row["score"]), row.get("verdict") or "", note)
+        table.add_row(*map(Text, cells))
+    confirmed = selection.get("confirmed")
+    if confirmed is None or selection["shared"]:
+        return [table]
+    adapter_score, target_score = (confirmed[name]["value"] for name in ("score", "target"))
+    return [
+        table,
+        f"On the other {selection['confirming']}: {adapter_score:.3f}, the target alone {target_score:.3f}.",
+    ]
+
+
+def _format_score(scored: Mapping[str, Any] | None) -> tuple[str, str]:
+    if scored is None:
+        return "", ""
+    return f"{scored['value']:.3f}", f"{scored['low']:.3f} to {scored['high']:.3f}"
+
+
+def _get_first_sentence(reason: str | None) -> str:
+    """The first sentence; the whole is in the JSON."""
+    return (reason or "").split(". ")[0]

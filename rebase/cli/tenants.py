@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rebase.cli import options
-from rebase.cli.exits import CommandFailed, Exit
+from rebase.cli.exit_codes import Exit
 from rebase.cli.output import Output
-from rebase.cli.store import open_store
-from rebase.errors import RequestInvalid, StateConflict
+from rebase.errors import CommandFailed, RequestInvalid, StateConflict
 from rebase.settings import Settings
-from rebase.stack.database import database_errors
+from rebase.store.deployment import database_errors, open_store
 
 if TYPE_CHECKING:
     from rebase.store.limits import Limits

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rebase.cli import exit_on_interrupt, options
-from rebase.cli.evaluation import build_evaluation_tables
-from rebase.cli.exits import CommandFailed, Exit
+from rebase.cli.exit_codes import Exit
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
-from rebase.cli.request import build_request
-from rebase.cli.selection import build_selection_tables
-from rebase.cli.tables import build_diagnostics_table, format_layers, format_verdict
-from rebase.errors import HubError, MalformedAdapter, Rejected, RequestInvalid
-from rebase.evaluation_files import read_evaluation
-from rebase.folders import FolderAliases
-from rebase.pool_files import read_local_pool
+from rebase.cli.request import build_request, read_evaluation
+from rebase.cli.tables import (
+    build_diagnostics_table,
+    build_evaluation_tables,
+    build_selection_tables,
+    format_layers,
+    format_verdict,
+)
+from rebase.conversion.pool_files import read_local_pool
+from rebase.errors import CommandFailed, HubError, MalformedAdapter, Rejected, RequestInvalid
+from rebase.hub.aliases import FolderAliases
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.conversions import ConversionRequest
 from rebase.settings import Settings
@@ -102,7 +105,7 @@ def build_local_request(
     aliases = FolderAliases()
     if source is None and Path(adapter).is_dir():
         with exit_on_interrupt():
-            from rebase.local import find_local_base
+            from rebase.conversion.api import find_local_base
 
         source = find_local_base(adapter)
     request = build_request(
@@ -151,7 +154,8 @@ def run_locally(
     """Run with progress on stderr; whatever libraries print stays off stdout when one document was
     promised."""
     with exit_on_interrupt():
-        from rebase.local import CliProgress, require_empty_folder, run_in_process
+        from rebase.cli.progress import CliProgress
+        from rebase.conversion.api import require_empty_folder, run_in_process
 
     if hub is not None and not hub.is_dir():
         raise CommandFailed(f"--hub {hub} is not a folder.")

@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from rebase.cli import options
-from rebase.cli.exits import CommandFailed, Exit
+from rebase.cli.exit_codes import Exit
 from rebase.cli.output import Output
+from rebase.errors import CommandFailed
+from rebase.localstack.stack import Stack, StackConfig, choose_port, find_examples_folder, seed_hub
 from rebase.settings import Settings
-from rebase.stack.hub_folder import find_examples_folder, seed_hub
-from rebase.stack.stack import Stack, StackConfig, choose_port
 
 Port = Annotated[
     int | None, typer.Option("--port", min=0, max=65535, help="Default: 8000. 0 takes any free one.")

@@ -8,6 +8,8 @@ from rebase.client.http import RebaseClient
 from rebase.client.models import (
     AnchorPool,
     AnchorPoolList,
+    Campaign,
+    CampaignReport,
     Delivery,
     DeliveryList,
     Event,
@@ -17,8 +19,8 @@ from rebase.client.models import (
     Progress,
     SigningSecret,
     SigningSecretList,
+    Subscription,
 )
-from rebase.client.release_models import Campaign, CampaignReport, Subscription
 
 __all__ = [
     "AnchorPool",

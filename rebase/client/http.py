@@ -9,12 +9,10 @@ from typing import Any
 
 import httpx2
 
-from rebase.client.callbacks import CallbackEndpoints
+from rebase.client.endpoints import CallbackEndpoints, PoolEndpoints, ReleaseEndpoints
 from rebase.client.errors import ServiceError, ServiceUnreachable, parse_problem
 from rebase.client.models import Event, Job, JobList, MethodInfo
-from rebase.client.pools import PoolEndpoints
-from rebase.client.releases import ReleaseEndpoints
-from rebase.client.wire import describe_failure, to_path_segment
+from rebase.client.transport import describe_failure, to_path_segment
 from rebase.schemas.conversions import ConversionRequest
 
 # Restarting a service takes seconds; a wait that began well outlives that.

@@ -9,9 +9,7 @@ from typing import Any
 from rebase.conversion.plan import ConversionPlan
 from rebase.conversion.transfer import MethodRun, TransferResult
 from rebase.errors import escape_control_characters
-from rebase.evidence.anchor_pool import (
-    Anchor,
-)
+from rebase.evidence.anchor_pool import Anchor
 from rebase.evidence.inputs import LoadedInputs
 from rebase.evidence.pool_offer import PoolOffer
 from rebase.hub.base import is_folder

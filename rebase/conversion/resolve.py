@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rebase.conversion.plan import ConversionPlan
-from rebase.errors import (
-    FileMissing,
-    MalformedAdapter,
-    OutputExists,
-    RequestInvalid,
-    UnsafeFile,
-)
+from rebase.errors import FileMissing, MalformedAdapter, OutputExists, RequestInvalid, UnsafeFile
 from rebase.evidence.inputs import PinnedInputs, require_distinct_bases
 from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.report.progress import ProgressReporter

@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from rebase.errors import (
-    RequestInvalid,
-)
+from rebase.errors import RequestInvalid
 from rebase.hub.base import PinnedRepo
 from rebase.methods.site_pairing import Pairing
 from transfer.adapter.read import SourceAdapter

@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rebase.errors import IncompatiblePair, RebaseError, TransferError
-from rebase.evidence.anchor_pool import (
-    SIDES,
-    LoadedAnchorPool,
-    load_anchor_pool,
-    make_pool_unusable_error,
-)
+from rebase.evidence.anchor_pool import SIDES, LoadedAnchorPool, load_anchor_pool, make_pool_unusable_error
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import Side
 from rebase.methods.base_params import MethodParams

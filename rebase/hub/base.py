@@ -8,11 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rebase.errors import (
-    RebaseError,
-    RepoNotFound,
-    RequestInvalid,
-)
+from rebase.errors import RebaseError, RepoNotFound, RequestInvalid
 from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
 
 

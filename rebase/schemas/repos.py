@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from rebase.errors import RequestInvalid
 
 # The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no '-' or '.' at the ends.
 _REPO_ID = re.compile(r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*$", re.ASCII)
@@ -73,3 +75,14 @@ class CorpusSpec(RepoRef):
         description="Documents to read from the beginning of the split; empty ones and repetitions do not "
         "count.",
     )
+
+
+RepoFilter = Annotated[str | None, AfterValidator(lambda value: value and check_repo_id(value))]
+
+
+def parse_repo(text: str, *, field: str) -> dict[str, str]:
+    """`owner/name[@revision]` as the fields of a RepoRef; the id itself is checked by the request model."""
+    repo_id, separator, revision = text.partition("@")
+    if separator and not revision:
+        raise RequestInvalid(f"{field}: '{text}' ends in '@' without a revision.", pointer=f"/{field}")
+    return {"repo_id": repo_id, "revision": revision} if separator else {"repo_id": repo_id}

@@ -19,6 +19,7 @@ spent, then to `failed` with code `worker_lost`.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 
 class JobState(StrEnum):
@@ -140,3 +141,10 @@ IDLE_CAMPAIGN_STATES = frozenset(
         CampaignState.FINISHED,
     }
 )
+
+
+ConversionKind = Literal["convert", "precheck"]
+Kind = Literal["convert", "precheck", "pool", "release", "reconcile"]
+
+
+# Subscriptions, releases and campaigns as the store hands them out.

@@ -15,14 +15,14 @@ from sqlalchemy import Connection, Insert, bindparam, func, insert, select
 
 from rebase.errors import IdempotencyInFlight, IdempotencyMismatch, QuotaExceeded, RequestInvalid
 from rebase.schemas.conversions import ConversionRequest
-from rebase.schemas.states import JobState
+from rebase.schemas.states import ConversionKind, JobState, Kind
 from rebase.store.audit import AuditContext
 from rebase.store.database import Database
 from rebase.store.hub_tokens import insert_tokens
 from rebase.store.job_events import NO_CONTEXT, SubmissionContext, next_notification_at
 from rebase.store.limits import Limits
 from rebase.store.quota import load_quota, require_quota
-from rebase.store.records import ConversionKind, JobRecord, JobRequest, Kind
+from rebase.store.records import JobRecord, JobRequest
 from rebase.store.repository import Repository, new_id
 from rebase.store.tables.jobs import IdempotencyKey, Job, JobEvent, Outbox
 from rebase.store.tables.tenants import AuditEvent

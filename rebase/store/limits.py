@@ -43,7 +43,7 @@ class Limits:
         return self.max_queued is not None or self.jobs_per_day is not None
 
 
-NO_LIMITS = Limits()
+NO_LIMITS: Limits = Limits()
 LIMIT_FIELDS = tuple(field.name for field in fields(Limits))
 _COLUMNS = [getattr(TenantLimits, name) for name in LIMIT_FIELDS]
 

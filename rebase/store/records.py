@@ -11,11 +11,9 @@ from sqlalchemy import Row
 
 from rebase.schemas.anchor_pools import PoolRequest
 from rebase.schemas.conversions import ConversionRequest
-from rebase.schemas.states import TERMINAL, CampaignDbState, CampaignState, JobState
+from rebase.schemas.states import TERMINAL, CampaignDbState, CampaignState, JobState, Kind
 from rebase.schemas.subscriptions import ReconcileTask, ReleaseTask, Stage, SubscriptionRequest
 
-ConversionKind = Literal["convert", "precheck"]
-Kind = Literal["convert", "precheck", "pool", "release", "reconcile"]
 INTERNAL_KINDS: tuple[Kind, ...] = (
     "release",
     "reconcile",

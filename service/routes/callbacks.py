@@ -1,4 +1,4 @@
-"""Callbacks: deliveries and their log, replay, signing secrets. Sending them is `service.courier`'s."""
+"""Callbacks: deliveries and their log, replay, signing secrets. Sending them is `service.callbacks`'s."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from starlette.responses import Response
 
 from rebase.logging import get_logger
 from rebase.schemas.callback_policy import Allowlist
-from rebase.schemas.callbacks import CallbackSpec, DeliveryState
+from rebase.schemas.callbacks import (
+    CallbackSpec,
+    DeliveryListOut,
+    DeliveryOut,
+    DeliveryState,
+    NewSecretOut,
+    SecretListOut,
+    SecretOut,
+)
 from rebase.store.deliveries import DeliveryRepository
 from rebase.store.repository import MAX_PAGE
 from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.vault import Vault
 from service.auth import AdminDep, Caller, CallerDep
-from service.callback_views import DeliveryListOut, DeliveryOut, NewSecretOut, SecretListOut, SecretOut
 from service.callbacks.ssrf_guard import check_callback_url
 
 log = get_logger("callbacks")

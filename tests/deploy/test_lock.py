@@ -25,13 +25,13 @@ def test_each_line_is_a_name_and_an_exact_public_version() -> None:
 
 
 def test_everything_declared_is_pinned_within_its_bounds() -> None:
-    for requirement in SCRIPT["declared"]():
+    for requirement in SCRIPT["read_declared_requirements"]():
         pin = PINS[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pin), requirement
 
 
 def test_one_torch_for_cpu_and_gpu_hosts() -> None:
-    torch = next(r for r in SCRIPT["declared"]() if r.name == "torch")
+    torch = next(r for r in SCRIPT["read_declared_requirements"]() if r.name == "torch")
     assert torch.specifier.contains(PINS["torch"])
     assert Version(PINS["torch"]).local is None
     # A constraint without a local label admits builds that have one.
@@ -42,4 +42,4 @@ def test_one_torch_for_cpu_and_gpu_hosts() -> None:
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lock is made on Python 3.11")
 def test_nothing_that_is_pulled_in_is_left_unpinned() -> None:
-    assert set(SCRIPT["closure"](SCRIPT["declared"]())) == set(PINS)
+    assert set(SCRIPT["resolve_closure"](SCRIPT["read_declared_requirements"]())) == set(PINS)

@@ -25,7 +25,7 @@ from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.store import Store
 from rebase.store.tables.callbacks import CallbackDelivery
 from rebase.store.vault import Vault, generate_key
-from service.courier.health import is_alive
+from service.callbacks.health import is_alive
 from support.callbacks import ended_job, sql_text
 from support.command import REBASE
 from support.couriers import courier_process, until, until_settled

@@ -16,7 +16,7 @@ import migrations
 from benchmarks.processes import Process, api, environment, free_port, wait_ready, worker
 from rebase.client.errors import ServiceError
 from rebase.client.http import RebaseClient
-from rebase.client.release_models import Campaign
+from rebase.client.models import Campaign
 from support.standin_hub import StandinHub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

@@ -20,8 +20,8 @@ from peft import PeftModel
 
 from rebase.client.http import RebaseClient
 from rebase.client.models import Job
+from rebase.localstack.stack import Stack, StackConfig, choose_port
 from rebase.schemas.conversions import ConversionRequest
-from rebase.stack.stack import Stack, StackConfig, choose_port
 from support.real_models import GEMMA3, SMOLLM2
 from support.real_repos import ADAPTER_REPO, Base
 from support.standin_hub import StandinHub

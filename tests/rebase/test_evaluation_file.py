@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rebase.cli.request import build_request
+from rebase.cli.request import build_request, read_evaluation
 from rebase.errors import RequestInvalid
-from rebase.evaluation_files import read_evaluation
 from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
 from support.command import Command

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from rebase.cli.request import build_request
+from rebase.conversion.pool_files import FilePool, read_local_pool
 from rebase.errors import NotFound, RequestInvalid
-from rebase.folders import FolderAliases
-from rebase.pool_files import FilePool, read_local_pool
+from rebase.hub.aliases import FolderAliases
 from support.command import Command
 from support.tiny_pools import MIXTURE, make_anchors, make_mixture
 from support.tiny_repos import NEW, OLD, OTHER, make_hub

@@ -17,9 +17,9 @@ import pytest
 
 from rebase.client.http import RebaseClient
 from rebase.hub.local import LocalHub
+from rebase.localstack.stack import seed_hub
+from rebase.localstack.supervised_process import GRACE_S, SupervisedProcess
 from rebase.schemas.repos import RepoRef
-from rebase.stack.child import GRACE_S, SupervisedProcess
-from rebase.stack.hub_folder import seed_hub
 from support.command import REBASE
 from support.running_service import clean_environment
 
@@ -97,7 +97,7 @@ def ready(url: str) -> bool:
 @pytest.mark.e2e
 def test_a_child_that_is_killed_comes_back(up: Up) -> None:
     assert ready(up.url)
-    before = {module: up.child(module) for module in ("service", "service.courier", "workers")}
+    before = {module: up.child(module) for module in ("service", "service.callbacks", "workers")}
     for pid in before.values():
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -174,7 +174,7 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 def test_what_ignores_sigterm_is_killed_with_its_offspring_in_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rebase.stack.child.GRACE_S", 0.5)
+    monkeypatch.setattr("rebase.localstack.supervised_process.GRACE_S", 0.5)
     child = guarded(tmp_path, STUBBORN)
     until(lambda: "up" in child.read_log_tail() and len(members(tmp_path)) == 3)
     began = time.monotonic()

@@ -137,7 +137,7 @@ def test_the_log_shows_what_the_commands_did(rebase: Command) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_a_tenant_is_deleted_when_asked_twice(rebase: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenants, "_FORGOTTEN_S", 0.0)
+    monkeypatch.setattr(tenants, "_KEY_CACHE_S", 0.0)
     assert "Add --yes" in rebase("tenants", "delete", "acme").err
     assert rebase("tenants", "delete", "acme", "--data-only", "--yes").code == 0
     assert "acme" in rebase("keys", "ls").out

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.synthetic import byte_level_tokenizer
-from rebase.folders import FolderAliases
+from rebase.hub.aliases import FolderAliases
 from rebase.methods.params import PARAMS_BY_NAME
 from rebase.schemas.repos import check_repo_id
 from support.command import REBASE, Command

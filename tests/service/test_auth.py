@@ -11,7 +11,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-import service.known_keys
+import service.deps
 from rebase.errors import NotFound, RequestInvalid, SettingsInvalid
 from rebase.logging import redact_event
 from rebase.settings import Settings
@@ -77,7 +77,7 @@ def test_one_tenant_sees_nothing_of_another(guarded: Api) -> None:
 
 
 def test_a_revoked_key_stops_working(guarded: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.known_keys, "_KNOWN_FOR_S", 0.0)
+    monkeypatch.setattr(service.deps, "_TTL_S", 0.0)
     key = keys.create_key(guarded.store, "acme", "laptop")
     assert guarded.client.get("/jobs", headers=_bearer(key)).status_code == 200
 

@@ -16,7 +16,7 @@ from rebase.store.delivery_queue import LeaseLimits
 from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.store import Store
 from rebase.store.vault import Vault, generate_key
-from service.courier.sending import MAX_BYTES
+from service.callbacks.sender import MAX_BYTES
 from support.callbacks import a_job, a_tenant, book_of, claimed, ended_job
 from support.couriers import Names, a_sender, running_courier, until, until_settled
 from support.receivers import (

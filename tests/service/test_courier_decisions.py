@@ -17,7 +17,7 @@ from rebase.schemas.callback_policy import (
     parse_delays,
 )
 from rebase.schemas.callbacks import DeliveryState
-from service.courier.outcome import (
+from service.callbacks.sender import (
     AttemptResult,
     FailureReason,
     classify_status,
@@ -33,9 +33,11 @@ WAITS = parse_delays(DEFAULT_DELAYS)
     ("status", "reason"),
     [
         (200, None), (202, None), (204, None), (299, None),
-        (301, FailureReason.REDIRECT), (302, FailureReason.REDIRECT), (304, FailureReason.REDIRECT), (308, FailureReason.REDIRECT),
-        (400, FailureReason.STATUS), (401, FailureReason.STATUS), (404, FailureReason.STATUS), (410, FailureReason.GONE),
-        (429, FailureReason.STATUS), (500, FailureReason.STATUS), (503, FailureReason.STATUS), (700, FailureReason.STATUS),
+        (301, FailureReason.REDIRECT), (302, FailureReason.REDIRECT), (304, FailureReason.REDIRECT),
+        (308, FailureReason.REDIRECT),
+        (400, FailureReason.STATUS), (401, FailureReason.STATUS), (404, FailureReason.STATUS),
+        (410, FailureReason.GONE), (429, FailureReason.STATUS), (500, FailureReason.STATUS),
+        (503, FailureReason.STATUS), (700, FailureReason.STATUS),
     ],
 )  # fmt: skip
 def test_only_2xx_is_delivered(status: int, reason: FailureReason | None) -> None:

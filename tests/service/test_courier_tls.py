@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from rebase.errors import SettingsInvalid
-from service.courier.build import make_tls_context
-from service.courier.outcome import FailureReason
-from service.courier.sending import Attempt
+from service.callbacks.sender import Attempt, FailureReason, make_tls_context
 from support.certificates import Authority
 from support.couriers import Names, a_sender
 from support.receivers import answers, receiver

@@ -85,7 +85,7 @@ def test_the_address_alone_leads_to_the_documentation(client: TestClient) -> Non
 
 
 @pytest.mark.parametrize(
-    "modules", ["service.app, service.main, service.__main__", "service.courier.__main__"]
+    "modules", ["service.app, service.main, service.__main__", "service.callbacks.__main__"]
 )
 def test_neither_api_nor_courier_loads_anything_that_touches_tensors_or_the_hub(modules: str) -> None:
     script = (

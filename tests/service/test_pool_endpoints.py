@@ -360,4 +360,4 @@ def test_the_schema_describes_the_endpoints(client: TestClient) -> None:
     assert set(schema["paths"]["/anchor-pools/{pool_id}"]) == {"get", "delete"}
     assert {"202", "4XX"} <= set(schema["paths"]["/anchor-pools"]["post"]["responses"])
     assert set(schema["paths"]["/anchor-pools/{pool_id}"]["delete"]["responses"]) >= {"204"}
-    assert {"PoolView", "PoolListView", "PoolRequest", "AnchorSpec"} <= set(schema["components"]["schemas"])
+    assert {"PoolOut", "PoolListOut", "PoolRequest", "AnchorSpec"} <= set(schema["components"]["schemas"])

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 import rebase.errors
 import service
 from rebase.store.jobs import JobRepository
-from service.problems import STATUS_BY_CODE
+from service.problem_details import STATUS_BY_CODE
 from support.api import BODY, Api
 
 JSON = {"Content-Type": "application/json"}
@@ -98,7 +98,7 @@ def test_every_code_that_the_service_can_raise_has_a_status() -> None:
     for path in Path(service.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if node.func.id == "problem" and isinstance(node.args[0], ast.Constant):
+                if node.func.id == "build_problem_response" and isinstance(node.args[0], ast.Constant):
                     raised.add(node.args[0].value)
                 error = getattr(rebase.errors, node.func.id, None)
                 if isinstance(error, type) and issubclass(error, rebase.errors.RebaseError):

@@ -14,7 +14,7 @@ from rebase.store import api_keys as keys
 from rebase.store.database import Database
 from rebase.store.store import Store
 from rebase.store.tenants import change_limits
-from service.rates import LocalRateLimiter, RedisRateLimiter, Throttle
+from service.rate_limit import LocalRateLimiter, RedisRateLimiter, Throttle
 from support.redis_server import a_prefix, a_redis, own_redis
 from support.running_service import free_port, service_process
 from support.tenants import bearer

@@ -16,7 +16,7 @@ from rebase.store import job_submission
 from rebase.store.database import Database
 from rebase.store.store import Store
 from service.app import create_app
-from service.intake import GroupCommitter
+from service.group_commit import GroupCommitter
 from support.api import BODY, Api
 from support.databases import a_request
 

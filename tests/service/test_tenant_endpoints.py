@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-import service.events
-import service.known_keys
+import service.deps
+import service.routes.events
 from rebase.schemas.api_keys import Scope
 from rebase.settings import Settings
 from rebase.store import api_keys as keys
@@ -47,7 +47,7 @@ def acme(guarded: Api) -> Household:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes of keys and limits are seen at once."""
-    monkeypatch.setattr(service.known_keys, "_KNOWN_FOR_S", 0.0)
+    monkeypatch.setattr(service.deps, "_TTL_S", 0.0)
 
 
 def _settings() -> Settings:
@@ -95,8 +95,8 @@ def test_a_key_that_expires_stops_in_that_second_though_it_is_remembered(
 def test_an_open_event_stream_ends_with_its_key(
     guarded: Api, acme: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.events, "KEY_LOOK_S", 0.1)
-    monkeypatch.setattr(service.events, "POLL_S", 0.05)
+    monkeypatch.setattr(service.routes.events, "KEY_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(service.routes.events, "POLL_INTERVAL_S", 0.05)
     threading.Timer(0.5, lambda: keys.revoke_key(guarded.store, acme.ids["key_id"])).start()
     path = f"/jobs/{acme.ids['job_id']}/events"
     with guarded.client.stream("GET", path, headers=acme.headers(Scope.READ)) as stream:

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from rebase.store.records import ReleaseEvent
 from rebase.store.tables.base import DEFAULT_TENANT
-from service.webhook_payload import IgnoredEvent, extract_release
+from service.routes.hub_webhook import IgnoredEvent, extract_release
 from support.api import Api
 from support.campaigns import SHA, a_subscription, payload, release_claims, subscription_body
 from support.databases import a_request

@@ -21,10 +21,8 @@ from rebase.store.delivery_queue import DeliveryQueue, LeaseLimits
 from rebase.store.signing_secrets import SigningSecretRepository
 from rebase.store.store import Store
 from rebase.store.vault import Vault
-from service.courier.build import make_tls_context
-from service.courier.courier import CallbackDispatcher
-from service.courier.resolve import Resolver, SystemResolver
-from service.courier.sending import CallbackSender
+from service.callbacks.dispatcher import CallbackDispatcher
+from service.callbacks.sender import CallbackSender, Resolver, SystemResolver, make_tls_context
 from support.running_service import clean_environment
 
 QUICK = "0.05,0.05,0.05"
@@ -119,10 +117,12 @@ def until(found: Callable[[], Any], seconds: float = 30.0) -> Any:
 
 @contextmanager
 def courier_process(home: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m service.courier` until the end of the block, its words in `home/courier.log`."""
+    """`python -m service.callbacks` until the end of the block, its words in `home/courier.log`."""
     env = clean_environment(home, **settings)
     with (home / "courier.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "service.courier"], env=env, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.callbacks"], env=env, stdout=log, stderr=log
+        )
     try:
         yield process
     finally:

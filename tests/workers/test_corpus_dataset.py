@@ -28,7 +28,7 @@ from rebase.errors import (
     RequestInvalid,
     UnsafeFile,
 )
-from rebase.folders import AliasedHub
+from rebase.hub.aliases import AliasedHub
 from rebase.hub.base import Hub
 from rebase.hub.local import LocalHub
 from rebase.hub.remote import RemoteHub

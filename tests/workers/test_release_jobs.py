@@ -19,13 +19,13 @@ from rebase.hub.base import Hub
 from rebase.hub.local import LocalHub
 from rebase.hub.remote import RemoteHub
 from rebase.runtime import Runtime
+from rebase.schemas.campaigns import CampaignListOut
 from rebase.settings import Settings
 from rebase.store.database import Database
 from rebase.store.records import CampaignRecord
 from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
 from rebase.store.tables.jobs import Job
-from service.campaign_views import CampaignListOut
 from support.campaigns import a_subscription, seen
 from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.standin_hub import StandinHub

@@ -1,0 +1,145 @@
+"""Anchor pools in files: the body of `POST /anchor-pools`; for `--pool` also with folders and short names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from rebase.errors import NotFound, RequestInvalid
+from rebase.hub.aliases import FolderAliases, validate_repo_reference
+from rebase.schemas.anchor_pools import Pool, PoolRequest
+from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import parse_repo
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class FilePool:
+    """`rebase.schemas.anchor_pools.Pools` with the one pool that a person named."""
+
+    spec: PoolRequest
+
+    def get(self, pool_id: str) -> Pool:
+        """A file has no id."""
+        raise NotFound(
+            f"There is no anchor pool '{pool_id}' here, only that of --pool.", pointer="/method/pool"
+        )
+
+    def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
+        """The pool, whatever the bases: it was asked for, so that one of other bases is an error."""
+        return Pool(None, self.spec)
+
+
+def read_pool(file: str) -> PoolRequest:
+    """The request in `file` (`-`: standard input). Raises RequestInvalid with the wrong field named."""
+    return _validate_pool(file, _read_json(file))
+
+
+def read_local_pool(file: str, request: ConversionRequest, aliases: FolderAliases) -> FilePool:
+    """The pool in `file` for a run without a service.
+
+    A reference is an object, `owner/name[@revision]`, or a folder (from the file's own folder on), which goes
+    under an alias. Bases that the file leaves out are the request's. Raises RequestInvalid.
+    """
+    method = request.method
+    if not method.uses_pool:
+        raise RequestInvalid(
+            f"--pool is for the methods anchor_ridge and auto; {method.name} predicts from no pool.",
+            pointer="/method",
+        )
+    if method.pool_id is not None:
+        raise RequestInvalid(
+            "A pool is named twice, by --pool and by the method's parameter 'pool'.", pointer="/method/pool"
+        )
+    body = _read_json(file)
+    if body.get("source") is None and request.source is None:
+        raise RequestInvalid(
+            f"{file}: source: neither the file nor the command names the base that the anchors' adapters "
+            "were trained on.",
+            hint="Name it in the file, or with --source.",
+            pointer="/source",
+        )
+    base_dir = Path.cwd() if file == STDIN else Path(file).parent
+    for side, default in (("source", request.source), ("target", request.target)):
+        if body.get(side) is not None:
+            body[side] = _resolve_reference(body[side], side, file, base_dir, aliases)
+        elif default is not None:
+            body[side] = default.model_dump()
+    anchors = body.get("anchors")
+    for number, anchor in enumerate(anchors if isinstance(anchors, list) else []):
+        for side in ("source", "target"):
+            if isinstance(anchor, dict) and side in anchor:
+                field = f"anchors[{number}].{side}"
+                anchor[side] = _resolve_reference(anchor[side], field, file, base_dir, aliases)
+    return FilePool(_validate_pool(file, body))
+
+
+def _resolve_reference(value: Any, field: str, file: str, base_dir: Path, aliases: FolderAliases) -> Any:
+    """The fields of a RepoRef for a short name or a folder; anything else is for the model to judge."""
+    if not isinstance(value, str):
+        return value
+    try:
+        folder = base_dir / value
+        reference = (
+            aliases.to_reference(str(folder)) if value and _is_dir(folder) else validate_repo_reference(value)
+        )
+        return parse_repo(reference, field=field)
+    except RequestInvalid as exc:
+        exc.message = f"{file}: {exc.message}" if exc.pointer else f"{file}: {field}: {exc.message}"
+        raise
+
+
+def _is_dir(path: Path) -> bool:
+    """No folder either when the operating system will not even look: a name that is too long, say."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _read_json(file: str) -> dict[str, Any]:
+    try:
+        text = sys.stdin.read() if file == STDIN else Path(file).read_text("utf-8")
+    except OSError as exc:
+        raise RequestInvalid(f"{file} cannot be read: {exc.strerror}.") from exc
+    except UnicodeDecodeError as exc:
+        raise RequestInvalid(f"{file} is not UTF-8 text.") from exc
+    try:
+        body = json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as exc:
+        raise RequestInvalid(f"{file} is not valid JSON: {exc}.") from exc
+    if not isinstance(body, dict):
+        raise RequestInvalid(f"{file} holds no JSON object.")
+    return body
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _validate_pool(file: str, body: Mapping[str, Any]) -> PoolRequest:
+    try:
+        return PoolRequest.model_validate(body)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False)[0]
+    field_path = ""
+    for part in first["loc"]:
+        field_path += f"[{part}]" if isinstance(part, int) else f".{part}" if field_path else part
+    message = first["msg"].removeprefix("Value error, ")
+    hint = None
+    if first["type"] == "extra_forbidden":
+        message = "there is no such field"
+    elif first["type"] == "model_type":
+        hint = 'A repo is written {"repo_id": "owner/name", "revision": "main"}.'
+    raise RequestInvalid(
+        ": ".join(part for part in (file, field_path, message) if part),
+        hint=hint,
+        pointer="/" + "/".join(str(part) for part in first["loc"]),
+    )

@@ -1,0 +1,106 @@
+"""A short memory for API keys and for tenants' limits, so that a busy client costs no query per request."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+
+from rebase.settings import Settings
+from rebase.store import api_keys as keys
+from rebase.store.limits import Limits, load_limits
+from rebase.store.scheduler import Scheduler
+from rebase.store.store import Store
+from service.group_commit import GroupCommitter
+from service.metrics import Metrics
+from service.rate_limit import LocalRateLimiter, RateLimiter, Throttle
+
+V = TypeVar("V")
+_TTL_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
+_MAX_ENTRIES = 10_000
+
+
+class _TtlCache(Generic[V]):
+    """Values that were looked up a moment ago."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, tuple[V, float]] = OrderedDict()
+
+    def get(self, key: str) -> V | None:
+        """The value, while it is fresh."""
+        entry = self._entries.get(key)
+        if entry is not None and time.monotonic() < entry[1]:
+            return entry[0]
+        self._entries.pop(key, None)
+        return None
+
+    def put(self, key: str, value: V) -> None:
+        """Remember it for a while."""
+        self._entries[key] = (value, time.monotonic() + _TTL_S)
+        while len(self._entries) > _MAX_ENTRIES:
+            self._entries.popitem(last=False)
+
+
+class KeyCache:
+    """Keys by their hash; the keys themselves are not kept."""
+
+    def __init__(self) -> None:
+        self._cache: _TtlCache[keys.Identity] = _TtlCache()
+
+    async def identify(self, store: Store, key: str) -> keys.Identity | None:
+        """Whom the key stands for, ended or not; None for one that is unknown. Raises Busy."""
+        digest = keys.hash_key(key)
+        identity = self._cache.get(digest)
+        if identity is None:
+            identity = await run_in_threadpool(keys.identify_key, store, key)
+            if identity is not None:
+                self._cache.put(digest, identity)
+        return identity
+
+
+class LimitsCache:
+    """Limits of tenants, for callers that bring no key."""
+
+    def __init__(self) -> None:
+        self._cache: _TtlCache[Limits] = _TtlCache()
+
+    async def get(self, store: Store, tenant: str) -> Limits:
+        """What the tenant may use. Raises Busy."""
+        limits = self._cache.get(tenant)
+        if limits is None:
+            limits = await run_in_threadpool(_load_tenant_limits, store, tenant)
+            self._cache.put(tenant, limits)
+        return limits
+
+
+def _load_tenant_limits(store: Store, tenant: str) -> Limits:
+    with store.db.read() as connection:
+        return load_limits(connection, tenant, store.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class AppState:
+    """Everything an endpoint may need."""
+
+    settings: Settings
+    store: Store
+    scheduler: Scheduler
+    metrics: Metrics
+    migrations_head: str
+    group_committer: GroupCommitter
+    key_cache: KeyCache = field(default_factory=KeyCache)
+    limits_cache: LimitsCache = field(default_factory=LimitsCache)
+    rate_limiter: RateLimiter = field(default_factory=LocalRateLimiter)
+    denial_throttle: Throttle = field(default_factory=lambda: Throttle(60.0))
+
+
+async def _get_service(request: Request) -> AppState:
+    service: AppState = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[AppState, Depends(_get_service)]

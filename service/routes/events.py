@@ -1,0 +1,85 @@
+"""`GET /jobs/{id}/events`: the job's history as server-sent events, read from SQL, and live progress."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Depends, Header
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from rebase.errors import Busy
+from rebase.schemas.jobs import build_progress
+from rebase.store import api_keys as keys
+from rebase.store.records import EventRecord, JobRecord
+from service.auth import Caller, CallerDep
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+POLL_INTERVAL_S = 0.5
+KEY_CHECK_INTERVAL_S = 10.0
+_MAX_ID = 2**63 - 1
+
+
+async def _get_job(job_id: str, caller: CallerDep) -> JobRecord:
+    """A job that is not there is a 404, which must be said before the stream begins."""
+    return await run_in_threadpool(caller.service.store.jobs.get, caller.tenant, job_id)
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
+async def get_events(
+    job: Annotated[JobRecord, Depends(_get_job)],
+    caller: CallerDep,
+    last_event_id: Annotated[int, Header(ge=0, le=_MAX_ID)] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """State moves, phases and what else is in the history, with rising ids; `progress` in between,
+    under the id of the last one. The stream ends when the job is done, and soon after its key has ended.
+    Resume with Last-Event-ID."""
+    last, version = last_event_id, job.version - 1
+    key_checked_at = anyio.current_time()
+    while True:
+        try:
+            if anyio.current_time() - key_checked_at >= KEY_CHECK_INTERVAL_S:
+                key_checked_at = anyio.current_time()
+                if not await run_in_threadpool(_is_key_active, caller):
+                    return
+            job, events = await run_in_threadpool(
+                caller.service.store.jobs.get_with_events, job.tenant_id, job.id, last
+            )
+        except Busy:
+            await anyio.sleep(POLL_INTERVAL_S)
+            continue
+        for event in events:
+            last = event.id
+            yield _build_event(event)
+        if events:
+            continue  # a page may be full; the next look finds the rest
+        if job.is_done:
+            return
+        if job.version != version:
+            version = job.version
+            yield ServerSentEvent(event="progress", id=str(last), data=_build_progress_data(job))
+        await anyio.sleep(POLL_INTERVAL_S)
+
+
+def _is_key_active(caller: Caller) -> bool:
+    """Does the key still work with which the stream was opened? Raises Busy."""
+    key_id = caller.audit.key_id
+    return key_id is None or keys.is_active(caller.service.store, key_id)
+
+
+def _build_event(event: EventRecord) -> ServerSentEvent:
+    return ServerSentEvent(
+        event=event.type, id=str(event.id), data={"at": event.at.isoformat(), **event.data}
+    )
+
+
+def _build_progress_data(job: JobRecord) -> dict[str, Any]:
+    progress = build_progress(job)
+    return {
+        "status": job.state.value,
+        "phase": job.phase,
+        "progress": progress.model_dump() if progress is not None else None,
+    }
