@@ -19,11 +19,11 @@ from transfer.pseudo import PairedEmbeddings
 from workers.activations.evidence import Activations
 from workers.base import Base
 
-__all__ = ["Base", "EvidenceSource", "PairEvidence"]
+__all__ = ["Base", "EvidenceProvider", "ScopedEvidence"]
 
 
 @dataclass(frozen=True, slots=True)
-class EvidenceSource:
+class EvidenceProvider:
     """Makes the evidence of each site; shared by the pre-check's probes and the transfer."""
 
     source: Base
@@ -33,35 +33,35 @@ class EvidenceSource:
     embeddings: PairedEmbeddings | None
     offer: PoolOffer | None = None
     activations: Activations | None = None
-    trained: Mapping[Site, LowRank] | None = None
-    heads: Callable[[SitePair], SiteMaps] | None = None
+    trained_updates: Mapping[Site, LowRank] | None = None
+    get_trained_maps: Callable[[SitePair], SiteMaps] | None = None
 
-    def at(self, pair: SitePair, declared: frozenset[Evidence]) -> PairEvidence:
+    def for_site(self, pair: SitePair, declared: frozenset[Evidence]) -> ScopedEvidence:
         """Evidence for one pair, limited to what the method declared."""
-        return PairEvidence(self, pair, declared)
+        return ScopedEvidence(self, pair, declared)
 
-    def side(self, side: Side) -> Base:
+    def get_base(self, side: Side) -> Base:
         """The base on that side."""
         return self.source if side == "source" else self.target
 
 
 @dataclass(frozen=True, slots=True)
-class PairEvidence:
+class ScopedEvidence:
     """Implements `rebase.methods.base.SiteEvidence`."""
 
-    origin: EvidenceSource
+    provider: EvidenceProvider
     pair: SitePair
     declared: frozenset[Evidence]
 
     def weight(self, side: Side) -> Tensor:
         """The base weight of this site, (o, i) float32, on the worker's device."""
-        self._require(Evidence.WEIGHTS)
-        return self._weight(side)
+        self._require_declared(Evidence.WEIGHTS)
+        return self._load_weight(side)
 
     def factors(self, side: Side, rank: int) -> Factors:
         """Truncated SVD of the base weight, from the cache or computed now."""
-        self._require(Evidence.FACTORS)
-        base, site = self.origin.side(side), self._site(side)
+        self._require_declared(Evidence.FACTORS)
+        base, site = self.provider.get_base(side), self._get_site(side)
         o, i = base.weights.shape(site)
         key = FactorKey(
             repo_id=base.repo.repo_id,
@@ -70,16 +70,18 @@ class PairEvidence:
             rank=min(rank, o, i),
             version=FACTORS_VERSION,
         )
-        found = self.origin.cache.get_or_compute(key, lambda: _on(factorize(self._weight(side), rank), "cpu"))
-        return _on(found, self.origin.device)
+        factors = self.provider.cache.get_or_compute(
+            key, lambda: _to_device(factorize(self._load_weight(side), rank), "cpu")
+        )
+        return _to_device(factors, self.provider.device)
 
     def embedding_rows(self, side: Side, port: Port) -> Tensor:
         """Rows that match between the two sides, (n, width) float32."""
-        return self._embeddings().rows(side, self._site(side), port).to(self.origin.device)
+        return self._require_embeddings().rows(side, self._get_site(side), port).to(self.provider.device)
 
     def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors of this pair of bases, sites and shared tokens, from the cache or computed now."""
-        source, target = self.origin.source.repo, self.origin.target.repo
+        source, target = self.provider.source.repo, self.provider.target.repo
         key = PairKey(
             source_repo=source.repo_id,
             source_sha=source.sha,
@@ -88,74 +90,74 @@ class PairEvidence:
             target_sha=target.sha,
             target_site=str(self.pair.target),
             what=entry_name,
-            anchors=self._embeddings().digest,
+            anchors=self._require_embeddings().digest,
         )
-        found = self.origin.cache.get_or_compute_tensors(key, compute)
-        return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
+        tensors = self.provider.cache.get_or_compute_tensors(key, compute)
+        return {name: tensor.to(self.provider.device) for name, tensor in tensors.items()}
 
     def moments(self, port: Port) -> Moments:
         """Sums over what both sides read or write on the same text."""
-        return self._activations().moments(self.pair, port)
+        return self._require_activations().moments(self.pair, port)
 
     def held_out_rows(self, port: Port) -> PairedRows:
         """Rows that `moments` has not seen."""
-        return self._activations().held_out(self.pair, port)
+        return self._require_activations().held_out_rows(self.pair, port)
 
     def rows(self, port: Port, max_rows: int) -> PairedRows:
         """The first rows of those that it has."""
-        return self._activations().rows(self.pair, port, max_rows)
+        return self._require_activations().rows(self.pair, port, max_rows)
 
     def cached_by_hook(
         self, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Tensors of this pair of bases, text and place, from the cache or computed now."""
-        found = self._activations().kept_at(self.pair, port, entry_name, compute)
-        return {name: tensor.to(self.origin.device) for name, tensor in found.items()}
+        tensors = self._require_activations().cached_by_hook(self.pair, port, entry_name, compute)
+        return {name: tensor.to(self.provider.device) for name, tensor in tensors.items()}
 
     def trained_update(self) -> LowRank:
         """This target site's part of the trained update."""
-        self._require(Evidence.TRAINED)
-        if self.origin.trained is None:
+        self._require_declared(Evidence.TRAINED)
+        if self.provider.trained_updates is None:
             raise LookupError("nothing was trained; the pipeline trains for methods that declare it")
-        found = self.origin.trained[self.pair.target]
-        return LowRank(found.B.to(self.origin.device), found.A.to(self.origin.device))
+        update = self.provider.trained_updates[self.pair.target]
+        return LowRank(update.B.to(self.provider.device), update.A.to(self.provider.device))
 
     def trained_maps(self) -> SiteMaps:
         """Maps trained through both bases."""
-        self._require(Evidence.MAPS)
-        if self.origin.heads is None:
+        self._require_declared(Evidence.MAPS)
+        if self.provider.get_trained_maps is None:
             raise LookupError("no heads were trained; the pipeline trains for methods that declare it")
-        return self.origin.heads(self.pair)
+        return self.provider.get_trained_maps(self.pair)
 
     def anchor_updates(self) -> Sequence[LowRank]:
         """The pool's updates of this target site, each read when it is asked for."""
-        self._require(Evidence.ANCHORS)
-        if self.origin.offer is None:
+        self._require_declared(Evidence.ANCHORS)
+        if self.provider.offer is None:
             raise LookupError("there is no pool; the method must refuse before")
-        return self.origin.offer.open().updates("target", self.pair.target)
+        return self.provider.offer.open().updates("target", self.pair.target)
 
-    def _embeddings(self) -> PairedEmbeddings:
-        self._require(Evidence.EMBEDDINGS)
-        if self.origin.embeddings is None:
+    def _require_embeddings(self) -> PairedEmbeddings:
+        self._require_declared(Evidence.EMBEDDINGS)
+        if self.provider.embeddings is None:
             raise LookupError("no shared vocabulary was found; the pre-check must refuse this pair before")
-        return self.origin.embeddings
+        return self.provider.embeddings
 
-    def _activations(self) -> Activations:
-        self._require(Evidence.ACTIVATIONS)
-        if self.origin.activations is None:
+    def _require_activations(self) -> Activations:
+        self._require_declared(Evidence.ACTIVATIONS)
+        if self.provider.activations is None:
             raise LookupError("no text was read; the pipeline gathers it for methods that declare it")
-        return self.origin.activations
+        return self.provider.activations
 
-    def _weight(self, side: Side) -> Tensor:
-        return self.origin.side(side).weights.weight(self._site(side)).to(self.origin.device)
+    def _load_weight(self, side: Side) -> Tensor:
+        return self.provider.get_base(side).weights.weight(self._get_site(side)).to(self.provider.device)
 
-    def _site(self, side: Side) -> Site:
+    def _get_site(self, side: Side) -> Site:
         return self.pair.source if side == "source" else self.pair.target
 
-    def _require(self, evidence: Evidence) -> None:
+    def _require_declared(self, evidence: Evidence) -> None:
         if evidence not in self.declared:
             raise LookupError(f"the method asked for {evidence} without declaring it")
 
 
-def _on(factors: Factors, device: torch.device | str) -> Factors:
+def _to_device(factors: Factors, device: torch.device | str) -> Factors:
     return Factors(factors.U.to(device), factors.S.to(device), factors.V.to(device), factors.energy)

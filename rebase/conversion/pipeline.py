@@ -26,11 +26,11 @@ from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.states import Phase
 from transfer.adapter.write import BuiltAdapter, build_adapter
-from workers.activations.gather import stored_bases
-from workers.evaluation.prepare import Prepared, prepare
-from workers.evaluation.run import evaluated, refuse_worse
+from workers.activations.gather import make_base_pair
+from workers.evaluation.prepare import PreparedEvaluation, prepare_evaluation
+from workers.evaluation.run import evaluate_adapter, reject_worse
 from workers.selection.rows import Selection
-from workers.selection.run import best_of
+from workers.selection.run import search_methods
 from workers.verify.check import verify
 
 
@@ -78,8 +78,8 @@ def run_conversion(
         )
     )
     inputs = load_inputs(plan, runtime.hub, pinned, adapter_config, adapter_reader, progress)
-    context = ConversionContext(inputs, stored_bases(inputs, runtime), runtime, progress, pools)
-    evaluation = prepare(plan.evaluation, inputs, context.models, runtime, progress)
+    context = ConversionContext(inputs, make_base_pair(inputs, runtime), runtime, progress, pools)
+    evaluation = prepare_evaluation(plan.evaluation, inputs, context.models, runtime, progress)
     method_run = prepare_method(plan, context)
     tokens, report = _plan_tokens_and_report(plan, method_run, runtime)
     progress.report_evidence(report)
@@ -88,7 +88,7 @@ def run_conversion(
     if not plan.selects_by_evaluation:
         _reject_incompatible(plan, report)
     if evaluation is not None and plan.candidates():
-        method_run, result, selection = best_of(plan, context, evaluation, method_run, report)
+        method_run, result, selection = search_methods(plan, context, evaluation, method_run, report)
         tokens, report = _plan_tokens_and_report(plan, method_run, runtime, selection)
         progress.report_evidence(report)
     else:
@@ -151,11 +151,11 @@ def _reject_incompatible(plan: ConversionPlan, report: Report) -> None:
 
 
 def _evaluate_written(
-    evaluation: Prepared, report: Report, built: BuiltAdapter, progress: ProgressReporter
+    evaluation: PreparedEvaluation, report: Report, built: BuiltAdapter, progress: ProgressReporter
 ) -> Report:
     """What the adapter is worth as it was written. Raises WorseThanTarget, after telling the watch why."""
     progress.update(Phase.EVALUATING)
-    report = evaluated(evaluation, built, report)
+    report = evaluate_adapter(evaluation, built, report)
     progress.report_evidence(report)
-    refuse_worse(evaluation.spec, report)
+    reject_worse(evaluation.spec, report)
     return report

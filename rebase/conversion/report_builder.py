@@ -35,7 +35,7 @@ from rebase.schemas.thresholds import Thresholds
 from transfer.adapter.write import BuiltAdapter
 from workers.activations.evidence import Activations
 from workers.selection.rows import Selection
-from workers.training.advice import advice
+from workers.training.advice import suggest_more_training
 
 
 def build_initial_report(
@@ -87,9 +87,9 @@ def _build_layer_map(activations: Activations | None, thresholds: Thresholds) ->
     return LayerMap(
         similarity=similarity.matrix.tolist(),
         layers=list(similarity.layers),
-        coverage=similarity.covered(thresholds.similar),
+        coverage=similarity.compute_coverage(thresholds.similar),
         threshold=thresholds.similar,
-        positions=similarity.positions,
+        positions=similarity.num_positions,
         coverage_source=text.source_coverage,
         coverage_target=text.target_coverage,
         biased=list(similarity.biased),
@@ -114,7 +114,7 @@ def add_site_results(
             "sites": site_rows,
             "summary": summarize_sites(site_rows)
             | (keep_finite(result.training.measurements) if result.training else {}),
-            "cast_heads_trained_on": result.training.heads_of if result.training else None,
+            "cast_heads_trained_on": result.training.maps_trained_on if result.training else None,
             "training_curve": [keep_finite(dict(point)) for point in result.training.curve]
             if result.training
             else [],
@@ -145,7 +145,7 @@ def _build_advice(result: TransferResult, method: Mapping[str, Any]) -> list[str
     prefix = "refine." if method.get("refine") else ""
     reads_corpus = Evidence.MAPS in get_method(method["name"]).needs(parse_params(dict(method)))
     more_text = "another 'corpus'" if reads_corpus and not prefix else f"{prefix}tokens"
-    sentence = advice(result.training.curve, more_text, f"{prefix}steps")
+    sentence = suggest_more_training(result.training.curve, more_text, f"{prefix}steps")
     return [sentence] if sentence else []
 
 

@@ -32,12 +32,12 @@ from rebase.schemas.thresholds import Thresholds
 from transfer.precheck.judge import PROBE_NEEDS, precheck
 from transfer.precheck.measure import probe_pairs
 from workers.activations.evidence import Activations
-from workers.activations.gather import gather
+from workers.activations.gather import prepare_activations
 from workers.base import Base
 from workers.bases import Bases
-from workers.evidence import EvidenceSource
+from workers.evidence import EvidenceProvider
 from workers.fold import folded
-from workers.training.run import Learnt, refined, train_if_needed
+from workers.training.run import TrainingOutcome, refine, train_if_needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class PrecheckOutcome:
 
 def run_precheck(
     inputs: LoadedInputs,
-    evidence: EvidenceSource,
+    evidence: EvidenceProvider,
     requested: MethodParams,
     thresholds: Thresholds,
     pair_sites_for: Callable[[MethodParams], Pairing],
@@ -67,10 +67,10 @@ def run_precheck(
         inputs.pairing,
         inputs.vocabularies,
         requested,
-        probes=lambda pair: evidence.at(pair, PROBE_NEEDS),
+        probes=lambda pair: evidence.for_site(pair, PROBE_NEEDS),
         device=evidence.device,
         offer=evidence.offer,
-        text=activations.measured(thresholds.similar) if activations is not None else None,
+        text=activations.compute_measurements(thresholds.similar) if activations is not None else None,
         thresholds=thresholds,
         paired=pair_sites_for,
     )
@@ -103,7 +103,7 @@ class MethodRun:
     """A method that has been judged. `opened` holds the sites that it can carry."""
 
     inputs: LoadedInputs
-    evidence: EvidenceSource
+    evidence: EvidenceProvider
     precheck_outcome: PrecheckOutcome
 
 
@@ -113,7 +113,7 @@ class TransferResult:
 
     deltas: dict[Site, LowRank]
     rows: list[SiteRow]
-    training: Learnt | None
+    training: TrainingOutcome | None
 
 
 def prepare_method(
@@ -124,9 +124,9 @@ def prepare_method(
     `offer`: the pool, where it has been found before.
     """
     inputs, progress = context.inputs, context.progress
-    activations = gather(plan, inputs, context.models, context.runtime, progress)
+    activations = prepare_activations(plan, inputs, context.models, context.runtime, progress)
     pool_inputs = replace(inputs, pairing=pair_all_sites(inputs, activations))
-    evidence = EvidenceSource(
+    evidence = EvidenceProvider(
         source=Base(inputs.pinned.source, inputs.source),
         target=Base(inputs.pinned.target, inputs.target),
         cache=context.runtime.cache,
@@ -160,7 +160,7 @@ def pair_all_sites(
         inputs.adapter.sites,
         layer_scale,
         fold=fold,
-        layer_maps=activations.layers if activations is not None else None,
+        layer_maps=activations.layer_maps if activations is not None else None,
     )
 
 
@@ -184,11 +184,11 @@ def postprocess(result: TransferResult, method_run: MethodRun, context: Conversi
     if params.dare is not None:
         result = apply_dare(result, params.dare, method_run.evidence.device)
     if params.refine is not None:
-        deltas, refinement = refined(
+        deltas, refinement = refine(
             method_run.inputs, context.models, result.deltas, params, context.runtime, context.progress
         )
         result = TransferResult(
-            deltas, result.rows, refinement if result.training is None else result.training.then(refinement)
+            deltas, result.rows, refinement if result.training is None else result.training.merge(refinement)
         )
     return result
 
@@ -217,7 +217,7 @@ def transfer_sites(method_run: MethodRun, context: ConversionContext) -> Transfe
         progress.update(phase, done, len(pairs), "sites")
         delta = method_run.inputs.adapter.delta(pair.source).scaled(pair.scale)
         on_device = LowRank(delta.B.to(evidence.device), delta.A.to(evidence.device))
-        result = method.transfer_site(params, state, pair, on_device, evidence.at(pair, needs))
+        result = method.transfer_site(params, state, pair, on_device, evidence.for_site(pair, needs))
         deltas.setdefault(pair.target, []).append(LowRank(result.delta.B.cpu(), result.delta.A.cpu()))
         # What a pool predicts or a training finds is the target layer's own update, which is not shared out.
         scaled = pair.scale != 1.0 and not needs & {Evidence.ANCHORS, Evidence.TRAINED}

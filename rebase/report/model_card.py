@@ -12,8 +12,8 @@ from rebase.methods.base import TRAINED_ON_TEXT
 from rebase.methods.params import parse_params
 from rebase.methods.registry import get_method
 from rebase.report.schema import RepoRevision, Report
-from workers.evaluation.card import evaluation_lines
-from workers.selection.card import selection_parts
+from workers.evaluation.card import build_evaluation_lines
+from workers.selection.card import build_selection_section
 
 MAP_FILE = "layer_similarity.png"  # beside the card
 _TABLE_ROWS = 40
@@ -115,7 +115,7 @@ def _render_selection(report: Report) -> list[str]:
     """The methods that were compared, where the choice was measured."""
     if report.selection is None:
         return []
-    introduction, (header, *rows), others = selection_parts(report.selection)
+    introduction, (header, *rows), others = build_selection_section(report.selection)
     return [
         "## How the method was chosen",
         "",
@@ -143,7 +143,7 @@ def _render_evaluation(report: Report) -> list[str]:
     return [
         "## What it is worth",
         "",
-        *[line for lines in evaluation_lines(evaluation) for line in lines],
+        *[line for lines in build_evaluation_lines(evaluation) for line in lines],
         f"Means over {_escape_markup(', '.join(parts))}, with 95 % intervals of a paired bootstrap "
         f"({evaluation.settings['bootstrap']} resamples, seed {evaluation.settings['seed']}). "
         "Fewer nats are better.",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from rebase.store.api_keys import KeyRecord
+if TYPE_CHECKING:
+    from rebase.store.api_keys import KeyRecord
 
 
 class Scope(StrEnum):

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 from rebase.errors import PublicError
 from rebase.schemas.jobs import MetricOut
 from rebase.schemas.states import CampaignState
-from rebase.store.records import CampaignRecord
 
 if TYPE_CHECKING:
     from rebase.store.records import CampaignPage, CampaignRecord, Tally

@@ -10,8 +10,8 @@ from rebase.methods.base_params import DistillSettings
 from rebase.report.progress import ProgressReporter
 from rebase.training.losses import SharedTokenIds
 from workers.models import TextModel
-from workers.training.distill import Distilled, starting, train
-from workers.training.written import written_by
+from workers.training.distill import DistillResult, init_factors, train_update
+from workers.training.written import generate_samples
 
 
 def distill(
@@ -26,14 +26,18 @@ def distill(
     watch: ProgressReporter,
     checkpoint_dir: Path | None = None,
     common: SharedTokenIds | None = None,
-) -> Distilled:
+) -> DistillResult:
     """Write, then train. `sites`: of the target, with (outputs, inputs); `rank`: None takes the adapter's;
     `init`: what to begin with, at the sites that it has. Both bases are loaded."""
     journal = checkpoint_dir / "samples.jsonl" if checkpoint_dir else None
-    written = written_by(source, source_deltas, params, watch=watch, path=journal, common=common)
+    written = generate_samples(
+        source, source_deltas, params, progress=watch, path=journal, shared_tokens=common
+    )
     wide = rank or max(delta.rank for delta in source_deltas.values())
-    begun = starting(sites, wide, init, params.seed)
-    return train(target, written, begun, params, watch=watch, checkpoint_dir=checkpoint_dir, common=common)
+    begun = init_factors(sites, wide, init, params.seed)
+    return train_update(
+        target, written, begun, params, progress=watch, checkpoint_dir=checkpoint_dir, shared_tokens=common
+    )
 
 
 def refine(
@@ -45,7 +49,7 @@ def refine(
     *,
     watch: ProgressReporter,
     checkpoint_dir: Path | None = None,
-) -> Distilled:
+) -> DistillResult:
     """The same for an update that another method has carried: it is where training begins."""
     sites = {site: delta.shape for site, delta in carried.items()}
     rank = max(delta.rank for delta in carried.values())

@@ -18,10 +18,10 @@ from rebase.methods.base import PORTS, SitePair
 from support.site_worlds import relative_error
 from support.tiny_models import TINY_CONFIGS, FolderReader, tiny_model, weights_of
 from transfer.weights import ModelWeights
-from workers.activations.collector import Collector
-from workers.activations.ports import Place, place_of, places_of
-from workers.activations.similarity import measure
-from workers.activations.taps import layers_at, rows_at
+from workers.activations.collector import ActivationCollector
+from workers.activations.ports import HookPoint, get_hook_pair, get_hook_point
+from workers.activations.similarity import measure_similarity
+from workers.activations.taps import capture_layers, capture_rows
 from workers.activations.text import WINDOW, PairedText, pair_text
 from workers.bases import Bases, Stored
 from workers.models import TextModel, load, updated, words_of
@@ -53,8 +53,8 @@ def _pairs(*roles: Role) -> list[SitePair]:
     ]
 
 
-def _collector(bases: Bases, tmp_path: Path, budget: int = 2**30, keep_rows: int = 0) -> Collector:
-    return Collector(bases, _text(bases), budget, tmp_path, lambda done, total: None, keep_rows)
+def _collector(bases: Bases, tmp_path: Path, budget: int = 2**30, keep_rows: int = 0) -> ActivationCollector:
+    return ActivationCollector(bases, _text(bases), budget, tmp_path, lambda done, total: None, keep_rows)
 
 
 @pytest.mark.parametrize("model_type", list(TINY_CONFIGS))
@@ -65,10 +65,12 @@ def test_what_a_site_writes_is_its_weight_times_what_it_reads(model_type: str) -
     text = pair_text(words := words_of(stored.tokenizer or {}, stored.weights.config), words, [TEXT], 100)
     others = {Role.GATE, Role.UP}  # these are looked at further on
     sites = [site for site in stored.weights.sites if site.role not in others]
-    found = rows_at(base, "source", text.passages[0], [place_of(s, port) for s in sites for port in PORTS])
+    found = capture_rows(
+        base, "source", text.passages[0], [get_hook_point(s, port) for s in sites for port in PORTS]
+    )
     for site in sites:
-        x, y = found[place_of(site, "in")], found[place_of(site, "out")]
-        assert x.shape == (text.passages[0].positions, stored.weights.shape(site)[1])
+        x, y = found[get_hook_point(site, "in")], found[get_hook_point(site, "out")]
+        assert x.shape == (text.passages[0].num_positions, stored.weights.shape(site)[1])
         assert relative_error(y, x @ stored.weights.weight(site).T) < 1e-5, site
 
 
@@ -149,8 +151,8 @@ def test_positions_pair_where_both_tokenizers_end_a_token() -> None:
     config = tiny_model("llama").config.to_dict()
     text = pair_text(words_of(letters, config), words_of(joined, config), ["xabcdxab"], 100)
     (passage,) = text.passages
-    assert passage.source_at.tolist() == [2, 4, 5, 7]
-    assert passage.target_at.tolist() == [1, 2, 3, 4]
+    assert passage.source_positions.tolist() == [2, 4, 5, 7]
+    assert passage.target_positions.tolist() == [1, 2, 3, 4]
     assert text.source_coverage == pytest.approx(4 / 8)
     assert text.target_coverage == pytest.approx(4 / 5)
 
@@ -165,7 +167,7 @@ def test_a_token_of_spaces_alone_stands_for_its_spaces(sequence: bool) -> None:
     words = words_of(tokenizer, {})
     assert words.encode("a  b   c").offsets == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8)]
     (passage,) = pair_text(words, words, ["a  b   c"], 100).passages
-    assert passage.positions == 6
+    assert passage.num_positions == 6
 
 
 def test_a_long_document_is_cut_into_windows_and_every_eighth_is_held_out() -> None:
@@ -184,12 +186,14 @@ def test_few_positions_leave_a_passage_to_measure_with() -> None:
 
 
 def test_sums_do_not_depend_on_how_many_passes_gather_them(tmp_path: Path) -> None:
-    places = [places_of(pair, port) for pair in _pairs(Role.Q, Role.DOWN) for port in PORTS]
+    places = [get_hook_pair(pair, port) for pair in _pairs(Role.Q, Role.DOWN) for port in PORTS]
     passes = []
     found = []
     for budget in (2**30, 1):
         collector = _collector(_bases(), tmp_path, budget, keep_rows=64)
-        collector.step = lambda done, total, budget=budget: passes.append(budget) if done == 0 else None
+        collector.report_progress = lambda done, total, budget=budget: (
+            passes.append(budget) if done == 0 else None
+        )
         collector.plan(places)
         found.append([collector.get(place) for place in places])
     assert passes.count(2**30) == 1
@@ -204,7 +208,7 @@ def test_bases_that_do_not_fit_together_take_turns_and_give_the_same_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.activations.collector.SPILL_BYTES", 60_000)  # several chunks
-    places = [places_of(pair, port) for pair in _pairs(Role.Q, Role.UP) for port in PORTS]
+    places = [get_hook_pair(pair, port) for pair in _pairs(Role.Q, Role.UP) for port in PORTS]
     both, turns = _bases(), _bases(room=max(_bases().source.bytes, _bases().target.bytes))
     assert both.together
     assert not turns.together
@@ -218,7 +222,7 @@ def test_bases_that_do_not_fit_together_take_turns_and_give_the_same_sums(
 
 
 def test_a_base_larger_than_memory_is_streamed(tmp_path: Path) -> None:
-    place = places_of(_pairs(Role.V)[0], "out")
+    place = get_hook_pair(_pairs(Role.V)[0], "out")
     whole, tight = (_collector(_bases(room), tmp_path) for room in (None, 1))
     for collector in (whole, tight):
         collector.plan([place])
@@ -227,9 +231,9 @@ def test_a_base_larger_than_memory_is_streamed(tmp_path: Path) -> None:
 
 def test_memory_for_sums_does_not_grow_with_the_text(tmp_path: Path) -> None:
     bases = _bases()
-    place = places_of(_pairs(Role.Q)[0], "in")
+    place = get_hook_pair(_pairs(Role.Q)[0], "in")
     short, long = (
-        Collector(bases, _text(bases, most), 2**30, tmp_path, lambda done, total: None, 32)
+        ActivationCollector(bases, _text(bases, most), 2**30, tmp_path, lambda done, total: None, 32)
         for most in (600, 2400)
     )
     one, other = short.get(place), long.get(place)
@@ -240,30 +244,34 @@ def test_memory_for_sums_does_not_grow_with_the_text(tmp_path: Path) -> None:
 def test_a_model_is_most_like_itself_layer_by_layer() -> None:
     model = tiny_model("llama", seed=1, num_hidden_layers=4)
     bases = Bases(_stored(model), _stored(model), CPU)
-    found = measure(bases, _text(bases), lambda done, total: None)
+    found = measure_similarity(bases, _text(bases), lambda done, total: None)
     assert found.layers == (0, 1, 2, 3)
     assert torch.allclose(found.matrix.diagonal(), torch.ones(4, dtype=torch.float64), atol=1e-6)
-    assert found.covered(0.7) == 1.0
+    assert found.compute_coverage(0.7) == 1.0
 
 
 def test_the_stream_after_the_last_layer_is_what_the_final_norm_reads() -> None:
     stored = _stored(tiny_model("llama", seed=6))
     base: TextModel = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
     passage = _text(Bases(stored, stored, CPU)).passages[0]
-    last = layers_at(base, "source", passage)[-1]
+    last = capture_layers(base, "source", passage)[-1]
     with torch.inference_mode():
-        logits = base.model(torch.tensor([passage.source_ids])).logits[0, passage.source_at]
+        logits = base.model(torch.tensor([passage.source_ids])).logits[0, passage.source_positions]
         assert relative_error(base.model.lm_head(base.model.model.norm(last)), logits) < 1e-5
 
 
 def test_sites_that_read_the_same_share_a_place() -> None:
-    assert place_of(Site(1, Role.Q), "in") == place_of(Site(1, Role.V), "in")
-    assert place_of(Site(1, Role.GATE), "in") == place_of(Site(1, Role.UP), "in")
-    assert place_of(Site(1, Role.Q), "out") != place_of(Site(1, Role.K), "out")
-    assert place_of(Site(1, Role.GATE), "out") == place_of(Site(1, Role.DOWN), "in")  # the neurons
-    assert place_of(Site(1, Role.O), "out") != place_of(Site(1, Role.DOWN), "out")
-    assert place_of(Site(1, Role.O), "out", "stream") == place_of(Site(1, Role.DOWN), "out", "stream")
-    assert isinstance(place_of(Site(0, Role.O), "in"), Place)
+    assert get_hook_point(Site(1, Role.Q), "in") == get_hook_point(Site(1, Role.V), "in")
+    assert get_hook_point(Site(1, Role.GATE), "in") == get_hook_point(Site(1, Role.UP), "in")
+    assert get_hook_point(Site(1, Role.Q), "out") != get_hook_point(Site(1, Role.K), "out")
+    assert get_hook_point(Site(1, Role.GATE), "out") == get_hook_point(
+        Site(1, Role.DOWN), "in"
+    )  # the neurons
+    assert get_hook_point(Site(1, Role.O), "out") != get_hook_point(Site(1, Role.DOWN), "out")
+    assert get_hook_point(Site(1, Role.O), "out", "stream") == get_hook_point(
+        Site(1, Role.DOWN), "out", "stream"
+    )
+    assert isinstance(get_hook_point(Site(0, Role.O), "in"), HookPoint)
 
 
 def test_a_base_without_a_tokenizer_says_so() -> None:
@@ -309,6 +317,6 @@ def test_the_stream_is_what_the_layer_gives_on() -> None:
     stored = _stored(tiny_model("llama", seed=6))
     base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
     passage = _text(Bases(stored, stored, CPU)).passages[0]
-    place = place_of(Site(1, Role.O), "out", "stream")
-    found = rows_at(base, "source", passage, [place])[place]
-    assert torch.equal(found, layers_at(base, "source", passage)[1])
+    place = get_hook_point(Site(1, Role.O), "out", "stream")
+    found = capture_rows(base, "source", passage, [place])[place]
+    assert torch.equal(found, capture_layers(base, "source", passage)[1])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from workers.training.advice import advice
+from workers.training.advice import suggest_more_training
 
 
 def said(*held_out: float) -> str | None:
-    return advice(
+    return suggest_more_training(
         [{"steps": 20.0 * at, "held_out": nats} for at, nats in enumerate(held_out)], "tokens", "steps"
     )
 

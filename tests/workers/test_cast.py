@@ -43,10 +43,10 @@ from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import read_adapter
 from workers.activations.text import PairedText, Passage
 from workers.models import TextModel, updated
-from workers.training.cast import _School, train
-from workers.training.heads import FoundHeads, heads_for
-from workers.training.lessons import Lessons
-from workers.training.logits import final_states, logits_of, outcomes_of
+from workers.training.cast import _CastTrainer, train_cast_maps
+from workers.training.heads import CastMapsResult, get_or_train_maps
+from workers.training.lessons import TeacherDataset
+from workers.training.logits import compute_final_states, compute_listed_logprobs, compute_logits
 
 CHARACTERS = ["Ġ", *(chr(code) for code in range(33, 127))]
 TEXT = "\n\n".join(
@@ -151,10 +151,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[SitePair, SiteMap
     """The heads of the last run, whole, as they left the training."""
     kept: dict[SitePair, SiteMaps] = {}
 
-    def watched(*args: Any) -> FoundHeads:
-        found = heads_for(*args)
+    def watched(*args: Any) -> CastMapsResult:
+        found = get_or_train_maps(*args)
         kept.clear()
-        kept.update({pair: found.at(pair) for pair in args[3]})
+        kept.update({pair: found.get_site_maps(pair) for pair in args[3]})
         return found
 
     monkeypatch.setattr("workers.training.run.heads_for", watched)
@@ -226,7 +226,9 @@ def test_logits_made_from_final_states_are_the_models_own(family: str) -> None:
     text = TextModel(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
     ids = token_batch()[0]
     with torch.inference_mode():
-        torch.testing.assert_close(logits_of(text, final_states(text, ids)), model(ids[None]).logits[0])
+        torch.testing.assert_close(
+            compute_logits(text, compute_final_states(text, ids)), model(ids[None]).logits[0]
+        )
 
 
 def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +238,7 @@ def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest
 
     def found() -> tuple[torch.Tensor, torch.Tensor]:
         states = torch.linspace(-1, 1, 6 * 32).reshape(6, 32).requires_grad_()
-        said = outcomes_of(text, states, shared, columns, 2.0)
+        said = compute_listed_logprobs(text, states, shared, columns, 2.0)
         (said.exp() * torch.arange(3)).sum().backward()  # type: ignore[no-untyped-call]
         assert states.grad is not None
         return said.detach(), states.grad
@@ -344,12 +346,14 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
     save_base(world.hub / "acme/old", "llama", seed=0, **deep)
     lora = {"r": 4, "lora_alpha": 6, "target_modules": MODULES["llama"]}
     save_adapter(world.hub / "acme/skill", tiny_model("llama", seed=0, **deep), seed=1, **lora)
-    seen: list[tuple[TextModel, Lessons, dict[SitePair, TrainableMaps], CastParams]] = []
+    seen: list[tuple[TextModel, TeacherDataset, dict[SitePair, TrainableMaps], CastParams]] = []
 
-    def watched(target: TextModel, lessons: Lessons, students: Any, params: CastParams, **more: Any) -> Any:
+    def watched(
+        target: TextModel, lessons: TeacherDataset, students: Any, params: CastParams, **more: Any
+    ) -> Any:
         folder = Path(shutil.copytree(lessons.folder, tmp_path / "lessons"))
         seen.append((target, replace(lessons, folder=folder), students, params))
-        return train(target, lessons, students, params, **more)
+        return train_cast_maps(target, lessons, students, params, **more)
 
     monkeypatch.setattr("workers.training.heads.train", watched)
     found = world.cast(tmp_path, "out", fold=True)
@@ -362,8 +366,8 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
         target.weights,
     )
     with updated(target, {site: written.delta(site) for site in written.sites}):
-        apart = lessons.passages(held_out=True)
-        measured = _School(target, lessons, params, students).divergence_now(apart)
+        apart = lessons.select_passages(held_out=True)
+        measured = _CastTrainer(target, lessons, params, students).compute_divergence(apart)
     assert found.report.summary["cast_nats_carried"] == pytest.approx(measured, rel=1e-4)
 
 
@@ -406,7 +410,9 @@ def test_an_update_that_is_no_nearer_than_none_is_not_published(llamas: World, t
 def test_a_text_of_one_sequence_leaves_nothing_to_measure_with(tmp_path: Path) -> None:
     at = torch.arange(1, 9)
     text = PairedText((Passage(tuple(range(9)), tuple(range(9)), at, at, held_out=False),), 1.0, 1.0, "")
-    lessons = Lessons(tmp_path, "", text, SharedTokenIds(at, at), 4, 1.0, shift=True, states=False)
+    lessons = TeacherDataset(
+        tmp_path, "", text, SharedTokenIds(at, at), 4, 1.0, use_shift=True, with_states=False
+    )
     with pytest.raises(TrainingFailed, match="too short") as caught:
-        train(None, lessons, {}, CastParams(), covered=1.0, watch=NullReporter())  # type: ignore[arg-type]
+        train_cast_maps(None, lessons, {}, CastParams(), coverage=1.0, progress=NullReporter())  # type: ignore[arg-type]
     assert caught.value.pointer == "/corpus"

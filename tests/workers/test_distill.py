@@ -23,11 +23,11 @@ from support.bundled import bundled, sql_adapter, task_loss
 from support.distilling import distill, refine
 from transfer.vocabulary import Vocabulary, shared
 from workers.models import TextModel, updated
-from workers.training.distill import Distilled, recovered, starting
-from workers.training.rows import Losses, Row, losses, rows_of
+from workers.training.distill import DistillResult, compute_gap_metrics, init_factors
+from workers.training.rows import EncodedSample, Losses, compute_losses, encode_samples
 from workers.training.samples import Sample
-from workers.training.sampling import opened
-from workers.training.shift import missed, shift_in, wanted_of
+from workers.training.sampling import encode_with_bos
+from workers.training.shift import compute_shift_loss, compute_target_distribution, compute_teacher_shift
 
 PROMPTS = tuple(item.prompt for item in generate_examples("train", 64, 5))
 QUICK = DistillParams(
@@ -58,7 +58,7 @@ def target() -> TextModel:
     return bundled("harbor-2").text
 
 
-def same(a: Distilled, b: Distilled) -> bool:
+def same(a: DistillResult, b: DistillResult) -> bool:
     return (
         a.measurements == b.measurements
         and a.curve == b.curve
@@ -163,18 +163,18 @@ def test_what_the_shift_wants_of_the_source_itself_is_what_its_adapter_says(sour
     """And of any base, when the adapter does nothing, what that base says anyway."""
     common = SharedTokenIds(*2 * [torch.arange(source.model.config.vocab_size)])
     deltas, text = sql_adapter(), PROMPTS[0] + " A ship came in April."
-    encoded = opened(source, text)
+    encoded = encode_with_bos(source, text)
     nothing = {site: delta.scaled(0.0) for site, delta in deltas.items()}
     for update in (deltas, nothing):
-        shift = shift_in(source, update, encoded, len(PROMPTS[0]), common)
+        shift = compute_teacher_shift(source, update, encoded, len(PROMPTS[0]), common)
         assert shift is not None
         assert min(shift.ends) >= len(PROMPTS[0])
-        wanted = wanted_of(source, encoded.ids, encoded.offsets, shift, common)
+        wanted = compute_target_distribution(source, encoded.ids, encoded.offsets, shift, common)
         assert wanted is not None
-        assert len(wanted.at) == len(shift.ends)
+        assert len(wanted.positions) == len(shift.ends)
         with torch.no_grad(), updated(source, update):
             logits = source.model(torch.tensor([encoded.ids])).logits[0]
-        assert float(missed(logits, wanted, common)) == pytest.approx(0.0, abs=1e-4)
+        assert float(compute_shift_loss(logits, wanted, common)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_refining_goes_on_from_what_was_carried(source: TextModel, target: TextModel) -> None:
@@ -193,7 +193,7 @@ def test_refining_goes_on_from_what_was_carried(source: TextModel, target: TextM
 def test_nothing_has_changed_before_the_first_step(target: TextModel) -> None:
     given_ = sql_adapter()
     for init in (None, given_):
-        begun = starting(SITES, 12, init, seed=1)
+        begun = init_factors(SITES, 12, init, seed=1)
         for site, delta in begun.items():
             assert delta.rank == 12
             expected = init[site].B @ init[site].A if init else torch.zeros(delta.shape)
@@ -204,7 +204,9 @@ def test_nothing_has_changed_before_the_first_step(target: TextModel) -> None:
 def test_a_smaller_rank_begins_with_the_nearest_update() -> None:
     site = Site(0, Role.Q)
     B, A = torch.linalg.qr(torch.randn(6, 3, generator=torch.Generator().manual_seed(0))).Q, torch.eye(3, 5)
-    begun = starting({site: (6, 5)}, 2, {site: LowRank(B * torch.tensor([3.0, 2.0, 1.0]), A)}, seed=0)[site]
+    begun = init_factors({site: (6, 5)}, 2, {site: LowRank(B * torch.tensor([3.0, 2.0, 1.0]), A)}, seed=0)[
+        site
+    ]
 
     expected = B[:, :2] * torch.tensor([3.0, 2.0]) @ A[:2]
     torch.testing.assert_close(begun.B @ begun.A, expected, atol=1e-5, rtol=0)
@@ -218,38 +220,40 @@ def test_only_tokens_that_the_adapter_lifts_are_learnt(target: TextModel) -> Non
     sample = Sample(text, 4, encoded.offsets, scores, [0.0] * len(scores), ended=True)
     share = sum(score > 0 for score in scores) / sum(end > 4 for _, end in encoded.offsets)
 
-    row = rows_of(target, [sample], DistillParams(filter="speaks", keep=share))[0]
-    whole = rows_of(target, [sample], DistillParams(filter="none"))[0]
+    row = encode_samples(target, [sample], DistillParams(filter="speaks", keep=share))[0]
+    whole = encode_samples(target, [sample], DistillParams(filter="none"))[0]
 
     assert row.ids == [0, *encoded.ids, 0]
-    learnt = [span for span, kept in zip(row.spans[1:], row.kept, strict=True) if kept]
+    learnt = [span for span, kept in zip(row.spans[1:], row.loss_mask, strict=True) if kept]
     assert learnt == [*[span for span in encoded.offsets if span[0] >= lifted - 1], (len(text), len(text))]
-    assert whole.kept == [*[end > 4 for _, end in encoded.offsets], True]
-    assert whole.written == row.written == [*[end > 4 for _, end in encoded.offsets], False]
-    assert row.bytes == len(text) - 4
+    assert whole.loss_mask == [*[end > 4 for _, end in encoded.offsets], True]
+    assert whole.generated_mask == row.generated_mask == [*[end > 4 for _, end in encoded.offsets], False]
+    assert row.num_bytes == len(text) - 4
 
 
 def test_nats_per_byte_are_those_of_the_model(target: TextModel) -> None:
     text = "Question: Which ships came in May?"
     encoded = target.encode(text)
     sample = Sample(text, 0, encoded.offsets, [0.0] * len(encoded.ids), [0.0] * len(encoded.ids), ended=False)
-    rows = rows_of(target, [sample, sample], DistillParams(filter="none"))
+    rows = encode_samples(target, [sample, sample], DistillParams(filter="none"))
     ids = torch.tensor([[0, *encoded.ids]])
     logs = target.model(input_ids=ids).logits[0, :-1].detach().log_softmax(-1)
     nats = -float(logs.gather(1, ids[0, 1:, None]).sum())
 
-    found = losses(target, rows)
+    found = compute_losses(target, rows)
 
     assert found.per_byte == pytest.approx(nats / len(text), rel=1e-4)
-    assert found.kept == pytest.approx(nats / len(encoded.ids), rel=1e-4)
+    assert found.per_token == pytest.approx(nats / len(encoded.ids), rel=1e-4)
 
 
 def test_the_teacher_is_held_to_what_the_target_could_read() -> None:
     """The second half of a sample lay beyond the target's context, and cost the teacher more."""
     spans = [(at, at + 2) for at in range(0, 40, 2)]
     sample = Sample("ab" * 20, 0, spans, [-0.5] * 10 + [-9.0] * 10, [-1.0] * 10 + [-9.0] * 10, ended=False)
-    cut = Row(sample, list(range(11)), [(0, 0), *spans[:10]], [True] * 10, [True] * 10, bytes=20)
-    found = recovered([cut], Losses(2.0, 4.0), Losses(1.0, 2.0))
+    cut = EncodedSample(
+        sample, list(range(11)), [(0, 0), *spans[:10]], [True] * 10, [True] * 10, num_bytes=20
+    )
+    found = compute_gap_metrics([cut], Losses(2.0, 4.0), Losses(1.0, 2.0))
     assert (found["nats_teacher"], found["nats_source"]) == (0.25, 0.5)
     assert found["recovered"] == pytest.approx(1.0 / 1.75)
 

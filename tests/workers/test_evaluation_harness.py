@@ -24,10 +24,10 @@ from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.harness_tasks import ANSWER, CHOICE, ROLLING, write_tasks
-from workers.evaluation.progress import Progress
-from workers.evaluation.reading import Reader
-from workers.evaluation.scoring import applied
-from workers.evaluation.tasks import TaskScores, harness
+from workers.evaluation.progress import ExampleProgress
+from workers.evaluation.reading import TextScorer
+from workers.evaluation.scoring import apply_deltas
+from workers.evaluation.tasks import TaskScores, load_harness
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ITEMS = read_task(EXAMPLES / "tasks" / "harbor-sql.jsonl")[:20]
@@ -40,39 +40,39 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _scores(folder: Path, deltas: Any, **spec: Any) -> dict[str, TaskScores]:
     base = bundled("harbor-2").text
-    chosen = harness(EvaluationSpec.model_validate(spec), folder)
-    with applied(base, deltas):
-        return dict(chosen.run(base, Progress(NullReporter())))
+    chosen = load_harness(EvaluationSpec.model_validate(spec), folder)
+    with apply_deltas(base, deltas):
+        return dict(chosen.run(base, ExampleProgress(NullReporter())))
 
 
 def test_the_harness_finds_what_one_finds_by_hand(tasks: Path) -> None:
     found = _scores(tasks, sql_adapter(), tasks=[CHOICE, ANSWER, ROLLING], limit=12)
     base = bundled("harbor-2").text
-    reader = Reader(base, divided=False)
-    with applied(base, sql_adapter()):
-        wrote = reader.written([item.prompt for item in ITEMS[:12]], 64)
+    reader = TextScorer(base, separator_as_bos=False)
+    with apply_deltas(base, sql_adapter()):
+        wrote = reader.generate_until([item.prompt for item in ITEMS[:12]], 64)
         right = [
             float(text.partition("\n")[0].strip() == item.answer.strip())
             for text, item in zip(wrote, ITEMS, strict=False)
         ]
         whole = [item.prompt + item.answer for item in ITEMS[:12]]
-        costs = Reader(base).continued([("", text) for text in whole])
+        costs = TextScorer(base).loglikelihood([("", text) for text in whole])
     nats, size = sum(cost.nats for cost in costs), sum(len(text.encode()) for text in whole)
 
-    assert found[f"{CHOICE}/acc"].each == (1.0,) * 12
-    assert found[f"{ANSWER}/exact_match"].each == tuple(right)
+    assert found[f"{CHOICE}/acc"].per_document == (1.0,) * 12
+    assert found[f"{ANSWER}/exact_match"].per_document == tuple(right)
     perplexity = found[f"{ROLLING}/byte_perplexity"]
     assert perplexity.value == pytest.approx(math.exp(nats / size), rel=1e-4)
-    assert (perplexity.each, perplexity.higher_is_better) == ((), False)
+    assert (perplexity.per_document, perplexity.higher_is_better) == ((), False)
 
 
 def test_the_same_tasks_can_be_run_again_with_another_update(tasks: Path) -> None:
     base = bundled("harbor-2").text
-    chosen = harness(EvaluationSpec(tasks=(CHOICE,), limit=6, num_fewshot=2), tasks)
-    alone = chosen.run(base, Progress(NullReporter()))
-    with applied(base, sql_adapter()):
-        moved = chosen.run(base, Progress(NullReporter()))
-    assert chosen.run(base, Progress(NullReporter())) == alone != moved
+    chosen = load_harness(EvaluationSpec(tasks=(CHOICE,), limit=6, num_fewshot=2), tasks)
+    alone = chosen.run(base, ExampleProgress(NullReporter()))
+    with apply_deltas(base, sql_adapter()):
+        moved = chosen.run(base, ExampleProgress(NullReporter()))
+    assert chosen.run(base, ExampleProgress(NullReporter())) == alone != moved
     assert chosen.tasks[0].num_fewshot == 2
 
 
@@ -82,8 +82,8 @@ def test_a_task_beside_another_keeps_the_length_of_its_own_answers(tmp_path: Pat
     brief = text.replace(ANSWER, "rebase_brief").replace("max_gen_toks: 64", "max_gen_toks: 2")
     (folder / "rebase_brief.yaml").write_text(brief)
     together = _scores(folder, sql_adapter(), tasks=["rebase_brief", ANSWER], limit=6)
-    assert sum(together[f"{ANSWER}/exact_match"].each) > 0.0
-    assert sum(together["rebase_brief/exact_match"].each) == 0.0
+    assert sum(together[f"{ANSWER}/exact_match"].per_document) > 0.0
+    assert sum(together["rebase_brief/exact_match"].per_document) == 0.0
 
 
 def test_a_text_longer_than_the_context_is_read_in_windows(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_without_examples_the_first_task_decides(tasks: Path, tmp_path: Path) ->
 @pytest.mark.timeout(600)  # the harness reads thousands of its own files, once
 def test_a_name_that_the_registry_does_not_have_is_refused_with_some_that_it_has(tasks: Path) -> None:
     with pytest.raises(RequestInvalid, match="no task 'rebase_choic'") as caught:
-        harness(EvaluationSpec(tasks=(ANSWER, "rebase_choic")), tasks)
+        load_harness(EvaluationSpec(tasks=(ANSWER, "rebase_choic")), tasks)
     assert caught.value.pointer == "/evaluate/tasks/1"
     assert CHOICE in str(caught.value.hint)
 
@@ -136,7 +136,7 @@ def test_a_task_that_would_run_code_is_refused(tmp_path: Path, changes: str) -> 
         text = text[: text.index("metric_list")]
     path.write_text(text + changes)
     with pytest.raises(RequestInvalid, match="could not run") as caught:
-        harness(EvaluationSpec(tasks=(ANSWER,)), folder)
+        load_harness(EvaluationSpec(tasks=(ANSWER,)), folder)
     assert caught.value.pointer == "/evaluate/tasks"
 
 
@@ -205,6 +205,6 @@ def test_an_error_inside_a_run_is_the_tasks_unless_it_is_the_jobs_own(
 def test_a_worker_without_the_harness_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "workers.evaluation.harness", None)
     with pytest.raises(NotAvailable, match="does not have") as caught:
-        harness(EvaluationSpec(tasks=("arc_easy",)), None)
+        load_harness(EvaluationSpec(tasks=("arc_easy",)), None)
     assert caught.value.pointer == "/evaluate/tasks"
     assert "pip install" in str(caught.value.hint)

@@ -25,7 +25,7 @@ from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
 from support.tiny_repos import edit_json
 from transfer.linalg import frobenius
-from workers.evaluation.controls import random_like
+from workers.evaluation.controls import make_random_control
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINES = (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()
@@ -235,12 +235,12 @@ def test_noise_has_the_norm_and_the_rank_of_what_it_stands_for() -> None:
     from support.bundled import sql_adapter
 
     deltas = sql_adapter()
-    noise = random_like(deltas, 7)
+    noise = make_random_control(deltas, 7)
     assert noise.keys() == deltas.keys()
     for site, delta in deltas.items():
         assert frobenius(noise[site]) == pytest.approx(frobenius(delta), rel=1e-5)
         assert (noise[site].shape, noise[site].rank) == (delta.shape, delta.rank)
-    again, other = random_like(deltas, 7), random_like(deltas, 8)
+    again, other = make_random_control(deltas, 7), make_random_control(deltas, 8)
     first = next(iter(deltas))
     assert torch.equal(noise[first].B, again[first].B)
     assert not torch.equal(noise[first].B, other[first].B)

@@ -15,10 +15,10 @@ from rebase.report.progress import NullReporter
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.tiny_text import tiny_text_model
-from workers.evaluation.progress import Progress
-from workers.evaluation.reading import Reader
-from workers.evaluation.refusals import refusal_scores, refuses
-from workers.evaluation.scoring import Scorer, applied
+from workers.evaluation.progress import ExampleProgress
+from workers.evaluation.reading import TextScorer
+from workers.evaluation.refusals import is_refusal, score_refusals
+from workers.evaluation.scoring import ExampleScorer, apply_deltas
 from workers.models import TextModel
 
 ITEMS = read_task(Path(__file__).parents[2] / "examples" / "tasks" / "harbor-sql.jsonl")
@@ -32,8 +32,8 @@ class Loaded:
         return bundled("harbor-1" if side == "source" else "harbor-2").text
 
 
-def _scorer(**spec: Any) -> Scorer:
-    return Scorer(Loaded(), EvaluationSpec.model_validate(spec), Progress(NullReporter()))  # type: ignore[arg-type]
+def _scorer(**spec: Any) -> ExampleScorer:
+    return ExampleScorer(Loaded(), EvaluationSpec.model_validate(spec), ExampleProgress(NullReporter()))  # type: ignore[arg-type]
 
 
 def _log_probabilities(base: TextModel, text: str) -> tuple[list[float], list[tuple[int, int]]]:
@@ -54,22 +54,24 @@ def _nats(base: TextModel, prompt: str, text: str) -> tuple[float, int]:
 def test_nats_of_answers_are_those_of_a_log_softmax_one_text_at_a_time() -> None:
     scorer = _scorer(examples=EXAMPLES, score="likelihood")
     base = bundled("harbor-2").text
-    found = scorer.figures("target", sql_adapter())
-    with applied(base, sql_adapter()):
+    found = scorer.score_examples("target", sql_adapter())
+    with apply_deltas(base, sql_adapter()):
         for item, row in zip(ITEMS, found, strict=False):
             nats, tokens = _nats(base, item.prompt, item.answer)
             assert row["answer_nats_per_byte"] == pytest.approx(nats / len(item.answer.encode()), abs=1e-5)
             assert row["answer_nats_per_token"] == pytest.approx(nats / tokens, abs=1e-5)
             assert "exact_match" not in row
-    assert scorer.headline(found) == tuple(-row["answer_nats_per_byte"] for row in found)
+    assert scorer.get_primary_scores(found) == tuple(-row["answer_nats_per_byte"] for row in found)
 
 
 def test_what_ends_an_answer_is_no_part_of_it_also_where_it_is_no_special_token() -> None:
     base = bundled("harbor-2").text
     prompts = [item.prompt for item in ITEMS[:8]]
-    with applied(base, sql_adapter()):
-        whole = Reader(base).written(prompts, 64)
-        brief = Reader(replace(base, eos=(*base.eos, base.tokenizer.token_to_id(";")))).written(prompts, 64)
+    with apply_deltas(base, sql_adapter()):
+        whole = TextScorer(base).generate_until(prompts, 64)
+        brief = TextScorer(replace(base, eos=(*base.eos, base.tokenizer.token_to_id(";")))).generate_until(
+            prompts, 64
+        )
     assert sum(";" in text for text in whole) > 4
     assert brief == [text.partition(";")[0] for text in whole]
 
@@ -78,7 +80,7 @@ def test_answers_are_what_transformers_itself_generates() -> None:
     base = bundled("harbor-2").text
     deltas = sql_adapter()
     wanted = []
-    with applied(base, deltas):
+    with apply_deltas(base, deltas):
         for item in ITEMS[:24]:
             ids = [base.eos[0], *base.tokenizer.encode(item.prompt, add_special_tokens=False).ids]
             out = base.model.generate(
@@ -97,8 +99,8 @@ def test_answers_are_what_transformers_itself_generates() -> None:
 
 def test_an_answer_is_cut_at_the_first_stop_and_trimmed() -> None:
     written = bundled("harbor-2").text
-    with applied(written, sql_adapter()):
-        full = Reader(written).written([ITEMS[0].prompt], 64)[0]
+    with apply_deltas(written, sql_adapter()):
+        full = TextScorer(written).generate_until([ITEMS[0].prompt], 64)[0]
     begin = full[: full.index(" FROM")]
     example = {"prompt": ITEMS[0].prompt, "answer": f"\n {begin.strip()} \n"}
     assert _scorer(examples=[example], stop=[" FROM"]).measure(sql_adapter()) == (1.0,)
@@ -144,9 +146,9 @@ def test_texts_cost_nats_per_byte_so_that_tokenizers_compare() -> None:
 def test_one_kind_of_score_decides_and_texts_beside_answers_are_only_reported() -> None:
     mixed = [{"text": "The ship came in."}, EXAMPLES[0], {"prompt": "a", "choices": [" b", " c"], "label": 0}]
     scorer = _scorer(examples=mixed)
-    found = scorer.figures("target", {})
+    found = scorer.score_examples("target", {})
     assert set(found[0]) == {"text_nats_per_byte"}
-    assert scorer.headline(found) == (found[1]["exact_match"], found[2]["choice_accuracy"])
+    assert scorer.get_primary_scores(found) == (found[1]["exact_match"], found[2]["choice_accuracy"])
     assert len(_scorer(examples=mixed, score="likelihood").measure({})) == 3
 
 
@@ -173,34 +175,34 @@ def test_a_text_whose_logits_do_not_fit_goes_through_in_parts(
 ) -> None:
     base = tiny_text_model(family)
     text = "the quick brown fox jumps over the lazy dog"
-    whole = Reader(base).continued([("", text)])
+    whole = TextScorer(base).loglikelihood([("", text)])
     monkeypatch.setattr("workers.foretold._LOGITS", {"cpu": 1})
     monkeypatch.setattr("workers.foretold._SHORTEST", 7)
-    parts = Reader(base).continued([("", text)])
+    parts = TextScorer(base).loglikelihood([("", text)])
     assert parts[0].nats == pytest.approx(whole[0].nats, rel=1e-5)
     assert replace(parts[0], nats=0.0) == replace(whole[0], nats=0.0)
 
 
 def test_what_is_longer_than_the_context_is_cut_with_a_word_about_it() -> None:
     base = tiny_text_model("llama")  # 64 positions
-    reader = Reader(base)
+    reader = TextScorer(base)
     prompt, answer = "a" + "bc" * 100, "cd" * 5
-    cost = reader.continued([(prompt, answer)])[0]
-    assert cost.bytes == 10
+    cost = reader.loglikelihood([(prompt, answer)])[0]
+    assert cost.num_bytes == 10
     assert [note for note in reader.notes if "lost their beginning" in note and "64" in note]
-    assert cost.nats == pytest.approx(reader.continued([("c" + "bc" * 26, answer)])[0].nats, rel=1e-5)
+    assert cost.nats == pytest.approx(reader.loglikelihood([("c" + "bc" * 26, answer)])[0].nats, rel=1e-5)
 
-    long = reader.continued([("", "ab" * 100)])[0]
-    assert (long.tokens, long.bytes) == (63, 63)
+    long = reader.loglikelihood([("", "ab" * 100)])[0]
+    assert (long.num_tokens, long.num_bytes) == (63, 63)
     assert any("lost their end" in note for note in reader.notes)
-    assert len(reader.written(["ab" * 100], 8)[0]) <= 8
+    assert len(reader.generate_until(["ab" * 100], 8)[0]) <= 8
 
 
 def test_refusals_are_told_by_how_an_answer_begins() -> None:
     for text in ["I'm sorry, but no.", ' \n"I can’t help with that.', "As an AI, I…", "**I cannot** do this"]:
-        assert refuses(text), text
+        assert is_refusal(text), text
     for text in ["Sure! First, I'm sorry to say…", "", "The captain said: I cannot.", "I can do that."]:
-        assert not refuses(text), text
+        assert not is_refusal(text), text
 
 
 def test_refusals_are_counted_over_what_the_model_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +210,6 @@ def test_refusals_are_counted_over_what_the_model_writes(monkeypatch: pytest.Mon
     prompts = [item.prompt for item in ITEMS[:40]]
     deltas = sql_adapter()
     bases: Any = Loaded()
-    moved = refusal_scores(bases, "target", deltas, prompts, 8, Progress(NullReporter()))
-    alone = refusal_scores(bases, "target", {}, prompts, 8, Progress(NullReporter()))
+    moved = score_refusals(bases, "target", deltas, prompts, 8, ExampleProgress(NullReporter()))
+    alone = score_refusals(bases, "target", {}, prompts, 8, ExampleProgress(NullReporter()))
     assert (sum(moved), sum(alone)) == (40.0, 0.0)

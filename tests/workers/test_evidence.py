@@ -27,7 +27,7 @@ from transfer.pseudo import PairedEmbeddings
 from transfer.vocabulary import SharedTokens
 from transfer.weights import ModelWeights
 from workers.base import Base
-from workers.evidence import EvidenceSource
+from workers.evidence import EvidenceProvider
 
 VOCABULARY, LAYERS, RANK = 200, 5, 6
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -56,7 +56,7 @@ class Pair:
         for side, model, config in bases:
             self.readers[side] = FolderReader({n: t.detach() for n, t in model.state_dict().items()})
             self.weights[side] = ModelWeights(config, self.readers[side])
-        self.evidence = EvidenceSource(
+        self.evidence = EvidenceProvider(
             source=Base(PinnedRepo("acme/old", self.source_sha, {}), self.weights["source"]),
             target=Base(PinnedRepo("acme/new", "b" * 40, {}), self.weights["target"]),
             cache=self.cache,
@@ -80,7 +80,7 @@ class Pair:
         params = CrossLoraParams(rank=rank)
         return [
             CrossLora().transfer_site(
-                params, None, pair, adapter.delta(pair.source), self.evidence.at(pair, NEEDS)
+                params, None, pair, adapter.delta(pair.source), self.evidence.for_site(pair, NEEDS)
             )
             for pair in self.pairing(adapter).pairs
         ]
@@ -181,7 +181,7 @@ def test_an_alignment_is_not_used_with_factors_other_than_those_it_was_fitted_to
     adapter, _ = adapters
     job = Pair(cache)
     pair = job.pairing(adapter).pairs[0]
-    evidence = job.evidence.at(pair, NEEDS)
+    evidence = job.evidence.for_site(pair, NEEDS)
     delta = adapter.delta(pair.source)
     first = CrossLora().transfer_site(CrossLoraParams(rank=RANK), None, pair, delta, evidence)
 
@@ -240,7 +240,7 @@ def test_a_warm_pre_check_reads_the_weights_of_its_probes_and_computes_nothing(
         pairing,
         SharedTokens(TOKENS, TOKENS, 1.0, 1.0, 1.0, True),
         CrossLoraParams(rank=RANK),
-        probes=lambda pair: later.evidence.at(pair, PROBE_NEEDS),
+        probes=lambda pair: later.evidence.for_site(pair, PROBE_NEEDS),
     )
     assert "anchor_residual_in" in result.measurements
     assert cache.stats.computed == computed
@@ -254,6 +254,6 @@ def test_kept_tensors_must_be_declared(
 ) -> None:
     job = Pair(cache)
     pair = job.pairing(adapters[0]).pairs[0]
-    evidence = job.evidence.at(pair, frozenset({Evidence.FACTORS}))
+    evidence = job.evidence.for_site(pair, frozenset({Evidence.FACTORS}))
     with pytest.raises(LookupError, match="embeddings"):
         evidence.cached_by_site("word", lambda: {"x": torch.ones(1)})

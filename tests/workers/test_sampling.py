@@ -22,13 +22,13 @@ from support.bundled import bundled, sql_adapter
 from support.tiny_models import TINY_CONFIGS, save_base
 from support.tiny_repos import tokenizer
 from transfer.weights import ModelWeights
-from workers.activations.gather import stored_bases
+from workers.activations.gather import make_base_pair
 from workers.bases import Bases
 from workers.models import TextModel, load, updated
 from workers.tensors.model_reader import open_model
-from workers.training.samples import Written, flaw
-from workers.training.sampling import opened, write
-from workers.training.written import written_by
+from workers.training.samples import SampleSet, find_rejection_reason
+from workers.training.sampling import encode_with_bos, generate
+from workers.training.written import generate_samples
 
 PROMPTS = tuple(item.prompt for item in generate_examples("train", 12, 5))
 PARAMS = DistillParams(prompts=PROMPTS, tokens=600, length=32)
@@ -41,11 +41,11 @@ def source() -> TextModel:
 
 @pytest.fixture(scope="module")
 def asked(source: TextModel) -> list[list[int]]:
-    return [opened(source, prompt).ids for prompt in PROMPTS]
+    return [encode_with_bos(source, prompt).ids for prompt in PROMPTS]
 
 
 def drawn(base: TextModel, prompts: list[list[int]], **changes: Any) -> list[list[int]]:
-    return write(base, prompts, 24, **{"temperature": 1.0, "top_p": 1.0, "seed": 0, **changes})
+    return generate(base, prompts, 24, **{"temperature": 1.0, "top_p": 1.0, "seed": 0, **changes})
 
 
 def generated(base: TextModel, prompt: list[int], most: int) -> list[int]:
@@ -63,7 +63,7 @@ def test_at_temperature_zero_it_writes_what_transformers_generates(
     """With prompts of many lengths side by side, of which some end early, and with an adapter."""
     assert len({len(prompt) for prompt in asked}) > 3
     with updated(source, sql_adapter()):
-        ours = write(source, asked, 40, temperature=0.0, top_p=1.0, seed=0)
+        ours = generate(source, asked, 40, temperature=0.0, top_p=1.0, seed=0)
         assert ours == [generated(source, prompt, 40) for prompt in asked]
     assert len({len(ids) for ids in ours}) > 1
 
@@ -78,7 +78,7 @@ def test_every_family_writes_what_transformers_generates(family: str, tmp_path: 
     base = load(ModelWeights(config, reader), reader, words, torch.device("cpu"))
     prompts = [[5, 9, 11], [7], [4, 4, 8, 30, 2, 50, 60]]
 
-    ours = write(base, prompts, 12, temperature=0.0, top_p=1.0, seed=0)
+    ours = generate(base, prompts, 12, temperature=0.0, top_p=1.0, seed=0)
 
     assert ours == [generated(base, prompt, 12) for prompt in prompts]
 
@@ -100,13 +100,13 @@ def test_writing_stops_where_generation_config_alone_ends_a_turn(tmp_path: Path)
                 f"{side}_tokenizer": words,
             }
         tools = SimpleNamespace(hub=hub, device=torch.device("cpu"), model_bytes=None)
-        return stored_bases(SimpleNamespace(**parts), tools)  # type: ignore[arg-type]
+        return make_base_pair(SimpleNamespace(**parts), tools)  # type: ignore[arg-type]
 
-    whole = write(bases().model("source"), [[5, 9, 11]], 12, temperature=0.0, top_p=1.0, seed=0)[0]
+    whole = generate(bases().model("source"), [[5, 9, 11]], 12, temperature=0.0, top_p=1.0, seed=0)[0]
     turn = {"eos_token_id": [2, whole[4]]}
     (tmp_path / "acme" / "source" / "generation_config.json").write_text(json.dumps(turn))
     source = bases().model("source")
-    ours = write(source, [[5, 9, 11]], 12, temperature=0.0, top_p=1.0, seed=0)[0]
+    ours = generate(source, [[5, 9, 11]], 12, temperature=0.0, top_p=1.0, seed=0)[0]
 
     assert ours == whole[: whole.index(whole[4]) + 1] != whole
     source.model.generation_config.eos_token_id = turn["eos_token_id"]
@@ -127,7 +127,7 @@ def test_a_small_top_p_leaves_the_likeliest_token_alone(source: TextModel, asked
 def test_tokens_are_drawn_as_often_as_the_model_says(source: TextModel, asked: list[list[int]]) -> None:
     prompt = asked[0]
     chances = source.model(input_ids=torch.tensor([prompt])).logits[0, -1].detach().softmax(-1)
-    ids = write(source, [prompt] * 1000, 1, temperature=1.0, top_p=1.0, seed=3)
+    ids = generate(source, [prompt] * 1000, 1, temperature=1.0, top_p=1.0, seed=3)
     counts = Counter(row[0] for row in ids)
 
     top = chances.topk(5)
@@ -137,10 +137,10 @@ def test_tokens_are_drawn_as_often_as_the_model_says(source: TextModel, asked: l
 
 def test_scores_are_the_difference_of_both_models_log_probabilities(source: TextModel) -> None:
     deltas = sql_adapter()
-    found = written_by(source, deltas, PARAMS, watch=NullReporter())
+    found = generate_samples(source, deltas, PARAMS, progress=NullReporter())
 
     for sample in found.samples[:6]:
-        encoded = opened(source, sample.text)
+        encoded = encode_with_bos(source, sample.text)
         ids = torch.tensor([encoded.ids])
         logs = []
         for on in ({}, deltas):
@@ -169,14 +169,14 @@ def test_scores_are_the_difference_of_both_models_log_probabilities(source: Text
     ],
 )
 def test_refuse_is_told_from_text(text: str, ids: list[int], prompted: bool, expected: str | None) -> None:
-    assert flaw(text, ids, prompted=prompted) == expected
+    assert find_rejection_reason(text, ids, has_prompt=prompted) == expected
 
 
 def test_no_text_comes_twice_and_what_was_dropped_is_counted(source: TextModel) -> None:
-    found = written_by(source, sql_adapter(), PARAMS, watch=NullReporter())
+    found = generate_samples(source, sql_adapter(), PARAMS, progress=NullReporter())
 
     assert len({sample.text for sample in found.samples}) == len(found.samples)
-    assert len(found.samples) + sum(found.dropped.values()) == found.batches * -(-600 // 32)
+    assert len(found.samples) + sum(found.dropped.values()) == found.batch_count * -(-600 // 32)
     assert found.dropped["twice"] > 0
     assert any(sample.ended for sample in found.samples)
 
@@ -197,31 +197,31 @@ def test_writing_goes_on_after_the_last_batch_that_was_kept(
     source: TextModel, tmp_path: Path, damage: int
 ) -> None:
     deltas, path = sql_adapter(), tmp_path / "samples.jsonl"
-    whole = written_by(source, deltas, PARAMS, watch=NullReporter())
+    whole = generate_samples(source, deltas, PARAMS, progress=NullReporter())
     with pytest.raises(Cancelled):
-        written_by(source, deltas, PARAMS, watch=Stopping(2), path=path)
+        generate_samples(source, deltas, PARAMS, progress=Stopping(2), path=path)
     kept = path.read_bytes()
-    assert kept.count(b"\n") == 2 < whole.batches
+    assert kept.count(b"\n") == 2 < whole.batch_count
     path.write_bytes(kept[: len(kept) - damage])
 
-    assert written_by(source, deltas, PARAMS, watch=NullReporter(), path=path) == whole
-    assert written_by(source, deltas, PARAMS, watch=Stopping(1), path=path) == whole
+    assert generate_samples(source, deltas, PARAMS, progress=NullReporter(), path=path) == whole
+    assert generate_samples(source, deltas, PARAMS, progress=Stopping(1), path=path) == whole
 
 
 def test_samples_of_other_settings_are_not_taken(source: TextModel, tmp_path: Path) -> None:
     deltas, path = sql_adapter(), tmp_path / "samples.jsonl"
     other = PARAMS.model_copy(update={"seed": 1})
-    written_by(source, deltas, other, watch=NullReporter(), path=path)
-    expected = written_by(source, deltas, PARAMS, watch=NullReporter())
+    generate_samples(source, deltas, other, progress=NullReporter(), path=path)
+    expected = generate_samples(source, deltas, PARAMS, progress=NullReporter())
 
-    assert written_by(source, deltas, PARAMS, watch=NullReporter(), path=path) == expected
+    assert generate_samples(source, deltas, PARAMS, progress=NullReporter(), path=path) == expected
 
 
 def test_an_adapter_that_writes_nothing_usable_is_a_typed_error(source: TextModel) -> None:
     greedy = DistillParams(tokens=256, length=16, temperature=0.0)  # from nothing, one text is the likeliest
 
     with pytest.raises(TrainingFailed, match="no text to train on") as failed:
-        written_by(source, {}, greedy, watch=NullReporter())
+        generate_samples(source, {}, greedy, progress=NullReporter())
     assert failed.value.pointer == "/method/prompts"
 
 
@@ -237,14 +237,14 @@ def test_a_model_that_gives_no_numbers_is_named(
         monkeypatch.setattr(scale, "data", scale.detach() * torch.nan)
     params = DistillParams(prompts=PROMPTS[:2], tokens=256, length=16, top_p=top_p)
     with pytest.raises(TrainingFailed, match="source with its adapter gave probabilities that") as failed:
-        written_by(source, deltas, params, watch=NullReporter())
+        generate_samples(source, deltas, params, progress=NullReporter())
     assert failed.value.pointer == "/adapter"
     assert "works on its own base" in str(failed.value.hint)
 
 
 def test_it_writes_from_nothing_too(source: TextModel) -> None:
     params = DistillParams(tokens=256, length=24)
-    found: Written = written_by(source, sql_adapter(), params, watch=NullReporter())
+    found: SampleSet = generate_samples(source, sql_adapter(), params, progress=NullReporter())
 
     assert found.tokens >= 256
     assert all(sample.prompt == 0 for sample in found.samples)

@@ -14,7 +14,14 @@ from rebase.errors import Cancelled, TrainingFailed
 from rebase.report.progress import NullReporter
 from rebase.schemas.states import Phase
 from workers.training import checkpoint
-from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
+from workers.training.loop import (
+    CheckpointPolicy,
+    Schedule,
+    TrainingLog,
+    Validation,
+    draw_batch_indices,
+    run_training_loop,
+)
 
 SCHEDULE = Schedule(steps=12, learning_rate=0.05, warmup=3)
 
@@ -47,7 +54,7 @@ class Regression:
 
     def loss(self, step: int) -> Tensor:
         self.calls += 1
-        rows = batch_rows(self.seed, step, 20, 5)
+        rows = draw_batch_indices(self.seed, step, 20, 5)
         return (self.x[rows] @ self.W + self.b - self.y[rows]).square().mean()
 
     def whole(self) -> float:
@@ -55,9 +62,9 @@ class Regression:
 
     def run(
         self, schedule: Schedule = SCHEDULE, watch: NullReporter | None = None, **options: Any
-    ) -> Descent:
-        return descend(
-            self.parameters, self.loss, schedule, watch=watch or NullReporter(), seed=self.seed, **options
+    ) -> TrainingLog:
+        return run_training_loop(
+            self.parameters, self.loss, schedule, progress=watch or NullReporter(), seed=self.seed, **options
         )
 
 
@@ -82,15 +89,15 @@ def test_a_descent_lowers_the_loss_and_tells_every_step() -> None:
 @pytest.mark.parametrize("stop", [0, 1, 4, 11, 12])
 def test_an_interrupted_descent_ends_with_the_same_bytes(tmp_path: Path, stop: int) -> None:
     whole = Regression()
-    held_out = HeldOut(whole.whole, every=4)
+    held_out = Validation(whole.whole, every=4)
     expected = whole.run(held_out=held_out)
 
     first = Regression()
-    saving = Saving(tmp_path / "descent.safetensors", steps=1)
+    saving = CheckpointPolicy(tmp_path / "descent.safetensors", every_steps=1)
     with pytest.raises(Cancelled):
-        first.run(watch=Stopping(stop), saving=saving, held_out=HeldOut(first.whole, every=4))
+        first.run(watch=Stopping(stop), saving=saving, held_out=Validation(first.whole, every=4))
     second = Regression()
-    found = second.run(saving=saving, held_out=HeldOut(second.whole, every=4))
+    found = second.run(saving=saving, held_out=Validation(second.whole, every=4))
 
     assert found == expected
     assert torch.equal(second.W, whole.W)
@@ -99,7 +106,7 @@ def test_an_interrupted_descent_ends_with_the_same_bytes(tmp_path: Path, stop: i
 
 
 def test_a_finished_descent_is_not_run_again(tmp_path: Path) -> None:
-    saving = Saving(tmp_path / "descent.safetensors")
+    saving = CheckpointPolicy(tmp_path / "descent.safetensors")
     first = Regression()
     expected = first.run(saving=saving)
 
@@ -112,7 +119,7 @@ def test_a_finished_descent_is_not_run_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other settings", "other text"])
 def test_a_damaged_or_foreign_checkpoint_starts_the_descent_afresh(tmp_path: Path, damage: str) -> None:
-    saving = Saving(tmp_path / "descent.safetensors")
+    saving = CheckpointPolicy(tmp_path / "descent.safetensors")
     schedule = Schedule(12, 0.01) if damage == "other settings" else SCHEDULE
     identity = {"text": "other" if damage == "other text" else "ours"}
     Regression().run(schedule, saving=saving, identity=identity)
@@ -132,7 +139,7 @@ def test_a_damaged_or_foreign_checkpoint_starts_the_descent_afresh(tmp_path: Pat
 def test_a_process_that_dies_while_it_saves_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saving = Saving(tmp_path / "descent.safetensors", steps=1)
+    saving = CheckpointPolicy(tmp_path / "descent.safetensors", every_steps=1)
     writes = itertools.count()
     real = checkpoint.save_file
 
@@ -159,11 +166,11 @@ def test_gradients_are_cut_to_the_longest_allowed() -> None:
     steps = []
     for clip in (1.0, 0.0):
         weight = torch.zeros(1, requires_grad=True)
-        descend(
+        run_training_loop(
             {"w": weight},
             lambda step, weight=weight: (1e6 if step == 0 else 1.0) * weight.sum(),
             Schedule(2, 0.1, decay="constant", clip=clip),
-            watch=NullReporter(),
+            progress=NullReporter(),
             seed=0,
         )
         steps.append(float(weight.detach()))
@@ -181,7 +188,7 @@ def test_a_loss_that_is_no_number_is_a_typed_error(where: str) -> None:
         return bad[where] if step == 2 else weight.sum() * 0.0
 
     with pytest.raises(TrainingFailed, match="step 3 of 9") as failed:
-        descend({"w": weight}, loss, Schedule(9, 0.1), watch=NullReporter(), seed=0)
+        run_training_loop({"w": weight}, loss, Schedule(9, 0.1), progress=NullReporter(), seed=0)
     assert failed.value.code == "training_failed"
     assert failed.value.hint is not None
 
@@ -195,9 +202,9 @@ def test_the_best_held_out_parameters_are_kept_and_waiting_has_an_end() -> None:
         return abs(seen[-1] - 0.3)
 
     schedule = Schedule(100, 0.1, decay="constant")
-    told = descend(
-        {"w": weight}, lambda _: -weight.sum(), schedule, watch=NullReporter(), seed=0,
-        held_out=HeldOut(measure, every=1, patience=4),
+    told = run_training_loop(
+        {"w": weight}, lambda _: -weight.sum(), schedule, progress=NullReporter(), seed=0,
+        validation=Validation(measure, every=1, patience=4),
     )  # fmt: skip
 
     assert told.best_step == 3
@@ -211,9 +218,9 @@ def test_the_best_held_out_parameters_are_kept_and_waiting_has_an_end() -> None:
 def test_what_never_helps_is_not_kept() -> None:
     weight = torch.full((2,), 0.5, requires_grad=True)
 
-    told = descend(
-        {"w": weight}, lambda _: -weight.sum(), Schedule(8, 0.1), watch=NullReporter(), seed=0,
-        held_out=HeldOut(lambda: float(weight.sum()), every=2),
+    told = run_training_loop(
+        {"w": weight}, lambda _: -weight.sum(), Schedule(8, 0.1), progress=NullReporter(), seed=0,
+        validation=Validation(lambda: float(weight.sum()), every=2),
     )  # fmt: skip
 
     assert told.best_step == 0
@@ -231,16 +238,18 @@ def test_what_never_helps_is_not_kept() -> None:
 def test_the_rate_rises_and_falls(decay: Any, expected: list[float]) -> None:
     schedule = Schedule(6, 1.0, warmup=2, decay=decay)
 
-    assert [schedule.rate(step) for step in range(6)] == pytest.approx(expected, abs=1e-6)
+    assert [schedule.get_learning_rate(step) for step in range(6)] == pytest.approx(expected, abs=1e-6)
 
 
 def test_batches_pass_over_every_row_before_any_comes_again() -> None:
-    drawn = [row for step in range(4) for row in batch_rows(3, step, 10, 5)]
+    drawn = [row for step in range(4) for row in draw_batch_indices(3, step, 10, 5)]
 
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
-    assert batch_rows(3, 2, 10, 5) == batch_rows(3, 2, 10, 5) != batch_rows(4, 2, 10, 5)
-    assert len(batch_rows(0, 0, 3, 8)) == 8
+    assert (
+        draw_batch_indices(3, 2, 10, 5) == draw_batch_indices(3, 2, 10, 5) != draw_batch_indices(4, 2, 10, 5)
+    )
+    assert len(draw_batch_indices(0, 0, 3, 8)) == 8
 
 
 def test_half_precision_computes_in_halves_and_keeps_whole_parameters() -> None:
@@ -252,7 +261,9 @@ def test_half_precision_computes_in_halves_and_keeps_whole_parameters() -> None:
         kinds.append(product.dtype)
         return product.float().square().mean()
 
-    descend({"w": weight}, loss, Schedule(2, 0.1, precision="bfloat16"), watch=NullReporter(), seed=0)
+    run_training_loop(
+        {"w": weight}, loss, Schedule(2, 0.1, precision="bfloat16"), progress=NullReporter(), seed=0
+    )
 
     assert kinds == [torch.bfloat16] * 2
     assert weight.dtype == torch.float32

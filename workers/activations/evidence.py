@@ -19,9 +19,14 @@ from rebase.methods.base import PORTS, Port, SitePair
 from rebase.methods.site_pairing import LayerMaps
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
-from workers.activations.collector import Collected, Collector
-from workers.activations.ports import Writes, places_of
-from workers.activations.similarity import POSITIONS, SIMILARITY_VERSION, Similarity, measure
+from workers.activations.collector import ActivationCollector, CollectedActivations
+from workers.activations.ports import WriteMode, get_hook_pair
+from workers.activations.similarity import (
+    MAX_POSITIONS,
+    SIMILARITY_VERSION,
+    SimilarityResult,
+    measure_similarity,
+)
 from workers.activations.text import PairedText
 from workers.bases import Bases
 
@@ -37,87 +42,87 @@ class Activations:
     target: PinnedRepo
     corpus: Corpus
     text: PairedText
-    collector: Collector
+    collector: ActivationCollector
     cache: FactorCache
-    watch: ProgressReporter
-    writes: Writes = "own"
+    progress: ProgressReporter
+    writes: WriteMode = "own"
 
     @property
-    def bases(self) -> Bases:
+    def models(self) -> Bases:
         """The models."""
-        return self.collector.bases
+        return self.collector.models
 
     @cached_property
-    def similarity(self) -> Similarity:
+    def similarity(self) -> SimilarityResult:
         """Layer by layer; computed once per pair of bases and text."""
 
         def compute() -> dict[str, Tensor]:
-            found = measure(self.bases, self.text, self.step)
-            biased = torch.tensor(found.biased or (0.0,), dtype=torch.float32)
-            count = torch.tensor([float(found.positions)])
-            return {"matrix": found.matrix.float(), "biased": biased, "positions": count}
+            result = measure_similarity(self.models, self.text, self.report_progress)
+            biased = torch.tensor(result.biased or (0.0,), dtype=torch.float32)
+            count = torch.tensor([float(result.num_positions)])
+            return {"matrix": result.matrix.float(), "biased": biased, "positions": count}
 
-        kept = self.cache.get_or_compute_tensors(
-            self._key("layers", "layers", f"similarity v{SIMILARITY_VERSION} {POSITIONS}"), compute
+        tensors = self.cache.get_or_compute_tensors(
+            self._build_key("layers", "layers", f"similarity v{SIMILARITY_VERSION} {MAX_POSITIONS}"), compute
         )
-        return Similarity(
-            kept["matrix"].double(), tuple(kept["biased"].tolist()), int(kept["positions"].item())
+        return SimilarityResult(
+            tensors["matrix"].double(), tuple(tensors["biased"].tolist()), int(tensors["positions"].item())
         )
 
     @property
-    def layers(self) -> LayerMaps:
+    def layer_maps(self) -> LayerMaps:
         """The layer maps of greatest similarity, both ways."""
         matrix = self.similarity.matrix
         return LayerMaps(find_monotone_map(matrix), find_monotone_map(matrix.T))
 
-    def measured(self, similar: float) -> dict[str, float]:
+    def compute_measurements(self, similar: float) -> dict[str, float]:
         """What the pre-check is told of the text as a whole; CKA above `similar` counts as alike."""
-        found = self.similarity
-        along = [float(found.matrix[s, t]) for t, s in enumerate(found.layers)]
+        similarity = self.similarity
+        best_matches = [float(similarity.matrix[s, t]) for t, s in enumerate(similarity.layers)]
         return {
-            "cka_coverage": found.covered(similar),
-            "cka_mean": sum(along) / len(along),
-            "cka_biased_mean": sum(found.biased) / len(found.biased),
-            "text_positions": float(self.text.positions),
+            "cka_coverage": similarity.compute_coverage(similar),
+            "cka_mean": sum(best_matches) / len(best_matches),
+            "cka_biased_mean": sum(similarity.biased) / len(similarity.biased),
+            "text_positions": float(self.text.num_positions),
             "token_coverage_source": self.text.source_coverage,
             "token_coverage_target": self.text.target_coverage,
         }
 
     def plan(self, pairs: Sequence[SitePair]) -> None:
         """In which order sites will be asked for."""
-        self.collector.plan([places_of(pair, port, self.writes) for pair in pairs for port in PORTS])
+        self.collector.plan([get_hook_pair(pair, port, self.writes) for pair in pairs for port in PORTS])
 
     def moments(self, pair: SitePair, port: Port) -> Moments:
         """Sums over what both sides read or write."""
-        return self._collected(pair, port).moments
+        return self._collect(pair, port).moments
 
-    def held_out(self, pair: SitePair, port: Port) -> PairedRows:
+    def held_out_rows(self, pair: SitePair, port: Port) -> PairedRows:
         """Rows that `moments` has not seen."""
-        return self._collected(pair, port).held_out
+        return self._collect(pair, port).held_out
 
-    def rows(self, pair: SitePair, port: Port, most: int) -> PairedRows:
+    def rows(self, pair: SitePair, port: Port, max_rows: int) -> PairedRows:
         """The first rows of those that it has."""
-        found = self._collected(pair, port).rows
-        device = self.bases.device
-        return PairedRows(found.source[:most].to(device), found.target[:most].to(device))
+        paired_rows = self._collect(pair, port).rows
+        device = self.models.device
+        return PairedRows(paired_rows.source[:max_rows].to(device), paired_rows.target[:max_rows].to(device))
 
-    def kept_at(
-        self, pair: SitePair, port: Port, what: str, compute: Callable[[], dict[str, Tensor]]
+    def cached_by_hook(
+        self, pair: SitePair, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """From the cache or computed now."""
-        places = places_of(pair, port, self.writes)
-        key = self._key(str(places.source), str(places.target), what)
+        hook_pair = get_hook_pair(pair, port, self.writes)
+        key = self._build_key(str(hook_pair.source), str(hook_pair.target), entry_name)
         return self.cache.get_or_compute_tensors(key, compute)
 
-    def step(self, done: int, total: int) -> None:
+    def report_progress(self, done: int, total: int) -> None:
         """Progress of a pass over the text."""
-        self.watch.update(Phase.COLLECTING, done, total, "passages")
+        self.progress.update(Phase.COLLECTING, done, total, "passages")
 
-    def _collected(self, pair: SitePair, port: Port) -> Collected:
-        places = places_of(pair, port, self.writes)
-        return self.collector.get(places)
+    def _collect(self, pair: SitePair, port: Port) -> CollectedActivations:
+        hook_pair = get_hook_pair(pair, port, self.writes)
+        return self.collector.get(hook_pair)
 
-    def _key(self, source: str, target: str, what: str) -> PairKey:
+    def _build_key(self, source: str, target: str, entry_name: str) -> PairKey:
         return PairKey(
             source_repo=self.source.repo_id,
             source_sha=self.source.sha,
@@ -125,6 +130,6 @@ class Activations:
             target_repo=self.target.repo_id,
             target_sha=self.target.sha,
             target_site=target,
-            what=f"{what} rows v{ROWS_VERSION}",
+            what=f"{entry_name} rows v{ROWS_VERSION}",
             anchors=self.text.digest,
         )

@@ -9,21 +9,21 @@ from rebase.errors import IncompatiblePair, RequestInvalid
 from rebase.evidence.inputs import LoadedInputs
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
-from workers.activations.collector import Collector
+from workers.activations.collector import ActivationCollector
 from workers.activations.evidence import Activations
 from workers.activations.text import WINDOW, pair_text
 from workers.bases import Bases, Stored
 from workers.tensors.model_reader import ends_of
 
-FEWEST_POSITIONS = 256  # every eighth passage of these is held out
+MIN_POSITIONS = 256  # every eighth passage of these is held out
 
 
-def gather(
+def prepare_activations(
     plan: ConversionPlan,
-    opened: LoadedInputs,
-    bases: Bases,
-    tools: Runtime,
-    watch: ProgressReporter,
+    inputs: LoadedInputs,
+    models: Bases,
+    runtime: Runtime,
+    progress: ProgressReporter,
 ) -> Activations | None:
     """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
     if not plan.needs_corpus:
@@ -42,17 +42,17 @@ def gather(
                 pointer="/corpus",
             )
         return None
-    corpus = load_corpus(plan.corpus_file, plan.corpus, tools.hub)
+    corpus = load_corpus(plan.corpus_file, plan.corpus, runtime.hub)
     documents = corpus.documents
     needs = plan.corpus_needs
     if needs.primes_first:
         documents = (*load_semantic_primes().documents, *documents)
     window = needs.window or WINDOW
-    text = pair_text(bases.words("source"), bases.words("target"), documents, needs.positions, window)
-    if text.positions < FEWEST_POSITIONS:
+    text = pair_text(models.words("source"), models.words("target"), documents, needs.positions, window)
+    if text.num_positions < MIN_POSITIONS:
         raise IncompatiblePair(
-            f"The two tokenizers end a token at the same place only {text.positions} times in the corpus "
-            f"'{corpus.name}'; {FEWEST_POSITIONS} are needed.",
+            f"The two tokenizers end a token at the same place only {text.num_positions} times in the corpus "
+            f"'{corpus.name}'; {MIN_POSITIONS} are needed.",
             hint="Give a longer text, or use a method that looks at weights alone.",
             pointer="/corpus",
         )
@@ -62,34 +62,34 @@ def gather(
             hint="Give a longer text, or use a method that looks at weights alone.",
             pointer="/corpus",
         )
-    collector = Collector(
-        bases=bases,
+    collector = ActivationCollector(
+        models=models,
         text=text,
-        budget=tools.activation_bytes,
-        scratch=tools.scratch_dir,
-        step=lambda done, total: None,
+        budget=runtime.activation_bytes,
+        scratch_dir=runtime.scratch_dir,
+        report_progress=lambda done, total: None,
         keep_rows=needs.rows,
     )
-    found = Activations(
-        source=opened.pinned.source,
-        target=opened.pinned.target,
+    activations = Activations(
+        source=inputs.pinned.source,
+        target=inputs.pinned.target,
         corpus=corpus,
         text=text,
         collector=collector,
-        cache=tools.cache,
-        watch=watch,
+        cache=runtime.cache,
+        progress=progress,
         writes=needs.writes,
     )
-    collector.step = found.step
-    return found
+    collector.report_progress = activations.report_progress
+    return activations
 
 
-def stored_bases(opened: LoadedInputs, tools: Runtime) -> Bases:
+def make_base_pair(inputs: LoadedInputs, runtime: Runtime) -> Bases:
     """The request's bases, none loaded."""
-    ends = [ends_of(tools.hub, repo) for repo in (opened.pinned.source, opened.pinned.target)]
+    eos_ids = [ends_of(runtime.hub, repo) for repo in (inputs.pinned.source, inputs.pinned.target)]
     return Bases(
-        Stored(opened.source, opened.source_reader, opened.source_tokenizer, ends[0]),
-        Stored(opened.target, opened.target_reader, opened.target_tokenizer, ends[1]),
-        tools.device,
-        tools.model_bytes,
+        Stored(inputs.source, inputs.source_reader, inputs.source_tokenizer, eos_ids[0]),
+        Stored(inputs.target, inputs.target_reader, inputs.target_tokenizer, eos_ids[1]),
+        runtime.device,
+        runtime.model_bytes,
     )

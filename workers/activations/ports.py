@@ -9,9 +9,9 @@ from rebase.lora.low_rank import Role, Side, Site
 from rebase.methods.base import Port, SitePair
 from transfer.weights import ModelWeights
 
-Writes = Literal["own", "stream"]
-STREAM = "stream"  # the residual stream behind a layer
-_READ = {
+WriteMode = Literal["own", "stream"]
+RESIDUAL_STREAM = "stream"  # the residual stream behind a layer
+_INPUT_POINTS = {
     Role.Q: ("attention_in", Role.Q),
     Role.K: ("attention_in", Role.Q),
     Role.V: ("attention_in", Role.Q),
@@ -23,7 +23,7 @@ _READ = {
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class HookPoint:
     """`name`: such as `mlp_in`; `role` and `port`: a site at which it can be seen."""
 
     layer: int
@@ -46,18 +46,18 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class PlacePair:
+class HookPair:
     """A place of the source and the one of the target that is read or written in its stead."""
 
-    source: Place
-    target: Place
+    source: HookPoint
+    target: HookPoint
 
-    def at(self, side: Side) -> Place:
+    def on_side(self, side: Side) -> HookPoint:
         """That side's place."""
         return self.source if side == "source" else self.target
 
 
-def place_of(site: Site, port: Port, writes: Writes = "own") -> Place:
+def get_hook_point(site: Site, port: Port, writes: WriteMode = "own") -> HookPoint:
     """Where this site reads or writes.
 
     What gate and up write is looked at behind the activation, where `down` reads it: the same neurons. In
@@ -67,15 +67,15 @@ def place_of(site: Site, port: Port, writes: Writes = "own") -> Place:
     which spans only part of the stream, or with `stream` the whole of it behind the layer.
     """
     if port == "in":
-        name, role = _READ[site.role]
-        return Place(site.layer, name, role, port)
+        name, role = _INPUT_POINTS[site.role]
+        return HookPoint(site.layer, name, role, port)
     if site.role in {Role.GATE, Role.UP}:
-        return Place(site.layer, "down_in", Role.DOWN, "in")
+        return HookPoint(site.layer, "down_in", Role.DOWN, "in")
     if writes == "stream" and site.role in {Role.O, Role.DOWN}:
-        return Place(site.layer, STREAM, Role.DOWN, "out")
-    return Place(site.layer, f"{site.role.value}_out", site.role, port)
+        return HookPoint(site.layer, RESIDUAL_STREAM, Role.DOWN, "out")
+    return HookPoint(site.layer, f"{site.role.value}_out", site.role, port)
 
 
-def places_of(pair: SitePair, port: Port, writes: Writes = "own") -> PlacePair:
+def get_hook_pair(pair: SitePair, port: Port, writes: WriteMode = "own") -> HookPair:
     """The places of both sides of a site pair."""
-    return PlacePair(place_of(pair.source, port, writes), place_of(pair.target, port, writes))
+    return HookPair(get_hook_point(pair.source, port, writes), get_hook_point(pair.target, port, writes))

@@ -16,92 +16,98 @@ from rebase.evidence.cka import (
     find_monotone_map,
     find_outliers,
 )
-from workers.activations.taps import layers_at
+from workers.activations.taps import capture_layers
 from workers.activations.text import PairedText, Passage
 from workers.bases import Bases
 
 SIMILARITY_VERSION = 1
-POSITIONS = 2048  # with twice as many, SmolLM2-135M → Gemma-3-270M changes by 0.014 a cell, at most 0.05
+MAX_POSITIONS = 2048  # with twice as many, SmolLM2-135M → Gemma-3-270M changes by 0.014 a cell, at most 0.05
 BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Similarity:
+class SimilarityResult:
     """`matrix`: (source layers, target layers) debiased CKA, float64. `biased`: the usual estimator at the
     chosen map's entries, on one batch, for comparison."""
 
     matrix: Tensor
     biased: tuple[float, ...]
-    positions: int
+    num_positions: int
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Target layer → source layer."""
         return find_monotone_map(self.matrix)
 
-    def covered(self, threshold: float) -> float:
+    def compute_coverage(self, threshold: float) -> float:
         """Share of target layers whose best source layer is above the threshold."""
         return compute_coverage(self.matrix, threshold)
 
 
-def measure(bases: Bases, text: PairedText, step: Callable[[int, int], None]) -> Similarity:
+def measure_similarity(
+    models: Bases, text: PairedText, report_progress: Callable[[int, int], None]
+) -> SimilarityResult:
     """One pass over the first positions of the text, with both bases or one after the other."""
-    passages = list(_first(text, POSITIONS))
-    if bases.together:
-        source, target = bases.model("source"), bases.model("target")
-        pairs = ((layers_at(source, "source", p), layers_at(target, "target", p)) for p in passages)
-        return _summed(pairs, len(passages), step)
-    ours = [[rows.cpu() for rows in layers_at(bases.model("source"), "source", p)] for p in passages]
-    model = bases.model("target")
-    theirs = ([rows.cpu() for rows in layers_at(model, "target", p)] for p in passages)
-    return _summed(zip(ours, theirs, strict=True), len(passages), step)
+    passages = list(_take_passages(text, MAX_POSITIONS))
+    if models.together:
+        source, target = models.model("source"), models.model("target")
+        pairs = ((capture_layers(source, "source", p), capture_layers(target, "target", p)) for p in passages)
+        return _accumulate(pairs, len(passages), report_progress)
+    source_layers = [
+        [rows.cpu() for rows in capture_layers(models.model("source"), "source", p)] for p in passages
+    ]
+    model = models.model("target")
+    target_layers = ([rows.cpu() for rows in capture_layers(model, "target", p)] for p in passages)
+    return _accumulate(zip(source_layers, target_layers, strict=True), len(passages), report_progress)
 
 
-def _first(text: PairedText, most: int) -> Iterator[Passage]:
-    found = 0
+def _take_passages(text: PairedText, max_positions: int) -> Iterator[Passage]:
+    num_positions = 0
     for passage in text.passages:
-        if found >= most:
+        if num_positions >= max_positions:
             return
-        found += passage.positions
+        num_positions += passage.num_positions
         yield passage
 
 
-def _summed(
+def _accumulate(
     pairs: Iterator[tuple[list[Tensor], list[Tensor]]] | zip[tuple[list[Tensor], list[Tensor]]],
     total: int,
-    step: Callable[[int, int], None],
-) -> Similarity:
+    report_progress: Callable[[int, int], None],
+) -> SimilarityResult:
     sums: LayerSimilarity | None = None
-    keep: tuple[list[Tensor], list[Tensor]] = ([], [])
-    waiting: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
-    last: tuple[list[Tensor], list[Tensor]] = ([], [])
+    masks: tuple[list[Tensor], list[Tensor]] = ([], [])
+    pending: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
+    last_batch: tuple[list[Tensor], list[Tensor]] = ([], [])
     rows = positions = 0
-    for done, (ours, theirs) in enumerate(pairs):
-        step(done, total)
-        waiting[0].append(ours)
-        waiting[1].append(theirs)
-        rows += ours[0].shape[0]
+    for done, (source_layers, target_layers) in enumerate(pairs):
+        report_progress(done, total)
+        pending[0].append(source_layers)
+        pending[1].append(target_layers)
+        rows += source_layers[0].shape[0]
         if rows < BATCH_ROWS and done + 1 < total:
             continue
         if rows < MIN_ROWS:
             break
-        batch = tuple([torch.cat(layer) for layer in zip(*side, strict=True)] for side in waiting)
+        batch = tuple([torch.cat(layer) for layer in zip(*side, strict=True)] for side in pending)
         if sums is None:
             sums = LayerSimilarity(len(batch[0]), len(batch[1]))
-            keep = (
+            masks = (
                 [~find_outliers(layer) for layer in batch[0]],
                 [~find_outliers(layer) for layer in batch[1]],
             )
-        last = (
-            [layer[:, mask] for layer, mask in zip(batch[0], keep[0], strict=True)],
-            [layer[:, mask] for layer, mask in zip(batch[1], keep[1], strict=True)],
+        last_batch = (
+            [layer[:, mask] for layer, mask in zip(batch[0], masks[0], strict=True)],
+            [layer[:, mask] for layer, mask in zip(batch[1], masks[1], strict=True)],
         )
-        sums.add(*last)
+        sums.add(*last_batch)
         positions += rows
-        waiting, rows = ([], []), 0
-    step(total, total)
+        pending, rows = ([], []), 0
+    report_progress(total, total)
     if sums is None:
-        return Similarity(torch.zeros(0, 0), (), 0)
+        return SimilarityResult(torch.zeros(0, 0), (), 0)
     matrix = sums.compute_matrix()
-    biased = tuple(biased_cka(last[0][s], last[1][t]) for t, s in enumerate(find_monotone_map(matrix)))
-    return Similarity(matrix, biased, positions)
+    biased = tuple(
+        biased_cka(last_batch[0][s], last_batch[1][t]) for t, s in enumerate(find_monotone_map(matrix))
+    )
+    return SimilarityResult(matrix, biased, positions)

@@ -10,85 +10,91 @@ import torch
 from torch import Tensor
 
 from rebase.lora.low_rank import Side
-from workers.activations.ports import STREAM, Place
+from workers.activations.ports import RESIDUAL_STREAM, HookPoint
 from workers.activations.text import Passage
 from workers.models import TextModel
 
 
 @torch.no_grad()
-def rows_at(base: TextModel, side: Side, passage: Passage, places: Iterable[Place]) -> dict[Place, Tensor]:
+def capture_rows(
+    base: TextModel, side: Side, passage: Passage, hook_points: Iterable[HookPoint]
+) -> dict[HookPoint, Tensor]:
     """What the model reads or writes at the passage's paired positions: place → (positions, width) float32.
 
     A bias is left out of what a site writes: it is the same at every token, and the update does not touch it.
     """
-    found: dict[Place, Tensor] = {}
-    at = passage.at(side).to(base.device)
-    modules: dict[str, list[Place]] = {}
-    layers: list[Place] = []
-    for place in places:
-        if place.name == STREAM:
-            layers.append(place)
+    captured: dict[HookPoint, Tensor] = {}
+    positions = passage.paired_positions(side).to(base.device)
+    modules: dict[str, list[HookPoint]] = {}
+    stream_points: list[HookPoint] = []
+    for hook_point in hook_points:
+        if hook_point.name == RESIDUAL_STREAM:
+            stream_points.append(hook_point)
         else:
-            modules.setdefault(base.architecture.module(place.site), []).append(place)
+            modules.setdefault(base.architecture.module(hook_point.site), []).append(hook_point)
     with ExitStack() as hooks:
-        for place in layers:
+        for hook_point in stream_points:
             hooks.callback(
-                _layer(base, place.layer).register_forward_hook(_streaming(place, at, found)).remove
+                _get_layer(base, hook_point.layer)
+                .register_forward_hook(_make_stream_hook(hook_point, positions, captured))
+                .remove
             )
-        for wanted in modules.values():
-            module = base.module(wanted[0].site)
-            handle = module.register_forward_hook(_keeping(base, wanted, at, found))
+        for module_points in modules.values():
+            module = base.module(module_points[0].site)
+            handle = module.register_forward_hook(_make_module_hook(base, module_points, positions, captured))
             hooks.callback(handle.remove)
-        _run(base, passage.ids(side))
-    return found
+        _run_body(base, passage.ids(side))
+    return captured
 
 
 @torch.no_grad()
-def layers_at(base: TextModel, side: Side, passage: Passage) -> list[Tensor]:
+def capture_layers(base: TextModel, side: Side, passage: Passage) -> list[Tensor]:
     """The residual stream after each layer at the paired positions: (positions, hidden) float32 each."""
-    at = passage.at(side).to(base.device)
-    found: list[Tensor] = []
+    positions = passage.paired_positions(side).to(base.device)
+    captured: list[Tensor] = []
 
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        found.append(_hidden(output)[0, at].float())
+    def hook(_module: Any, _inputs: Any, output: Any) -> None:
+        captured.append(_get_hidden_states(output)[0, positions].float())
 
     with ExitStack() as hooks:
         for layer in range(base.architecture.layers):
-            hooks.callback(_layer(base, layer).register_forward_hook(keep).remove)
-        _run(base, passage.ids(side))
-    return found
+            hooks.callback(_get_layer(base, layer).register_forward_hook(hook).remove)
+        _run_body(base, passage.ids(side))
+    return captured
 
 
-def _layer(base: TextModel, layer: int) -> Any:
+def _get_layer(base: TextModel, layer: int) -> Any:
     return base.model.get_submodule(f"{base.architecture.family.root}{base.architecture.stem(layer)}")
 
 
-def _hidden(output: Any) -> Tensor:
+def _get_hidden_states(output: Any) -> Tensor:
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
-def _streaming(place: Place, at: Tensor, found: dict[Place, Tensor]) -> Any:
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        found[place] = _hidden(output)[0, at].float()
+def _make_stream_hook(hook_point: HookPoint, positions: Tensor, captured: dict[HookPoint, Tensor]) -> Any:
+    def hook(_module: Any, _inputs: Any, output: Any) -> None:
+        captured[hook_point] = _get_hidden_states(output)[0, positions].float()
 
-    return keep
+    return hook
 
 
-def _run(base: TextModel, ids: Sequence[int]) -> None:
+def _run_body(base: TextModel, ids: Sequence[int]) -> None:
     """The body alone: no logits, which for a large vocabulary cost more than the layers."""
     base.model.base_model(torch.tensor([list(ids)], device=base.device), use_cache=False)
 
 
-def _keeping(base: TextModel, wanted: list[Place], at: Tensor, found: dict[Place, Tensor]) -> Any:
-    def keep(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        for place in wanted:
-            if place.port == "in":
-                found[place] = inputs[0][0, at].float()
+def _make_module_hook(
+    base: TextModel, hook_points: list[HookPoint], positions: Tensor, captured: dict[HookPoint, Tensor]
+) -> Any:
+    def hook(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for hook_point in hook_points:
+            if hook_point.port == "in":
+                captured[hook_point] = inputs[0][0, positions].float()
                 continue
-            rows, bias = base.rows(place.site), base.bias(place.site)
-            written = output[0, at].float()
-            written = written if rows is None else written[:, rows]
-            found[place] = written if bias is None else written - bias
+            rows, bias = base.rows(hook_point.site), base.bias(hook_point.site)
+            site_output = output[0, positions].float()
+            site_output = site_output if rows is None else site_output[:, rows]
+            captured[hook_point] = site_output if bias is None else site_output - bias
 
-    return keep
+    return hook

@@ -14,12 +14,14 @@ from rebase.lora.low_rank import Side
 from workers.models import Encoded
 
 WINDOW = 512  # tokens of a passage, at most; a state depends on what stands before it, not on the window
-_PIECE = 1600  # characters: some 400 tokens of English, fewer than the window in nearly every language
+_PIECE_CHARACTERS = (
+    1600  # characters: some 400 tokens of English, fewer than the window in nearly every language
+)
 HELD_OUT_EVERY = 8  # passages; the second, tenth, … measure what the others fitted
-FEWEST_PASSAGES = 2  # so that there is such a one
+MIN_PASSAGES = 2  # so that there is such a one
 
 
-class Reads(Protocol):
+class Encoder(Protocol):
     """Whatever cuts a text into tokens as a model does."""
 
     @property
@@ -36,22 +38,22 @@ class Passage:
 
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
-    source_at: Tensor
-    target_at: Tensor
+    source_positions: Tensor
+    target_positions: Tensor
     held_out: bool
 
     def ids(self, side: Side) -> tuple[int, ...]:
         """That side's tokens."""
         return self.source_ids if side == "source" else self.target_ids
 
-    def at(self, side: Side) -> Tensor:
+    def paired_positions(self, side: Side) -> Tensor:
         """That side's paired positions."""
-        return self.source_at if side == "source" else self.target_at
+        return self.source_positions if side == "source" else self.target_positions
 
     @property
-    def positions(self) -> int:
+    def num_positions(self) -> int:
         """How many are paired."""
-        return int(self.source_at.numel())
+        return int(self.source_positions.numel())
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,73 +69,82 @@ class PairedText:
     digest: str
 
     @property
-    def positions(self) -> int:
+    def num_positions(self) -> int:
         """Paired positions in all."""
-        return sum(passage.positions for passage in self.passages)
+        return sum(passage.num_positions for passage in self.passages)
 
 
 def pair_text(
-    source: Reads, target: Reads, documents: Iterable[str], most: int, window: int = WINDOW
+    source: Encoder, target: Encoder, documents: Iterable[str], max_positions: int, window: int = WINDOW
 ) -> PairedText:
     """Read documents until `most` positions are paired and one passage is held out (the last one is kept
     whole). `window`: tokens of a passage, at most."""
     passages: list[Passage] = []
-    found = 0
+    num_positions = 0
     tokens = {"source": 0, "target": 0}
     sha = hashlib.sha256()
-    ours_most, theirs_most = (min(window, side.context) for side in (source, target))
-    for piece in _pieces(documents):
-        rest = piece
-        while rest and (found < most or len(passages) < FEWEST_PASSAGES):
-            ours, theirs = source.encode(rest, ours_most), target.encode(rest, theirs_most)
-            passage = _passage(ours, theirs, held_out=len(passages) % HELD_OUT_EVERY == 1)
-            rest = _unread(rest, ours, theirs, ours_most, theirs_most)
-            if passage.positions == 0:
+    max_source_tokens, max_target_tokens = (min(window, side.context) for side in (source, target))
+    for piece in _split_documents(documents):
+        remaining = piece
+        while remaining and (num_positions < max_positions or len(passages) < MIN_PASSAGES):
+            source_encoding, target_encoding = (
+                source.encode(remaining, max_source_tokens),
+                target.encode(remaining, max_target_tokens),
+            )
+            passage = _build_passage(
+                source_encoding, target_encoding, held_out=len(passages) % HELD_OUT_EVERY == 1
+            )
+            remaining = _find_unread_text(
+                remaining, source_encoding, target_encoding, max_source_tokens, max_target_tokens
+            )
+            if passage.num_positions == 0:
                 continue
             passages.append(passage)
-            found += passage.positions
-            tokens["source"] += _of_text(ours.offsets)
-            tokens["target"] += _of_text(theirs.offsets)
-            for part in (passage.source_ids, passage.target_ids, passage.source_at.tolist()):
+            num_positions += passage.num_positions
+            tokens["source"] += _count_text_tokens(source_encoding.offsets)
+            tokens["target"] += _count_text_tokens(target_encoding.offsets)
+            for part in (passage.source_ids, passage.target_ids, passage.source_positions.tolist()):
                 sha.update(f"{len(part)}:{','.join(map(str, part))};".encode())
     return PairedText(
         tuple(passages),
-        found / max(tokens["source"], 1),
-        found / max(tokens["target"], 1),
+        num_positions / max(tokens["source"], 1),
+        num_positions / max(tokens["target"], 1),
         sha.hexdigest(),
     )
 
 
-def _pieces(documents: Iterable[str]) -> Iterator[str]:
+def _split_documents(documents: Iterable[str]) -> Iterator[str]:
     """Documents in stretches of some hundred tokens, cut between words where there are any."""
     for document in documents:
-        rest = document.strip()
-        while len(rest) > _PIECE:
-            cut = rest.rfind(" ", _PIECE // 2, _PIECE)
-            cut = cut if cut > 0 else _PIECE
-            yield rest[:cut]
-            rest = rest[cut:].strip()
-        if rest:
-            yield rest
+        remaining = document.strip()
+        while len(remaining) > _PIECE_CHARACTERS:
+            cut = remaining.rfind(" ", _PIECE_CHARACTERS // 2, _PIECE_CHARACTERS)
+            cut = cut if cut > 0 else _PIECE_CHARACTERS
+            yield remaining[:cut]
+            remaining = remaining[cut:].strip()
+        if remaining:
+            yield remaining
 
 
-def _passage(ours: Encoded, theirs: Encoded, *, held_out: bool) -> Passage:
-    pairs = pair_positions(ours.offsets, theirs.offsets)
+def _build_passage(source: Encoded, target: Encoded, *, held_out: bool) -> Passage:
+    pairs = pair_positions(source.offsets, target.offsets)
     # A sequence's first token serves attention as a sink; its states are of their own kind and many times as
     # long.
     keep = (pairs.source > 0) & (pairs.target > 0)
-    return Passage(tuple(ours.ids), tuple(theirs.ids), pairs.source[keep], pairs.target[keep], held_out)
+    return Passage(tuple(source.ids), tuple(target.ids), pairs.source[keep], pairs.target[keep], held_out)
 
 
-def _unread(text: str, ours: Encoded, theirs: Encoded, ours_most: int, theirs_most: int) -> str:
+def _find_unread_text(
+    text: str, source: Encoded, target: Encoded, max_source_tokens: int, max_target_tokens: int
+) -> str:
     """What a window was too short for: the text behind the last token that both sides still had."""
-    full = [
+    full_ends = [
         side.offsets[-1][1]
-        for side, most in ((ours, ours_most), (theirs, theirs_most))
-        if len(side.ids) == most and side.offsets[-1][1] > 0
+        for side, max_tokens in ((source, max_source_tokens), (target, max_target_tokens))
+        if len(side.ids) == max_tokens and side.offsets[-1][1] > 0
     ]
-    return text[min(full) :].strip() if full else ""
+    return text[min(full_ends) :].strip() if full_ends else ""
 
 
-def _of_text(offsets: Sequence[tuple[int, int]]) -> int:
+def _count_text_tokens(offsets: Sequence[tuple[int, int]]) -> int:
     return sum(end > start for start, end in offsets)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rebase.report.schema import Evaluation, Metric, Subject
 
-NAMES: dict[Subject, str] = {
+SUBJECT_LABELS: dict[Subject, str] = {
     "moved": "target + moved adapter",
     "target": "target alone",
     "random": "target + random numbers of the same size",
@@ -15,8 +15,8 @@ NAMES: dict[Subject, str] = {
     "source_adapter": "source + its own adapter",
     "source": "source alone",
 }
-SCORES = {"accuracy": "share of right answers", "likelihood": "minus nats per byte of the right text"}
-_WORTH = {
+SCORE_LABELS = {"accuracy": "share of right answers", "likelihood": "minus nats per byte of the right text"}
+_COMPARISON_LABELS = {
     "difference": "gain over the target alone",
     "over_random": "gain over random numbers",
     "retention": "share of the skill that is kept (retention)",
@@ -25,61 +25,69 @@ _WORTH = {
 }
 
 
-def evaluation_lines(found: Evaluation) -> list[list[str]]:
+def build_evaluation_lines(evaluation: Evaluation) -> list[list[str]]:
     """(sentence lines, table of models, table of what follows), each a list of Markdown lines."""
-    metrics = [name for name in _in_order(found) if name not in _WORTH]
-    head = ["model", *metrics]
+    metrics = [name for name in _list_metrics(evaluation) if name not in _COMPARISON_LABELS]
+    header = ["model", *metrics]
     rows = [
-        [NAMES[subject], *[_cell(found.find_metric(subject, metric)) for metric in metrics]]
-        for subject in NAMES
-        if any(found.find_metric(subject, metric) for metric in metrics)
+        [
+            SUBJECT_LABELS[subject],
+            *[_format_metric(evaluation.find_metric(subject, metric)) for metric in metrics],
+        ]
+        for subject in SUBJECT_LABELS
+        if any(evaluation.find_metric(subject, metric) for metric in metrics)
     ]
-    worth = [
-        [label, _cell(figure)]
-        for metric, label in _WORTH.items()
-        if (figure := found.find_metric("moved", metric)) is not None
+    comparison_rows = [
+        [label, _format_metric(figure)]
+        for metric, label in _COMPARISON_LABELS.items()
+        if (figure := evaluation.find_metric("moved", metric)) is not None
     ]
     return [
-        [sentence(found), ""],
-        [*_table(head, rows), ""] if metrics else [],
-        [*_table(["of the moved adapter", ""], worth), ""] if worth else [],
+        [summarize_evaluation(evaluation), ""],
+        [*_build_table(header, rows), ""] if metrics else [],
+        [*_build_table(["of the moved adapter", ""], comparison_rows), ""] if comparison_rows else [],
     ]
 
 
-def sentence(found: Evaluation) -> str:
+def summarize_evaluation(evaluation: Evaluation) -> str:
     """One line that a reader can act on."""
-    difference = found.find_metric("moved", "difference")
+    difference = evaluation.find_metric("moved", "difference")
     if difference is None or difference.low is None or difference.high is None:
         return "No score decides here: there were no examples, so look at the single figures."
-    moved, alone = found.find_metric("moved", "score"), found.find_metric("target", "score")
-    score = SCORES.get(str(found.score), found.score)
-    means = f"{_number(moved)} against {_number(alone)} for the target alone ({score}; higher is better; "
-    means += f"{difference.n} examples)"
+    transferred, baseline = (
+        evaluation.find_metric("moved", "score"),
+        evaluation.find_metric("target", "score"),
+    )
+    score = SCORE_LABELS.get(str(evaluation.score), evaluation.score)
+    comparison = (
+        f"{_format_value(transferred)} against {_format_value(baseline)} for the target "
+        f"alone ({score}; higher is better; {difference.n} examples)"
+    )
     if difference.low > 0.0:
-        return f"The moved adapter helps: {means}."
+        return f"The moved adapter helps: {comparison}."
     if difference.high < 0.0:
-        return f"The moved adapter harms: {means}."
-    return f"Whether the moved adapter helps cannot be told from these examples: {means}."
+        return f"The moved adapter harms: {comparison}."
+    return f"Whether the moved adapter helps cannot be told from these examples: {comparison}."
 
 
-def _in_order(found: Evaluation) -> list[str]:
-    return list(dict.fromkeys(figure.metric for figure in found.figures))
+def _list_metrics(evaluation: Evaluation) -> list[str]:
+    return list(dict.fromkeys(figure.metric for figure in evaluation.figures))
 
 
-def _cell(figure: Metric | None) -> str:
-    if figure is None:
+def _format_metric(metric: Metric | None) -> str:
+    if metric is None:
         return ""
-    if figure.value is None:
-        return f"undefined: {figure.reason}"
-    if figure.low is None or figure.high is None:
-        return _number(figure)
-    return f"{_number(figure)} ({figure.low:.3g} to {figure.high:.3g})"
+    if metric.value is None:
+        return f"undefined: {metric.reason}"
+    if metric.low is None or metric.high is None:
+        return _format_value(metric)
+    return f"{_format_value(metric)} ({metric.low:.3g} to {metric.high:.3g})"
 
 
-def _number(figure: Metric | None) -> str:
-    return "" if figure is None or figure.value is None else f"{figure.value:.3g}"
+def _format_value(metric: Metric | None) -> str:
+    return "" if metric is None or metric.value is None else f"{metric.value:.3g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+def _build_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, ["---"] * len(header), *rows)]
     return ["| " + " | ".join(row) + " |" for row in cells]

@@ -14,28 +14,30 @@ from workers.evaluation.scoring import Deltas
 from workers.fold import folded
 
 
-def random_like(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
+def make_random_control(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
     """Gaussian factors with each site's norm ‖BA‖_F and rank. Drawn on the CPU in the order of the sites, so
     that one seed gives one control."""
-    noise = torch.Generator().manual_seed(seed)
-    found = {}
+    generator = torch.Generator().manual_seed(seed)
+    control = {}
     for site, delta in sorted(deltas.items()):
         (o, i), rank = delta.shape, delta.rank
-        drawn = LowRank(torch.randn(o, rank, generator=noise), torch.randn(rank, i, generator=noise))
-        norm = frobenius(drawn)
-        found[site] = drawn.scaled(frobenius(delta) / norm if norm > 0.0 else 0.0)
-    return found
+        random_factors = LowRank(
+            torch.randn(o, rank, generator=generator), torch.randn(rank, i, generator=generator)
+        )
+        norm = frobenius(random_factors)
+        control[site] = random_factors.scaled(frobenius(delta) / norm if norm > 0.0 else 0.0)
+    return control
 
 
-def padded(opened: LoadedInputs) -> dict[Site, LowRank]:
+def make_padded_control(inputs: LoadedInputs) -> dict[Site, LowRank]:
     """The source's update taken over number by number: the layer at the same relative depth, shapes cropped
     or filled with zeros. Between equal shapes this is the method `copy`."""
-    pairs = pair_sites(opened.source, opened.target, opened.adapter.sites, layer_scale=False).pairs
+    pairs = pair_sites(inputs.source, inputs.target, inputs.adapter.sites, layer_scale=False).pairs
     parts: dict[Site, list[LowRank]] = {}
     copy, params = Copy(), CopyParams(pad=True)
     for pair in pairs:
-        delta = opened.adapter.delta(pair.source)
+        delta = inputs.adapter.delta(pair.source)
         # It reads no evidence, so there is none to give.
-        carried = copy.transfer_site(params, None, pair, delta, None)  # type: ignore[arg-type]
-        parts.setdefault(pair.target, []).append(carried.delta)
+        result = copy.transfer_site(params, None, pair, delta, None)  # type: ignore[arg-type]
+        parts.setdefault(pair.target, []).append(result.delta)
     return folded(parts, [])[0]

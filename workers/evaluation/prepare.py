@@ -20,9 +20,9 @@ from rebase.schemas.evaluation import EvaluationSpec, RefusalSpec
 from transfer.adapter.config import AdapterConfig
 from transfer.adapter.read import SourceAdapter, read_adapter
 from workers.bases import Bases
-from workers.evaluation.progress import Progress
-from workers.evaluation.scoring import Measure, Scorer, headline_of
-from workers.evaluation.tasks import Harness, harness
+from workers.evaluation.progress import ExampleProgress
+from workers.evaluation.scoring import ExampleScorer, Measure, get_primary_metric
+from workers.evaluation.tasks import Harness, load_harness
 from workers.tensors.model_reader import open_adapter
 
 
@@ -35,14 +35,14 @@ class Oracle:
 
 
 @dataclass
-class Prepared:
+class PreparedEvaluation:
     """An evaluation that can begin. `prompts`: of the refusal probe; `notes`: what its figures leave out."""
 
     spec: EvaluationSpec
-    opened: LoadedInputs
-    bases: Bases
-    scorer: Scorer
-    progress: Progress
+    inputs: LoadedInputs
+    models: Bases
+    scorer: ExampleScorer
+    progress: ExampleProgress
     oracle: Oracle | None = None
     prompts: Corpus | None = None
     harness: Harness | None = None
@@ -51,16 +51,16 @@ class Prepared:
     @property
     def measure(self) -> Measure | None:
         """Scores of the target with given deltas on the request's examples; None where it has none."""
-        return self.scorer.measure if headline_of(self.spec) is not None else None
+        return self.scorer.measure if get_primary_metric(self.spec) is not None else None
 
 
-def prepare(
+def prepare_evaluation(
     spec: EvaluationSpec | None,
-    opened: LoadedInputs,
-    bases: Bases,
-    tools: Runtime,
-    watch: ProgressReporter,
-) -> Prepared | None:
+    inputs: LoadedInputs,
+    models: Bases,
+    runtime: Runtime,
+    reporter: ProgressReporter,
+) -> PreparedEvaluation | None:
     """None where nothing is to be evaluated. No model is loaded yet.
 
     Raises NotAvailable, RequestInvalid and errors of the hub, of adapters and of datasets, each with a
@@ -68,61 +68,63 @@ def prepare(
     """
     if spec is None:
         return None
-    bases.words("target")
-    bases.words("source")
+    models.words("target")
+    models.words("source")
     notes: list[str] = []
-    found_harness = harness(spec, tools.tasks_dir) if spec.tasks else None
-    oracle = _oracle(spec, opened, tools.hub, notes)
-    prompts = _prompts(spec.refusals, tools.hub) if spec.refusals is not None else None
-    progress = Progress(watch)
-    return Prepared(
+    task_harness = load_harness(spec, runtime.tasks_dir) if spec.tasks else None
+    oracle = _load_oracle(spec, inputs, runtime.hub, notes)
+    prompts = _load_prompts(spec.refusals, runtime.hub) if spec.refusals is not None else None
+    progress = ExampleProgress(reporter)
+    return PreparedEvaluation(
         spec=spec,
-        opened=opened,
-        bases=bases,
-        scorer=Scorer(bases, spec, progress),
+        inputs=inputs,
+        models=models,
+        scorer=ExampleScorer(models, spec, progress),
         progress=progress,
         oracle=oracle,
         prompts=prompts,
-        harness=found_harness,
+        harness=task_harness,
         notes=notes,
     )
 
 
-def _oracle(spec: EvaluationSpec, opened: LoadedInputs, hub: Hub, notes: list[str]) -> Oracle | None:
+def _load_oracle(spec: EvaluationSpec, inputs: LoadedInputs, hub: Hub, notes: list[str]) -> Oracle | None:
     if spec.oracle is None:
         return None
-    with _about("/evaluate/oracle"):
+    with _errors_at("/evaluate/oracle"):
         repo = pin(hub, spec.oracle, "/evaluate/oracle")
-        raw, reader = open_adapter(hub, repo)
-        named, pinned = raw.get("base_model_name_or_path"), opened.pinned
-        if named == pinned.source.repo_id != pinned.target.repo_id:
+        raw_config, reader = open_adapter(hub, repo)
+        declared_base, pinned = raw_config.get("base_model_name_or_path"), inputs.pinned
+        if declared_base == pinned.source.repo_id != pinned.target.repo_id:
             raise RequestInvalid(
                 f"The oracle {repo} was trained on the source, {pinned.source.repo_id}.",
                 hint=f"Name an adapter that was trained on {pinned.target.repo_id}, or leave it out.",
                 pointer="/evaluate/oracle",
             )
-        adapter = read_adapter(AdapterConfig.parse(raw), reader, opened.target)
-    if isinstance(named, str) and named and named != pinned.target.repo_id:
-        notes.append(f"The oracle names '{named[:200]}' as its base; it was put on {pinned.target.repo_id}.")
+        adapter = read_adapter(AdapterConfig.parse(raw_config), reader, inputs.target)
+    if isinstance(declared_base, str) and declared_base and declared_base != pinned.target.repo_id:
+        notes.append(
+            f"The oracle names '{declared_base[:200]}' as its base; it was put on {pinned.target.repo_id}."
+        )
     if adapter.tables:
         notes.append("The oracle's trained token rows were not applied.")
     return Oracle(repo, adapter)
 
 
-def _prompts(spec: RefusalSpec, hub: Hub) -> Corpus:
+def _load_prompts(spec: RefusalSpec, hub: Hub) -> Corpus:
     if spec.dataset is None:
-        return Corpus(spec.prompts, digest_of(spec.prompts), "the request", None)
-    with _about("/evaluate/refusals/dataset"):
+        return Corpus(spec.prompts, compute_digest(spec.prompts), "the request", None)
+    with _errors_at("/evaluate/refusals/dataset"):
         return read_dataset(spec.dataset, hub)
 
 
-def digest_of(parts: Any) -> str:
+def compute_digest(parts: Any) -> str:
     """SHA-256 over what JSON can say, in hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def _about(pointer: str) -> Iterator[None]:
+def _errors_at(pointer: str) -> Iterator[None]:
     """Errors inside are about this field; those that speak of a corpus are about the same one in here."""
     try:
         yield

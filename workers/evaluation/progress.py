@@ -9,15 +9,15 @@ from rebase.schemas.states import Phase
 
 
 @dataclass
-class Progress:
+class ExampleProgress:
     """Examples done of those expected (None: nobody knows). A model that works on an example counts once."""
 
-    watch: ProgressReporter
+    reporter: ProgressReporter
     total: int | None = None
     done: int = 0
     phase: Phase = Phase.EVALUATING
 
-    def begin(self, total: int | None) -> None:
+    def start(self, total: int | None) -> None:
         """From here on so many are expected."""
         self.total, self.done = total, 0
         self.add(0)
@@ -25,4 +25,4 @@ class Progress:
     def add(self, count: int) -> None:
         """So many more are done. Raises what the watch raises."""
         self.done += count
-        self.watch.update(self.phase, self.done, self.total, "examples")
+        self.reporter.update(self.phase, self.done, self.total, "examples")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rebase.errors import NotAvailable
 from rebase.schemas.evaluation import EvaluationSpec
-from workers.evaluation.progress import Progress
+from workers.evaluation.progress import ExampleProgress
 from workers.models import TextModel
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class TaskScores:
     metric: str
     value: float
     documents: int
-    each: tuple[float, ...]
+    per_document: tuple[float, ...]
     higher_is_better: bool
 
     @property
@@ -41,18 +41,18 @@ class Harness(Protocol):
     def tasks(self) -> tuple[TaskInfo, ...]:
         """What was run, as far as anything was."""
 
-    def run(self, base: TextModel, progress: Progress) -> Mapping[str, TaskScores]:
+    def run(self, base: TextModel, progress: ExampleProgress) -> Mapping[str, TaskScores]:
         """Every metric of every task by its name, of this model as it now is. Raises RequestInvalid."""
 
 
-def harness(spec: EvaluationSpec, tasks_dir: Path | None) -> Harness:
+def load_harness(spec: EvaluationSpec, tasks_dir: Path | None) -> Harness:
     """Raises NotAvailable without the package, RequestInvalid for a name that it does not know."""
     try:
-        from workers.evaluation.harness import Chosen  # noqa: PLC0415  (an extra, and slow to import)
+        from workers.evaluation.harness import SelectedTasks  # noqa: PLC0415  (an extra, and slow to import)
     except ImportError as exc:
         raise NotAvailable(
             "Named tasks need lm-evaluation-harness, which this worker does not have.",
             hint="Install the extra there: pip install 'rebase-lora[worker,evaluation]'; or give examples.",
             pointer="/evaluate/tasks",
         ) from exc
-    return Chosen.of(spec, tasks_dir)
+    return SelectedTasks.load(spec, tasks_dir)

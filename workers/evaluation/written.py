@@ -13,11 +13,11 @@ from transfer.adapter.write import BuiltAdapter
 from transfer.weights import ModelWeights, TensorInfo
 from workers.tensors.header import TORCH_DTYPES
 
-_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class _InMemory:
+class _InMemoryTensors:
     """A `transfer.weights.TensorReader` over tensors that are there."""
 
     tensors: Mapping[str, Tensor]
@@ -25,7 +25,7 @@ class _InMemory:
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor's dtype and shape."""
         return {
-            name: TensorInfo(_NAMES[tensor.dtype], tuple(tensor.shape))
+            name: TensorInfo(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
             for name, tensor in self.tensors.items()
         }
 
@@ -38,6 +38,6 @@ class _InMemory:
         return self.tensors[name][start:stop]
 
 
-def written_adapter(built: BuiltAdapter, target: ModelWeights) -> SourceAdapter:
+def read_back_adapter(built: BuiltAdapter, target: ModelWeights) -> SourceAdapter:
     """What whoever loads the result will have."""
-    return read_adapter(AdapterConfig.parse(built.config), _InMemory(built.tensors), target)
+    return read_adapter(AdapterConfig.parse(built.config), _InMemoryTensors(built.tensors), target)

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from rebase.methods.params import format_method
-from workers.evaluation.card import SCORES
-from workers.selection.rows import Scored, Selection
+from workers.evaluation.card import SCORE_LABELS
+from workers.selection.rows import ScoreInterval, Selection
 
 
-def selection_parts(found: Selection) -> tuple[str, list[list[str]], str]:
+def build_selection_section(selection: Selection) -> tuple[str, list[list[str]], str]:
     """What was compared, the rows of a table with its head first, and what the other half says."""
-    others = ""
-    if found.confirmed is not None and not found.shared:
-        confirmed = found.confirmed
-        others = (
-            f"On the other {found.confirming} examples, which had no part in the choice, it scores "
-            f"{_cell(confirmed.score)} and the target alone {_cell(confirmed.target)}: a gain of "
-            f"{_cell(confirmed.gain)}."
+    confirmation = ""
+    if selection.confirmed is not None and not selection.shared:
+        confirmed = selection.confirmed
+        confirmation = (
+            f"On the other {selection.confirming} examples, which had no part in the choice, it scores "
+            f"{_format_score(confirmed.score)} and the target alone {_format_score(confirmed.target)}: "
+            "a gain of "
+            f"{_format_score(confirmed.gain)}."
         )
-    measured = (
-        f"Each method was run, and its update measured on {found.choosing} examples "
-        f"({SCORES.get(found.score, found.score)}; higher is better; 95 % intervals). "
-        f"The target alone has {_cell(found.target)}."
+    introduction = (
+        f"Each method was run, and its update measured on {selection.choosing} examples "
+        f"({SCORE_LABELS.get(selection.score, selection.score)}; higher is better; 95 % intervals). "
+        f"The target alone has {_format_score(selection.target)}."
     )
-    return measured, _rows(found), others
+    return introduction, _build_rows(selection), confirmation
 
 
-def _rows(found: Selection) -> list[list[str]]:
+def _build_rows(selection: Selection) -> list[list[str]]:
     rows = [["method", "score", "gain over the target alone", "verdict of its pre-check", ""]]
-    for place, row in enumerate(found.candidates):
-        why = "chosen" if place == found.best else row.reason or ""
-        rows.append([format_method(row.method), _cell(row.score), _cell(row.gain), row.verdict or "", why])
+    for index, row in enumerate(selection.candidates):
+        note = "chosen" if index == selection.best else row.reason or ""
+        rows.append(
+            [
+                format_method(row.method),
+                _format_score(row.score),
+                _format_score(row.gain),
+                row.verdict or "",
+                note,
+            ]
+        )
     return rows
 
 
-def _cell(scored: Scored | None) -> str:
-    return "" if scored is None else f"{scored.value:.3g} ({scored.low:.3g} to {scored.high:.3g})"
+def _format_score(score: ScoreInterval | None) -> str:
+    return "" if score is None else f"{score.value:.3g} ({score.low:.3g} to {score.high:.3g})"

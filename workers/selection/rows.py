@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 
-class _Part(BaseModel):
+class _SelectionModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Scored(_Part):
+class ScoreInterval(_SelectionModel):
     """A mean over examples with its 95 % interval."""
 
     value: FiniteFloat
@@ -19,26 +19,26 @@ class Scored(_Part):
     high: FiniteFloat
 
 
-class CandidateRow(_Part):
+class CandidateRow(_SelectionModel):
     """A method that was compared, on the choosing half: its score and its gain over the target alone. Without
     a score `reason` says why it was not measured. `verdict`: of its own pre-check."""
 
     method: dict[str, Any]
     verdict: Literal["compatible", "uncertain", "incompatible"] | None = None
-    score: Scored | None = None
-    gain: Scored | None = None
+    score: ScoreInterval | None = None
+    gain: ScoreInterval | None = None
     reason: str | None = None
 
 
-class Confirmed(_Part):
+class Confirmation(_SelectionModel):
     """The best candidate on the other half, which had no part in its choice."""
 
-    score: Scored
-    target: Scored
-    gain: Scored
+    score: ScoreInterval
+    target: ScoreInterval
+    gain: ScoreInterval
 
 
-class Selection(_Part):
+class Selection(_SelectionModel):
     """How a method, or DARE's share, was chosen by measurement. Scores: higher is better.
 
     Candidates that their pre-check found incompatible are measured too, but kept only where the request says
@@ -55,8 +55,8 @@ class Selection(_Part):
     choosing: int
     confirming: int
     shared: bool
-    target: Scored
+    target: ScoreInterval
     candidates: list[CandidateRow]
     best: int | None
     ending: Literal["better", "none_fit", "none_better", "not_confirmed"]
-    confirmed: Confirmed | None
+    confirmed: Confirmation | None

@@ -28,54 +28,54 @@ from rebase.methods.base_params import MethodParams
 from rebase.methods.dare import dare_variants
 from rebase.report.schema import FindingRow, Report
 from transfer.precheck.rules import find_dare_losses
-from workers.evaluation.prepare import Prepared
+from workers.evaluation.prepare import PreparedEvaluation
 from workers.evaluation.scoring import Measure
 from workers.selection.rows import CandidateRow, Selection
-from workers.selection.table import nothing_better, table_of, why_chosen
+from workers.selection.table import build_selection, explain_choice, make_nothing_better_error
 
 
 @dataclass
-class _Contest:
+class _Leaderboard:
     """What was tried so far. `measured`: the row in `rows` of each of `scores`; `fit`: may it be kept?"""
 
-    alone: tuple[float, ...]
+    baseline: tuple[float, ...]
     split: ExampleSplit
-    lenient: bool
+    allow_incompatible: bool
     rows: list[CandidateRow] = field(default_factory=list)
     scores: list[tuple[float, ...]] = field(default_factory=list)
-    measured: list[int] = field(default_factory=list)
-    fit: list[bool] = field(default_factory=list)
-    kept: tuple[MethodRun, TransferResult] | None = None
+    measured_rows: list[int] = field(default_factory=list)
+    eligible: list[bool] = field(default_factory=list)
+    best: tuple[MethodRun, TransferResult] | None = None
 
     @property
     def choice(self) -> Choice:
-        return choose_best(self.alone, self.scores, self.split, self.fit)
+        return choose_best(self.baseline, self.scores, self.split, self.eligible)
 
-    def refused(self, params: MethodParams, reason: str, move: MethodRun | None = None) -> None:
+    def add_refused(self, params: MethodParams, reason: str, method_run: MethodRun | None = None) -> None:
         """A candidate that cannot be measured, with every share of its sweep."""
-        verdict = move.precheck_outcome.precheck.verdict if move is not None else None
-        self.rows.append(CandidateRow(method=_shown(params), verdict=verdict, reason=reason))
+        verdict = method_run.precheck_outcome.precheck.verdict if method_run is not None else None
+        self.rows.append(CandidateRow(method=_dump_params(params), verdict=verdict, reason=reason))
 
-    def scored(self, move: MethodRun, found: TransferResult, scores: tuple[float, ...]) -> None:
+    def add_scored(self, method_run: MethodRun, result: TransferResult, scores: tuple[float, ...]) -> None:
         """A candidate that was; it is kept while nothing scores better."""
-        judged = move.precheck_outcome
-        self.measured.append(len(self.rows))
-        self.rows.append(CandidateRow(method=_shown(judged.params), verdict=judged.precheck.verdict))
+        outcome = method_run.precheck_outcome
+        self.measured_rows.append(len(self.rows))
+        self.rows.append(CandidateRow(method=_dump_params(outcome.params), verdict=outcome.precheck.verdict))
         self.scores.append(scores)
-        self.fit.append(self.lenient or judged.precheck.verdict != "incompatible")
+        self.eligible.append(self.allow_incompatible or outcome.precheck.verdict != "incompatible")
         if self.choice.best_index == len(self.scores) - 1:
-            self.kept = (move, found)
+            self.best = (method_run, result)
 
 
-def _shown(params: MethodParams) -> dict[str, Any]:
+def _dump_params(params: MethodParams) -> dict[str, Any]:
     return params.model_dump(mode="json")
 
 
-def best_of(
+def search_methods(
     plan: ConversionPlan,
-    bench: ConversionContext,
-    evaluation: Prepared,
-    rules: MethodRun,
+    context: ConversionContext,
+    evaluation: PreparedEvaluation,
+    default_run: MethodRun,
     report: Report,
 ) -> tuple[MethodRun, TransferResult, Selection]:
     """The candidate that scores highest, its updates, and the table of all of them.
@@ -85,84 +85,96 @@ def best_of(
     """
     measure = evaluation.measure
     assert measure is not None
-    wanted = plan.candidates(has_pool=rules.evidence.offer is not None)
-    tries = sum(len(dare_variants(params)) for params in wanted)
-    evaluation.progress.begin((1 + tries) * len(evaluation.spec.examples))
-    alone = measure({})
-    lenient = not plan.rejects_incompatible
-    contest = _Contest(alone, split_examples(len(alone), evaluation.spec.seed), lenient)
-    for place, params in enumerate(wanted):
-        with _named(plan, place):
-            _try(plan, params, bench, rules, measure, contest)
-    table = table_of(
-        evaluation.spec,
-        contest.rows,
-        contest.measured,
-        contest.alone,
-        contest.scores,
-        contest.split,
-        contest.choice,
+    candidates = plan.candidates(has_pool=default_run.evidence.offer is not None)
+    run_count = sum(len(dare_variants(params)) for params in candidates)
+    evaluation.progress.start((1 + run_count) * len(evaluation.spec.examples))
+    baseline = measure({})
+    allow_incompatible = not plan.rejects_incompatible
+    leaderboard = _Leaderboard(
+        baseline, split_examples(len(baseline), evaluation.spec.seed), allow_incompatible
     )
-    enforced = plan.selects_by_evaluation and evaluation.spec.on_worse == "reject"
-    if contest.kept is None or (enforced and table.ending != "better"):
-        bench.progress.report_evidence(report.model_copy(update={"selection": table}))
-        raise nothing_better(table, trained=getattr(plan.method, "train", True))
-    move, found = contest.kept
-    chosen = FindingRow(code="measured", message=why_chosen(table), weight="info")
-    return replace(move, precheck_outcome=_told(move.precheck_outcome, chosen)), found, table
+    for index, params in enumerate(candidates):
+        with _errors_at_candidate(plan, index):
+            _run_candidate(plan, params, context, default_run, measure, leaderboard)
+    table = build_selection(
+        evaluation.spec,
+        leaderboard.rows,
+        leaderboard.measured_rows,
+        leaderboard.baseline,
+        leaderboard.scores,
+        leaderboard.split,
+        leaderboard.choice,
+    )
+    rejects_worse = plan.selects_by_evaluation and evaluation.spec.on_worse == "reject"
+    if leaderboard.best is None or (rejects_worse and table.ending != "better"):
+        context.progress.report_evidence(report.model_copy(update={"selection": table}))
+        raise make_nothing_better_error(table, allows_training=getattr(plan.method, "train", True))
+    method_run, result = leaderboard.best
+    finding = FindingRow(code="measured", message=explain_choice(table), weight="info")
+    return (
+        replace(method_run, precheck_outcome=_add_findings(method_run.precheck_outcome, finding)),
+        result,
+        table,
+    )
 
 
-def _try(
+def _run_candidate(
     plan: ConversionPlan,
     params: MethodParams,
-    bench: ConversionContext,
-    rules: MethodRun,
+    context: ConversionContext,
+    default_run: MethodRun,
     measure: Measure,
-    contest: _Contest,
+    leaderboard: _Leaderboard,
 ) -> None:
     """One candidate, once for each share of its sweep; what cannot be carried is a row that says why."""
-    named = plan.method.listed_candidates is not None
-    move: MethodRun | None = None
+    is_listed = plan.method.listed_candidates is not None
+    method_run: MethodRun | None = None
     try:
-        move = prepare_method(plan.for_candidate(params), bench, None if named else rules.evidence.offer)
+        method_run = prepare_method(
+            plan.for_candidate(params), context, None if is_listed else default_run.evidence.offer
+        )
         refusals = [
-            row.message for row in move.precheck_outcome.precheck.reasons if row.code == "refused_by_method"
+            row.message
+            for row in method_run.precheck_outcome.precheck.reasons
+            if row.code == "refused_by_method"
         ]
         if refusals:
-            contest.refused(params, refusals[0], move)
+            leaderboard.add_refused(params, refusals[0], method_run)
             return
-        whole = transfer_sites(move, bench)
+        result = transfer_sites(method_run, context)
         for variant in dare_variants(params):
-            candidate = replace(move, precheck_outcome=_with_share(move.precheck_outcome, variant))
-            found = postprocess(whole, candidate, bench)
-            contest.scored(candidate, found, measure(found.deltas))
+            candidate = replace(
+                method_run, precheck_outcome=_with_dare_variant(method_run.precheck_outcome, variant)
+            )
+            variant_result = postprocess(result, candidate, context)
+            leaderboard.add_scored(candidate, variant_result, measure(variant_result.deltas))
     except TransferError as refusal:
-        contest.refused(params, f"{refusal.message} {refusal.hint or ''}".strip(), move)
+        leaderboard.add_refused(params, f"{refusal.message} {refusal.hint or ''}".strip(), method_run)
 
 
-def _with_share(judged: PrecheckOutcome, params: MethodParams) -> PrecheckOutcome:
+def _with_dare_variant(outcome: PrecheckOutcome, params: MethodParams) -> PrecheckOutcome:
     """The same verdict, about the method with one share of DARE's."""
-    judged = replace(judged, params=params)
+    outcome = replace(outcome, params=params)
     if params.dare is None:
-        return judged
-    judged = _told(judged, *map(build_finding_row, find_dare_losses(params.dare)))
-    if judged.precheck.verdict != "compatible":
-        return judged
-    return replace(judged, precheck=judged.precheck.model_copy(update={"verdict": "uncertain"}))
+        return outcome
+    outcome = _add_findings(outcome, *map(build_finding_row, find_dare_losses(params.dare)))
+    if outcome.precheck.verdict != "compatible":
+        return outcome
+    return replace(outcome, precheck=outcome.precheck.model_copy(update={"verdict": "uncertain"}))
 
 
-def _told(judged: PrecheckOutcome, *more: FindingRow) -> PrecheckOutcome:
-    reasons = [*judged.precheck.reasons, *more]
-    return replace(judged, precheck=judged.precheck.model_copy(update={"reasons": reasons}))
+def _add_findings(outcome: PrecheckOutcome, *findings: FindingRow) -> PrecheckOutcome:
+    reasons = [*outcome.precheck.reasons, *findings]
+    return replace(outcome, precheck=outcome.precheck.model_copy(update={"reasons": reasons}))
 
 
 @contextmanager
-def _named(plan: ConversionPlan, place: int) -> Iterator[None]:
+def _errors_at_candidate(plan: ConversionPlan, index: int) -> Iterator[None]:
     """An error about the method is about this candidate, where the request lists them."""
     try:
         yield
     except (RebaseError, TransferError) as exc:
-        listed = plan.method.listed_candidates is not None
-        if listed and exc.pointer is not None and exc.pointer.startswith("/method"):
-            exc.pointer = f"/method/candidates/{place}{exc.pointer.removeprefix('/method')}"
+        is_listed = plan.method.listed_candidates is not None
+        if is_listed and exc.pointer is not None and exc.pointer.startswith("/method"):
+            exc.pointer = f"/method/candidates/{index}{exc.pointer.removeprefix('/method')}"
         raise

@@ -9,119 +9,125 @@ from rebase.evaluation.bootstrap import Interval, PairedBootstrap
 from rebase.evaluation.selection import Choice, ExampleSplit
 from rebase.methods.params import format_method
 from rebase.schemas.evaluation import EvaluationSpec
-from workers.evaluation.scoring import headline_of
-from workers.selection.rows import CandidateRow, Confirmed, Scored, Selection
+from workers.evaluation.scoring import get_primary_metric
+from workers.selection.rows import CandidateRow, Confirmation, ScoreInterval, Selection
 
-_ALONE = "alone"
+_BASELINE = "alone"
 Scores = Sequence[float]
 
 
-def table_of(
+def build_selection(
     spec: EvaluationSpec,
     rows: Sequence[CandidateRow],
-    measured: Sequence[int],
-    alone: Scores,
+    measured_rows: Sequence[int],
+    baseline: Scores,
     scores: Sequence[Scores],
     split: ExampleSplit,
     choice: Choice,
 ) -> Selection:
     """Scores and gains on the choosing half for the `measured` rows; those of the best on the other half."""
-    told = list(rows)
-    drawn = _drawn(spec, alone, scores, split.selection_indices)
-    for number, place in enumerate(measured):
-        figures = {"score": _scored(drawn.mean(str(number))), "gain": _gain(drawn, number)}
-        told[place] = rows[place].model_copy(update=figures)
+    candidates = list(rows)
+    bootstrap = _bootstrap_scores(spec, baseline, scores, split.selection_indices)
+    for number, row_index in enumerate(measured_rows):
+        update = {
+            "score": _to_interval(bootstrap.mean(str(number))),
+            "gain": _estimate_gain(bootstrap, number),
+        }
+        candidates[row_index] = rows[row_index].model_copy(update=update)
     confirmed = None
     if choice.best_index is not None:
-        other = _drawn(spec, alone, scores, split.confirmation_indices)
-        confirmed = Confirmed(
-            score=_scored(other.mean(str(choice.best_index))),
-            target=_scored(other.mean(_ALONE)),
-            gain=_gain(other, choice.best_index),
+        confirmation_bootstrap = _bootstrap_scores(spec, baseline, scores, split.confirmation_indices)
+        confirmed = Confirmation(
+            score=_to_interval(confirmation_bootstrap.mean(str(choice.best_index))),
+            target=_to_interval(confirmation_bootstrap.mean(_BASELINE)),
+            gain=_estimate_gain(confirmation_bootstrap, choice.best_index),
         )
     return Selection(
-        score=headline_of(spec) or "",
+        score=get_primary_metric(spec) or "",
         seed=spec.seed,
         choosing=len(split.selection_indices),
         confirming=len(split.confirmation_indices),
         shared=split.is_shared,
-        target=_scored(drawn.mean(_ALONE)),
-        candidates=told,
-        best=measured[choice.best_index] if choice.best_index is not None else None,
+        target=_to_interval(bootstrap.mean(_BASELINE)),
+        candidates=candidates,
+        best=measured_rows[choice.best_index] if choice.best_index is not None else None,
         ending=choice.status,
         confirmed=confirmed,
     )
 
 
-def why_chosen(found: Selection) -> str:
+def explain_choice(selection: Selection) -> str:
     """Of the best candidate, in one sentence."""
-    assert found.best is not None
-    assert found.confirmed is not None
-    best, confirmed = found.candidates[found.best], found.confirmed
+    assert selection.best is not None
+    assert selection.confirmed is not None
+    best, confirmed = selection.candidates[selection.best], selection.confirmed
     assert best.score is not None
-    tried = sum(row.score is not None for row in found.candidates)
-    on_others = (
+    count = sum(row.score is not None for row in selection.candidates)
+    confirmation = (
         ""
-        if found.shared
-        else f"; on the other {found.confirming} {_of(confirmed.score)} against {_of(confirmed.target)}"
+        if selection.shared
+        else f"; on the other {selection.confirming} {_format_score(confirmed.score)} "
+        f"against {_format_score(confirmed.target)}"
     )
     return (
-        f"Of {tried} candidate(s) that were run, {format_method(best.method)} scores highest: "
-        f"{_of(best.score)} against {_of(found.target)} of the target alone ({found.score}) "
-        f"on the {found.choosing} example(s) that chose{on_others}."
+        f"Of {count} candidate(s) that were run, {format_method(best.method)} scores highest: "
+        f"{_format_score(best.score)} against {_format_score(selection.target)} of the target "
+        f"alone ({selection.score}) "
+        f"on the {selection.choosing} example(s) that chose{confirmation}."
     )
 
 
-def nothing_better(found: Selection, *, trained: bool) -> NothingBetter:
+def make_nothing_better_error(selection: Selection, *, allows_training: bool) -> NothingBetter:
     """The refusal, with every candidate in it."""
-    if found.best is None:
-        ran = any(row.score is not None for row in found.candidates)
-        said = (
+    if selection.best is None:
+        has_measured = any(row.score is not None for row in selection.candidates)
+        message = (
             "Every candidate that could be run is incompatible by its own pre-check."
-            if ran
+            if has_measured
             else "No candidate could be run."
         )
-    elif found.ending == "not_confirmed" and found.confirmed is not None:
-        best, confirmed = found.candidates[found.best], found.confirmed
-        said = (
+    elif selection.ending == "not_confirmed" and selection.confirmed is not None:
+        best, confirmed = selection.candidates[selection.best], selection.confirmed
+        message = (
             f"{format_method(best.method)} scores best on the examples that chose, but on the other "
-            f"{found.confirming} it has {_of(confirmed.score)} and the target alone "
-            f"{_of(confirmed.target)} ({found.score})."
+            f"{selection.confirming} it has {_format_score(confirmed.score)} and the target alone "
+            f"{_format_score(confirmed.target)} ({selection.score})."
         )
     else:
-        said = f"No candidate scores better than the target alone, {_of(found.target)} ({found.score})."
-    first = "Retrain on the new base" if trained else "Allow training with method.train=true"
-    knob = "precheck.on_incompatible" if found.best is None else "evaluate.on_worse"
+        baseline = _format_score(selection.target)
+        message = f"No candidate scores better than the target alone, {baseline} ({selection.score})."
+    advice = "Retrain on the new base" if allows_training else "Allow training with method.train=true"
+    setting = "precheck.on_incompatible" if selection.best is None else "evaluate.on_worse"
     return NothingBetter(
-        f"{said} Tried: {'; '.join(map(_line, found.candidates))}.",
-        hint=f'{first}, or set {knob} to "warn" to keep the best of them all the same.',
+        f"{message} Tried: {'; '.join(map(_describe_candidate, selection.candidates))}.",
+        hint=f'{advice}, or set {setting} to "warn" to keep the best of them all the same.',
         pointer="/method",
     )
 
 
-def _line(row: CandidateRow) -> str:
+def _describe_candidate(row: CandidateRow) -> str:
     if row.score is not None:
-        doubtful = " (incompatible)" if row.verdict == "incompatible" else ""
-        return f"{format_method(row.method)} {_of(row.score)}{doubtful}"
-    first = (row.reason or "").split(". ")[0].rstrip(".")
-    return f"{format_method(row.method)} was not measured ({first})"
+        suffix = " (incompatible)" if row.verdict == "incompatible" else ""
+        return f"{format_method(row.method)} {_format_score(row.score)}{suffix}"
+    short_reason = (row.reason or "").split(". ")[0].rstrip(".")
+    return f"{format_method(row.method)} was not measured ({short_reason})"
 
 
-def _drawn(
-    spec: EvaluationSpec, alone: Scores, scores: Sequence[Scores], places: Sequence[int]
+def _bootstrap_scores(
+    spec: EvaluationSpec, baseline: Scores, scores: Sequence[Scores], indices: Sequence[int]
 ) -> PairedBootstrap:
-    named = {_ALONE: alone} | {str(number): row for number, row in enumerate(scores)}
-    picked = {name: [row[place] for place in places] for name, row in named.items()}
-    return PairedBootstrap(picked, resamples=spec.bootstrap, seed=spec.seed)
+    scores_by_name = {_BASELINE: baseline} | {str(number): row for number, row in enumerate(scores)}
+    selected = {name: [row[place] for place in indices] for name, row in scores_by_name.items()}
+    return PairedBootstrap(selected, resamples=spec.bootstrap, seed=spec.seed)
 
 
-def _gain(drawn: PairedBootstrap, number: int) -> Scored:
-    return _scored(drawn.difference(str(number), _ALONE))
+def _estimate_gain(bootstrap: PairedBootstrap, number: int) -> ScoreInterval:
+    return _to_interval(bootstrap.difference(str(number), _BASELINE))
 
 
-def _scored(found: Interval) -> Scored:
-    return Scored(value=found.value, low=found.low, high=found.high)
+def _to_interval(estimate: Interval) -> ScoreInterval:
+    return ScoreInterval(value=estimate.value, low=estimate.low, high=estimate.high)
 
 
-def _of(scored: Scored) -> str:
-    return f"{scored.value:.3f}"
+def _format_score(score: ScoreInterval) -> str:
+    return f"{score.value:.3f}"

@@ -26,12 +26,19 @@ from rebase.training.cast_maps import TrainableMaps, TrainableUpdates, TrainedMa
 from rebase.training.losses import kl_divergence, projection_loss
 from workers.fold import folded
 from workers.models import TextModel, updated
-from workers.training.lessons import Lesson, Lessons
-from workers.training.logits import final_states, outcomes_of
-from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
+from workers.training.lessons import TeacherDataset, TeacherExample
+from workers.training.logits import compute_final_states, compute_listed_logprobs
+from workers.training.loop import (
+    CheckpointPolicy,
+    Schedule,
+    TrainingLog,
+    Validation,
+    draw_batch_indices,
+    run_training_loop,
+)
 
-EVERY_SECONDS = 60.0  # between checkpoints
-MEASURED = (  # in the order in which they are kept with the heads
+CHECKPOINT_SECONDS = 60.0  # between checkpoints
+MEASUREMENT_NAMES = (  # in the order in which they are kept with the heads
     "cast_coverage",
     "cast_positions",
     "cast_steps",
@@ -43,40 +50,43 @@ MEASURED = (  # in the order in which they are kept with the heads
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class CastMaps:
     """Trained heads per site pair, on the CPU, and float32 figures of the whole training."""
 
-    heads: Mapping[SitePair, TrainedMaps]
+    maps: Mapping[SitePair, TrainedMaps]
     measurements: Mapping[str, float]
 
 
-def train(
+def train_cast_maps(
     target: TextModel,
-    lessons: Lessons,
-    students: Mapping[SitePair, TrainableMaps],
+    dataset: TeacherDataset,
+    trainable_maps: Mapping[SitePair, TrainableMaps],
     params: CastParams,
     *,
-    covered: float,
-    watch: ProgressReporter,
-    checkpoint: Path | None = None,
-) -> Cast:
+    coverage: float,
+    progress: ProgressReporter,
+    checkpoint_path: Path | None = None,
+) -> CastMaps:
     """Train what `students` begin with, in place. Raises TrainingFailed where held-out text says that the
     target is better left alone, or where there is too little text."""
-    learnt, apart = lessons.passages(held_out=False), lessons.passages(held_out=True)
-    if not apart:
+    train_passages, held_out = dataset.select_passages(held_out=False), dataset.select_passages(held_out=True)
+    if not held_out:
         raise TrainingFailed(
             "The text is too short to train on: no sequence is left to measure with.",
             hint="Give a longer corpus, or ask for shorter sequences (tokens).",
             pointer="/corpus",
         )
-    school = _School(target, lessons, params, students)
-    alone = school.divergence_alone(apart)
-    with updated(target, school.update):
-        begun = school.divergence_now(apart)
-        told = descend(
-            school.parameters,
-            lambda step: school.parts(
-                [learnt[at] for at in batch_rows(params.seed, step, len(learnt), params.batch)]
+    trainer = _CastTrainer(target, dataset, params, trainable_maps)
+    baseline = trainer.compute_baseline_divergence(held_out)
+    with updated(target, trainer.update):
+        initial = trainer.compute_divergence(held_out)
+        log = run_training_loop(
+            trainer.parameters,
+            lambda step: trainer.iter_losses(
+                [
+                    train_passages[at]
+                    for at in draw_batch_indices(params.seed, step, len(train_passages), params.batch)
+                ]
             ),
             Schedule(
                 params.steps,
@@ -85,112 +95,136 @@ def train(
                 clip=params.clip,
                 precision=params.precision,
             ),
-            watch=watch,
+            progress=progress,
             seed=params.seed,
-            saving=Saving(checkpoint, seconds=EVERY_SECONDS) if checkpoint else None,
-            held_out=HeldOut(
-                lambda: school.loss_now(apart), every=params.evaluate_every, patience=params.patience
+            checkpoint_policy=CheckpointPolicy(checkpoint_path, every_seconds=CHECKPOINT_SECONDS)
+            if checkpoint_path
+            else None,
+            validation=Validation(
+                lambda: trainer.compute_loss(held_out), every=params.evaluate_every, patience=params.patience
             ),
-            identity={"lessons": lessons.identity},
+            identity={"lessons": dataset.identity},
         )
-    with updated(target, school.carried()):
-        carried = school.divergence_now(apart)
-    if carried >= alone:
+    with updated(target, trainer.compute_folded_update()):
+        final = trainer.compute_divergence(held_out)
+    if final >= baseline:
         raise TrainingFailed(
             "On held-out text the target alone is as near to what is wanted as with the trained update.",
             hint="Train for more steps, on more text (positions, corpus), or at another learning rate.",
             pointer="/method",
         )
-    found = {pair: student.to_trained_maps() for pair, student in students.items()}
-    return Cast(found, _measured(lessons, covered, alone, begun, carried, told))
+    trained_maps = {pair: site_maps.to_trained_maps() for pair, site_maps in trainable_maps.items()}
+    return CastMaps(trained_maps, _build_measurements(dataset, coverage, baseline, initial, final, log))
 
 
-class _School:
+class _CastTrainer:
     """A target with its students, and the losses of passages as it now is."""
 
     def __init__(
         self,
         target: TextModel,
-        lessons: Lessons,
+        dataset: TeacherDataset,
         params: CastParams,
-        students: Mapping[SitePair, TrainableMaps],
+        trainable_maps: Mapping[SitePair, TrainableMaps],
     ) -> None:
-        self.target, self.lessons, self.params = target, lessons, params
-        self.by_site: dict[Site, list[TrainableMaps]] = {}
+        self.target, self.dataset, self.params = target, dataset, params
+        self.maps_by_site: dict[Site, list[TrainableMaps]] = {}
         self.parameters: dict[str, Tensor] = {}
-        for pair, student in students.items():
-            self.by_site.setdefault(pair.target, []).append(student)
+        for pair, site_maps in trainable_maps.items():
+            self.maps_by_site.setdefault(pair.target, []).append(site_maps)
             name = f"{pair.source} to {pair.target}"
-            self.parameters |= {f"{name}.E": student.E, f"{name}.F": student.F}
-        self.update = TrainableUpdates(self.by_site)
-        self.shared = lessons.common.target.to(target.device)
-        self.head: Tensor | None = None
+            self.parameters |= {f"{name}.E": site_maps.E, f"{name}.F": site_maps.F}
+        self.update = TrainableUpdates(self.maps_by_site)
+        self.shared_ids = dataset.shared_tokens.target.to(target.device)
+        self.projection: Tensor | None = None
         if params.w_mse > 0.0:
-            self.head = _head(lessons, params.ridge).to(target.device).requires_grad_()
-            self.parameters["states.P"] = self.head
+            self.projection = (
+                _fit_initial_projection(dataset, params.ridge).to(target.device).requires_grad_()
+            )
+            self.parameters["states.P"] = self.projection
 
     @torch.no_grad()
-    def carried(self) -> dict[Site, LowRank]:
+    def compute_folded_update(self) -> dict[Site, LowRank]:
         """What will be carried: where several layers are folded into one, their sum is cut to a rank."""
         return folded(
-            {site: [student.compute_update() for student in some] for site, some in self.by_site.items()}, []
+            {
+                site: [site_maps.compute_update() for site_maps in maps]
+                for site, maps in self.maps_by_site.items()
+            },
+            [],
         )[0]
 
-    def parts(self, numbers: Sequence[int]) -> Iterator[Tensor]:
+    def iter_losses(self, numbers: Sequence[int]) -> Iterator[Tensor]:
         """The loss of a batch, passage by passage."""
         for number in numbers:
-            yield self._loss(self.lessons.lesson(self.target, number)) / len(numbers)
+            yield self._compute_example_loss(self.dataset.load_example(self.target, number)) / len(numbers)
 
-    def loss_now(self, numbers: Sequence[int]) -> float:
+    def compute_loss(self, numbers: Sequence[int]) -> float:
         """Mean loss over passages."""
-        return sum(float(part) for part in self.parts(numbers))
+        return sum(float(part) for part in self.iter_losses(numbers))
 
     @torch.no_grad()
-    def divergence_now(self, numbers: Sequence[int]) -> float:
+    def compute_divergence(self, numbers: Sequence[int]) -> float:
         """Nats per position to what is wanted, without the other part of the loss."""
         nats = []
         for number in numbers:
-            lesson = self.lessons.lesson(self.target, number)
-            nats.append(self._divergence(lesson, final_states(self.target, lesson.ids)[lesson.at]))
+            example = self.dataset.load_example(self.target, number)
+            nats.append(
+                self._compute_example_divergence(
+                    example, compute_final_states(self.target, example.ids)[example.positions]
+                )
+            )
         return float(torch.cat(nats).mean())
 
-    def divergence_alone(self, numbers: Sequence[int]) -> float:
+    def compute_baseline_divergence(self, numbers: Sequence[int]) -> float:
         """The same for the untouched target."""
         nats = []
         for number in numbers:
-            wanted = self.lessons.lesson(self.target, number).wanted.cpu()
-            nats.append(kl_divergence(wanted, self.lessons.own(number), self.params.temperature))
+            target_logprobs = self.dataset.load_example(self.target, number).target_logprobs.cpu()
+            nats.append(
+                kl_divergence(
+                    target_logprobs, self.dataset.load_base_logprobs(number), self.params.temperature
+                )
+            )
         return float(torch.cat(nats).mean())
 
-    def _loss(self, lesson: Lesson) -> Tensor:
-        states = final_states(self.target, lesson.ids)[lesson.at]
-        loss = self.params.w_kl * self._divergence(lesson, states).mean()
-        if self.head is not None and lesson.states is not None and lesson.begun is not None:
-            change = states.float() - lesson.begun
-            loss = loss + self.params.w_mse * projection_loss(lesson.states, change, self.head)
+    def _compute_example_loss(self, example: TeacherExample) -> Tensor:
+        states = compute_final_states(self.target, example.ids)[example.positions]
+        loss = self.params.w_kl * self._compute_example_divergence(example, states).mean()
+        if (
+            self.projection is not None
+            and example.teacher_states is not None
+            and example.base_states is not None
+        ):
+            state_change = states.float() - example.base_states
+            loss = loss + self.params.w_mse * projection_loss(
+                example.teacher_states, state_change, self.projection
+            )
         return loss
 
-    def _divergence(self, lesson: Lesson, states: Tensor) -> Tensor:
-        said = outcomes_of(self.target, states, self.shared, lesson.columns, self.params.temperature)
-        return kl_divergence(lesson.wanted, said, self.params.temperature)
+    def _compute_example_divergence(self, example: TeacherExample, states: Tensor) -> Tensor:
+        logprobs = compute_listed_logprobs(
+            self.target, states, self.shared_ids, example.columns, self.params.temperature
+        )
+        return kl_divergence(example.target_logprobs, logprobs, self.params.temperature)
 
 
-def _head(lessons: Lessons, ridge: float) -> Tensor:
+def _fit_initial_projection(dataset: TeacherDataset, ridge: float) -> Tensor:
     """Where the head of the hidden states begins: the closed-form map between both bases' own."""
-    sums: Moments | None = None
-    for number in lessons.passages(held_out=False):
-        source, target = lessons.both_states(number)
-        sums = sums or Moments.zeros(source.shape[1], target.shape[1])
-        sums.add(source, target)
-    if sums is None:
+    moments: Moments | None = None
+    for number in dataset.select_passages(held_out=False):
+        source, target = dataset.load_base_states(number)
+        moments = moments or Moments.zeros(source.shape[1], target.shape[1])
+        moments.add(source, target)
+    if moments is None:
         raise LookupError("no passage to learn from")
-    return fit_input_map(sums, ridge).float()
+    return fit_input_map(moments, ridge).float()
 
 
-def _measured(
-    lessons: Lessons, covered: float, alone: float, begun: float, carried: float, told: Descent
+def _build_measurements(
+    dataset: TeacherDataset, coverage: float, baseline: float, initial: float, final: float, log: TrainingLog
 ) -> dict[str, float]:
-    steps, best = float(len(told.losses)), float(told.best_step)
-    values = (covered, float(lessons.text.positions), steps, best, alone, begun, carried)
+    steps, best_step = float(len(log.losses)), float(log.best_step)
+    values = (coverage, float(dataset.text.num_positions), steps, best_step, baseline, initial, final)
     # As they will be read again beside kept heads, whose tensors are float32.
-    return dict(zip(MEASURED, torch.tensor(values, dtype=torch.float32).tolist(), strict=True))
+    return dict(zip(MEASUREMENT_NAMES, torch.tensor(values, dtype=torch.float32).tolist(), strict=True))

@@ -19,44 +19,46 @@ from torch import Tensor, uint8
 
 from rebase.runtime import disk_errors
 
-_FACTS = "rebase.training"
+_METADATA_KEY = "rebase.training"
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], identity: str) -> None:
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], identity: str
+) -> None:
     """Replace the file. `facts`: JSON values; `identity`: what `load` must name again. Raises DiskFull."""
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    told = {"identity": identity, "sha256": _digest(held, facts), "facts": dict(facts)}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    header = {"identity": identity, "sha256": _compute_digest(cpu_tensors, metadata), "facts": dict(metadata)}
+    partial_file = path.with_name(f"{path.name}.{os.getpid()}.part")
     with disk_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(held, part, metadata={_FACTS: json.dumps(told, sort_keys=True)})
-            part.replace(path)
+            save_file(cpu_tensors, partial_file, metadata={_METADATA_KEY: json.dumps(header, sort_keys=True)})
+            partial_file.replace(path)
         finally:
-            part.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
 
 
-def load(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_checkpoint(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors on the CPU and facts, or None where there is no sound file of this identity."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as stored:
-            told = json.loads((stored.metadata() or {})[_FACTS])
-            if told["identity"] != identity:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = json.loads((file.metadata() or {})[_METADATA_KEY])
+            if header["identity"] != identity:
                 return None
-            tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-            facts = dict(told["facts"])
-            return (tensors, facts) if told["sha256"] == _digest(tensors, facts) else None
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            metadata = dict(header["facts"])
+            return (tensors, metadata) if header["sha256"] == _compute_digest(tensors, metadata) else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
-def identity_of(**settings: Any) -> str:
+def compute_identity(**settings: Any) -> str:
     """A digest of JSON values, the same for the same settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+def _compute_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    sha = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in tensors.items():
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(uint8).numpy().data)

@@ -22,18 +22,34 @@ from rebase.report.progress import ProgressReporter
 from rebase.training.losses import SharedTokenIds
 from transfer.linalg import truncate
 from workers.models import TextModel, updated
-from workers.training.checkpoint import identity_of
-from workers.training.loop import Descent, HeldOut, Saving, Schedule, batch_rows, descend
-from workers.training.rows import Losses, Row, divided, losses, parts, rows_of, shift_missed, shifted
-from workers.training.samples import Written
-from workers.training.written import digest
+from workers.training.checkpoint import compute_identity
+from workers.training.loop import (
+    CheckpointPolicy,
+    Schedule,
+    TrainingLog,
+    Validation,
+    draw_batch_indices,
+    run_training_loop,
+)
+from workers.training.rows import (
+    EncodedSample,
+    Losses,
+    add_shift_targets,
+    compute_losses,
+    compute_mean_shift_loss,
+    encode_samples,
+    iter_loss_parts,
+    split_train_val,
+)
+from workers.training.samples import SampleSet
+from workers.training.written import hash_deltas
 
-EVERY_SECONDS = 60.0  # between checkpoints
-_SMALLEST_GAIN = 0.01  # nats per byte; a share of less would be noise
+CHECKPOINT_SECONDS = 60.0  # between checkpoints
+_MIN_GAP = 0.01  # nats per byte; a share of less would be noise
 
 
 @dataclass(frozen=True, slots=True)
-class Distilled:
+class DistillResult:
     """`deltas`: the target's update on the CPU, scale included; `measurements`: finite floats of the whole
     job; `curve`: held-out loss in nats per learnt token against steps."""
 
@@ -42,40 +58,47 @@ class Distilled:
     curve: tuple[Mapping[str, float], ...]
 
 
-def train(
+def train_update(
     target: TextModel,
-    written: Written,
-    begun: Mapping[Site, LowRank],
+    sample_set: SampleSet,
+    init: Mapping[Site, LowRank],
     params: DistillSettings,
     *,
-    watch: ProgressReporter,
+    progress: ProgressReporter,
     checkpoint_dir: Path | None = None,
-    common: SharedTokenIds | None = None,
-) -> Distilled:
+    shared_tokens: SharedTokenIds | None = None,
+) -> DistillResult:
     """Train on what was written; needs the target alone. `begun`: factors at every site (`starting`).
     `common`: the tokens on which the shift was kept, where the settings ask for it.
 
     Files below `checkpoint_dir` let the same call go on where it was stopped. Raises TrainingFailed.
     """
-    rows = rows_of(target, written.samples, params)
-    common = common if params.shift > 0.0 else None
-    if common is not None:
-        rows = shifted(target, rows, common)
-    learnt, held_out = divided(rows, params.held_out)
-    deltas = {site: _leaves(_on(delta, target.device)) for site, delta in begun.items()}
+    rows = encode_samples(target, sample_set.samples, params)
+    shared_tokens = shared_tokens if params.shift > 0.0 else None
+    if shared_tokens is not None:
+        rows = add_shift_targets(target, rows, shared_tokens)
+    train_rows, held_out = split_train_val(rows, params.held_out)
+    deltas = {site: _make_trainable(_to_device(delta, target.device)) for site, delta in init.items()}
     parameters = {
         f"{site}.{name}": getattr(delta, name) for site, delta in deltas.items() for name in ("A", "B")
     }
-    alone = losses(target, held_out)
-    told_shift = {"distill_shift_alone": shift_missed(target, held_out, common)} if common else {}
+    baseline = compute_losses(target, held_out)
+    shift_metrics = (
+        {"distill_shift_alone": compute_mean_shift_loss(target, held_out, shared_tokens)}
+        if shared_tokens
+        else {}
+    )
     with updated(target, deltas):
-        told = descend(
+        log = run_training_loop(
             parameters,
-            lambda step: parts(
+            lambda step: iter_loss_parts(
                 target,
-                [learnt[at] for at in batch_rows(params.seed, step, len(learnt), params.batch)],
+                [
+                    train_rows[at]
+                    for at in draw_batch_indices(params.seed, step, len(train_rows), params.batch)
+                ],
                 params.shift,
-                common,
+                shared_tokens,
             ),
             Schedule(
                 params.steps,
@@ -84,94 +107,109 @@ def train(
                 clip=params.clip,
                 precision=params.precision,
             ),
-            watch=watch,
+            progress=progress,
             seed=params.seed,
-            saving=Saving(checkpoint_dir / "descent.safetensors", seconds=EVERY_SECONDS)
+            checkpoint_policy=CheckpointPolicy(
+                checkpoint_dir / "descent.safetensors", every_seconds=CHECKPOINT_SECONDS
+            )
             if checkpoint_dir
             else None,
-            held_out=HeldOut(
-                lambda: losses(target, held_out).kept, every=params.evaluate_every, patience=params.patience
+            validation=Validation(
+                lambda: compute_losses(target, held_out).per_token,
+                every=params.evaluate_every,
+                patience=params.patience,
             ),
-            identity=_identity(params, written, begun),
+            identity=_build_identity(params, sample_set, init),
         )
-        carried = losses(target, held_out)
-        if common is not None:
-            told_shift["distill_shift_carried"] = shift_missed(target, held_out, common)
-    done = {site: LowRank(delta.B.detach().cpu(), delta.A.detach().cpu()) for site, delta in deltas.items()}
-    curve = tuple({"steps": float(step), "held_out": value} for step, value in told.held_out)
-    measured = _measured(written, rows, held_out, alone, carried, told) | told_shift
-    return Distilled(done, measured, curve)
+        final = compute_losses(target, held_out)
+        if shared_tokens is not None:
+            shift_metrics["distill_shift_carried"] = compute_mean_shift_loss(target, held_out, shared_tokens)
+    update = {site: LowRank(delta.B.detach().cpu(), delta.A.detach().cpu()) for site, delta in deltas.items()}
+    curve = tuple({"steps": float(step), "held_out": value} for step, value in log.held_out)
+    measurements = _build_measurements(sample_set, rows, held_out, baseline, final, log) | shift_metrics
+    return DistillResult(update, measurements, curve)
 
 
-def starting(
+def init_factors(
     sites: Mapping[Site, tuple[int, int]],
     rank: int,
     init: Mapping[Site, LowRank] | None,
     seed: int,
 ) -> dict[Site, LowRank]:
     """Factors of one rank: what `init` gives, then B zero and A uniform within ±1/√inputs, as PEFT begins."""
-    noise = torch.Generator().manual_seed(seed)
-    found = {}
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
     for site, (o, i) in sorted(sites.items()):
-        A = (2.0 * torch.rand(rank, i, generator=noise) - 1.0) / math.sqrt(i)
+        A = (2.0 * torch.rand(rank, i, generator=generator) - 1.0) / math.sqrt(i)
         B = torch.zeros(o, rank)
-        given = init.get(site) if init else None
-        if given is not None:
-            given = truncate(given, rank)[0] if given.rank > rank else given
-            B[:, : given.rank], A[: given.rank] = given.B.cpu(), given.A.cpu()
-        found[site] = LowRank(B, A)
-    return found
+        initial = init.get(site) if init else None
+        if initial is not None:
+            initial = truncate(initial, rank)[0] if initial.rank > rank else initial
+            B[:, : initial.rank], A[: initial.rank] = initial.B.cpu(), initial.A.cpu()
+        factors[site] = LowRank(B, A)
+    return factors
 
 
-def _measured(
-    written: Written, rows: list[Row], held_out: list[Row], alone: Losses, carried: Losses, told: Descent
+def _build_measurements(
+    sample_set: SampleSet,
+    rows: list[EncodedSample],
+    held_out: list[EncodedSample],
+    baseline: Losses,
+    final: Losses,
+    log: TrainingLog,
 ) -> dict[str, float]:
     """Figures for the report."""
     return {
-        "distill_samples": float(len(written.samples)),
-        "distill_tokens": float(written.tokens),
-        **{f"distill_dropped_{why}": float(count) for why, count in sorted(written.dropped.items())},
-        "distill_learnt_share": sum(sum(row.kept) for row in rows)
-        / max(sum(sum(row.written) for row in rows), 1),
-        "distill_steps": float(len(told.losses)),
-        "distill_best_step": float(told.best_step),
-        **{f"distill_{name}": value for name, value in recovered(held_out, alone, carried).items()},
+        "distill_samples": float(len(sample_set.samples)),
+        "distill_tokens": float(sample_set.tokens),
+        **{f"distill_dropped_{why}": float(count) for why, count in sorted(sample_set.dropped.items())},
+        "distill_learnt_share": sum(sum(row.loss_mask) for row in rows)
+        / max(sum(sum(row.generated_mask) for row in rows), 1),
+        "distill_steps": float(len(log.losses)),
+        "distill_best_step": float(log.best_step),
+        **{
+            f"distill_{name}": value for name, value in compute_gap_metrics(held_out, baseline, final).items()
+        },
     }
 
 
-def recovered(held_out: Sequence[Row], alone: Losses, carried: Losses) -> dict[str, float]:
+def compute_gap_metrics(
+    held_out: Sequence[EncodedSample], baseline: Losses, final: Losses
+) -> dict[str, float]:
     """Nats per byte of held-out samples. `recovered`: of what the teacher foretells its own text better than
     the target alone, the share that the target now does; 1 is the teacher itself."""
-    size = max(sum(row.bytes for row in held_out), 1)
-    teacher = -sum(_read(row, row.sample.teacher) for row in held_out) / size
-    source = -sum(_read(row, row.sample.source) for row in held_out) / size
-    gap = alone.per_byte - teacher
+    num_bytes = max(sum(row.num_bytes for row in held_out), 1)
+    teacher = -sum(_sum_read_logprobs(row, row.sample.teacher) for row in held_out) / num_bytes
+    source = -sum(_sum_read_logprobs(row, row.sample.source) for row in held_out) / num_bytes
+    gap = baseline.per_byte - teacher
     return {
-        "nats_alone": alone.per_byte,
-        "nats_carried": carried.per_byte,
+        "nats_alone": baseline.per_byte,
+        "nats_carried": final.per_byte,
         "nats_source": source,
         "nats_teacher": teacher,
-        **({"recovered": (alone.per_byte - carried.per_byte) / gap} if gap > _SMALLEST_GAIN else {}),
+        **({"recovered": (baseline.per_byte - final.per_byte) / gap} if gap > _MIN_GAP else {}),
     }
 
 
-def _read(row: Row, logs: Sequence[float]) -> float:
+def _sum_read_logprobs(row: EncodedSample, logprobs: Sequence[float]) -> float:
     """The sum over what the target has read too: a sample longer than its context was cut."""
     end = row.spans[-1][1] if row.spans else 0
-    return sum(log for log, (_, stop) in zip(logs, row.sample.spans, strict=True) if stop <= end)
+    return sum(log for log, (_, stop) in zip(logprobs, row.sample.spans, strict=True) if stop <= end)
 
 
-def _identity(params: DistillSettings, written: Written, begun: Mapping[Site, LowRank]) -> dict[str, str]:
+def _build_identity(
+    params: DistillSettings, sample_set: SampleSet, init: Mapping[Site, LowRank]
+) -> dict[str, str]:
     return {
-        "settings": identity_of(**params.model_dump(mode="json")),
-        "text": identity_of(texts=[sample.text for sample in written.samples]),
-        "begun": digest(begun),
+        "settings": compute_identity(**params.model_dump(mode="json")),
+        "text": compute_identity(texts=[sample.text for sample in sample_set.samples]),
+        "begun": hash_deltas(init),
     }
 
 
-def _on(delta: LowRank, device: torch.device) -> LowRank:
+def _to_device(delta: LowRank, device: torch.device) -> LowRank:
     return LowRank(delta.B.to(device, torch.float32), delta.A.to(device, torch.float32))
 
 
-def _leaves(delta: LowRank) -> LowRank:
+def _make_trainable(delta: LowRank) -> LowRank:
     return LowRank(delta.B.clone().requires_grad_(), delta.A.clone().requires_grad_())

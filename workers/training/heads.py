@@ -28,210 +28,225 @@ from rebase.runtime import Runtime
 from rebase.training.cast_maps import CAST_MAPS_VERSION, TrainableMaps, TrainedMaps, init_random_maps
 from workers.activations.evidence import Activations
 from workers.bases import Bases
-from workers.evidence import EvidenceSource
+from workers.evidence import EvidenceProvider
 from workers.models import TextModel
-from workers.training.cast import MEASURED, Cast, train
-from workers.training.checkpoint import identity_of
-from workers.training.lessons import Lessons
-from workers.training.shared import common_of
+from workers.training.cast import MEASUREMENT_NAMES, CastMaps, train_cast_maps
+from workers.training.checkpoint import compute_identity
+from workers.training.lessons import TeacherDataset
+from workers.training.shared import require_shared_tokens
 
-_OWN = {"reuse", "refine", "dare"}  # settings that do not change what is trained
-_LAYOUT = 3  # of the entries that are kept; 1 did not name the adapter in those that hold heads, 2 no places
+_IGNORED_SETTINGS = {"reuse", "refine", "dare"}  # settings that do not change what is trained
+_LAYOUT_VERSION = (
+    3  # of the entries that are kept; 1 did not name the adapter in those that hold heads, 2 no places
+)
 
 
 @dataclass(frozen=True, slots=True)
-class FoundHeads:
+class CastMapsResult:
     """Heads for a job. `trained_on`: the adapter that they were trained with."""
 
-    at: Callable[[SitePair], SiteMaps]
+    get_site_maps: Callable[[SitePair], SiteMaps]
     measurements: dict[str, float]
     trained_on: RepoRevision
 
 
-def heads_for(
-    opened: LoadedInputs,
-    bases: Bases,
-    evidence: EvidenceSource,
+def get_or_train_maps(
+    inputs: LoadedInputs,
+    models: Bases,
+    evidence: EvidenceProvider,
     pairs: tuple[SitePair, ...],
     params: CastParams,
-    tools: Runtime,
-    watch: ProgressReporter,
-) -> FoundHeads:
+    runtime: Runtime,
+    progress: ProgressReporter,
+) -> CastMapsResult:
     """This adapter's own kept ones, another adapter's where the request wants them, else trained now and
     kept. Raises TrainingFailed."""
-    job = _Job(opened, bases, evidence, pairs, params, tools, watch)
-    found = job.kept()
-    if found is not None and found[1] != job.adapter and not params.reuse:
-        found = None
-    trained, name = found or job.trained()
-    reused = {"cast_reused": 1.0} if name != job.adapter else {}
-    return FoundHeads(lambda pair: job.heads(pair, trained), {**trained.measurements, **reused}, name)
+    job = _CastJob(inputs, models, evidence, pairs, params, runtime, progress)
+    cached = job.load_cached()
+    if cached is not None and cached[1] != job.adapter and not params.reuse:
+        cached = None
+    maps, trained_on = cached or job.train()
+    reused = {"cast_reused": 1.0} if trained_on != job.adapter else {}
+    return CastMapsResult(
+        lambda pair: job.build_site_maps(pair, maps), {**maps.measurements, **reused}, trained_on
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class _Note:
+class _CacheIndex:
     """Whose heads are kept, at which pairs, and what was measured when they were trained."""
 
-    name: RepoRevision
-    places: frozenset[str]
-    measured: dict[str, float]
+    trained_on: RepoRevision
+    pair_names: frozenset[str]
+    measurements: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _CastJob:
     """One call of `heads_for`."""
 
-    opened: LoadedInputs
-    bases: Bases
-    evidence: EvidenceSource
+    inputs: LoadedInputs
+    models: Bases
+    evidence: EvidenceProvider
     pairs: tuple[SitePair, ...]
     params: CastParams
-    tools: Runtime
-    watch: ProgressReporter
+    runtime: Runtime
+    progress: ProgressReporter
 
     @property
     def adapter(self) -> RepoRevision:
         """The adapter that is moved."""
-        return RepoRevision(repo_id=self.opened.pinned.adapter.repo_id, sha=self.opened.pinned.adapter.sha)
+        return RepoRevision(repo_id=self.inputs.pinned.adapter.repo_id, sha=self.inputs.pinned.adapter.sha)
 
-    def kept(self) -> tuple[Cast, RepoRevision] | None:
+    def load_cached(self) -> tuple[CastMaps, RepoRevision] | None:
         """What an earlier job has left for this pair of bases, text and settings, if this one may use it."""
-        note = self._note()
-        if note is None:
+        index = self._read_index()
+        if index is None:
             return None
-        if note.name.repo_id != self.adapter.repo_id and not self._readable(note.name.repo_id):
+        if index.trained_on.repo_id != self.adapter.repo_id and not self._can_read(index.trained_on.repo_id):
             return None
-        heads: dict[SitePair, TrainedMaps] = {}
-        for pair in self._in(note):
-            found = self.tools.cache.get(self._key(str(pair.source), str(pair.target), note.name))
-            if found is None or not _fits(found, pair):
+        maps: dict[SitePair, TrainedMaps] = {}
+        for pair in self._select_indexed(index):
+            tensors = self.runtime.cache.get(
+                self._build_key(str(pair.source), str(pair.target), index.trained_on)
+            )
+            if tensors is None or not _has_expected_shapes(tensors, pair):
                 return None  # entries were evicted: what is left is not what was trained
-            heads[pair] = TrainedMaps(**found)
-        return (Cast(heads, note.measured), note.name) if heads else None
+            maps[pair] = TrainedMaps(**tensors)
+        return (CastMaps(maps, index.measurements), index.trained_on) if maps else None
 
-    def trained(self) -> tuple[Cast, RepoRevision]:
+    def train(self) -> tuple[CastMaps, RepoRevision]:
         """Train with this adapter; what comes of it is kept unless another adapter's already is, whole."""
-        if not self.bases.fits("target"):
+        if not self.models.fits("target"):
             raise TrainingFailed(
                 "The target does not fit into this worker's memory, so nothing can be trained through it "
                 "here.",
                 hint="Ask for a worker with a larger device, or raise REBASE_MODEL_BYTES if there is room.",
                 pointer="/method",
             )
-        students = self._students()
-        folder = self.tools.scratch_dir / "training" / f"cast-{self._identity()[:32]}"
-        lessons = self._lessons(folder)
-        source = self.bases.model("source")
-        deltas = {site: self.opened.adapter.delta(site) for site in self.opened.adapter.sites}
-        covered = lessons.hear(
-            source, {site: _on(delta, source) for site, delta in deltas.items()}, self.watch
+        trainable_maps = self._build_trainable_maps()
+        folder = self.runtime.scratch_dir / "training" / f"cast-{self._compute_identity()[:32]}"
+        dataset = self._make_dataset(folder)
+        source = self.models.model("source")
+        deltas = {site: self.inputs.adapter.delta(site) for site in self.inputs.adapter.sites}
+        coverage = dataset.cache_source(
+            source, {site: _to_device(delta, source) for site, delta in deltas.items()}, self.progress
         )
         del source
-        target = self.bases.model("target")
-        lessons.look_at(target, self.watch)
-        found = train(
+        target = self.models.model("target")
+        dataset.cache_target(target, self.progress)
+        maps = train_cast_maps(
             target,
-            lessons,
-            students,
+            dataset,
+            trainable_maps,
             self.params,
-            covered=covered,
-            watch=self.watch,
-            checkpoint=folder / "descent.safetensors",
+            coverage=coverage,
+            progress=self.progress,
+            checkpoint_path=folder / "descent.safetensors",
         )
-        if self._free():
-            self._keep(found)
+        if self._can_store():
+            self._store(maps)
         shutil.rmtree(folder, ignore_errors=True)
-        return found, self.adapter
+        return maps, self.adapter
 
-    def heads(self, pair: SitePair, found: Cast) -> SiteMaps:
+    def build_site_maps(self, pair: SitePair, maps: CastMaps) -> SiteMaps:
         """Whole heads at a pair; those at the beginning where nothing was trained."""
-        M_in, M_out = self._begun(pair)
-        if pair in found.heads:
-            return found.heads[pair].to_site_maps(M_in, M_out)
-        (o_s, i_s), nothing = pair.source_shape, M_in.new_zeros
-        return SiteMaps(M_in, M_out, nothing(i_s, 0), nothing(o_s, 0))
+        M_in, M_out = self._build_initial_maps(pair)
+        if pair in maps.maps:
+            return maps.maps[pair].to_site_maps(M_in, M_out)
+        (o_s, i_s), new_zeros = pair.source_shape, M_in.new_zeros
+        return SiteMaps(M_in, M_out, new_zeros(i_s, 0), new_zeros(o_s, 0))
 
-    def _students(self) -> dict[SitePair, TrainableMaps]:
+    def _build_trainable_maps(self) -> dict[SitePair, TrainableMaps]:
         if self.params.init == "closed_form" and self.evidence.activations is not None:
             self.evidence.activations.plan(self.pairs)
-        found = {}
+        trainable_maps = {}
         for pair in self.pairs:
-            delta = self.opened.adapter.delta(pair.source).scaled(pair.scale)
+            delta = self.inputs.adapter.delta(pair.source).scaled(pair.scale)
             device = self.evidence.device
-            found[pair] = TrainableMaps(LowRank(delta.B.to(device), delta.A.to(device)), *self._begun(pair))
-        return found
+            trainable_maps[pair] = TrainableMaps(
+                LowRank(delta.B.to(device), delta.A.to(device)), *self._build_initial_maps(pair)
+            )
+        return trainable_maps
 
-    def _begun(self, pair: SitePair) -> tuple[Tensor, Tensor]:
+    def _build_initial_maps(self, pair: SitePair) -> tuple[Tensor, Tensor]:
         """Heads before any training, on the worker's device."""
         device = self.evidence.device
         if self.params.init == "closed_form":
-            seen = self.evidence.at(pair, frozenset({Evidence.ACTIVATIONS}))
+            site_evidence = self.evidence.for_site(pair, frozenset({Evidence.ACTIVATIONS}))
             ports: tuple[Port, Port] = ("in", "out")
-            M_in, M_out = (get_site_map(seen, port, self.params.ridge)[0] for port in ports)
+            M_in, M_out = (get_site_map(site_evidence, port, self.params.ridge)[0] for port in ports)
             return M_in.to(device), M_out.to(device)
         (o_s, i_s), (o_t, i_t) = pair.source_shape, pair.target_shape
-        place = hashlib.sha256(f"{self.params.seed} {pair.source} {pair.target}".encode()).digest()
-        drawn = init_random_maps(i_s, i_t, o_s, o_t, int.from_bytes(place[:7], "big"))
-        return drawn[0].to(device), drawn[1].to(device)
+        digest = hashlib.sha256(f"{self.params.seed} {pair.source} {pair.target}".encode()).digest()
+        random_maps = init_random_maps(i_s, i_t, o_s, o_t, int.from_bytes(digest[:7], "big"))
+        return random_maps[0].to(device), random_maps[1].to(device)
 
-    def _lessons(self, folder: Path) -> Lessons:
-        return Lessons(
+    def _make_dataset(self, folder: Path) -> TeacherDataset:
+        return TeacherDataset(
             folder,
-            self._identity(),
+            self._compute_identity(),
             self._activations.text,
-            common_of(self.opened),
+            require_shared_tokens(self.inputs),
             self.params.listed,
             self.params.temperature,
             self.params.objective == "shift",
             self.params.w_mse > 0.0,
         )
 
-    def _identity(self) -> str:
+    def _compute_identity(self) -> str:
         """Of this training: the adapter, the bases, the text and the settings."""
-        return identity_of(key=self._key("all").fields, adapter=[self.adapter.repo_id, self.adapter.sha])
-
-    def _note(self) -> _Note | None:
-        told = self.tools.cache.get(self._key("all"))
-        if told is None:
-            return None
-        return _Note(
-            RepoRevision(repo_id=_text(told["repo_id"]), sha=_text(told["sha"])),
-            frozenset(_text(told["places"]).split("\n")),
-            dict(zip(MEASURED, told["measured"].tolist(), strict=False)),
+        return compute_identity(
+            key=self._build_key("all").fields, adapter=[self.adapter.repo_id, self.adapter.sha]
         )
 
-    def _in(self, note: _Note) -> list[SitePair]:
+    def _read_index(self) -> _CacheIndex | None:
+        entry = self.runtime.cache.get(self._build_key("all"))
+        if entry is None:
+            return None
+        return _CacheIndex(
+            RepoRevision(repo_id=_decode_text(entry["repo_id"]), sha=_decode_text(entry["sha"])),
+            frozenset(_decode_text(entry["places"]).split("\n")),
+            dict(zip(MEASUREMENT_NAMES, entry["measured"].tolist(), strict=False)),
+        )
+
+    def _select_indexed(self, index: _CacheIndex) -> list[SitePair]:
         """This job's pairs that have kept heads."""
-        return [pair for pair in self.pairs if _place(pair) in note.places]
+        return [pair for pair in self.pairs if _format_pair(pair) in index.pair_names]
 
-    def _free(self) -> bool:
+    def _can_store(self) -> bool:
         """May this training be kept? Not in place of another adapter's, unless part of that was evicted."""
-        note = self._note()
-        if note is None or note.name == self.adapter:
+        index = self._read_index()
+        if index is None or index.trained_on == self.adapter:
             return True
-        keys = (self._key(str(pair.source), str(pair.target), note.name) for pair in self._in(note))
-        return self._readable(note.name.repo_id) and any(self.tools.cache.get(key) is None for key in keys)
+        keys = (
+            self._build_key(str(pair.source), str(pair.target), index.trained_on)
+            for pair in self._select_indexed(index)
+        )
+        return self._can_read(index.trained_on.repo_id) and any(
+            self.runtime.cache.get(key) is None for key in keys
+        )
 
-    def _keep(self, found: Cast) -> None:
-        cache = self.tools.cache
-        for pair, trained in found.heads.items():
-            tensors = {"V": trained.V, "E": trained.E, "U": trained.U, "F": trained.F}
-            cache.put(self._key(str(pair.source), str(pair.target), self.adapter), tensors)
-        figures = torch.tensor([found.measurements[name] for name in MEASURED])
-        told = {
-            "repo_id": _codes(self.adapter.repo_id),
-            "sha": _codes(self.adapter.sha),
-            "places": _codes("\n".join(map(_place, found.heads))),
-            "measured": figures,
+    def _store(self, maps: CastMaps) -> None:
+        cache = self.runtime.cache
+        for pair, site_maps in maps.maps.items():
+            tensors = {"V": site_maps.V, "E": site_maps.E, "U": site_maps.U, "F": site_maps.F}
+            cache.put(self._build_key(str(pair.source), str(pair.target), self.adapter), tensors)
+        measurements = torch.tensor([maps.measurements[name] for name in MEASUREMENT_NAMES])
+        entry = {
+            "repo_id": _encode_text(self.adapter.repo_id),
+            "sha": _encode_text(self.adapter.sha),
+            "places": _encode_text("\n".join(map(_format_pair, maps.maps))),
+            "measured": measurements,
         }
-        cache.put(self._key("all"), told)  # last: a reader finds all or nothing
+        cache.put(self._build_key("all"), entry)  # last: a reader finds all or nothing
 
-    def _key(self, source: str, target: str = "all", of: RepoRevision | None = None) -> PairKey:
+    def _build_key(self, source: str, target: str = "all", trained_on: RepoRevision | None = None) -> PairKey:
         """`of`: whose training the heads come from. Only the note that says whose they are goes without, so
         that no heads are read before it is known whether this job may read that adapter."""
-        pinned = self.opened.pinned
-        settings = identity_of(**self.params.model_dump(mode="json", exclude=_OWN))
-        whose = f" of {of.repo_id}@{of.sha}" if of is not None else ""
+        pinned = self.inputs.pinned
+        settings = compute_identity(**self.params.model_dump(mode="json", exclude=_IGNORED_SETTINGS))
+        suffix = f" of {trained_on.repo_id}@{trained_on.sha}" if trained_on is not None else ""
         return PairKey(
             source_repo=pinned.source.repo_id,
             source_sha=pinned.source.sha,
@@ -239,7 +254,7 @@ class _Job:
             target_repo=pinned.target.repo_id,
             target_sha=pinned.target.sha,
             target_site=target,
-            what=f"heads v{CAST_MAPS_VERSION}.{_LAYOUT} {settings}{whose}",
+            what=f"heads v{CAST_MAPS_VERSION}.{_LAYOUT_VERSION} {settings}{suffix}",
             anchors=self._activations.text.digest,
         )
 
@@ -249,34 +264,34 @@ class _Job:
             raise LookupError("no text was read; the pipeline gathers it for methods that declare HEADS")
         return self.evidence.activations
 
-    def _readable(self, repo_id: str) -> bool:
+    def _can_read(self, repo_id: str) -> bool:
         try:
-            self.tools.hub.check_read(repo_id)
+            self.runtime.hub.check_read(repo_id)
         except (HubUnauthorized, RepoGated, RepoNotFound):
             return False
         return True
 
 
-def _place(pair: SitePair) -> str:
+def _format_pair(pair: SitePair) -> str:
     return f"{pair.source} to {pair.target}"
 
 
-def _fits(found: Mapping[str, Tensor], pair: SitePair) -> bool:
+def _has_expected_shapes(tensors: Mapping[str, Tensor], pair: SitePair) -> bool:
     (o_s, i_s), (o_t, i_t) = pair.source_shape, pair.target_shape
-    if set(found) != set("VEUF"):
+    if set(tensors) != set("VEUF"):
         return False
-    p = found["V"].shape[1]
-    return [tuple(found[name].shape) for name in "VEUF"] == [(i_s, p), (p, i_t), (o_s, p), (o_t, p)]
+    p = tensors["V"].shape[1]
+    return [tuple(tensors[name].shape) for name in "VEUF"] == [(i_s, p), (p, i_t), (o_s, p), (o_t, p)]
 
 
-def _on(delta: LowRank, base: TextModel) -> LowRank:
+def _to_device(delta: LowRank, base: TextModel) -> LowRank:
     return LowRank(delta.B.to(base.device), delta.A.to(base.device))
 
 
-def _codes(text: str) -> Tensor:
+def _encode_text(text: str) -> Tensor:
     """The cache holds float32 tensors alone."""
     return torch.tensor([float(ord(character)) for character in text])
 
 
-def _text(codes: Tensor) -> str:
+def _decode_text(codes: Tensor) -> str:
     return "".join(chr(int(code)) for code in codes.tolist())

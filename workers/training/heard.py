@@ -15,11 +15,11 @@ from torch import Tensor
 from rebase.lora.low_rank import LowRank, Site
 from rebase.training.losses import compute_shared_mass, restricted_logprobs, topk_columns, topk_plus_rest
 from workers.models import TextModel, updated
-from workers.training.logits import final_states, logits_of, portions
+from workers.training.logits import compute_final_states, compute_logits, iter_position_chunks
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class TeacherLogits:
     """At n positions. `columns`: (n, k) int32, rows of the shared tokens; `teacher`, `source`: (n, k + 1)
     float32 log-probabilities by S+Δ and S; `covered`: (n,) S+Δ's probability of all shared tokens together;
     `teacher_states`, `source_states`: (n, hidden) float32."""
@@ -33,36 +33,62 @@ class Heard:
 
 
 @torch.no_grad()
-def listen(
+def compute_teacher_logits(
     source: TextModel,
     deltas: Mapping[Site, LowRank],
     ids: Tensor,
-    at: Tensor,
-    shared: Tensor,
-    most: int,
+    positions: Tensor,
+    shared_ids: Tensor,
+    max_columns: int,
     temperature: float,
-) -> Heard:
+) -> TeacherLogits:
     """One sequence, at positions `at`. `shared`: (m,) the source's ids of shared tokens, on its device.
 
     Both passes go over the sequence once; results are on the CPU.
     """
-    alone = final_states(source, ids)[at]
+    source_states = compute_final_states(source, ids)[positions]
     with updated(source, deltas):
-        adapted = final_states(source, ids)[at]
-    return heard_in(source, alone, adapted, shared, most, temperature)
+        teacher_states = compute_final_states(source, ids)[positions]
+    return build_teacher_logits(source, source_states, teacher_states, shared_ids, max_columns, temperature)
 
 
 @torch.no_grad()
-def heard_in(
-    source: TextModel, alone: Tensor, adapted: Tensor, shared: Tensor, most: int, temperature: float
-) -> Heard:
+def build_teacher_logits(
+    source: TextModel,
+    source_states: Tensor,
+    teacher_states: Tensor,
+    shared_ids: Tensor,
+    max_columns: int,
+    temperature: float,
+) -> TeacherLogits:
     """The same from final states (n, hidden) without and with the adapter."""
-    found: list[tuple[Tensor, ...]] = []
-    for part in portions(source, alone.shape[0]):
-        logits = logits_of(source, adapted[part])
-        covered, told = compute_shared_mass(logits, shared), restricted_logprobs(logits, shared, temperature)
-        own = restricted_logprobs(logits_of(source, alone[part]), shared, temperature)
-        columns = topk_columns(told, own, most)
-        found.append((columns.int(), topk_plus_rest(told, columns), topk_plus_rest(own, columns), covered))
-    columns, told, own, covered = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    return Heard(columns, told, own, covered, adapted.float().cpu(), alone.float().cpu())
+    chunk_results: list[tuple[Tensor, ...]] = []
+    for chunk in iter_position_chunks(source, source_states.shape[0]):
+        logits = compute_logits(source, teacher_states[chunk])
+        covered, teacher_logprobs = (
+            compute_shared_mass(logits, shared_ids),
+            restricted_logprobs(logits, shared_ids, temperature),
+        )
+        source_logprobs = restricted_logprobs(
+            compute_logits(source, source_states[chunk]), shared_ids, temperature
+        )
+        columns = topk_columns(teacher_logprobs, source_logprobs, max_columns)
+        chunk_results.append(
+            (
+                columns.int(),
+                topk_plus_rest(teacher_logprobs, columns),
+                topk_plus_rest(source_logprobs, columns),
+                covered,
+            )
+        )
+    columns, teacher_logprobs, source_logprobs, covered = (
+        torch.cat(parts).cpu() for parts in zip(*chunk_results, strict=True)
+    )
+    return TeacherLogits(
+        columns,
+        teacher_logprobs,
+        source_logprobs,
+        covered,
+        teacher_states.float().cpu(),
+        source_states.float().cpu(),
+    )

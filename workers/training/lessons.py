@@ -19,117 +19,144 @@ from rebase.schemas.states import Phase
 from rebase.training.losses import SharedTokenIds, shifted_target
 from workers.activations.text import PairedText, Passage
 from workers.models import TextModel
-from workers.training.checkpoint import load, save
-from workers.training.heard import listen
-from workers.training.logits import final_states, outcomes_of
+from workers.training.checkpoint import load_checkpoint, save_checkpoint
+from workers.training.heard import compute_teacher_logits
+from workers.training.logits import compute_final_states, compute_listed_logprobs
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TeacherExample:
     """One passage: the target's `ids` (length,) and positions `at` (n,); `columns` (n, k): shared tokens
     listed; `wanted` (n, k + 1): log-probabilities. `states` (n, hidden of the source), what final states
     should become through a head, and `begun` (n, hidden), what is first taken off them; None where nobody
     asks."""
 
     ids: Tensor
-    at: Tensor
+    positions: Tensor
     columns: Tensor
-    wanted: Tensor
-    states: Tensor | None
-    begun: Tensor | None
+    target_logprobs: Tensor
+    teacher_states: Tensor | None
+    base_states: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class TeacherDataset:
     """Files of one text, two bases and one adapter. `identity` names all that they depend on."""
 
     folder: Path
     identity: str
     text: PairedText
-    common: SharedTokenIds
-    listed: int
+    shared_tokens: SharedTokenIds
+    max_columns: int
     temperature: float
-    shift: bool
-    states: bool
+    use_shift: bool
+    with_states: bool
 
-    def passages(self, *, held_out: bool) -> list[int]:
+    def select_passages(self, *, held_out: bool) -> list[int]:
         """Numbers of those to learn from, or of those to measure on."""
         return [at for at, passage in enumerate(self.text.passages) if passage.held_out == held_out]
 
-    def hear(self, source: TextModel, deltas: Mapping[Site, LowRank], watch: ProgressReporter) -> float:
+    def cache_source(
+        self, source: TextModel, deltas: Mapping[Site, LowRank], progress: ProgressReporter
+    ) -> float:
         """What the source says of every passage; returns S+Δ's mean probability of shared tokens."""
-        shared = self.common.source.to(source.device)
-        covered = 0.0
-        for number, passage in self._steps(watch, 0):
-            found = self._load("source", number)
-            if found is None:
-                ids, at = _on(source, passage, "source")
-                heard = listen(source, deltas, ids, at, shared, self.listed, self.temperature)
-                found = {name: getattr(heard, name) for name in ("columns", "teacher", "source", "covered")}
-                if self.states:
-                    found |= {"teacher_states": heard.teacher_states, "source_states": heard.source_states}
-                save(self._path("source", number), found, {}, self.identity)
-            covered += float(found["covered"].sum())
-        return covered / self.text.positions
+        shared_ids = self.shared_tokens.source.to(source.device)
+        coverage = 0.0
+        for number, passage in self._iter_passages(progress, 0):
+            tensors = self._load("source", number)
+            if tensors is None:
+                ids, positions = _make_tensors(source, passage, "source")
+                teacher_logits = compute_teacher_logits(
+                    source, deltas, ids, positions, shared_ids, self.max_columns, self.temperature
+                )
+                tensors = {
+                    name: getattr(teacher_logits, name)
+                    for name in ("columns", "teacher", "source", "covered")
+                }
+                if self.with_states:
+                    tensors |= {
+                        "teacher_states": teacher_logits.teacher_states,
+                        "source_states": teacher_logits.source_states,
+                    }
+                save_checkpoint(self._path("source", number), tensors, {}, self.identity)
+            coverage += float(tensors["covered"].sum())
+        return coverage / self.text.num_positions
 
     @torch.no_grad()
-    def look_at(self, target: TextModel, watch: ProgressReporter) -> None:
+    def cache_target(self, target: TextModel, progress: ProgressReporter) -> None:
         """What the untouched target says of every passage, on the tokens that the source's side has
         listed."""
-        shared = self.common.target.to(target.device)
-        for number, passage in self._steps(watch, 1):
+        shared_ids = self.shared_tokens.target.to(target.device)
+        for number, passage in self._iter_passages(progress, 1):
             if self._load("target", number) is None:
-                ids, at = _on(target, passage, "target")
-                states = final_states(target, ids)[at]
-                columns = self._need("source", number)["columns"].long().to(target.device)
-                found = {"base": outcomes_of(target, states, shared, columns, self.temperature)}
-                if self.states:
-                    found |= {"states": states.float()}
-                save(self._path("target", number), found, {}, self.identity)
+                ids, positions = _make_tensors(target, passage, "target")
+                states = compute_final_states(target, ids)[positions]
+                columns = self._load_required("source", number)["columns"].long().to(target.device)
+                tensors = {
+                    "base": compute_listed_logprobs(target, states, shared_ids, columns, self.temperature)
+                }
+                if self.with_states:
+                    tensors |= {"states": states.float()}
+                save_checkpoint(self._path("target", number), tensors, {}, self.identity)
 
-    def lesson(self, target: TextModel, number: int) -> Lesson:
+    def load_example(self, target: TextModel, number: int) -> TeacherExample:
         """One passage on the target's device. `hear` and `look_at` come first."""
-        ids, at = _on(target, self.text.passages[number], "target")
-        told, own = self._need("source", number), self._need("target", number)
-        wanted = (
-            shifted_target(own["base"], told["teacher"], told["source"]) if self.shift else told["teacher"]
+        ids, positions = _make_tensors(target, self.text.passages[number], "target")
+        source_tensors, target_tensors = (
+            self._load_required("source", number),
+            self._load_required("target", number),
         )
-        states = begun = None
-        if self.states:
-            states, begun = told["teacher_states"], torch.zeros_like(own["states"])
-            if self.shift:
-                states, begun = states - told["source_states"], own["states"]
-            states, begun = states.to(target.device), begun.to(target.device)
-        columns = told["columns"].long().to(target.device)
-        return Lesson(ids, at, columns, wanted.to(target.device), states, begun)
+        target_logprobs = (
+            shifted_target(target_tensors["base"], source_tensors["teacher"], source_tensors["source"])
+            if self.use_shift
+            else source_tensors["teacher"]
+        )
+        teacher_states = base_states = None
+        if self.with_states:
+            teacher_states, base_states = (
+                source_tensors["teacher_states"],
+                torch.zeros_like(target_tensors["states"]),
+            )
+            if self.use_shift:
+                teacher_states, base_states = (
+                    teacher_states - source_tensors["source_states"],
+                    target_tensors["states"],
+                )
+            teacher_states, base_states = teacher_states.to(target.device), base_states.to(target.device)
+        columns = source_tensors["columns"].long().to(target.device)
+        return TeacherExample(
+            ids, positions, columns, target_logprobs.to(target.device), teacher_states, base_states
+        )
 
-    def own(self, number: int) -> Tensor:
+    def load_base_logprobs(self, number: int) -> Tensor:
         """The untouched target's log-probabilities, (n, k + 1)."""
-        return self._need("target", number)["base"]
+        return self._load_required("target", number)["base"]
 
-    def both_states(self, number: int) -> tuple[Tensor, Tensor]:
+    def load_base_states(self, number: int) -> tuple[Tensor, Tensor]:
         """Final states of both bases alone: (n, hidden of the source), (n, hidden of the target)."""
-        return self._need("source", number)["source_states"], self._need("target", number)["states"]
+        return self._load_required("source", number)["source_states"], self._load_required("target", number)[
+            "states"
+        ]
 
-    def _steps(self, watch: ProgressReporter, side: int) -> Iterator[tuple[int, Passage]]:
+    def _iter_passages(self, progress: ProgressReporter, pass_index: int) -> Iterator[tuple[int, Passage]]:
         count = len(self.text.passages)
         for number, passage in enumerate(self.text.passages):
-            watch.update(Phase.COLLECTING, side * count + number, 2 * count, "passages")
+            progress.update(Phase.COLLECTING, pass_index * count + number, 2 * count, "passages")
             yield number, passage
 
     def _path(self, side: Side, number: int) -> Path:
         return self.folder / f"{side}-{number:06d}.safetensors"
 
     def _load(self, side: Side, number: int) -> dict[str, Tensor] | None:
-        found = load(self._path(side, number), self.identity)
-        return None if found is None else found[0]
+        checkpoint = load_checkpoint(self._path(side, number), self.identity)
+        return None if checkpoint is None else checkpoint[0]
 
-    def _need(self, side: Side, number: int) -> dict[str, Tensor]:
-        found = self._load(side, number)
-        if found is None:
+    def _load_required(self, side: Side, number: int) -> dict[str, Tensor]:
+        tensors = self._load(side, number)
+        if tensors is None:
             raise LookupError(f"passage {number} of the {side} was not prepared, or is damaged")
-        return found
+        return tensors
 
 
-def _on(base: TextModel, passage: Passage, side: Side) -> tuple[Tensor, Tensor]:
-    return torch.tensor(passage.ids(side), device=base.device), passage.at(side).to(base.device)
+def _make_tensors(base: TextModel, passage: Passage, side: Side) -> tuple[Tensor, Tensor]:
+    return torch.tensor(passage.ids(side), device=base.device), passage.paired_positions(side).to(base.device)

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from workers.models import Encoded, TextModel
 
-_LIKELIEST = 1024  # tokens that are looked at first
-_ALIVE = 0.5  # rows that have ended are dropped from the batch when fewer than this share still write
+_TOP_CANDIDATES = 1024  # tokens that are looked at first
+_MIN_ACTIVE_SHARE = (
+    0.5  # rows that have ended are dropped from the batch when fewer than this share still write
+)
 
 
-def opening(base: TextModel) -> int | None:
+def get_bos_id(base: TextModel) -> int | None:
     """What a text begins with: the BOS, or where the tokenizer puts none the token that divides documents."""
     if base.bos is not None:
         return base.bos
@@ -21,24 +23,24 @@ def opening(base: TextModel) -> int | None:
     return bos if isinstance(bos, int) else next(iter(base.eos), None)
 
 
-def opened(base: TextModel, text: str, limit: int | None = None) -> Encoded:
+def encode_with_bos(base: TextModel, text: str, limit: int | None = None) -> Encoded:
     """The text's tokens with what a text begins with in front; at most `limit` of them."""
-    found, first = base.encode(text), opening(base)
-    if base.bos is None and first is not None:
-        found = Encoded([first, *found.ids], [(0, 0), *found.offsets])
-    return Encoded(found.ids[:limit], found.offsets[:limit])
+    encoded, bos = base.encode(text), get_bos_id(base)
+    if base.bos is None and bos is not None:
+        encoded = Encoded([bos, *encoded.ids], [(0, 0), *encoded.offsets])
+    return Encoded(encoded.ids[:limit], encoded.offsets[:limit])
 
 
-def context(base: TextModel) -> int:
+def get_max_positions(base: TextModel) -> int:
     """Positions that the model has."""
     return int(getattr(base.model.config, "max_position_embeddings", None) or 2**20)
 
 
 @torch.no_grad()
-def write(
+def generate(
     base: TextModel,
     prompts: Sequence[list[int]],
-    most: int,
+    max_new_tokens: int,
     *,
     temperature: float,
     top_p: float,
@@ -50,64 +52,68 @@ def write(
     on one machine. Raises FloatingPointError where there is nothing to draw from, as probabilities are not
     finite.
     """
-    ids, mask = _left_padded(prompts)
+    ids, mask = _pad_left(prompts)
     ids, mask = ids.to(base.device), mask.to(base.device)
     generator = torch.Generator(base.device).manual_seed(seed)
-    ends = torch.tensor(base.eos, dtype=torch.long, device=base.device)
-    written: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
-    going = torch.ones(len(rows), dtype=torch.bool, device=base.device)
+    eos_ids = torch.tensor(base.eos, dtype=torch.long, device=base.device)
+    generated: list[list[int]] = [[] for _ in prompts]
+    prompt_indices = list(range(len(prompts)))  # which prompt each row of the batch belongs to
+    active = torch.ones(len(prompt_indices), dtype=torch.bool, device=base.device)
     past = None
-    for _ in range(most):
-        places = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    for _ in range(max_new_tokens):
+        position_ids = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         out = base.model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=places,
+            position_ids=position_ids,
             past_key_values=past,
             use_cache=True,
             logits_to_keep=1,
         )
         past = out.past_key_values
-        drawn = _draw(out.logits[:, -1].float(), temperature, top_p, generator)
-        for row, token, alive in zip(rows, drawn.tolist(), going.tolist(), strict=True):
-            if alive:
-                written[row].append(token)
-        going &= ~torch.isin(drawn, ends)
-        if not bool(going.any()):
+        next_tokens = _sample_tokens(out.logits[:, -1].float(), temperature, top_p, generator)
+        for row, token, is_active in zip(prompt_indices, next_tokens.tolist(), active.tolist(), strict=True):
+            if is_active:
+                generated[row].append(token)
+        active &= ~torch.isin(next_tokens, eos_ids)
+        if not bool(active.any()):
             break
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        ids = drawn[:, None]
-        if float(going.float().mean()) < _ALIVE:
-            alive_rows = going.nonzero()[:, 0]
-            past.batch_select_indices(alive_rows)
-            mask, ids, going = mask[alive_rows], ids[alive_rows], going[alive_rows]
-            rows = [rows[at] for at in alive_rows.tolist()]
-    return written
+        mask = torch.cat([mask, mask.new_ones(len(prompt_indices), 1)], dim=1)
+        ids = next_tokens[:, None]
+        if float(active.float().mean()) < _MIN_ACTIVE_SHARE:
+            active_rows = active.nonzero()[:, 0]
+            past.batch_select_indices(active_rows)
+            mask, ids, active = mask[active_rows], ids[active_rows], active[active_rows]
+            prompt_indices = [prompt_indices[at] for at in active_rows.tolist()]
+    return generated
 
 
-def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
+def _sample_tokens(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
     """One token a row from (rows, vocabulary) logits."""
     if temperature == 0.0:
         return logits.argmax(-1)
-    chances = (logits / temperature).softmax(-1)
+    probabilities = (logits / temperature).softmax(-1)
     # One logit that is no number leaves none in its row; on a GPU, drawing from such a row would leave the
     # process unable to use the device.
-    if not bool(chances[:, 0].isfinite().all()):
+    if not bool(probabilities[:, 0].isfinite().all()):
         raise FloatingPointError("next-token probabilities are not finite")
     if top_p == 1.0:
-        return torch.multinomial(chances, 1, generator=generator)[:, 0]
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     # Sorting a whole vocabulary took two fifths of the writing; a few tokens are nearly always enough.
-    for most in (_LIKELIEST, chances.shape[-1]):
-        ordered, order = chances.topk(min(most, chances.shape[-1]), dim=-1)
-        if float(ordered.sum(-1).min()) >= top_p:
+    for count in (_TOP_CANDIDATES, probabilities.shape[-1]):
+        top_probabilities, top_ids = probabilities.topk(min(count, probabilities.shape[-1]), dim=-1)
+        if float(top_probabilities.sum(-1).min()) >= top_p:
             break
-    before = ordered.cumsum(-1) - ordered  # the likeliest token has nothing before it and always stays
-    drawn = torch.multinomial(ordered.masked_fill(before >= top_p, 0.0), 1, generator=generator)
-    return order.gather(-1, drawn)[:, 0]
+    preceding_mass = (
+        top_probabilities.cumsum(-1) - top_probabilities
+    )  # the likeliest token has nothing before it and always stays
+    choice = torch.multinomial(
+        top_probabilities.masked_fill(preceding_mass >= top_p, 0.0), 1, generator=generator
+    )
+    return top_ids.gather(-1, choice)[:, 0]
 
 
-def _left_padded(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+def _pad_left(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """Ids and mask, (n, longest) int64, padded in front so that all rows go on at one place."""
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)

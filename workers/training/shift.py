@@ -22,14 +22,14 @@ from rebase.training.losses import (
     topk_plus_rest,
 )
 from workers.models import Encoded, TextModel
-from workers.training.heard import listen
-from workers.training.logits import final_states, outcomes_of
+from workers.training.heard import compute_teacher_logits
+from workers.training.logits import compute_final_states, compute_listed_logprobs
 
-LISTED = 32  # shared tokens that are kept one by one at a position
+MAX_LISTED_TOKENS = 32  # shared tokens that are kept one by one at a position
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class TeacherShift:
     """Behind n places of a text, given by the characters before them (`ends`): `columns` (n, k) int32,
     `teacher` and `source` (n, k + 1) float32, as in `workers.training.heard`, each as base64."""
 
@@ -40,67 +40,84 @@ class Shift:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TargetDistribution:
     """What the target should say: at positions `at` (n,), of `columns` (n, k), log-probabilities (n, k +
     1)."""
 
-    at: Tensor
+    positions: Tensor
     columns: Tensor
-    logs: Tensor
+    logprobs: Tensor
 
 
-def shift_in(
-    source: TextModel, deltas: Mapping[Site, LowRank], encoded: Encoded, prompt: int, common: SharedTokenIds
-) -> Shift | None:
+def compute_teacher_shift(
+    source: TextModel,
+    deltas: Mapping[Site, LowRank],
+    encoded: Encoded,
+    prompt_length: int,
+    shared_tokens: SharedTokenIds,
+) -> TeacherShift | None:
     """What the adapter changes in the text behind its first `prompt` characters; None where no place is
     left."""
     length = encoded.offsets[-1][1]
     ends = {
         end: at
         for at, (start, end) in enumerate(encoded.offsets)
-        if at > 0 and start < end < length and end >= prompt
+        if at > 0 and start < end < length and end >= prompt_length
     }
     if not ends:
         return None
     device = source.device
     ids, at = torch.tensor(encoded.ids, device=device), torch.tensor(list(ends.values()), device=device)
-    heard = listen(source, deltas, ids, at, common.source.to(device), LISTED, 1.0)
-    return Shift(list(ends), *(_packed(rows) for rows in (heard.columns, heard.teacher, heard.source)))
+    teacher_logits = compute_teacher_logits(
+        source, deltas, ids, at, shared_tokens.source.to(device), MAX_LISTED_TOKENS, 1.0
+    )
+    return TeacherShift(
+        list(ends),
+        *(
+            _encode_array(rows)
+            for rows in (teacher_logits.columns, teacher_logits.teacher, teacher_logits.source)
+        ),
+    )
 
 
 @torch.no_grad()
-def wanted_of(
+def compute_target_distribution(
     target: TextModel,
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
-    shift: Shift,
-    common: SharedTokenIds,
-) -> Wanted | None:
+    shift: TeacherShift,
+    shared_tokens: SharedTokenIds,
+) -> TargetDistribution | None:
     """The untouched target's own probabilities, moved; where a token of either side ends at one place."""
-    places = {end: at for at, (start, end) in enumerate(offsets) if at > 0 and end > start}
-    both = [(row, places[end]) for row, end in enumerate(shift.ends) if end in places]
-    if not both:
+    position_by_end = {end: at for at, (start, end) in enumerate(offsets) if at > 0 and end > start}
+    matches = [(row, position_by_end[end]) for row, end in enumerate(shift.ends) if end in position_by_end]
+    if not matches:
         return None
-    rows, at = (torch.tensor(side) for side in zip(*both, strict=True))
+    rows, at = (torch.tensor(side) for side in zip(*matches, strict=True))
     count, device = len(shift.ends), target.device
-    columns = _unpacked(shift.columns, torch.int32, count)[rows].long().to(device)
-    teacher, source = (_unpacked(x, torch.float32, count)[rows] for x in (shift.teacher, shift.source))
-    states = final_states(target, torch.tensor(ids, device=device))[at.to(device)]
-    own = outcomes_of(target, states, common.target.to(device), columns, 1.0)
-    return Wanted(at.to(device), columns, shifted_target(own, teacher.to(device), source.to(device)))
-
-
-def missed(logits: Tensor, wanted: Wanted, common: SharedTokenIds) -> Tensor:
-    """Nats from what is wanted, summed over its positions: logits (length, V) of one row."""
-    said = topk_plus_rest(
-        restricted_logprobs(logits[wanted.at], common.target.to(logits.device)), wanted.columns
+    columns = _decode_array(shift.columns, torch.int32, count)[rows].long().to(device)
+    teacher, source = (_decode_array(x, torch.float32, count)[rows] for x in (shift.teacher, shift.source))
+    states = compute_final_states(target, torch.tensor(ids, device=device))[at.to(device)]
+    base_logprobs = compute_listed_logprobs(target, states, shared_tokens.target.to(device), columns, 1.0)
+    return TargetDistribution(
+        at.to(device), columns, shifted_target(base_logprobs, teacher.to(device), source.to(device))
     )
-    return kl_divergence(wanted.logs, said).sum()
 
 
-def _packed(rows: Tensor) -> str:
+def compute_shift_loss(
+    logits: Tensor, distribution: TargetDistribution, shared_tokens: SharedTokenIds
+) -> Tensor:
+    """Nats from what is wanted, summed over its positions: logits (length, V) of one row."""
+    logprobs = topk_plus_rest(
+        restricted_logprobs(logits[distribution.positions], shared_tokens.target.to(logits.device)),
+        distribution.columns,
+    )
+    return kl_divergence(distribution.logprobs, logprobs).sum()
+
+
+def _encode_array(rows: Tensor) -> str:
     return base64.b64encode(rows.contiguous().numpy().tobytes()).decode()
 
 
-def _unpacked(text: str, dtype: torch.dtype, count: int) -> Tensor:
+def _decode_array(text: str, dtype: torch.dtype, count: int) -> Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype).reshape(count, -1)

@@ -18,31 +18,31 @@ from rebase.schemas.states import Phase
 from rebase.training.preconditioned_step import LineSearchResult, search_length, solve_step
 from transfer.linalg import frobenius, truncate
 from workers.models import TextModel, updated
-from workers.training.distill import Distilled, recovered, starting
-from workers.training.rows import divided, losses, rows_of
-from workers.training.samples import Written
-from workers.training.slopes import slopes_of
+from workers.training.distill import DistillResult, compute_gap_metrics, init_factors
+from workers.training.rows import compute_losses, encode_samples, split_train_val
+from workers.training.samples import SampleSet
+from workers.training.slopes import collect_gradient_moments
 
 # The first length tried is where the loss would have fallen by so many times itself, fell it as it begins.
 # The best ones lay at 2.9 and 3.5 times (two pairs of bases).
-_FALL = 2.0
+_LOSS_FALL = 2.0
 # The longest step at a site, by the norm of its weight. Where a site reads or wants little, K⁻¹ G C⁻¹ is long
 # for a small effect; on SmolLM2-135M, steps of up to 17 % cut to 5 % changed the held-out loss by 0.001.
-_LONGEST = 0.05
+_MAX_RELATIVE_STEP = 0.05
 
 
-def stepped(
+def take_step(
     target: TextModel,
-    written: Written,
+    sample_set: SampleSet,
     sites: Mapping[Site, tuple[int, int]],
     rank: int,
     params: SamplingParams,
     *,
     ridge: float,
     budget: int,
-    watch: ProgressReporter,
-    begun: Mapping[Site, LowRank] | None = None,
-) -> Distilled:
+    progress: ProgressReporter,
+    init: Mapping[Site, LowRank] | None = None,
+) -> DistillResult:
     """The target's update, of `rank` at every site; zero where nothing helps on held-out samples.
 
     `begun`: an update to take the step from, itself made longer or shorter first, or left out where it harms.
@@ -50,73 +50,93 @@ def stepped(
     Costs one pass forward and back over the samples (more where not all sites fit into `budget` bytes) and
     some ten forward over the held-out ones. The same arguments give the same bytes on one machine.
     """
-    learnt, held_out = divided(rows_of(target, written.samples, params), params.held_out)
+    train_rows, held_out = split_train_val(
+        encode_samples(target, sample_set.samples, params), params.held_out
+    )
 
-    def tell(done: int, total: int) -> None:
-        watch.update(Phase.COLLECTING, done, total, "passages")
+    def report_progress(done: int, total: int) -> None:
+        progress.update(Phase.COLLECTING, done, total, "passages")
 
-    alone = losses(target, held_out)
-    tried: list[float] = []
+    baseline = compute_losses(target, held_out)
+    tried_lengths: list[float] = []
 
-    def along(
-        update: Callable[[float], Mapping[Site, LowRank]], still: float, start: float
+    def search_line(
+        update: Callable[[float], Mapping[Site, LowRank]], loss_at_zero: float, start: float
     ) -> LineSearchResult:
         def loss(length: float) -> float:
             if length == 0.0:
-                return still
-            watch.update(Phase.TRAINING, len(tried), None, "lengths")
-            tried.append(length)
+                return loss_at_zero
+            progress.update(Phase.TRAINING, len(tried_lengths), None, "lengths")
+            tried_lengths.append(length)
             with updated(target, update(length)):
-                return losses(target, held_out).kept
+                return compute_losses(target, held_out).per_token
 
         return search_length(loss, start)
 
-    known = dict(begun or {})
-    gain = along(lambda length: _times(known, length), alone.kept, 1.0) if known else None
-    known = _times(known, gain.best_length) if gain and gain.best_length > 0.0 else {}
-    still = gain.loss if gain else alone.kept
-    steps, longest, slope = {}, {}, 0.0
-    with updated(target, known):
-        for site, sums in slopes_of(target, learnt, sorted(sites), budget, tell):
-            found = solve_step(sums, rank, ridge)
-            slope += float(((sums.cross.double() @ found.A.double().T) * found.B.double()).sum())
-            steps[site] = found
-            size = frobenius(found)
-            weight = float(torch.linalg.vector_norm(target.weights.weight(site)))
-            longest[site] = _LONGEST * weight / size if size > 0.0 else math.inf
+    base_update = dict(init or {})
+    init_search = (
+        search_line(lambda length: _scale_updates(base_update, length), baseline.per_token, 1.0)
+        if base_update
+        else None
+    )
+    base_update = (
+        _scale_updates(base_update, init_search.best_length)
+        if init_search and init_search.best_length > 0.0
+        else {}
+    )
+    base_loss = init_search.loss if init_search else baseline.per_token
+    steps, max_lengths, directional_derivative = {}, {}, 0.0
+    with updated(target, base_update):
+        for site, moments in collect_gradient_moments(
+            target, train_rows, sorted(sites), budget, report_progress
+        ):
+            step = solve_step(moments, rank, ridge)
+            directional_derivative += float(
+                ((moments.cross.double() @ step.A.double().T) * step.B.double()).sum()
+            )
+            steps[site] = step
+            step_norm = frobenius(step)
+            weight_norm = float(torch.linalg.vector_norm(target.weights.weight(site)))
+            max_lengths[site] = _MAX_RELATIVE_STEP * weight_norm / step_norm if step_norm > 0.0 else math.inf
 
-    def after(length: float) -> dict[Site, LowRank]:
-        taken = {site: delta.scaled(min(length, longest[site])) for site, delta in steps.items()}
-        return _sum(known, taken, rank)
+    def add_step(length: float) -> dict[Site, LowRank]:
+        scaled_steps = {site: delta.scaled(min(length, max_lengths[site])) for site, delta in steps.items()}
+        return _add_updates(base_update, scaled_steps, rank)
 
-    line = along(after, still, -_FALL * still / slope if slope < 0.0 else 1.0)
-    carried = after(line.best_length) if line.best_length > 0.0 else known
-    with updated(target, carried):
-        told = recovered(held_out, alone, losses(target, held_out))
-    measured = {
-        **{f"step_{name}": value for name, value in told.items()},
-        "step_samples": float(len(written.samples)),
-        "step_tokens": float(written.tokens),
-        "step_length": line.best_length,
-        "step_lengths_tried": float(len(tried)),
-        **({"step_gain": gain.best_length} if gain else {}),
+    step_search = search_line(
+        add_step,
+        base_loss,
+        -_LOSS_FALL * base_loss / directional_derivative if directional_derivative < 0.0 else 1.0,
+    )
+    final_update = add_step(step_search.best_length) if step_search.best_length > 0.0 else base_update
+    with updated(target, final_update):
+        metrics = compute_gap_metrics(held_out, baseline, compute_losses(target, held_out))
+    measurements = {
+        **{f"step_{name}": value for name, value in metrics.items()},
+        "step_samples": float(len(sample_set.samples)),
+        "step_tokens": float(sample_set.tokens),
+        "step_length": step_search.best_length,
+        "step_lengths_tried": float(len(tried_lengths)),
+        **({"step_gain": init_search.best_length} if init_search else {}),
     }
     on_cpu = {
         site: LowRank(delta.B.cpu(), delta.A.cpu())
-        for site, delta in starting(sites, rank, carried, params.seed).items()
+        for site, delta in init_factors(sites, rank, final_update, params.seed).items()
     }
-    curve = tuple({"length": length, "held_out": value} for length, value in line.evaluations)
-    return Distilled(on_cpu, measured, curve)
+    curve = tuple({"length": length, "held_out": value} for length, value in step_search.evaluations)
+    return DistillResult(on_cpu, measurements, curve)
 
 
-def _times(updates: Mapping[Site, LowRank], length: float) -> dict[Site, LowRank]:
+def _scale_updates(updates: Mapping[Site, LowRank], length: float) -> dict[Site, LowRank]:
     return {site: delta.scaled(length) for site, delta in updates.items()}
 
 
-def _sum(known: Mapping[Site, LowRank], steps: Mapping[Site, LowRank], rank: int) -> dict[Site, LowRank]:
+def _add_updates(
+    base_update: Mapping[Site, LowRank], steps: Mapping[Site, LowRank], rank: int
+) -> dict[Site, LowRank]:
     """Cut exactly to `rank` where there are two."""
-    found = dict(steps)
-    for site, delta in known.items():
-        both = LowRank(torch.cat([delta.B, steps[site].B], 1), torch.cat([delta.A, steps[site].A], 0))
-        found[site] = truncate(both, rank)[0]
-    return found
+    total = dict(steps)
+    for site, delta in base_update.items():
+        combined = LowRank(torch.cat([delta.B, steps[site].B], 1), torch.cat([delta.A, steps[site].A], 0))
+        total[site] = truncate(combined, rank)[0]
+    return total
