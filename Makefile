@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-PACKAGES := service workers transfer rebase migrations examples scripts
+PACKAGES := service workers rebase migrations examples scripts
 N ?= 50
 JOBS ?= 2
 

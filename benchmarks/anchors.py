@@ -31,21 +31,21 @@ from rebase.cache.factor_cache import FactorCache
 from rebase.evidence.anchor_pool import LoadedAnchorPool, load_anchor_pool
 from rebase.evidence.pool_registration import register_pool
 from rebase.hub.local import LocalHub
+from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import Side
+from rebase.lora.reader import read_adapter
 from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
+from rebase.models.base_pair import Base
+from rebase.models.model_reader import open_adapter, open_model
+from rebase.models.weights import ModelWeights
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import Pool, PoolRequest
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from transfer.weights import ModelWeights
-from workers.base import Base
-from workers.tensors.model_reader import open_adapter, open_model
 
 RANK: Final = 16
 MODULES: Final = [name.split(".")[1] for name in LARGE.sites()]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.synthetic import realistic
-from transfer.linalg import factorize
+from rebase.lora.linalg import factorize
 
 RANK, GUARDED, THREADS = 320, 352, 2
 WEIGHTS = (

@@ -28,14 +28,14 @@ from benchmarks.convert import peak_bytes
 from benchmarks.synthetic import LARGE, SMALL, Shape, realistic
 from rebase.cache.factor_cache import FactorCache
 from rebase.cache.keys import FactorKey, PairKey
+from rebase.evidence.embeddings import INNER_ROWS
 from rebase.hub.files import FileSource
+from rebase.lora.linalg import FACTORS_VERSION, factorize, frobenius
 from rebase.lora.low_rank import Factors, LowRank, Role, Side, Site
 from rebase.methods.base import Port, SitePair
 from rebase.methods.cross_lora.method import CrossLora
 from rebase.methods.cross_lora.params import CrossLoraParams
-from transfer.linalg import FACTORS_VERSION, factorize, frobenius
-from transfer.pseudo import INNER_ROWS
-from workers.tensors.safetensors_file import SafetensorsFile
+from rebase.models.safetensors_file import SafetensorsFile
 
 RANK = 320
 LORA_RANK = 16

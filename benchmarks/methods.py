@@ -23,12 +23,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import Factors, LowRank, Role, Side, Site
 from rebase.methods.base import BasePairInfo, Kernels, Port, SitePair, Space
 from rebase.methods.params import parse_params
 from rebase.methods.pool_kernel import gram, site_kernel
 from rebase.methods.registry import get_method
-from transfer.linalg import factorize
 
 METHODS: Final[dict[str, dict[str, Any]]] = {
     "copy": {"name": "copy"},

@@ -3,8 +3,8 @@
     python -m benchmarks.prompts [--examples 48]
 
 Answers of two real tasks behind their prompts, by Gemma-3-270M and SmolLM2-135M on one thread:
-log-probabilities of every token of a row (`of_all`, the floor) against `workers.foretold`, which asks for
-those of the answer. CPU seconds of one after the other, their ratio, and the largest difference.
+log-probabilities of every token of a row (`of_all`, the floor) against `rebase.models.logprobs`, which asks
+for those of the answer. CPU seconds of one after the other, their ratio, and the largest difference.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import torch
 
 from rebase.hub.local import LocalHub
+from rebase.models.causal_lm import TextModel, load
+from rebase.models.logprobs import chosen, foretold, right_padded, room_for
+from rebase.models.model_reader import open_model
+from rebase.models.weights import ModelWeights
 from rebase.schemas.repos import RepoRef
 from support.real_models import GEMMA3, SMOLLM2, RealModel, prepare
 from support.real_repos import place
 from support.real_tasks import HELD_OUT_SEED, TASKS
-from transfer.weights import ModelWeights
-from workers.foretold import chosen, foretold, right_padded, room_for
-from workers.models import TextModel, load
-from workers.tensors.model_reader import open_model
 
 _FORM = "{model:24} {task:8} {tokens:>7} {asked:>6} {all_s:>8.1f} {asked_s:>8.1f} {ratio:>6.2f}"
 

@@ -23,14 +23,13 @@ from rebase.conversion.plan import plan_conversion
 from rebase.errors import RebaseError, TransferError
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
-from rebase.runtime import Runtime
+from rebase.runtime import Runtime, pick_device
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools, Pool, PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 from support import real_adapter
 from support.real_models import GEMMA3, SMOLLM2, STORIES, RealModel, prepare
 from support.real_repos import fill_hub, open_base, place
 from support.real_tasks import TASKS, score
-from workers.device import pick_device
 
 PAIRS: Mapping[str, tuple[RealModel, RealModel]] = {
     "smollm2-to-gemma3": (SMOLLM2, GEMMA3),

@@ -22,6 +22,8 @@ from rebase.errors import (
 )
 from rebase.hub.base import Hub, RepoInfo
 from rebase.logging import get_logger
+from rebase.models.model_reader import missing_shards, open_model
+from rebase.models.weights import ModelWeights
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import REPORT_FILE
 from rebase.schemas.guards import GuardViolation, ModelFacts, find_violations
@@ -29,8 +31,6 @@ from rebase.schemas.states import CampaignDbState, Phase
 from rebase.schemas.subscriptions import ReleaseTask, SubscriptionRequest, fill_template
 from rebase.store.records import Claim, Decision, SubscriptionRecord
 from rebase.store.store import Store
-from transfer.weights import ModelWeights
-from workers.tensors.model_reader import missing_shards, open_model
 
 log = get_logger(__name__)
 

@@ -29,7 +29,7 @@ from rebase.errors import (
 from rebase.evidence.pool_registration import register_pool
 from rebase.hub.base import Published
 from rebase.logging import bind_log_context, get_logger
-from rebase.runtime import Runtime, disk_errors
+from rebase.runtime import Runtime, disk_errors, is_out_of_memory
 from rebase.schemas.anchor_pools import PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import ConversionKind
@@ -39,7 +39,6 @@ from rebase.store.anchor_pools import ScopedAnchorPools
 from rebase.store.hub_tokens import resolve_hub_token
 from rebase.store.records import Claim
 from rebase.store.store import Store
-from workers.device import is_out_of_memory
 from workers.job_progress import JobProgress
 from workers.lease import LeaseHeartbeat
 from workers.reconcile_job import run_reconcile_job

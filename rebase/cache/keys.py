@@ -92,7 +92,7 @@ class PairKey(Key):
     """Tensors that depend on two pinned bases, on a site of each and on the tokens that pair them.
 
     `what` starts with a word for people, and names every setting and algorithm version. `anchors` is the
-    digest of the paired rows (`transfer.pseudo`).
+    digest of the paired rows (`rebase.evidence.embeddings`).
     """
 
     kind: ClassVar[str] = "pair"

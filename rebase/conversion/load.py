@@ -7,23 +7,24 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rebase.conversion.plan import ConversionPlan
+from rebase.conversion.verify import runs_whole
 from rebase.errors import RebaseError, TransferError
 from rebase.evidence.inputs import LoadedInputs, PinnedInputs
 from rebase.hub.base import Hub
+from rebase.lora.config import AdapterConfig
+from rebase.lora.reader import read_adapter
+from rebase.lora.tensors import TensorReader
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import pair_sites
+from rebase.models.empty_model import empty_model
+from rebase.models.model_reader import open_model
+from rebase.models.vocabulary import SharedTokens, Vocabulary, shared
+from rebase.models.weights import ModelWeights
+from rebase.precheck.measurements import probe_pairs
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from transfer.precheck.measure import probe_pairs
-from transfer.vocabulary import SharedTokens, Vocabulary, shared
-from transfer.weights import ModelWeights, TensorReader
-from workers.tensors.model_reader import open_model
-from workers.verify.forward import runs_whole
-from workers.verify.structure import empty_model
 
 T = TypeVar("T")
 BASE_WEIGHT_EVIDENCE = frozenset(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from rebase.lora.writer import BuiltAdapter
 from rebase.report.layer_heatmap import draw_layer_map
 from rebase.report.model_card import MAP_FILE, render_model_card
 from rebase.report.schema import REPORT_FILE, Report
 from rebase.runtime import disk_errors
-from transfer.adapter.write import BuiltAdapter
 
 
 def write_tensors(folder: Path, built: BuiltAdapter) -> None:

@@ -10,28 +10,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rebase.conversion.collect_activations import make_base_pair
 from rebase.conversion.load import load_inputs
+from rebase.conversion.method_search import search_methods
 from rebase.conversion.output_folder import write_card_and_report, write_tensors
 from rebase.conversion.plan import ConversionPlan
 from rebase.conversion.report_builder import add_site_results, build_initial_report
 from rebase.conversion.resolve import OutputTarget, check_output, choose_output_repo, resolve_repos
 from rebase.conversion.token_rows import TokenPlan, plan_tokens, transfer_tokens
 from rebase.conversion.transfer import ConversionContext, MethodRun, prepare_method, run_method
+from rebase.conversion.verify import verify
 from rebase.errors import Rejected
+from rebase.evaluation.evaluate import evaluate_adapter, reject_worse
+from rebase.evaluation.prepare import PreparedEvaluation, prepare_evaluation
 from rebase.hub.base import Published, is_folder
 from rebase.hub.repo_metadata import read_license
+from rebase.lora.writer import BuiltAdapter, build_adapter
 from rebase.report.progress import ProgressReporter, ResolvedRevisions
 from rebase.report.schema import Report
+from rebase.report.selection import Selection
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.states import Phase
-from transfer.adapter.write import BuiltAdapter, build_adapter
-from workers.activations.gather import make_base_pair
-from workers.evaluation.prepare import PreparedEvaluation, prepare_evaluation
-from workers.evaluation.run import evaluate_adapter, reject_worse
-from workers.selection.rows import Selection
-from workers.selection.run import search_methods
-from workers.verify.check import verify
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ from typing import Any
 from rebase.conversion.plan import ConversionPlan
 from rebase.conversion.transfer import MethodRun, TransferResult
 from rebase.errors import escape_control_characters
+from rebase.evidence.activations import Activations
 from rebase.evidence.anchor_pool import Anchor
 from rebase.evidence.inputs import LoadedInputs
 from rebase.evidence.pool_offer import PoolOffer
 from rebase.hub.base import is_folder
 from rebase.lora.low_rank import Side
+from rebase.lora.writer import BuiltAdapter
 from rebase.methods.base import Evidence, MethodState
 from rebase.methods.params import parse_params
 from rebase.methods.registry import get_method, is_trained
@@ -30,12 +32,10 @@ from rebase.report.schema import (
     keep_finite,
     summarize_sites,
 )
+from rebase.report.selection import Selection
 from rebase.schemas.conversions import OutputSpec
 from rebase.schemas.thresholds import Thresholds
-from transfer.adapter.write import BuiltAdapter
-from workers.activations.evidence import Activations
-from workers.selection.rows import Selection
-from workers.training.advice import suggest_more_training
+from rebase.training.loop import suggest_more_training
 
 
 def build_initial_report(

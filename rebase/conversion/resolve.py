@@ -10,13 +10,13 @@ from rebase.conversion.plan import ConversionPlan
 from rebase.errors import FileMissing, MalformedAdapter, OutputExists, RequestInvalid, UnsafeFile
 from rebase.evidence.inputs import PinnedInputs, require_distinct_bases
 from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.lora.tensors import TensorReader
+from rebase.models.model_reader import open_adapter
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import REPORT_FILE
 from rebase.schemas.conversions import OutputSpec
 from rebase.schemas.repos import RepoRef, check_repo_id
 from rebase.schemas.states import Phase
-from transfer.weights import TensorReader
-from workers.tensors.model_reader import open_adapter
 
 # What a repo may hold and still count as empty: the Hub writes these by itself.
 _EMPTY_REPO_FILES = frozenset({".gitattributes", "README.md"})

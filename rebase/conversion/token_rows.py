@@ -24,13 +24,13 @@ from rebase.conversion.token_tables import (
 from rebase.errors import TransferError, escape_control_characters
 from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub
+from rebase.lora.token_rows import beyond, changes, moved_rows, survey
+from rebase.lora.trained_tables import StoredTable
+from rebase.lora.writer import BuiltAdapter, WrittenTable, with_tables
 from rebase.methods.registry import get_method
+from rebase.models.model_reader import open_model
+from rebase.models.vocabulary import Vocabulary, counterparts
 from rebase.report.schema import Report
-from transfer.adapter.tables import StoredTable
-from transfer.adapter.write import BuiltAdapter, WrittenTable, with_tables
-from transfer.tokens import beyond, changes, moved_rows, survey
-from transfer.vocabulary import Vocabulary, counterparts
-from workers.tensors.model_reader import open_model
 
 _MAX_LISTED = 5  # how many tokens a warning names
 _MAX_ROUNDING_ERROR = 0.25  # share of the trained change that rounding may take before it is worth a warning

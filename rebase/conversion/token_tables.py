@@ -13,9 +13,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rebase.evidence.inputs import LoadedInputs
-from transfer.adapter.tables import StoredTable
-from transfer.tokens import HEADS, Side, Survey, Table, side_of, table_name
-from workers.verify.structure import model_config
+from rebase.lora.token_rows import HEADS, Side, Survey, Table, side_of, table_name
+from rebase.lora.trained_tables import StoredTable
+from rebase.models.empty_model import model_config
 
 
 @dataclass(frozen=True, slots=True)

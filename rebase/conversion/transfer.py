@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 
+from rebase.conversion.collect_activations import prepare_activations
 from rebase.conversion.plan import ConversionPlan
 from rebase.errors import IncompatiblePair
+from rebase.evidence.activations import Activations
 from rebase.evidence.inputs import LoadedInputs, build_paired_embeddings
 from rebase.evidence.pool_offer import PoolOffer, offer_pool
+from rebase.evidence.site_evidence import EvidenceProvider
+from rebase.lora.fold_layers import fold_layers
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base import BasePairInfo, Evidence, SitePair, SiteResult
 from rebase.methods.base_params import DareParams, MethodParams
@@ -23,21 +27,16 @@ from rebase.methods.dare import drop_and_rescale
 from rebase.methods.findings import Finding
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import Pairing, pair_sites
+from rebase.models.base_pair import Base, Bases
+from rebase.precheck.measurements import probe_pairs
+from rebase.precheck.precheck import PROBE_NEEDS, precheck
 from rebase.report.progress import ProgressReporter
-from rebase.report.schema import FindingRow, Precheck, SiteRow, keep_finite
+from rebase.report.schema import FindingRow, Precheck, SiteRow, keep_finite, merge_site_rows
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.states import Phase
 from rebase.schemas.thresholds import Thresholds
-from transfer.precheck.judge import PROBE_NEEDS, precheck
-from transfer.precheck.measure import probe_pairs
-from workers.activations.evidence import Activations
-from workers.activations.gather import prepare_activations
-from workers.base import Base
-from workers.bases import Bases
-from workers.evidence import EvidenceProvider
-from workers.fold import folded
-from workers.training.run import TrainingOutcome, refine, train_if_needed
+from rebase.training.run import TrainingOutcome, refine, train_if_needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +222,9 @@ def transfer_sites(method_run: MethodRun, context: ConversionContext) -> Transfe
         scaled = pair.scale != 1.0 and not needs & {Evidence.ANCHORS, Evidence.TRAINED}
         rows.append(_build_site_row(pair, result, {"layer_scale": pair.scale} if scaled else {}))
     progress.update(phase, len(pairs), len(pairs), "sites")
-    folded_deltas, folded_rows = folded(deltas, rows)
-    return TransferResult(folded_deltas, folded_rows, training)
+    folded, lost = fold_layers(deltas)
+    merged_rows = merge_site_rows(rows, {str(site): share for site, share in lost.items()})
+    return TransferResult(folded, merged_rows, training)
 
 
 def apply_dare(transferred: TransferResult, params: DareParams, device: torch.device) -> TransferResult:

@@ -20,18 +20,18 @@ from rebase.cache.factor_cache import FactorCache
 from rebase.cache.keys import PoolKey
 from rebase.errors import IncompatiblePair, RebaseError, RequestInvalid, TransferError
 from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.lora.config import AdapterConfig
+from rebase.lora.linalg import FACTORS_VERSION
 from rebase.lora.low_rank import LowRank, Side, Site
+from rebase.lora.reader import SourceAdapter, read_adapter
 from rebase.methods.base import Kernels, SitePair, Space
 from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
 from rebase.methods.site_pairing import Pairing
+from rebase.models.base_pair import Base
+from rebase.models.model_reader import open_adapter
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.anchor_pools import AnchorSpec, Pool, PoolRequest
 from rebase.schemas.states import Phase
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import SourceAdapter, read_adapter
-from transfer.linalg import FACTORS_VERSION
-from workers.base import Base
-from workers.tensors.model_reader import open_adapter
 
 SIDES: tuple[Side, Side] = ("source", "target")
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from rebase.errors import RequestInvalid
+from rebase.evidence.embeddings import PairedEmbeddings
 from rebase.hub.base import PinnedRepo
+from rebase.lora.reader import SourceAdapter
 from rebase.methods.site_pairing import Pairing
-from transfer.adapter.read import SourceAdapter
-from transfer.pseudo import PairedEmbeddings
-from transfer.vocabulary import SharedTokens
-from transfer.weights import ModelWeights
-from workers.tensors.model_reader import ModelReader
+from rebase.models.model_reader import ModelReader
+from rebase.models.vocabulary import SharedTokens
+from rebase.models.weights import ModelWeights
 
 
 @dataclass(frozen=True, slots=True)

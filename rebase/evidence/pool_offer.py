@@ -9,12 +9,12 @@ from rebase.evidence.anchor_pool import SIDES, LoadedAnchorPool, load_anchor_poo
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import Side
 from rebase.methods.base_params import MethodParams
+from rebase.models.base_pair import Base
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import AnchorPools, Pool
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
-from workers.base import Base
 
 
 @dataclass(slots=True)

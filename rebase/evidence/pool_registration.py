@@ -14,20 +14,20 @@ from rebase.errors import (
 from rebase.evidence.anchor_pool import SIDES, LoadedAnchorPool, annotate_anchor_error, load_anchor_pool
 from rebase.evidence.inputs import require_distinct_bases
 from rebase.hub.base import pin
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import Side
 from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
+from rebase.models.base_pair import Base
+from rebase.models.model_reader import open_model
+from rebase.models.weights import ModelWeights
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import keep_finite
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import Pool, PoolRequest
 from rebase.schemas.states import Phase
-from transfer.linalg import frobenius
-from transfer.weights import ModelWeights
-from workers.base import Base
-from workers.tensors.model_reader import open_model
 
 
 def register_pool(request: PoolRequest, runtime: Runtime, progress: ProgressReporter) -> dict[str, Any]:

@@ -7,10 +7,12 @@ modules were split (`q_proj`, never `qkv_proj`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -59,6 +61,19 @@ class LowRank:
     def rank(self) -> int:
         """Columns of B; the numerical rank may be lower."""
         return self.B.shape[1]
+
+    @classmethod
+    def cat(cls, parts: Sequence[LowRank]) -> LowRank:
+        """The sum of updates of one shape, exactly: their ranks put side by side."""
+        return cls(torch.cat([part.B for part in parts], 1), torch.cat([part.A for part in parts], 0))
+
+    def to(self, device: torch.device | str) -> LowRank:
+        """The same update on a device."""
+        return LowRank(self.B.to(device), self.A.to(device))
+
+    def cpu(self) -> LowRank:
+        """The same update on the CPU."""
+        return LowRank(self.B.cpu(), self.A.cpu())
 
     def scaled(self, factor: float) -> LowRank:
         """The same update times `factor`."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import procrustes
 from rebase.lora.low_rank import Factors
 from rebase.methods.base import Port
-from transfer.linalg import procrustes
 
 # Part of what names a kept alignment: raise it whenever the same rows and factors may give another fit.
 ALIGNMENT_VERSION = 1

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from rebase.errors import IncompatiblePair
+from rebase.lora.linalg import compress, frobenius, inner
 from rebase.lora.low_rank import LowRank
 from rebase.methods.base import BasePairInfo, SitePair
 from rebase.methods.base_params import DenseParams
 from rebase.methods.findings import Finding, find_unrelated_bases
-from transfer.linalg import compress, frobenius, inner
 
 # ⟨ΔW_t, ΔW_s⟩ / ‖ΔW_s‖²: below half, the rank went to the bases' difference rather than to the adapter.
 HALF_SKILL_KEPT = 0.5

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import Factors, LowRank, Side, Site
 from rebase.methods.base_params import DistillSettings, MethodParams, SamplingParams
 from rebase.methods.findings import Finding
-from transfer.linalg import frobenius
 
 if TYPE_CHECKING:
     from rebase.methods.activation_maps import Moments, PairedRows

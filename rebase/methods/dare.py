@@ -12,10 +12,10 @@ import hashlib
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import compress, frobenius
 from rebase.lora.low_rank import Site
 from rebase.methods.base import SiteResult
 from rebase.methods.base_params import DareParams, MethodParams
-from transfer.linalg import compress, frobenius
 
 
 def drop_and_rescale(result: SiteResult, params: DareParams, site: Site) -> SiteResult:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import Site
 from rebase.methods.base import SitePair
-from transfer.weights import ModelWeights
+from rebase.models.weights import ModelWeights
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from rebase.methods.base import TRAINED_ON_TEXT
 from rebase.methods.params import parse_params
 from rebase.methods.registry import get_method
 from rebase.report.schema import RepoRevision, Report
-from workers.evaluation.card import build_evaluation_lines
-from workers.selection.card import build_selection_section
+from rebase.report.tables import build_evaluation_lines, build_selection_section
 
 MAP_FILE = "layer_similarity.png"  # beside the card
 _TABLE_ROWS = 40

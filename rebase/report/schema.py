@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
-from workers.selection.rows import Selection
+from rebase.report.selection import Selection
 
 REPORT_FILE = "rebase_report.json"
 
@@ -285,3 +285,29 @@ def build_caveats(
             "half of this one; without reuse=true it gets a training of its own."
         )
     return [*lines, NOT_EVALUATED]
+
+
+def merge_site_rows(rows: Sequence[SiteRow], fold_lost: Mapping[str, float]) -> list[SiteRow]:
+    """One row per target site. Where several layers were folded into one, measurements are means, and
+    `fold_lost` (by target) is the share of ‖ΔW‖² that the truncation lost."""
+    by_target: dict[str, list[SiteRow]] = {}
+    for row in rows:
+        by_target.setdefault(row.target, []).append(row)
+    return [_merge_rows(parts, fold_lost.get(target)) for target, parts in by_target.items()]
+
+
+def _merge_rows(rows: Sequence[SiteRow], lost: float | None) -> SiteRow:
+    if lost is None:
+        return rows[0]
+    names = sorted({name for row in rows for name in row.measurements})
+    means = {
+        name: math.fsum(values) / len(values)
+        for name in names
+        if (values := [row.measurements[name] for row in rows if name in row.measurements])
+    }
+    return SiteRow(
+        source="+".join(row.source for row in rows),
+        target=rows[0].target,
+        measurements={**means, "folded": float(len(rows)), "fold_lost": lost},
+        flags=sorted({flag for row in rows for flag in row.flags}),
+    )

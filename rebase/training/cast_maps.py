@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import thin_svd
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base import SiteMaps
-from transfer.linalg import thin_svd
 
 CAST_MAPS_VERSION = 1  # raise it whenever the same settings may give other heads
 

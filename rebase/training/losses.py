@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer.vocabulary import SharedTokens
+from rebase.models.vocabulary import SharedTokens
 
 _MIN_LOGPROB = -60.0  # nats: an outcome this rare never happens, and −∞ − (−∞) would be no number
 

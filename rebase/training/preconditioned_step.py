@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank
-from transfer.linalg import factorize
 
 
 @dataclass(slots=True)

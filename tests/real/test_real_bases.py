@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import Role, Site
 from rebase.methods._alignment import align
+from rebase.models.vocabulary import SharedTokens, shared
 from support.real_repos import Base
-from transfer.linalg import factorize
-from transfer.pseudo import PairedEmbeddings
-from transfer.vocabulary import SharedTokens, shared
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

@@ -12,13 +12,13 @@ import torch
 from examples.evaluate import answer_loss
 from examples.text.queries import Example, read_task
 from rebase.hub.local import LocalHub
+from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import LowRank, Site
+from rebase.lora.reader import read_adapter
+from rebase.models.causal_lm import TextModel, load
+from rebase.models.model_reader import open_adapter, open_model
+from rebase.models.weights import ModelWeights
 from rebase.schemas.repos import RepoRef
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from transfer.weights import ModelWeights
-from workers.models import TextModel, load
-from workers.tensors.model_reader import open_adapter, open_model
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 

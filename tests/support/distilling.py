@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings
+from rebase.models.causal_lm import TextModel
 from rebase.report.progress import ProgressReporter
+from rebase.training.distillation import DistillResult, init_factors, train_update
 from rebase.training.losses import SharedTokenIds
-from workers.models import TextModel
-from workers.training.distill import DistillResult, init_factors, train_update
-from workers.training.written import generate_samples
+from rebase.training.sample_generation import generate_samples
 
 
 def distill(

@@ -14,12 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rebase.hub.local import LocalHub
+from rebase.models.model_reader import open_model
+from rebase.models.vocabulary import Vocabulary
+from rebase.models.weights import ModelWeights
 from rebase.schemas.repos import RepoRef
 from support import real_adapter, real_models
 from support.real_models import RealModel
-from transfer.vocabulary import Vocabulary
-from transfer.weights import ModelWeights
-from workers.tensors.model_reader import open_model
 
 ADAPTER_REPO = "harbour/log-lora"
 

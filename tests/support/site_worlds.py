@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import Factors, LowRank, Role, Side, Site
 from rebase.methods.activation_maps import Moments, PairedRows, fit_input_map, fit_output_map
 from rebase.methods.base import BasePairInfo, Kernels, Port, SiteMaps, SitePair, Space
 from rebase.methods.pool_kernel import gram, site_kernel
-from transfer.linalg import factorize
 
 
 @dataclass(frozen=True, slots=True)

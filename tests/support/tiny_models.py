@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from transfer.weights import ModelWeights, TensorInfo
+from rebase.lora.tensors import TensorInfo
+from rebase.models.weights import ModelWeights
 
 _LLAMA_LIKE: dict[str, Any] = {
     "hidden_size": 32,

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.synthetic import byte_level_tokenizer
+from rebase.models.causal_lm import TextModel
 from support.tiny_models import tiny_model, weights_of
-from workers.models import TextModel
 
 VOCABULARY = 96  # more than there are letters
 

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
-from transfer.adapter.config import AdapterConfig
+from rebase.lora.config import AdapterConfig
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 NAMES = [

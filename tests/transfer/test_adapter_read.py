@@ -10,7 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
+from rebase.lora import reader as read_module
+from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import Role, Site
+from rebase.lora.reader import read_adapter
+from rebase.models.families import FAMILIES
 from support.tiny_models import (
     FolderReader,
     open_adapter_folder,
@@ -19,10 +23,6 @@ from support.tiny_models import (
     weights_of,
     with_adapter,
 )
-from transfer.adapter import read as read_module
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from transfer.architectures.families import FAMILIES
 
 CPU = {"r": 4, "lora_alpha": 8}
 

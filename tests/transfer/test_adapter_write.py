@@ -13,7 +13,11 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rebase.errors import VerificationFailed
+from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.lora.reader import read_adapter
+from rebase.lora.writer import build_adapter
+from rebase.models.families import FAMILIES
 from support.tiny_models import (
     TINY_CONFIGS,
     FolderReader,
@@ -23,10 +27,6 @@ from support.tiny_models import (
     weights_of,
     with_adapter,
 )
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from transfer.adapter.write import build_adapter
-from transfer.architectures.families import FAMILIES
 
 DEFAULTS = {"dtype": "float32", "max_rank": None, "base_model": "acme/target", "revision": "0" * 40}
 

@@ -8,9 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Role, Site
+from rebase.models.architecture import architecture_for
+from rebase.models.families import FAMILIES
 from support.tiny_models import TINY_CONFIGS
-from transfer.architectures.architecture import architecture_for
-from transfer.architectures.families import FAMILIES
 
 LLAMA = {"model_type": "llama", **TINY_CONFIGS["llama"]}
 

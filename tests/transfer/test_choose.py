@@ -12,8 +12,8 @@ from rebase.methods.base_params import DareParams, RefineParams
 from rebase.methods.copy.params import CopyParams
 from rebase.methods.distill.params import DistillParams
 from rebase.methods.params import parse_params
+from rebase.precheck.rules import list_findings
 from rebase.schemas.thresholds import Thresholds
-from transfer.precheck.rules import list_findings
 
 RELATIVES = {"shapes_equal": 1.0, "relative_distance": 0.3}
 STRANGERS = {"shapes_equal": 0.0}

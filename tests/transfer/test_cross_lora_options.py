@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank, Role
 from rebase.methods.cross_lora._decouple import decouple, recouple
 from rebase.methods.cross_lora._ranks import truncate_factors
@@ -25,7 +26,6 @@ from support.site_worlds import (
     update,
     weight,
 )
-from transfer.linalg import factorize
 
 METHOD = CrossLora()
 SHAPE_PAIRS = [((40, 40), (40, 40)), ((48, 20), (64, 28)), ((20, 48), (28, 64))]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebase.errors import UnsupportedModel
+from rebase.lora.linalg import factorize, frobenius, inner, procrustes, thin_svd, truncate
 from rebase.lora.low_rank import LowRank
 from support.site_worlds import dense, gaussian, orthogonal, relative_error, update, weight
-from transfer.linalg import factorize, frobenius, inner, procrustes, thin_svd, truncate
 
 SHAPES = [(40, 40), (24, 96), (96, 24), (64, 63)]
 

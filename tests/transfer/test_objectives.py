@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rebase.models.vocabulary import Vocabulary, shared
 from rebase.training.losses import (
     SharedTokenIds,
     compute_shared_mass,
@@ -20,7 +21,6 @@ from rebase.training.losses import (
     topk_columns,
     topk_plus_rest,
 )
-from transfer.vocabulary import Vocabulary, shared
 
 N = 5
 

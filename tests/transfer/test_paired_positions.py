@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from rebase.evidence.token_alignment import pair_positions
+from rebase.evidence.paired_text import pair_positions
 
 TEXTS = [
     "The harbour master counted seven ships before noon.",

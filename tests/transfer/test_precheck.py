@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.lora.config import AdapterConfig
+from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import Role
+from rebase.lora.reader import read_adapter
 from rebase.methods.activation.params import ActivationParams
 from rebase.methods.auto.params import AutoParams
 from rebase.methods.auto.rules import choose
@@ -17,16 +21,11 @@ from rebase.methods.distill.params import DistillParams
 from rebase.methods.findings import Finding
 from rebase.methods.params import parse_params
 from rebase.methods.site_pairing import pair_sites
+from rebase.models.vocabulary import SharedTokens
+from rebase.models.weights import ModelWeights
+from rebase.precheck.measurements import probe_pairs
+from rebase.precheck.precheck import PROBE_NEEDS, PrecheckResult, precheck, verdict_of
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model, weights_of
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from transfer.linalg import factorize
-from transfer.precheck.judge import PROBE_NEEDS, precheck
-from transfer.precheck.measure import probe_pairs
-from transfer.precheck.result import PrecheckResult, verdict_of
-from transfer.pseudo import PairedEmbeddings
-from transfer.vocabulary import SharedTokens
-from transfer.weights import ModelWeights
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 VOCABULARY = 400

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rebase.evidence.embeddings import PairedEmbeddings
 from rebase.lora.low_rank import Role, Site
+from rebase.models.families import FAMILIES
 from support.tiny_models import tiny_model, weights_of
-from transfer.architectures.families import FAMILIES
-from transfer.pseudo import PairedEmbeddings
 
 IDS = torch.tensor([3, 17, 40, 41, 90])
 OTHER_IDS = torch.tensor([5, 6, 7, 80, 2])

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebase.errors import MalformedAdapter
+from rebase.lora import token_rows as tokens_module
+from rebase.lora.config import AdapterConfig
+from rebase.lora.reader import read_adapter
+from rebase.lora.token_rows import Survey, Table, changes, moved_rows, side_of, survey, table_name
+from rebase.models.families import FAMILIES
+from rebase.models.vocabulary import Vocabulary, counterparts
 from support.tiny_models import FolderReader, tiny_model, weights_of
-from transfer import tokens as tokens_module
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from transfer.architectures.families import FAMILIES
-from transfer.tokens import Survey, Table, changes, moved_rows, side_of, survey, table_name
-from transfer.vocabulary import Vocabulary, counterparts
 
 NAME = "model.embed_tokens.weight"
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rebase.errors import UnsupportedModel
-from transfer.vocabulary import Vocabulary, shared
+from rebase.models.vocabulary import Vocabulary, shared
 
 TEXT = ["the cat sat on the mat", "Grüße aus Köln — naïve café", "def f(x):\n    return x + 1\n", "日本語"]
 

@@ -7,9 +7,9 @@ import torch
 
 from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Role, Site
+from rebase.models.families import FAMILIES
+from rebase.models.weights import ModelWeights
 from support.tiny_models import FolderReader, open_base, save_base, tiny_model, weights_of
-from transfer.architectures.families import FAMILIES
-from transfer.weights import ModelWeights
 
 
 def _state(model):

@@ -13,18 +13,18 @@ from transformers import AutoConfig
 
 from benchmarks.synthetic import byte_level_tokenizer
 from rebase.errors import UnsupportedModel
+from rebase.evidence.collector import ActivationCollector
+from rebase.evidence.hook_points import HookPoint, get_hook_pair, get_hook_point
+from rebase.evidence.hooks import capture_layers, capture_rows
+from rebase.evidence.layer_similarity import measure_similarity
+from rebase.evidence.paired_text import WINDOW, PairedText, pair_text
 from rebase.lora.low_rank import LowRank, Role, Side, Site
 from rebase.methods.base import PORTS, SitePair
+from rebase.models.base_pair import Bases, Stored
+from rebase.models.causal_lm import TextModel, load, updated, words_of
+from rebase.models.weights import ModelWeights
 from support.site_worlds import relative_error
 from support.tiny_models import TINY_CONFIGS, FolderReader, tiny_model, weights_of
-from transfer.weights import ModelWeights
-from workers.activations.collector import ActivationCollector
-from workers.activations.ports import HookPoint, get_hook_pair, get_hook_point
-from workers.activations.similarity import measure_similarity
-from workers.activations.taps import capture_layers, capture_rows
-from workers.activations.text import WINDOW, PairedText, pair_text
-from workers.bases import Bases, Stored
-from workers.models import TextModel, load, updated, words_of
 
 CPU = torch.device("cpu")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -207,7 +207,7 @@ def test_sums_do_not_depend_on_how_many_passes_gather_them(tmp_path: Path) -> No
 def test_bases_that_do_not_fit_together_take_turns_and_give_the_same_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.activations.collector.SPILL_BYTES", 60_000)  # several chunks
+    monkeypatch.setattr("rebase.evidence.collector.SPILL_BYTES", 60_000)  # several chunks
     places = [get_hook_pair(pair, port) for pair in _pairs(Role.Q, Role.UP) for port in PORTS]
     both, turns = _bases(), _bases(room=max(_bases().source.bytes, _bases().target.bytes))
     assert both.together

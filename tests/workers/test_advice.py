@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.training.advice import suggest_more_training
+from rebase.training.loop import suggest_more_training
 
 
 def said(*held_out: float) -> str | None:

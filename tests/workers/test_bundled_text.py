@@ -12,9 +12,9 @@ from math import sqrt
 import pytest
 
 from rebase.corpus.bundled import load_default_corpus, load_parts
+from rebase.evidence.paired_text import PairedText, pair_text
+from rebase.models.causal_lm import Encoded
 from support.real_tasks import HELD_OUT_SEED, PROMPTS_SEED, TASKS, TRAINING_SEED
-from workers.activations.text import PairedText, pair_text
-from workers.models import Encoded
 
 FIRST_EDITION = ("everyday", "formal", "technical")
 PART_OF = {text: part for part, documents in load_parts().items() for text in documents}

@@ -19,16 +19,24 @@ from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, TrainingFailed
+from rebase.evidence.paired_text import PairedText, Passage
 from rebase.hub.local import LocalHub
+from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.lora.reader import read_adapter
 from rebase.methods.base import SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
+from rebase.models.causal_lm import TextModel, updated
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
+from rebase.training.cast import _CastTrainer, train_cast_maps
+from rebase.training.cast_cache import CastMapsResult, get_or_train_maps
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates
 from rebase.training.losses import SharedTokenIds
+from rebase.training.teacher_dataset import TeacherDataset
+from rebase.training.vocab_chunks import compute_final_states, compute_listed_logprobs, compute_logits
 from support.casting import wrap
 from support.tiny_models import (
     TINY_CONFIGS,
@@ -39,14 +47,6 @@ from support.tiny_models import (
     token_batch,
     weights_of,
 )
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import read_adapter
-from workers.activations.text import PairedText, Passage
-from workers.models import TextModel, updated
-from workers.training.cast import _CastTrainer, train_cast_maps
-from workers.training.heads import CastMapsResult, get_or_train_maps
-from workers.training.lessons import TeacherDataset
-from workers.training.logits import compute_final_states, compute_listed_logprobs, compute_logits
 
 CHARACTERS = ["Ġ", *(chr(code) for code in range(33, 127))]
 TEXT = "\n\n".join(
@@ -157,7 +157,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[SitePair, SiteMap
         kept.update({pair: found.get_site_maps(pair) for pair in args[3]})
         return found
 
-    monkeypatch.setattr("workers.training.run.heads_for", watched)
+    monkeypatch.setattr("rebase.training.run.heads_for", watched)
     return lambda: kept
 
 
@@ -244,7 +244,7 @@ def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest
         return said.detach(), states.grad
 
     whole = found()
-    monkeypatch.setattr("workers.training.logits._LOGITS", {"cpu": 2 * 96})
+    monkeypatch.setattr("rebase.training.vocab_chunks._LOGITS", {"cpu": 2 * 96})
     for ours, theirs in zip(found(), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -265,7 +265,7 @@ def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(
     phase: Phase, after: int, llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("workers.training.cast.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("rebase.training.cast.EVERY_SECONDS", 0.0)
     with pytest.raises(Cancelled):
         llamas.cast(tmp_path, "first", watch=StopsAt(phase, after))
     left = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "scratch").rglob("source-*")}
@@ -355,7 +355,7 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
         seen.append((target, replace(lessons, folder=folder), students, params))
         return train_cast_maps(target, lessons, students, params, **more)
 
-    monkeypatch.setattr("workers.training.heads.train", watched)
+    monkeypatch.setattr("rebase.training.cast_cache.train", watched)
     found = world.cast(tmp_path, "out", fold=True)
     assert found.report.summary["fold_lost.mean"] > 0.01
     ((target, lessons, students, params),) = seen

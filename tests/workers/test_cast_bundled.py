@@ -17,11 +17,11 @@ from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role
+from rebase.models.causal_lm import updated
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.bundled import bundled, loss_on
-from workers.models import updated
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CAST: dict[str, Any] = {

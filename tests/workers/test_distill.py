@@ -15,19 +15,25 @@ from rebase.errors import Cancelled
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.base_params import RefineParams
 from rebase.methods.distill.params import DistillParams
+from rebase.models.causal_lm import TextModel, updated
+from rebase.models.generation import encode_with_bos
+from rebase.models.vocabulary import Vocabulary, shared
 from rebase.report.progress import NullReporter
 from rebase.schemas.states import Phase
+from rebase.training.batches import (
+    EncodedSample,
+    Losses,
+    compute_losses,
+    encode_samples,
+    project_scores,
+    score_threshold,
+)
+from rebase.training.distillation import DistillResult, compute_gap_metrics, init_factors
+from rebase.training.logit_shift import compute_shift_loss, compute_target_distribution, compute_teacher_shift
 from rebase.training.losses import SharedTokenIds, select_shared_ids
-from rebase.training.token_selection import project_scores, score_threshold
+from rebase.training.samples import Sample
 from support.bundled import bundled, sql_adapter, task_loss
 from support.distilling import distill, refine
-from transfer.vocabulary import Vocabulary, shared
-from workers.models import TextModel, updated
-from workers.training.distill import DistillResult, compute_gap_metrics, init_factors
-from workers.training.rows import EncodedSample, Losses, compute_losses, encode_samples
-from workers.training.samples import Sample
-from workers.training.sampling import encode_with_bos
-from workers.training.shift import compute_shift_loss, compute_target_distribution, compute_teacher_shift
 
 PROMPTS = tuple(item.prompt for item in generate_examples("train", 64, 5))
 QUICK = DistillParams(
@@ -127,7 +133,7 @@ def test_an_interrupted_job_ends_with_the_same_bytes(
     source: TextModel, target: TextModel, tmp_path: Path, phase: Phase, after: int, shift: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("workers.training.distill.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("rebase.training.distillation.EVERY_SECONDS", 0.0)
     params, common = QUICK.model_copy(update={"shift": shift}), common_to("harbor-2")
     whole = distill(source, target, sql_adapter(), SITES, params, watch=NullReporter(), common=common)
     with pytest.raises(Cancelled):

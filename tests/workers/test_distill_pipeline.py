@@ -16,12 +16,12 @@ from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.models.causal_lm import updated
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from support.bundled import bundled, task_loss
-from workers.models import updated
 
 HUB = Path(__file__).parents[2] / "examples" / "hub"
 PROMPTS = [item.prompt for item in generate_examples("train", 64, 5)]

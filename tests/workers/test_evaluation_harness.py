@@ -17,6 +17,9 @@ from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, NotAvailable, RequestInvalid, TrainingFailed
+from rebase.evaluation.lm_eval import TaskScores, load_harness
+from rebase.evaluation.loglikelihood import TextScorer
+from rebase.evaluation.scoring import ExampleProgress, apply_deltas
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
@@ -24,10 +27,6 @@ from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.harness_tasks import ANSWER, CHOICE, ROLLING, write_tasks
-from workers.evaluation.progress import ExampleProgress
-from workers.evaluation.reading import TextScorer
-from workers.evaluation.scoring import apply_deltas
-from workers.evaluation.tasks import TaskScores, load_harness
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ITEMS = read_task(EXAMPLES / "tasks" / "harbor-sql.jsonl")[:20]
@@ -193,8 +192,8 @@ def test_an_error_inside_a_run_is_the_tasks_unless_it_is_the_jobs_own(
     def fail(*_args: Any, **_kwargs: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("workers.evaluation.harness.simple_evaluate", fail)
-    with caplog.at_level("INFO", "workers.evaluation.harness"), pytest.raises(wanted) as caught:
+    monkeypatch.setattr("rebase.evaluation.lm_eval.simple_evaluate", fail)
+    with caplog.at_level("INFO", "rebase.evaluation.lm_eval"), pytest.raises(wanted) as caught:
         _scores(tasks, {}, tasks=[CHOICE, ANSWER])
     if wanted is RequestInvalid:
         assert caught.value.pointer == "/evaluate/tasks"
@@ -203,7 +202,7 @@ def test_an_error_inside_a_run_is_the_tasks_unless_it_is_the_jobs_own(
 
 
 def test_a_worker_without_the_harness_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "workers.evaluation.harness", None)
+    monkeypatch.setitem(sys.modules, "rebase.evaluation.lm_eval", None)
     with pytest.raises(NotAvailable, match="does not have") as caught:
         load_harness(EvaluationSpec(tasks=("arc_easy",)), None)
     assert caught.value.pointer == "/evaluate/tasks"

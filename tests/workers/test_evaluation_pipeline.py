@@ -16,7 +16,9 @@ from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import Kind, plan_conversion
 from rebase.errors import Cancelled, RebaseError, Rejected, TransferError, WorseThanTarget, to_public_error
+from rebase.evaluation.evaluate import make_random_control
 from rebase.hub.local import LocalHub
+from rebase.lora.linalg import frobenius
 from rebase.report.progress import NullReporter
 from rebase.report.schema import NOT_EVALUATED, Evaluation, Metric, Report
 from rebase.runtime import Runtime
@@ -24,8 +26,6 @@ from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
 from support.tiny_repos import edit_json
-from transfer.linalg import frobenius
-from workers.evaluation.controls import make_random_control
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINES = (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()

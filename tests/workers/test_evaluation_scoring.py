@@ -10,23 +10,22 @@ import pytest
 import torch
 
 from examples.text.queries import read_task
+from rebase.evaluation.loglikelihood import TextScorer
+from rebase.evaluation.refusals import is_refusal, score_refusals
+from rebase.evaluation.scoring import ExampleProgress, ExampleScorer, apply_deltas
 from rebase.lora.low_rank import LowRank, Side
+from rebase.models.causal_lm import TextModel
 from rebase.report.progress import NullReporter
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
 from support.tiny_text import tiny_text_model
-from workers.evaluation.progress import ExampleProgress
-from workers.evaluation.reading import TextScorer
-from workers.evaluation.refusals import is_refusal, score_refusals
-from workers.evaluation.scoring import ExampleScorer, apply_deltas
-from workers.models import TextModel
 
 ITEMS = read_task(Path(__file__).parents[2] / "examples" / "tasks" / "harbor-sql.jsonl")
 EXAMPLES = [{"prompt": item.prompt, "answer": item.answer} for item in ITEMS[:24]]
 
 
 class Loaded:
-    """`workers.bases.Bases` with the bundled bases in memory."""
+    """`rebase.models.base_pair.Bases` with the bundled bases in memory."""
 
     def model(self, side: Side) -> TextModel:
         return bundled("harbor-1" if side == "source" else "harbor-2").text
@@ -176,8 +175,8 @@ def test_a_text_whose_logits_do_not_fit_goes_through_in_parts(
     base = tiny_text_model(family)
     text = "the quick brown fox jumps over the lazy dog"
     whole = TextScorer(base).loglikelihood([("", text)])
-    monkeypatch.setattr("workers.foretold._LOGITS", {"cpu": 1})
-    monkeypatch.setattr("workers.foretold._SHORTEST", 7)
+    monkeypatch.setattr("rebase.models.logprobs._LOGITS", {"cpu": 1})
+    monkeypatch.setattr("rebase.models.logprobs._SHORTEST", 7)
     parts = TextScorer(base).loglikelihood([("", text)])
     assert parts[0].nats == pytest.approx(whole[0].nats, rel=1e-5)
     assert replace(parts[0], nats=0.0) == replace(whole[0], nats=0.0)
@@ -206,7 +205,7 @@ def test_refusals_are_told_by_how_an_answer_begins() -> None:
 
 
 def test_refusals_are_counted_over_what_the_model_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.evaluation.refusals.OPENINGS", ("select",))
+    monkeypatch.setattr("rebase.evaluation.refusals.OPENINGS", ("select",))
     prompts = [item.prompt for item in ITEMS[:40]]
     deltas = sql_adapter()
     bases: Any = Loaded()

@@ -12,22 +12,22 @@ from torch import Tensor
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.cache.keys import PairKey
+from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.evidence.site_evidence import EvidenceProvider
 from rebase.hub.base import PinnedRepo
+from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import Side
+from rebase.lora.reader import SourceAdapter, read_adapter
 from rebase.methods.base import Evidence, SiteResult
 from rebase.methods.cross_lora.method import CrossLora
 from rebase.methods.cross_lora.params import CrossLoraParams
 from rebase.methods.site_pairing import Pairing, pair_sites
+from rebase.models.base_pair import Base
+from rebase.models.vocabulary import SharedTokens
+from rebase.models.weights import ModelWeights
+from rebase.precheck.measurements import probe_pairs
+from rebase.precheck.precheck import PROBE_NEEDS, precheck
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model
-from transfer.adapter.config import AdapterConfig
-from transfer.adapter.read import SourceAdapter, read_adapter
-from transfer.precheck.judge import PROBE_NEEDS, precheck
-from transfer.precheck.measure import probe_pairs
-from transfer.pseudo import PairedEmbeddings
-from transfer.vocabulary import SharedTokens
-from transfer.weights import ModelWeights
-from workers.base import Base
-from workers.evidence import EvidenceProvider
 
 VOCABULARY, LAYERS, RANK = 200, 5, 6
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rebase.models.causal_lm import TextModel
+from rebase.models.logprobs import foretold
 from support.tiny_text import VOCABULARY, tiny_text_model
-from workers.foretold import foretold
-from workers.models import TextModel
 
 FAMILIES = ("llama", "gemma3_text", "gpt2")
 ROWS = st.lists(
@@ -40,9 +40,9 @@ def test_whatever_stands_side_by_side_each_token_has_its_own_chance(
     family: str, room: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_text_model(family)
-    monkeypatch.setattr("workers.foretold._LOGITS", {"cpu": room})
-    monkeypatch.setattr("workers.foretold._TOKENS", {"cpu": tokens})
-    monkeypatch.setattr("workers.foretold._SHORTEST", 1)
+    monkeypatch.setattr("rebase.models.logprobs._LOGITS", {"cpu": room})
+    monkeypatch.setattr("rebase.models.logprobs._TOKENS", {"cpu": tokens})
+    monkeypatch.setattr("rebase.models.logprobs._SHORTEST", 1)
 
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(ROWS)

@@ -12,23 +12,23 @@ import pytest
 import torch
 
 from examples.text.queries import generate_examples
+from rebase.conversion.collect_activations import make_base_pair
 from rebase.errors import Cancelled, TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.methods.distill.params import DistillParams
+from rebase.models.base_pair import Bases
+from rebase.models.causal_lm import TextModel, load, updated
+from rebase.models.generation import encode_with_bos, generate
+from rebase.models.model_reader import open_model
+from rebase.models.weights import ModelWeights
 from rebase.report.progress import NullReporter
 from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
+from rebase.training.sample_generation import generate_samples
+from rebase.training.samples import SampleSet, find_rejection_reason
 from support.bundled import bundled, sql_adapter
 from support.tiny_models import TINY_CONFIGS, save_base
 from support.tiny_repos import tokenizer
-from transfer.weights import ModelWeights
-from workers.activations.gather import make_base_pair
-from workers.bases import Bases
-from workers.models import TextModel, load, updated
-from workers.tensors.model_reader import open_model
-from workers.training.samples import SampleSet, find_rejection_reason
-from workers.training.sampling import encode_with_bos, generate
-from workers.training.written import generate_samples
 
 PROMPTS = tuple(item.prompt for item in generate_examples("train", 12, 5))
 PARAMS = DistillParams(prompts=PROMPTS, tokens=600, length=32)

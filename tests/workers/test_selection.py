@@ -22,11 +22,11 @@ from rebase.errors import NotFound, NothingBetter
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
 from rebase.report.schema import Report
+from rebase.report.selection import CandidateRow, Selection
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from support.turned_model import turned, without_gains
-from workers.selection.rows import CandidateRow, Selection
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASK = [json.loads(line) for line in (EXAMPLES / "tasks" / "harbor-sql.jsonl").read_text().splitlines()]

@@ -15,13 +15,13 @@ from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
 from rebase.errors import TrainingFailed
 from rebase.hub.local import LocalHub
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.models.causal_lm import updated
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
 from support.bundled import bundled, sql_adapter, task_loss
-from transfer.linalg import frobenius
-from workers.models import updated
 
 HUB = Path(__file__).parents[2] / "examples" / "hub"
 WRITTEN = {

@@ -12,10 +12,10 @@ from rebase.errors import FileMissing, UnsafeFile
 from rebase.hub.base import PinnedRepo
 from rebase.hub.local import LocalHub
 from rebase.hub.remote import RemoteHub
+from rebase.models.model_reader import ModelReader, ends_of, open_adapter, open_model
 from rebase.schemas.repos import RepoRef
 from support.safetensors_files import entry, file_bytes, write_tensors
 from support.standin_hub import StandinHub
-from workers.tensors.model_reader import ModelReader, ends_of, open_adapter, open_model
 
 WEIGHTS = {
     "model.embed_tokens.weight": torch.arange(40.0).reshape(10, 4).bfloat16(),

@@ -15,9 +15,9 @@ from safetensors.torch import save
 
 from rebase.errors import UnsafeFile, UnsupportedModel
 from rebase.hub.files import FileSource
+from rebase.models.safetensors_file import SafetensorsFile
+from rebase.models.safetensors_header import MAX_TENSORS
 from support.safetensors_files import BytesSource, entry, file_bytes, write_tensors
-from workers.tensors.header import MAX_TENSORS
-from workers.tensors.safetensors_file import SafetensorsFile
 
 
 def opened(content: bytes, max_tensors: int = MAX_TENSORS) -> SafetensorsFile:

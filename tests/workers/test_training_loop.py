@@ -13,8 +13,8 @@ from torch import Tensor
 from rebase.errors import Cancelled, TrainingFailed
 from rebase.report.progress import NullReporter
 from rebase.schemas.states import Phase
-from workers.training import checkpoint
-from workers.training.loop import (
+from rebase.training import checkpoint
+from rebase.training.loop import (
     CheckpointPolicy,
     Schedule,
     TrainingLog,

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rebase.conversion.verify import changed_layers, check_forward
 from rebase.errors import UnsupportedModel, VerificationFailed
 from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.models.empty_model import check_structure, model_config
+from rebase.models.partial_model import Cut
 from support.tiny_models import (
     TINY_CONFIGS,
     FolderReader,
@@ -20,10 +23,6 @@ from support.tiny_models import (
     tiny_model,
     with_adapter,
 )
-from workers.verify.check import changed_layers
-from workers.verify.cut import Cut
-from workers.verify.forward import check_forward
-from workers.verify.structure import check_structure, model_config
 
 _MODULES = {
     "gpt2": ["c_attn", "c_fc"],

@@ -11,14 +11,14 @@ import torch
 
 from rebase.conversion.load import load_inputs
 from rebase.conversion.resolve import resolve_repos
+from rebase.conversion.verify import LARGE_TRAINED, MAX_GROWTH, check_norms
 from rebase.errors import VerificationFailed
 from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.local import LocalHub
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank, Site
 from rebase.report.progress import NullReporter
 from rebase.schemas.conversions import ConversionRequest
-from transfer.linalg import frobenius
-from workers.verify.check import LARGE_TRAINED, MAX_GROWTH, check_norms
 
 HUB = LocalHub(Path(__file__).parents[2] / "examples" / "hub")
 

@@ -13,7 +13,7 @@ _PROGRAM = textwrap.dedent(
     from pathlib import Path
     import torch
     from rebase.errors import DiskFull
-    from transfer.adapter.write import BuiltAdapter
+    from rebase.lora.writer import BuiltAdapter
     from rebase.conversion.output_folder import write_tensors
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

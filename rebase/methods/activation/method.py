@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank
 from rebase.methods._common import require_sites
 from rebase.methods.activation.params import ActivationParams
@@ -26,7 +27,6 @@ from rebase.methods.base import (
     trained_site_result,
 )
 from rebase.methods.findings import Finding
-from transfer.linalg import frobenius
 
 
 class Activation(Method[ActivationParams]):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rebase.errors import IncompatiblePair
+from rebase.lora.linalg import frobenius, truncate
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods._common import require_sites
 from rebase.methods.anchor_ridge._fit import (
@@ -42,7 +43,6 @@ from rebase.methods.base import (
 )
 from rebase.methods.findings import Finding, Weight
 from rebase.methods.pool_kernel import combine_updates
-from transfer.linalg import frobenius, truncate
 
 MIN_ANCHORS = 2
 # An anchor left out is predicted with this relative error at most (1 is what predicting zero gives); below

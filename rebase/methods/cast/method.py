@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank
 from rebase.methods._common import require_sites
 from rebase.methods.activation_maps import apply_maps
@@ -28,7 +29,6 @@ from rebase.methods.base import (
 )
 from rebase.methods.cast.params import CastParams
 from rebase.methods.findings import MIN_SHARED_TOKENS, Finding
-from transfer.linalg import frobenius
 
 _MIN_TRAINED_SHARE = 0.5  # of the update lies where the heads are as they began
 

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank
 from rebase.methods._common import require_equal_shapes, require_sites
 from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
 from rebase.methods.copy.params import CopyParams
 from rebase.methods.findings import Finding, find_unrelated_bases
-from transfer.linalg import frobenius
 
 
 class Copy(Method[CopyParams]):

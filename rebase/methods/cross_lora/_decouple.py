@@ -21,8 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius, inner, thin_svd
 from rebase.lora.low_rank import LowRank
-from transfer.linalg import frobenius, inner, thin_svd
 
 # Of a unit direction, a shorter remainder is rounding of float32 factors: it is given up, not stretched.
 _MIN_DIRECTION_NORM = 1e-4

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import torch
 
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import Factors, LowRank
-from transfer.linalg import frobenius
 
 
 def truncate_factors(factors: Factors, k: int) -> Factors:

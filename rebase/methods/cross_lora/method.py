@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import Factors, LowRank, Role
 from rebase.methods._alignment import Alignment, align, build_alignment_name
 from rebase.methods._common import require_equal_shapes, require_sites
@@ -44,7 +45,6 @@ from rebase.methods.cross_lora._ranks import (
 )
 from rebase.methods.cross_lora.params import CrossLoraParams
 from rebase.methods.findings import MIN_SHARED_TOKENS, UNRELATED_DISTANCE, Finding, weigh_energy
-from transfer.linalg import frobenius
 
 # Share of probe sites whose shared tokens say nothing: a majority decides.
 _MAX_UNINFORMATIVE = 0.5

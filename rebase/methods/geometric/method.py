@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius, procrustes
 from rebase.lora.low_rank import LowRank
 from rebase.methods._alignment import align
 from rebase.methods._common import require_sites
@@ -27,7 +28,6 @@ from rebase.methods.base import (
     SiteResult,
 )
 from rebase.methods.geometric.params import GeometricParams
-from transfer.linalg import frobenius, procrustes
 
 # Part of what names a kept rotation: raise it whenever the same rows may give another one.
 ROTATION_VERSION = 1

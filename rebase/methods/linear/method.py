@@ -12,12 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank
 from rebase.methods._common import require_equal_shapes
 from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
 from rebase.methods.findings import Finding, find_unrelated_bases
 from rebase.methods.linear.params import LinearParams
-from transfer.linalg import frobenius
 
 
 class Linear(Method[LinearParams]):

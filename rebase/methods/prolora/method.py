@@ -18,12 +18,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rebase.lora.linalg import frobenius, truncate
 from rebase.lora.low_rank import Factors, LowRank
 from rebase.methods._common import require_equal_shapes
 from rebase.methods.base import BasePairInfo, Evidence, Method, SiteEvidence, SitePair, SiteResult
 from rebase.methods.findings import Finding, find_unrelated_bases, weigh_energy
 from rebase.methods.prolora.params import ProLoraParams
-from transfer.linalg import frobenius, truncate
 
 
 class ProLora(Method[ProLoraParams]):

@@ -1,0 +1,95 @@
+"""Which text both bases are to read for a request, and whether they are to read one at all."""
+
+from __future__ import annotations
+
+from rebase.conversion.plan import ConversionPlan
+from rebase.corpus.bundled import load_semantic_primes
+from rebase.corpus.load import load_corpus
+from rebase.errors import IncompatiblePair, RequestInvalid
+from rebase.evidence.activations import Activations
+from rebase.evidence.collector import ActivationCollector
+from rebase.evidence.inputs import LoadedInputs
+from rebase.evidence.paired_text import WINDOW, pair_text
+from rebase.models.base_pair import Bases, Stored
+from rebase.models.model_reader import ends_of
+from rebase.report.progress import ProgressReporter
+from rebase.runtime import Runtime
+
+MIN_POSITIONS = 256  # every eighth passage of these is held out
+
+
+def prepare_activations(
+    plan: ConversionPlan,
+    inputs: LoadedInputs,
+    models: Bases,
+    runtime: Runtime,
+    progress: ProgressReporter,
+) -> Activations | None:
+    """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
+    if not plan.needs_corpus:
+        if plan.candidates_need_corpus:
+            return None  # each of them gathers its own
+        if plan.corpus_file is not None:
+            raise RequestInvalid(
+                f"A corpus is given, but {plan.method.name} reads no text.",
+                hint="Ask for precheck.activations=true, or leave --corpus out.",
+                pointer="/corpus",
+            )
+        if plan.corpus is not None:
+            raise RequestInvalid(
+                "A corpus is named, but precheck.activations is false and the method reads no text.",
+                hint="Leave 'corpus' or precheck.activations out.",
+                pointer="/corpus",
+            )
+        return None
+    corpus = load_corpus(plan.corpus_file, plan.corpus, runtime.hub)
+    documents = corpus.documents
+    needs = plan.corpus_needs
+    if needs.primes_first:
+        documents = (*load_semantic_primes().documents, *documents)
+    window = needs.window or WINDOW
+    text = pair_text(models.words("source"), models.words("target"), documents, needs.positions, window)
+    if text.num_positions < MIN_POSITIONS:
+        raise IncompatiblePair(
+            f"The two tokenizers end a token at the same place only {text.num_positions} times in the corpus "
+            f"'{corpus.name}'; {MIN_POSITIONS} are needed.",
+            hint="Give a longer text, or use a method that looks at weights alone.",
+            pointer="/corpus",
+        )
+    if not any(passage.held_out for passage in text.passages):
+        raise IncompatiblePair(
+            f"The corpus '{corpus.name}' fills one passage, so no text is held out to measure with.",
+            hint="Give a longer text, or use a method that looks at weights alone.",
+            pointer="/corpus",
+        )
+    collector = ActivationCollector(
+        models=models,
+        text=text,
+        budget=runtime.activation_bytes,
+        scratch_dir=runtime.scratch_dir,
+        report_progress=lambda done, total: None,
+        keep_rows=needs.rows,
+    )
+    activations = Activations(
+        source=inputs.pinned.source,
+        target=inputs.pinned.target,
+        corpus=corpus,
+        text=text,
+        collector=collector,
+        cache=runtime.cache,
+        progress=progress,
+        writes=needs.writes,
+    )
+    collector.report_progress = activations.report_progress
+    return activations
+
+
+def make_base_pair(inputs: LoadedInputs, runtime: Runtime) -> Bases:
+    """The request's bases, none loaded."""
+    eos_ids = [ends_of(runtime.hub, repo) for repo in (inputs.pinned.source, inputs.pinned.target)]
+    return Bases(
+        Stored(inputs.source, inputs.source_reader, inputs.source_tokenizer, eos_ids[0]),
+        Stored(inputs.target, inputs.target_reader, inputs.target_tokenizer, eos_ids[1]),
+        runtime.device,
+        runtime.model_bytes,
+    )

@@ -1,0 +1,155 @@
+"""What a running model makes of texts: how many nats a continuation costs it, and what it writes by itself.
+
+A text begins with what the model's texts begin with: its BOS, or where the tokenizer puts none the token that
+divides documents. A prompt and its continuation are cut into tokens together, as the model would meet them;
+the tokens that end inside the continuation are its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rebase.models.causal_lm import Encoded, TextModel
+from rebase.models.generation import encode_with_bos, generate, get_bos_id, get_max_positions
+from rebase.models.logprobs import foretold
+
+_BATCH_SIZE = 32  # side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Loglikelihood:
+    """−log P of a text behind its prompt, in nats, over so many of its bytes and tokens. `greedy`: each of
+    these tokens was the likeliest one."""
+
+    nats: float
+    num_bytes: int
+    num_tokens: int
+    is_greedy: bool
+
+    @property
+    def per_byte(self) -> float:
+        """Nats per byte, which models with other tokenizers share."""
+        return self.nats / max(self.num_bytes, 1)
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token of this model."""
+        return self.nats / max(self.num_tokens, 1)
+
+
+class TextScorer:
+    """One model at its present state. `notes`: what had to be cut. Without `divided` nothing but a BOS stands
+    in front of a prompt, as lm-evaluation-harness has it."""
+
+    def __init__(self, base: TextModel, *, separator_as_bos: bool = True) -> None:
+        self.base = base
+        self.separator_as_bos = separator_as_bos
+        self.max_positions = get_max_positions(base)
+        self.notes: dict[str, None] = {}
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Loglikelihood]:
+        """(prompt, text) → what the text costs. Without a prompt a text too long for the model loses its end,
+        behind one it is the prompt that loses its beginning."""
+        encodings = [self._encode_pair(prompt, text) for prompt, text in pairs]
+        text_positions = [
+            _find_text_positions(row, len(prompt))
+            for (row, _), (prompt, _) in zip(encodings, pairs, strict=True)
+        ]
+        first_positions = [
+            own[0] if own else len(row.ids) for own, (row, _) in zip(text_positions, encodings, strict=True)
+        ]
+        row_logprobs = foretold(self.base, [row.ids for row, _ in encodings], first_positions)
+        results = []
+        for (prompt, text), (row, cut), own, logprobs in zip(
+            pairs, encodings, text_positions, row_logprobs, strict=True
+        ):
+            text_logprobs = [logprobs[at - own[0]] for at in own]
+            nats = -math.fsum(log for log, _ in text_logprobs) if own else math.inf
+            is_greedy = bool(own) and all(likeliest for _, likeliest in text_logprobs)
+            num_bytes = _count_bytes(prompt + text, len(prompt), row, own, cut)
+            results.append(Loglikelihood(nats, num_bytes, len(own), is_greedy))
+        return results
+
+    def generate_until(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """What the model writes behind each prompt, the likeliest token at a time, until it ends the text or
+        has written `most` tokens."""
+        max_new_tokens = self.clamp_new_tokens(max_new_tokens)
+        rows = []
+        for prompt in prompts:
+            ids = self._encode(prompt, bool(prompt)).ids
+            rows.append(
+                self._truncate_left(
+                    ids, self.max_positions - max_new_tokens, "prompt(s) lost their beginning"
+                )
+            )
+        texts: list[str] = [""] * len(rows)
+        order = sorted(range(len(rows)), key=lambda at: (-len(rows[at]), at))
+        for start in range(0, len(order), _BATCH_SIZE):
+            indices = order[start : start + _BATCH_SIZE]
+            generated = generate(
+                self.base, [rows[at] for at in indices], max_new_tokens, temperature=0.0, top_p=1.0, seed=0
+            )
+            for at, ids in zip(indices, generated, strict=True):
+                texts[at] = self.base.decode(ids[:-1] if ids and ids[-1] in self.base.eos else ids)
+        return texts
+
+    def clamp_new_tokens(self, max_new_tokens: int) -> int:
+        """How many of so many tokens an answer can have: half of the context is the prompt's."""
+        return min(max_new_tokens, max(self.max_positions // 2, 1))
+
+    def _encode_pair(self, prompt: str, text: str) -> tuple[Encoded, bool]:
+        """The tokens that fit, and whether any had to go."""
+        encoded = self._encode(prompt + text, bool(prompt))
+        if len(encoded.ids) <= self.max_positions:
+            return encoded, False
+        if not prompt:
+            self._add_note("text(s) lost their end")
+            return Encoded(encoded.ids[: self.max_positions], encoded.offsets[: self.max_positions]), True
+        kept = slice(len(encoded.ids) - self.max_positions + self._prefix_length, None)
+        self._add_note("prompt(s) lost their beginning")
+        return (
+            Encoded(
+                [*encoded.ids[: self._prefix_length], *encoded.ids[kept]],
+                [*encoded.offsets[: self._prefix_length], *encoded.offsets[kept]],
+            ),
+            True,
+        )
+
+    def _encode(self, text: str, has_prompt: bool) -> Encoded:
+        return (
+            encode_with_bos(self.base, text)
+            if self.separator_as_bos or not has_prompt
+            else self.base.encode(text)
+        )
+
+    def _truncate_left(self, ids: list[int], max_tokens: int, event: str) -> list[int]:
+        if len(ids) <= max_tokens:
+            return ids
+        self._add_note(event)
+        return [*ids[: self._prefix_length], *ids[len(ids) - max_tokens + self._prefix_length :]]
+
+    @property
+    def _prefix_length(self) -> int:
+        """Tokens in front that stay whatever is cut."""
+        bos = get_bos_id(self.base) if self.separator_as_bos else self.base.bos
+        return 0 if bos is None else 1
+
+    def _add_note(self, event: str) -> None:
+        self.notes[f"{event}, because the model reads {self.max_positions} tokens"] = None
+
+
+def _find_text_positions(row: Encoded, start: int) -> list[int]:
+    """Places of the tokens that end behind so many characters."""
+    spans = row.offsets
+    return [at for at in range(1, len(spans)) if spans[at][1] > max(start, spans[at][0])]
+
+
+def _count_bytes(full_text: str, start: int, row: Encoded, positions: list[int], is_cut: bool) -> int:
+    """Bytes of the continuation that its tokens stand for; all of them unless something was cut off."""
+    if not positions:
+        return len(full_text[start:].encode())
+    first = row.offsets[positions[0] - 1][1] if is_cut or positions[0] == 1 else start
+    end = row.offsets[positions[-1]][1] if is_cut else len(full_text)
+    return max(len(full_text[max(start, first) : end].encode()), 1)

@@ -1,0 +1,152 @@
+"""What an evaluation needs is looked at before the work begins, so that a wrong name costs seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rebase.corpus.corpus import Corpus
+from rebase.corpus.load import read_dataset
+from rebase.errors import NotAvailable, RebaseError, RequestInvalid, TransferError
+from rebase.evaluation.scoring import ExampleProgress, ExampleScorer, Measure, get_primary_metric
+from rebase.evaluation.tasks import Harness
+from rebase.evidence.inputs import LoadedInputs
+from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.lora.config import AdapterConfig
+from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.models.base_pair import Bases
+from rebase.models.model_reader import open_adapter
+from rebase.report.progress import ProgressReporter
+from rebase.runtime import Runtime
+from rebase.schemas.evaluation import EvaluationSpec, RefusalSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """An adapter of the target itself."""
+
+    repo: PinnedRepo
+    adapter: SourceAdapter
+
+
+@dataclass
+class PreparedEvaluation:
+    """An evaluation that can begin. `prompts`: of the refusal probe; `notes`: what its figures leave out."""
+
+    spec: EvaluationSpec
+    inputs: LoadedInputs
+    models: Bases
+    scorer: ExampleScorer
+    progress: ExampleProgress
+    oracle: Oracle | None = None
+    prompts: Corpus | None = None
+    harness: Harness | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def measure(self) -> Measure | None:
+        """Scores of the target with given deltas on the request's examples; None where it has none."""
+        return self.scorer.measure if get_primary_metric(self.spec) is not None else None
+
+
+def prepare_evaluation(
+    spec: EvaluationSpec | None,
+    inputs: LoadedInputs,
+    models: Bases,
+    runtime: Runtime,
+    reporter: ProgressReporter,
+) -> PreparedEvaluation | None:
+    """None where nothing is to be evaluated. No model is loaded yet.
+
+    Raises NotAvailable, RequestInvalid and errors of the hub, of adapters and of datasets, each with a
+    pointer into `evaluate`; RequestInvalid for a base without a tokenizer.
+    """
+    if spec is None:
+        return None
+    models.words("target")
+    models.words("source")
+    notes: list[str] = []
+    task_harness = load_harness(spec, runtime.tasks_dir) if spec.tasks else None
+    oracle = _load_oracle(spec, inputs, runtime.hub, notes)
+    prompts = _load_prompts(spec.refusals, runtime.hub) if spec.refusals is not None else None
+    progress = ExampleProgress(reporter)
+    return PreparedEvaluation(
+        spec=spec,
+        inputs=inputs,
+        models=models,
+        scorer=ExampleScorer(models, spec, progress),
+        progress=progress,
+        oracle=oracle,
+        prompts=prompts,
+        harness=task_harness,
+        notes=notes,
+    )
+
+
+def _load_oracle(spec: EvaluationSpec, inputs: LoadedInputs, hub: Hub, notes: list[str]) -> Oracle | None:
+    if spec.oracle is None:
+        return None
+    with _errors_at("/evaluate/oracle"):
+        repo = pin(hub, spec.oracle, "/evaluate/oracle")
+        raw_config, reader = open_adapter(hub, repo)
+        declared_base, pinned = raw_config.get("base_model_name_or_path"), inputs.pinned
+        if declared_base == pinned.source.repo_id != pinned.target.repo_id:
+            raise RequestInvalid(
+                f"The oracle {repo} was trained on the source, {pinned.source.repo_id}.",
+                hint=f"Name an adapter that was trained on {pinned.target.repo_id}, or leave it out.",
+                pointer="/evaluate/oracle",
+            )
+        adapter = read_adapter(AdapterConfig.parse(raw_config), reader, inputs.target)
+    if isinstance(declared_base, str) and declared_base and declared_base != pinned.target.repo_id:
+        notes.append(
+            f"The oracle names '{declared_base[:200]}' as its base; it was put on {pinned.target.repo_id}."
+        )
+    if adapter.tables:
+        notes.append("The oracle's trained token rows were not applied.")
+    return Oracle(repo, adapter)
+
+
+def _load_prompts(spec: RefusalSpec, hub: Hub) -> Corpus:
+    if spec.dataset is None:
+        return Corpus(spec.prompts, compute_digest(spec.prompts), "the request", None)
+    with _errors_at("/evaluate/refusals/dataset"):
+        return read_dataset(spec.dataset, hub)
+
+
+def compute_digest(parts: Any) -> str:
+    """SHA-256 over what JSON can say, in hex."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _errors_at(pointer: str) -> Iterator[None]:
+    """Errors inside are about this field; those that speak of a corpus are about the same one in here."""
+    try:
+        yield
+    except (RebaseError, TransferError) as exc:
+        inner = exc.pointer or ""
+        if inner.startswith("/corpus"):
+            exc.pointer = pointer + inner.removeprefix("/corpus")
+        elif not inner.startswith(pointer):
+            exc.pointer = pointer
+        if exc.hint:
+            exc.hint = exc.hint.replace(": corpus.column", ": evaluate.refusals.dataset.column")
+        raise
+
+
+def load_harness(spec: EvaluationSpec, tasks_dir: Path | None) -> Harness:
+    """Raises NotAvailable without the package, RequestInvalid for a name that it does not know."""
+    try:
+        from rebase.evaluation.lm_eval import SelectedTasks
+    except ImportError as exc:
+        raise NotAvailable(
+            "Named tasks need lm-evaluation-harness, which this worker does not have.",
+            hint="Install the extra there: pip install 'rebase-lora[worker,evaluation]'; or give examples.",
+            pointer="/evaluate/tasks",
+        ) from exc
+    return SelectedTasks.load(spec, tasks_dir)

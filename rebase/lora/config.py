@@ -1,0 +1,261 @@
+"""`adapter_config.json` as PEFT writes it: what of it decides the update, and what is refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from rebase.errors import MalformedAdapter, UnsupportedAdapter
+
+_SECONDS = 0.2  # honest patterns take microseconds
+_MAX_LENGTH = 4096
+
+
+def matches_whole(pattern: str, name: str) -> bool:
+    """Does the pattern match the whole name? PEFT's rule for `target_modules` given as a string."""
+    return _match(pattern, name)
+
+
+def matches_suffix(pattern: str, name: str) -> bool:
+    """Does the pattern match the name or its part after some dot? PEFT's rule for rank and alpha patterns."""
+    return _match(rf"(.*\.)?({pattern})$", name)
+
+
+def _match(pattern: str, name: str) -> bool:
+    if len(pattern) > _MAX_LENGTH:
+        raise MalformedAdapter(f"adapter_config.json: a pattern is longer than {_MAX_LENGTH} characters.")
+    try:
+        return _compiled(pattern).fullmatch(name, timeout=_SECONDS) is not None
+    except (regex.error, TimeoutError, RecursionError) as error:
+        raise MalformedAdapter(
+            f"adapter_config.json: the pattern {pattern[:80]!r} cannot be evaluated.",
+            hint="Name the modules as a list instead.",
+        ) from error
+
+
+@lru_cache(maxsize=16384)  # some adapters have one pattern per module, and every module is held against all
+def _compiled(pattern: str) -> Any:
+    return regex.compile(pattern)
+
+
+FILE = "adapter_config.json"
+MAX_PATTERNS = 10_000  # one per module of the deepest models; each is held against every module
+MAX_RANK = 4096  # above the width of most models, let alone of any published adapter
+
+# LoRA variants whose update is not s·B·A on the untouched base; PEFT sets each key only when it is in use.
+_VARIANTS = (
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "alora_invocation_tokens",
+)
+# Initialisations that change the base weight, so that A and B are relative to a base that nobody published.
+_MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """The parts of a LoRA config that decide its update. Patterns match the adapter's own module names."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    dora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    target_modules: tuple[str, ...] | str | None
+    layers_to_transform: tuple[int, ...] | None
+    layers_pattern: tuple[str, ...]
+    fan_in_fan_out: bool
+    bias: str
+    modules_to_save: tuple[str, ...]
+    token_indices: Mapping[str, tuple[int, ...]]  # module → trained tokens; "" is the input embedding
+    ties_tables: bool  # input and output tables were trained as one (`ensure_weight_tying`)
+    base_model: str | None
+    revision: str | None
+
+    @classmethod
+    def parse(cls, raw: Any) -> AdapterConfig:
+        """Check a parsed JSON document.
+
+        Raises MalformedAdapter for values that make no sense, UnsupportedAdapter for kinds not carried.
+        """
+        if not isinstance(raw, Mapping):
+            raise _malformed("is not a JSON object")
+        _refuse_other_kinds(raw)
+        if "r" not in raw:
+            raise _malformed("has no rank (`r`)")
+        modules = raw.get("target_modules")
+        layers = raw.get("layers_to_transform")
+        return cls(
+            rank=_rank(raw["r"], "r"),
+            alpha=_alpha(raw.get("lora_alpha", 8), "lora_alpha"),  # 8 is PEFT's own default
+            rslora=_flag(raw, "use_rslora"),
+            dora=_flag(raw, "use_dora"),
+            rank_pattern={
+                key: _rank(value, f"rank_pattern of {key}") for key, value in _pairs(raw, "rank_pattern")
+            },
+            alpha_pattern={
+                key: _alpha(value, f"alpha_pattern of {key}") for key, value in _pairs(raw, "alpha_pattern")
+            },
+            target_modules=modules if isinstance(modules, str) else _names(raw, "target_modules") or None,
+            layers_to_transform=_layers(layers),
+            layers_pattern=_names(raw, "layers_pattern"),
+            fan_in_fan_out=_flag(raw, "fan_in_fan_out"),
+            bias=_bias(raw.get("bias")),
+            modules_to_save=_names(raw, "modules_to_save"),
+            token_indices=_token_indices(raw.get("trainable_token_indices")),
+            ties_tables=_flag(raw, "ensure_weight_tying"),
+            base_model=_text(raw, "base_model_name_or_path"),
+            revision=_text(raw, "revision"),
+        )
+
+    def rank_of(self, module: str) -> int:
+        """The rank of one module, patterns applied in the file's order as PEFT does."""
+        return next(
+            (rank for key, rank in self.rank_pattern.items() if matches_suffix(key, module)), self.rank
+        )
+
+    def scale_of(self, module: str) -> float:
+        """s = α/r, or α/√r with rsLoRA, after rank and alpha patterns."""
+        rank = self.rank_of(module)
+        alpha = next(
+            (value for key, value in self.alpha_pattern.items() if matches_suffix(key, module)), self.alpha
+        )
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+    def targets(self, module: str, layer: int) -> bool:
+        """Would PEFT put an adapter on this module? Tensors of other modules are ignored by it."""
+        if self.target_modules is None:
+            return True
+        if isinstance(self.target_modules, str):
+            if self.target_modules.lower() == "all-linear":
+                return True
+            return matches_whole(self.target_modules, module)
+        if module in self.target_modules:
+            return True
+        named = any(module.endswith(f".{name}") for name in self.target_modules)
+        return named and self._in_layers(module, layer)
+
+    def _in_layers(self, module: str, layer: int) -> bool:
+        if not self.layers_to_transform:
+            return True
+        known = not self.layers_pattern or any(
+            f".{name}.{layer}." in f".{module}" for name in self.layers_pattern
+        )
+        return known and layer in self.layers_to_transform
+
+
+def _refuse_other_kinds(raw: Mapping[str, Any]) -> None:
+    kind = raw.get("peft_type")
+    if not isinstance(kind, str):
+        raise _malformed("has no peft_type")
+    if kind.upper() != "LORA":
+        raise UnsupportedAdapter(
+            f"Adapters of PEFT type {kind[:40]} are not carried; LoRA (with rsLoRA or DoRA) is.", pointer=FILE
+        )
+    for key in _VARIANTS:
+        if raw.get(key):
+            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not carried.", pointer=FILE)
+    start = raw.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_MOVED_BASE):
+        raise UnsupportedAdapter(
+            f"This LoRA was initialised with {start[:40]!r}, which also changes the base weights.",
+            hint="Save it again with PEFT's `path_initial_model_for_weight_conversion`; "
+            "that makes it a plain LoRA on the published base.",
+            pointer=FILE,
+        )
+
+
+def _rank(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _malformed(f"{name} should be an integer")
+    if not 1 <= value <= MAX_RANK:
+        raise _malformed(f"{name} is {value}; a rank lies between 1 and {MAX_RANK}")
+    return value
+
+
+def _alpha(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise _malformed(f"{name} should be a positive number")
+    return float(value)
+
+
+def _pairs(raw: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:
+    value = raw.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise _malformed(f"{key} should be an object")
+    if len(value) > MAX_PATTERNS:
+        raise _malformed(f"{key} has {len(value)} entries; at most {MAX_PATTERNS} are read")
+    return tuple(value.items())
+
+
+def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = raw.get(key) or ()
+    value = (value,) if isinstance(value, str) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise _malformed(f"{key} should be a list of names")
+    return tuple(value)
+
+
+def _token_indices(value: Any) -> dict[str, tuple[int, ...]]:
+    by_module = value if isinstance(value, Mapping) else {"": value}
+    indices = {str(module): _token_ids(ids) for module, ids in by_module.items() if ids}
+    if len(indices) > MAX_PATTERNS:
+        raise _malformed(f"trainable_token_indices has {len(indices)} modules")
+    return indices
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or any(
+        isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < 2**31 for id_ in value
+    ):
+        raise _malformed("trainable_token_indices should hold lists of token ids")
+    return tuple(value)
+
+
+def _layers(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    layers = [value] if isinstance(value, int) else value
+    if not isinstance(layers, list) or any(
+        isinstance(layer, bool) or not isinstance(layer, int) for layer in layers
+    ):
+        raise _malformed("layers_to_transform should be a list of layer numbers")
+    return tuple(layers)
+
+
+def _flag(raw: Mapping[str, Any], key: str) -> bool:
+    value = raw.get(key) or False
+    if not isinstance(value, bool):
+        raise _malformed(f"{key} should be true or false")
+    return value
+
+
+def _bias(value: Any) -> str:
+    bias = "none" if value is None else value
+    if bias not in ("none", "all", "lora_only"):
+        raise _malformed("bias should be none, all or lora_only")
+    return str(bias)
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str | None:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, str):
+        raise _malformed(f"{key} should be a string")
+    return value or None
+
+
+def _malformed(what: str) -> MalformedAdapter:
+    separator = " " if what.startswith(("is ", "has ")) else ": "
+    return MalformedAdapter(f"{FILE}{separator}{what[:200]}.", pointer=FILE)

@@ -1,0 +1,81 @@
+"""What an adapter trained of its base's token tables: whole matrices, or the rows of single tokens.
+
+PEFT stores trained rows themselves, not their change: `trainable_token_indices` keeps one row per listed
+token, `modules_to_save` (and an embedding that was saved along) the whole matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rebase.errors import MalformedAdapter
+from rebase.lora.config import AdapterConfig
+from rebase.lora.tensor_names import SortedNames
+from rebase.lora.tensors import TensorInfo
+
+_DTYPES = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """Trained rows of one module. `ids`: the token of each row, or None where row j is token j.
+
+    `named`: the config asks for a copy of this module. Otherwise PEFT loads the rows into the base itself.
+    `tied`: where the base has one table for input and output, it was trained as one (`ensure_weight_tying`).
+    """
+
+    module: str
+    tensor: str
+    rows: int
+    ids: tuple[int, ...] | None
+    named: bool
+    tied: bool
+
+
+def stored_tables(
+    found: SortedNames, config: AdapterConfig, infos: Mapping[str, TensorInfo], width: int
+) -> tuple[StoredTable, ...]:
+    """The tables in the file, by module. `width`: the base's hidden size.
+
+    Raises MalformedAdapter when shapes contradict the config or the base. Rows of single tokens that the
+    config does not name are copies that PEFT writes beside a tied embedding; they are left out.
+    """
+    tables = []
+    for module, tensor in sorted(found.tables.items()):
+        rows = _rows(module, infos[tensor], width)
+        named = any(module.endswith(name) for name in config.modules_to_save)
+        tables.append(StoredTable(module, tensor, rows, None, named, config.ties_tables))
+    for module, tensor in sorted(found.tokens.items()):
+        ids = _ids_of(module, config)
+        if ids is None:
+            continue
+        rows = _rows(module, infos[tensor], width)
+        if rows != len(ids):
+            raise MalformedAdapter(
+                f"{module} has rows for {rows} tokens, but adapter_config.json names {len(ids)} of them."
+            )
+        tables.append(StoredTable(module, tensor, rows, ids, named=True, tied=config.ties_tables))
+    return tuple(tables)
+
+
+def _ids_of(module: str, config: AdapterConfig) -> tuple[int, ...] | None:
+    """The longest name that the module ends with wins; a bare list means the input embedding."""
+    names = [name for name in config.token_indices if name and module.endswith(name)]
+    if names:
+        return config.token_indices[max(names, key=len)]
+    last = module.rpartition(".")[2]
+    return None if last in {"lm_head", "embed_out"} else config.token_indices.get("")
+
+
+def _rows(module: str, info: TensorInfo, width: int) -> int:
+    if info.dtype not in _DTYPES:
+        raise MalformedAdapter(f"{module} is stored as {info.dtype}; F32, F16 and BF16 are read.")
+    if len(info.shape) != 2 or info.shape[1] != width:
+        raise MalformedAdapter(
+            f"The source base does not fit this adapter: the rows of {module} have shape {list(info.shape)}, "
+            f"but the base's tokens have {width} numbers each.",
+            hint="Name the base model that the adapter was trained on as `source`.",
+            pointer="/source",
+        )
+    return info.shape[0]

@@ -1,0 +1,251 @@
+"""An adapter that every common loader reads alike.
+
+The scale is in B, all modules have one rank (zero-padded) and `lora_alpha = r`, so that the factor a loader
+applies is 1, whether it reads global or per-module values and whether or not it knows rsLoRA or patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rebase.errors import VerificationFailed
+from rebase.lora.linalg import frobenius, truncate
+from rebase.lora.low_rank import LowRank, Role, Site
+
+if TYPE_CHECKING:
+    from rebase.models.architecture import Architecture
+    from rebase.models.weights import ModelWeights
+
+
+def fuse(architecture: Architecture, roles: Sequence[Role], blocks: Mapping[Role, LowRank]) -> LowRank:
+    """Stack role updates into their module's rows: A concatenated, B block by block, zeros for absent roles.
+
+    Lossless. The rank is the sum of the blocks' ranks, except that roles with the very same A (a fused
+    adapter carried unchanged) keep sharing it. Without any block the result has rank 0.
+    """
+    if len(roles) == 1 and blocks:
+        return blocks[roles[0]]
+    o = sum(architecture.out_width(role) for role in roles)
+    i = architecture.in_width(roles[0])
+    shared: list[torch.Tensor] = []
+    columns: list[torch.Tensor] = []
+    for role in roles:
+        if role not in blocks:
+            continue
+        block = blocks[role]
+        place = next((k for k, A in enumerate(shared) if torch.equal(A, block.A)), None)
+        if place is None:
+            place = len(shared)
+            shared.append(block.A)
+            columns.append(torch.zeros(o, block.rank, dtype=block.B.dtype))
+        columns[place][architecture.rows(role)] = block.B
+    if not shared:
+        return LowRank(torch.zeros(o, 0), torch.zeros(0, i))
+    return LowRank(torch.cat(columns, 1), torch.cat(shared, 0))
+
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltAdapter:
+    """What `adapter_model.safetensors` and `adapter_config.json` will hold, and per site what writing cost.
+
+    Measurements: `written_norm` = ‖ΔW‖_F as stored; `written_error` = relative Frobenius distance of that to
+    the update asked for (rounding and truncation together); `truncation_lost_energy` where `max_rank` cut.
+    """
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    rank: int
+    measurements: dict[Site, dict[str, float]]
+
+
+def build_adapter(
+    target: ModelWeights,
+    deltas: Mapping[Site, LowRank],
+    *,
+    dtype: str,
+    max_rank: int | None,
+    base_model: str,
+    revision: str | None,
+) -> BuiltAdapter:
+    """Lay out updates as a LoRA on the target.
+
+    dtype: float32, float16 or bfloat16. max_rank: exact truncation where a module needs more. A module with
+    an update in some layers only gets zeros in the others, so that `target_modules` says the same to every
+    loader. Raises VerificationFailed for an update of the wrong shape, a non-finite one, or one that
+    the dtype cannot hold.
+    """
+    deltas = {site: LowRank(delta.B.float().cpu(), delta.A.float().cpu()) for site, delta in deltas.items()}
+    _check_sites(target, deltas)
+    modules = _modules(target, deltas)
+    measurements: dict[Site, dict[str, float]] = {site: {} for site in sorted(deltas)}
+    for name, (sites, update) in modules.items():
+        cap = min(update.shape) if max_rank is None else min(max_rank, *update.shape)
+        if update.rank > cap:
+            kept, _ = truncate(update, cap)
+            modules[name] = (sites, kept)
+            if max_rank is not None:
+                for site in sites:
+                    lost = _distance(deltas[site], _slice(target, site, kept)) ** 2
+                    measurements[site]["truncation_lost_energy"] = lost
+    rank = max(1, *(update.rank for _, update in modules.values()))
+    tensors: dict[str, Tensor] = {}
+    for name, (sites, update) in modules.items():
+        stored = _cast(name, update, dtype)
+        for site in sites:
+            measurements[site] |= _cost(site, deltas[site], _slice(target, site, stored), dtype)
+        pad = rank - update.rank
+        prefix = f"base_model.model.{name}"
+        tensors[f"{prefix}.lora_A.weight"] = torch.nn.functional.pad(stored.A, (0, 0, 0, pad)).contiguous()
+        tensors[f"{prefix}.lora_B.weight"] = torch.nn.functional.pad(stored.B, (0, pad)).contiguous()
+    config = _config(target, tuple(modules), rank, base_model, revision)
+    return BuiltAdapter(dict(sorted(tensors.items())), config, rank, measurements)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTable:
+    """Token rows for one module of the target: those of `ids` (ascending), or all where that is None."""
+
+    module: str
+    ids: tuple[int, ...] | None
+    rows: Tensor
+
+
+def with_tables(built: BuiltAdapter, tables: Sequence[WrittenTable], *, tie: bool) -> BuiltAdapter:
+    """The adapter with token rows as PEFT (0.15 and later) stores them.
+
+    tie: the target has one table for input and output, which stays one. Single rows need only the embedding
+    then; whole tables are given for both modules.
+    """
+    tensors, config = dict(built.tensors), dict(built.config)
+    for table in tables:
+        part = "weight" if table.ids is None else "token_adapter.trainable_tokens_delta"
+        tensors[f"base_model.model.{table.module}.{part}"] = table.rows
+    whole = [_last(table.module) for table in tables if table.ids is None]
+    single = {_last(table.module): list(table.ids) for table in tables if table.ids is not None}
+    if whole:
+        config["modules_to_save"] = sorted(whole)
+    if single:
+        config["trainable_token_indices"] = single
+    if tie and whole:
+        config["ensure_weight_tying"] = True
+    return replace(built, tensors=dict(sorted(tensors.items())), config=config)
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _check_sites(target: ModelWeights, deltas: Mapping[Site, LowRank]) -> None:
+    if not deltas:
+        raise VerificationFailed("There is no update to write.")
+    for site, delta in deltas.items():
+        if not target.has(site) or delta.shape != target.shape(site):
+            raise VerificationFailed(f"The update of site {site} has shape {delta.shape}, unlike the target.")
+        if not bool(torch.isfinite(delta.B).all() and torch.isfinite(delta.A).all()):
+            raise VerificationFailed(f"The update of site {site} holds NaN or Inf.")
+
+
+def _modules(
+    target: ModelWeights, deltas: Mapping[Site, LowRank]
+) -> dict[str, tuple[tuple[Site, ...], LowRank]]:
+    """Module name → its updated sites and its update; zeros where a used module is untouched in a layer."""
+    arch = target.architecture
+    parts = [part for part, roles in arch.family.layout.items() if any(site.role in roles for site in deltas)]
+    modules: dict[str, tuple[tuple[Site, ...], LowRank]] = {}
+    for layer in range(target.layers):
+        for part in parts:
+            roles = arch.family.layout[part]
+            blocks = {role: deltas[Site(layer, role)] for role in roles if Site(layer, role) in deltas}
+            name = arch.module(Site(layer, roles[0]))
+            modules[name] = (tuple(Site(layer, role) for role in blocks), fuse(arch, roles, blocks))
+    return modules
+
+
+def _slice(target: ModelWeights, site: Site, fused: LowRank) -> LowRank:
+    rows = target.architecture.rows(site.role)
+    B = fused.B if rows is None else fused.B[rows]
+    return LowRank(B.float(), fused.A.float())
+
+
+def _cast(name: str, update: LowRank, dtype: str) -> LowRank:
+    stored = LowRank(update.B.to(DTYPES[dtype]), update.A.to(DTYPES[dtype]))
+    if not bool(torch.isfinite(stored.B).all() and torch.isfinite(stored.A).all()):
+        raise VerificationFailed(
+            f"The update of {name} does not fit into {dtype}: values become infinite.",
+            hint="Ask for output.dtype bfloat16 or float32.",
+            pointer="/output/dtype",
+        )
+    return stored
+
+
+def _cost(site: Site, wanted: LowRank, stored: LowRank, dtype: str) -> dict[str, float]:
+    norm = frobenius(stored)
+    if norm == 0.0 and frobenius(wanted) > 0.0:
+        raise VerificationFailed(
+            f"The update of site {site} vanishes when it is stored as {dtype} within this rank.",
+            hint="Ask for output.dtype float32, or for a higher output.max_rank.",
+            pointer="/output/dtype",
+        )
+    return {"written_norm": norm, "written_error": _distance(wanted, stored)}
+
+
+def _distance(wanted: LowRank, stored: LowRank) -> float:
+    """‖wanted − stored‖_F / ‖wanted‖_F, 0 for a zero update."""
+    size = frobenius(wanted)
+    if size == 0.0:
+        return 0.0
+    gap = LowRank(torch.cat([wanted.B, -stored.B], 1), torch.cat([wanted.A, stored.A], 0))
+    return frobenius(gap) / size
+
+
+def _config(
+    target: ModelWeights, modules: tuple[str, ...], rank: int, base_model: str, revision: str | None
+) -> dict[str, Any]:
+    """Only keys that PEFT has had since early 2024; what is left out equals the default everywhere."""
+    return {
+        "alpha_pattern": {},
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "fan_in_fan_out": target.architecture.family.transposed,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {},
+        "revision": revision,
+        "target_modules": _target_modules(target, modules),
+        "task_type": "CAUSAL_LM",
+        "use_rslora": False,
+    }
+
+
+def _target_modules(target: ModelWeights, modules: tuple[str, ...]) -> list[str]:
+    """Suffixes that match these modules and no other: `q_proj`; `attn.c_proj` when `mlp.c_proj` is not ours.
+
+    Inside a larger model (Gemma 3 with vision) other towers use the same suffixes, so full names are listed.
+    """
+    arch = target.architecture
+    if arch.root != arch.family.root:
+        return sorted(modules)
+    first = f"{arch.root}{arch.stem(0)}."
+    used = {name.removeprefix(first) for name in modules if name.startswith(first)}
+    others = {part.rpartition(".")[2] for part in arch.family.layout if part not in used}
+    short = ((part, part.rpartition(".")[2]) for part in used)
+    return sorted({part if last in others else last for part, last in short})

@@ -1,0 +1,1 @@
+"""Base models: architectures, checkpoints on disk, vocabularies, and models that run."""

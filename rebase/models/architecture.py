@@ -1,0 +1,218 @@
+"""A family bound to one config: sizes, module names, and which rows of a fused module belong to a role."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rebase.errors import UnsupportedModel
+from rebase.lora.low_rank import Role, Site
+from rebase.models.families import FAMILIES, NESTED, Family
+
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_MAX_LAYERS = 1024  # ten times the deepest published model; above it the config is lying
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One model's table row with its sizes. `root`: the prefix in the model that transformers builds."""
+
+    family: Family
+    root: str
+    hidden: int
+    layers: int
+    n_heads: int
+    n_kv: int
+    head_dim: int
+    inner: int
+    vocab: int
+    eps: float
+    activation: str
+
+    @property
+    def model_type(self) -> str:
+        """The family's name, `gemma3_text` for both Gemma 3 forms."""
+        return self.family.model_type
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles this family has, in reading order; GPT-2 and GPT-NeoX have no gate."""
+        return tuple(role for roles in self.family.layout.values() for role in roles)
+
+    @property
+    def gated(self) -> bool:
+        """Is the MLP act(gate x) * (up x) rather than act(up x)?"""
+        return Role.GATE in self.roles
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site, layer by layer."""
+        return tuple(Site(layer, role) for layer in range(self.layers) for role in self.roles)
+
+    def part_of(self, role: Role) -> str:
+        """The module inside a layer that computes this role, such as `self_attn.qkv_proj`."""
+        for part, roles in self.family.layout.items():
+            if role in roles:
+                return part
+        raise UnsupportedModel(f"{self.model_type} models have no {role.value}.")
+
+    def module(self, site: Site) -> str:
+        """The module's real name in the causal language model, such as `model.layers.3.mlp.up_proj`."""
+        return f"{self.root}{self.stem(site.layer)}.{self.part_of(site.role)}"
+
+    def stem(self, layer: int) -> str:
+        """A layer's name without any prefix."""
+        return f"{self.family.layers}.{layer}"
+
+    def sites_of_module(self, name: str) -> tuple[Site, ...]:
+        """The sites that a module computes, under any known prefix; empty when the module is not ours."""
+        match = re.fullmatch(rf"(.*?){self.family.layers}\.(\d{{1,4}})\.(.+)", name)
+        if match is None or match[1] not in {self.root, *self.family.prefixes}:
+            return ()
+        layer = int(match[2])
+        roles = self.family.layout.get(match[3], ()) if layer < self.layers else ()
+        return tuple(Site(layer, role) for role in roles)
+
+    def roles_beside(self, role: Role) -> tuple[Role, ...]:
+        """All roles of the module that computes this role, in the module's order."""
+        return self.family.layout[self.part_of(role)]
+
+    def out_width(self, role: Role) -> int:
+        """Rows of the role's weight."""
+        match role:
+            case Role.Q:
+                return self.n_heads * self.head_dim
+            case Role.K | Role.V:
+                return self.n_kv * self.head_dim
+            case Role.GATE | Role.UP:
+                return self.inner
+            case _:
+                return self.hidden
+
+    def in_width(self, role: Role) -> int:
+        """Columns of the role's weight."""
+        match role:
+            case Role.O:
+                return self.n_heads * self.head_dim
+            case Role.DOWN:
+                return self.inner
+            case _:
+                return self.hidden
+
+    def rows(self, role: Role) -> slice | Tensor | None:
+        """Which output rows of its module belong to this role: None = all, a slice, or indices (per head)."""
+        beside = self.roles_beside(role)
+        if len(beside) == 1:
+            return None
+        if not self.family.per_head:
+            start = sum(self.out_width(other) for other in beside[: beside.index(role)])
+            return slice(start, start + self.out_width(role))
+        grid = torch.arange(self.n_heads * len(beside) * self.head_dim)
+        return grid.view(self.n_heads, len(beside), self.head_dim)[:, beside.index(role)].reshape(-1)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The MLP's activation. Raises UnsupportedModel for one that is not in the table."""
+        if self.activation not in _ACTIVATIONS:
+            raise UnsupportedModel(f"The MLP activation {self.activation!r} is not known here.")
+        return _ACTIVATIONS[self.activation](x)
+
+
+def architecture_for(config: Mapping[str, Any]) -> Architecture:
+    """The table row for a config.json. Raises UnsupportedModel: no row, quantised, experts, odd sizes."""
+    model_type = config.get("model_type")
+    _refuse_quantised(config)
+    root = None
+    if isinstance(model_type, str) and model_type in NESTED:
+        root = NESTED[model_type]
+        nested = config.get("text_config")
+        config = nested if isinstance(nested, Mapping) else {}
+        model_type = config.get("model_type", f"{model_type}_text")
+    _refuse_quantised(config)
+    _refuse_experts(config)
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise UnsupportedModel(
+            f"No table row for model_type {str(model_type)[:80]!r}.", hint=f"Known: {', '.join(FAMILIES)}."
+        )
+    return _bind(family, family.root if root is None else root, config)
+
+
+def _bind(family: Family, root: str, config: Mapping[str, Any]) -> Architecture:
+    keys = family.keys
+    hidden, heads = _size(family, config, keys.hidden), _size(family, config, keys.heads)
+    kv = _size(family, config, keys.kv_heads, heads)
+    head_dim = _size(family, config, keys.head_dim, hidden // heads)
+    layers = _size(family, config, keys.layers)
+    if heads % kv or layers > _MAX_LAYERS:
+        raise UnsupportedModel(
+            f"config.json contradicts itself: {layers} layers, {heads} heads in {kv} key-value groups."
+        )
+    eps = _value(family, config, keys.eps)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise UnsupportedModel(f"config.json: {keys.eps} should be a small number.")
+    return Architecture(
+        family=family,
+        root=root,
+        hidden=hidden,
+        layers=layers,
+        n_heads=heads,
+        n_kv=kv,
+        head_dim=head_dim,
+        inner=_size(family, config, keys.inner, 4 * hidden),
+        vocab=_size(family, config, keys.vocab, 0, least=0),
+        eps=float(eps),
+        activation=str(_value(family, config, keys.activation)),
+    )
+
+
+def _value(family: Family, config: Mapping[str, Any], key: str) -> Any:
+    return config[key] if key in config else family.defaults.get(key)
+
+
+def _size(
+    family: Family, config: Mapping[str, Any], key: str | None, otherwise: int | None = None, least: int = 1
+) -> int:
+    """An integer from the config, the family's default, or `otherwise` when that is null or absent."""
+    value = None if key is None else _value(family, config, key)
+    value = otherwise if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise UnsupportedModel(f"config.json: {key} should be a positive integer.")
+    return value
+
+
+def _refuse_quantised(config: Mapping[str, Any]) -> None:
+    quantisation = config.get("quantization_config")
+    if not quantisation:
+        return
+    name = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+    raise UnsupportedModel(
+        f"The base model is quantised ({str(name or 'unnamed method')[:40]}); it cannot be read here.",
+        hint="Name the unquantised repo of the same model.",
+    )
+
+
+def _refuse_experts(config: Mapping[str, Any]) -> None:
+    for key in _EXPERT_KEYS:
+        if config.get(key):
+            raise UnsupportedModel(
+                f"Mixture-of-experts models are not carried yet: config.json has {key}, so the modules "
+                "`mlp.experts` of each layer have no dense counterpart.",
+                hint="Use dense base models on both sides.",
+            )

@@ -1,0 +1,98 @@
+"""transformers' own model of a config.json, filled with tensors that were read elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import cpu_offload, init_empty_weights
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from rebase.errors import UnsupportedModel
+from rebase.lora.tensors import TensorReader
+from rebase.models.empty_model import model_config
+from rebase.models.partial_model import Cut
+
+
+def load_causal_lm(
+    config: Mapping[str, Any], state: dict[str, Tensor], dtype: torch.dtype, pointer: str | None = None
+) -> Any:
+    """The causal language model with exactly these tensors.
+
+    Raises UnsupportedModel when some lack: transformers fills what it does not find with random numbers.
+    """
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config(config))]
+    model, loading = model_class.from_pretrained(
+        None,
+        config=model_config(config),
+        state_dict=state,
+        dtype=dtype,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    lacking = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if lacking:
+        raise _lacks(lacking[0], pointer)
+    return model
+
+
+def streamed_causal_lm(
+    config: Mapping[str, Any], reader: TensorReader, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """The same model with its weights left in their files: a module's are read before it runs. Raises
+    UnsupportedModel as `load_causal_lm`."""
+    settings = model_config(config)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    with init_empty_weights():
+        model = model_class(settings).to(dtype)
+    model.tie_weights()
+    stored = _Stored(reader, model, dtype)
+    for name, tensor in sorted(model.state_dict().items()):
+        if stored.shape(name) != tuple(tensor.shape):
+            raise _lacks(name)
+    return cpu_offload(model, execution_device=device, state_dict=stored)
+
+
+def _lacks(name: str, pointer: str | None = None) -> UnsupportedModel:
+    whose = f"{pointer.removeprefix('/')}'s " if pointer else ""
+    return UnsupportedModel(
+        f"The {whose}weights lack '{name}' in the shape that its config.json implies.",
+        hint="Name a revision of the base whose config.json suits its weights.",
+        pointer=pointer,
+    )
+
+
+class _Stored(Mapping[str, Tensor]):
+    """A model's state as a mapping that reads each tensor when it is asked for."""
+
+    def __init__(self, reader: TensorReader, model: Any, dtype: torch.dtype) -> None:
+        self._reader, self._dtype = reader, dtype
+        wanted = model.state_dict()
+        self._names = {_own_name(new, model, wanted): name for name, new in Cut().names(reader)}
+        tied = model.all_tied_weights_keys if hasattr(model, "all_tied_weights_keys") else {}
+        for own, shared in dict(tied).items():
+            if own not in self._names and shared in self._names:
+                self._names[own] = self._names[shared]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """That of a tensor without reading it; None where there is none."""
+        return self._reader.infos()[self._names[name]].shape if name in self._names else None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader.read(self._names[name]).to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _own_name(name: str, model: Any, wanted: Mapping[str, Tensor]) -> str:
+    """What transformers calls a stored tensor: GPT-2 is stored without its head, and so without the prefix of
+    the rest, and GPT-NeoX with its head under another name."""
+    others = (name, f"{model.base_model_prefix}.{name}", re.sub(r"^embed_out\.", "lm_head.", name))
+    return next((other for other in others if other in wanted), name)

@@ -1,0 +1,197 @@
+"""A base model or an adapter in a repo: its config, its tokenizer, and a reader over its safetensors
+files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from rebase.errors import FileMissing, UnsafeFile
+from rebase.hub.base import Hub, PinnedRepo
+from rebase.lora.tensors import TensorInfo
+from rebase.models.safetensors_file import SafetensorsFile
+from rebase.models.safetensors_header import MAX_ADAPTER_TENSORS, load_object
+
+MAX_CONFIG_BYTES = 8 * 2**20
+MAX_GENERATION_BYTES = 2**20  # they have some hundred bytes
+MAX_INDEX_BYTES = 64 * 2**20
+MAX_TOKENIZER_BYTES = 128 * 2**20  # Gemma 3's, the largest in use, has 33 MB
+# What reading a header takes at first guess: 8 + n bytes, and n is below 100 kB for a shard of a large model.
+_HEADER_GUESS = 256 * 2**10
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_SHARD = re.compile(r"^[A-Za-z0-9_][\w.-]*\.safetensors$", re.ASCII)
+_PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$")
+
+
+class ModelReader:
+    """A `rebase.lora.tensors.TensorReader` over the shards of one model; each is opened when it is first
+    needed.
+    """
+
+    def __init__(self, hub: Hub, repo: PinnedRepo, index: Mapping[str, str] | None) -> None:
+        """`index`: tensor → shard, or None for a model in one file."""
+        self._hub = hub
+        self._repo = repo
+        self._index = index
+        self._needed: dict[str, set[str]] = {}
+        self._headers: dict[str, SafetensorsFile] = {}
+        self._shards: dict[str, SafetensorsFile] = {}
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor's dtype and shape; reads headers only."""
+        infos = {shard: self._header(shard).infos() for shard in sorted(set(self._place.values()))}
+        return {name: infos[shard][name] for name, shard in self._place.items()}
+
+    def needed(self, names: Iterable[str]) -> None:
+        """Announce the tensors that will be read, before reading: a remote shard of which they are less than
+        half then comes in ranges. Tensors that were not announced can be read all the same.
+        """
+        for name in names:
+            self._needed.setdefault(self._shard_of(name), set()).add(name)
+
+    def wanted(self, shard: str) -> int | None:
+        """How many bytes of a shard were announced; None when nothing was."""
+        names = self._needed.get(shard)
+        if names is None:
+            return None
+        entries = self._header(shard).entries
+        return sum(entries[name].end - entries[name].begin for name in names)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in its stored dtype."""
+        return self._data(self._shard_of(name)).read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a 2-D tensor in its stored dtype."""
+        return self._data(self._shard_of(name)).read_rows(name, start, stop)
+
+    @cached_property
+    def _place(self) -> Mapping[str, str]:
+        """Tensor → shard, held against what the shards really contain."""
+        if self._index is None:
+            return dict.fromkeys(self._header(_SINGLE).entries, _SINGLE)
+        for name, shard in self._index.items():
+            if name not in self._header(shard).entries:
+                raise UnsafeFile(
+                    f"The index of {self._repo.repo_id} says that '{name[:200]}' is in '{shard}'; it is not.",
+                    hint="Upload the model again, with the index that belongs to its files.",
+                )
+        return self._index
+
+    def _shard_of(self, name: str) -> str:
+        try:
+            return self._place[name]
+        except KeyError:
+            raise UnsafeFile(f"{self._repo} holds no tensor '{name}'.") from None
+
+    def _header(self, shard: str) -> SafetensorsFile:
+        if shard not in self._headers:
+            source = self._hub.open(self._repo, shard, expected_bytes=_HEADER_GUESS)
+            self._headers[shard] = SafetensorsFile(source, f"'{shard}' of {self._repo}")
+        return self._headers[shard]
+
+    def _data(self, shard: str) -> SafetensorsFile:
+        if shard not in self._shards:
+            source = self._hub.open(self._repo, shard, expected_bytes=self.wanted(shard))
+            entries = self._header(shard).entries
+            self._shards[shard] = SafetensorsFile(source, f"'{shard}' of {self._repo}", entries=entries)
+        return self._shards[shard]
+
+
+def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader, dict[str, Any] | None]:
+    """(config.json, reader, tokenizer.json or None). Nothing but small JSON files is read yet.
+
+    FileMissing names what a base model must have; UnsafeFile refuses pickles and indexes that make no sense.
+    """
+    config = _json(hub, repo, "config.json", MAX_CONFIG_BYTES, missing="not a Transformers model")
+    if _SINGLE in repo.files:
+        reader = ModelReader(hub, repo, None)
+    elif _INDEX in repo.files:
+        reader = ModelReader(hub, repo, _read_index(hub, repo))
+    else:
+        _refuse_pickle(repo, repo.files)
+        raise FileMissing(
+            f"{repo} is not a base model that can be read: no {_SINGLE} and no {_INDEX}.",
+            hint="Name a repo that holds the full model in safetensors files.",
+        )
+    tokenizer = None
+    if "tokenizer.json" in repo.files:
+        tokenizer = _json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
+    return config, reader, tokenizer
+
+
+def ends_of(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
+    """Ids that end a text by the repo's generation_config.json, where an instruct model names its end of turn
+    and often nowhere else. No conversion hangs on that file: one that cannot be used names none.
+    """
+    if _GENERATION not in repo.files:
+        return ()
+    try:
+        found = _json(hub, repo, _GENERATION, MAX_GENERATION_BYTES).get("eos_token_id")
+    except (FileMissing, UnsafeFile):
+        return ()
+    return tuple(id_ for id_ in (found if isinstance(found, list) else [found]) if type(id_) is int)
+
+
+def missing_shards(hub: Hub, repo: PinnedRepo) -> list[str]:
+    """Files that the model's index names and the repo does not have; those that no index may name are left to
+    `open_model`."""
+    weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
+    named = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
+    return sorted(shard for shard in named - repo.files.keys() if _SHARD.match(shard))
+
+
+def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], SafetensorsFile]:
+    """(adapter_config.json, reader over adapter_model.safetensors). A pickle is never opened, whatever lies
+    beside it.
+    """
+    config = _json(hub, repo, _ADAPTER_CONFIG, MAX_CONFIG_BYTES, missing="not a PEFT adapter")
+    if _ADAPTER not in repo.files:
+        _refuse_pickle(repo, repo.files)
+        raise FileMissing(
+            f"{repo} is not a PEFT adapter: no {_ADAPTER}.",
+            hint="Save the adapter with save_pretrained and upload the whole folder.",
+        )
+    source = hub.open(repo, _ADAPTER)
+    return config, SafetensorsFile(source, f"'{_ADAPTER}' of {repo}", max_tensors=MAX_ADAPTER_TENSORS)
+
+
+def _json(
+    hub: Hub, repo: PinnedRepo, path: str, max_bytes: int, *, missing: str | None = None
+) -> dict[str, Any]:
+    """A JSON file of the repo; its size is held against the limit before anything is fetched."""
+    if path not in repo.files:
+        raise FileMissing(f"{repo} is {missing}: no {path}.", hint="Check that the right repo is named.")
+    if repo.files[path] > max_bytes:
+        raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; {max_bytes} are allowed.")
+    return load_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)
+
+
+def _read_index(hub: Hub, repo: PinnedRepo) -> dict[str, str]:
+    """The index's weight_map: tensor → a shard that the repo has, in the repo's own folder."""
+    weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UnsafeFile(f"'{_INDEX}' of {repo} has no weight_map.")
+    for shard in sorted({str(shard) for shard in weight_map.values()}):
+        if not _SHARD.match(shard) or shard not in repo.files:
+            raise UnsafeFile(
+                f"'{_INDEX}' of {repo} points at '{shard[:200]}', which is no safetensors file of this repo.",
+                hint="Upload the model again, with the index that belongs to its files.",
+            )
+    return weight_map
+
+
+def _refuse_pickle(repo: PinnedRepo, paths: Iterable[str]) -> None:
+    pickles = sorted(path for path in paths if _PICKLE.search(path))
+    if pickles:
+        raise UnsafeFile(
+            f"{repo} keeps its weights in a pickle ('{pickles[0]}'), which can run code when it is loaded.",
+            hint="Convert the weights to safetensors and upload them; pickles are never opened here.",
+        )

@@ -1,0 +1,211 @@
+"""The header of a safetensors file, checked before anything in it is believed.
+
+A file is: 8 bytes little-endian header length n, n bytes of JSON {name: {dtype, shape, data_offsets}}, then
+the data. The header comes from strangers. Everything that it says is held against the file itself: lengths,
+dtypes, spans that follow each other without hole or overlap and end where the file ends, no name twice, no
+absurd number of tensors. The format's own library lets duplicate names pass, so the check is ours.
+Format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from rebase.errors import HubUnavailable, UnsafeFile
+from rebase.hub.base import ByteSource
+
+
+class InvalidJson(ValueError):
+    """The text is not what is accepted here; the message says why in a few words."""
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`. Raises InvalidJson."""
+    try:
+        text = raw.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as exc:
+        raise InvalidJson("it is not UTF-8") from exc
+    except RecursionError as exc:
+        raise InvalidJson("it is nested too deeply") from exc
+    except InvalidJson:
+        raise
+    except ValueError as exc:  # includes numbers with thousands of digits
+        raise InvalidJson("it is not JSON") from exc
+    if not isinstance(value, dict):
+        raise InvalidJson("it is not a JSON object")
+    return value
+
+
+def load_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in a file that errors call `name`. UnsafeFile when it is too large or not
+    acceptable.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(max_bytes + 1)
+    except OSError as exc:
+        raise HubUnavailable(f"{name} cannot be read.") from exc
+    if len(raw) > max_bytes:
+        raise UnsafeFile(f"{name} is larger than {max_bytes} bytes, which no file of its kind needs.")
+    try:
+        return parse_object(raw)
+    except InvalidJson as exc:
+        raise UnsafeFile(
+            f"{name} cannot be used: {exc}.", hint="Correct the file and upload it again."
+        ) from exc
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs whose keys differ and can be written down again."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidJson(f"the key {twice[:200]!r} stands in it twice")
+    if not all(key.isascii() or _encodable(key) for key in result):
+        raise InvalidJson("a key holds half a character")
+    return result
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise InvalidJson(f"{constant} is not JSON")
+
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_TENSORS = 1_000_000
+MAX_ADAPTER_TENSORS = 100_000  # 100 layers × 7 modules × 2 factors is 1,400
+MAX_DIMENSIONS = 16
+_MAX_ELEMENTS = 2**63 - 1
+
+# Bits per element of every dtype of the format, and torch's type where a tensor of it is read here.
+_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8"), 8),
+    **dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+TORCH_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of the header. `begin` and `end` are byte positions in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS) -> dict[str, Entry]:
+    """Every tensor of the file, in the order of its data. UnsafeFile names file and tensor."""
+    if source.size < 8:
+        raise _unsafe(name, f"it has {source.size} bytes, too few for a safetensors file")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _unsafe(name, f"its header claims {length} bytes; the format allows {MAX_HEADER_BYTES}")
+    if 8 + length > source.size:
+        raise _unsafe(name, f"its header claims {length} bytes, but the file has {source.size}")
+    raw = source.read(8, length)
+    if not raw.startswith(b"{"):
+        raise _unsafe(name, "its header is not a JSON object")
+    # Each tensor needs a brace of its own, so this bounds their number before a single object is made of
+    # them.
+    if (count := raw.count(b"{") - 1) > max_tensors:
+        raise _unsafe(name, f"its header lists about {count} tensors; {max_tensors} are allowed")
+    try:
+        header = parse_object(raw)
+    except InvalidJson as exc:
+        raise _unsafe(name, f"its header is not valid: {exc}") from exc
+    _check_metadata(header.pop("__metadata__", {}), name)
+    entries = {key: _entry(key, value, 8 + length, name) for key, value in header.items()}
+    return _contiguous(entries, 8 + length, source.size, name)
+
+
+def _entry(key: str, value: Any, data: int, name: str) -> Entry:
+    """One tensor's claims, each checked by itself. `data` is where the file's data begins."""
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _unsafe(name, "its entry must have dtype, shape and data_offsets, nothing else", key)
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _unsafe(name, f"unknown dtype {str(dtype)[:40]!r}", key)
+    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _unsafe(name, "its shape is not a short list of natural numbers", key)
+    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise _unsafe(name, "its shape is absurdly large", key)
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _unsafe(name, "its data_offsets are not two ascending natural numbers", key)
+    bits = math.prod(shape) * _BITS[dtype]
+    span = offsets[1] - offsets[0]
+    if bits != span * 8:
+        raise _unsafe(
+            name, f"shape {shape} of {dtype} takes {bits / 8:.10g} bytes, its offsets span {span}", key
+        )
+    return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _check_metadata(value: Any, name: str) -> None:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise _unsafe(name, "its __metadata__ is not a map of strings")
+
+
+def _contiguous(entries: dict[str, Entry], data: int, size: int, name: str) -> dict[str, Entry]:
+    """The entries in the order of their data, which must cover the rest of the file exactly once."""
+    position = data
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end, item[0])))
+    for key, entry in ordered.items():
+        if entry.begin != position:
+            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
+            raise _unsafe(name, f"its data {kind}", key)
+        position = entry.end
+    if position > size:
+        raise _unsafe(name, f"it is truncated: {position} bytes are announced, it has {size}")
+    if position < size:
+        raise _unsafe(name, f"{size - position} bytes follow the last tensor")
+    return ordered
+
+
+def _unsafe(name: str, problem: str, tensor: str | None = None) -> UnsafeFile:
+    about = f", tensor '{tensor[:200]}'" if tensor is not None else ""
+    return UnsafeFile(
+        f"{name} cannot be trusted{about}: {problem}.",
+        hint="Download or upload the file again, or save it anew with safetensors.",
+    )

@@ -1,0 +1,173 @@
+"""A base model's tensors by role, read lazily: one site at a time, only the rows that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rebase.errors import UnsupportedModel
+from rebase.lora.low_rank import Site
+from rebase.lora.tensors import READABLE_DTYPES, TensorReader
+from rebase.models.architecture import Architecture, architecture_for
+from rebase.models.families import NormKind
+
+_EMBEDDING_CHUNK_ROWS = 4096  # 32 MB of bf16 at width 4096: bounded memory, few reads
+
+
+class ModelWeights:
+    """One base model: config plus reader. Cheap to make; raises UnsupportedModel when the two disagree."""
+
+    def __init__(self, config: Mapping[str, Any], reader: TensorReader) -> None:
+        self.config = config
+        self.architecture: Architecture = architecture_for(config)
+        self._reader = reader
+        self._infos = reader.infos()
+        self._prefix = self._find_prefix()
+        self._check_present()
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers the model has."""
+        return self.architecture.layers
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site of the model, layer by layer."""
+        return self.architecture.sites
+
+    def has(self, site: Site) -> bool:
+        """Does this model have that site?"""
+        return 0 <= site.layer < self.layers and site.role in self.architecture.roles
+
+    def shape(self, site: Site) -> tuple[int, int]:
+        """(o, i) of the site's weight."""
+        return self.architecture.out_width(site.role), self.architecture.in_width(site.role)
+
+    def tensors_of(self, site: Site) -> tuple[str, ...]:
+        """Checkpoint names that `weight` and `bias` read."""
+        name = self._name(site)
+        bias = f"{name}.bias"
+        return (f"{name}.weight", bias) if bias in self._infos else (f"{name}.weight",)
+
+    def weight(self, site: Site) -> Tensor:
+        """The site's weight, (o, i) float32: cut out of a fused module, un-transposed."""
+        name = f"{self._name(site)}.weight"
+        rows = self.architecture.rows(site.role)
+        if isinstance(rows, slice) and not self.architecture.family.transposed:
+            return self._reader.read_rows(name, rows.start, rows.stop).float()
+        whole = self._reader.read(name)
+        if self.architecture.family.transposed:
+            whole = whole.T
+        return (whole if rows is None else whole[rows]).float().contiguous()
+
+    def bias(self, site: Site) -> Tensor | None:
+        """The site's bias, (o,) float32, or None where the module has none."""
+        name = f"{self._name(site)}.bias"
+        if name not in self._infos:
+            return None
+        whole = self._reader.read(name).float()
+        rows = self.architecture.rows(site.role)
+        return whole if rows is None else whole[rows].contiguous()
+
+    @property
+    def embedding_shape(self) -> tuple[int, int]:
+        """(rows, hidden) of the input embedding; rows may exceed the tokenizer's vocabulary (padding)."""
+        rows, width = self._infos[self._embedding_name].shape
+        return rows, width
+
+    def embedding_rows(self, ids: Tensor) -> Tensor:
+        """What enters layer 0 for these token ids, (n, hidden) float32; Gemma's √hidden is applied.
+
+        Raises UnsupportedModel for an id without a row (a tokenizer that belongs to another model).
+        """
+        total, width = self.embedding_shape
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= total):
+            raise UnsupportedModel(
+                f"The tokenizer names token {int(ids.max())}, but the embedding has {total} rows.",
+                hint="tokenizer.json and the weights belong to different models.",
+            )
+        out = torch.empty(ids.numel(), width)
+        chunk_of = ids // _EMBEDDING_CHUNK_ROWS
+        for chunk in torch.unique(chunk_of).tolist():
+            start = chunk * _EMBEDDING_CHUNK_ROWS
+            rows = self._reader.read_rows(
+                self._embedding_name, start, min(start + _EMBEDDING_CHUNK_ROWS, total)
+            )
+            here = chunk_of == chunk
+            out[here] = rows[ids[here] - start].float()
+        if self.architecture.family.scale_embeddings:
+            out *= self.architecture.hidden**0.5
+        return out
+
+    def norm(self, layer: int, before: Literal["attention", "mlp"]) -> Callable[[Tensor], Tensor]:
+        """That layer's own norm as a function on (n, hidden) float32."""
+        family, eps = self.architecture.family, self.architecture.eps
+        part = family.attention_norm if before == "attention" else family.mlp_norm
+        name = f"{self._prefix}{self.architecture.stem(layer)}.{part}"
+        weight = self._reader.read(f"{name}.weight").float()
+        shape = (self.architecture.hidden,)
+        if family.norm_kind is NormKind.LAYER:
+            bias = self._reader.read(f"{name}.bias").float()
+            return lambda x: functional.layer_norm(x, shape, weight, bias, eps)
+        gain = 1 + weight if family.norm_kind is NormKind.RMS_PLUS_ONE else weight
+        return lambda x: functional.rms_norm(x, shape, gain, eps)
+
+    @property
+    def _embedding_name(self) -> str:
+        return f"{self._prefix}{self.architecture.family.embedding}.weight"
+
+    def _name(self, site: Site) -> str:
+        arch = self.architecture
+        return f"{self._prefix}{arch.stem(site.layer)}.{arch.part_of(site.role)}"
+
+    def _find_prefix(self) -> str:
+        family = self.architecture.family
+        for prefix in dict.fromkeys((self.architecture.root, *family.prefixes)):
+            if f"{prefix}{family.embedding}.weight" in self._infos:
+                return prefix
+        raise UnsupportedModel(
+            f"The checkpoint has no tensor named {self.architecture.root}{family.embedding}.weight.",
+            hint=f"config.json says {family.model_type}; the weights look like something else.",
+        )
+
+    def _check_present(self) -> None:
+        """Every tensor that sites and norms need exists, readable, in the shape config.json implies."""
+        arch, family = self.architecture, self.architecture.family
+        expert = next((name for name in sorted(self._infos) if ".experts." in name), None)
+        if expert is not None:
+            raise UnsupportedModel(
+                f"The checkpoint holds {expert}: mixture-of-experts models are not carried yet."
+            )
+        if len(self._infos[self._embedding_name].shape) != 2:
+            raise UnsupportedModel(f"The tensor {self._embedding_name} should have two dimensions.")
+        self._check_tensor(self._embedding_name, (self._infos[self._embedding_name].shape[0], arch.hidden))
+        norm_parts = ("weight", "bias") if family.norm_kind is NormKind.LAYER else ("weight",)
+        for layer in range(self.layers):
+            stem = f"{self._prefix}{arch.stem(layer)}."
+            for part, roles in family.layout.items():
+                o, i = sum(arch.out_width(role) for role in roles), arch.in_width(roles[0])
+                self._check_tensor(f"{stem}{part}.weight", (i, o) if family.transposed else (o, i))
+                if f"{stem}{part}.bias" in self._infos:
+                    self._check_tensor(f"{stem}{part}.bias", (o,))
+            for norm in (family.attention_norm, family.mlp_norm):
+                for kind in norm_parts:
+                    self._check_tensor(f"{stem}{norm}.{kind}", (arch.hidden,))
+
+    def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
+        info = self._infos.get(name)
+        if info is None:
+            raise UnsupportedModel(f"The checkpoint has no tensor named {name}, which config.json implies.")
+        if info.dtype not in READABLE_DTYPES:
+            raise UnsupportedModel(
+                f"The tensor {name} is stored as {info.dtype}, which is not read here.",
+                hint="Name the unquantised repo of the same model.",
+            )
+        if info.shape != shape:
+            raise UnsupportedModel(
+                f"The tensor {name} has shape {list(info.shape)}, but config.json implies {list(shape)}."
+            )

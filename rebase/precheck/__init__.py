@@ -1,0 +1,1 @@
+"""The pre-check: a verdict with findings, before any expensive work."""

@@ -1,0 +1,121 @@
+"""Measurements behind the verdict. Everything is finite and named as in docs/methods.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rebase.lora.linalg import frobenius
+from rebase.lora.low_rank import LowRank
+from rebase.lora.reader import SourceAdapter
+from rebase.methods.activation_maps import DEFAULT_RIDGE, fit_metrics
+from rebase.methods.base import Method, SiteEvidence, SitePair, SiteResult
+from rebase.methods.base_params import MethodParams
+from rebase.methods.site_pairing import Pairing
+from rebase.models.vocabulary import SharedTokens
+
+Probes = Callable[[SitePair], SiteEvidence]
+
+
+def probe_pairs(pairs: Sequence[SitePair]) -> tuple[SitePair, ...]:
+    """Every paired site of the first, middle and last target layer that has any."""
+    layers = sorted({pair.target.layer for pair in pairs})
+    chosen = {layers[0], layers[len(layers) // 2], layers[-1]} if layers else set()
+    return tuple(pair for pair in pairs if pair.target.layer in chosen)
+
+
+def static(adapter: SourceAdapter, pairing: Pairing, vocabularies: SharedTokens | None) -> dict[str, float]:
+    """What configs and tokenizers say: coverage, shapes, overlaps."""
+    pairs = pairing.pairs
+    equal = sum(pair.source_shape == pair.target_shape for pair in pairs)
+    measured = {
+        "sites": float(len(pairs)),
+        "sites_covered": 1.0 - len(pairing.dropped) / max(len(adapter.sites), 1),
+        "shapes_equal": equal / len(pairs) if pairs else 0.0,
+    }
+    if vocabularies is not None:
+        measured |= {
+            "shared_tokens": float(vocabularies.source_ids.numel()),
+            "overlap_source": vocabularies.overlap_source,
+            "overlap_target": vocabularies.overlap_target,
+            "jaccard": vocabularies.jaccard,
+        }
+    return measured
+
+
+def weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes) -> dict[str, float]:
+    """Base distance [002] and update size at the probe sites.
+
+    `distance_paper` = ‖W_s − W_t‖_F / numel, as printed, depends on size; `relative_distance` =
+    ‖W_s − W_t‖_F / ‖W_s‖_F does not: 0 for equal weights, √2 for unrelated ones. Equal shapes only.
+    `update_ratio` = ‖ΔW_s‖_F / ‖W_s‖_F.
+    """
+    relative: list[float] = []
+    paper: list[float] = []
+    ratio: list[float] = []
+    for pair in pairs:
+        evidence = probes(pair)
+        source = evidence.weight("source")
+        size = float(torch.linalg.vector_norm(source))
+        if size == 0.0:
+            continue
+        ratio.append(frobenius(adapter.delta(pair.source)) / size)
+        if pair.source_shape == pair.target_shape:
+            distance = float(torch.linalg.vector_norm(source - evidence.weight("target")))
+            relative.append(distance / size)
+            paper.append(distance / source.numel())
+    return {
+        **_mean_and_max("relative_distance", relative),
+        **_mean_and_max("distance_paper", paper),
+        **_mean_and_max("update_ratio", ratio),
+    }
+
+
+def carried(
+    method: Method[MethodParams],
+    params: MethodParams,
+    state: Any,
+    adapter: SourceAdapter,
+    pairs: Sequence[SitePair],
+    probes: Probes,
+    device: torch.device,
+) -> dict[str, float]:
+    """Means over the probe sites of what the method measures; `flag_…` is the share of sites flagged."""
+    results: list[SiteResult] = []
+    for pair in pairs:
+        delta = adapter.delta(pair.source)
+        on_device = LowRank(delta.B.to(device), delta.A.to(device))
+        results.append(method.transfer_site(params, state, pair, on_device, probes(pair)))
+    measured = _means([result.measurements for result in results])
+    for flag in sorted({flag for result in results for flag in result.flags}):
+        measured[f"flag_{flag}"] = sum(flag in result.flags for result in results) / len(results)
+    return measured
+
+
+def on_text(
+    adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes, device: torch.device
+) -> dict[str, float]:
+    """Means of the read and write R² over the probe sites, whatever the method does there."""
+    rows = []
+    for pair in pairs:
+        delta = adapter.delta(pair.source)
+        on_device = LowRank(delta.B.to(device), delta.A.to(device))
+        rows.append(fit_metrics(on_device, probes(pair), DEFAULT_RIDGE))
+    return _means(rows)
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = sorted({name for row in rows for name in row})
+    return {name: _mean(row[name] for row in rows if name in row) for name in names}
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed)
+
+
+def _mean_and_max(name: str, values: list[float]) -> dict[str, float]:
+    return {name: _mean(values), f"{name}_max": max(values)} if values else {}

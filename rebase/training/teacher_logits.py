@@ -1,0 +1,94 @@
+"""What the source says with and without its adapter at chosen positions, small enough to keep.
+
+The k likeliest shared tokens of either are listed one by one, all others as one outcome. So the source need
+not be in memory while the target is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rebase.lora.low_rank import LowRank, Site
+from rebase.models.causal_lm import TextModel, updated
+from rebase.training.losses import compute_shared_mass, restricted_logprobs, topk_columns, topk_plus_rest
+from rebase.training.vocab_chunks import compute_final_states, compute_logits, iter_position_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherLogits:
+    """At n positions. `columns`: (n, k) int32, rows of the shared tokens; `teacher`, `source`: (n, k + 1)
+    float32 log-probabilities by S+Δ and S; `covered`: (n,) S+Δ's probability of all shared tokens together;
+    `teacher_states`, `source_states`: (n, hidden) float32."""
+
+    columns: Tensor
+    teacher: Tensor
+    source: Tensor
+    covered: Tensor
+    teacher_states: Tensor
+    source_states: Tensor
+
+
+@torch.no_grad()
+def compute_teacher_logits(
+    source: TextModel,
+    deltas: Mapping[Site, LowRank],
+    ids: Tensor,
+    positions: Tensor,
+    shared_ids: Tensor,
+    max_columns: int,
+    temperature: float,
+) -> TeacherLogits:
+    """One sequence, at positions `at`. `shared`: (m,) the source's ids of shared tokens, on its device.
+
+    Both passes go over the sequence once; results are on the CPU.
+    """
+    source_states = compute_final_states(source, ids)[positions]
+    with updated(source, deltas):
+        teacher_states = compute_final_states(source, ids)[positions]
+    return build_teacher_logits(source, source_states, teacher_states, shared_ids, max_columns, temperature)
+
+
+@torch.no_grad()
+def build_teacher_logits(
+    source: TextModel,
+    source_states: Tensor,
+    teacher_states: Tensor,
+    shared_ids: Tensor,
+    max_columns: int,
+    temperature: float,
+) -> TeacherLogits:
+    """The same from final states (n, hidden) without and with the adapter."""
+    chunk_results: list[tuple[Tensor, ...]] = []
+    for chunk in iter_position_chunks(source, source_states.shape[0]):
+        logits = compute_logits(source, teacher_states[chunk])
+        covered, teacher_logprobs = (
+            compute_shared_mass(logits, shared_ids),
+            restricted_logprobs(logits, shared_ids, temperature),
+        )
+        source_logprobs = restricted_logprobs(
+            compute_logits(source, source_states[chunk]), shared_ids, temperature
+        )
+        columns = topk_columns(teacher_logprobs, source_logprobs, max_columns)
+        chunk_results.append(
+            (
+                columns.int(),
+                topk_plus_rest(teacher_logprobs, columns),
+                topk_plus_rest(source_logprobs, columns),
+                covered,
+            )
+        )
+    columns, teacher_logprobs, source_logprobs, covered = (
+        torch.cat(parts).cpu() for parts in zip(*chunk_results, strict=True)
+    )
+    return TeacherLogits(
+        columns,
+        teacher_logprobs,
+        source_logprobs,
+        covered,
+        teacher_states.float().cpu(),
+        source_states.float().cpu(),
+    )

@@ -1,1 +1,0 @@
-"""Both bases read the same text; what their sites read and write there is paired and summed up."""

@@ -1,1 +1,0 @@
-"""What a moved adapter is worth, measured on running models."""

@@ -1,1 +1,0 @@
-"""A method chosen by measurement among several."""

@@ -1,1 +1,0 @@
-"""Checks between building an adapter and publishing it. Whatever fails here is never pushed."""
