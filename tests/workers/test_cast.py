@@ -157,7 +157,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[SitePair, SiteMap
         kept.update({pair: found.get_site_maps(pair) for pair in args[3]})
         return found
 
-    monkeypatch.setattr("rebase.training.run.heads_for", watched)
+    monkeypatch.setattr("rebase.training.run.get_or_train_maps", watched)
     return lambda: kept
 
 
@@ -244,7 +244,7 @@ def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest
         return said.detach(), states.grad
 
     whole = found()
-    monkeypatch.setattr("rebase.training.vocab_chunks._LOGITS", {"cpu": 2 * 96})
+    monkeypatch.setattr("rebase.training.vocab_chunks._MAX_LOGITS", {"cpu": 2 * 96})
     for ours, theirs in zip(found(), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -265,7 +265,7 @@ def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(
     phase: Phase, after: int, llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rebase.training.cast.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("rebase.training.cast.CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Cancelled):
         llamas.cast(tmp_path, "first", watch=StopsAt(phase, after))
     left = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "scratch").rglob("source-*")}
@@ -355,7 +355,7 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
         seen.append((target, replace(lessons, folder=folder), students, params))
         return train_cast_maps(target, lessons, students, params, **more)
 
-    monkeypatch.setattr("rebase.training.cast_cache.train", watched)
+    monkeypatch.setattr("rebase.training.cast_cache.train_cast_maps", watched)
     found = world.cast(tmp_path, "out", fold=True)
     assert found.report.summary["fold_lost.mean"] > 0.01
     ((target, lessons, students, params),) = seen

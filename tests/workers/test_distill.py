@@ -133,7 +133,7 @@ def test_an_interrupted_job_ends_with_the_same_bytes(
     source: TextModel, target: TextModel, tmp_path: Path, phase: Phase, after: int, shift: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rebase.training.distillation.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("rebase.training.distillation.CHECKPOINT_SECONDS", 0.0)
     params, common = QUICK.model_copy(update={"shift": shift}), common_to("harbor-2")
     whole = distill(source, target, sql_adapter(), SITES, params, watch=NullReporter(), common=common)
     with pytest.raises(Cancelled):

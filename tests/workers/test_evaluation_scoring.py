@@ -205,7 +205,7 @@ def test_refusals_are_told_by_how_an_answer_begins() -> None:
 
 
 def test_refusals_are_counted_over_what_the_model_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rebase.evaluation.refusals.OPENINGS", ("select",))
+    monkeypatch.setattr("rebase.evaluation.refusals.REFUSAL_PREFIXES", ("select",))
     prompts = [item.prompt for item in ITEMS[:40]]
     deltas = sql_adapter()
     bases: Any = Loaded()
