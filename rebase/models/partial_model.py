@@ -41,7 +41,7 @@ class Cut:
 
     @classmethod
     def of(cls, layers: tuple[int, ...], vocabulary: int, folder: Path) -> Cut:
-        """`VOCABULARY_ROWS` tokens in total: the first ones and those retrained by the adapter in `folder`."""
+        """`VOCABULARY_ROWS` tokens: the first ones, and those retrained by the adapter in `folder`."""
         retrained = _indices(adapter_config(folder))
         wanted = sorted({id_ for ids in retrained.values() for id_ in ids[:_RETRAINED_ROWS]})
         extra = tuple(id_ for id_ in wanted if VOCABULARY_ROWS <= id_ < vocabulary)
