@@ -1,7 +1,7 @@
-"""Local model folders beside a hub: what `rebase transfer ./adapter --target ./llama` reads.
+"""Makes local model folders readable alongside a hub, as in `rebase transfer ./adapter --target ./llama`.
 
-A folder that was named on the command line goes under an alias, because a request names repos and never
-paths. Everything else, and every write, is the other hub's.
+A folder named on the command line gets an alias, because requests name repos and never paths. All other
+reads, and every write, go to the underlying hub.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
 
 
 class FolderAliases:
-    """Repo ids for the folders among what was typed. An existing directory wins over a repo of the same
+    """Assigns repo ids to folders given by the user. An existing directory wins over a repo of the same
     name."""
 
     def __init__(self) -> None:
         self.folders: dict[str, str] = {}  # alias → the folder's absolute path
 
     def to_reference(self, text: str) -> str:
-        """What the request should say for `typed`: an alias for a directory, else `typed` itself.
+        """The reference to use in the request: an alias for a directory, else `text` itself.
 
-        Raises RequestInvalid for what is neither a directory nor a repo id.
+        Raises RequestInvalid if `text` is neither a directory nor a repo id.
         """
         if not text or not Path(text).is_dir():
             return validate_repo_reference(text)
-        path = str(Path(text).absolute())  # links stay as they are: what they lead to may move
+        path = str(Path(text).absolute())  # links are not resolved: their target may change
         for alias, folder in self.folders.items():
             if folder == path:
                 return alias
@@ -48,7 +48,7 @@ class FolderAliases:
 
 
 def validate_repo_reference(text: str) -> str:
-    """`typed` when it can be a repo on the Hub. Raises RequestInvalid."""
+    """`text` itself if it can be a repo on the Hub. Raises RequestInvalid otherwise."""
     try:
         check_repo_id(text.partition("@")[0])
     except ValueError as exc:
@@ -60,16 +60,16 @@ def validate_repo_reference(text: str) -> str:
 
 
 class AliasedHub:
-    """The hub port over `inner`, with folders of this machine readable under their aliases.
+    """A `Hub` on top of `inner` that also reads local folders under their aliases.
 
-    A pinned folder calls itself by its absolute path: in `base_model_name_or_path` PEFT finds the base by it,
-    wherever it is run.
+    The repo id of a pinned folder is its absolute path, so that PEFT can find the base through
+    `base_model_name_or_path` from any working directory.
     """
 
     def __init__(self, inner: Hub, folders: Mapping[str, str], hash_cache_dir: Path) -> None:
         cache = HashCache(hash_cache_dir)
-        # Links may lead anywhere: whoever typed the path can read what it reads, and download caches are full
-        # of links.
+        # Links may point anywhere: the user who gave the path can read their targets anyway, and download
+        # caches are full of links.
         self._by_alias = {
             alias: PlainFolder(Path(folder), folder, cache, link_root=Path(Path(folder).resolve().anchor))
             for alias, folder in folders.items()
@@ -78,36 +78,36 @@ class AliasedHub:
         self._inner = inner
 
     def with_token(self, token: str | None) -> AliasedHub:
-        """The same folders beside the same hub, asked with that token."""
+        """The same folders and the same hub, accessed with this token."""
         clone = copy.copy(self)
         clone._inner = self._inner.with_token(token)
         return clone
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
-        """A folder's own permissions speak when its files are opened."""
+        """Check the hub; a folder's permissions are checked when its files are opened."""
         if kind != "model" or repo_id not in self._by_alias:
             self._inner.check_read(repo_id, kind=kind)
 
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
-        """Pin a folder by its content. Folders are models; datasets are the hub's."""
+        """Pin a folder by its content, or a repo on the hub. Folders are models, never datasets."""
         folder = self._by_alias.get(ref.repo_id) if kind == "model" else None
         return folder.resolve(ref) if folder is not None else self._inner.resolve(ref, kind=kind)
 
     def get_info(self, repo_id: str) -> RepoInfo:
-        """The hub's answer."""
+        """Delegated to the hub."""
         return self._inner.get_info(repo_id)
 
     def list_models(self, owner: str) -> Iterator[ListedModel]:
-        """The hub's answer."""
+        """Delegated to the hub."""
         return self._inner.list_models(owner)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
-        """A file of a folder, or of the hub."""
+        """A file from a folder or from the hub."""
         folder = self._by_path.get(repo.repo_id)
         return folder.fetch(repo, path) if folder is not None else self._inner.fetch(repo, path)
 
     def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
-        """Random access to it."""
+        """Random access to a file from a folder or from the hub."""
         folder = self._by_path.get(repo.repo_id)
         return (
             folder.open(repo, path)
@@ -116,26 +116,26 @@ class AliasedHub:
         )
 
     def make_output_name(self, default_name: str) -> str:
-        """The hub's own rule."""
+        """Delegated to the hub."""
         return self._inner.make_output_name(default_name)
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
-        """Folders that were named as inputs are not written to."""
+        """Delegated to the hub, except that input folders are rejected."""
         self._reject_input_folder(repo_id)
         self._inner.check_write(repo_id, create_pr=create_pr)
 
     def get_latest(self, repo_id: str) -> PinnedRepo | None:
-        """The hub's answer."""
+        """Delegated to the hub."""
         return self._inner.get_latest(repo_id)
 
     def find_commit(self, repo_id: str, marker: str) -> Published | None:
-        """The hub's answer."""
+        """Delegated to the hub."""
         return self._inner.find_commit(repo_id, marker)
 
     def publish(
         self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
     ) -> Published:
-        """The hub's doing."""
+        """Delegated to the hub, except that input folders are rejected."""
         self._reject_input_folder(repo_id)
         return self._inner.publish(
             repo_id, folder, message=message, parent=parent, private=private, create_pr=create_pr

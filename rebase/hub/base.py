@@ -1,4 +1,4 @@
-"""The hub as the pipeline sees it: resolve, read, publish. Two implementations: remote, local folder."""
+"""The `Hub` interface (resolve, read, publish) and its value types. Implementations: remote, local folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
 
 
 def pin(hub: Hub, ref: RepoRef, pointer: str) -> PinnedRepo:
-    """Check access, then resolve. Errors point at the request's field."""
+    """Check access, then resolve. Errors get `pointer` to the request's field."""
     try:
         hub.check_read(ref.repo_id)
         return hub.resolve(ref)
@@ -40,18 +40,18 @@ class PinnedRepo:
 
 @dataclass(frozen=True, slots=True)
 class RepoInfo:
-    """A model as its hub describes it, at one commit."""
+    """A model's metadata on its hub, at one commit."""
 
     repo: PinnedRepo
     created_at: datetime | None
     tags: tuple[str, ...]
-    licenses: tuple[str, ...]  # `license` and `license_name` of its card
-    model_digest: str  # a digest of all files that a model computes with; cards and pictures are left out
+    licenses: tuple[str, ...]  # `license` and `license_name` from its model card
+    model_digest: str  # covers weights, configs and tokenizer, but not cards and pictures
 
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """One row of an owner's list."""
+    """One row in the list of an owner's models."""
 
     repo_id: str
     sha: str
@@ -60,14 +60,14 @@ class ListedModel:
 
 
 def is_folder(repo_id: str) -> bool:
-    """A folder of this machine goes by its absolute path, which no repo id can be. It has no revisions; its
-    sha is a hash of its content."""
+    """Whether the id is a local folder: an absolute path, which is never a legal repo id. A folder has no
+    revisions; its sha is a hash of its content."""
     return repo_id.startswith("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a commit landed."""
+    """A published commit and where to find it."""
 
     repo_id: str
     commit: str
@@ -76,62 +76,62 @@ class Published:
 
 
 class ByteSource(Protocol):
-    """Random access to one immutable file: a local file, or ranged reads over HTTP."""
+    """Random access to one immutable file: a local file, or HTTP range requests."""
 
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`.
 
-        Raises UnsafeFile when the file is shorter, HubUnavailable on network trouble.
+        Raises UnsafeFile if the file is shorter, HubUnavailable on network errors.
         """
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a writable buffer of bytes from `offset`, without a second copy. Raises as `read` does."""
+        """Fill a writable buffer from `offset` without an extra copy. Raises as `read` does."""
 
 
 class Hub(Protocol):
-    """Every call raises errors of the `rebase.errors.HubError` tree and nothing else of its own.
+    """A model hub. Methods raise only types of `rebase.errors`, usually subclasses of `HubError`.
 
-    Adapters and bases are repos of kind `model`; datasets are only ever read.
+    Adapters and bases are repos of kind `model`; datasets are read-only.
     """
 
     def with_token(self, token: str | None) -> Hub:
-        """The same hub asked with this token alone; None: without any."""
+        """The same hub, using only this token; None: no token."""
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
-        """Does our token read this repo right now? Asked once per repo and job, before any cached byte."""
+        """Check that our token can read this repo now. Called once per repo and job, before any cache use."""
 
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a ref to a commit sha and list its files."""
 
     def get_info(self, repo_id: str) -> RepoInfo:
-        """The model at `main`, with what its card says. Raises as `resolve` does."""
+        """The model at `main` with its card's metadata. Raises as `resolve` does."""
 
     def list_models(self, owner: str) -> Iterator[ListedModel]:
-        """The models of an owner that our token may see, the last changed first. None for an owner that does
-        not exist."""
+        """An owner's models that our token can see, most recently modified first; empty if the owner does not
+        exist."""
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
-        """A whole file as a local, read-only path (cached by content). FileMissing when absent."""
+        """Path to a local, read-only copy of a file (cached by content). Raises FileMissing."""
 
     def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
-        """Random access. `wanted` is how many bytes will be read, a guess at best: when more than half of
-        the file is saved, reads go over HTTP ranges instead of a whole download."""
+        """Random access to a file. `expected_bytes` estimates how many bytes will be read: if less than half
+        of the file, it is read with HTTP range requests instead of downloaded."""
 
     def make_output_name(self, default_name: str) -> str:
-        """The contract's default name made legal here (the Hub forbids '--' in names)."""
+        """The default output name, adapted to this hub's rules (the Hub forbids '--' in names)."""
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
-        """Can we write there (or create it)? For a pull request, can we read it? OutputForbidden otherwise.
-        Called before expensive work.
+        """Check that we can write to or create the repo, or for a pull request, read it. Raises
+        OutputForbidden. Called before expensive work.
         """
 
     def get_latest(self, repo_id: str) -> PinnedRepo | None:
-        """The output repo's main branch now, or None when the repo does not exist or has no commit."""
+        """The repo at the head of `main`, or None if it does not exist or has no commit."""
 
     def find_commit(self, repo_id: str, marker: str) -> Published | None:
-        """A commit of main (or an open PR) whose message carries `marker`, so that no job commits twice."""
+        """A commit on main or a pull request whose message contains `marker`, so no job commits twice."""
 
     def publish(
         self,
@@ -143,12 +143,12 @@ class Hub(Protocol):
         private: bool,
         create_pr: bool,
     ) -> Published:
-        """Create the repo when needed and add every file of `folder` in ONE commit on top of `parent`
-        (None: the repo must be new or hold nothing but its initial commit). ParentMoved when it has moved."""
+        """Create the repo if needed and add every file of `folder` in ONE commit on top of `parent` (None:
+        the repo must be new or contain only its initial commit). Raises ParentMoved if main has moved."""
 
 
 def validate_repo_id(repo_id: str) -> str:
-    """`repo_id` itself. RepoNotFound when no repo can have that name."""
+    """`repo_id` itself. Raises RepoNotFound if no repo can have that name."""
     try:
         return check_repo_id(repo_id)
     except ValueError as exc:
@@ -156,7 +156,7 @@ def validate_repo_id(repo_id: str) -> str:
 
 
 def is_repo_id(text: str) -> bool:
-    """Can a repo be called so?"""
+    """Whether the text is a legal repo id."""
     try:
         check_repo_id(text)
     except ValueError:
@@ -165,7 +165,7 @@ def is_repo_id(text: str) -> bool:
 
 
 def validate_output_name(name: str) -> str:
-    """`name` when it is a legal repo id of at most 96 characters; RequestInvalid about `output` otherwise."""
+    """`name` itself if it is a legal repo id of at most 96 characters; else RequestInvalid about `output`."""
     try:
         return check_repo_id(name)
     except ValueError as exc:

@@ -1,8 +1,8 @@
-"""Names made of content: the hash of a file, of a folder, and of a commit.
+"""Content hashes of files, commits and models.
 
-A commit's name is the first 40 hex digits of the SHA-256 of its canonical JSON {parent, message, files}: no
-clock, no author, so the same history has the same names on every machine. A folder that no hub manages is
-named as if it had been committed once, without a parent and without a message.
+A commit's sha is the first 40 hex digits of the SHA-256 of its canonical JSON {parent, message, files}. It
+includes no time and no author, so the same history has the same shas on every machine. A plain folder is
+hashed as if it had been committed once, without a parent and with an empty message.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FileRecord:
 
 
 def compute_commit_sha(parent: str | None, message: str, files: Mapping[str, FileRecord]) -> str:
-    """The name of a commit, 40 lowercase hex digits."""
+    """The sha of a commit, 40 lowercase hex digits."""
     canonical = json.dumps(
         build_commit_record(parent, message, files), sort_keys=True, separators=(",", ":"), ensure_ascii=True
     )
@@ -41,14 +41,14 @@ def compute_commit_sha(parent: str | None, message: str, files: Mapping[str, Fil
 def build_commit_record(
     parent: str | None, message: str, files: Mapping[str, FileRecord]
 ) -> dict[str, object]:
-    """What stands in a commit's file."""
+    """The JSON contents of a commit's file."""
     rows = {path: {"size": file.size, "sha256": file.sha256} for path, file in sorted(files.items())}
     return {"parent": parent, "message": message, "files": rows}
 
 
 def compute_model_digest(hashes: Mapping[str, str]) -> str:
-    """A digest of what a model computes with, from the hash of every file: weights, configs and tokenizer.
-    Cards, pictures and licences may change without the model being another one."""
+    """A digest of a model's weights, configs and tokenizer, computed from its file hashes. It does not depend
+    on cards, pictures and licences."""
     model_files = {
         path: digest for path, digest in sorted(hashes.items()) if path.endswith(_MODEL_FILE_SUFFIXES)
     }
@@ -56,7 +56,7 @@ def compute_model_digest(hashes: Mapping[str, str]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content; reads one MiB at a time."""
+    """SHA-256 of a file's content, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK):
@@ -65,11 +65,10 @@ def hash_file(path: Path) -> str:
 
 
 class HashCache:
-    """Content hashes that are remembered while (path, size, modification and change time, inode) stay the
-    same.
+    """Caches content hashes, keyed by path, size, modification and change time, and inode.
 
-    Several gigabytes take seconds to hash, so a `folder` keeps the answers between processes. It is a
-    convenience: an entry that cannot be read, written or believed means hashing again.
+    Hashing several gigabytes takes seconds, so `folder` persists the hashes between processes. An entry that
+    cannot be read, written or validated only means hashing again.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -77,7 +76,7 @@ class HashCache:
         self._known: dict[tuple[str, str], str] = {}
 
     def get_sha256(self, path: Path, info: os.stat_result) -> str:
-        """The hash of the file at `path`, whose `stat` is `info`."""
+        """The hash of the file at `path`, whose stat result is `info`."""
         stamp = f"{info.st_size}-{info.st_mtime_ns}-{info.st_ctime_ns}-{info.st_ino}"
         key = (str(path), stamp)
         digest = self._known.get(key) or self._load(*key)

@@ -1,4 +1,4 @@
-"""Files on disk as both hubs use them: reading by position, listing safely, what a full disk means."""
+"""File helpers for both hubs: random-access reads, safe listing, translation of write errors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from rebase.errors import DiskFull, FileMissing, HubUnavailable, OutputForbidden, UnsafeFile
 
-# EFBIG: a file-size limit of the process or the file system, for a writer the same thing as a full disk.
+# EFBIG: a file-size limit of the process or the file system; for a writer, the same as a full disk.
 _DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PERMISSION_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
-# One read() moves at most this much on Linux (0x7ffff000 bytes); larger reads come back in pieces anyway.
+# Below Linux's limit for one read() (0x7ffff000 bytes); larger reads would be split anyway.
 _MAX_READ_BYTES = 1 << 30
 
 
 @contextmanager
 def write_errors(what: str) -> Iterator[None]:
-    """Turn the system's write errors into DiskFull, OutputForbidden or HubUnavailable about `what`."""
+    """Translate OS write errors into DiskFull, OutputForbidden or HubUnavailable about `what`."""
     try:
         yield
     except OSError as exc:
@@ -39,10 +39,10 @@ def write_errors(what: str) -> Iterator[None]:
 
 
 class FileSource:
-    """Random access to one local file through `pread`: memory grows with what is read, not with the file."""
+    """Random access to one local file through `pread`; memory use depends on the read, not the file size."""
 
     def __init__(self, path: Path, name: str) -> None:
-        """`name` is how errors call the file; paths of the server are not shown to users."""
+        """`name` is the file's name in errors, which must not show server paths to users."""
         self._path = path
         self._name = name
         try:
@@ -86,11 +86,10 @@ class FileSource:
 
 
 def list_files(folder: Path, *, link_root: Path, name: str) -> dict[str, os.stat_result]:
-    """Every regular file below `folder` as POSIX path → stat, sorted; names that begin with a dot are left
-    out.
+    """Every regular file below `folder` as POSIX path → stat, sorted; dotfiles are left out.
 
-    Links are followed only while they stay below `inside` (a real path); one that leads out, or to something
-    that is no regular file, raises UnsafeFile. `name` is how errors call the folder.
+    Links are followed only within `link_root` (a real path); a link that leads outside, or to something other
+    than a regular file, raises UnsafeFile. `name` is the folder's name in errors.
     """
     files: dict[str, os.stat_result] = {}
     pending = [folder]

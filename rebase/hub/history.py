@@ -1,4 +1,4 @@
-"""Looking through a Hub repo's commits and pull requests for one that a job made earlier."""
+"""Searches a Hub repo's commits and pull requests for one that a job made earlier."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rebase.errors import HubError, HubUnavailable, RevisionNotFound
 from rebase.hub.base import Published
 from rebase.hub.remote_errors import hub_errors
 
-# Newest first. A job looks for what an earlier attempt of its own did, hours ago at most.
+# Newest first. A job looks for a commit of its own earlier attempt, at most hours ago.
 _MAX_COMMITS = 500
 _MAX_PULL_REQUESTS = 50
 _MAX_PULL_REQUEST_COMMITS = 20
 
 
 class CommitHistory:
-    """The commits of one repo, as far as a search for a marker needs them."""
+    """Searches the recent commits of one repo."""
 
     def __init__(self, api: HfApi, repo_id: str, headers: dict[str, str]) -> None:
         self._api = api
         self._repo_id = repo_id
-        self._headers = headers  # with the token
+        self._headers = headers  # including the token
 
     def find(self, matches: Callable[[str], bool]) -> Published | None:
-        """The newest commit of main, else of a pull request, whose whole message matches."""
+        """The newest commit on main, else on a pull request, whose full message matches."""
         endpoint, repo_id = self._api.endpoint, self._repo_id
         for sha, message in self._iter_commits("main", _MAX_COMMITS):
             if matches(message):
@@ -41,7 +41,7 @@ class CommitHistory:
         return None
 
     def _iter_commits(self, revision: str, limit: int) -> Iterator[tuple[str, str]]:
-        """(sha, title and text) of at most `limit` commits; nothing for a branch that does not exist."""
+        """(sha, full message) of at most `limit` commits; empty for a branch that does not exist."""
         try:
             yield from islice(self._iter_all_commits(revision), limit)
         except RevisionNotFound:
@@ -57,7 +57,7 @@ class CommitHistory:
                 yield commit["id"], f"{commit['title']}\n\n{commit.get('message') or ''}"
 
     def _fetch_page(self, url: str) -> tuple[list[dict[str, Any]], str | None]:
-        """One page, and the next one's address if it is the Hub's own: requests carry the token."""
+        """One page, and the next one's URL if it is on the Hub, because requests include the token."""
         with hub_errors(f"the history of {self._repo_id}"):
             response = get_session().get(url, headers=self._headers)
             hf_raise_for_status(response)
@@ -67,12 +67,12 @@ class CommitHistory:
             return response.json(), next_url
 
     def _list_pull_requests(self) -> list[int]:
-        """Numbers of the newest pull requests, open or not: one that was closed was still made."""
+        """Numbers of the newest pull requests, including closed ones."""
         try:
             with hub_errors(f"the pull requests of {self._repo_id}"):
                 discussions = self._api.get_repo_discussions(self._repo_id, discussion_type="pull_request")
                 return [pull_request.num for pull_request in islice(discussions, _MAX_PULL_REQUESTS)]
         except HubUnavailable:
             raise
-        except HubError:  # discussions are turned off for this repo, so there are no pull requests
+        except HubError:  # discussions are disabled for this repo, so there are no pull requests
             return []

@@ -1,4 +1,4 @@
-"""A hub in a folder: immutable, content-hashed revisions, and branches that move atomically.
+"""A hub in a local folder: immutable, content-hashed revisions and atomically updated branches.
 
     <root>/<owner>/<name>/
         refs/<branch>             text: the sha that the branch points at (`main`; `pr/1` for a pull request)
@@ -6,13 +6,13 @@
                                    "files": {path: {"size": n, "sha256": "…"}}}
         revisions/<sha>/…         the files of that commit, read-only, as PEFT and Transformers expect them
         .lock                     held (fcntl) while a commit is written
-        .incoming-…/              a commit being written; what a crash leaves, the next commit removes
-    <root>/datasets/<owner>/<name>/      datasets, laid out alike; only read
-    <root>/.hashes/               remembered content hashes of plain folders
+        .incoming-…/              a commit being written; leftovers of a crash are removed by the next commit
+    <root>/datasets/<owner>/<name>/      datasets, with the same layout; read-only
+    <root>/.hashes/               cached content hashes of plain folders
 
-A commit becomes visible by the last of three atomic renames (revision, commit, branch), each synced before
-the next, so a crash at any point leaves a repo that reads as it did before. A folder below the root without
-`refs/`, as copied from elsewhere, is served too, read-only, at a revision that is a hash of its content (see
+A commit becomes visible with the last of three atomic renames (revision, commit, branch), each synced before
+the next, so after a crash at any point the repo reads as before. A folder below the root without `refs/`
+(copied from elsewhere, say) is also served, read-only, with a hash of its content as revision (see
 `rebase.hub.plain_folder`).
 """
 
@@ -47,22 +47,22 @@ _OWNER_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
 class LocalHub:
-    """The hub port over a folder. There are no tokens: the worker reads and writes all of it."""
+    """A `Hub` in a local folder. There are no tokens: the worker can read and write all of it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
         self._hashes = HashCache(self._root / ".hashes")
 
     def with_token(self, token: str | None) -> LocalHub:
-        """Itself: a folder knows no tokens."""
+        """Returns itself: a folder has no tokens."""
         return self
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
-        """Raise RepoNotFound unless the repo is there."""
+        """Raise RepoNotFound unless the repo exists."""
         self._find_repo(repo_id, kind)
 
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
-        """Pin a branch, or check a sha. RepoNotFound, RevisionNotFound."""
+        """Pin a branch, or check a sha. Raises RepoNotFound, RevisionNotFound."""
         folder = self._find_repo(ref.repo_id, kind)
         if isinstance(folder, PlainFolder):
             return replace(folder.resolve(ref), kind=kind)
@@ -75,7 +75,7 @@ class LocalHub:
         return replace(self._pin_commit(folder, sha), kind=kind)
 
     def get_info(self, repo_id: str) -> RepoInfo:
-        """The model at main. It was created when its first commit was written, by that file's time."""
+        """The model at main. The creation time is the file time of its first commit."""
         repo = self.resolve(RepoRef(repo_id=repo_id))
         card = read_metadata(self.fetch(repo, CARD_FILE)) if CARD_FILE in repo.files else {}
         store = RepoStore(self._get_folder(repo_id), repo_id)
@@ -87,7 +87,7 @@ class LocalHub:
         return RepoInfo(repo, self._get_times(repo_id)[0], get_tags(card), get_licenses(card), model_digest)
 
     def list_models(self, owner: str) -> Iterator[ListedModel]:
-        """The owner's folders; those that hold nothing to read are passed over."""
+        """The owner's models; folders without a readable repo are skipped."""
         models = []
         if _OWNER_PATTERN.match(owner):
             for folder in (self._root / owner).glob("[!.]*"):
@@ -98,7 +98,7 @@ class LocalHub:
         yield from sorted(models, key=lambda model: (model.modified_at, model.repo_id), reverse=True)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
-        """The file inside its revision's folder. FileMissing when the revision does not have it."""
+        """The file inside its revision's folder. Raises FileMissing if the revision does not have it."""
         folder = self._find_repo(repo.repo_id, repo.kind)
         if isinstance(folder, PlainFolder):
             return folder.fetch(repo, path)
@@ -107,15 +107,15 @@ class LocalHub:
         return folder.get_file(repo.sha, path)
 
     def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> FileSource:
-        """Random access; `wanted` makes no difference for a local file."""
+        """Random access; `expected_bytes` is ignored for local files."""
         return FileSource(self.fetch(repo, path), f"'{path}' of {repo}")
 
     def make_output_name(self, default_name: str) -> str:
-        """The contract's own name, when it is short enough."""
+        """The default output name. Raises RequestInvalid if it is too long."""
         return validate_output_name(default_name)
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
-        """OutputForbidden for a plain folder, an id without owner, and without write access."""
+        """Raise OutputForbidden for a plain folder, an id without an owner, or a read-only location."""
         folder = self._require_writable(repo_id)
         while not folder.exists():
             folder = folder.parent
@@ -126,14 +126,14 @@ class LocalHub:
             )
 
     def get_latest(self, repo_id: str) -> PinnedRepo | None:
-        """The repo at `main`, or None."""
+        """The repo at `main`; None if it does not exist or has no commit."""
         try:
             return self.resolve(RepoRef(repo_id=validate_repo_id(repo_id)))
         except (RepoNotFound, RevisionNotFound):
             return None
 
     def find_commit(self, repo_id: str, marker: str) -> Published | None:
-        """A commit of main or of a pull request whose message holds `marker`."""
+        """A commit on main or a pull request whose message contains `marker`."""
         try:
             folder = self._find_repo(repo_id)
         except RepoNotFound:
@@ -149,14 +149,14 @@ class LocalHub:
     def publish(
         self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
     ) -> Published:
-        """One commit: the parent's files and those of `folder`. `private` means nothing here."""
+        """Create one commit with the parent's files plus those of `folder`. `private` is ignored."""
         self.check_write(repo_id)
         store = RepoStore(self._get_folder(repo_id), repo_id)
         sha, branch = store.commit(folder, message=message, parent=parent, create_pr=create_pr)
         return self._build_published(store, repo_id, sha, branch)
 
     def _get_times(self, repo_id: str) -> tuple[datetime, datetime]:
-        """(created, last changed), by the times of files."""
+        """(created, last modified), from file times."""
         folder = self._get_folder(repo_id)
         paths = [*(folder / "commits").glob("*.json"), folder / "refs" / "main"]
         times = [path.stat().st_mtime for path in paths if path.exists()] or [folder.stat().st_mtime]
@@ -171,7 +171,7 @@ class LocalHub:
         return PinnedRepo(store.repo_id, sha, files)
 
     def _get_folder(self, repo_id: str, kind: RepoKind = "model") -> Path:
-        """Where the repo lies; a link on the way that leads out of the root counts as absent."""
+        """The repo's folder. A path that leads outside the root through a link raises RepoNotFound."""
         root = self._root / "datasets" if kind == "dataset" else self._root
         folder = root / validate_repo_id(repo_id)
         if not folder.resolve().is_relative_to(self._root):
@@ -185,7 +185,7 @@ class LocalHub:
             return store
         try:
             entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-            # A dataset may have nothing but folders; so has an owner, whose name has no slash.
+            # A dataset may contain only folders; so does an owner's folder, but its id has no slash.
             if any(entry.is_file() for entry in entries) or (
                 entries and kind == "dataset" and "/" in repo_id
             ):

@@ -1,4 +1,4 @@
-"""One managed repo of the local hub: its branches, its history, and how a commit is written."""
+"""One managed repo of the local hub: its branches, its history, and writing commits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _INCOMING_PREFIX = ".incoming-"
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One entry of a repo's history."""
+    """One commit in a repo's history."""
 
     sha: str
     parent: str | None
@@ -38,24 +38,22 @@ class Commit:
 
 
 class RepoStore:
-    """The folder of one repo. Reading takes no lock: whatever a branch points at is complete and never
-    changes.
-    """
+    """The folder of one repo. Reads take no lock: whatever a branch points to is complete and immutable."""
 
     def __init__(self, folder: Path, repo_id: str) -> None:
         self._folder = folder
         self.repo_id = repo_id
 
     def exists(self) -> bool:
-        """Is this folder managed by the hub (even if nothing was committed yet)?"""
+        """Whether this folder is managed by the hub, even if it has no commits yet."""
         return (self._folder / "refs").is_dir()
 
     def get_revision_folder(self, sha: str) -> Path:
-        """The folder that holds a commit's files."""
+        """The folder with a commit's files."""
         return self._folder / "revisions" / sha
 
     def get_file(self, sha: str, path: str) -> Path:
-        """One file of a commit. UnsafeFile when somebody put a link out of the repo in its place."""
+        """One file of a commit. Raises UnsafeFile for a link that leads out of the repo, FileMissing."""
         file = self.get_revision_folder(sha) / path
         if not file.resolve().is_relative_to(self.get_revision_folder(sha).resolve()):
             raise UnsafeFile(f"'{path}' in {self.repo_id} is a link that leads out of the repo.")
@@ -64,7 +62,7 @@ class RepoStore:
         return file
 
     def find_sha(self, revision: str) -> str | None:
-        """The commit that a branch (`main`, `refs/heads/main`, `refs/pr/1`) or a full sha names, or None."""
+        """The sha that a branch (`main`, `refs/heads/main`, `refs/pr/1`) or full sha resolves to, or None."""
         if SHA_PATTERN.match(revision):
             return revision if (self._folder / "commits" / f"{revision}.json").is_file() else None
         branch = revision.removeprefix("refs/").removeprefix("heads/")
@@ -81,13 +79,13 @@ class RepoStore:
         return sha
 
     def list_branches(self) -> list[tuple[str, str]]:
-        """(name, sha): `main` first, then every pull request by number."""
+        """(name, sha) of `main`, then of every pull request by number."""
         numbers = sorted(int(p.name) for p in (self._folder / "refs" / "pr").glob("*") if p.name.isdecimal())
         names = ["main", *(f"refs/pr/{number}" for number in numbers)]
         return [(name, sha) for name in names if (sha := self.find_sha(name)) is not None]
 
     def read_commit(self, sha: str) -> Commit:
-        """Read a commit's record."""
+        """Read a commit's record. Raises RevisionNotFound."""
         try:
             raw = json.loads((self._folder / "commits" / f"{sha}.json").read_text())
             files = {path: FileRecord(file["size"], file["sha256"]) for path, file in raw["files"].items()}
@@ -106,7 +104,10 @@ class RepoStore:
             next_sha = commit.parent
 
     def commit(self, source: Path, *, message: str, parent: str | None, create_pr: bool) -> tuple[str, str]:
-        """Add every file of `source` on top of `parent`; returns (sha, branch). ParentMoved, DiskFull."""
+        """Commit every file of `source` on top of `parent`; returns (sha, branch).
+
+        Raises ParentMoved if main is not at `parent`, DiskFull.
+        """
         with write_errors(self.repo_id), self._lock_for_writing():
             latest = self.find_sha("main")
             if latest != parent:
@@ -130,17 +131,17 @@ class RepoStore:
 
     @contextmanager
     def _lock_for_writing(self) -> Iterator[None]:
-        """One writer per repo; removes what a writer that died has left behind."""
+        """Allow one writer per repo; removes leftovers of crashed writers."""
         for name in ("refs", "commits", "revisions"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         with (self._folder / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, also by a crash
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, even by a crash
             for leftover in self._folder.glob(f"{_INCOMING_PREFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             yield
 
     def _build_tree(self, source: Path, parent: str | None, into: Path) -> dict[str, FileRecord]:
-        """Lay out the new tree in `into`: the parent's files as hard links, the new ones as synced copies."""
+        """Build the new tree in `into`: hard links to the parent's files, synced copies of the new ones."""
         into.mkdir()
         new_files = list_files(source, link_root=source.resolve(), name="the output")
         files: dict[str, FileRecord] = {}
@@ -163,9 +164,7 @@ class RepoStore:
         return files
 
     def _install_commit(self, incoming: Path, sha: str, record: str) -> None:
-        """Rename the tree, then the record, into place. A tree that a crash left under this name is
-        complete.
-        """
+        """Rename the tree, then the record, into place. A tree left there by a crash is complete."""
         if not self.get_revision_folder(sha).exists():
             (incoming / "files").rename(self.get_revision_folder(sha))
             _fsync(self._folder / "revisions")
@@ -182,7 +181,7 @@ class RepoStore:
 
 
 def _link(existing: Path, new: Path) -> None:
-    """A second name for an immutable file; a copy on file systems without hard links."""
+    """Hard-link an immutable file; copy it on file systems without hard links."""
     try:
         os.link(existing, new)
     except OSError:

@@ -1,7 +1,7 @@
-"""Model folders that no hub manages: as a person keeps them, or as a download leaves them.
+"""Model folders that are not managed by a hub, such as a user's own folder or a download.
 
-Their revision is a hash of their content, so a result names exactly what it was made of. A folder that
-changes while a job works on it is noticed at the next file that is opened.
+Their revision is a hash of their content, so a result identifies its exact inputs. If a folder changes while
+a job is running, the job notices when it next opens a file.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class PlainFolder:
     def __init__(
         self, folder: Path, repo_id: str, hashes: HashCache, *, link_root: Path | None = None
     ) -> None:
-        """Links may lead anywhere below `inside`; by default below the folder itself."""
+        """Links may point anywhere below `link_root`, by default the folder itself."""
         self._folder = folder.resolve()
         self._repo_id = repo_id
         self._hashes = hashes
         self._link_root = (link_root or folder).resolve()
 
     def pin(self) -> PinnedRepo:
-        """The folder as it is now."""
+        """Pin the folder's current content. Raises HubUnavailable if it cannot be read."""
         try:
             infos = list_files(self._folder, link_root=self._link_root, name=self._repo_id)
             files = {
@@ -41,7 +41,7 @@ class PlainFolder:
         return PinnedRepo(self._repo_id, compute_commit_sha(None, "", files), sizes)
 
     def resolve(self, ref: RepoRef) -> PinnedRepo:
-        """The folder at `main`, or at the revision that it has now."""
+        """The folder at `main` or at its current sha. Raises RevisionNotFound for anything else."""
         pinned = self.pin()
         if ref.revision not in ("main", pinned.sha):
             description = "an older content" if SHA_PATTERN.match(ref.revision) else f"'{ref.revision}'"
@@ -52,7 +52,7 @@ class PlainFolder:
         return pinned
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
-        """A file of the pinned content."""
+        """A file of the pinned content. Raises FileMissing, or RevisionNotFound if the content changed."""
         if path not in repo.files:
             raise FileMissing(f"{repo.repo_id} has no file '{path}'.")
         if self.pin().sha != repo.sha:

@@ -1,8 +1,8 @@
-"""The Hub, or any server that speaks its API, through huggingface_hub.
+"""The Hugging Face Hub, or any server with the same API, through huggingface_hub.
 
-The token is always passed explicitly (`False` when there is none, so that a token lying on the machine is
-never used), and every error leaves as one of `rebase.errors`. Reads are repeated a few times when the Hub is
-not available; a commit is sent once, and when its fate is unknown the history is searched for its message.
+The token is always passed explicitly (`False` if there is none, so a token stored on the machine is never
+used), and every error is translated to one of `rebase.errors`. Reads are retried a few times while the Hub is
+unavailable; a commit is sent once, and if its outcome is unknown, the history is searched for its message.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _WRITE_ROLES = frozenset({"admin", "write", "contributor"})
 
 
 def can_create_repo(whoami: Mapping[str, Any], owner: str) -> bool:
-    """`who` is the answer of `whoami-v2`. A token whose kind is not known is given the benefit of the doubt:
-    the Hub itself has the last word when the repo is created.
+    """Whether a token may create a repo under `owner`, given the response of `whoami-v2`. Tokens of unknown
+    type are assumed to be allowed; the Hub checks again when the repo is created.
     """
     token = (whoami.get("auth") or {}).get("accessToken") or {}
     role = token.get("role")
@@ -76,12 +76,12 @@ def can_create_repo(whoami: Mapping[str, Any], owner: str) -> bool:
     )
 
 
-# What the Hub itself puts into a new repo.
+# Files that the Hub itself adds to a new repo.
 _NEW_REPO_FILES = frozenset({".gitattributes"})
 
 
 class RemoteHub:
-    """The hub port over HTTP."""
+    """A `Hub` over HTTP."""
 
     def __init__(
         self,
@@ -92,9 +92,8 @@ class RemoteHub:
         timeout_s: float = 60.0,
         wait_s: float = 1.0,
     ) -> None:
-        """`endpoint`: None means https://huggingface.co, or HF_ENDPOINT as it was when the client was
-        imported. `timeout_s` bounds each wait for the server, `wait_s` is the first pause before a read is
-        repeated.
+        """`endpoint`: None means https://huggingface.co, or the value of HF_ENDPOINT when the client was
+        imported. `timeout_s` limits each wait for the server; `wait_s` is the first retry delay for reads.
         """
         install_client(timeout_s)
         disable_progress_bars()
@@ -106,13 +105,13 @@ class RemoteHub:
         self._wait_s = wait_s
 
     def with_token(self, token: str | None) -> RemoteHub:
-        """The same server and cache folder with another token; nothing else is shared."""
+        """The same server and cache folder, accessed with another token."""
         return RemoteHub(
             token, self._api.endpoint, self._cache_dir, timeout_s=self._timeout_s, wait_s=self._wait_s
         )
 
     def check_read(self, repo_id: str, *, kind: RepoKind = "model") -> None:
-        """RepoGated, RepoNotFound or HubUnauthorised unless the token reads this repo now."""
+        """Raise RepoGated, RepoNotFound or HubUnauthorized unless the token can read this repo now."""
 
         def check() -> None:
             with hub_errors(repo_id):
@@ -125,11 +124,11 @@ class RemoteHub:
         return retry(lambda: self._fetch_pinned(ref, kind), self._wait_s)
 
     def get_info(self, repo_id: str) -> RepoInfo:
-        """The model at main, with its card's metadata as the Hub has read it."""
+        """The model at main, with its card's metadata as parsed by the Hub."""
         return retry(lambda: self._fetch_info(repo_id), self._wait_s)
 
     def list_models(self, owner: str) -> Iterator[ListedModel]:
-        """Page after page, as far as the caller reads. A page is asked for once: looks come again."""
+        """Pages are fetched lazily and without retries, because callers poll regularly."""
         with hub_errors(f"the models of {owner}"):
             for model in self._api.list_models(
                 author=owner, sort="last_modified", expand=["sha", "createdAt", "lastModified"]
@@ -138,12 +137,12 @@ class RemoteHub:
                     yield ListedModel(model.id, model.sha, model.created_at, model.last_modified)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
-        """The file in the client's shared cache, downloaded when it is not there."""
+        """The file in the client's shared cache, downloaded if it is not there."""
         return retry(lambda: self._download(repo, path), self._wait_s, attempts=2)
 
     def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
-        """Ranged reads when `wanted` is less than half of a file that is not in the cache; else the whole
-        file.
+        """Range requests if `expected_bytes` is less than half of a file that is not cached; else the whole
+        file is downloaded.
         """
         size = repo.files.get(path)
         name = f"'{path}' of {repo}"
@@ -158,14 +157,14 @@ class RemoteHub:
         return RangeSource(url, self._headers, size, name, lambda: self.fetch(repo, path), self._wait_s)
 
     def make_output_name(self, default_name: str) -> str:
-        """The contract's name with '--' shortened to '-': the Hub allows no repeated dashes."""
+        """The default name with '--' collapsed to '-': the Hub does not allow repeated dashes."""
         while "--" in default_name:
             default_name = default_name.replace("--", "-")
         return validate_output_name(default_name)
 
     def check_write(self, repo_id: str, *, create_pr: bool = False) -> None:
-        """OutputForbidden unless the token may commit there, create the repo, or (for a pull request) read
-        it.
+        """Raise OutputForbidden unless the token may commit there, create the repo, or (for a pull request)
+        read it.
         """
         if "/" not in validate_repo_id(repo_id):
             raise OutputForbidden(f"'{repo_id}' names no owner; outputs are called 'owner/name'.")
@@ -177,14 +176,14 @@ class RemoteHub:
             retry(lambda: self._check_can_create(repo_id), self._wait_s)
 
     def get_latest(self, repo_id: str) -> PinnedRepo | None:
-        """The repo at main; None when it does not exist, or is hidden from this token."""
+        """The repo at main; None if it does not exist or is hidden from this token."""
         try:
             return self.resolve(RepoRef(repo_id=validate_repo_id(repo_id)))
         except (RepoNotFound, RevisionNotFound):
             return None
 
     def find_commit(self, repo_id: str, marker: str) -> Published | None:
-        """A commit of main or of a pull request whose message holds `marker`."""
+        """A commit on main or a pull request whose message contains `marker`."""
         history = CommitHistory(self._api, validate_repo_id(repo_id), self._headers)
         try:
             return retry(lambda: history.find(lambda message: marker in message), self._wait_s)
@@ -194,8 +193,8 @@ class RemoteHub:
     def publish(
         self, repo_id: str, folder: Path, *, message: str, parent: str | None, private: bool, create_pr: bool
     ) -> Published:
-        """Create the repo when needed, then one commit. A commit whose answer got lost is looked for by its
-        message; HubUnavailable means that it was not found, ParentMoved that somebody else was faster.
+        """Create the repo if needed, then one commit. If the response is lost, the commit is searched by its
+        message: HubUnavailable means it was not found, ParentMoved that somebody else committed first.
         """
         with hub_errors(repo_id, writing=True):
             if parent is None:
@@ -232,7 +231,7 @@ class RemoteHub:
         return Published(repo_id, commit.oid, commit.commit_url, commit.pr_url)
 
     def _get_initial_commit(self, repo_id: str) -> str | None:
-        """The commit that a new repo begins with. ParentMoved when the repo holds more than that."""
+        """The initial commit of a new repo. Raises ParentMoved if the repo contains anything else."""
         latest = self.get_latest(repo_id)
         if latest is not None and not latest.files.keys() <= _NEW_REPO_FILES:
             raise ParentMoved(
@@ -291,13 +290,13 @@ class RemoteHub:
             )
 
     def _find_cached(self, repo: PinnedRepo, path: str) -> object:
-        """The file's path in the client's cache when it is there; anything else when it is not."""
+        """The file's path in the client's cache (a str); any other value if it is not cached."""
         return try_to_load_from_cache(
             repo.repo_id, path, self._cache_dir, revision=repo.sha, repo_type=repo.kind
         )
 
     def _check_space(self, size: int, name: str) -> None:
-        """DiskFull before the download of a file that cannot fit."""
+        """Raise DiskFull if a file about to be downloaded does not fit."""
         self._cache_dir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._cache_dir).free
         if free < size:

@@ -1,6 +1,4 @@
-"""What the Hub client raises, told in the terms of `rebase.errors`. Nothing of the client's own gets past
-here.
-"""
+"""Translates every error of the Hub client into one of `rebase.errors`."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ _TOKEN_SOURCES = "(X-Hub-Token, PUT /hub-token, or REBASE_HUB_TOKEN for the tena
 _TOKEN_HINT = f"Check the spelling, or use a token that has access {_TOKEN_SOURCES}."
 WRITE_HINT = f"Use a token with write access to that owner {_TOKEN_SOURCES}, or name another output."
 
-# What the Hub says → our error, message (about {what}) and hint. The client's error types come before
-# statuses, and a gated repo before a missing one: for the client the first is a kind of the second.
+# Hub error → our error, message (about {what}) and hint. Error types take precedence over statuses, and gated
+# repos over missing ones, because the client's GatedRepoError is a subclass of RepositoryNotFoundError.
 _ErrorRow = tuple[type[HubError], str, str | None]
 _BY_TYPE: tuple[tuple[type[Exception], _ErrorRow], ...] = (
     (
@@ -69,7 +67,7 @@ _WRITE_FORBIDDEN: _ErrorRow = (
 
 @contextmanager
 def hub_errors(what: str, *, writing: bool = False) -> Iterator[None]:
-    """Translate everything that the body raises. `what` is how messages call the repo or file."""
+    """Translate every error raised in the body. `what` is the name of the repo or file in messages."""
     try:
         yield
     except Exception as exc:
@@ -80,12 +78,9 @@ def hub_errors(what: str, *, writing: bool = False) -> Iterator[None]:
 
 
 def translate_error(exc: Exception, what: str, *, writing: bool = False) -> Exception:
-    """The error of `rebase.errors` for one of the client's; `exc` itself when it is a bug and none of the
-    Hub's doing.
-    """
+    """The error of `rebase.errors` for one of the client's; `exc` itself if the Hub is not the cause."""
     cause = exc.__cause__
-    # Two of the client's errors say only that a download or an upload did not work out; why stands in their
-    # cause.
+    # Two of the client's errors say only that a download or an upload failed; the reason is in their cause.
     if isinstance(exc, hf.LocalEntryNotFoundError | RuntimeError) and isinstance(cause, Exception):
         return translate_error(cause, what, writing=writing)
     if isinstance(exc, RebaseError):
@@ -129,7 +124,7 @@ def _translate_invalid_response(exc: Exception, what: str) -> Exception:
         return RepoNotFound(f"{what} is not a name that the Hub allows.")
     if isinstance(exc, ValueError) and isinstance(exc.__cause__, hf.BadRequestError):
         return HubError(f"{what}: the Hub does not accept the metadata of README.md.")
-    if isinstance(exc, ValueError | KeyError | TypeError):  # an answer that is not what the API promises
+    if isinstance(exc, ValueError | KeyError | TypeError):  # a response that violates the API
         return HubError(f"{what}: the Hub's answer makes no sense ({type(exc).__name__}).")
     return exc
 

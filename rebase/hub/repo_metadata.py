@@ -1,4 +1,4 @@
-"""The metadata block on top of a model card: a stranger's YAML, read with care."""
+"""Reads the YAML metadata block at the top of a model card, which is untrusted input."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import yaml
 from rebase.errors import FileMissing, escape_control_characters
 from rebase.hub.base import Hub, PinnedRepo
 
-_MAX_CARD_BYTES = 2**20  # long cards have some ten thousand
+_MAX_CARD_BYTES = 2**20  # long cards have some ten thousand bytes
 
 
 def read_license(hub: Hub, repo: PinnedRepo) -> str | None:
-    """The licence that a repo's own card names, if it has a card and the card has one."""
+    """The licence named in the repo's card, or None."""
     if not 0 < repo.files.get("README.md", 0) <= _MAX_CARD_BYTES:
         return None
     try:
@@ -32,12 +32,12 @@ def read_license(hub: Hub, repo: PinnedRepo) -> str | None:
 
 
 CARD_FILE = "README.md"
-_MAX_METADATA_BYTES = 64 * 2**10  # of the card that are looked at; metadata stands on top
-_MAX_LIST_ITEMS = 200  # of a list
+_MAX_METADATA_BYTES = 64 * 2**10  # bytes of the card to read; the metadata is at the top
+_MAX_LIST_ITEMS = 200  # maximum items read from a list
 
 
 def read_metadata(card: Path) -> dict[str, Any]:
-    """The block as an object; empty for a card without one, or with one that is no YAML."""
+    """The metadata block as a dict; empty if the card has none or it is not valid YAML."""
     with card.open("rb") as stream:
         text = stream.read(_MAX_METADATA_BYTES).decode(errors="replace").replace("\r\n", "\n")
     if not text.startswith("---\n"):
@@ -51,7 +51,7 @@ def read_metadata(card: Path) -> dict[str, Any]:
 
 
 def get_licenses(card: Mapping[str, Any]) -> tuple[str, ...]:
-    """What `license` and `license_name` say, one or several."""
+    """The values of `license` and `license_name`, each one or several."""
     return tuple(
         text[:100]
         for key in ("license", "license_name")
@@ -61,7 +61,7 @@ def get_licenses(card: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def get_tags(card: Mapping[str, Any]) -> tuple[str, ...]:
-    """Its tags."""
+    """The card's tags."""
     return tuple(tag[:100] for tag in _list_texts(card.get("tags")))
 
 
@@ -71,8 +71,8 @@ def _list_texts(value: Any) -> list[str]:
 
 
 def _to_single_line(value: str | float) -> str:
-    """On one line and printable: it is shown in JSON, which half a character cannot be part of, and on
-    terminals, which obey control characters."""
+    """One printable line: the text is shown in JSON, which cannot contain lone surrogates, and on terminals,
+    which interpret control characters."""
     try:
         return escape_control_characters(" ".join(str(value).split()))
     except ValueError:  # a number with more digits than Python writes

@@ -1,4 +1,4 @@
-"""How requests to the Hub are sent: with time limits, with bounded retries, and in ranges of one file."""
+"""HTTP transport for the Hub: timeouts, bounded retries, and range requests for parts of a file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,15 @@ from rebase.hub.remote_errors import hub_errors
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 3
-_MAX_RETRY_AFTER_S = (
-    120  # a Hub that asks for more is unavailable: the job's own retry waits better than a worker
-)
+_MAX_RETRY_AFTER_S = 120  # beyond that the Hub counts as unavailable, and the job is retried later
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
 _installed_settings: dict[str, float] = {}
 
 
 def install_client(timeout_s: float) -> None:
-    """Give the Hub client, which sends through one HTTP client per process and by itself waits for ever,
-    limits.
+    """Install an HTTP client with timeouts for the whole process; the Hub client's default waits forever.
 
-    `timeout_s` bounds connecting and every single read or write, not a whole transfer.
+    `timeout_s` limits connecting and each single read or write, not a whole transfer.
     """
     if _installed_settings.get("timeout_s") == timeout_s:
         return
@@ -42,7 +39,7 @@ def install_client(timeout_s: float) -> None:
             "response": [_reject_long_waits],
         }
         client = httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout_s)
-        # One client serves the jobs of all tenants: what one is told to remember, the next must not say.
+        # One client serves the jobs of all tenants, so it must not keep cookies.
         client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         return client
 
@@ -50,13 +47,13 @@ def install_client(timeout_s: float) -> None:
 
 
 def _reject_when_offline(request: httpx2.Request) -> None:
-    """The client's own offline switch lives in the hook that this client replaces."""
+    """Enforce offline mode, whose own hook is replaced by this client."""
     if constants.is_offline_mode():
         raise OfflineModeIsEnabled(f"no requests to {request.url.host} in offline mode")
 
 
 def _reject_long_waits(response: httpx2.Response) -> None:
-    """The client sleeps for as long as a 429 asks; hours of it would look like a job that hangs."""
+    """The Hub client sleeps for as long as a 429 asks; if that is hours, the job would appear to hang."""
     wait = response.headers.get("Retry-After", "")
     if response.status_code in (429, 503) and wait.isdecimal() and int(wait) > _MAX_RETRY_AFTER_S:
         raise HubUnavailable(
@@ -65,8 +62,8 @@ def _reject_long_waits(response: httpx2.Response) -> None:
 
 
 def retry(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -> T:
-    """`call()`, again after HubUnavailable, `attempts` times in all; waits double. For calls that change
-    nothing.
+    """Run `call()` up to `attempts` times while it raises HubUnavailable, doubling the delay. For read-only
+    calls.
     """
     for attempt in range(attempts - 1):
         try:
@@ -77,10 +74,10 @@ def retry(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -
 
 
 class RangeSource:
-    """Random access to a file on the Hub: each read is one ranged GET, checked against what was asked for.
+    """Random access to a file on the Hub: each read is one range request with a validated response.
 
-    Storage hosts that the Hub redirects to never see the token: the HTTP client drops it when the origin
-    changes. A server that ignores ranges makes it fetch the whole file once and read that from then on.
+    The token is never sent to storage hosts that the Hub redirects to: the HTTP client drops it when the
+    origin changes. If the server ignores ranges, the whole file is downloaded once and read from then on.
     """
 
     def __init__(
@@ -92,10 +89,10 @@ class RangeSource:
         download: Callable[[], Path],
         wait_s: float,
     ) -> None:
-        """`headers` carry the token; `whole` downloads the file; `name` is how errors call it."""
+        """`headers` include the token; `download` fetches the whole file; `name` is its name in errors."""
         self.size = size
         self._url = url
-        # Ranges of a compressed body would be ranges of something else.
+        # With compression, ranges would refer to the compressed body.
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._name = name
         self._download = download
