@@ -1,1 +1,1 @@
-"""Texts that both base models read: bundled, from a file, or from a dataset repo."""
+"""Text corpora that both base models read: bundled, from a file, or from a dataset repo."""

@@ -1,19 +1,19 @@
-"""The text that is read when a request names none: some 145 kB of several kinds, written for this project.
+"""The bundled corpora: the default text, about 145 kB of several kinds, written for this project.
 
-    prose       letters, stories, recipes, sport, health, news, opinion, reviews, lives, history
+    prose       letters, stories, recipes, sport, health, news, opinion, reviews, biographies, history
     talk        questions and answers, an assistant's turns, interviews, mail, forums, minutes
     code        two dozen programming and markup languages, tables, logs, mathematics, chemistry
-    reference   entries of an encyclopedia, contracts, manuals, science, examinations
+    reference   encyclopedia entries, contracts, manuals, science, examinations
     languages   German, French, Spanish, Italian, Portuguese, Dutch, Polish, Russian, Greek, Arabic, Hindi,
-                Chinese, Japanese, Korean, and a little of others
+                Chinese, Japanese, Korean, and short texts in others
     everyday, formal, technical
                 the first edition: prose; code and mathematics; this project's own pages
 
-Documents in a file are ordered so that its beginning is already varied.
+Documents in a file are ordered so that even its beginning is varied.
 
-The semantic primes come beside it: short sentences around the words that every language is held to have.
-The list is that of the natural semantic metalanguage (Wierzbicka and Goddard); the frames are this project's.
-They are the anchors with which `geometric` begins [000].
+The second corpus is the semantic primes: short sentences around concepts thought to exist in every language.
+The list is from the natural semantic metalanguage (Wierzbicka and Goddard); the frames are this project's.
+They are the initial anchors of the method `geometric` [000].
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from rebase.corpus.corpus import Corpus
 
 _PARTS = ("everyday", "formal", "languages", "technical", "reference", "code", "talk", "prose")
 _SEPARATOR = "\n---\n"
-_SEED = 2327  # of 3000, the one whose held-out passages are mixed best, read with four pairs of tokenizers
+_SEED = 2327  # best of 3000: gives the most evenly mixed held-out passages for four pairs of tokenizers
 
 
 @lru_cache(maxsize=1)
 def load_default_corpus() -> Corpus:
-    """The parts' documents, each part spread over the whole: one in each of as many stretches as it has.
+    """All parts, interleaved: a part with n documents gets one in each of n equal stretches of the corpus.
 
-    Methods read as far as they need, so every beginning has its share of each part. They hold every eighth
-    passage out, so where in its stretch a document comes is drawn: at regular distances, of six to eight
-    documents for most parts, what is held out would beat with them, and miss whole parts for a long time.
+    Methods read only as much as they need, so every prefix should contain its share of each part. They hold
+    out every eighth passage, so the position within a stretch is pseudo-random: with regular spacing, six to
+    eight documents for most parts, the held-out passages would miss whole parts for a long time.
     """
     positioned = (
         ((number + _draw_fraction(text)) / len(documents), text)
@@ -46,12 +46,12 @@ def load_default_corpus() -> Corpus:
 
 
 def _draw_fraction(text: str) -> float:
-    """At least 0, below 1; drawn from the text itself, so that an edit moves no other document."""
+    """A pseudo-random number in [0, 1), derived from the text, so that an edit moves no other document."""
     return int.from_bytes(hashlib.sha256(f"{_SEED} {text}".encode()).digest()[:4], "big") / 2**32
 
 
 def load_parts() -> dict[str, tuple[str, ...]]:
-    """The documents of each part, as they stand in its file."""
+    """The documents of each part, in file order."""
     folder = files("rebase.corpus") / "data"
     return {name: _split_documents((folder / f"{name}.txt").read_text("utf-8")) for name in _PARTS}
 
@@ -106,7 +106,7 @@ _FRAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @lru_cache(maxsize=1)
 def load_semantic_primes() -> Corpus:
-    """Every prime in every frame of its kind; the sentences of one frame are one document."""
+    """Every prime in every frame of its category; the sentences of one frame form a document."""
     documents = (
         " ".join(frame.format(word)[0].upper() + frame.format(word)[1:] for word in words)
         for words, frames in _FRAMES.values()

@@ -1,4 +1,4 @@
-"""A corpus from a file of this machine: plain text or JSON lines."""
+"""The `Corpus` type, and reading one from a local file of plain text or JSON lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rebase.errors import RequestInvalid
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents in order, none empty, none twice. `digest`: SHA-256 over them, in hex."""
+    """Distinct, non-empty documents in order. `digest`: SHA-256 over them, in hex."""
 
     documents: tuple[str, ...]
     digest: str
@@ -22,7 +22,7 @@ class Corpus:
 
     @classmethod
     def from_documents(cls, documents: Iterable[str], name: str, license_id: str | None = None) -> Corpus:
-        """Stripped; empty ones and repetitions are left out."""
+        """Build a corpus from stripped documents; empty ones and duplicates are dropped."""
         unique = tuple(dict.fromkeys(text for document in documents if (text := document.strip())))
         sha = hashlib.sha256()
         for text in unique:
@@ -36,8 +36,8 @@ _TEXT_FIELD = "text"
 
 
 def read_corpus_file(path: Path) -> Corpus:
-    """`.jsonl`: one object a line with its text under `text`; any other file: documents with an empty line
-    between them. Raises RequestInvalid that names the file, and for JSON the line."""
+    """Read a file: `.jsonl` has one object per line with its text under `text`; in any other file, documents
+    are separated by empty lines. Raises RequestInvalid naming the file and, for JSON, the line."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise _make_unusable_error(path, f"has more than {MAX_FILE_BYTES} bytes", "Give a part of it.")
@@ -54,7 +54,7 @@ def read_corpus_file(path: Path) -> Corpus:
 
 
 def _iter_jsonl(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold any other line break as it is
+    for number, line in enumerate(text.split("\n"), 1):  # JSON strings may contain other line breaks
         if not line.strip():
             continue
         try:
@@ -67,7 +67,7 @@ def _iter_jsonl(path: Path, text: str) -> Iterator[str]:
         if not isinstance(document, str):
             hint = f'Lines look like {{"{_TEXT_FIELD}": "…"}}.'
             raise _make_unusable_error(path, f"has no string '{_TEXT_FIELD}' in line {number}", hint)
-        yield document.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can write
+        yield document.encode("utf-8", "replace").decode()  # lone surrogates are valid in JSON
 
 
 def _make_unusable_error(path: Path, problem: str, hint: str) -> RequestInvalid:

@@ -1,4 +1,4 @@
-"""Documents of one data file, one at a time: JSON lines, plain text, CSV."""
+"""Iterates over the documents in one data file: JSON, JSON lines, plain text, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_COLUMNS_LISTED = 40
 
 
 def make_missing_column_error(name: str, column: str, known: Iterable[object]) -> RequestInvalid:
-    """The error for a column that a file lacks, or that holds something else than strings."""
+    """The error for a column that is missing or does not contain strings."""
     columns = ", ".join(sorted(str(key)[:60] for key in known)[:_MAX_COLUMNS_LISTED])
     return RequestInvalid(
         f"'{name}' has no column '{column}' of strings; its columns: {columns or 'none'}.",
@@ -25,18 +25,18 @@ def make_missing_column_error(name: str, column: str, known: Iterable[object]) -
     )
 
 
-MAX_CORPUS_BYTES = 256 * 2**20  # of all of a corpus's files together
+MAX_CORPUS_BYTES = 256 * 2**20  # for all files of a corpus together
 CHUNK_BYTES = 2**20
 
 
 @dataclass
 class ReadBudget:
-    """What may still be read. One for all of a corpus's files."""
+    """Bytes that may still be read, shared by all files of a corpus."""
 
     remaining: int = MAX_CORPUS_BYTES
 
     def spend(self, count: int, name: str) -> None:
-        """UnsafeFile when it is used up."""
+        """Deduct `count` bytes. Raises UnsafeFile if the budget is exhausted."""
         self.remaining -= count
         if self.remaining < 0:
             raise UnsafeFile(
@@ -47,7 +47,7 @@ class ReadBudget:
 
 
 class ByteSourceStream(io.RawIOBase):
-    """Reads forward and back in a `ByteSource`."""
+    """A seekable stream over a `ByteSource`."""
 
     def __init__(self, source: ByteSource, name: str, budget: ReadBudget) -> None:
         super().__init__()
@@ -57,30 +57,30 @@ class ByteSourceStream(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Always True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Always True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the beginning."""
+        """The position in bytes from the beginning."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """To a place, which may lie behind the end."""
+        """Set the position, which may be past the end."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
         self._position = max(0, origin + offset)
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most what is there: a file that lies about its sizes gets no memory for them."""
+        """Read at most what is left, so that bogus sizes in a file cannot cause large allocations."""
         remaining = max(0, self._source.size - self._position)
         return super().read(remaining if size < 0 else min(size, remaining)) or b""
 
     def readinto(self, buffer: object, /) -> int:
-        """As much as fits and is there. Raises as `ByteSource.read_into`; UnsafeFile beyond the budget."""
+        """Read into `buffer`. Raises as `ByteSource.read_into` does, and UnsafeFile beyond the budget."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         count = max(0, min(len(view), self._source.size - self._position))
         if count:
@@ -91,19 +91,19 @@ class ByteSourceStream(io.RawIOBase):
 
 
 def open_text(stream: ByteSourceStream) -> io.TextIOWrapper:
-    """The file as UTF-8 text, a chunk at a time; line ends stay as they are."""
+    """The file as UTF-8 text, read in chunks; line endings are preserved."""
     return io.TextIOWrapper(io.BufferedReader(stream, CHUNK_BYTES), "utf-8-sig", newline="")
 
 
-_BATCH_ROWS = 256  # rows
-_MAX_CHUNK_BYTES = 2**30  # bytes of one column in one row group, unpacked; the Hub writes some hundred MB
+_BATCH_ROWS = 256
+_MAX_CHUNK_BYTES = 2**30  # uncompressed bytes of one column in one row group; the Hub writes some hundred MB
 
 
 def iter_parquet(stream: ByteSourceStream, name: str, column: str) -> Iterator[str]:
-    """The column's strings, null as empty.
+    """The column's strings; null becomes an empty string.
 
-    Raises NotAvailable without pyarrow, UnsafeFile for a file that is no Parquet or unpacks to too much,
-    RequestInvalid for a column that is not there.
+    Raises NotAvailable without pyarrow, UnsafeFile if the file is not valid Parquet or decompresses to too
+    much, RequestInvalid if the column is missing.
     """
     try:
         import pyarrow as pa
@@ -115,7 +115,7 @@ def iter_parquet(stream: ByteSourceStream, name: str, column: str) -> Iterator[s
             pointer="/corpus",
         ) from exc
     try:
-        # Threads would read ahead; a buffer keeps one column's pages from being fetched all at once.
+        # Threads would read ahead; a buffer avoids fetching all pages of a column at once.
         file = parquet.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False)
         schema = file.schema_arrow
         if column not in schema.names or not _is_string_type(pa, schema.field(column).type):
@@ -153,12 +153,12 @@ def _check_size(group: Any, name: str, column: str) -> None:
             )
 
 
-_MAX_FIELD_CHARACTERS = 16 * 2**20  # characters of one CSV field; the module's own limit is 128 KiB
+_MAX_FIELD_CHARACTERS = 16 * 2**20  # per CSV field; the csv module's default limit is 128 KiB
 
 
 def iter_documents(stream: ByteSourceStream, name: str, column: str) -> Iterator[str]:
-    """What stands under `column`, by the ending of `name`. A plain text has no columns: its documents have
-    an empty line between them. Raises RequestInvalid."""
+    """The strings in `column`, in the format given by the suffix of `name`. Plain text has no columns: its
+    documents are separated by empty lines. Raises RequestInvalid."""
     suffix = name[name.rindex(".") :]
     if suffix == ".parquet":
         yield from iter_parquet(stream, name, column)
@@ -170,7 +170,7 @@ def iter_documents(stream: ByteSourceStream, name: str, column: str) -> Iterator
 
 
 def _iter_json(text: TextIO, name: str, column: str) -> Iterator[str]:
-    """An object a line; or one list of objects over all of the file."""
+    """One object per line, or a single list of objects."""
     first = text.read(1)
     if first == "[":
         rows = _parse_json(first + text.read(), name, 1)
@@ -190,7 +190,7 @@ def _parse_json(text: str, name: str, line: int) -> Any:
 
 
 def _get_text(row: Any, name: str, column: str) -> str:
-    """Null counts as empty, as in every format."""
+    """The string in `column`; null becomes an empty string, as in every format."""
     if not isinstance(row, dict):
         raise _make_unusable_error(name, "holds something else than objects")
     value = row.get(column, 0)
@@ -198,7 +198,7 @@ def _get_text(row: Any, name: str, column: str) -> str:
         return ""
     if not isinstance(value, str):
         raise make_missing_column_error(name, column, row)
-    return value.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can write
+    return value.encode("utf-8", "replace").decode()  # lone surrogates are valid in JSON
 
 
 def _iter_text(text: TextIO, name: str, column: str) -> Iterator[str]:

@@ -1,10 +1,12 @@
-"""Which files of a dataset repo are the asked-for split, told from their names alone.
+"""Loads the corpus of a request: the bundled one, a file, or a split of a dataset repo.
+
+The files of a split are found by name:
 
     data/train-00000-of-00002.parquet     wikitext/train/0000.parquet     en/test.jsonl     train.csv
 
-A file belongs to a split that its name, or a folder above it, holds as a whole word, and to a configuration
-that a folder or the beginning of its name is. The Hub names files so; what a card says of other names is not
-read, and scripts of a repo are never run.
+A file belongs to a split if its name or a parent folder contains the split's name as a whole word, and to a
+configuration if a folder or the start of its name equals the configuration's. This is the Hub's naming
+convention; file names in dataset cards are not read, and scripts in a repo are never run.
 """
 
 from __future__ import annotations
@@ -22,19 +24,19 @@ from rebase.hub.base import Hub, PinnedRepo
 from rebase.hub.repo_metadata import read_license
 from rebase.schemas.repos import CorpusSpec
 
-FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # the first of them that a split comes in is read
+FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # in order of preference
 _NON_DATA_PATTERN = re.compile(
     r"(^|/)(dataset_infos?|config|licen[cs]e|requirements|readme|state)\.[a-z]+$", re.I
 )
 _SHARD_PATTERN = (
-    r"(?:[-._ ]?\d+)?(?:-of-\d+)?(?:-[0-9a-f]{16})?"  # 00000-of-00002, older ones with a hash behind
+    r"(?:[-._ ]?\d+)?(?:-of-\d+)?(?:-[0-9a-f]{16})?"  # 00000-of-00002, in older datasets followed by a hash
 )
 _MAX_LISTED = 12
 
 
 def choose_files(paths: Iterable[str], spec: CorpusSpec) -> list[str]:
-    """The split's files in their order. FileMissing, with what there is, unless exactly one set of files
-    fits."""
+    """The split's files in order. Raises FileMissing, listing the available files, unless exactly one set of
+    files matches."""
     data = sorted(path for path in paths if _is_data_file(path))
     if not data:
         raise FileMissing(
@@ -45,7 +47,7 @@ def choose_files(paths: Iterable[str], spec: CorpusSpec) -> list[str]:
     in_config = [path for path in data if spec.config is None or _is_in_config(path, spec.config)]
     matches = [path for path in in_config if _compile_split_pattern(spec.split).search(_strip_suffix(path))]
     if not matches and spec.split == "train" and len(in_config) == 1:
-        return in_config  # one file without a split in its name is a dataset of that split
+        return in_config  # a single file without a split in its name counts as `train`
     groups: dict[str, list[str]] = {}
     for path in matches:
         groups.setdefault(_compile_split_pattern(spec.split).sub("/", _strip_suffix(path)), []).append(path)
@@ -72,7 +74,7 @@ def _strip_suffix(path: str) -> str:
 
 
 def _compile_split_pattern(name: str) -> re.Pattern[str]:
-    """Where a path without its suffix says the split: with a shard's number behind, or as a folder."""
+    """Matches the split in a path without suffix: followed by a shard number, or as a folder."""
     return re.compile(rf"(?:^|[-._ /]){re.escape(name)}(?:{_SHARD_PATTERN}$|/.*$)")
 
 
@@ -81,19 +83,17 @@ def _is_in_config(path: str, config: str) -> bool:
 
 
 def _keep_best_format(paths: list[str]) -> list[str]:
-    """The same rows may be there in several formats."""
+    """Keep one format, as the same rows may be available in several."""
     best = min((PurePosixPath(path).suffix for path in paths), key=FORMATS.index)
     return [path for path in paths if path.endswith(best)]
 
 
-_EXPECTED_BYTES_PER_DOCUMENT = (
-    8192  # bytes a document, with what the file holds beside it: a guess at what will be fetched
-)
+_EXPECTED_BYTES_PER_DOCUMENT = 8192  # estimated bytes to fetch per document, including other columns
 
 
 def read_dataset(spec: CorpusSpec, hub: Hub) -> Corpus:
-    """The first `n` documents of the split. Raises errors of the hub, and RequestInvalid, FileMissing,
-    UnsafeFile or NotAvailable that point into `corpus`."""
+    """The first `spec.n` documents of the split. Raises hub errors, RequestInvalid, FileMissing, UnsafeFile
+    or NotAvailable, all pointing into `corpus`."""
     try:
         hub.check_read(spec.repo_id, kind="dataset")
         pinned = hub.resolve(spec, kind="dataset")
@@ -108,13 +108,13 @@ def read_dataset(spec: CorpusSpec, hub: Hub) -> Corpus:
             pointer="/corpus/column",
         )
     parts = [part for part in (spec.config, spec.split, spec.column) if part is not None]
-    with suppress(RebaseError):  # a card that cannot be read names no licence
+    with suppress(RebaseError):  # an unreadable card counts as having no licence
         return Corpus.from_documents(selected, f"{pinned} ({', '.join(parts)})", read_license(hub, pinned))
     return Corpus.from_documents(selected, f"{pinned} ({', '.join(parts)})")
 
 
 def _iter_selected(spec: CorpusSpec, hub: Hub, pinned: PinnedRepo) -> Iterator[str]:
-    """Stripped, none empty, none twice, `n` of them if there are as many."""
+    """Up to `spec.n` distinct, non-empty, stripped documents."""
     seen: set[str] = set()
     budget = ReadBudget()
     for path in choose_files(pinned.files, spec):
@@ -129,10 +129,10 @@ def _iter_selected(spec: CorpusSpec, hub: Hub, pinned: PinnedRepo) -> Iterator[s
 
 
 def load_corpus(file: Path | None, spec: CorpusSpec | None = None, hub: Hub | None = None) -> Corpus:
-    """The file's documents, or those of the dataset that `spec` names on `hub`, or the bundled ones.
+    """The documents of the file, or of the dataset that `spec` names on `hub`, or the bundled ones.
 
-    Raises RequestInvalid for a file that cannot be used or one beside a dataset; for datasets also errors of
-    the hub.
+    Raises RequestInvalid if the file is unusable or both a file and a dataset are given; for datasets also
+    hub errors.
     """
     if spec is None:
         return load_default_corpus() if file is None else read_corpus_file(file)
