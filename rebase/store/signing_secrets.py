@@ -1,4 +1,4 @@
-"""Signing secrets of tenants, and signatures as in Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`."""
+"""Tenants' signing secrets, and signatures as in Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`."""
 
 from __future__ import annotations
 

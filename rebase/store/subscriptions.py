@@ -88,8 +88,8 @@ class SubscriptionRepository(Repository):
     def set_paused(
         self, tenant_id: str, subscription_id: str, paused: bool, audit: AuditContext | None = None
     ) -> SubscriptionRecord:
-        """Pause or resume. A paused subscription starts no campaigns; the first poll after resuming finds what
-        was released meanwhile. Raises NotFound."""
+        """Pause or resume. A paused subscription starts no campaigns; the first poll after resuming finds
+        what was released meanwhile. Raises NotFound."""
         with self.db.write() as connection:
             _load(connection, tenant_id, subscription_id)
             connection.execute(

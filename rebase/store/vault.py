@@ -53,7 +53,7 @@ class Vault:
         return self._fernet.encrypt(f"{purpose}\0{secret}".encode()).decode()
 
     def decrypt(self, purpose: str, ciphertext: str) -> str:
-        """The secret. Raises SettingsInvalid if no key decrypts it or it was encrypted for another purpose."""
+        """The secret. Raises SettingsInvalid if no key decrypts it or its purpose was a different one."""
         try:
             stored_purpose, _, secret = self._fernet.decrypt(ciphertext).decode().partition("\0")
         except InvalidToken as exc:
