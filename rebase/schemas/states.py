@@ -10,10 +10,10 @@
 
 The database is the source of truth. Every transition is one guarded UPDATE: `WHERE id AND state IN
 (sources)`, and for a worker's transitions also `AND attempt AND lease_owner`. Zero rows updated means that
-another process has changed the job and the writer must stop working on it. Cancellation is a flag (`cancel_requested`) that
-the worker reads with its heartbeat. Jobs without a worker are cancelled at once, unless they ever reached
-publishing: their commit may exist, so a worker checks first. A job whose lease has expired goes back to
-`queued` until its attempts are used up, then to `failed` with code `worker_lost`.
+another process has changed the job and the writer must stop working on it. Cancellation is a flag
+(`cancel_requested`) that the worker reads with its heartbeat. Jobs without a worker are cancelled at once,
+unless they ever reached publishing: their commit may exist, so a worker checks first. A job whose lease has
+expired goes back to `queued` until its attempts are used up, then to `failed` with code `worker_lost`.
 """
 
 from __future__ import annotations
