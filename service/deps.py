@@ -1,4 +1,4 @@
-"""A short memory for API keys and for tenants' limits, so that a busy client costs no query per request."""
+"""What endpoints depend on: the app's state, and short-lived caches of API keys and tenants' limits."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from service.metrics import Metrics
 from service.rate_limit import LocalRateLimiter, RateLimiter, Throttle
 
 V = TypeVar("V")
-_TTL_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
+_TTL_S = 10.0  # a revoked key, or outdated limits, remain in effect for at most this long
 _MAX_ENTRIES = 10_000
 
 
 class _TtlCache(Generic[V]):
-    """Values that were looked up a moment ago."""
+    """Values that were looked up recently."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, tuple[V, float]] = OrderedDict()
 
     def get(self, key: str) -> V | None:
-        """The value, while it is fresh."""
+        """The value, if it has not expired."""
         entry = self._entries.get(key)
         if entry is not None and time.monotonic() < entry[1]:
             return entry[0]
@@ -39,20 +39,20 @@ class _TtlCache(Generic[V]):
         return None
 
     def put(self, key: str, value: V) -> None:
-        """Remember it for a while."""
+        """Cache the value for `_TTL_S` seconds."""
         self._entries[key] = (value, time.monotonic() + _TTL_S)
         while len(self._entries) > _MAX_ENTRIES:
             self._entries.popitem(last=False)
 
 
 class KeyCache:
-    """Keys by their hash; the keys themselves are not kept."""
+    """Identities by the hash of their key; keys themselves are not kept."""
 
     def __init__(self) -> None:
         self._cache: _TtlCache[keys.Identity] = _TtlCache()
 
     async def identify(self, store: Store, key: str) -> keys.Identity | None:
-        """Whom the key stands for, ended or not; None for one that is unknown. Raises Busy."""
+        """The identity behind a key, even if expired or revoked; None for an unknown key. Raises Busy."""
         digest = keys.hash_key(key)
         identity = self._cache.get(digest)
         if identity is None:
@@ -63,13 +63,13 @@ class KeyCache:
 
 
 class LimitsCache:
-    """Limits of tenants, for callers that bring no key."""
+    """Limits of tenants, for callers without a key."""
 
     def __init__(self) -> None:
         self._cache: _TtlCache[Limits] = _TtlCache()
 
     async def get(self, store: Store, tenant: str) -> Limits:
-        """What the tenant may use. Raises Busy."""
+        """The tenant's limits. Raises Busy."""
         limits = self._cache.get(tenant)
         if limits is None:
             limits = await run_in_threadpool(_load_tenant_limits, store, tenant)
@@ -84,7 +84,7 @@ def _load_tenant_limits(store: Store, tenant: str) -> Limits:
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """Everything an endpoint may need."""
+    """Everything an endpoint may use."""
 
     settings: Settings
     store: Store
