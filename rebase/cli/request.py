@@ -1,4 +1,4 @@
-"""Builds the one `ConversionRequest` that `convert`, `precheck` and `transfer` share from what was typed."""
+"""Builds the `ConversionRequest` of `convert`, `precheck` and `transfer` from the command line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _reject_constant(name: str) -> NoReturn:
 
 
 def parse_value(text: str) -> Any:
-    """JSON when it parses (`4`, `true`, `null`, `["a"]`, `"0"`), the text itself otherwise. NaN and Infinity
-    are text."""
+    """The value as JSON if it parses (`4`, `true`, `null`, `["a"]`, `"0"`), else the text itself. NaN and
+    Infinity are text."""
     try:
         return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
@@ -36,8 +36,8 @@ def parse_settings(settings: Iterable[str], objects: Sequence[str] = _REQUEST_FI
     """`key=value` pairs as a nested object: `rank=64` → {"method": {"rank": 64}}, `output.max_rank=16` →
     {"output": …}.
 
-    A later pair replaces an earlier one with the same key. `objects`: what a dotted key may begin with.
-    Raises RequestInvalid naming the pair that is wrong.
+    A later pair overrides an earlier one with the same key. `objects`: the allowed first parts of a dotted
+    key. Raises RequestInvalid naming the invalid pair.
     """
     tree: dict[str, Any] = {}
     for text in settings:
@@ -81,8 +81,8 @@ def build_request(
     settings: Iterable[str] = (),
     evaluate: Mapping[str, Any] | None = None,
 ) -> ConversionRequest:
-    """The request that was typed; `evaluate`: what a file says, which --set goes over. Raises RequestInvalid
-    (exit 2) with the field named."""
+    """The request from the command line; `evaluate`: a file's content, which --set overrides. Raises
+    RequestInvalid (exit 2) naming the field."""
     body: dict[str, Any] = parse_settings(settings)
     if evaluate is not None:
         body["evaluate"] = merge_evaluation(evaluate, body.get("evaluate", {}))
@@ -100,8 +100,8 @@ def build_request(
 
 
 def merge_field(body: dict[str, Any], field: str, values: Mapping[str, Any]) -> None:
-    """Join what an argument says with what --set says about the same object; both saying it differently is an
-    error."""
+    """Merge an argument's values with those of --set for the same object; contradictions raise
+    RequestInvalid."""
     existing = body.get(field, {})
     if not isinstance(existing, dict):
         raise RequestInvalid(f"--set {field}: use --set {field}.<key>=value.", pointer=f"/{field}")
@@ -115,14 +115,14 @@ def merge_field(body: dict[str, Any], field: str, values: Mapping[str, Any]) -> 
 
 
 def validate_request(body: Mapping[str, Any]) -> ConversionRequest:
-    """Validate, telling the first wrong field by the name that was typed."""
+    """Validate, reporting the first invalid field by the name that the user typed."""
     request = validate_as(ConversionRequest, body)
     check_selection_examples(request)
     return request
 
 
 def validate_as(model: type[_Model], body: Mapping[str, Any]) -> _Model:
-    """The body as a model. Raises RequestInvalid naming the first wrong field."""
+    """Validate the body as a model. Raises RequestInvalid naming the first invalid field."""
     try:
         return model.model_validate(body)
     except ValidationError as exc:
@@ -131,7 +131,7 @@ def validate_as(model: type[_Model], body: Mapping[str, Any]) -> _Model:
 
 def _build_request_error(exc: ValidationError, body: Mapping[str, Any]) -> RequestInvalid:
     first = exc.errors(include_url=False, include_context=False)[0]
-    # Unions put tags into the location; nobody typed them there.
+    # Union tags appear in the location, but users do not type them.
     field_error = to_field_errors([{**first, "loc": ("body", *first["loc"])}], body)[0]
     path = field_error.pointer.split("/")[1:]
     hint = None
@@ -151,7 +151,7 @@ def _build_request_error(exc: ValidationError, body: Mapping[str, Any]) -> Reque
 
 
 def _format_known_parameters(loc: tuple[int | str, ...]) -> str | None:
-    """Of the method that the parameter in last place was given to."""
+    """The known parameters of the method that the last location part was given to."""
     if len(loc) < 3 or loc[0] != "method" or loc[-2] not in PARAMS_BY_NAME:
         return None
     names = [name for name in PARAMS_BY_NAME[str(loc[-2])].model_fields if name != "name"]
@@ -162,8 +162,8 @@ _MAX_FILE_BYTES = 16 * 2**20
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """`.jsonl`: one example a line; any other file: the object whole. Raises RequestInvalid with the file,
-    and for JSON lines the line."""
+    """`.jsonl`: one example per line; any other file: the whole object. Raises RequestInvalid naming the
+    file, and for JSON lines the line."""
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise _build_file_error(path, f"has more than {_MAX_FILE_BYTES} bytes", "Give fewer examples.")
@@ -184,7 +184,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def merge_evaluation(file_values: Mapping[str, Any], settings: Any) -> dict[str, Any]:
-    """What the file says, with what --set says over it."""
+    """The file's content, overridden by --set."""
     if not isinstance(settings, Mapping):
         raise RequestInvalid(
             "--set evaluate: use --set evaluate.<key>=value beside --evaluate.", pointer="/evaluate"
