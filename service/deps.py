@@ -32,7 +32,7 @@ class KeyCache:
         self._cache: TTLCache[str, keys.Identity] = TTLCache(_MAX_ENTRIES, ttl_s)
 
     async def identify(self, store: Store, key: str) -> keys.Identity | None:
-        """Whom the key stands for, ended or not; None for one that is unknown. Raises Busy."""
+        """The identity behind a key, even if expired or revoked; None for an unknown key. Raises Busy."""
         digest = keys.hash_key(key)
         identity = self._cache.get(digest)
         if identity is None:
@@ -49,7 +49,7 @@ class LimitsCache:
         self._cache: TTLCache[str, Limits] = TTLCache(_MAX_ENTRIES, ttl_s)
 
     async def get(self, store: Store, tenant: str) -> Limits:
-        """What the tenant may use. Raises Busy."""
+        """The tenant's limits. Raises Busy."""
         limits = self._cache.get(tenant)
         if limits is None:
             limits = await run_in_threadpool(_load_tenant_limits, store, tenant)
@@ -64,7 +64,7 @@ def _load_tenant_limits(store: Store, tenant: str) -> Limits:
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """Everything an endpoint may need."""
+    """Everything an endpoint may use."""
 
     settings: Settings
     store: Store

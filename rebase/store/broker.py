@@ -1,8 +1,8 @@
-"""Kombu's broker in a folder, for the embedded deployment, without its race between writer and reader.
+"""The Celery app and its notifications, and a fixed file-system transport for the embedded deployment.
 
-Kombu creates a message's file under its final name and fills it afterwards. A worker that looks in between
-takes an empty message, fails to read it and ends. Here a file has its name when it is whole. The table of
-queues is written in place, so whoever finds it empty looks again.
+Kombu creates a message's file under its final name and fills it afterwards. A worker that reads in between
+gets an empty message, fails to parse it and exits. Here a file gets its final name once it is complete. The
+queue table is still written in place, so a reader that finds it empty retries.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _READ_PAUSE_S = 0.01
 
 
 class Channel(filesystem.Channel):
-    """Messages come into sight whole."""
+    """A file-system channel whose messages appear atomically."""
 
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Put one message onto the queue. Raises ChannelError when the folder cannot be written."""
+        """Put one message on the queue. Raises ChannelError when the folder is not writable."""
         folder = Path(self.data_folder_out)
-        # Readers take names in their order, and only those that end in the queue's.
+        # Readers process file names in order and ignore those without the queue's suffix.
         name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
         draft = folder / f"{name}.draft"
         try:
@@ -53,21 +53,20 @@ class Channel(filesystem.Channel):
 
 
 class Transport(filesystem.Transport):
-    """What Celery is given for `filesystem://`."""
+    """The transport that Celery uses for `filesystem://`."""
 
     Channel = Channel
 
 
-# The doorbell: a Celery app that both sides configure alike, and one message that carries a
-# job id. The worker's task lives in `workers.tasks`; the sender knows its name only, so the API
-# never imports it.
+# Notifications: both sides configure the same Celery app, and a message carries one job id. The worker's
+# task lives in `workers.tasks`; the sender knows only its name, so the API never imports it.
 
 TASK_NAME = "rebase.ring"
 QUEUE = "rebase"
 
 
 def make_celery(settings: Settings) -> Celery:
-    """An app for this deployment's broker. No result backend: SQL is the truth."""
+    """The Celery app for this deployment's broker. No result backend: SQL is the source of truth."""
     app = Celery("rebase")
     url = settings.resolved_broker_url
     transport: dict[str, Any] = {"socket_timeout": 10, "socket_connect_timeout": 5}
@@ -81,7 +80,7 @@ def make_celery(settings: Settings) -> Celery:
             "data_folder_in": str(folder / "messages"),
             "data_folder_out": str(folder / "messages"),
             "control_folder": str(folder / "control"),
-            "polling_interval": 0.2,  # seconds; the default second is half of a small job's time
+            "polling_interval": 0.2,  # seconds; the default of 1 s is half the run time of a small job
         }
     app.conf.update(
         broker_url=url,
@@ -111,9 +110,9 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def make_sender(settings: Settings) -> Celery:
-    """The app of a process that only rings: it gives up at once, because whoever rings tries again by itself.
+    """The app of a process that only sends. It fails fast, because callers retry by themselves.
 
-    Without this a refused connection is tried for six seconds, per bell.
+    By default each notification would retry a refused connection for six seconds.
     """
     app = make_celery(settings)
     app.conf.broker_transport_options |= {
@@ -126,5 +125,5 @@ def make_sender(settings: Settings) -> Celery:
 
 
 def send_notification(app: Celery, job_id: str) -> None:
-    """Put one doorbell message on the queue. Raises what the transport raises; the caller tries again."""
+    """Put one notification on the queue. Raises the transport's errors; the caller retries."""
     app.send_task(TASK_NAME, args=[job_id], queue=QUEUE, ignore_result=True, retry=False)
