@@ -1,4 +1,4 @@
-"""Transfer methods, one folder each: torch-free parameters and the algorithm. `rebase.methods()` lists them."""
+"""Transfer methods, a folder each: torch-free parameters and the algorithm. `rebase.methods()` lists them."""
 
 from rebase._callable_package import make_callable
 

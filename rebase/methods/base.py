@@ -152,7 +152,7 @@ class SiteEvidence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SiteResult:
-    """A target site's update with named measurements (finite floats) and flags (short snake_case warnings)."""
+    """A site's new update with named measurements (finite floats) and flags (short snake_case warnings)."""
 
     delta: LowRank
     measurements: dict[str, float] = field(default_factory=dict)

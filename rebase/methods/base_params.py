@@ -19,7 +19,7 @@ class SamplingParams(BaseModel):
         default=None,
         min_length=1,
         max_length=1024,
-        description="Unlabelled inputs of the task, used as prompts in turn; null generates without a prompt.",
+        description="Unlabelled task inputs, used as prompts in turn; null generates without a prompt.",
     )
     temperature: float = Field(
         default=1.0, ge=0.0, le=2.0, description="Sampling temperature; 0 means greedy decoding."
@@ -36,8 +36,8 @@ class SamplingParams(BaseModel):
     filter: Literal["speaks", "none"] = Field(
         default="none",
         description=(
-            "`speaks` trains only on tokens that the adapter makes more likely [2510.04682]; `none` trains on "
-            "all tokens, which did as well or better on every real task measured."
+            "`speaks` trains only on tokens that the adapter makes more likely [2510.04682]; `none` trains "
+            "on all tokens, which did as well or better on every real task measured."
         ),
     )
     keep: float = Field(
@@ -176,8 +176,8 @@ class PairedTextParams(MethodParams):
     writes: Literal["own", "stream"] = Field(
         default="own",
         description=(
-            "Where to capture the outputs of o and down: `own`, at the modules themselves, or `stream`, in the "
-            "residual stream after the layer."
+            "Where to capture the outputs of o and down: `own`, at the modules themselves, or `stream`, in "
+            "the residual stream after the layer."
         ),
     )
 

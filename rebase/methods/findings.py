@@ -23,7 +23,7 @@ MIN_SHARED_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. `info` does not affect the verdict, `doubt` makes it uncertain, `blocking` incompatible."""
+    """One finding. `info` leaves the verdict alone, `doubt` makes it uncertain, `blocking` incompatible."""
 
     code: str
     message: str
