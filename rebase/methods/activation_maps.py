@@ -182,7 +182,7 @@ def map_metrics(
 ) -> dict[str, float]:
     """`read_r2` (`input_r2`) and `write_r2` (`output_r2`): how well target inputs predict what the adapter
     reads, and source outputs predict the target's in the directions it writes. `…_centred` only count
-    differences between tokens, so verdicts use them. At most 1; 0 is chance; non-finite values are omitted."""
+    differences between tokens, so verdicts use them. At most 1; 0 is chance. Omits non-finite values."""
     input_scores, output_scores = input_r2(delta, M_in, input_rows), output_r2(delta.B, M_out, output_rows)
     metrics = {
         "read_r2": input_scores.r2,

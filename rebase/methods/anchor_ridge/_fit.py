@@ -25,8 +25,9 @@ COARSE_PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # for predictors that are fitt
 
 @dataclass(frozen=True, slots=True)
 class PredictorFit:
-    """Weights c (N,) for one kernel. `errors`: (N,) leave-one-out ‖y_i − ŷ_i‖; `mean_errors`: the same for the
-    mean of the other anchors; `norms`: (N,) ‖y_i‖; `curve`: every setting tried, with its relative error."""
+    """Weights c (N,) for one kernel. `errors`: (N,) leave-one-out ‖y_i − ŷ_i‖; `mean_errors`: the same for
+    the mean of the other anchors; `norms`: (N,) ‖y_i‖; `curve`: each setting tried, with its relative error.
+    """
 
     weights: Tensor
     errors: Tensor
@@ -109,8 +110,8 @@ def compute_span_share(kernels: Kernels, *, center: bool) -> float:
 
 
 def compute_cosine_to_mean(sites: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Cosine between the prediction and the mean of the anchors over all sites, given (weights (N,), G (N, N))
-    per site; None if either is zero."""
+    """Cosine between the prediction and the mean of the anchors over all sites, given (weights (N,),
+    G (N, N)) per site; None if either is zero."""
     cross = prediction_square = mean_square = 0.0
     for weights, G in sites:
         mean_weights = torch.full_like(weights, 1.0 / weights.numel())

@@ -72,7 +72,7 @@ class AnchorRidge(Method[AnchorRidgeParams]):
         return frozenset({Evidence.ANCHORS})
 
     def prepare(self, params: AnchorRidgeParams, pair: BasePairInfo) -> Prediction:
-        """Fit the weights. Raises IncompatiblePair unless a pool with at least two anchors covers the sites."""
+        """Fit the weights. Raises IncompatiblePair without a pool of at least two anchors for these sites."""
         require_sites(pair)
         pool = pair.anchor_pool
         if pool is None:

@@ -25,8 +25,8 @@ class AnchorRidgeParams(MethodParams):
     ] = Field(
         default="global_ridge",
         description=(
-            "How anchors are weighted: equally; by ridge regression on whole adapters, on the nearest anchors "
-            "only, per site, or on principal components per site; or by orthogonal Procrustes."
+            "How anchors are weighted: equally; by ridge regression on whole adapters, on the nearest "
+            "anchors only, per site, or on principal components per site; or by orthogonal Procrustes."
         ),
     )
     space: Literal["delta", "factors"] = Field(
