@@ -104,7 +104,7 @@ def _fingerprint(factors: Factors) -> str:
 
 
 def _compute_residual(predicted: Tensor, expected: Tensor) -> float:
-    """min over c ≥ 0 of ‖c·predicted − expected‖ / ‖expected‖; the scale is free, as norms differ by model."""
+    """min over c ≥ 0 of ‖c·predicted − expected‖ / ‖expected‖. The scale is free: norms differ by model."""
     norm_product = float(torch.linalg.vector_norm(predicted) * torch.linalg.vector_norm(expected))
     cosine = float((predicted * expected).sum()) / norm_product if norm_product > 0.0 else 0.0
     return math.sqrt(max(1.0 - max(cosine, 0.0) ** 2, 0.0))

@@ -110,16 +110,16 @@ def _get_rotation(
     return tensors["rotation"], dict(zip(_METRIC_NAMES, tensors["measured"].tolist(), strict=True))
 
 
-# Orthogonal Procrustes under the constraint ⟨a_i R, b_i⟩ > 0 for every row [000, anchor locks]. Flipping signs
-# afterwards would leave the optimum. Instead, the weights of violating rows are raised and the weighted
-# problem is solved again, until every lock holds or the rounds are used up.
+# Orthogonal Procrustes with the constraint ⟨a_i R, b_i⟩ > 0 for every row [000, anchor locks]. Flipping
+# signs afterwards would leave the optimum. Instead, the weights of violating rows are raised and the
+# weighted problem is solved again, until every lock holds or the rounds are used up.
 
 _WEIGHT_FACTOR = 2.0  # a violating row weighs twice as much in the next round
 
 
 @dataclass(frozen=True, slots=True)
 class LockedRotation:
-    """`rotation` (p, q): A·rotation ≈ B. `violation_rate`: share of rows whose lock is violated, in [0, 1]."""
+    """`rotation` (p, q): A·rotation ≈ B. `violation_rate`: share of rows with a violated lock, in [0, 1]."""
 
     rotation: Tensor
     violation_rate: float
