@@ -213,7 +213,7 @@ def iter_loss_parts(
 def compute_mean_shift_loss(
     target: TextModel, rows: Sequence[EncodedSample], shared_tokens: SharedTokenIds
 ) -> float:
-    """Mean KL divergence from the target distributions to the model in its current state, nats per position."""
+    """Mean KL divergence (nats per position) of the model from the target distributions."""
     position_count = max(
         sum(row.target_distribution.positions.numel() for row in rows if row.target_distribution), 1
     )

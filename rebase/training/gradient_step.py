@@ -25,12 +25,11 @@ from rebase.training.gradient_moments import collect_gradient_moments
 from rebase.training.preconditioned_step import LineSearchResult, search_length, solve_step
 from rebase.training.samples import SampleSet
 
-# The first length tried is where the loss, extrapolated linearly, would have fallen by this multiple of itself.
+# The first length tried: where the loss, extrapolated linearly, has fallen by this multiple of itself.
 # The best lengths were at 2.9 and 3.5 (two model pairs).
 _LOSS_FALL = 2.0
-# The longest step at a site, relative to the norm of its weight. Where inputs or gradients are small, K⁻¹ G C⁻¹
-# is long for little effect; on SmolLM2-135M, cutting steps of up to 17 % to 5 % changed the held-out loss by
-# 0.001.
+# The longest step at a site, relative to the norm of its weight. With small inputs or gradients, K⁻¹ G C⁻¹ is
+# long for little effect; on SmolLM2-135M, cutting steps of up to 17 % to 5 % changed the held-out loss by 0.001.
 _MAX_RELATIVE_STEP = 0.05
 
 
