@@ -67,8 +67,8 @@ def train_cast_maps(
     progress: ProgressReporter,
     checkpoint_path: Path | None = None,
 ) -> CastMaps:
-    """Train `trainable_maps` in place. Raises TrainingFailed if the update does not improve on the target alone
-    on held-out text, or if there is too little text."""
+    """Train `trainable_maps` in place. Raises TrainingFailed if the update does not improve on the target
+    alone on held-out text, or if there is too little text."""
     train_passages, held_out = dataset.select_passages(held_out=False), dataset.select_passages(held_out=True)
     if not held_out:
         raise TrainingFailed(
@@ -145,7 +145,8 @@ class _CastTrainer:
 
     @torch.no_grad()
     def compute_folded_update(self) -> dict[Site, LowRank]:
-        """The update as it will be transferred: where several layers fold into one, their sum is truncated."""
+        """The update as it will be transferred: where several layers fold into one, their sum is
+        truncated."""
         return fold_layers(
             {
                 site: [site_maps.compute_update() for site_maps in maps]

@@ -242,8 +242,8 @@ class _CastJob:
         cache.put(self._build_key("all"), entry)  # written last, so that readers never see a partial set
 
     def _build_key(self, source: str, target: str = "all", trained_on: RepoRevision | None = None) -> PairKey:
-        """`trained_on`: the adapter the maps were trained with. Only the index is stored without it, so that no
-        map is read before access to that adapter has been checked."""
+        """`trained_on`: the adapter the maps were trained with. Only the index is stored without it, so that
+        no map is read before access to that adapter has been checked."""
         pinned = self.inputs.pinned
         settings = compute_identity(**self.params.model_dump(mode="json", exclude=_IGNORED_SETTINGS))
         suffix = f" of {trained_on.repo_id}@{trained_on.sha}" if trained_on is not None else ""

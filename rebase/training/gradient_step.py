@@ -29,7 +29,8 @@ from rebase.training.samples import SampleSet
 # The best lengths were at 2.9 and 3.5 (two model pairs).
 _LOSS_FALL = 2.0
 # The longest step at a site, relative to the norm of its weight. With small inputs or gradients, K⁻¹ G C⁻¹ is
-# long for little effect; on SmolLM2-135M, cutting steps of up to 17 % to 5 % changed the held-out loss by 0.001.
+# long for little effect; on SmolLM2-135M, cutting steps of up to 17 % to 5 % changed the held-out loss by
+# 0.001.
 _MAX_RELATIVE_STEP = 0.05
 
 

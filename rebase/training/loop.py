@@ -57,8 +57,8 @@ _OPTIMIZER_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state per p
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Steps and learning rate. `warmup`: steps of linear warm-up; `clip`: maximum gradient norm (0: no clipping);
-    `precision`: autocast's dtype, while parameters and accumulation stay float32."""
+    """Steps and learning rate. `warmup`: steps of linear warm-up; `clip`: maximum gradient norm (0: no
+    clipping); `precision`: autocast's dtype, while parameters and accumulation stay float32."""
 
     steps: int
     learning_rate: float
@@ -126,8 +126,8 @@ def run_training_loop(
     validation: Validation | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> TrainingLog:
-    """Minimize `loss(step)` in place. Ends with the best parameters on held-out text, or the last ones without
-    `validation`.
+    """Minimize `loss(step)` in place. Ends with the best parameters on held-out text, or the last ones
+    without `validation`.
 
     `loss` must depend only on the parameters, `seed` and the step (`draw_batch_indices` draws such batches).
     It may yield parts that sum to the loss, so that only one part's graph is held at a time.

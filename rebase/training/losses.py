@@ -73,8 +73,8 @@ def topk_columns(teacher: Tensor, source: Tensor, max_columns: int) -> Tensor:
 
 
 def topk_plus_rest(logprobs: Tensor, columns: Tensor) -> Tensor:
-    """Reduce log-probabilities (n, m) to the listed columns (n, k) plus one outcome for all others: (n, k + 1),
-    or (n, m) if k = m."""
+    """Reduce log-probabilities (n, m) to the listed columns (n, k) plus one outcome for all others: (n, k +
+    1), or (n, m) if k = m."""
     listed = logprobs.gather(-1, columns)
     if columns.shape[-1] == logprobs.shape[-1]:
         return listed.clamp_min(_MIN_LOGPROB)
@@ -100,9 +100,9 @@ def shifted_target(base: Tensor, teacher: Tensor, source: Tensor) -> Tensor:
 
 
 def projection_loss(teacher_states: Tensor, student_states: Tensor, projection: Tensor) -> Tensor:
-    """‖P h_t − h_s‖² / ‖h_s‖² over all positions: `teacher_states` h_s (n, d_s), `student_states` h_t (n, d_t),
-    `projection` P (d_s, d_t), trainable. The paper's mean squared error relative to the teacher's mean square,
-    so all-zero states give 1. Zero if the teacher's states are zero.
+    """‖P h_t − h_s‖² / ‖h_s‖² over all positions: `teacher_states` h_s (n, d_s), `student_states` h_t (n,
+    d_t), `projection` P (d_s, d_t), trainable. The paper's mean squared error relative to the teacher's mean
+    square, so all-zero states give 1. Zero if the teacher's states are zero.
     """
     total = teacher_states.square().sum()
     residual = (student_states @ projection.T - teacher_states).square().sum()

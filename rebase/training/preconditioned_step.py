@@ -25,8 +25,8 @@ from rebase.lora.low_rank import LowRank
 
 @dataclass(slots=True)
 class GradientMoments:
-    """Sums over tokens: `inputs` Σ x xᵀ (i, i), `outputs` Σ g gᵀ (o, o), `cross` Σ g xᵀ (o, i). float32, as those
-    of a wide site take hundreds of megabytes and the ridge is far above their rounding error."""
+    """Sums over tokens: `inputs` Σ x xᵀ (i, i), `outputs` Σ g gᵀ (o, o), `cross` Σ g xᵀ (o, i). float32, as
+    those of a wide site take hundreds of megabytes and the ridge is far above their rounding error."""
 
     inputs: Tensor
     outputs: Tensor
@@ -83,8 +83,8 @@ def _factor_gram(gram: Tensor, ridge: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LineSearchResult:
-    """`best_length`: 0 if no step lowered the loss; `loss`: the loss there; `evaluations`: every (length, loss)
-    in order, starting with length 0."""
+    """`best_length`: 0 if no step lowered the loss; `loss`: the loss there; `evaluations`: every (length,
+    loss) in order, starting with length 0."""
 
     best_length: float
     loss: float
