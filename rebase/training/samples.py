@@ -66,8 +66,8 @@ class SampleSet:
 
 
 def find_rejection_reason(text: str, ids: Sequence[int], *, has_prompt: bool) -> str | None:
-    """Why a sample is unusable: `empty`, `short`, `broken` (invalid UTF-8) or `repeats`; None if it is
-    usable."""
+    """Why a sample is unusable: `empty`, `short`, `broken` (incomplete characters) or `repeats`; None if it
+    is usable."""
     if not text.strip():
         return "empty"
     if not has_prompt and len(ids) < _MIN_TOKENS:
