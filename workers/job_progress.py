@@ -1,5 +1,4 @@
-"""The progress reporter of a job: writes progress, resolved commits and evidence to SQL, and raises on
-cancellation."""
+"""The progress reporter of a job: writes progress, resolved commits and evidence to SQL."""
 
 from __future__ import annotations
 

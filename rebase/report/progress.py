@@ -21,7 +21,9 @@ class ResolvedRevisions:
 
 
 class ProgressReporter(Protocol):
-    """Receives a job's progress. Every call may raise `Cancelled`, `LeaseLost` or `TimeLimit`; the pipeline
+    """Receives a job's progress.
+
+    Every call may raise `Cancelled`, `LeaseLost` or `TimeLimit`; the pipeline
     lets them propagate."""
 
     def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """Training of CAST's maps [004, §3.3], with only the target in memory.
 
-    loss = w_kl · KL(wanted ‖ p_{T'}) + w_mse · ‖P h_{T'} − h‖² / ‖h‖²        mean over paired positions
+    loss = w_kl · KL(q ‖ p_{T'}) + w_mse · ‖P h_{T'} − h‖² / ‖h‖²        mean over paired positions
 
-`wanted` is S+Δ's distribution, or the target's own distribution with the adapter's shift applied
+q is S+Δ's distribution, or the target's own distribution with the adapter's shift applied
 (`rebase.training.losses`). h are S+Δ's final states; with the shift, h and h_{T'} are differences from the
 base models' final states. P is trained too.
 """
@@ -165,7 +165,7 @@ class _CastTrainer:
 
     @torch.no_grad()
     def compute_divergence(self, numbers: Sequence[int]) -> float:
-        """Mean KL divergence from the wanted distributions, nats per position; without the state loss."""
+        """Mean KL(q ‖ p_{T'}) in nats per position, without the state loss."""
         nats = []
         for number in numbers:
             example = self.dataset.load_example(self.target, number)
