@@ -23,8 +23,8 @@ class ResolvedRevisions:
 class ProgressReporter(Protocol):
     """Receives a job's progress.
 
-    Every call may raise `Cancelled`, `LeaseLost` or `TimeLimit`; the pipeline
-    lets them propagate."""
+    Every call may raise `Cancelled`, `LeaseLost` or `TimeLimit`; the pipeline lets them propagate.
+    """
 
     def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
         """Report progress within a phase: `done` of `total` units, if it can be counted."""

@@ -145,8 +145,7 @@ class _CastTrainer:
 
     @torch.no_grad()
     def compute_folded_update(self) -> dict[Site, LowRank]:
-        """The update as it will be transferred: where several layers fold into one, their sum is
-        truncated."""
+        """The update to transfer: where several layers fold into one, their sum is truncated."""
         return fold_layers(
             {
                 site: [site_maps.compute_update() for site_maps in maps]

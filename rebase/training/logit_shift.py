@@ -54,9 +54,8 @@ MAX_LISTED_TOKENS = 32  # shared tokens stored individually per position
 
 @dataclass(frozen=True, slots=True)
 class TeacherShift:
-    """Distributions at n positions of a text, given by their character offsets (`ends`): `columns` (n, k)
-    int32, `teacher` and `source` (n, k + 1) float32, as in `rebase.training.teacher_logits`, each in
-    base64."""
+    """Predictions after the character offsets `ends` (n) of a text: `columns` (n, k) int32, `teacher` and
+    `source` (n, k + 1) float32, as in `rebase.training.teacher_logits`, each in base64."""
 
     ends: list[int]
     columns: str
@@ -112,8 +111,7 @@ def compute_target_distribution(
     shift: TeacherShift,
     shared_tokens: SharedTokenIds,
 ) -> TargetDistribution | None:
-    """The target's own distribution with the shift applied, where tokens of both models end at the same
-    offset."""
+    """The target's own distribution with the shift applied, where tokens of both models end together."""
     position_by_end = {end: at for at, (start, end) in enumerate(offsets) if at > 0 and end > start}
     matches = [(row, position_by_end[end]) for row, end in enumerate(shift.ends) if end in position_by_end]
     if not matches:
