@@ -22,7 +22,7 @@ from rebase.schemas.states import Phase
 from rebase.training.checkpoint import compute_identity, load_checkpoint, save_checkpoint
 
 _MIN_RISE = 0.01  # relative to the total gain; a smaller rise of the loss is ignored
-_MIN_IMPROVEMENT = 0.02  # relative to the total gain; less than this in the last interval has converged
+_MIN_IMPROVEMENT = 0.02  # relative to the total gain; a smaller gain in the last interval is convergence
 
 
 def suggest_more_training(

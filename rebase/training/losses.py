@@ -1,8 +1,8 @@
 """Distillation losses across two vocabularies, at positions that follow the same text [004, §3.3].
 
 Tokenizers differ, so the *next token* differs too. Next-token distributions are restricted to the tokens that
-both vocabularies spell with the same bytes, and renormalized (to equal ids if the vocabularies are
-identical). Of these m tokens, k are compared one by one, and all others as a single outcome:
+both vocabularies spell with the same bytes, and renormalized; ids are compared directly only if the
+vocabularies are identical. Of these m tokens, k are compared one by one, and all others as a single outcome:
 
     distribution (literal)   KL( p_{S+Δ} ‖ p_{T'} )
     shift (ours)             KL( q ‖ p_{T'} ),    q ∝ p_T · p_{S+Δ} / p_S

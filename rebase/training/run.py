@@ -71,8 +71,7 @@ def train_if_needed(
 
 @dataclass(frozen=True, slots=True)
 class JobTrainer:
-    """Implements `rebase.methods.base.Trainer` for one job. Returns the evidence with the result, and an
-    outcome."""
+    """Implements `rebase.methods.base.Trainer` for one job: returns new evidence and the outcome."""
 
     inputs: LoadedInputs
     models: Bases
