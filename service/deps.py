@@ -1,12 +1,14 @@
-"""What endpoints depend on: the app's state, and short-lived caches of API keys and tenants' limits."""
+"""What endpoints depend on: the app's state, and short-lived caches of API keys and tenants' limits.
+
+The caches save a query per request.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated
 
+from cachetools import TTLCache
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
@@ -19,37 +21,15 @@ from service.group_commit import GroupCommitter
 from service.metrics import Metrics
 from service.rate_limit import LocalRateLimiter, RateLimiter, Throttle
 
-V = TypeVar("V")
-_TTL_S = 10.0  # a revoked key, or outdated limits, remain in effect for at most this long
+KEY_CACHE_S = 10.0  # a revoked key, or outdated limits, remain in effect for at most this long
 _MAX_ENTRIES = 10_000
 
 
-class _TtlCache(Generic[V]):
-    """Values that were looked up recently."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[str, tuple[V, float]] = OrderedDict()
-
-    def get(self, key: str) -> V | None:
-        """The value, if it has not expired."""
-        entry = self._entries.get(key)
-        if entry is not None and time.monotonic() < entry[1]:
-            return entry[0]
-        self._entries.pop(key, None)
-        return None
-
-    def put(self, key: str, value: V) -> None:
-        """Cache the value for `_TTL_S` seconds."""
-        self._entries[key] = (value, time.monotonic() + _TTL_S)
-        while len(self._entries) > _MAX_ENTRIES:
-            self._entries.popitem(last=False)
-
-
 class KeyCache:
-    """Identities by the hash of their key; keys themselves are not kept."""
+    """Identities by the hash of their key; keys themselves are not kept. `ttl_s`: lifetime of an entry."""
 
-    def __init__(self) -> None:
-        self._cache: _TtlCache[keys.Identity] = _TtlCache()
+    def __init__(self, ttl_s: float = KEY_CACHE_S) -> None:
+        self._cache: TTLCache[str, keys.Identity] = TTLCache(_MAX_ENTRIES, ttl_s)
 
     async def identify(self, store: Store, key: str) -> keys.Identity | None:
         """The identity behind a key, even if expired or revoked; None for an unknown key. Raises Busy."""
@@ -58,22 +38,22 @@ class KeyCache:
         if identity is None:
             identity = await run_in_threadpool(keys.identify_key, store, key)
             if identity is not None:
-                self._cache.put(digest, identity)
+                self._cache[digest] = identity
         return identity
 
 
 class LimitsCache:
-    """Limits of tenants, for callers without a key."""
+    """Limits of tenants, for callers without a key. `ttl_s`: lifetime of an entry."""
 
-    def __init__(self) -> None:
-        self._cache: _TtlCache[Limits] = _TtlCache()
+    def __init__(self, ttl_s: float = KEY_CACHE_S) -> None:
+        self._cache: TTLCache[str, Limits] = TTLCache(_MAX_ENTRIES, ttl_s)
 
     async def get(self, store: Store, tenant: str) -> Limits:
         """The tenant's limits. Raises Busy."""
         limits = self._cache.get(tenant)
         if limits is None:
             limits = await run_in_threadpool(_load_tenant_limits, store, tenant)
-            self._cache.put(tenant, limits)
+            self._cache[tenant] = limits
         return limits
 
 

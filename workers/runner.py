@@ -29,6 +29,7 @@ from rebase.errors import (
 from rebase.evidence.pool_registration import register_pool
 from rebase.hub.base import Published
 from rebase.logging import bind_log_context, get_logger
+from rebase.retry import Backoff, retry
 from rebase.runtime import Runtime, disk_errors, is_out_of_memory
 from rebase.schemas.anchor_pools import PoolRequest
 from rebase.schemas.conversions import ConversionRequest
@@ -210,17 +211,11 @@ def _find_published_result(claim: Claim, context: WorkerContext, exc: Exception)
 
 
 def _retry_while_busy(write: Callable[[], object], timeout_s: float) -> None:
-    """Try a final write until the lease would have run out; then the sweeper takes over."""
-    deadline = time.monotonic() + timeout_s
-    delay_s = 0.1
-    while True:
-        try:
-            write()
-        except Busy:
-            if time.monotonic() + delay_s > deadline:
-                raise
-            log.warning("settlement_delayed", exc_info=True)
-            time.sleep(delay_s)
-            delay_s = min(delay_s * 2, 5.0)
-        else:
-            return
+    """Try a final write until the lease would have run out; then the scheduler requeues the job."""
+    retry(
+        write,
+        Busy,
+        Backoff(0.1, max_s=5.0),
+        timeout_s=timeout_s,
+        on_retry=lambda exc: log.warning("settlement_delayed", exc_info=exc),
+    )

@@ -10,9 +10,10 @@ import typer
 from rebase.cli import options
 from rebase.cli.follow import exit_for_job, fetch_diagnostics, follow_job, open_client
 from rebase.cli.output import Output
-from rebase.cli.request import build_request, read_evaluation
+from rebase.cli.request import build_request
 from rebase.cli.tables import build_evaluation_tables, build_selection_tables, find_selection, format_job
 from rebase.errors import RequestInvalid
+from rebase.schemas.validation import read_evaluation
 
 
 def command(

@@ -13,13 +13,14 @@ from rebase.cli import options
 from rebase.cli.exit_codes import Exit
 from rebase.cli.follow import open_client
 from rebase.cli.output import Output
-from rebase.cli.request import merge_evaluation, merge_field, parse_settings, read_evaluation, validate_as
+from rebase.cli.request import merge_evaluation, merge_field, parse_settings
 from rebase.cli.tables import format_field, make_id_table
 from rebase.client.models import Subscription
 from rebase.errors import RequestInvalid
 from rebase.methods.params import DEFAULT_METHOD
 from rebase.schemas.repos import parse_repo
 from rebase.schemas.subscriptions import SubscriptionRequest, check_subscription_request
+from rebase.schemas.validation import read_evaluation, validate_as
 
 commands = typer.Typer(help="What is converted when a base is released.", no_args_is_help=True)
 

@@ -12,7 +12,7 @@ from rebase.cli import exit_on_interrupt, options
 from rebase.cli.exit_codes import Exit
 from rebase.cli.output import Output
 from rebase.cli.progress import PhaseProgress
-from rebase.cli.request import build_request, read_evaluation
+from rebase.cli.request import build_request
 from rebase.cli.tables import (
     build_diagnostics_table,
     build_evaluation_tables,
@@ -25,6 +25,7 @@ from rebase.errors import CommandFailed, HubError, MalformedAdapter, Rejected, R
 from rebase.hub.aliases import FolderAliases
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.validation import read_evaluation
 from rebase.settings import Settings
 
 if TYPE_CHECKING:
@@ -155,7 +156,9 @@ def run_locally(
     promised."""
     with exit_on_interrupt():
         from rebase.cli.progress import CliProgress
-        from rebase.conversion.api import require_empty_folder, run_in_process
+        from rebase.conversion.api import require_empty_folder
+        from rebase.conversion.api import run_locally as run_plan
+        from rebase.conversion.plan import plan_conversion
 
     if hub is not None and not hub.is_dir():
         raise CommandFailed(f"--hub {hub} is not a folder.")
@@ -168,7 +171,8 @@ def run_locally(
     with quiet, PhaseProgress(out.err) as progress:
         reporter = CliProgress(progress)
         try:
-            report = run_in_process(request, kind, settings, folders, reporter, out_dir, pools, corpus)
+            plan = plan_conversion(request, kind, corpus_file=corpus)
+            report = run_plan(plan, settings, folders, reporter, out_dir, pools).report
         except (HubError, MalformedAdapter) as exc:
             if exc.pointer == "/source" and request.source is None:
                 exc.hint = (

@@ -1,5 +1,7 @@
-"""The pipeline in this process: what `rebase transfer` and `rebase precheck --local` run. Importing it loads
-torch."""
+"""The Python API: `rebase.convert` and `rebase.precheck`, and `run_locally`, which the command line uses too.
+
+Importing this file loads torch; `import rebase` does not.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +10,28 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rebase.conversion.output_folder import remove_stale
-from rebase.conversion.pipeline import run_conversion
-from rebase.conversion.plan import Kind, plan_conversion
-from rebase.errors import CommandFailed, FileMissing
-from rebase.hub.aliases import AliasedHub
-from rebase.report.progress import ProgressReporter
-from rebase.report.schema import Report
+from rebase.conversion.pipeline import ConversionResult, run_conversion
+from rebase.conversion.plan import ConversionPlan, plan_conversion
+from rebase.errors import CommandFailed, FileMissing, RequestInvalid
+from rebase.hub.aliases import AliasedHub, FolderAliases
+from rebase.methods.params import DEFAULT_METHOD
+from rebase.report.progress import NullReporter, ProgressReporter
 from rebase.runtime import make_runtime
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.conversions import ConversionRequest
+from rebase.schemas.repos import parse_repo
+from rebase.schemas.states import Phase
+from rebase.schemas.validation import read_evaluation, validate_request
 from rebase.settings import Settings
+
+_OBJECTS = ("output", "precheck", "corpus")  # of a request, beside the method and the repos
 
 
 def require_empty_folder(out_dir: Path) -> None:
@@ -51,20 +59,20 @@ def _output_folder_errors(folder: Path) -> Iterator[None]:
         ) from exc
 
 
-def run_in_process(
-    request: ConversionRequest,
-    kind: Kind,
+def run_locally(
+    plan: ConversionPlan,
     settings: Settings,
-    folders: dict[str, str],
+    folders: Mapping[str, str],
     progress: ProgressReporter,
     out_dir: Path | None,
     pools: AnchorPools = NO_ANCHOR_POOLS,
-    corpus_file: Path | None = None,
-) -> Report:
-    """Run the request; for a conversion the PEFT folder appears at `out` in one rename, or not at all."""
-    home = settings.resolved_home
+) -> ConversionResult:
+    """Run a plan in this process. `folders`: alias → folder of this machine.
+
+    For a conversion the PEFT folder appears at `out_dir` in one rename, or not at all.
+    """
     runtime = make_runtime(settings)
-    runtime = replace(runtime, hub=AliasedHub(runtime.hub, folders, home / "hashes"))
+    runtime = replace(runtime, hub=AliasedHub(runtime.hub, folders, settings.resolved_home / "hashes"))
     remove_stale(runtime.scratch_dir, time.time())
     # Beside the goal, so that the last step is a rename within one file system.
     parent_dir = out_dir.absolute().parent if out_dir is not None else settings.resolved_work_dir
@@ -72,21 +80,12 @@ def run_in_process(
         parent_dir.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".rebase-", dir=parent_dir))
     try:
-        adapter_dir = scratch / "adapter"
-        result = run_conversion(
-            plan_conversion(request, kind, corpus_file=corpus_file),
-            runtime,
-            progress,
-            adapter_dir,
-            marker=None,
-            pools=pools,
-        )
-        report = getattr(result, "report", None)
-        if not isinstance(report, Report):
+        result = run_conversion(plan, runtime, progress, scratch / "adapter", marker=None, pools=pools)
+        if not isinstance(result, ConversionResult):
             raise TypeError("a run without a marker ends with a report")
         if out_dir is not None:
             (scratch / "adapter").replace(out_dir)
-        return report
+        return replace(result, folder=out_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -103,3 +102,109 @@ def find_local_base(adapter: str) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None  # the pipeline reads the file again and says what is wrong with it
     return base if isinstance(base, str) and base and Path(base).is_dir() else None
+
+
+Reference = str | Path
+Evaluation = Reference | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+ProgressCallback = Callable[[str, int, int | None], None]
+
+
+def convert(
+    adapter: Reference,
+    target: Reference,
+    *,
+    source: Reference | None = None,
+    method: str = DEFAULT_METHOD,
+    out: Reference,
+    evaluate: Evaluation | None = None,
+    progress: ProgressCallback | None = None,
+    **parameters: Any,
+) -> ConversionResult:
+    """Transfer a LoRA adapter to another base model and write the result as a PEFT folder.
+
+    adapter, target, source: a folder of this machine, or `owner/name[@revision]` on the Hub; `source`
+    defaults to the base that the adapter names. method: a name from `rebase.methods()`; `auto` chooses one.
+    out: the new folder, which must not exist or be empty. evaluate: examples to measure the result on, as a
+    file, a list of objects, or the whole `evaluate` object of the HTTP API. progress: called with (phase,
+    done, total). parameters: those of the method (`rank=64`), and the request's objects `output`,
+    `precheck` and `corpus`.
+
+    Raises `rebase.errors.Rejected` when the verdict is `incompatible` and the request does not say
+    `precheck={"on_incompatible": "warn"}`; RequestInvalid, HubError, MalformedAdapter, UnsupportedModel and
+    the other errors of `rebase.errors`, each with a sentence and what to do. Nothing is written then.
+
+        result = rebase.convert("acme/sql-lora", "Qwen/Qwen3-1.7B", out="./transferred")
+        print(result.verdict, result.method, result.folder)
+    """
+    out_dir = Path(out)
+    require_empty_folder(out_dir)
+    aliases = FolderAliases()
+    request = _build_request(adapter, target, source, method, evaluate, parameters, aliases)
+    if request.output.repo_id is not None:
+        raise RequestInvalid(
+            "convert publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
+        )
+    plan = plan_conversion(request)
+    return run_locally(plan, Settings(), aliases.folders, _CallbackReporter(progress), out_dir)
+
+
+def precheck(
+    adapter: Reference,
+    target: Reference,
+    *,
+    source: Reference | None = None,
+    method: str = DEFAULT_METHOD,
+    progress: ProgressCallback | None = None,
+    **parameters: Any,
+) -> ConversionResult:
+    """Predict whether an adapter will transfer; nothing is converted. Arguments as for `convert`.
+
+    The result's `verdict` and `reasons` say what was found; its `folder` is None.
+    """
+    aliases = FolderAliases()
+    request = _build_request(adapter, target, source, method, None, parameters, aliases)
+    plan = plan_conversion(request, "precheck")
+    return run_locally(plan, Settings(), aliases.folders, _CallbackReporter(progress), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _CallbackReporter(NullReporter):
+    """Reports phases to a function of the caller's."""
+
+    callback: ProgressCallback | None
+
+    def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
+        """Call it, where there is one."""
+        if self.callback is not None:
+            self.callback(phase.value, done, total)
+
+
+def _build_request(
+    adapter: Reference,
+    target: Reference,
+    source: Reference | None,
+    method: str,
+    evaluate: Evaluation | None,
+    parameters: Mapping[str, Any],
+    aliases: FolderAliases,
+) -> ConversionRequest:
+    """The request, with folders under aliases, since a request names repos and never paths."""
+    if source is None and Path(adapter).is_dir():
+        source = find_local_base(str(adapter))
+    objects = {name: parameters[name] for name in _OBJECTS if name in parameters}
+    body: dict[str, Any] = {
+        **objects,
+        "adapter": parse_repo(aliases.to_reference(str(adapter)), field="adapter"),
+        "target": parse_repo(aliases.to_reference(str(target)), field="target"),
+        "method": {
+            **{name: value for name, value in parameters.items() if name not in objects},
+            "name": method,
+        },
+    }
+    if source is not None:
+        body["source"] = parse_repo(aliases.to_reference(str(source)), field="source")
+    if isinstance(evaluate, str | Path):
+        body["evaluate"] = read_evaluation(Path(evaluate))
+    elif evaluate is not None:
+        body["evaluate"] = dict(evaluate) if isinstance(evaluate, Mapping) else {"examples": list(evaluate)}
+    return validate_request(body)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rebase.conversion.collect_activations import make_base_pair
 from rebase.conversion.load import load_inputs
@@ -36,11 +37,27 @@ from rebase.schemas.states import Phase
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """The end of a run: the evidence, and for a conversion the folder and where it belongs."""
+    """A finished run: the report with all its evidence, and for a conversion the folder of the new adapter
+    and where it is to be published."""
 
     report: Report
     folder: Path | None
-    output: OutputTarget | None
+    output: OutputTarget | None = None
+
+    @property
+    def verdict(self) -> Literal["compatible", "uncertain", "incompatible"]:
+        """What the pre-check predicts."""
+        return self.report.precheck.verdict
+
+    @property
+    def reasons(self) -> list[str]:
+        """The findings behind the verdict, a sentence each."""
+        return [finding.message for finding in self.report.precheck.reasons]
+
+    @property
+    def method(self) -> str:
+        """The method that was used; for `auto`, the one that it chose."""
+        return str(self.report.method_used["name"])
 
 
 def run_conversion(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from rebase.errors import HubUnavailable, UnsafeFile
 from rebase.hub.files import FileSource
 from rebase.hub.remote_errors import hub_errors
+from rebase.retry import Backoff, retry
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 3
@@ -64,16 +64,9 @@ def _reject_long_waits(response: httpx2.Response) -> None:
         )
 
 
-def retry(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -> T:
-    """`call()`, again after HubUnavailable, `attempts` times in all; waits double. For calls that change
-    nothing.
-    """
-    for attempt in range(attempts - 1):
-        try:
-            return call()
-        except HubUnavailable:
-            time.sleep(delay_s * 2**attempt)
-    return call()
+def retry_read(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -> T:
+    """`call()`, again after HubUnavailable, `attempts` times in all. For calls that change nothing."""
+    return retry(call, HubUnavailable, Backoff(delay_s), attempts=attempts)
 
 
 class RangeSource:
@@ -116,7 +109,7 @@ class RangeSource:
                 f"it has {self.size}."
             )
         if self._local is None and len(buffer):
-            retry(lambda: self._read_range(offset, buffer), self._wait_s)
+            retry_read(lambda: self._read_range(offset, buffer), self._wait_s)
         if self._local is not None:
             self._local.read_into(offset, buffer)
 

@@ -17,6 +17,7 @@ from kombu.exceptions import ChannelError
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
+from rebase.retry import Backoff, retry
 from rebase.settings import Settings
 
 _MAX_READS = 100
@@ -39,15 +40,16 @@ class Channel(filesystem.Channel):
             raise ChannelError(f"Cannot add file '{name}' to the folder of messages") from exc
 
     def get_table(self, exchange: str) -> list[Any]:
-        """The queues bound to an exchange; empty if there are none yet."""
-        for _ in range(_MAX_READS):
-            try:
-                table: list[Any] = super().get_table(exchange)  # type: ignore[no-untyped-call]
-            except ValueError:  # another process is writing it
-                time.sleep(_READ_PAUSE_S)
-            else:
-                return table
-        raise ChannelError(f"The table of the exchange '{exchange}' cannot be read")
+        """The queues bound to an exchange; empty if there are none yet. Raises ChannelError."""
+
+        def read() -> list[Any]:
+            table: list[Any] = super(Channel, self).get_table(exchange)  # type: ignore[no-untyped-call]
+            return table
+
+        try:  # an empty table is being written by another process
+            return retry(read, ValueError, Backoff(_READ_PAUSE_S, factor=1.0), attempts=_MAX_READS)
+        except ValueError as exc:
+            raise ChannelError(f"The table of the exchange '{exchange}' cannot be read") from exc
 
 
 class Transport(filesystem.Transport):

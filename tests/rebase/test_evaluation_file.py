@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rebase.cli.request import build_request, read_evaluation
+from rebase.cli.request import build_request
 from rebase.errors import RequestInvalid
 from rebase.hub.local import LocalHub
 from rebase.schemas.repos import RepoRef
+from rebase.schemas.validation import read_evaluation
 from support.command import Command
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
