@@ -186,7 +186,7 @@ class AnchorPoolRepository(Repository):
 
 @dataclass(frozen=True, slots=True)
 class ScopedAnchorPools:
-    """`rebase.schemas.anchor_pools.Pools` for one tenant."""
+    """`rebase.schemas.anchor_pools.AnchorPools` for one tenant."""
 
     store: AnchorPoolRepository
     tenant_id: str

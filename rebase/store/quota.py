@@ -25,7 +25,7 @@ _RETRY_AFTER_S = 30  # after this a job may have ended
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """`left` more jobs are allowed; `refusal` is the error for the next one."""
+    """`remaining` more jobs are allowed; `error` is raised for the next one."""
 
     remaining: float
     error: QuotaExceeded | None = None

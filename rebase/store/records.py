@@ -99,7 +99,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class LayerSimilarityMatrix:
-    """similarity[source layer][target layer]; `layers`: target layer → source layer. Both may be empty."""
+    """similarity[source layer][target layer]; `layer_map`: target layer → source layer. Both may be empty."""
 
     similarity: Sequence[Sequence[float]] = ()
     layer_map: Sequence[int] = ()

@@ -40,7 +40,7 @@ class RetentionPeriods:
 
 @dataclass(frozen=True, slots=True)
 class PurgeResult:
-    """Rows deleted by one purge. `histories` counts the jobs whose events were checked, and `spent` the
+    """Rows deleted by one purge. `histories`: jobs whose events were checked; `counted_jobs`:
     deleted jobs that no longer count towards a limit."""
 
     jobs: int = 0

@@ -57,7 +57,7 @@ class Scheduler:
         monotonic: Callable[[], float] = time.monotonic,
         retention: Retention | None = None,
     ) -> None:
-        """`retention`: deletes expired rows, checked every `PURGE_S` seconds."""
+        """`retention`: deletes expired rows, checked every `PURGE_INTERVAL_S` seconds."""
         self.state = SchedulerState()
         self._store = store
         self._notify = notify
