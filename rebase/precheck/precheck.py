@@ -27,7 +27,7 @@ Verdict = Literal["compatible", "uncertain", "incompatible"]
 
 @dataclass(frozen=True, slots=True)
 class PrecheckResult:
-    """`params`: those of the checked method; for `auto`, those of the chosen method. `prepared`: the result of
+    """`params`: those of the checked method; for `auto`, of the chosen one. `prepared`: the result of
     its `prepare`; `pairing`: the sites that it can transfer, and those that are left out."""
 
     verdict: Verdict
@@ -164,7 +164,7 @@ class _Move:
     def tried(
         self, params: MethodParams, ready: _Ready, measured: Mapping[str, float], *, on_text: bool
     ) -> dict[str, float]:
-        """Measurements of the method on the real update at the probe sites, and of the adapter on the text."""
+        """What the method measures on the real update at the probe sites, and the adapter on the text."""
         found: dict[str, float] = {}
         if get_method(params.name).can_probe(params, measured):
             places = measure.probe_pairs(ready.pairs)
