@@ -24,7 +24,6 @@ RUN python -m venv /opt/rebase
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY service service
 COPY workers workers
-COPY transfer transfer
 COPY rebase rebase
 COPY migrations migrations
 

@@ -1,4 +1,4 @@
-"""The database's history: Alembic scripts, packaged, and the few calls that the project makes of them."""
+"""Database migrations: packaged Alembic scripts, and the functions that run them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rebase.errors import Busy
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring a database to `revision`; doing it twice, or from two processes at once, is fine."""
+    """Migrate a database to `revision`. Idempotent, and safe to run from two processes at once."""
     command.upgrade(_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Go back to `revision` (`base`: an empty database). Rows of dropped tables are lost."""
+    """Migrate back to `revision` (`base`: an empty database). Rows of dropped tables are lost."""
     command.downgrade(_config(url), revision)
 
 
 def head() -> str:
-    """The newest revision that this code knows."""
+    """The newest revision in this code."""
     revision = ScriptDirectory(str(Path(__file__).parent)).get_current_head()
     if revision is None:
         raise Busy("This installation holds no migrations.")
@@ -32,7 +32,7 @@ def head() -> str:
 
 
 def current(connection: Connection) -> str | None:
-    """The revision that a database is at; None when it was never migrated."""
+    """The database's current revision; None if it was never migrated."""
     return MigrationContext.configure(connection).get_current_revision()
 
 

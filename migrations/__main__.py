@@ -1,4 +1,4 @@
-"""`python -m migrations`: bring this deployment's database to the newest schema."""
+"""`python -m migrations`: migrate this deployment's database to the newest schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rebase.settings import get_settings
 
 
 def main() -> None:
-    """Run once per upgrade, before the services; running it again, or twice at once, changes nothing."""
+    """Run once per upgrade, before the services start. Idempotent, and safe to run twice at once."""
     settings = get_settings()
     configure_logging(settings)
     upgrade(settings.resolved_database_url)

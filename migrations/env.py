@@ -1,4 +1,4 @@
-"""How Alembic reaches the database. The URL comes from `migrations`, or from the settings for its own CLI."""
+"""Alembic's environment. The URL comes from `migrations`, or from the settings when Alembic's CLI is used."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rebase.settings import get_settings
 from rebase.store.database import make_engine
 from rebase.store.tables.base import Base
 
-# Two processes that start together (two API containers, say) take turns; any constant number will do.
+# Serialises processes that start together, such as two API containers; any constant works.
 _LOCK_ID = 7_232_732_273
 
 
 def run() -> None:
-    """Run the scripts in one transaction, so that a failed migration leaves nothing behind."""
+    """Run the scripts in one transaction, so that a failed migration changes nothing."""
     url = context.config.attributes.get("url") or get_settings().resolved_database_url
     engine = make_engine(url, timeout_s=0)
     if engine.dialect.name == "sqlite":
@@ -27,7 +27,7 @@ def run() -> None:
                 connection=connection,
                 target_metadata=Base.metadata,
                 render_as_batch=True,
-                transactional_ddl=True,  # SQLite can, once the driver is kept from committing by itself
+                transactional_ddl=True,  # works on SQLite once its driver no longer commits by itself
                 compare_type=True,
                 compare_server_default=True,
             )
@@ -44,8 +44,8 @@ def run() -> None:
 
 
 def _disable_foreign_keys(connection: Any, _entry: Any) -> None:
-    """A table that is built anew is dropped in between, which would take along all rows that refer to it.
-    SQLite hears of this only outside a transaction; whether all parents are there is checked at the end."""
+    """Rebuilding a table drops it temporarily, which would cascade to all rows that refer to it. SQLite
+    changes this setting only outside a transaction; foreign keys are checked at the end."""
     connection.execute("PRAGMA foreign_keys=OFF")
 
 

@@ -1,1 +1,1 @@
-"""The HTTP side: request → job record → doorbell. Imports no tensor library."""
+"""The HTTP API: requests become job records and notifications. Imports no tensor library."""

@@ -11,12 +11,12 @@ from rebase.logging import configure_logging
 from rebase.settings import get_settings
 from service.app import create_app
 
-# Open event streams would hold a stopping server up for ever; clients resume them with Last-Event-ID.
+# Open event streams would delay shutdown for ever; clients resume them with Last-Event-ID.
 _GRACE_S = 3
 
 
 def main() -> int:
-    """Serve until SIGINT or SIGTERM; 2 when the settings cannot be served. The app logs its own requests."""
+    """Serve until SIGINT or SIGTERM; returns 2 for unusable settings. The app logs its own requests."""
     settings = get_settings()
     configure_logging(settings)
     try:

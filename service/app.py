@@ -53,9 +53,9 @@ _PROBLEM = {
 
 
 def create_app(settings: Settings, *, notify: Notify | None = None) -> FastAPI:
-    """An app that shares nothing with any other. `ring` replaces the deployment's broker.
+    """An app that shares no state with other apps. `notify` replaces the deployment's broker.
 
-    Raises SettingsInvalid when it would serve other machines without asking for keys.
+    Raises SettingsInvalid if it would serve other machines without requiring API keys.
     """
     require_loopback_without_keys(settings)
     store = Store(
@@ -116,7 +116,7 @@ def create_app(settings: Settings, *, notify: Notify | None = None) -> FastAPI:
 
 
 def require_loopback_without_keys(settings: Settings) -> None:
-    """Without keys, loopback only. Raises SettingsInvalid."""
+    """Without API keys, serve loopback only. Raises SettingsInvalid."""
     if settings.auth != "none":
         return
     try:
@@ -135,7 +135,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: AppState = app.state.service
     service.scheduler.start()
     service.group_committer.start()
-    # What was built so far lives as long as the process; looking through it again and again costs latency.
+    # Everything built so far lives as long as the process; scanning it in every collection costs latency.
     gc.collect()
     gc.freeze()
     yield
@@ -146,7 +146,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _make_openapi_builder(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """The schema with the shape of errors in it, made on first use."""
+    """The OpenAPI schema including the error responses, built on first use."""
 
     def build_schema() -> dict[str, Any]:
         if app.openapi_schema is None:

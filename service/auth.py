@@ -1,10 +1,10 @@
-"""Who is calling, and may they: the tenant behind a key, or `default` in a deployment without keys.
+"""Authentication and authorisation: the tenant of an API key, or `default` in a deployment without keys.
 
-One dependency gives an endpoint both the service and the tenant: FastAPI resolves dependencies anew for every
-request, and each further one costs as much as validating the body.
+A single dependency gives an endpoint both the service and the tenant: FastAPI resolves dependencies for every
+request, and each one costs as much as validating the body.
 
-Every endpoint says what it needs by the dependency that it takes: `CallerDep` asks for `read` where it is
-only looked and for `convert` else, `AdminDep` for `admin`. A test finds routes that take neither.
+Every endpoint declares the scope it needs by its dependency: `CallerDep` requires `read` for safe methods and
+`convert` for others, `AdminDep` requires `admin`. A test finds routes that use neither.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.rate_limit import build_rate_limit_headers
 
 log = get_logger("auth")
 
-# How OpenAPI describes it; `service.app` puts it into the schema.
+# For the OpenAPI schema; `service.app` adds it.
 SECURITY_SCHEME = {
     "type": "http",
     "scheme": "bearer",
@@ -40,8 +40,8 @@ SECURITY_SCHEME = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The service and the tenant on whose behalf it is to act. `trail`: how the audit log names the
-    caller."""
+    """The service and the tenant that the request acts for. `audit`: the caller as recorded in the audit
+    log."""
 
     service: AppState
     tenant: str
@@ -51,8 +51,8 @@ class Caller:
 
     @property
     def submission_context(self) -> SubmissionContext:
-        """What goes with a job that is submitted. Without keys there is one caller, of whom the jobs
-        themselves say as much as a line in the audit log would."""
+        """What accompanies a submitted job. Without keys there is only one caller, so an audit event would
+        add nothing to the jobs themselves."""
         has_key = self.audit.key_id is not None
         return SubmissionContext(limits=self.limits, audit=self.audit if has_key else None)
 
@@ -85,7 +85,7 @@ async def _authorize(request: Request, required: Scope) -> Caller:
 
 
 async def _authenticate(request: Request, service: AppState) -> Identity:
-    """Raises Unauthorised."""
+    """The identity behind the request's key. Raises Unauthorized."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Unauthorized(
@@ -99,7 +99,7 @@ async def _authenticate(request: Request, service: AppState) -> Identity:
 
 
 def require_active_key(identity: Identity, now: datetime) -> None:
-    """Raises Unauthorised for a key that has ended. Only who has the key learns that it once was one."""
+    """Raises Unauthorized for a key that has expired or was revoked. Only its holder can see this."""
     is_inactive = identity.revoked_at is not None or (
         identity.expires_at is not None and identity.expires_at <= now
     )
@@ -109,7 +109,8 @@ def require_active_key(identity: Identity, now: datetime) -> None:
 
 
 async def _count_request(request: Request, service: AppState, identity: Identity) -> None:
-    """One request more of this tenant. The figures go out with whatever is answered. Raises RateLimited."""
+    """Count a request against the tenant's rate limit, whose state goes out with the response. Raises
+    RateLimited."""
     limit = identity.limits.requests_per_minute
     if limit is None:
         return
@@ -131,7 +132,7 @@ def _build_audit_context(request: Request, tenant: str, key_id: str | None) -> A
 
 
 async def _audit_denied_request(service: AppState, request: Request, audit: AuditContext) -> None:
-    """A line in the audit log, at most one a minute for a key. Trouble with it changes no answer."""
+    """Write an audit event, at most one per minute and key. Errors do not change the response."""
     if audit.key_id is None or not service.denial_throttle.allow(audit.key_id):
         return
     endpoint = f"{request.method} {request.scope['route'].path}"
@@ -151,7 +152,7 @@ AdminDep = Annotated[Caller, Depends(_get_admin)]
 
 
 def get_declared_scopes(app: FastAPI) -> dict[tuple[str, str], Scope | None]:
-    """(verb, path) of every route → what it needs, read from its dependencies; None: it declares nothing."""
+    """(HTTP method, path) of every route → its scope, read from its dependencies; None: it declares none."""
     scopes: dict[tuple[str, str], Scope | None] = {}
     for route in iter_route_contexts(app.routes):
         dependant = getattr(route, "dependant", None)
@@ -169,11 +170,11 @@ def _collect_dependency_calls(dependant: Any) -> set[Any]:
     return calls
 
 
-# What a key may do. Each scope implies those before it.
+# What a key may do. Each scope implies the ones before it.
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def get_required_scope(method: str) -> Scope:
-    """What an endpoint needs that says nothing more: looking needs `read`, everything else `convert`."""
+    """The default scope of an endpoint: `read` for safe methods, `convert` for everything else."""
     return Scope.READ if method.upper() in _SAFE_METHODS else Scope.CONVERT

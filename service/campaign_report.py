@@ -1,4 +1,4 @@
-"""A campaign's report as one page that needs nothing else: no script, no font, no picture from elsewhere."""
+"""A campaign's report, as data and as a self-contained HTML page without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OUTCOME_BY_STATE: dict[JobState, AdapterOutcome] = {
 
 
 def build_campaign_report(campaign: CampaignRecord, entries: Sequence[CampaignEntry]) -> CampaignReport:
-    """Every adapter of the subscription in its order; its conversion where there is one, else its
+    """Every adapter of the subscription, in order; shows its conversion if there is one, else its
     pre-check."""
     by_position: dict[int, CampaignEntry] = {}
     for entry in entries:  # pre-checks come before conversions
@@ -69,7 +69,7 @@ def _build_job_report(entry: CampaignEntry, adapter_fields: Mapping[str, Any]) -
 def _build_jobless_report(
     left_out: Mapping[str, Any] | None, adapter_fields: Mapping[str, Any]
 ) -> AdapterReport:
-    """An adapter without a job: over the budget, of a release that was not converted to, or deleted since."""
+    """An adapter without a job: over the limit, of a release that was not converted, or deleted since."""
     had_job = left_out is None and adapter_fields["planned_output"] is not None
     return AdapterReport.model_construct(
         **adapter_fields,
@@ -95,15 +95,15 @@ def _derive_outcome(entry: CampaignEntry) -> AdapterOutcome:
 
 
 def _collect_reasons(job: JobRecord, result: Mapping[str, Any]) -> list[str]:
-    """The verdict's reasons, and what ended the job where something did."""
+    """The verdict's reasons, and the error that ended the job, if any."""
     measured = ((job.diagnostics or {}).get("precheck") or {}).get("reasons") or []
     messages = [str(reason.get("message", "")) for reason in result.get("reasons") or measured]
     error = (job.error or {}).get("message") if job.is_done else None
     return [*([str(error)] if error and error not in messages else []), *filter(None, messages)]
 
 
-# Nothing may be loaded or run, whatever a stranger's repo name holds; escaping is the first line, this the
-# second.
+# Nothing is loaded or executed, whatever a repo name contains: escaping is the first line of defence, this
+# the second.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -133,7 +133,7 @@ code{font:.9em ui-monospace,monospace;overflow-wrap:anywhere}.dim{color:#5a6570}
 
 
 def render_page(report: CampaignReport) -> str:
-    """The page, as UTF-8 text."""
+    """The HTML page."""
     campaign = report.campaign
     title = f"{campaign.base}: {len(report.adapters)} adapters"
     parts = [
@@ -185,7 +185,7 @@ def _render_row(row: AdapterReport) -> str:
 def _render_output(row: AdapterReport) -> str:
     if row.output is None:
         return f'<code class="dim">{escape(row.planned_output or "")}</code>'
-    # Only web addresses become links: in a local hub folder an output's url is a path.
+    # Only web addresses become links: in a local hub folder, an output's url is a path.
     url, name = row.output.pull_request or row.output.url, escape(row.output.repo_id)
     link = f'<a href="{escape(url)}">{name}</a>' if url.startswith(("https://", "http://")) else name
     method = str((row.method or {}).get("name", ""))
@@ -194,7 +194,7 @@ def _render_output(row: AdapterReport) -> str:
 
 
 def _format_figures(row: AdapterReport) -> list[str]:
-    """The evaluation's figures that say whether the move was worth it."""
+    """The evaluation metrics that show whether the transfer was worthwhile."""
     lines = []
     for figure in row.figures:
         if figure.value is None or figure.metric not in _SHOWN_METRICS:

@@ -1,12 +1,14 @@
-"""A short memory for API keys and for tenants' limits, so that a busy client costs no query per request."""
+"""What endpoints depend on: the state of a running service, and short caches of API keys and limits.
+
+The caches spare a busy client a query per request.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated
 
+from cachetools import TTLCache
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
@@ -19,61 +21,39 @@ from service.group_commit import GroupCommitter
 from service.metrics import Metrics
 from service.rate_limit import LocalRateLimiter, RateLimiter, Throttle
 
-V = TypeVar("V")
-_TTL_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
+KEY_CACHE_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
 _MAX_ENTRIES = 10_000
 
 
-class _TtlCache(Generic[V]):
-    """Values that were looked up a moment ago."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[str, tuple[V, float]] = OrderedDict()
-
-    def get(self, key: str) -> V | None:
-        """The value, while it is fresh."""
-        entry = self._entries.get(key)
-        if entry is not None and time.monotonic() < entry[1]:
-            return entry[0]
-        self._entries.pop(key, None)
-        return None
-
-    def put(self, key: str, value: V) -> None:
-        """Remember it for a while."""
-        self._entries[key] = (value, time.monotonic() + _TTL_S)
-        while len(self._entries) > _MAX_ENTRIES:
-            self._entries.popitem(last=False)
-
-
 class KeyCache:
-    """Keys by their hash; the keys themselves are not kept."""
+    """Keys by their hash; the keys themselves are not kept. `ttl_s`: how long an entry is used."""
 
-    def __init__(self) -> None:
-        self._cache: _TtlCache[keys.Identity] = _TtlCache()
+    def __init__(self, ttl_s: float = KEY_CACHE_S) -> None:
+        self._cache: TTLCache[str, keys.Identity] = TTLCache(_MAX_ENTRIES, ttl_s)
 
     async def identify(self, store: Store, key: str) -> keys.Identity | None:
-        """Whom the key stands for, ended or not; None for one that is unknown. Raises Busy."""
+        """The identity behind a key, even if expired or revoked; None for an unknown key. Raises Busy."""
         digest = keys.hash_key(key)
         identity = self._cache.get(digest)
         if identity is None:
             identity = await run_in_threadpool(keys.identify_key, store, key)
             if identity is not None:
-                self._cache.put(digest, identity)
+                self._cache[digest] = identity
         return identity
 
 
 class LimitsCache:
-    """Limits of tenants, for callers that bring no key."""
+    """Limits of tenants, for callers that bring no key. `ttl_s`: how long an entry is used."""
 
-    def __init__(self) -> None:
-        self._cache: _TtlCache[Limits] = _TtlCache()
+    def __init__(self, ttl_s: float = KEY_CACHE_S) -> None:
+        self._cache: TTLCache[str, Limits] = TTLCache(_MAX_ENTRIES, ttl_s)
 
     async def get(self, store: Store, tenant: str) -> Limits:
-        """What the tenant may use. Raises Busy."""
+        """The tenant's limits. Raises Busy."""
         limits = self._cache.get(tenant)
         if limits is None:
             limits = await run_in_threadpool(_load_tenant_limits, store, tenant)
-            self._cache.put(tenant, limits)
+            self._cache[tenant] = limits
         return limits
 
 
@@ -84,7 +64,7 @@ def _load_tenant_limits(store: Store, tenant: str) -> Limits:
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """Everything an endpoint may need."""
+    """Everything an endpoint may use."""
 
     settings: Settings
     store: Store

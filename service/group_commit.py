@@ -1,7 +1,7 @@
-"""Group commit: requests that wait for the database together share one transaction.
+"""Group commit: submissions that wait for the database at the same time share one transaction.
 
-A transaction costs a round trip and a flush to disk, whether it holds one job or fifty. While one is under
-way, what arrives gathers; a lone request waits for nobody.
+A transaction costs a round trip and a flush to disk, whether it holds one job or fifty. Submissions that
+arrive during one transaction form the next batch; a lone one does not wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rebase.store.records import JobRecord
 from rebase.store.store import Store
 
 MAX_BATCH = 100
-THREADS = 2  # one gathers and writes while the other waits for its flush
+THREADS = 2  # one collects and writes while the other waits for its flush
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class _Pending:
 
 
 class GroupCommitter:
-    """Threads between the event loop and `Store.submit_batch`."""
+    """Threads between the event loop and `SubmissionRepository.submit_batch`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -39,7 +39,7 @@ class GroupCommitter:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to take requests."""
+        """Start accepting submissions."""
         self._threads = [
             threading.Thread(target=self._run, name="intake", daemon=True) for _ in range(THREADS)
         ]
@@ -47,7 +47,7 @@ class GroupCommitter:
             thread.start()
 
     def stop(self) -> None:
-        """End after what was handed in is written. Nothing may be handed in afterwards."""
+        """Write what was submitted, then stop. Nothing may be submitted afterwards."""
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -61,7 +61,7 @@ class GroupCommitter:
         request: ConversionRequest,
         context: SubmissionContext = NO_CONTEXT,
     ) -> JobRecord:
-        """Queue a job; returns once it is committed. Raises what `Store.submit` raises."""
+        """Queue a job; returns once it is committed. Raises QuotaExceeded and Busy."""
         loop = asyncio.get_running_loop()
         submission = Submission(tenant_id, kind, request, context)
         pending = _Pending(loop, loop.create_future(), submission)
@@ -77,7 +77,7 @@ class GroupCommitter:
                 except Empty:
                     break
                 if another is None:
-                    self._queue.put(None)  # our sign to stop: leave it for after this batch
+                    self._queue.put(None)  # the stop signal: handle it after this batch
                     break
                 batch.append(another)
             self._commit_batch(batch)
@@ -86,7 +86,7 @@ class GroupCommitter:
         results: Sequence[JobRecord | Exception]
         try:
             results = self._store.submissions.submit_batch([one.submission for one in batch])
-        except Exception as exc:  # told to each caller, in the loop where it waits
+        except Exception as exc:  # raised to each caller, in its event loop
             results = [exc] * len(batch)
         batch[0].loop.call_soon_threadsafe(_resolve_futures, batch, results)
 
@@ -94,7 +94,7 @@ class GroupCommitter:
 def _resolve_futures(batch: Sequence[_Pending], results: Sequence[JobRecord | Exception]) -> None:
     for pending, result in zip(batch, results, strict=True):
         if pending.future.done():
-            continue  # its client has gone; the job is recorded all the same
+            continue  # the client disconnected; its job is recorded anyway
         if isinstance(result, Exception):
             pending.future.set_exception(result)
         else:

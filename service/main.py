@@ -1,4 +1,4 @@
-"""`uvicorn service.main:app`: the app of this process's settings."""
+"""`uvicorn service.main:app`: the app for the settings of this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prometheus figures of this process: requests, bells, and jobs that are not done, counted at the scrape."""
+"""Prometheus metrics: requests and notifications of this process, and rows counted at each scrape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rebase.store.store import Store
 
 
 class ReleaseMetrics(Collector):
-    """Registers itself."""
+    """Webhooks, releases and campaigns. Registers itself."""
 
     def __init__(self, store: Store, registry: CollectorRegistry) -> None:
         self._store = store
@@ -28,15 +28,15 @@ class ReleaseMetrics(Collector):
         registry.register(self)
 
     def record_webhook(self, outcome: str) -> None:
-        """Count one delivery: recorded, duplicate, ignored or refused."""
+        """Count one webhook delivery: recorded, duplicate, ignored or refused."""
         self._deliveries.labels(outcome).inc()
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing before the first scrape: registering must not need the database."""
+        """Empty, so that registration does not need the database."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Counted at the scrape; left out while the database does not answer."""
+        """Counts at the time of the scrape; left out while the database is unavailable."""
         try:
             release_counts, campaigns = self._store.releases.count(), self._store.campaigns.count()
         except Busy:
@@ -60,7 +60,7 @@ _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
 class Metrics:
-    """A registry of its own per app, so that two apps in one process do not collide."""
+    """Has its own registry per app, so that two apps in one process do not collide."""
 
     def __init__(self, store: Store, scheduler: Scheduler) -> None:
         self.registry = CollectorRegistry()
@@ -82,7 +82,7 @@ class Metrics:
         self.releases = ReleaseMetrics(store, self.registry)
 
     def record_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. `route` is a path template; what a client makes up becomes no new series."""
+        """Count one request. `route` is a path template, so that clients cannot create new time series."""
         self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
@@ -93,11 +93,11 @@ class _JobCollector(Collector):
         self._scheduler = scheduler
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing before the first scrape: registering must not need the database."""
+        """Empty, so that registration does not need the database."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """Figures of this moment; those from the database are left out while it does not answer."""
+        """Current values; those from the database are left out while it is unavailable."""
         state = self._scheduler.state
         yield CounterMetricFamily("rebase_bells_rung", "Bells given to the broker.", value=state.notified)
         yield CounterMetricFamily(
@@ -122,11 +122,11 @@ class _CallbackCollector(Collector):
         self._repository = repository
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """As for jobs."""
+        """Empty, so that registration does not need the database."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Deliveries that are kept, by state, and how long the oldest one has been waiting."""
+        """Stored deliveries by state, and the age of the oldest pending one."""
         try:
             counts = self._repository.count_by_state()
         except Busy:

@@ -1,6 +1,6 @@
-"""The outermost layer: request id, loopback rule, body limit, unforeseen errors, figures, one log line.
+"""The outermost middleware: request id, loopback rule, body limit, internal errors, metrics, one log line.
 
-Plain ASGI, because a layer that every request passes must cost microseconds.
+Plain ASGI, because it must add only microseconds to a request.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from service.problem_details import build_internal_error, build_problem_response
 log = get_logger("http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
+_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # polled every few seconds by machines
 
 
 class RequestMiddleware:
-    """Wraps the whole app. `local_only`: refuse everybody who is not on this machine."""
+    """Wraps the whole app. `local_only`: reject requests from other machines."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, local_only: bool) -> None:
         self.app = app
@@ -36,7 +36,7 @@ class RequestMiddleware:
         self.local_only = local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request (or the lifespan, which passes untouched)."""
+        """Handle one request; other scopes, such as lifespan, pass unchanged."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -72,7 +72,7 @@ class RequestMiddleware:
         await self.app(scope, receive, send)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> Message | None:
-        """The whole body as one message, of announced length or not; None when it is too large."""
+        """The whole body as one message, with or without Content-Length; None if it is too large."""
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body_bytes:
             return None
@@ -80,7 +80,7 @@ class RequestMiddleware:
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return message  # the client has gone; whoever reads the body will be told
+                return message  # the client disconnected; whoever reads the body will see it
             body += message.get("body", b"")
             if len(body) > self.max_body_bytes:
                 return None
@@ -94,15 +94,15 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path", "unmatched")
         self.metrics.record_request(scope["method"], route, status or 0, seconds)
         write = log.debug if route in _QUIET_ROUTES else log.info
-        # The path only: a query may hold what its sender would not want in a log.
+        # The path only: a query may contain private data.
         write(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 2)
         )
 
 
 class _TrackedSend:
-    """`send` that remembers the status and adds the request's id, and what else `state["headers"]` holds by
-    then."""
+    """A `send` that remembers the status and adds the request id and the headers in `state["headers"]` at
+    that time."""
 
     def __init__(self, send: Send, state: dict[str, Any]) -> None:
         self.status: int | None = None
@@ -119,7 +119,7 @@ class _TrackedSend:
 
 
 def _replay(body_message: Message, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, then whatever comes after it."""
+    """A `receive` that returns the body already read, then whatever follows."""
     pending: list[Message] = [body_message]
 
     async def replay() -> Message:
@@ -129,11 +129,11 @@ def _replay(body_message: Message, receive: Receive) -> Receive:
 
 
 def is_local_request(scope: Scope | dict[str, Any], headers: Headers) -> bool:
-    """Does the peer sit on this machine, and did it ask for it by a local name?
+    """Whether the peer is on this machine and addressed it by a local name.
 
-    The name matters too: a web page may make a browser on this machine call us under the page's own domain,
-    which it has made resolve to 127.0.0.1. Public names have a dot, local ones have none. Or it calls us by
-    our own name, and then the browser says where the page is from.
+    The name matters because of DNS rebinding: a web page can make a local browser call us under the page's
+    own domain, resolved to 127.0.0.1. Public names contain a dot, local ones do not. If the page uses our
+    own name, the browser's Origin header says where the page is from.
     """
     client = scope.get("client")
     if client is not None and not _is_local_peer(client[0]):
@@ -142,7 +142,7 @@ def is_local_request(scope: Scope | dict[str, Any], headers: Headers) -> bool:
 
 
 def _is_local_origin(origin: str | None) -> bool:
-    """`http://localhost:8000`, or none at all: no browser. `null` is a page that hides where it is from."""
+    """`http://localhost:8000`, or none (not a browser). `null` is a page that hides its origin."""
     if origin is None:
         return True
     _, separator, host = origin.partition("://")
@@ -160,7 +160,7 @@ def _is_local_name(host: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_local_peer(address: str) -> bool:
-    """A loopback address; or none at all, which is how peers of a local socket show."""
+    """A loopback address, or none, as for peers of a Unix socket."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

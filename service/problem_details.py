@@ -1,4 +1,4 @@
-"""Every error of the API: one table from code to status, one shape (RFC 9457, `application/problem+json`)."""
+"""Error responses: one table from code to status, one format (RFC 9457, `application/problem+json`)."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _HEADERS_BY_CODE: dict[str, dict[str, str]] = {
     "not_migrated": {"Retry-After": "5"},
     "idempotency_in_flight": {"Retry-After": "1"},
     "unauthorised": {"WWW-Authenticate": "Bearer"},
-    # What is left of an oversized body is not read, so the connection cannot serve another request.
+    # The rest of an oversized body is not read, so the connection cannot be reused.
     "body_too_large": {"Connection": "close"},
 }
-# What the framework itself may answer with, given our code.
+# Statuses that the framework itself may return, with our code.
 _CODE_BY_STATUS = {400: "malformed_body", 404: "not_found", 405: "method_not_allowed"}
 _INTERNAL_ERROR_DETAIL = "Something unforeseen went wrong; the log holds the cause under this request's id."
 
@@ -60,7 +60,7 @@ def build_problem_response(
     request_id: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The answer for one error; its status and headers stand in the tables above."""
+    """The response for one error; its status and headers come from the tables above."""
     status = STATUS_BY_CODE.get(code, 500)
     all_headers = {**_HEADERS_BY_CODE.get(code, {}), **(headers or {})}
     body = Problem(
@@ -84,7 +84,7 @@ def build_problem_response(
 
 
 def build_internal_error(request_id: str) -> Response:
-    """The answer for a bug; its cause is for the log alone."""
+    """The response for a bug; the cause is only logged."""
     return build_problem_response(InternalError.code, _INTERNAL_ERROR_DETAIL, request_id=request_id)
 
 
@@ -94,7 +94,7 @@ def _get_request_id(request: Request) -> str | None:
 
 
 async def on_rebase_error(request: Request, exc: Exception) -> Response:
-    """Our own errors carry everything."""
+    """Our own errors contain everything the response needs."""
     assert isinstance(exc, RebaseError)
     if exc.code not in STATUS_BY_CODE:
         raise exc
@@ -112,7 +112,7 @@ async def on_rebase_error(request: Request, exc: Exception) -> Response:
 
 
 async def on_http_error(request: Request, exc: Exception) -> Response:
-    """The framework's: no such path, wrong method, a body that cannot be read."""
+    """The framework's errors: no such path, wrong method, an unreadable body."""
     assert isinstance(exc, HTTPException)
     code = _CODE_BY_STATUS.get(exc.status_code, InternalError.code)
     return build_problem_response(
@@ -124,7 +124,7 @@ async def on_http_error(request: Request, exc: Exception) -> Response:
 
 
 async def on_invalid_request(request: Request, exc: Exception) -> Response:
-    """Fields that do not fit, each with its pointer; or a body that is not JSON at all."""
+    """Invalid fields, each with its pointer; or a body that is not JSON at all."""
     assert isinstance(exc, RequestValidationError)
     raw_errors: Sequence[Any] = exc.errors()
     first = raw_errors[0]

@@ -1,8 +1,8 @@
-"""Token buckets: how many requests a tenant may make, counted in Redis where there is one, so that all API
-processes count together, and else in this process.
+"""Rate limits per tenant, as token buckets: in Redis if there is one, so that all API processes count
+together, else in this process.
 
-A bucket holds a minute's worth and refills evenly. When Redis does not answer, each process counts for itself
-until it does: a limit that is a little too generous beats a service that stops.
+A bucket holds one minute's worth of requests and refills continuously. While Redis is unavailable, each
+process counts by itself: a limit that is somewhat too generous beats an outage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_BUCKETS = 10_000
 _TIMEOUT_S = 0.25
 _COOLDOWN_S = 5.0
 
-# Redis runs a script as one step, by its own clock. Tokens are kept as floats; a key lives until it is full.
+# Redis runs a script atomically, by its own clock. Tokens are floats; a key expires once its bucket is full.
 _TAKE_SCRIPT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -46,7 +46,7 @@ return {allowed, tostring(left)}
 
 @dataclass(frozen=True, slots=True)
 class RateLimitResult:
-    """What came of asking for one request: `left` tokens of `most` remain."""
+    """The result for one request: `remaining` of `limit` tokens are left."""
 
     allowed: bool
     remaining: float
@@ -54,7 +54,7 @@ class RateLimitResult:
 
     @property
     def retry_after_s(self) -> int:
-        """Whole seconds until there is a token again."""
+        """Whole seconds until the next token."""
         return max(1, math.ceil((1 - self.remaining) * WINDOW_S / self.limit))
 
     @property
@@ -64,24 +64,24 @@ class RateLimitResult:
 
 
 class RateLimiter(Protocol):
-    """Somewhere to count requests."""
+    """Counts requests."""
 
     async def take(self, tenant: str, limit: int) -> RateLimitResult:
-        """Ask for one of `most` requests a minute."""
+        """Take one of `limit` tokens per minute."""
 
     async def close(self) -> None:
-        """Let connections go."""
+        """Release connections."""
 
 
 class LocalRateLimiter:
-    """Buckets of this process."""
+    """Buckets in this process."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def take(self, tenant: str, limit: int) -> RateLimitResult:
-        """From the tenant's bucket; one that was not used for long is full and need not be kept."""
+        """Take from the tenant's bucket; buckets unused for long are full and are discarded."""
         now = self._monotonic()
         remaining, updated_at = self._buckets.pop(tenant, (float(limit), now))
         remaining = min(float(limit), remaining + (now - updated_at) * limit / WINDOW_S)
@@ -93,11 +93,11 @@ class LocalRateLimiter:
         return RateLimitResult(allowed, remaining, limit)
 
     async def close(self) -> None:
-        """Nothing to let go."""
+        """Does nothing: there are no connections."""
 
 
 class RedisRateLimiter:
-    """Buckets that all API processes share."""
+    """Buckets shared by all API processes."""
 
     def __init__(self, url: str, *, prefix: str = "rebase:rates") -> None:
         self._redis = Redis.from_url(
@@ -109,7 +109,7 @@ class RedisRateLimiter:
         self._retry_redis_at = 0.0
 
     async def take(self, tenant: str, limit: int) -> RateLimitResult:
-        """From the shared bucket; from this process's while Redis does not answer."""
+        """Take from the shared bucket, or from this process's while Redis is unavailable."""
         if time.monotonic() >= self._retry_redis_at:
             try:
                 reply = await self._take_script(keys=[f"{self._prefix}:{tenant}"], args=[limit, WINDOW_S])
@@ -122,12 +122,12 @@ class RedisRateLimiter:
         return await self._fallback.take(tenant, limit)
 
     async def close(self) -> None:
-        """Close the pool."""
+        """Close the connection pool."""
         await self._redis.aclose()
 
 
 class Throttle:
-    """Says once in `every_s` seconds, for each name, that it is time."""
+    """Allows each key once per `interval_s` seconds."""
 
     def __init__(self, interval_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._interval_s = interval_s
@@ -135,7 +135,7 @@ class Throttle:
         self._last_allowed: OrderedDict[str, float] = OrderedDict()
 
     def allow(self, key: str) -> bool:
-        """Is it, and if so not again for a while."""
+        """Whether the key is allowed now; if so, not again until the interval is over."""
         now = self._monotonic()
         if now - self._last_allowed.get(key, float("-inf")) < self._interval_s:
             return False
@@ -147,7 +147,7 @@ class Throttle:
 
 
 def build_rate_limit_headers(result: RateLimitResult) -> Mapping[str, str]:
-    """`RateLimit` and `RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers has them."""
+    """The headers `RateLimit` and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers."""
     return {
         "RateLimit-Policy": f'"tenant";q={result.limit};w={WINDOW_S}',
         "RateLimit": f'"tenant";r={max(0, math.floor(result.remaining))};t={result.reset_s}',

@@ -1,4 +1,4 @@
-"""Answers that several endpoints share: a job with its validators, and when to ask again."""
+"""Job responses shared by several endpoints: ETag, Retry-After and Location."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_RETRY_AFTER_S = 30
 
 
 def build_job_response(job: JobRecord, status: int = 200, *, created: bool = False) -> Response:
-    """A job as JSON with ETag, Retry-After while it is not done, and Location when it is new."""
+    """A job as JSON with ETag, Retry-After while it is unfinished, and Location if it is new."""
     headers = {"ETag": compute_etag(job)}
     if not job.is_done:
         headers["Retry-After"] = str(compute_retry_after_s(job))
@@ -21,7 +21,7 @@ def build_job_response(job: JobRecord, status: int = 200, *, created: bool = Fal
 
 
 def compute_etag(job: JobRecord) -> str:
-    """Changes with everything that the job's view shows."""
+    """Changes with everything that the job's response shows."""
     return f'"{job.version}"'
 
 
@@ -34,5 +34,5 @@ def etag_matches(if_none_match: str | None, etag: str) -> bool:
 
 
 def compute_retry_after_s(job: JobRecord) -> int:
-    """Seconds until looking again is worth it: the estimate where there is one, at most half a minute."""
+    """Seconds until polling again is worthwhile: the estimate if there is one, at most half a minute."""
     return max(1, min(_MAX_RETRY_AFTER_S, round(job.progress_eta_s or 1)))

@@ -1,4 +1,4 @@
-"""Tenants, keys, jobs with their outbox, history and diagnostics, idempotency keys; the tenant `default`.
+"""Tenants, keys, jobs with outbox, history and diagnostics, idempotency keys; the tenant `default`.
 
 Revision ID: 0001
 Revises:

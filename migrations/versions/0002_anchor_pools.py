@@ -20,8 +20,8 @@ _STATES = (
 )
 _OLD_KINDS = "kind IN ('convert', 'precheck')"
 _KINDS = "kind IN ('convert', 'precheck', 'pool')"
-# 0001 gave its checks a name that the naming convention then prefixed once more. From here on they are called
-# what the models say.
+# 0001 named its checks with a prefix that the naming convention then added again. From here on, names match
+# the models.
 _OLD_PREFIX, _NEW_PREFIX = "ck_jobs_ck_jobs_", "ck_jobs_"
 _POOL_JOB_IDS = "(SELECT id FROM jobs WHERE kind = 'pool')"
 
@@ -51,7 +51,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Registrations go with their pools, and with all that hangs on them: SQLite does not cascade here."""
+    """Delete registrations with their pools and all dependent rows: SQLite does not cascade here."""
     op.drop_index("ix_anchor_pools_tenant_id_source_repo_target_repo_id", "anchor_pools")
     op.drop_table("anchor_pools")
     for table in ("site_diagnostics", "outbox", "job_events", "idempotency_keys"):
@@ -61,7 +61,7 @@ def downgrade() -> None:
 
 
 def _replace_checks(old_prefix: str, new_prefix: str, kinds: str) -> None:
-    """SQLite cannot change a check: there, the table is built anew with everything else that it has."""
+    """SQLite cannot alter a check, so the table is rebuilt there with all of its other properties."""
     with op.batch_alter_table("jobs") as jobs:
         for name, condition in (("kind", kinds), ("state", _STATES)):
             jobs.drop_constraint(op.f(f"{old_prefix}{name}"), type_="check")

@@ -1,4 +1,4 @@
-"""Similarity of layers, as rows.
+"""Layer similarities, as rows.
 
 Revision ID: 0003
 Revises: 0002

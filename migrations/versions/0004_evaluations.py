@@ -1,4 +1,4 @@
-"""Figures of evaluations, as rows.
+"""Evaluation metrics, as rows.
 
 Revision ID: 0004
 Revises: 0003

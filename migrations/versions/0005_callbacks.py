@@ -1,4 +1,4 @@
-"""Callbacks: deliveries, their log, receivers that said stop, and signing secrets.
+"""Callbacks: deliveries, their attempts, stopped URLs, and signing secrets.
 
 Revision ID: 0005
 Revises: 0004

@@ -19,7 +19,7 @@ _LIMIT_COLUMNS = ("max_running", "max_queued", "jobs_per_day", "requests_per_min
 
 
 def upgrade() -> None:
-    """Keys that exist could do everything so far, so they go on as `admin`."""
+    """Existing keys had full access so far, so they become `admin`."""
     op.add_column("api_keys", sa.Column("scope", sa.String(length=16), nullable=True))
     op.execute("UPDATE api_keys SET scope = 'admin'")
     with op.batch_alter_table("api_keys") as keys:
@@ -98,7 +98,7 @@ def _create_audit_log() -> None:
 
 
 def downgrade() -> None:
-    """Without scopes every key could do everything, so only keys with all of them stay."""
+    """Without scopes every key has full access, so only `admin` keys that never expire are kept."""
     op.execute("DELETE FROM api_keys WHERE scope <> 'admin' OR expires_at IS NOT NULL")
     op.drop_table("audit_log")
     if op.get_bind().dialect.name != "sqlite":

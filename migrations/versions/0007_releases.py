@@ -1,4 +1,4 @@
-"""Releases, subscriptions and campaigns, and the two kinds of job that work for them.
+"""Releases, subscriptions and campaigns, and the two kinds of internal jobs for them.
 
 Revision ID: 0007
 Revises: 0006
@@ -89,7 +89,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """The jobs that worked for subscriptions go; those of campaigns are ordinary ones and stay."""
+    """Internal jobs for subscriptions are deleted; those of campaigns are ordinary jobs and are kept."""
     for table in ("campaign_jobs", "campaigns", "release_matches", "releases", "subscriptions"):
         op.drop_table(table)
     for table in _JOB_TABLES:
@@ -152,7 +152,7 @@ def _tenant_foreign_key(table: str) -> sa.ForeignKeyConstraint:
 
 
 def _replace_kinds(kinds: str) -> None:
-    """SQLite cannot change a check: there, the table is built anew with everything else that it has."""
+    """SQLite cannot alter a check, so the table is rebuilt there with all of its other properties."""
     with op.batch_alter_table("jobs") as jobs:
         jobs.drop_constraint(op.f("ck_jobs_kind"), type_="check")
         jobs.create_check_constraint(op.f("ck_jobs_kind"), kinds)

@@ -1,4 +1,4 @@
-"""Deleted jobs that still count among their tenant's of the day, and keys that were rotated.
+"""Deleted jobs that still count towards the daily limit, and rotated keys.
 
 Revision ID: 0008
 Revises: 0007
@@ -19,7 +19,7 @@ _ROTATION_EVENTS = "FROM audit_log WHERE action = 'key.rotated' AND tenant_id = 
 
 
 def upgrade() -> None:
-    """Which keys were rotated before, the audit log knows."""
+    """Keys rotated before are taken from the audit log."""
     op.add_column("api_keys", sa.Column("rotated_at", sa.DateTime(timezone=True), nullable=True))
     op.execute(
         f"UPDATE api_keys SET rotated_at = (SELECT max(at) {_ROTATION_EVENTS} AND object = api_keys.id) "  # noqa: S608

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rebase.cache.redis_tier import RedisTier
+from rebase.retry import Backoff
 
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.2
 
@@ -97,10 +98,11 @@ def _renew(tier: RedisTier, digest: str, token: str, lease_s: float, done: threa
 
 
 def _poll(wait_s: float) -> Iterator[None]:
-    """Yield now, then after increasing pauses, until `wait_s` have passed."""
-    deadline, pause = time.monotonic() + wait_s, _MIN_PAUSE_S
+    """Try now, then after growing pauses, until `wait_s` have passed."""
+    deadline = time.monotonic() + wait_s
     yield
-    while time.monotonic() < deadline:
-        time.sleep(pause)
-        pause = min(pause * 2, _MAX_PAUSE_S)
+    for delay in Backoff(_MIN_PAUSE_S, max_s=_MAX_PAUSE_S).delays():
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(delay)
         yield

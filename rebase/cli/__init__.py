@@ -1,5 +1,4 @@
-"""The `rebase` command. Imports stay light here: torch is loaded by the commands that compute, and by no
-other."""
+"""The `rebase` command. Imports stay light here: only commands that compute load torch."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_INTERRUPTED = 130  # the shell's own convention
+_INTERRUPTED = 130  # the shell's convention
 
 
 def main() -> None:
@@ -20,15 +19,15 @@ def main() -> None:
     with exit_on_interrupt():
         from rebase.cli.app import run
 
-    if not sys.warnoptions:  # what libraries tell their developers is no business of this command's users
+    if not sys.warnoptions:  # warnings of libraries are for developers, not for users of this command
         warnings.simplefilter("ignore")
     raise SystemExit(run())
 
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Ctrl-C ends the process on the spot, with a word. For imports, which leave nothing to tidy up: within
-    them KeyboardInterrupt may come out as another error, or abort the process."""
+    """Ctrl-C exits at once, with a message. For imports, which need no clean-up: during them
+    KeyboardInterrupt may surface as another error, or abort the process."""
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         os.write(2, b"Interrupted.\n")

@@ -1,4 +1,4 @@
-"""`rebase audit`: who did what, on the service's side."""
+"""`rebase audit`, `rebase migrate` and key management for encrypted secrets, for operators."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ secret_commands = typer.Typer(help="Keys for secrets at rest (REBASE_SECRET_KEYS
 
 @secret_commands.command("key")
 def print_new_key(as_json: options.AsJson = False) -> int:
-    """Print a fresh key for REBASE_SECRET_KEYS. Nothing is stored."""
+    """Print a new random key for REBASE_SECRET_KEYS. Nothing is stored."""
     from rebase.store.vault import generate_key
 
     out, new_key = Output(as_json=as_json), generate_key()
@@ -56,7 +56,7 @@ def print_new_key(as_json: options.AsJson = False) -> int:
 
 @secret_commands.command("rotate")
 def rotate_keys(as_json: options.AsJson = False) -> int:
-    """Encrypt every stored secret with the first key of REBASE_SECRET_KEYS; the others can go afterwards."""
+    """Re-encrypt all stored secrets with the first key of REBASE_SECRET_KEYS; then remove the others."""
     from rebase.store.vault import Vault, rotate_encryption
 
     out, settings = Output(as_json=as_json), Settings()
@@ -68,7 +68,7 @@ def rotate_keys(as_json: options.AsJson = False) -> int:
 
 
 def migrate(as_json: options.AsJson = False) -> int:
-    """Bring the database of this deployment to the newest schema."""
+    """Migrate this deployment's database to the newest schema."""
     out = Output(as_json=as_json)
     revision = migrate_database(Settings().resolved_database_url)
     out.write_json({"revision": revision})

@@ -1,4 +1,4 @@
-"""The command line put together: every command by name, and the last line of defence against tracebacks."""
+"""The command-line app: registers every command and turns any exception into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def _root(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code. Nothing but KeyboardInterrupt's code and these ever leave."""
+    """Run one command line and return its exit code; errors are reported, not raised."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
-    except BrokenPipeError:  # whoever read our words has left; what is still unsaid goes nowhere
+    except BrokenPipeError:  # the reader has closed the pipe; discard the rest of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
 
@@ -105,7 +105,7 @@ def _run(arguments: Sequence[str]) -> int:
     )
     try:
         code = int(app(args=argv, prog_name="rebase", standalone_mode=False) or Exit.DONE)
-        if code == Exit.INTERRUPTED:  # what the framework makes of Ctrl-C
+        if code == Exit.INTERRUPTED:  # how the framework reports Ctrl-C
             output.note("Interrupted.")
     except TyperException as exc:
         return _report_usage_error(exc, output)
@@ -126,7 +126,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _report_usage_error(exc: TyperException, output: Output) -> int:
     message = exc.format_message()
-    if not message:  # bare `rebase`: the help was the answer
+    if not message:  # bare `rebase`: the help has been printed
         return Exit.USAGE
     output.error(
         PublicError(code="usage", message=message, hint="See `rebase --help` or `rebase COMMAND --help`.")
@@ -135,7 +135,7 @@ def _report_usage_error(exc: TyperException, output: Output) -> int:
 
 
 def _build_internal_error(debug: bool) -> PublicError:
-    """One sentence for the user; the traceback goes to the log (or was shown already)."""
+    """One sentence for the user; the traceback goes to the log, unless it has been shown."""
     sentence = "Something unforeseen went wrong"
     if debug:
         return PublicError(code=InternalError.code, message=f"{sentence}; the cause is shown above.")
@@ -144,7 +144,7 @@ def _build_internal_error(debug: bool) -> PublicError:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as sink:
             sink.write(f"{datetime.now(UTC).isoformat()}\n{scrub(traceback.format_exc())}\n")
-    except Exception:  # a home that cannot be written, settings that cannot be read: then only --debug helps
+    except Exception:  # unwritable home or unreadable settings: only --debug helps then
         return PublicError(code=InternalError.code, message=f"{sentence}.", hint="--debug shows the cause.")
     return PublicError(
         code=InternalError.code,

@@ -26,7 +26,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_size(text: str) -> int:
-    """`0`, `500M`, `20G` as bytes; units are powers of 1024."""
+    """`0`, `500M` or `20G` in bytes; units are powers of 1024."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise RequestInvalid(f"'{text}' is not a size.", hint="Examples: 0, 500M, 20G")
@@ -34,7 +34,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: float) -> str:
-    """Bytes for people."""
+    """Bytes in a readable unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -50,7 +50,7 @@ def _factor_cache(settings: Settings) -> FactorCache:
 
 @commands.command("ls")
 def ls(as_json: options.AsJson = False) -> int:
-    """List what is cached, least recently used first."""
+    """List cached entries, least recently used first."""
     out, settings = Output(as_json=as_json), Settings()
     entries = _factor_cache(settings).list_entries()
     rows = [
@@ -85,7 +85,7 @@ def prune(
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Remove the least recently used entries until the rest fits."""
+    """Remove the least recently used entries until the rest fits the size."""
     out, settings = Output(as_json=as_json), Settings()
     size = parse_size(to) if to is not None else settings.cache_max_bytes
     removed = _factor_cache(settings).prune(size)

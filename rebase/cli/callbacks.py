@@ -38,7 +38,7 @@ def show_secret(
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
-    """Make the signing secret and print it, once. Only --rotate replaces one that exists."""
+    """Create the signing secret and print it, once. An existing one is replaced only with --rotate."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         if not rotate and (existing := client.list_signing_secrets()):
@@ -69,7 +69,7 @@ def ls(
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
-    """List deliveries, newest first, with what came of the last attempt."""
+    """List deliveries, newest first, with the result of the last attempt."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         if job is None:
@@ -115,7 +115,7 @@ def show(
 def replay(
     delivery_id: DeliveryId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Send a delivery again, now, under the same webhook-id."""
+    """Send a delivery again now, under the same webhook-id."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         delivery = client.replay_delivery(delivery_id)

@@ -99,7 +99,7 @@ def report(
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
-    """Which adapters moved, which need retraining and why, which failed."""
+    """Show which adapters were transferred, which need retraining and why, and which failed."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         campaign_id = campaign_id or _get_newest_id(client)
@@ -120,7 +120,7 @@ def report(
 def pause(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Take no further job of it; running ones finish."""
+    """Start no more jobs of a campaign; running ones finish."""
     return _apply_action(campaign_id, "pause", url, as_json)
 
 
@@ -128,7 +128,7 @@ def pause(
 def resume(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Go on with a paused campaign."""
+    """Resume a paused campaign."""
     return _apply_action(campaign_id, "resume", url, as_json)
 
 
@@ -136,7 +136,7 @@ def resume(
 def cancel(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Cancel every job that has not ended."""
+    """Cancel every unfinished job."""
     return _apply_action(campaign_id, "cancel", url, as_json)
 
 
@@ -144,7 +144,7 @@ def cancel(
 def retry(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Queue failed and cancelled jobs again; look again at a release that was refused or waits."""
+    """Queue failed and cancelled jobs again; check a refused or waiting release again."""
     return _apply_action(campaign_id, "retry", url, as_json)
 
 
@@ -152,7 +152,7 @@ def retry(
 def approve(
     campaign_id: CampaignId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """After a dry run: convert what its pre-checks let through."""
+    """After a dry run: convert the adapters that passed the pre-check."""
     return _apply_action(campaign_id, "approve", url, as_json)
 
 
@@ -205,6 +205,6 @@ def _format_state(campaign: Campaign) -> Text:
 
 
 def _format_progress(campaign: Campaign) -> str:
-    """Of the last stage that has jobs."""
+    """Progress of the last stage that has jobs."""
     stage = campaign.stages.get("convert") or campaign.stages.get("precheck")
     return f"{stage.done}/{stage.total}" if stage is not None else ""

@@ -1,4 +1,4 @@
-"""`rebase convert`: ask a running service for a conversion."""
+"""`rebase convert`: submit a conversion to a running service."""
 
 from __future__ import annotations
 

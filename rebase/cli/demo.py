@@ -1,5 +1,5 @@
-"""The demo's story: one conversion that should work, what it was worth, and one that should not be
-trusted."""
+"""`rebase demo`: one conversion that should work, with its measured benefit, and one that should be
+rejected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "reba
 
 
 class Story:
-    """Who is who in examples/hub."""
+    """The repos of examples/hub and their roles."""
 
     ADAPTER = "tiny/harbor-sql-lora"
     SOURCE = "tiny/harbor-1"
@@ -51,7 +51,7 @@ class Losses:
 
 
 def run_demo(config: StackConfig, examples: Path, out: Output) -> bool:
-    """Run the story against a running stack. True when everything was as promised."""
+    """Run the demo on a running stack. True if every result is as expected."""
     with RebaseClient(config.url) as client:
         out.show("", f"1. Move {Story.ADAPTER} from {Story.SOURCE} to its new release {Story.NEW_RELEASE}")
         request = build_request(adapter=Story.ADAPTER, target=Story.NEW_RELEASE)
@@ -79,7 +79,7 @@ def run_demo(config: StackConfig, examples: Path, out: Output) -> bool:
 
 
 def _check_improvement(config: StackConfig, examples: Path, conversion: Job, out: Output) -> bool:
-    """Do the promised files lie there, and is the moved adapter better than no adapter?"""
+    """Check that the expected files exist and that the transferred adapter is better than none."""
     folder = Path((conversion.result or {})["output"]["url"])
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
@@ -99,7 +99,7 @@ def _check_improvement(config: StackConfig, examples: Path, conversion: Job, out
 
 
 def measure_losses(config: StackConfig, examples: Path, transferred_adapter: Path) -> Losses:
-    """Evaluate the three combinations with the checkout's own `examples/evaluate.py`. Loads torch."""
+    """Evaluate the three combinations with `examples/evaluate.py` of the checkout. Loads torch."""
     if config.hub is None:
         raise ValueError("the demo runs on a local hub folder")
     sys.path.insert(0, str(examples.parent))
@@ -117,7 +117,7 @@ def measure_losses(config: StackConfig, examples: Path, transferred_adapter: Pat
 
 
 def _fetch_folder(hub: Path, repo_id: str) -> Path:
-    """The files of a repo's main branch, as Transformers and PEFT load them."""
+    """The files of a repo's main branch, in a folder that Transformers and PEFT can load."""
     local = LocalHub(hub)
     pinned = local.resolve(RepoRef(repo_id=repo_id))
     return local.fetch(pinned, next(iter(pinned.files))).parent
@@ -128,13 +128,13 @@ def command(
     port: Port = None,
     home: options.Home = None,
 ) -> int:
-    """Start the stack, move the bundled adapter to the bundled new release, and show what that was worth."""
+    """Start the stack, transfer the bundled adapter to the bundled new base, and show the benefit."""
     out = Output()
     examples = find_examples_folder()
     if examples is None:
         raise CommandFailed("The demo reads the examples of a checkout; this installation has none.")
     settings = Settings(home=home) if home is not None else Settings()
-    # Without --serve the demo is a check: it must not get in the way of a stack that somebody is using.
+    # Without --serve the demo is a check, so it must not interfere with a stack that is in use.
     folder = settings.resolved_home if serve or home is not None else settings.resolved_home / "demo"
     requested_port = port if port is not None or serve else 0
     config = build_stack_config(port=requested_port, home=folder, hub=None)

@@ -1,4 +1,4 @@
-"""Exit codes, the CLI's own errors, and the one table that turns any exception into a code and a public
+"""Exit codes, the CLI's own errors, and the mapping from any exception to an exit code and a public
 record."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rebase.errors import PublicError, RebaseError, TransferError, Unauthorized,
 
 
 class Exit(IntEnum):
-    """What the shell sees. 130 (interrupted) is the shell's own convention."""
+    """Exit codes of the command. 130 (interrupted) is the shell's convention."""
 
     DONE = 0
     FAILED = 1
@@ -35,15 +35,15 @@ _KEY_HINT = "Set REBASE_API_KEY to a key of this service; `rebase keys create` o
 
 
 def exit_for_code(code: str) -> Exit:
-    """The exit code for a public error code; anything not listed is a plain failure."""
+    """The exit code for a public error code; unlisted ones are plain failures."""
     return _EXIT_BY_CODE.get(code, Exit.FAILED)
 
 
 def exit_for_exception(exc: Exception) -> tuple[Exit, PublicError] | None:
-    """Exit code and record of an error that was foreseen; None for one that was not."""
+    """Exit code and record of an expected error; None for an unexpected one."""
     if isinstance(exc, ServiceError | ServiceUnreachable):
         error = exc.error
-        if error.code == Unauthorized.code:  # the service's hint speaks of headers
+        if error.code == Unauthorized.code:  # the service's hint is about headers
             error = error.model_copy(update={"hint": _KEY_HINT})
         return exit_for_code(error.code), error
     if isinstance(exc, RebaseError | TransferError):
@@ -55,7 +55,7 @@ def exit_for_exception(exc: Exception) -> tuple[Exit, PublicError] | None:
 
 
 def _build_setting_error(exc: ValidationError) -> PublicError:
-    """Which environment variable is wrong. Never its value: it may be a secret."""
+    """Names the invalid environment variable but never its value, which may be a secret."""
     first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
     name = "_".join(str(part) for part in first["loc"])
     return PublicError(

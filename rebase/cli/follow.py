@@ -1,5 +1,5 @@
-"""What `convert`, `precheck`, `status` and `demo` share: a client from the options, and following a job to
-its end."""
+"""Shared by `convert`, `precheck`, `status` and `demo`: creating a client, and following a job until it
+ends."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rebase.schemas.states import JobState
 
 
 def open_client(url: str) -> RebaseClient:
-    """A client for `url`. The key comes from REBASE_API_KEY only: an option would show in the process
+    """A client for `url`. The key is read only from REBASE_API_KEY: an option would be visible in the process
     list."""
     return RebaseClient(url, os.environ.get("REBASE_API_KEY"))
 
 
 def follow_job(client: RebaseClient, job: Job, output: Output) -> Job:
-    """Wait for the job with live progress. Ctrl-C leaves the job alone, says so, and goes up."""
+    """Wait for the job with live progress. Ctrl-C leaves the job running, says so, and propagates."""
     try:
         with PhaseProgress(output.err) as progress:
             finished_job = client.wait(job.id, lambda seen: show_progress(seen, progress))
@@ -34,12 +34,12 @@ def follow_job(client: RebaseClient, job: Job, output: Output) -> Job:
 
 
 def fetch_diagnostics(client: RebaseClient, job: Job) -> dict[str, Any] | None:
-    """The diagnostics of a rejected job: every reason, where its error tells only the decisive ones."""
+    """The diagnostics of a rejected job, with all reasons; its error contains only the decisive ones."""
     return client.get_diagnostics(job.id) if job.status == JobState.REJECTED.value else None
 
 
 def show_progress(job: Job, progress: PhaseProgress) -> None:
-    """One answer of the service as one step of news."""
+    """Pass one response of the service to the progress display."""
     if job.done:
         return
     current = job.progress
@@ -50,7 +50,7 @@ def show_progress(job: Job, progress: PhaseProgress) -> None:
 
 
 def exit_for_job(job: Job) -> Exit:
-    """The exit code that a job's state means; a job that still runs is no failure."""
+    """The exit code for a job's state; an unfinished job is not a failure."""
     if job.succeeded and job.kind == "precheck" and job.verdict == "incompatible":
         return Exit.INCOMPATIBLE
     if job.succeeded or not job.done:

@@ -1,4 +1,4 @@
-"""`rebase status`, `jobs`, `cancel`, `retry`: look at jobs of a running service, and steer them."""
+"""`rebase status`, `jobs`, `cancel`, `retry`: inspect, cancel and retry jobs of a running service."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def list_jobs(
 def cancel(
     job_id: options.JobId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Ask for a job to be cancelled; a running one stops at its worker's next heartbeat."""
+    """Cancel a job; a running one stops at its worker's next heartbeat."""
     with open_client(url) as client:
         return _show_job(client.cancel(job_id), as_json)
 

@@ -1,4 +1,4 @@
-"""`rebase keys`: API keys, on the service's side."""
+"""`rebase keys`: manage API keys, on the machine of the service."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def create(
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Make a key and print it, once; only its hash is stored."""
+    """Create a key and print it, once; only its hash is stored."""
     from rebase.store.api_keys import issue_key
     from rebase.store.audit import AuditContext
 
@@ -63,7 +63,7 @@ def rotate(
     ] = "24h",
     as_json: options.AsJson = False,
 ) -> int:
-    """Make a key in place of another one, which works on for a while; prints the new one, once."""
+    """Replace a key; the old one keeps working for a while. Prints the new key, once."""
     from rebase.store import api_keys as keys
     from rebase.store.audit import AuditContext
 
@@ -99,7 +99,7 @@ def ls(
 
 @commands.command("revoke")
 def revoke(key_id: KeyId, as_json: options.AsJson = False) -> int:
-    """End a key's life."""
+    """Revoke a key."""
     from rebase.store import api_keys as keys
     from rebase.store.audit import AuditContext
 
@@ -128,7 +128,7 @@ def _format_row(key: KeyRecord) -> tuple[str, ...]:
 
 
 def _find_tenant(key_id: str, store: Store) -> str:
-    """The tenant in whose audit log it stands; of a key that is not there, which is refused anyway."""
+    """The tenant that owns the key, for the audit log; a default for an unknown key, which fails anyway."""
     from rebase.store.api_keys import list_keys
 
     return next((key.tenant_id for key in list_keys(store) if key.id == key_id), "default")
@@ -139,7 +139,7 @@ _DURATION_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w
 
 
 def parse_duration(text: str) -> timedelta:
-    """`90d`, `12h`, `30m`. Raises RequestInvalid."""
+    """Parse `90d`, `12h` or `30m`. Raises RequestInvalid."""
     match = _DURATION_PATTERN.fullmatch(text.strip())
     if match is None:
         raise RequestInvalid(f"'{text}' is not a length of time.", hint="Examples: 90d, 12h, 30m")

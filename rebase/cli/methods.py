@@ -1,4 +1,4 @@
-"""`rebase methods`: the catalogue of this installation, no service needed."""
+"""`rebase methods`: the transfer methods of this installation; needs no service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """List the transfer methods, or one method's parameters."""
+    """List the transfer methods, or show one method's parameters."""
     out = Output(as_json=as_json)
     entries = describe()
     if name is None:

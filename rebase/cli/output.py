@@ -1,5 +1,5 @@
-"""Where words go: results to stdout, everything else to stderr; with --json one document on stdout and
-nothing else there."""
+"""Output of commands: results on stdout, everything else on stderr; with --json, stdout has exactly one JSON
+document."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _PIPE_COLUMNS = 200
 
 
 class Output:
-    """One command's two streams. Text from elsewhere is never read as markup."""
+    """The output streams of one command. External text is never interpreted as markup."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
-        # A file or a pipe has no width: tables are not to be cut there.
+        # A file or pipe has no width, so do not truncate tables there.
         width = None if sys.stdout.isatty() else _PIPE_COLUMNS
         self._out = Console(highlight=False, soft_wrap=True, width=width)
 
     def show(self, *renderables: RenderableType) -> None:
-        """A result for people; silent with --json, whose document says the same."""
+        """A result for people; silent with --json, whose document contains the same."""
         if not self.as_json:
             for renderable in renderables:
                 self._out.print(Text(renderable) if isinstance(renderable, str) else renderable)
 
     def note(self, text: str, *, style: str = "") -> None:
-        """Anything that is not the result: warnings, what happens next."""
+        """Anything but the result: warnings, next steps."""
         self.err.print(Text(text, style=style))
 
     def write_json(self, value: Any) -> None:
-        """The one JSON document; silent without --json."""
+        """The JSON document; silent without --json."""
         if self.as_json:
             sys.stdout.write(
                 json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
@@ -47,7 +47,7 @@ class Output:
             sys.stdout.flush()
 
     def error(self, error: PublicError) -> None:
-        """A failure: a sentence for people on stderr, a record for programs on stdout."""
+        """An error: a message for people on stderr, a record for programs on stdout."""
         self.note(f"Error: {error.message}", style="bold red")
         if error.hint:
             self.note(f"  {error.hint}")
@@ -55,7 +55,7 @@ class Output:
 
     @contextmanager
     def redirect_stdout(self) -> Iterator[None]:
-        """While in force, whatever a library writes to file descriptor 1 goes to stderr (with --json)."""
+        """Within the block, output of libraries to file descriptor 1 goes to stderr (with --json)."""
         if not self.as_json:
             yield
             return

@@ -86,7 +86,7 @@ def ls(
 
 @commands.command("show")
 def show(pool_id: PoolId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False) -> int:
-    """Show one anchor pool: its state, what was measured, every anchor."""
+    """Show one anchor pool: its state, measurements and anchors."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         pool = client.get_pool(pool_id)
@@ -101,7 +101,7 @@ def show(pool_id: PoolId, url: options.Url = options.DEFAULT_URL, as_json: optio
 
 @commands.command("rm")
 def rm(pool_id: PoolId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False) -> int:
-    """Delete an anchor pool; jobs that are still to use it will fail."""
+    """Delete an anchor pool; unfinished jobs that need it will fail."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         client.delete_pool(pool_id)
@@ -127,13 +127,13 @@ def _format_state(pool: AnchorPool) -> Text:
 
 
 def _format_repo(repo: Repo) -> str:
-    """A repo with its branch, or the first digits of its commit."""
+    """A repo with its branch, or with its abbreviated commit."""
     revision = repo.revision[:_SHORT_COMMIT_LENGTH] if len(repo.revision) == _COMMIT_LENGTH else repo.revision
     return repo.repo_id if revision == "main" else f"{repo.repo_id}@{revision}"
 
 
 def _exit_for_pool(pool: AnchorPool) -> Exit:
-    """As for a job: a pool that is still being validated is no failure."""
+    """As for jobs: a pool that is still being validated is not a failure."""
     if pool.state != PoolState.INVALID:
         return Exit.DONE
     return exit_for_code(pool.error.code) if pool.error is not None else Exit.FAILED

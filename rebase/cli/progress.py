@@ -1,4 +1,4 @@
-"""Live progress of a job: one bar per phase on a terminal, one plain line per step of news elsewhere."""
+"""Live progress of a job: one bar per phase on a terminal, otherwise one plain line per update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rebase.schemas.states import Phase
 
 @dataclass
 class CliProgress(NullReporter):
-    """A watch that shows progress and keeps the latest evidence, so that a refusal can still be explained."""
+    """A reporter that shows progress and keeps the latest evidence, to explain a rejection."""
 
     progress: PhaseProgress
     report: Report | None = None
@@ -26,7 +26,7 @@ class CliProgress(NullReporter):
     _phase_started_at: float = 0.0
 
     def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
-        """On to the screen."""
+        """Show progress."""
         now = time.monotonic()
         if phase is not self._phase:
             self._phase, self._phase_started_at = phase, now
@@ -34,16 +34,16 @@ class CliProgress(NullReporter):
         self.progress.update(phase.value, done, total, unit, eta_s)
 
     def report_evidence(self, report: Report) -> None:
-        """Evidence so far."""
+        """Keep the evidence so far."""
         self.report = report
 
 
-# A log that is no terminal gets a line at most this often within one phase.
+# Without a terminal, log at most one line per interval within a phase.
 _LOG_INTERVAL_S = 5.0
 
 
 class PhaseProgress:
-    """Shows whatever `update` is told; the order of phases is the order in which they come."""
+    """Shows each `update`; phases are shown in the order in which they arrive."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -74,11 +74,11 @@ class PhaseProgress:
             self._bars = None
 
     def finish(self) -> None:
-        """The last phase is over, and well: fill its bar."""
+        """The last phase has succeeded: fill its bar."""
         if self._bars is None or self._task is None:
             return
         task = next(task for task in self._bars.tasks if task.id == self._task)
-        # News may have been missed, and some phases have no count: a phase that is over is full all the same.
+        # Updates may be missed, and some phases have no count: a finished phase is shown as full anyway.
         total, unit = task.total or 1, task.fields["unit"]
         count = _format_count(total, task.total, unit)
         self._bars.update(self._task, total=total, completed=total, count=count, eta="")
@@ -120,5 +120,5 @@ class PhaseProgress:
 
 
 def _format_count(done: float, total: float | None, unit: str) -> str:
-    """`3/7 sites`, or nothing for a phase that cannot be counted."""
+    """`3/7 sites`, or nothing for a phase without a count."""
     return f"{done:.0f}/{total:.0f} {unit}".rstrip() if total else ""

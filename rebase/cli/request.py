@@ -1,4 +1,4 @@
-"""Builds the one `ConversionRequest` that `convert`, `precheck` and `transfer` share from what was typed."""
+"""Builds the `ConversionRequest` of `convert`, `precheck` and `transfer` from the command line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _reject_constant(name: str) -> NoReturn:
 
 
 def parse_value(text: str) -> Any:
-    """JSON when it parses (`4`, `true`, `null`, `["a"]`, `"0"`), the text itself otherwise. NaN and Infinity
-    are text."""
+    """The value as JSON if it parses (`4`, `true`, `null`, `["a"]`, `"0"`), else the text itself. NaN and
+    Infinity are text."""
     try:
         return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
@@ -32,8 +32,8 @@ def parse_settings(settings: Iterable[str], objects: Sequence[str] = _REQUEST_FI
     """`key=value` pairs as a nested object: `rank=64` → {"method": {"rank": 64}}, `output.max_rank=16` →
     {"output": …}.
 
-    A later pair replaces an earlier one with the same key. `objects`: what a dotted key may begin with.
-    Raises RequestInvalid naming the pair that is wrong.
+    A later pair overrides an earlier one with the same key. `objects`: the allowed first parts of a dotted
+    key. Raises RequestInvalid naming the invalid pair.
     """
     tree: dict[str, Any] = {}
     for text in settings:
@@ -77,8 +77,8 @@ def build_request(
     settings: Iterable[str] = (),
     evaluate: Mapping[str, Any] | None = None,
 ) -> ConversionRequest:
-    """The request that was typed; `evaluate`: what a file says, which --set goes over. Raises RequestInvalid
-    (exit 2) with the field named."""
+    """The request from the command line; `evaluate`: a file's content, which --set overrides. Raises
+    RequestInvalid (exit 2) naming the field."""
     body: dict[str, Any] = parse_settings(settings)
     if evaluate is not None:
         body["evaluate"] = merge_evaluation(evaluate, body.get("evaluate", {}))
@@ -96,8 +96,8 @@ def build_request(
 
 
 def merge_field(body: dict[str, Any], field: str, values: Mapping[str, Any]) -> None:
-    """Join what an argument says with what --set says about the same object; both saying it differently is an
-    error."""
+    """Merge an argument's values with those of --set for the same object; contradictions raise
+    RequestInvalid."""
     existing = body.get(field, {})
     if not isinstance(existing, dict):
         raise RequestInvalid(f"--set {field}: use --set {field}.<key>=value.", pointer=f"/{field}")
@@ -111,7 +111,7 @@ def merge_field(body: dict[str, Any], field: str, values: Mapping[str, Any]) -> 
 
 
 def merge_evaluation(file_values: Mapping[str, Any], settings: Any) -> dict[str, Any]:
-    """What the file says, with what --set says over it."""
+    """The file's content, overridden by --set."""
     if not isinstance(settings, Mapping):
         raise RequestInvalid(
             "--set evaluate: use --set evaluate.<key>=value beside --evaluate.", pointer="/evaluate"

@@ -76,7 +76,7 @@ def subscribe(
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
-    """Convert adapters whenever such a base is released. Guards: also --set guards.max_parameters=8e9."""
+    """Convert adapters whenever a matching base is released. More guards: --set guards.max_parameters=8e9."""
     out = Output(as_json=as_json)
     body: dict[str, Any] = parse_settings(settings or (), _REQUEST_FIELDS)
     if evaluate is not None:
@@ -145,7 +145,7 @@ def show(
 def pause(
     subscription_id: SubscriptionId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Begin no campaign until it is resumed."""
+    """Start no campaigns until it is resumed."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         return _show_subscription(client.pause_subscription(subscription_id), out)
@@ -155,7 +155,7 @@ def pause(
 def resume(
     subscription_id: SubscriptionId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """Begin campaigns again; the next look at the Hub finds what was released meanwhile."""
+    """Start campaigns again; the next poll of the Hub finds what was released meanwhile."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         return _show_subscription(client.pause_subscription(subscription_id, False), out)
@@ -165,7 +165,7 @@ def resume(
 def rm(
     subscription_id: SubscriptionId, url: options.Url = options.DEFAULT_URL, as_json: options.AsJson = False
 ) -> int:
-    """End a subscription; its campaigns stay, and go on."""
+    """Delete a subscription; its campaigns are kept and continue."""
     out = Output(as_json=as_json)
     with open_client(url) as client:
         client.unsubscribe(subscription_id)

@@ -1,5 +1,4 @@
-"""Jobs, verdicts and diagnostics as lines and tables for people. Text that came from elsewhere is never
-markup."""
+"""Jobs, verdicts and diagnostics as text and tables. External text is never interpreted as markup."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ _STATE_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "canc
 
 
 def format_job(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[RenderableType]:
-    """One job in a few lines: state, verdict with its reasons, result or error. Without a result, the reasons
-    are those of its diagnostics."""
+    """One job in a few lines: state, verdict with reasons, result or error. Without a result, the reasons are
+    taken from the diagnostics."""
     lines: list[RenderableType] = [format_field("job", job.id, "")]
     state = job.status if job.phase is None or job.done else f"{job.status} ({job.phase})"
     lines.append(format_field("state", state, _STATE_STYLES.get(job.status, "")))
@@ -42,7 +41,7 @@ def format_job(job: Job, diagnostics: Mapping[str, Any] | None = None) -> list[R
 
 
 def format_layers(layer_map: Mapping[str, Any] | None) -> list[Text]:
-    """How many target layers have a similar source layer, where both bases read a text."""
+    """How many target layers have a similar source layer, if both bases read a text."""
     if layer_map is None or layer_map.get("coverage") is None:
         return []
     share, threshold = layer_map["coverage"], layer_map.get("threshold")
@@ -52,7 +51,7 @@ def format_layers(layer_map: Mapping[str, Any] | None) -> list[Text]:
 
 
 def format_error(error: PublicError | None) -> list[Text]:
-    """What went wrong and what to do, if anything did."""
+    """The error and its hint, if any."""
     if error is None:
         return []
     lines = [format_field("error", f"{error.message} [{error.code}]", "red")]
@@ -60,7 +59,7 @@ def format_error(error: PublicError | None) -> list[Text]:
 
 
 def format_verdict(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> list[Text]:
-    """The verdict and why."""
+    """The verdict and its reasons."""
     lines = [format_field("verdict", verdict, _VERDICT_STYLES.get(verdict, ""))]
     for reason in reasons:
         message = reason if isinstance(reason, str) else str(reason.get("message", reason))
@@ -69,7 +68,7 @@ def format_verdict(verdict: str, reasons: Iterable[Mapping[str, Any] | str]) -> 
 
 
 def build_jobs_table(jobs: Sequence[Job]) -> Table:
-    """Jobs as rows."""
+    """Jobs as a table."""
     table = make_id_table("kind", "state", "adapter", "target", "created (UTC)")
     for job in jobs:
         table.add_row(
@@ -84,7 +83,7 @@ def build_jobs_table(jobs: Sequence[Job]) -> Table:
 
 
 def build_diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
-    """Every measurement over the sites: mean, lowest, highest. The rows by site are in the JSON."""
+    """Every measurement over all sites: mean, minimum, maximum. Per-site values are in the JSON."""
     sites = diagnostics.get("sites") or []
     table = Table("measurement", box=None, pad_edge=False, title=f"{len(sites)} sites", title_justify="left")
     for column in ("mean", "lowest", "highest"):
@@ -100,7 +99,7 @@ def build_diagnostics_table(diagnostics: Mapping[str, Any]) -> Table:
 
 
 def make_id_table(*columns: str) -> Table:
-    """An empty table whose first column holds ids, whole: they are there to be copied."""
+    """An empty table whose first column shows whole ids, so that they can be copied."""
     table = Table(box=None, pad_edge=False)
     table.add_column("id", no_wrap=True, min_width=32)
     for name in columns:
@@ -109,7 +108,7 @@ def make_id_table(*columns: str) -> Table:
 
 
 def format_field(label: str, text: str, style: str = "") -> Text:
-    """One line of a description."""
+    """One labelled line."""
     return Text.assemble((f"{label:<9} ", "dim"), (text, style))
 
 
@@ -129,12 +128,12 @@ _MODEL_LABELS = {
     "source_adapter": "source + its adapter",
     "source": "source alone",
 }
-# What is said of the moved adapter as a whole, not of every model.
+# Metrics of the transferred adapter as a whole, not of each model.
 _ADAPTER_METRICS = ("difference", "over_random", "retention", "gap_recovered", "safety_drift")
 
 
 def build_evaluation_tables(evaluation: Mapping[str, Any] | None) -> list[RenderableType]:
-    """Models side by side for each metric, then what that says of the moved adapter. None: no line."""
+    """Models side by side for each metric, then the metrics of the transferred adapter. None: nothing."""
     if evaluation is None or not evaluation.get("figures"):
         return []
     figures = evaluation["figures"]
@@ -167,14 +166,14 @@ def _format_metric(figure: Mapping[str, Any]) -> tuple[str, str]:
 def find_selection(
     result: Mapping[str, Any] | None, diagnostics: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
-    """Where a job tells it: in its result, and after a refusal in its diagnostics."""
+    """A job's method selection: from its result or, after a rejection, from its diagnostics."""
     if result is not None:
         return result.get("selection")
     return ((diagnostics or {}).get("summary") or {}).get("selection")
 
 
 def build_selection_tables(selection: Mapping[str, Any] | None) -> list[RenderableType]:
-    """One line for each candidate and one for the target alone. None: no line."""
+    """One line per candidate and one for the target alone. None: nothing."""
     if selection is None:
         return []
     title = f"compared on {selection['choosing']} examples ({selection['score']})"
@@ -204,5 +203,5 @@ def _format_score(scored: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _get_first_sentence(reason: str | None) -> str:
-    """The first sentence; the whole is in the JSON."""
+    """The first sentence; the JSON has the whole text."""
     return (reason or "").split(". ")[0]

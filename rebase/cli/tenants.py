@@ -1,4 +1,4 @@
-"""`rebase tenants`: what each tenant may use, its Hub token, and how it is deleted; on the service's side."""
+"""`rebase tenants`: each tenant's limits and Hub token, and deletion; on the machine of the service."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ token_commands = typer.Typer(help="A tenant's own token for the Hub.", no_args_i
 commands.add_typer(token_commands, name="token")
 
 TenantId = Annotated[str, typer.Argument(metavar="TENANT")]
-_KEY_CACHE_S = 11.0  # running services forget a revoked key within ten seconds
+_KEY_CACHE_S = 11.0  # running services accept a revoked key for up to ten seconds
 _POLL_S = 0.5
 
 
 def _parse_limit(text: str) -> int | None:
-    """`5`; `none` for no limit; `default` for the setting."""
+    """Parse `5`, `none` (no limit) or `default` (the setting)."""
     from rebase.store.limits import UNLIMITED
 
     keywords = {"none": UNLIMITED, "default": None}
@@ -62,7 +62,7 @@ def set_limits(
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Change what a tenant may use. Services notice within ten seconds."""
+    """Change a tenant's limits. Services notice within ten seconds."""
     from rebase.store.audit import AuditContext
     from rebase.store.tenants import change_limits, get_tenant
 
@@ -86,7 +86,7 @@ def set_limits(
 
 @commands.command("ls")
 def ls(as_json: options.AsJson = False) -> int:
-    """List tenants with what they may use and have."""
+    """List tenants with their limits and usage."""
     from rebase.store.tenants import get_tenant, list_tenants
 
     out, store = Output(as_json=as_json), open_store(Settings())
@@ -105,7 +105,7 @@ def ls(as_json: options.AsJson = False) -> int:
 
 @commands.command("show")
 def show(tenant: TenantId, as_json: options.AsJson = False) -> int:
-    """One tenant; `*` marks what its own row says in place of the settings."""
+    """Show one tenant; `*` marks limits that override the settings."""
     from rebase.store.tenants import get_tenant
 
     out = Output(as_json=as_json)
@@ -129,8 +129,8 @@ def set_token(
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Store a tenant's Hub token, encrypted. Read from stdin, or from a variable; never an argument, which
-    every process of this machine could see."""
+    """Store a tenant's Hub token, encrypted. It is read from stdin or from a variable, never from an
+    argument, which every process on this machine could see."""
     from rebase.store.audit import AuditContext
     from rebase.store.hub_tokens import put_tenant_token
     from rebase.store.vault import Vault
@@ -153,7 +153,7 @@ def set_token(
 
 @token_commands.command("rm")
 def remove_token(tenant: TenantId, as_json: options.AsJson = False) -> int:
-    """Forget a tenant's Hub token."""
+    """Delete a tenant's Hub token."""
     from rebase.store.audit import AuditContext
     from rebase.store.hub_tokens import delete_tenant_token
 
@@ -178,7 +178,7 @@ def delete(
     ] = 60.0,
     as_json: options.AsJson = False,
 ) -> int:
-    """Cancel a tenant's jobs, then delete every row of it."""
+    """Cancel a tenant's jobs, then delete the tenant with all of its rows."""
     from rebase.store.audit import AuditContext
     from rebase.store.tenants import delete_tenant, erase_tenant_data, revoke_all_keys
 
@@ -202,7 +202,7 @@ def delete(
 
 
 def _wait_for_jobs(store: Store, tenant: str, out: Output, timeout_s: float) -> None:
-    """Raises StateConflict when some are not done by then."""
+    """Raises StateConflict if some are still unfinished after the time-out."""
     from rebase.store.tenants import cancel_all_jobs, count_open_jobs
 
     remaining, deadline = cancel_all_jobs(store, tenant), time.monotonic() + timeout_s

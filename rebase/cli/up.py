@@ -37,7 +37,7 @@ def command(
         typer.Option("--online", help="Use the model Hub (HF_ENDPOINT, REBASE_HUB_TOKEN), no local folder."),
     ] = False,
 ) -> int:
-    """Start API, worker and courier here: SQLite, disk cache, local hub folder. Ctrl-C stops all of it."""
+    """Start API, worker and callback dispatcher: SQLite, disk cache, local hub folder. Ctrl-C stops them."""
     out = Output()
     config = build_stack_config(port=port, home=home, hub=hub, online=online)
     with run_stack(config, out) as stack:
@@ -55,7 +55,7 @@ def command(
 def build_stack_config(
     *, port: int | None, home: Path | None, hub: Path | None, online: bool = False
 ) -> StackConfig:
-    """Where the stack runs, from options and settings. Raises CommandFailed (port in use, contradictions)."""
+    """The stack's configuration from options and settings. Raises CommandFailed (port in use, conflicts)."""
     settings = Settings(home=home) if home is not None else Settings()
     if online and (hub is not None or settings.hub_dir is not None):
         raise CommandFailed(
@@ -73,7 +73,7 @@ def build_stack_config(
 
 @contextmanager
 def run_stack(config: StackConfig, out: Output) -> Iterator[Stack]:
-    """A started stack that is stopped at the end of the block, however it ends; Ctrl-C and SIGTERM set
+    """A running stack that is stopped at the end of the block, however it ends. Ctrl-C and SIGTERM set
     `stopping`."""
     stack = Stack(config, out.note)
 

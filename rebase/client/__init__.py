@@ -1,5 +1,5 @@
-"""A small typed client of the HTTP API. `RebaseClient` is the whole surface; it needs nothing of the
-service's code."""
+"""A small typed client of the HTTP API. `RebaseClient` is its entry point; it needs no code of the
+service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's calls about subscriptions and campaigns."""
+"""The client's methods for anchor pools, callbacks, subscriptions and campaigns."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from rebase.schemas.subscriptions import SubscriptionRequest
 
 
 class PoolEndpoints(Transport):
-    """One method per endpoint. A pool's id is also that of the job which registers it: `wait` takes it."""
+    """One method per endpoint. A pool has the same id as the job that registers it, so `wait` accepts it."""
 
     def register_pool(
         self, request: PoolRequest | Mapping[str, Any], *, idempotency_key: str | None = None
     ) -> AnchorPool:
-        """`POST /anchor-pools`; the pool as accepted. The request as a model, or as the JSON object that the
-        API takes."""
+        """`POST /anchor-pools`; returns the pool as accepted. `request`: a model, or the JSON object of the
+        API."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         body = request
         if isinstance(request, PoolRequest):
@@ -86,15 +86,15 @@ class CallbackEndpoints(Transport):
         return self._parse(Delivery, self._request("GET", _delivery_path(delivery_id)))
 
     def replay_delivery(self, delivery_id: str) -> Delivery:
-        """`POST /deliveries/{id}/replay`: once more, under the same id."""
+        """`POST /deliveries/{id}/replay`: send it again, under the same id."""
         return self._parse(Delivery, self._request("POST", f"{_delivery_path(delivery_id)}/replay"))
 
     def list_signing_secrets(self) -> list[SigningSecret]:
-        """`GET /callback-secrets`: ids and dates."""
+        """`GET /callback-secrets`: ids and dates only."""
         return self._parse(SigningSecretList, self._request("GET", "/callback-secrets")).secrets
 
     def rotate_signing_secret(self, *, overlap_s: int | None = None) -> SigningSecret:
-        """`POST /callback-secrets`: a new secret, in this answer only."""
+        """`POST /callback-secrets`: a new secret, which only this response contains."""
         body = {} if overlap_s is None else {"overlap_s": overlap_s}
         return self._parse(SigningSecret, self._request("POST", "/callback-secrets", json=body))
 
@@ -112,7 +112,7 @@ class ReleaseEndpoints(Transport):
     """One method per endpoint; every call raises ServiceError or ServiceUnreachable."""
 
     def subscribe(self, request: SubscriptionRequest | Mapping[str, Any]) -> Subscription:
-        """`POST /subscriptions`; the same request again gives the subscription that stands."""
+        """`POST /subscriptions`; repeating the same request returns the existing subscription."""
         body = request
         if isinstance(request, SubscriptionRequest):
             body = request.model_dump(mode="json", exclude_unset=True)
@@ -133,12 +133,12 @@ class ReleaseEndpoints(Transport):
             params["cursor"] = page.next_cursor
 
     def pause_subscription(self, subscription_id: str, paused: bool = True) -> Subscription:
-        """`PATCH /subscriptions/{id}`: begin no campaign, or begin them again."""
+        """`PATCH /subscriptions/{id}`: pause or resume."""
         response = self._request("PATCH", _subscription_path(subscription_id), json={"paused": paused})
         return self._parse(Subscription, response)
 
     def unsubscribe(self, subscription_id: str) -> None:
-        """`DELETE /subscriptions/{id}`; its campaigns stay."""
+        """`DELETE /subscriptions/{id}`; its campaigns are kept."""
         self._request("DELETE", _subscription_path(subscription_id))
 
     def get_campaign(self, campaign_id: str) -> Campaign:
@@ -168,14 +168,14 @@ class ReleaseEndpoints(Transport):
         return self._parse(CampaignReport, self._request("GET", path, params={"format": "json"}))
 
     def get_campaign_report_html(self, campaign_id: str) -> str:
-        """The same report as a page to read in a browser."""
+        """The same report as an HTML page."""
         path = f"{_campaign_path(campaign_id)}/report"
         return self._request("GET", path, params={"format": "html"}).text
 
     def wait_for_campaign(
         self, campaign_id: str, on_update: Callable[[Campaign], None] | None = None
     ) -> Campaign:
-        """Wait until nothing more happens by itself; a service that is away for a moment is waited for."""
+        """Poll until the campaign is idle; short outages of the service are tolerated."""
         previous_campaign: Campaign | None = None
         last_response_at = time.monotonic()
         while True:

@@ -1,8 +1,8 @@
-"""What can go wrong between the client and the service.
+"""Errors of the client.
 
 ClientError
-├── ServiceUnreachable   nobody answers, or what answers is no Rebase service
-└── ServiceError         the service answered with problem+json; `error` is its record
+├── ServiceUnreachable   no connection, or the response is not from a Rebase service
+└── ServiceError         the service returned problem+json; `error` is its record
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rebase.errors import PublicError
 
 
 class ClientError(Exception):
-    """Root of the tree; `error` is the public record."""
+    """Base class; `error` is the public record."""
 
     def __init__(self, error: PublicError) -> None:
         super().__init__(error.message)
@@ -23,7 +23,7 @@ class ClientError(Exception):
 
 
 class ServiceUnreachable(ClientError):
-    """No connection, a time-out, or an answer that no Rebase service gives."""
+    """No connection, a time-out, or a response that is not from a Rebase service."""
 
     def __init__(self, base_url: str, reason: str) -> None:
         super().__init__(
@@ -46,7 +46,7 @@ class ServiceError(ClientError):
 
 
 def parse_problem(response: httpx2.Response) -> ClientError:
-    """The typed error of an answer with a 4xx or 5xx status."""
+    """The typed error for a response with a 4xx or 5xx status."""
     try:
         body = response.json()
     except ValueError:
@@ -68,7 +68,7 @@ def parse_problem(response: httpx2.Response) -> ClientError:
 
 
 def _build_message(body: dict[str, Any], fields: list[dict[str, Any]]) -> str:
-    """The problem's own sentence, with the place of each wrong field."""
+    """The problem's detail, with the location of each invalid field."""
     lines = [f"{field.get('pointer')}: {field.get('detail')}" for field in fields]
     if len(lines) == 1:
         return lines[0]

@@ -1,4 +1,4 @@
-"""`RebaseClient`: one method per endpoint, typed answers, typed errors, and `wait`."""
+"""`RebaseClient`: one method per endpoint, typed responses and errors, and `wait`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rebase.client.models import Event, Job, JobList, MethodInfo
 from rebase.client.transport import describe_failure, to_path_segment
 from rebase.schemas.conversions import ConversionRequest
 
-# Restarting a service takes seconds; a wait that began well outlives that.
+# Restarting a service takes seconds, so this is long enough for a wait to survive it.
 MAX_OUTAGE_S = 30.0
 _POLL_S = 0.5
 _RETRY_S = 1.0
@@ -24,13 +24,13 @@ Body = ConversionRequest | Mapping[str, Any]
 
 
 class RebaseClient(PoolEndpoints, CallbackEndpoints, ReleaseEndpoints):
-    """Talks to one service. Use as a context manager, or call `close`.
+    """Connects to one service. Use it as a context manager, or call `close`.
 
-    Every call raises ServiceError (the service said no) or ServiceUnreachable (nobody answered).
+    Every call raises ServiceError (the service returned an error) or ServiceUnreachable (no response).
     """
 
     def is_ready(self) -> bool:
-        """Does the service say that it can work?"""
+        """Whether the service reports that it is ready."""
         try:
             return self._http.get("/readyz").status_code == httpx2.codes.OK
         except (httpx2.TransportError, httpx2.InvalidURL):
@@ -39,14 +39,14 @@ class RebaseClient(PoolEndpoints, CallbackEndpoints, ReleaseEndpoints):
     def convert(
         self, request: Body, *, idempotency_key: str | None = None, hub_token: str | None = None
     ) -> Job:
-        """`POST /convert`; the job as accepted. The request as a model, or as the JSON object that the API
-        takes. `hub_token`: for this job alone."""
+        """`POST /convert`; returns the job as accepted. `request`: a model, or the JSON object of the API.
+        `hub_token`: for this job only."""
         return self._submit("/convert", request, idempotency_key, hub_token)
 
     def precheck(
         self, request: Body, *, idempotency_key: str | None = None, hub_token: str | None = None
     ) -> Job:
-        """`POST /precheck`: a job that stops after the verdict."""
+        """`POST /precheck`: a job that ends with the verdict."""
         return self._submit("/precheck", request, idempotency_key, hub_token)
 
     def get_job(self, job_id: str) -> Job:
@@ -67,7 +67,7 @@ class RebaseClient(PoolEndpoints, CallbackEndpoints, ReleaseEndpoints):
             params["cursor"] = page.next_cursor
 
     def get_diagnostics(self, job_id: str) -> dict[str, Any]:
-        """`GET /jobs/{id}/diagnostics`: summary and per-site rows."""
+        """`GET /jobs/{id}/diagnostics`: summary and per-site measurements."""
         return self._parse_object(self._request("GET", f"/jobs/{to_path_segment(job_id)}/diagnostics"))
 
     def cancel(self, job_id: str) -> Job:
@@ -86,10 +86,10 @@ class RebaseClient(PoolEndpoints, CallbackEndpoints, ReleaseEndpoints):
     def stream_events(
         self, job_id: str, *, after: int | None = None, max_outage_s: float = MAX_OUTAGE_S
     ) -> Iterator[Event]:
-        """`GET /jobs/{id}/events`, from after event `after`, until the service ends the stream of a finished
-        job.
+        """`GET /jobs/{id}/events`: events after id `after`, until the job is done and the service ends the
+        stream.
 
-        A dropped connection is resumed with Last-Event-ID; an outage of `patience_s` gives up.
+        Dropped connections are resumed with Last-Event-ID, for outages of at most `max_outage_s`.
         """
         path = f"/jobs/{to_path_segment(job_id)}/events"
         last_id, broken_at = after, None
@@ -119,10 +119,10 @@ class RebaseClient(PoolEndpoints, CallbackEndpoints, ReleaseEndpoints):
         timeout_s: float | None = None,
         max_outage_s: float = MAX_OUTAGE_S,
     ) -> Job:
-        """Poll until the job is done; `on_update` sees every answer that differs from the one before.
+        """Poll until the job is done; `on_update` receives every response that differs from the previous one.
 
-        Outages up to `patience_s` are sat out. Raises TimeoutError after `timeout_s`; the job goes on all the
-        same.
+        Tolerates outages up to `max_outage_s`. Raises TimeoutError after `timeout_s`; the job continues
+        regardless.
         """
         started = last_response_at = time.monotonic()
         previous_job: Job | None = None
@@ -148,7 +148,7 @@ class RebaseClient(PoolEndpoints, CallbackEndpoints, ReleaseEndpoints):
         headers = {name: value for name, value in optional_headers.items() if value}
         body = request
         if isinstance(request, ConversionRequest):
-            # Only what was said: defaults are the service's own.
+            # Only fields that were set: defaults are up to the service.
             body = request.model_dump(mode="json", exclude_unset=True)
         return self._parse_job(self._request("POST", path, json=body, headers=headers))
 

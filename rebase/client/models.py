@@ -1,5 +1,4 @@
-"""The service's answers as far as a client reads them. Fields that this version does not know are kept, not
-refused."""
+"""The service's responses, as far as the client needs them. Unknown fields are kept, not rejected."""
 
 from __future__ import annotations
 
@@ -13,13 +12,13 @@ from rebase.schemas.states import IDLE_CAMPAIGN_STATES, JobState
 
 
 class ResponseModel(BaseModel):
-    """Anything that the service answers."""
+    """Base class of all responses."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class Progress(ResponseModel):
-    """Work done within the current phase; `total` is None while nobody knows it, `eta_s` is in seconds."""
+    """Progress within the current phase; `total` is None while unknown, `eta_s` is in seconds."""
 
     done: int = 0
     total: int | None = None
@@ -44,7 +43,7 @@ class Job(ResponseModel):
 
     @property
     def succeeded(self) -> bool:
-        """Done, and as asked."""
+        """Whether the job ended successfully."""
         return self.status == JobState.SUCCEEDED.value
 
 
@@ -63,7 +62,7 @@ class Repo(ResponseModel):
 
 
 class Anchor(ResponseModel):
-    """One task's adapter on either base of a pool."""
+    """One task's adapters on the two bases of a pool."""
 
     source: Repo
     target: Repo
@@ -71,8 +70,8 @@ class Anchor(ResponseModel):
 
 
 class AnchorPool(ResponseModel):
-    """`GET /anchor-pools/{id}`. Once `ready`, every revision in it is a commit; once `invalid`, `error` is
-    set."""
+    """`GET /anchor-pools/{id}`. Once `ready`, every revision in it is pinned to a commit; once `invalid`,
+    `error` is set."""
 
     id: str
     name: str | None = None
@@ -104,7 +103,7 @@ class MethodInfo(ResponseModel):
 
 
 class Event(ResponseModel):
-    """One server-sent event of a job; `id` is what `Last-Event-ID` resumes after."""
+    """One server-sent event of a job; send `id` as `Last-Event-ID` to resume after it."""
 
     id: int
     type: str
@@ -145,7 +144,7 @@ class DeliveryList(ResponseModel):
 
 
 class SigningSecret(ResponseModel):
-    """`secret` is there once, in the answer that made it."""
+    """`secret` is set only in the response that created it."""
 
     id: str
     created_at: datetime | None = None
@@ -154,7 +153,7 @@ class SigningSecret(ResponseModel):
 
 
 class SigningSecretList(ResponseModel):
-    """`GET /callback-secrets`: those that sign now, newest first."""
+    """`GET /callback-secrets`: the secrets that currently sign, newest first."""
 
     secrets: list[SigningSecret] = Field(default_factory=list)
 
@@ -190,7 +189,7 @@ class CampaignStage(ResponseModel):
 
 
 class CampaignReason(ResponseModel):
-    """Why a release made no campaign."""
+    """Why a release started no campaign."""
 
     code: str
     message: str
@@ -214,7 +213,7 @@ class Campaign(ResponseModel):
 
     @property
     def is_idle(self) -> bool:
-        """Nothing more happens by itself."""
+        """Whether nothing more happens without user action."""
         return self.state in {state.value for state in IDLE_CAMPAIGN_STATES}
 
 
@@ -226,7 +225,7 @@ class CampaignList(ResponseModel):
 
 
 class AdapterOutput(ResponseModel):
-    """Where a moved adapter is."""
+    """Where a transferred adapter was published."""
 
     repo_id: str
     commit: str
@@ -235,7 +234,7 @@ class AdapterOutput(ResponseModel):
 
 
 class AdapterReport(ResponseModel):
-    """What became of one adapter."""
+    """The outcome for one adapter."""
 
     adapter: str
     revision: str = "main"

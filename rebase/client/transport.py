@@ -1,4 +1,4 @@
-"""The wire under the client: one connection pool, typed errors, answers parsed or refused."""
+"""The client's HTTP layer: one connection pool, typed errors, validated responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Transport:
-    """Talks to one service. Every call raises ServiceError or ServiceUnreachable."""
+    """Connects to one service. Every call raises ServiceError or ServiceUnreachable."""
 
     def __init__(self, base_url: str, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
         self.base_url = base_url.rstrip("/")
@@ -28,7 +28,7 @@ class Transport:
             base_url=self.base_url,
             headers=headers,
             timeout=httpx2.Timeout(timeout_s, connect=5.0),
-            trust_env=not _LOOPBACK.match(self.base_url),  # a proxy does not lead to this machine
+            trust_env=not _LOOPBACK.match(self.base_url),  # proxies cannot reach this machine's loopback
         )
 
     def __enter__(self) -> Self:
@@ -40,7 +40,7 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
@@ -69,12 +69,12 @@ class Transport:
 
 
 def to_path_segment(id_: str, what: str = "a job") -> str:
-    """An id as one path segment; anything else would be a way to another endpoint."""
+    """An id as one path segment; any other text could address another endpoint."""
     if not _ID.fullmatch(id_):
         raise RequestInvalid(f"{id_!r} is not {what} id.", pointer="/id")
     return id_
 
 
 def describe_failure(exc: Exception) -> str:
-    """What a failed connection says of itself."""
+    """A short description of a failed connection."""
     return str(exc) or type(exc).__name__

@@ -48,7 +48,7 @@ from rebase.hub.files import FileSource, list_files
 from rebase.hub.history import CommitHistory
 from rebase.hub.remote_errors import WRITE_HINT, hub_errors
 from rebase.hub.repo_metadata import get_licenses, get_tags
-from rebase.hub.transport import RangeSource, install_client, retry
+from rebase.hub.transport import RangeSource, install_client, retry_read
 from rebase.schemas.repos import RepoRef
 
 _WRITE_ROLES = frozenset({"admin", "write", "contributor"})
@@ -117,15 +117,15 @@ class RemoteHub:
             with hub_errors(repo_id):
                 self._api.auth_check(validate_repo_id(repo_id), repo_type=kind)
 
-        retry(check, self._wait_s)
+        retry_read(check, self._wait_s)
 
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
         """Pin a branch, tag or sha, with every file and its size."""
-        return retry(lambda: self._fetch_pinned(ref, kind), self._wait_s)
+        return retry_read(lambda: self._fetch_pinned(ref, kind), self._wait_s)
 
     def get_info(self, repo_id: str) -> RepoInfo:
         """The model at main, with its card's metadata as parsed by the Hub."""
-        return retry(lambda: self._fetch_info(repo_id), self._wait_s)
+        return retry_read(lambda: self._fetch_info(repo_id), self._wait_s)
 
     def list_models(self, owner: str) -> Iterator[ListedModel]:
         """Pages are fetched lazily and without retries, because callers poll regularly."""
@@ -138,7 +138,7 @@ class RemoteHub:
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """The file in the client's shared cache, downloaded if it is not there."""
-        return retry(lambda: self._download(repo, path), self._wait_s, attempts=2)
+        return retry_read(lambda: self._download(repo, path), self._wait_s, attempts=2)
 
     def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
         """Range requests if `expected_bytes` is less than half of a file that is not cached; else the whole
@@ -171,9 +171,9 @@ class RemoteHub:
         if not self._token:
             raise OutputForbidden(f"Writing to {repo_id} needs a token.", hint=WRITE_HINT)
         try:
-            retry(lambda: self._check_can_write(repo_id, create_pr), self._wait_s)
+            retry_read(lambda: self._check_can_write(repo_id, create_pr), self._wait_s)
         except RepoNotFound:
-            retry(lambda: self._check_can_create(repo_id), self._wait_s)
+            retry_read(lambda: self._check_can_create(repo_id), self._wait_s)
 
     def get_latest(self, repo_id: str) -> PinnedRepo | None:
         """The repo at main; None if it does not exist or is hidden from this token."""
@@ -186,7 +186,7 @@ class RemoteHub:
         """A commit on main or a pull request whose message contains `marker`."""
         history = CommitHistory(self._api, validate_repo_id(repo_id), self._headers)
         try:
-            return retry(lambda: history.find(lambda message: marker in message), self._wait_s)
+            return retry_read(lambda: history.find(lambda message: marker in message), self._wait_s)
         except RepoNotFound:
             return None
 
@@ -205,7 +205,7 @@ class RemoteHub:
         except (HubUnavailable, ParentMoved):
             expected_message = " ".join(message.split())
             history = CommitHistory(self._api, repo_id, self._headers)
-            existing = retry(
+            existing = retry_read(
                 lambda: history.find(lambda text: expected_message in " ".join(text.split())), self._wait_s
             )
             if existing is None:

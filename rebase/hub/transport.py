@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from rebase.errors import HubUnavailable, UnsafeFile
 from rebase.hub.files import FileSource
 from rebase.hub.remote_errors import hub_errors
+from rebase.retry import Backoff, retry
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 3
@@ -61,16 +61,9 @@ def _reject_long_waits(response: httpx2.Response) -> None:
         )
 
 
-def retry(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -> T:
-    """Run `call()` up to `attempts` times while it raises HubUnavailable, doubling the delay. For read-only
-    calls.
-    """
-    for attempt in range(attempts - 1):
-        try:
-            return call()
-        except HubUnavailable:
-            time.sleep(delay_s * 2**attempt)
-    return call()
+def retry_read(call: Callable[[], T], delay_s: float, attempts: int = MAX_ATTEMPTS) -> T:
+    """Run `call()` up to `attempts` times while it raises HubUnavailable. For read-only calls."""
+    return retry(call, HubUnavailable, Backoff(delay_s), attempts=attempts)
 
 
 class RangeSource:
@@ -113,7 +106,7 @@ class RangeSource:
                 f"it has {self.size}."
             )
         if self._local is None and len(buffer):
-            retry(lambda: self._read_range(offset, buffer), self._wait_s)
+            retry_read(lambda: self._read_range(offset, buffer), self._wait_s)
         if self._local is not None:
             self._local.read_into(offset, buffer)
 

@@ -1,1 +1,1 @@
-"""The embedded deployment as one process tree: migrations, API, worker, courier."""
+"""The embedded deployment as one process tree: migrations, API, worker, callback dispatcher."""

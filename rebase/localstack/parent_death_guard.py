@@ -1,11 +1,10 @@
-"""`python -m rebase.localstack.parent_death_guard FD GRACE_S COMMAND…`: runs a command that cannot
-outlive the process that
-wants it.
+"""`python -m rebase.localstack.parent_death_guard FD GRACE_S COMMAND…`: a command that cannot outlive its
+supervisor.
 
 FD is the read end of a pipe whose write end only the supervisor holds, so end-of-file means that the
-supervisor is gone, however it went: SIGKILL included, and on any Unix. Then, or on SIGTERM, the guard asks
-COMMAND to stop, and GRACE_S seconds later kills what is left. COMMAND leads a process group of its own, so
-that whatever it started goes with it and nothing else does.
+supervisor is gone, even after SIGKILL, and on any Unix. Then, or on SIGTERM, the guard asks COMMAND to stop,
+and GRACE_S seconds later kills what is left. COMMAND leads its own process group, so that everything it
+started, and nothing else, is stopped with it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from types import FrameType
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status of the command; 128 + signal number when a signal ended it."""
+    """Exit status of the command; 128 + signal number if a signal ended it."""
     lifeline, grace_s, command = int(arguments[0]), float(arguments[1]), arguments[2:]
     stop_requested = False
 
@@ -29,8 +28,7 @@ def main(arguments: list[str]) -> int:
         nonlocal stop_requested
         stop_requested = True
 
-    # Every signal, a child's end included, writes a byte to this pipe, so that one select waits for
-    # everything.
+    # Every signal, including SIGCHLD, writes a byte to this pipe, so that one select waits for everything.
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_write, False)
     signal.set_wakeup_fd(wakeup_write)

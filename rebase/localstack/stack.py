@@ -1,4 +1,4 @@
-"""The embedded stack: migrations, then API, worker and courier as children, in one process tree."""
+"""The embedded stack: migrations, then API, worker and callback dispatcher as children of one process."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rebase.store.deployment import migrate_database
 
 
 def find_examples_folder() -> Path | None:
-    """`examples/` of the checkout that this package is installed from; None for an installed wheel."""
+    """`examples/` of the checkout that this package is installed from; None for a wheel."""
     folder = Path(__file__).resolve().parents[2] / "examples"
     return folder if (folder / "hub").is_dir() else None
 
 
 def seed_hub(hub: Path, examples: Path) -> None:
-    """Copy each bundled repo into `hub` where it is not yet; what people committed on top of it stays.
+    """Copy each bundled repo into `hub` unless it is there already; commits that users added are kept.
 
-    A copy from a checkout whose bundle was another one is set aside in a dot-folder, which no hub serves.
+    A copy whose bundled repo differs (from another checkout) is moved into a dot-folder, which hubs ignore.
     """
     for repo in sorted(path for path in (examples / "hub").glob("*/*") if path.is_dir()):
         destination = hub / repo.relative_to(examples / "hub")
@@ -45,7 +45,7 @@ def seed_hub(hub: Path, examples: Path) -> None:
 
 
 def _has_all_commits(destination: Path, bundled: Path) -> bool:
-    """Is every commit of the bundled repo in the copy? Commits are named by their content."""
+    """Whether the copy contains every commit of the bundled repo. Commits are named by their content."""
     return all(
         (destination / commit.relative_to(bundled)).is_file() for commit in bundled.glob("commits/*.json")
     )
@@ -57,7 +57,7 @@ _SUPERVISE_INTERVAL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StackConfig:
-    """Where a stack runs: its data, its hub (None: the model Hub online) and its address."""
+    """Where a stack runs: its data, its hub (None: the online Hub) and its address."""
 
     home: Path
     hub: Path | None
@@ -66,12 +66,12 @@ class StackConfig:
 
     @property
     def url(self) -> str:
-        """Address for clients."""
+        """The URL for clients."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     def build_environment(self) -> dict[str, str]:
-        """The children's environment: ours, with this place written over it."""
+        """The children's environment: that of this process, overridden by this configuration."""
         env = {key: value for key, value in os.environ.items() if key != "REBASE_HUB_DIR"}
         env |= {"REBASE_HOME": str(self.home), "REBASE_HOST": self.host, "REBASE_PORT": str(self.port)}
         env["PYTHONUNBUFFERED"] = "1"
@@ -79,10 +79,10 @@ class StackConfig:
 
 
 def choose_port(host: str, port: int) -> int:
-    """`port` itself when nobody listens there, a free one for 0. Raises CommandFailed."""
+    """`port` if it is free, or any free port for 0. Raises CommandFailed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As the server does: a port whose last connections are only just closing is free.
+        # Same as the server: a port whose last connections are in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -95,22 +95,22 @@ def choose_port(host: str, port: int) -> int:
 
 
 class Stack:
-    """`start`, then `serve` until `stopping` is set, then `stop`: as a context manager, so that `stop` is
-    certain.
+    """`start`, then `serve` until `stopping` is set, then `stop`. A context manager, so that `stop` always
+    runs.
 
-    From `start` on, a thread restarts whatever falls.
+    After `start`, a thread restarts children that exit.
     """
 
     def __init__(self, config: StackConfig, report: Callable[[str], None]) -> None:
         self.config = config
         self.stopping = threading.Event()
-        # Starting and serving look at `stopping` themselves. What a caller does in between does not, so there
-        # a signal breaks in.
+        # `start` and `serve` check `stopping` themselves. The caller's code in between does not, so there a
+        # signal interrupts it.
         self.interruptible = False
         self._report = report
         self._supervisor = threading.Thread(target=self._supervise, name="healer", daemon=True)
         env, logs = config.build_environment(), config.home / "logs"
-        # -P: a folder named `core` or `service` where the user stands must not shadow ours.
+        # -P: a folder named `core` or `service` in the working directory must not shadow ours.
         python = [sys.executable, "-P", "-m"]
         self.children = [
             SupervisedProcess("api", [*python, "service"], env, logs / "api.log"),
@@ -125,7 +125,7 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Migrate, start the children, return when the API says that it is ready.
+        """Migrate, start the children, and return once the API is ready.
 
         Raises CommandFailed, and KeyboardInterrupt once `stopping` is set.
         """
@@ -146,7 +146,7 @@ class Stack:
         self.stopping.wait()
 
     def stop(self) -> None:
-        """Stop everything that was started, all at once, within a bounded time."""
+        """Stop all children at once, within a limited time."""
         self.interruptible = False
         self.stopping.set()
         if self._supervisor.is_alive():
@@ -157,7 +157,7 @@ class Stack:
             child.stop()
 
     def _supervise(self) -> None:
-        """Restart whatever fell, until `stopping` is set."""
+        """Restart children that exited, until `stopping` is set."""
         while not self.stopping.wait(_SUPERVISE_INTERVAL_S):
             for child in self.children:
                 status = child.restart_if_due()
@@ -186,6 +186,6 @@ class Stack:
                 self._raise_if_stopping()
 
     def _raise_if_stopping(self) -> None:
-        """Give up a start that is no longer wanted, at a point where nothing is half done."""
+        """Abort a start that was cancelled, at a point where nothing is half done."""
         if self.stopping.is_set():
             raise KeyboardInterrupt

@@ -1,5 +1,4 @@
-"""One supervised process: started under a guard, its words kept in a log file, restarted with growing
-patience."""
+"""One supervised process: runs under a guard, logs to a file, and is restarted with exponential back-off."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ GRACE_S = 8.0
 _MAX_LOG_BYTES = 10 * 2**20
 _MIN_DELAY_S = 0.5
 _MAX_DELAY_S = 30.0
-# A process that ran this long was well; its next fall starts the waiting from the beginning.
+# A process that ran this long was healthy; its next exit resets the back-off.
 _HEALTHY_S = 60.0
 
 
 class SupervisedProcess:
-    """A command that should be running. Nothing here blocks except `stop`, and that for a bounded time."""
+    """A command that should keep running. Only `stop` blocks, and only for a limited time."""
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.name = name
@@ -34,7 +33,7 @@ class SupervisedProcess:
         self._restart_at = 0.0
 
     def start(self) -> None:
-        """Start the command under its guard, which holds one end of a pipe and lets go when we do."""
+        """Start the command under its guard, which holds one end of a pipe that closes when we exit."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -42,7 +41,7 @@ class SupervisedProcess:
         guard = [sys.executable, "-m", "rebase.localstack.parent_death_guard", str(read_fd), str(GRACE_S)]
         try:
             with self.log.open("ab") as sink:
-                # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops
+                # A separate session: Ctrl-C in the terminal reaches only the supervisor, which then stops
                 # us in order.
                 self._process = subprocess.Popen(  # noqa: S603
                     [*guard, *self._command],
@@ -63,12 +62,11 @@ class SupervisedProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs."""
+        """None while it is running."""
         return self._process.poll() if self._process is not None else None
 
     def restart_if_due(self) -> int | None:
-        """Restart it when it is down and its waiting time is over. Returns the status it fell with, once per
-        fall."""
+        """Restart it if it has exited and its back-off is over. Returns its exit status, once per exit."""
         status = self.exit_status
         if status is None:
             return None
@@ -83,12 +81,12 @@ class SupervisedProcess:
         return None
 
     def request_stop(self) -> None:
-        """SIGTERM by way of the guard; `stop` waits for the end."""
+        """Send SIGTERM to the guard; `stop` waits for the exit."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """Stop it for good. The guard kills after GRACE_S; a guard that hangs is killed a little later."""
+        """Stop it for good. The guard kills it after GRACE_S; a guard that hangs is killed a little later."""
         self.request_stop()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -99,7 +97,7 @@ class SupervisedProcess:
         self._close_lifeline()
 
     def read_log_tail(self, lines: int = 12) -> str:
-        """The last lines of its log."""
+        """The last lines of its log file."""
         with contextlib.suppress(OSError):
             return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
         return ""

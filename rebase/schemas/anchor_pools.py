@@ -1,7 +1,7 @@
-"""Anchor pools: tasks that have an adapter on both bases, from which a further one is predicted [003].
+"""Anchor pools: tasks with an adapter on both bases, from which a further adapter is predicted [003].
 
-One shape for `POST /anchor-pools`, for `rebase transfer --pool FILE` and, with every revision a commit, for
-what a registered pool keeps.
+The same schema serves `POST /anchor-pools`, `rebase transfer --pool FILE` and, with pinned revisions,
+registered pools.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Model(BaseModel):
 
 
 class AnchorSpec(_Model):
-    """One task's two adapters."""
+    """The two adapters of one task."""
 
     source: RepoRef = Field(description="The task's adapter on the pool's source base.")
     target: RepoRef = Field(description="The same task's adapter on the pool's target base.")
@@ -38,14 +38,14 @@ class AnchorSpec(_Model):
         min_length=1,
         max_length=64,
         pattern=r"^[\w][\w .:/-]*$",
-        description="What kind of task it is. A pool of one domain predicts poorly outside of it.",
+        description="The kind of task. A pool of a single domain predicts poorly outside of it.",
     )
 
 
 class PoolRequest(_Model):
     """`POST /anchor-pools`."""
 
-    name: str | None = Field(default=None, min_length=1, max_length=100, description="For people.")
+    name: str | None = Field(default=None, min_length=1, max_length=100, description="A display name.")
     source: RepoRef
     target: RepoRef
     anchors: tuple[AnchorSpec, ...] = Field(min_length=MIN_ANCHORS, max_length=MAX_ANCHORS)
@@ -73,31 +73,31 @@ class PoolRequest(_Model):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A pool that can be used. `id` is None for one that was never registered: a file on the command line."""
+    """A usable pool. `id` is None for a file on the command line, which was never registered."""
 
     id: str | None
     spec: PoolRequest
 
 
 class AnchorPools(Protocol):
-    """Where a conversion finds the pools of its tenant."""
+    """How a conversion finds its tenant's pools."""
 
     def get(self, pool_id: str) -> Pool:
-        """A pool by its id. Raises NotFound, or StateConflict while it is not ready."""
+        """A pool by its id. Raises NotFound, and StateConflict while it is not ready."""
 
     def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
-        """The newest ready pool from the one base repo to the other, if there is any."""
+        """The newest ready pool for this pair of base repos, if any."""
 
 
 class NoAnchorPools:
-    """For runs that have none."""
+    """For runs without anchor pools."""
 
     def get(self, pool_id: str) -> Pool:
-        """There is none by any name."""
+        """Always raises NotFound."""
         raise NotFound(f"There is no anchor pool '{pool_id}' here.", pointer="/method/pool")
 
     def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
-        """There is none."""
+        """Always None."""
         return None
 
 
@@ -105,7 +105,7 @@ NO_ANCHOR_POOLS = NoAnchorPools()
 
 
 class PoolOut(BaseModel):
-    """An anchor pool. Once `ready`, revisions are commits, and `sites` and `measurements` are known; once
+    """An anchor pool. Once `ready`, revisions are commits, and `sites` and `measurements` are set; once
     `invalid`, `error` says why."""
 
     id: str
@@ -115,7 +115,7 @@ class PoolOut(BaseModel):
     target: RepoRef
     anchor_count: int
     anchors: list[AnchorSpec]
-    sites: int | None = Field(description="Modules that all anchors have in common, as pairs of both bases.")
+    sites: int | None = Field(description="Modules that all anchors share, as pairs of both bases.")
     warnings: list[str]
     measurements: dict[str, float] = Field(description="How well the pool predicts its own anchors.")
     error: PublicError | None
@@ -124,7 +124,7 @@ class PoolOut(BaseModel):
 
     @classmethod
     def from_record(cls, pool: PoolRecord) -> PoolOut:
-        """The view of a record."""
+        """Build from a record."""
         job, document = pool.job, pool.document
         result = job.result if pool.state is PoolState.READY and job.result is not None else {}
         error = job.error if pool.state is PoolState.INVALID else None
@@ -150,14 +150,14 @@ class PoolOut(BaseModel):
 
 
 class PoolListOut(BaseModel):
-    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next page; null on the last one."""
 
     pools: list[PoolOut]
     next_cursor: str | None
 
     @classmethod
     def from_page(cls, page: PoolPage) -> PoolListOut:
-        """The view of a page."""
+        """Build from a page of records."""
         pools = [PoolOut.from_record(pool) for pool in page.pools]
         return cls.model_construct(pools=pools, next_cursor=page.next_cursor)
 

@@ -1,4 +1,4 @@
-"""`/keys`: a tenant's admin makes, lists, rotates and revokes the keys of that tenant."""
+"""API keys and their scopes: responses of `/keys`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class Scope(StrEnum):
-    """`read`: look. `convert`: also submit, cancel, retry, delete jobs and pools. `admin`: also keys, tokens
-    and data of the tenant."""
+    """`read`: read only. `convert`: also submit, cancel, retry and delete jobs and pools. `admin`: also
+    manage the tenant's keys, tokens and data."""
 
     READ = "read"
     CONVERT = "convert"
     ADMIN = "admin"
 
     def allows(self, required: Scope) -> bool:
-        """Is `needed` this scope or one that it implies?"""
+        """Whether this scope is or implies `required`."""
         return _ORDER.index(required) <= _ORDER.index(self)
 
 
@@ -29,8 +29,8 @@ _ORDER = (Scope.READ, Scope.CONVERT, Scope.ADMIN)
 
 
 class KeyOut(BaseModel):
-    """A key, never the key itself: `prefix` is its beginning. `last_used_at` is exact to the hour;
-    `rotated_at` is when another key took its place."""
+    """A key without its secret: `prefix` is its beginning. `last_used_at` is precise to the hour;
+    `rotated_at` is when another key replaced it."""
 
     id: str
     name: str
@@ -44,12 +44,12 @@ class KeyOut(BaseModel):
 
     @classmethod
     def from_record(cls, key: KeyRecord) -> KeyOut:
-        """The view of a record."""
+        """Build from a record."""
         return cls(**{name: getattr(key, name) for name in cls.model_fields})
 
 
 class NewKeyOut(KeyOut):
-    """A key in the only answer that holds it."""
+    """A new key; the only response that contains the key itself."""
 
     key: str
 

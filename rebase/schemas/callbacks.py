@@ -1,7 +1,8 @@
-"""The URL of a callback, taken apart once and strictly. What sends uses these parts, never the text again.
+"""Callbacks: strict URL parsing, what requests and responses say about deliveries, and signing secrets.
 
-Browsers, resolvers and libraries disagree about odd URLs, and that is where guards are slipped past. So
-whatever is odd is refused: credentials, fragments, zones, spaces, addresses in octal, hex or one number.
+Browsers, resolvers and libraries disagree about odd URLs, which is how SSRF guards are bypassed. So a URL is
+parsed once, the sender uses only the parts, and anything odd is rejected: credentials, fragments, zones,
+spaces, addresses in octal, hex or as one number.
 """
 
 from __future__ import annotations
@@ -36,33 +37,33 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a callback goes. `host`: a lower-case ASCII name without a last dot, or an address as text."""
+    """Where a callback goes. `host`: a lower-case ASCII name without trailing dot, or an address as text."""
 
     scheme: str
     host: str
     port: int
-    target: str  # path and query as they go into the request line
-    address: IPv4Address | IPv6Address | None  # the host, where it was given as an address
+    target: str  # path and query, as in the request line
+    address: IPv4Address | IPv6Address | None  # the host, if it is an address
 
     @property
     def authority(self) -> str:
-        """The Host header."""
+        """The value of the Host header."""
         host = format_host(self.host)
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
-        """Host and port, as deliveries are counted by."""
+        """Host and port, by which deliveries are counted."""
         return f"{format_host(self.host)}:{self.port}"
 
 
 def format_host(host: str) -> str:
-    """An IPv6 address as it stands in a URL; everything else as it is."""
+    """An IPv6 address in brackets, as in a URL; any other host unchanged."""
     return f"[{host}]" if ":" in host else host
 
 
 def parse_callback_url(url: str) -> Endpoint:
-    """Take a URL apart. Raises ValueError with a sentence for the person who wrote it."""
+    """Parse a callback URL. Raises ValueError with a message for the user."""
     if len(url) > MAX_URL_LENGTH:
         raise ValueError(f"may hold {MAX_URL_LENGTH} characters")
     match = _URL.fullmatch(url)
@@ -99,7 +100,7 @@ def _parse_ipv6(text: str) -> IPv6Address:
 
 
 def _parse_host(text: str) -> tuple[IPv4Address | None, str]:
-    """A host name in its one ASCII form, or an IPv4 address in its usual one."""
+    """A host name in its canonical ASCII form, or an IPv4 address in dotted-decimal form."""
     if not text.isascii():
         try:
             text = idna.encode(text, uts46=True).decode()
@@ -117,11 +118,11 @@ def _parse_host(text: str) -> tuple[IPv4Address | None, str]:
         raise ValueError("has a host that looks like an address; write it as four decimal numbers") from None
 
 
-# What a request says about callbacks, and the words for their events and states.
+# Callback settings of a request, and the names of events and states.
 
 
 class CallbackEvent(StrEnum):
-    """What can be told of a job."""
+    """The events of a job that can trigger a callback."""
 
     JOB_STARTED = "job.started"
     JOB_SUCCEEDED = "job.succeeded"
@@ -131,15 +132,15 @@ class CallbackEvent(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery is. Only `pending` ones move by themselves; the others can be replayed."""
+    """The state of a delivery. Only `pending` ones proceed by themselves; the others can be replayed."""
 
     PENDING = "pending"
-    DELIVERED = "delivered"  # a 2xx
-    FAILED = "failed"  # given up after the last wait
-    STOPPED = "stopped"  # the receiver said 410, to this one or to an earlier one
+    DELIVERED = "delivered"  # answered with a 2xx status
+    FAILED = "failed"  # given up after the last retry
+    STOPPED = "stopped"  # the receiver answered 410, to this delivery or an earlier one
 
 
-# The move that an event tells of. `started` is told of every attempt, not only of the first.
+# The event for each transition. `started` is sent for every attempt, not only for the first.
 EVENT_BY_STATE: dict[JobState, CallbackEvent] = {
     JobState.RUNNING: CallbackEvent.JOB_STARTED,
     JobState.SUCCEEDED: CallbackEvent.JOB_SUCCEEDED,
@@ -151,7 +152,7 @@ _TERMINAL_EVENTS = tuple(EVENT_BY_STATE[state] for state in JobState if state in
 
 
 class CallbackSpec(BaseModel):
-    """Where to send a signed message when the job moves, and about which moves."""
+    """Where to send a signed message about the job, and for which events."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -163,7 +164,7 @@ class CallbackSpec(BaseModel):
         default=_TERMINAL_EVENTS,
         max_length=16,
         json_schema_extra={"minItems": 1},
-        description="Default: every way in which a job can end.",
+        description="Default: every event that ends a job.",
     )
 
     @field_validator("url")
@@ -175,14 +176,14 @@ class CallbackSpec(BaseModel):
     @field_validator("events")
     @classmethod
     def _normalize_events(cls, value: Sequence[CallbackEvent]) -> tuple[CallbackEvent, ...]:
-        """In one order, so that the same request stays the same request."""
+        """In canonical order, so that equal requests have equal fingerprints."""
         if not value:
             raise ValueError("must name at least one event; leave it out for every end of a job")
         return tuple(event for event in CallbackEvent if event in value)
 
 
 class AttemptOut(BaseModel):
-    """One attempt. Without `reason` it was accepted; with a `reason` and no `status` nobody answered."""
+    """One attempt. Without `reason` it was accepted; with a `reason` but no `status` no response came."""
 
     number: int
     at: datetime
@@ -193,7 +194,7 @@ class AttemptOut(BaseModel):
 
 
 class DeliveryOut(BaseModel):
-    """One message to one receiver; `id` is its `webhook-id`, `payload` what is sent, `log` every attempt."""
+    """One message to one receiver: `id` is its `webhook-id`, `payload` the body sent, `log` all attempts."""
 
     id: str
     job_id: str
@@ -201,7 +202,7 @@ class DeliveryOut(BaseModel):
     url: str
     state: DeliveryState
     attempts: int
-    next_attempt_at: datetime | None = Field(description="While it is pending.")
+    next_attempt_at: datetime | None = Field(description="Set only while pending.")
     created_at: datetime
     updated_at: datetime
     payload: dict[str, Any]
@@ -210,7 +211,7 @@ class DeliveryOut(BaseModel):
 
     @classmethod
     def from_record(cls, delivery: DeliveryRecord) -> DeliveryOut:
-        """The view of a record."""
+        """Build from a record."""
         return cls.model_construct(
             id=delivery.id,
             job_id=delivery.job_id,
@@ -232,20 +233,20 @@ class DeliveryOut(BaseModel):
 
 
 class DeliveryListOut(BaseModel):
-    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next page; null on the last one."""
 
     deliveries: list[DeliveryOut]
     next_cursor: str | None
 
     @classmethod
     def from_page(cls, page: DeliveryPage) -> DeliveryListOut:
-        """The view of a page."""
+        """Build from a page of records."""
         deliveries = [DeliveryOut.from_record(delivery) for delivery in page.deliveries]
         return cls.model_construct(deliveries=deliveries, next_cursor=page.next_cursor)
 
 
 class SecretOut(BaseModel):
-    """A signing secret without the secret. It signs until `retires_at`; the newest one has no end."""
+    """A signing secret without its value. It signs until `retires_at`, which is null for the newest one."""
 
     id: str
     created_at: datetime
@@ -253,17 +254,17 @@ class SecretOut(BaseModel):
 
     @classmethod
     def from_record(cls, secret: SecretRecord) -> SecretOut:
-        """The view of a record."""
+        """Build from a record."""
         return cls.model_construct(**asdict(secret))
 
 
 class SecretListOut(BaseModel):
-    """Those that sign now, newest first."""
+    """The secrets that currently sign, newest first."""
 
     secrets: list[SecretOut]
 
 
 class NewSecretOut(SecretOut):
-    """The only answer that ever holds the secret: `whsec_` and base64, as Standard Webhooks has it."""
+    """The only response that contains the secret: `whsec_` and base64, as in Standard Webhooks."""
 
     secret: str

@@ -1,4 +1,4 @@
-"""What the API shows of a campaign. As in `rebase.schemas.jobs`, nothing is validated again."""
+"""Responses about campaigns. As in `rebase.schemas.jobs`, stored data is not validated again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AdapterOutcome = Literal["moved", "passed", "retrain", "failed", "cancelled", "o
 
 
 class AdapterOutput(BaseModel):
-    """Where a moved adapter is."""
+    """Where a transferred adapter was published."""
 
     repo_id: str
     commit: str
@@ -30,15 +30,15 @@ class AdapterOutput(BaseModel):
 class AdapterReport(BaseModel):
     """One adapter of a campaign.
 
-    `moved`: published · `passed`: a dry run's pre-check lets it through · `retrain`: the verdict is that it
-    cannot be moved, `why` says the findings · `failed`: may be retried · `left_out`: it got no job · `open`:
-    not done yet · `forgotten`: its job was deleted when its time was over.
+    `moved`: transferred and published · `passed`: a dry run's pre-check allows it · `retrain`: the verdict
+    forbids a transfer, `why` lists the findings · `failed`: can be retried · `left_out`: no job was queued ·
+    `open`: not finished · `forgotten`: its job was deleted after the retention period.
     """
 
     adapter: str
     revision: str
     outcome: AdapterOutcome
-    state: str | None = Field(description="Of its job.")
+    state: str | None = Field(description="The state of its job.")
     job_id: str | None
     verdict: str | None
     why: list[str]
@@ -51,7 +51,7 @@ class AdapterReport(BaseModel):
 
 
 class CampaignReport(BaseModel):
-    """The whole of it. `counts`: adapters by outcome."""
+    """The full report. `counts`: adapters by outcome."""
 
     campaign: CampaignOut
     counts: dict[str, int]
@@ -59,7 +59,7 @@ class CampaignReport(BaseModel):
 
 
 class ReasonOut(BaseModel):
-    """Why a release made no campaign."""
+    """Why a release started no campaign."""
 
     code: str
     message: str
@@ -75,27 +75,27 @@ class StageOut(BaseModel):
 
     @classmethod
     def from_tally(cls, tally: Tally) -> StageOut:
-        """The view of a tally."""
+        """Build from a tally."""
         states = {state.value: count for state, count in sorted(tally.states.items())}
         verdicts = dict(sorted(tally.verdicts.items()))
         return cls.model_construct(total=tally.total, done=tally.done, states=states, verdicts=verdicts)
 
 
 class CampaignOut(BaseModel):
-    """What a subscription made of a release. Of one that is `refused` or `waiting`, `reasons` say why."""
+    """A subscription's campaign for one release. If it is `refused` or `waiting`, `reasons` say why."""
 
     id: str
     state: CampaignState
-    subscription_id: str | None = Field(description="Null once the subscription was deleted.")
+    subscription_id: str | None = Field(description="Null once the subscription has been deleted.")
     base: str
-    revision: str = Field(description="The commit of the release that the campaign converts to.")
-    number: int = Field(description="Counts the campaigns of one subscription for one base.")
+    revision: str = Field(description="The commit of the release that adapters are converted to.")
+    number: int = Field(description="Numbers the campaigns of one subscription for the same base.")
     dry_run: bool
     approved_at: datetime | None
     reasons: list[ReasonOut]
-    facts: dict[str, Any] | None = Field(description="What the Hub says of the release.")
+    facts: dict[str, Any] | None = Field(description="The Hub's metadata of the release.")
     adapter_count: int
-    left_out: int = Field(description="Adapters without a job: over the budget, or without a legal name.")
+    left_out: int = Field(description="Adapters without a job: over the limit or without a valid output.")
     stages: dict[str, StageOut]
     created_at: datetime
     updated_at: datetime
@@ -103,7 +103,7 @@ class CampaignOut(BaseModel):
 
     @classmethod
     def from_record(cls, campaign: CampaignRecord) -> CampaignOut:
-        """The view of a record."""
+        """Build from a record."""
         decision, path = campaign.decision, f"/campaigns/{campaign.id}"
         facts = decision.get("facts")
         return cls.model_construct(
@@ -127,13 +127,13 @@ class CampaignOut(BaseModel):
 
 
 class CampaignListOut(BaseModel):
-    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next page; null on the last one."""
 
     campaigns: list[CampaignOut]
     next_cursor: str | None
 
     @classmethod
     def from_page(cls, page: CampaignPage) -> CampaignListOut:
-        """The view of a page."""
+        """Build from a page of records."""
         campaigns = [CampaignOut.from_record(campaign) for campaign in page.campaigns]
         return cls.model_construct(campaigns=campaigns, next_cursor=page.next_cursor)

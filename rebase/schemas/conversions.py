@@ -1,4 +1,4 @@
-"""What no text of a request may hold."""
+"""The conversion request, with the checks that go beyond single fields."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rebase.schemas.thresholds import Thresholds
 
 
 def reject_nul(value: Any) -> Any:
-    """The body itself. Raises ValueError where one of its texts holds U+0000.
+    """The body unchanged. Raises ValueError if any of its strings contains U+0000.
 
-    PostgreSQL keeps JSON with that character and then refuses to look into it: the job could be neither
-    claimed nor cancelled, and its tenant not be deleted. Not recursive, as a body may be nested deeply.
+    PostgreSQL stores JSON with that character but then fails to query it: the job could be neither claimed
+    nor cancelled, and its tenant could not be deleted. Iterative, because a body may be deeply nested.
     """
     pending = [("", value)]
     while pending:
@@ -35,7 +35,7 @@ def reject_nul(value: Any) -> Any:
     return value
 
 
-# The conversion request: one shape for HTTP, the CLI and the job record.
+# The conversion request: one schema for HTTP, the CLI and the job record.
 
 
 class _Model(BaseModel):
@@ -53,8 +53,8 @@ class OutputSpec(_Model):
     token_rows: bool = Field(
         default=True,
         description=(
-            "Carry retrained token rows where that has a meaning. PEFT loads them; vLLM and llama.cpp want a "
-            "plain LoRA, which false gives."
+            "Transfer retrained token rows where possible. PEFT loads them; vLLM and llama.cpp need a plain "
+            "LoRA: set this to false."
         ),
     )
 
@@ -69,14 +69,14 @@ class OutputSpec(_Model):
 
 
 class PrecheckSpec(_Model):
-    """How the pair is judged, and what happens when it is found incompatible."""
+    """How compatibility is predicted, and what happens if the pair is incompatible."""
 
     on_incompatible: Literal["reject", "warn"] = "reject"
     activations: bool | None = Field(
         default=None,
         description=(
-            "Let both bases read the corpus and compare what they make of it. Null does so for methods that "
-            "need it anyway."
+            "Run both bases on the corpus and compare their activations. Null: only for methods that need "
+            "activations anyway."
         ),
     )
     thresholds: Thresholds = Field(default_factory=Thresholds)
@@ -98,11 +98,11 @@ class ConversionRequest(_Model):
     output: OutputSpec = Field(default_factory=OutputSpec)
     precheck: PrecheckSpec = Field(default_factory=PrecheckSpec)
     corpus: CorpusSpec | None = Field(
-        default=None, description="A dataset that both bases read; null is the bundled text."
+        default=None, description="A dataset that both bases read; null: the bundled text."
     )
     evaluate: EvaluationSpec | None = Field(
         default=None,
-        description="Measure the moved adapter on running models before it is published; null: do not.",
+        description="Evaluate the transferred adapter on running models before publishing; null: do not.",
     )
     callback: CallbackSpec | None = Field(
         default=None, description="Send a signed message when the job ends; see docs/callbacks.md."
@@ -120,7 +120,7 @@ class ConversionRequest(_Model):
 
 
 def check_selection_examples(request: ConversionRequest) -> None:
-    """What only a measurement can decide needs examples to measure on; it is refused, not ignored."""
+    """Reject, rather than ignore, a selection by evaluation without examples. Raises RequestInvalid."""
     method = request.method
     candidates = method.listed_candidates
     methods: dict[str, MethodParams] = {"/method": method}
@@ -150,7 +150,8 @@ def check_selection_examples(request: ConversionRequest) -> None:
 
 
 def check_precheck_request(request: ConversionRequest) -> None:
-    """A pre-check moves nothing, so what could only be done with a moved adapter is refused, not ignored."""
+    """A pre-check transfers nothing: reject, rather than ignore, options that need a transferred adapter.
+    Raises RequestInvalid."""
     if request.evaluate is not None:
         raise RequestInvalid(
             "A pre-check converts nothing, so there is nothing to evaluate.",

@@ -1,4 +1,4 @@
-"""What a request wants to be measured on running models, once its adapter has been moved."""
+"""Evaluation settings: what to measure on running models after the transfer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pydantic import (
 
 from rebase.schemas.repos import CorpusSpec, RepoRef
 
-# The whole body of a request has at most 256 KiB; these bounds say so field by field.
+# A request body has at most 256 KiB; this limit gives an error for the field instead.
 _MAX_TEXT_LENGTH = 200_000
 _MAX_EXAMPLES = 5_000
 Control = Literal["zero", "random", "pad"]
-# No field is called so, because errors name fields and tags in one path.
+# No field has these names: error locations mix field names and union tags in one path.
 EXAMPLE_TAGS = ("of generation", "of choices", "of text")
 
 
@@ -31,14 +31,14 @@ class _Model(BaseModel):
 
 
 class GenerationExample(_Model):
-    """A prompt and the one right answer behind it, as the model would write it."""
+    """A prompt and its one correct answer, as the model would write it."""
 
-    prompt: str = Field(min_length=1, max_length=_MAX_TEXT_LENGTH, description="What the model is given.")
+    prompt: str = Field(min_length=1, max_length=_MAX_TEXT_LENGTH, description="The input to the model.")
     answer: str = Field(
         min_length=1,
         max_length=_MAX_TEXT_LENGTH,
-        description="What it should write next. Prompt and answer are joined as they stand, so a space "
-        "between them belongs to one of the two.",
+        description="The expected output. Prompt and answer are concatenated unchanged, so a space between "
+        "them must be part of one of the two.",
     )
 
     @field_validator("answer")
@@ -50,15 +50,15 @@ class GenerationExample(_Model):
 
 
 class ChoiceExample(_Model):
-    """A prompt and what could stand behind it, of which one choice is right."""
+    """A prompt with possible continuations, one of which is correct."""
 
-    prompt: str = Field(min_length=1, max_length=_MAX_TEXT_LENGTH, description="What the model is given.")
+    prompt: str = Field(min_length=1, max_length=_MAX_TEXT_LENGTH, description="The input to the model.")
     choices: tuple[Annotated[str, Field(min_length=1, max_length=_MAX_TEXT_LENGTH)], ...] = Field(
         min_length=2,
         max_length=26,
-        description="What could follow, joined to the prompt as it stands; the likeliest counts as chosen.",
+        description="Continuations, appended to the prompt unchanged; the likeliest is the prediction.",
     )
-    label: int = Field(ge=0, le=25, description="The right choice, counted from 0.")
+    label: int = Field(ge=0, le=25, description="Index of the correct choice, from 0.")
 
     @field_validator("choices")
     @classmethod
@@ -77,13 +77,13 @@ class ChoiceExample(_Model):
 
 
 class TextExample(_Model):
-    """A text that the model should find likely."""
+    """A text to which the model should assign high likelihood."""
 
     text: str = Field(min_length=2, max_length=_MAX_TEXT_LENGTH, description="Plain text.")
 
 
 def _get_example_tag(value: Any) -> str:
-    """Told apart by their fields."""
+    """Distinguish example types by their fields."""
     has_field = value.__contains__ if isinstance(value, dict) else partial(hasattr, value)
     if has_field("text"):
         return EXAMPLE_TAGS[2]
@@ -100,20 +100,20 @@ TaskName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][\w.+-]*$"
 
 
 class RefusalDataset(CorpusSpec):
-    """A column of a dataset repo that holds prompts."""
+    """A dataset column that contains prompts."""
 
-    n: int = Field(default=100, ge=1, le=2000, description="Prompts to read from the beginning of the split.")
+    n: int = Field(default=100, ge=1, le=2000, description="Prompts to read, from the start of the split.")
 
 
 class RefusalSpec(_Model):
-    """Prompts, and how much of an answer is looked at to tell whether it refuses."""
+    """Prompts, and how many tokens of an answer are read to detect a refusal."""
 
     prompts: tuple[Annotated[str, Field(min_length=1, max_length=_MAX_TEXT_LENGTH)], ...] = Field(
-        default=(), max_length=_MAX_EXAMPLES, description="Prompts, given as they are to the models."
+        default=(), max_length=_MAX_EXAMPLES, description="Prompts, passed to the models unchanged."
     )
     dataset: RefusalDataset | None = Field(default=None, description="Prompts from a dataset repo instead.")
     tokens: int = Field(
-        default=32, ge=4, le=256, description="Tokens of each answer; a refusal shows in its first words."
+        default=32, ge=4, le=256, description="Tokens per answer; a refusal shows in its first words."
     )
 
     @model_validator(mode="after")
@@ -124,13 +124,13 @@ class RefusalSpec(_Model):
 
 
 class EvaluationSpec(_Model):
-    """What is measured, against what, and what happens when the moved adapter makes the target worse."""
+    """What to measure, what to compare with, and what happens if the adapter makes the target worse."""
 
     examples: tuple[Example, ...] = Field(
         default=(),
         max_length=_MAX_EXAMPLES,
-        description="Examples told apart by their fields: {prompt, answer}, {prompt, choices, label} or "
-        "{text}. They must not be what the adapter was trained on.",
+        description="Examples, distinguished by their fields: {prompt, answer}, {prompt, choices, label} or "
+        "{text}. Do not use the adapter's training data.",
     )
     tasks: tuple[TaskName, ...] = Field(
         default=(),
@@ -139,44 +139,44 @@ class EvaluationSpec(_Model):
         "'evaluation' and the tasks' datasets.",
     )
     limit: int | None = Field(
-        default=100, ge=1, le=100_000, description="Documents of each task, from its beginning; null: all."
+        default=100, ge=1, le=100_000, description="Documents per task, from the start; null: all."
     )
     num_fewshot: int | None = Field(
-        default=None, ge=0, le=64, description="Worked examples before each document; null: as the task says."
+        default=None, ge=0, le=64, description="Few-shot examples per document; null: the task's default."
     )
     refusals: RefusalSpec | None = Field(
-        default=None, description="Prompts to see how often each model refuses."
+        default=None, description="Prompts to measure how often each model refuses."
     )
     oracle: RepoRef | None = Field(
         default=None,
-        description="An adapter that was trained on the target for the same skill; with it the share of that "
-        "training's gain which the move keeps is reported.",
+        description="An adapter trained on the target for the same skill. With it, the report says how "
+        "much of that training's gain the transfer retains.",
     )
     controls: tuple[Control, ...] = Field(
         default=("zero", "random", "pad"),
         max_length=3,
-        description="What the moved adapter is compared with: zero (the target alone, always there), random "
-        "(noise of the same norm and rank at every site), pad (the update copied number by number).",
+        description="Baselines for the transferred adapter: zero (the target alone, always included), random "
+        "(noise of the same norm and rank at every site), pad (the update copied entry by entry).",
     )
     score: Literal["accuracy", "likelihood"] | None = Field(
         default=None,
-        description="What decides: accuracy (examples with an answer, right or wrong) or likelihood (minus "
-        "nats per byte of the right text, no answer is generated). Null: accuracy where any example has an "
-        "answer.",
+        description="The score that decides: accuracy (examples with a correct answer) or likelihood "
+        "(negative nats per byte of the correct text; nothing is generated). Null: accuracy if any example "
+        "has an answer.",
     )
     choices_per_byte: bool = Field(
-        default=False, description="Compare choices by log-likelihood per byte, so that long ones can win."
+        default=False, description="Compare choices by log-likelihood per byte, not favouring short ones."
     )
-    max_tokens: int = Field(default=64, ge=1, le=1024, description="Longest answer that is generated.")
+    max_tokens: int = Field(default=64, ge=1, le=1024, description="Maximum length of a generated answer.")
     stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = Field(
-        default=(), max_length=8, description="An answer ends before the first of these."
+        default=(), max_length=8, description="An answer ends before the first of these strings."
     )
-    bootstrap: int = Field(default=2000, ge=100, le=20_000, description="Resamples behind every interval.")
-    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of the resamples and the random control.")
+    bootstrap: int = Field(default=2000, ge=100, le=20_000, description="Bootstrap resamples per interval.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of resampling and random control.")
     on_worse: Literal["reject", "warn"] = Field(
         default="reject",
-        description="When the moved adapter scores below the target alone and the interval of the difference "
-        "agrees: publish nothing, or publish with a warning.",
+        description="If the transferred adapter scores below the target alone and the confidence interval of "
+        "the difference excludes zero: publish nothing, or publish with a warning.",
     )
 
     @field_validator("controls")

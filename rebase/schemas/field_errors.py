@@ -1,4 +1,4 @@
-"""From pydantic's error locations to JSON pointers (RFC 6901) into the body that the client sent."""
+"""Problem responses, and pydantic error locations as JSON pointers (RFC 6901) into the client's body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 
 class Problem(BaseModel):
-    """What every error answers. `code` is stable; `pointers` are JSON pointers to the fields it is about."""
+    """The body of every error response. `code` is stable; `pointers` are JSON pointers to its fields."""
 
     type: str
     title: str
@@ -27,7 +27,7 @@ _MISSING_FIELD = {"missing", "union_tag_not_found"}
 
 
 class FieldError(BaseModel):
-    """One field and what is wrong with it. For a query, header or path parameter the pointer is its name."""
+    """One invalid field. For a query, header or path parameter the pointer is its name."""
 
     pointer: str
     detail: str
@@ -35,7 +35,7 @@ class FieldError(BaseModel):
 
 
 def to_field_errors(errors: Iterable[Mapping[str, Any]], body: Any) -> list[FieldError]:
-    """Pydantic's errors as pointers with sentences."""
+    """Pydantic's errors as field errors with pointers and messages."""
     return [_to_field_error(error, body) for error in errors]
 
 
@@ -53,7 +53,7 @@ def _to_field_error(error: Mapping[str, Any], body: Any) -> FieldError:
 
 
 def _find_body_path(location: Sequence[str | int], body: Any, *, missing: bool) -> list[str | int]:
-    """The parts of a location that exist in the body. Tags of unions stand in locations, not in bodies."""
+    """The parts of a location that exist in the body; locations also contain union tags, bodies do not."""
     parts: list[str | int] = []
     node = body
     for index, part in enumerate(location):

@@ -1,4 +1,4 @@
-"""What a subscription allows a release to be, and what a release is. Pure: facts in, objections out."""
+"""A subscription's guards, the facts of a release, and the violations. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ModelKind = Literal["any", "instruct", "base"]
 MAX_JOBS = 200
 _MAX_NUMBER = 2**62
 _WORD_SEPARATOR = re.compile(r"[-_.]+")
-# The rule for `kind`: a word of the name decides; where none does, a tag does; else it is a base.
+# How `kind` is decided: by a word of the name, else by a tag, else it is a base.
 BASE_WORDS = frozenset({"base", "pt", "pretrain", "pretrained"})
 INSTRUCT_WORDS = frozenset(
     {"instruct", "chat", "it", "sft", "dpo", "rlhf", "assistant", "thinking", "reasoning"}
@@ -21,29 +21,29 @@ INSTRUCT_TAGS = frozenset({"conversational", "instruct", "chat", "instruction-tu
 
 
 class Guards(BaseModel):
-    """What a release must be for a campaign to begin, and how large a campaign may be."""
+    """Conditions a release must meet to start a campaign, and the maximum size of a campaign."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_bytes: int | None = Field(default=None, ge=0, le=_MAX_NUMBER, description="Of the weights' files.")
+    min_bytes: int | None = Field(default=None, ge=0, le=_MAX_NUMBER, description="Size of the weight files.")
     max_bytes: int | None = Field(default=None, ge=0, le=_MAX_NUMBER)
     min_parameters: int | None = Field(
-        default=None, ge=0, le=_MAX_NUMBER, description="Numbers in all tensors."
+        default=None, ge=0, le=_MAX_NUMBER, description="Number of parameters in all tensors."
     )
     max_parameters: int | None = Field(default=None, ge=0, le=_MAX_NUMBER)
     kind: ModelKind = Field(
         default="any",
         description="`instruct` or `base`, by a word of the name (instruct, chat, it, …; base, pt, …), "
-        "else by the tag `conversational`, `instruct` or `chat`; what says neither is a base.",
+        "else by the tag `conversational`, `instruct` or `chat`, else a base.",
     )
     licences: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] | None = Field(
         default=None,
         min_length=1,
         max_length=100,
-        description="Licences that the release's card may name (`license` or `license_name`); null is any.",
+        description="Licences allowed in the release's card (`license` or `license_name`); null: any.",
     )
     max_jobs: int = Field(
-        default=50, ge=1, le=MAX_JOBS, description="Adapters per release; those after them are left out."
+        default=50, ge=1, le=MAX_JOBS, description="Maximum adapters per release; the rest are left out."
     )
 
     @field_validator("licences")
@@ -61,7 +61,7 @@ class Guards(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """What the Hub says of a release, read anew by the worker."""
+    """The Hub's metadata of a release, read anew by the worker."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,11 +73,11 @@ class ModelFacts(BaseModel):
     model_type: str | None
     licences: tuple[str, ...]
     tags: tuple[str, ...]
-    content: str  # a digest of everything that the model computes with
+    content: str  # a digest of every file that affects the model's output
 
     @property
     def kind(self) -> Literal["instruct", "base"]:
-        """By the rule above."""
+        """Decided as described above."""
         words = set(_WORD_SEPARATOR.split(self.repo_id.rpartition("/")[2].casefold()))
         if words & INSTRUCT_WORDS:
             return "instruct"
@@ -87,14 +87,14 @@ class ModelFacts(BaseModel):
 
 
 class GuardViolation(BaseModel):
-    """Why a release made no campaign, or an adapter no job."""
+    """Why a release started no campaign, or an adapter got no job."""
 
     code: str
     message: str
 
 
 def find_violations(guards: Guards, facts: ModelFacts, since: datetime) -> list[GuardViolation]:
-    """Everything that speaks against a campaign; empty: nothing does."""
+    """All reasons against a campaign; empty if there are none."""
     violations = [
         *_find_age_violations(facts, since),
         *_find_size_violations(guards, facts),

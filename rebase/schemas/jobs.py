@@ -1,4 +1,4 @@
-"""What the API shows of a job. Built from the record without validating again what the database holds."""
+"""Responses about jobs, built from records without validating stored data again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProgressOut(BaseModel):
-    """Work done within the current phase; `eta_s` in seconds."""
+    """Progress within the current phase; `eta_s` in seconds."""
 
     done: int
     total: int | None
@@ -25,7 +25,7 @@ class ProgressOut(BaseModel):
 
 
 class ResolvedOut(BaseModel):
-    """The commits (40 hex digits) that the job works on, and where its output goes."""
+    """The pinned commits (40 hex digits) that the job uses, and its output repo."""
 
     adapter_sha: str
     source_repo: str
@@ -35,8 +35,8 @@ class ResolvedOut(BaseModel):
 
 
 class JobOut(BaseModel):
-    """A job; of kind `pool`, one that registers an anchor pool. When `done`, exactly one of `result` and
-    `error` is not null."""
+    """A job; one of kind `pool` registers an anchor pool. When `done`, exactly one of `result` and `error` is
+    not null."""
 
     id: str
     kind: Kind
@@ -61,7 +61,7 @@ class JobOut(BaseModel):
 
     @classmethod
     def from_record(cls, job: JobRecord) -> JobOut:
-        """The view of a record."""
+        """Build from a record."""
         return cls.model_construct(
             id=job.id,
             kind=job.kind,
@@ -87,23 +87,23 @@ class JobOut(BaseModel):
 
 
 class JobListOut(BaseModel):
-    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next page; null on the last one."""
 
     jobs: list[JobOut]
     next_cursor: str | None
 
     @classmethod
     def from_page(cls, page: JobPage) -> JobListOut:
-        """The view of a page."""
+        """Build from a page of records."""
         return cls.model_construct(
             jobs=[JobOut.from_record(job) for job in page.jobs], next_cursor=page.next_cursor
         )
 
 
 class LayerMapOut(BaseModel):
-    """How alike the layers of the two bases are on the same text. `similarity[source layer][target layer]`:
-    debiased CKA; `layers`: target layer → source layer; `coverage`: share of the target layers whose best
-    source layer is above `threshold`."""
+    """Similarity of the two bases' layers on the same text. `similarity[source layer][target layer]`:
+    debiased CKA; `layers`: target layer → source layer; `coverage`: share of target layers whose best source
+    layer is above `threshold`."""
 
     similarity: list[list[float]]
     layers: list[int]
@@ -117,7 +117,7 @@ class LayerMapOut(BaseModel):
 
 
 class MetricOut(BaseModel):
-    """One figure of one model, with its 95 % interval over `n` examples. Without a value, `reason` says why.
+    """One metric of one model, with its 95 % interval over `n` examples. Without a value, `reason` says why.
 
     `subject`: moved, target (alone), random, pad (controls), source_adapter, source, oracle.
     """
@@ -132,7 +132,7 @@ class MetricOut(BaseModel):
 
 
 class EvaluationOut(BaseModel):
-    """What running models made of the request's examples, tasks and prompts; `score`: what decides."""
+    """The evaluation of running models on the request's data; `score`: what decides."""
 
     score: str | None = None
     examples: dict[str, int] = {}
@@ -146,8 +146,8 @@ class EvaluationOut(BaseModel):
 
 
 class DiagnosticsOut(BaseModel):
-    """What the latest run measured: the job's summary, one object per target site, the similarity of layers
-    where both bases read a text, and the evaluation where one was asked for."""
+    """What the latest run measured: a summary, one object per target site, the layer similarities if both
+    bases read a text, and the evaluation if one was requested."""
 
     job_id: str
     verdict: str | None
@@ -158,7 +158,7 @@ class DiagnosticsOut(BaseModel):
 
     @classmethod
     def from_diagnostics(cls, job_id: str, diagnostics: Diagnostics) -> DiagnosticsOut:
-        """The view of a job's diagnostics."""
+        """Build from a job's diagnostics."""
         return cls.model_construct(
             job_id=job_id,
             verdict=diagnostics.verdict,
@@ -170,7 +170,7 @@ class DiagnosticsOut(BaseModel):
 
 
 def build_progress(job: JobRecord) -> ProgressOut | None:
-    """A running job's progress; None while there is none to show."""
+    """A running job's progress; None if there is none."""
     if job.progress_done is None:
         return None
     return ProgressOut.model_construct(

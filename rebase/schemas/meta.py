@@ -1,4 +1,4 @@
-"""`/methods`, `/livez`, `/readyz`, `/metrics` and the way from `/` to the documentation."""
+"""Responses of `/methods` and `/readyz`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ReadyOut(BaseModel):
-    """`broker` is what the last bell found; a dead one delays jobs but loses none, so it stops nothing."""
+    """`broker` is the result of the last notification; a broken broker delays jobs but loses none."""
 
     status: Literal["ready"] = "ready"
     database: Literal["ok"] = "ok"
@@ -28,6 +28,6 @@ class MethodOut(BaseModel):
 
 
 class MethodListOut(BaseModel):
-    """The catalogue."""
+    """All transfer methods."""
 
     methods: list[MethodOut]

@@ -1,6 +1,6 @@
-"""Which repos a subscription means: a pattern over the names of one owner, or the successors of a base.
+"""Which repos a subscription matches: a name pattern within one owner, or the successors of a base.
 
-Names are compared without regard to case, as the Hub tells repos apart.
+Names are compared case-insensitively, as the Hub does.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from rebase.schemas.repos import check_repo_id
 
 _PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.*?-]+", re.ASCII)
 _WORD_SEPARATOR = re.compile(r"[-_]+")
-_SIZE = re.compile(r"(?:\d+x)?\d+(?:\.\d+)?[bmkt]", re.ASCII)  # 8b, 135m, 4k, 8x7b: a size, no version
+_SIZE = re.compile(r"(?:\d+x)?\d+(?:\.\d+)?[bmkt]", re.ASCII)  # 8b, 135m, 4k, 8x7b: a size, not a version
 _VERSION = re.compile(r"(?P<family>[a-z]*?)v?(?P<version>\d+(?:\.\d+)*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """What a name says: `qwen2.5-7b-instruct` is generation (2, 5) of the family `qwen`. A name without a
-    version is of generation ()."""
+    """Family and version from a name: `qwen2.5-7b-instruct` is version (2, 5) of the family `qwen`. A name
+    without a version has version ()."""
 
     family: str
     version: tuple[int, ...]
 
 
 def check_pattern(pattern: str) -> str:
-    """`owner/name` where the name may hold `*` and `?`. Raises ValueError."""
+    """Check a pattern `owner/name`, whose name may contain `*` and `?`. Raises ValueError."""
     if len(pattern) > 200 or not _PATTERN.fullmatch(pattern):
         raise ValueError("must be 'owner/name', where the name (and not the owner) may hold * and ?")
     return pattern
 
 
 def get_owner(repo_id: str) -> str:
-    """The owner as subscriptions are found by; empty for a bare name."""
+    """The owner, lower-cased for look-ups; empty for a name without owner."""
     return repo_id.rpartition("/")[0].casefold()
 
 
 def matches_pattern(pattern: str, repo_id: str) -> bool:
-    """Does the repo have such a name? `*` is any run of characters of the name, `?` any one."""
+    """Whether the repo id matches. `*` matches any characters of the name, `?` exactly one."""
     owner, _, name = pattern.casefold().partition("/")
     repo_owner, _, text = repo_id.casefold().partition("/")
     return owner == repo_owner and _glob_matches(name, text)
 
 
 def _glob_matches(pattern: str, text: str) -> bool:
-    """Greedy matching that goes back to the last star only: the product of the lengths at worst, whatever
+    """Greedy matching that backtracks to the last star only: at worst the product of both lengths, whatever
     the pattern."""
     pattern_index = star_index = 0
     text_index, star_text_index = 0, -1
@@ -67,11 +67,11 @@ def _glob_matches(pattern: str, text: str) -> bool:
 
 
 def parse_model_version(repo_id: str) -> ModelVersion:
-    """Family and version by the name alone.
+    """Family and version, from the name alone.
 
-    The name is cut into words at '-' and '_'. Words that are sizes (8B, 135M, 4k) do not count. The first
-    word with a number in it holds the version; letters before that number belong to the family, as do the
-    words before it. What comes after is a variant and does not count.
+    The name is split into words at '-' and '_'. Sizes (8B, 135M, 4k) are skipped. The first word with a
+    number contains the version; its letters before the number belong to the family, as do the words before
+    it. Everything after it is a variant and ignored.
     """
     words = [word for word in _WORD_SEPARATOR.split(repo_id.rpartition("/")[2].casefold()) if word]
     family: list[str] = []
@@ -85,7 +85,7 @@ def parse_model_version(repo_id: str) -> ModelVersion:
 
 
 def is_successor(repo_id: str, base: str) -> bool:
-    """Is the repo a later generation of the base: same owner, same family, higher version?"""
+    """Whether the repo is a later version of the base: same owner, same family, higher version."""
     if get_owner(repo_id) != get_owner(base):
         return False
     new, old = parse_model_version(repo_id), parse_model_version(base)
@@ -93,7 +93,7 @@ def is_successor(repo_id: str, base: str) -> bool:
 
 
 def subscription_matches(request: dict[str, object], repo_id: str) -> bool:
-    """Does a subscription (a dump of SubscriptionRequest) mean this repo?"""
+    """Whether a subscription (a dump of SubscriptionRequest) matches this repo."""
     bases, base = request.get("bases"), request.get("successors_of")
     if isinstance(bases, str):
         return matches_pattern(bases, repo_id)
@@ -101,14 +101,14 @@ def subscription_matches(request: dict[str, object], repo_id: str) -> bool:
 
 
 def check_base_repo_id(repo_id: str) -> str:
-    """A repo id with an owner. Raises ValueError."""
+    """Check a repo id with an owner. Raises ValueError."""
     if "/" not in repo_id:
         raise ValueError("must name an owner: 'owner/name'")
     return check_repo_id(repo_id)
 
 
 def _parse_version(text: str) -> tuple[int, ...]:
-    """Trailing zeros say nothing: 3.0 is 3."""
+    """Trailing zeros are dropped: 3.0 is 3."""
     parts = [int(part) for part in text.split(".")]
     while parts and parts[-1] == 0:
         parts.pop()

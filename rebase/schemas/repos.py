@@ -1,4 +1,4 @@
-"""References to repos, as every request writes them."""
+"""References to repos and datasets, as used by every request."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from rebase.errors import RequestInvalid
 
-# The Hub's own rule: letters, digits, '-', '_', '.'; at most 96 characters; no '-' or '.' at the ends.
+# The Hub's rule: letters, digits, '-', '_', '.'; at most 96 characters; no '-' or '.' at either end.
 _REPO_ID = re.compile(r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*$", re.ASCII)
 MAX_REPO_ID = 96
 
 
 def check_repo_id(value: str) -> str:
-    """A repo id as the Hub accepts it (`owner/name`, or a bare legacy name); never a path."""
+    """A repo id as the Hub accepts it (`owner/name`, or a bare legacy name); never a path. Raises
+    ValueError."""
     if (
         len(value) > MAX_REPO_ID
         or not _REPO_ID.fullmatch(value)
@@ -43,21 +44,21 @@ class RepoRef(BaseModel):
         return f"{self.repo_id}@{self.revision}"
 
 
-# Which text both bases are to read, as a request names it.
+# The corpus: text that both bases read.
 
-# As the Hub names configurations and splits; neither can be a path.
+# The Hub's rule for configurations and splits; neither can be a path.
 _NAME_PATTERN = r"^\w[\w.-]*$"
 
 
 class CorpusSpec(RepoRef):
-    """A column of a dataset repo: text that is read from its data files, never by a script of the repo."""
+    """A text column of a dataset repo, read from its data files; scripts of the repo are never run."""
 
     config: str | None = Field(
         default=None,
         max_length=100,
         pattern=_NAME_PATTERN,
-        description="The dataset's configuration (a folder, or the beginning of file names); null where it "
-        "has but one.",
+        description="The dataset's configuration (a folder, or a prefix of file names); null if it has only "
+        "one.",
     )
     split: str = Field(
         default="train", max_length=100, pattern=_NAME_PATTERN, description="The split to read."
@@ -66,14 +67,13 @@ class CorpusSpec(RepoRef):
         default="text",
         min_length=1,
         max_length=200,
-        description="The column, or the key of JSON lines, that holds a document as a string.",
+        description="The column, or the key of JSON lines, that contains a document as a string.",
     )
     n: int = Field(
         default=1000,
         ge=1,
         le=50_000,
-        description="Documents to read from the beginning of the split; empty ones and repetitions do not "
-        "count.",
+        description="Documents to read, from the start of the split; empty ones and duplicates do not count.",
     )
 
 
@@ -81,7 +81,7 @@ RepoFilter = Annotated[str | None, AfterValidator(lambda value: value and check_
 
 
 def parse_repo(text: str, *, field: str) -> dict[str, str]:
-    """`owner/name[@revision]` as the fields of a RepoRef; the id itself is checked by the request model."""
+    """`owner/name[@revision]` as the fields of a RepoRef; the request model checks the id itself."""
     repo_id, separator, revision = text.partition("@")
     if separator and not revision:
         raise RequestInvalid(f"{field}: '{text}' ends in '@' without a revision.", pointer=f"/{field}")

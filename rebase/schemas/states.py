@@ -1,19 +1,19 @@
-"""Job states and the moves between them.
+"""The states of jobs, anchor pools and campaigns, and the transitions between them.
 
     queued ──claim──▶ running ──▶ publishing ──▶ succeeded
       ▲  ▲               │            │
-      │  └─ retry_wait ◀─┴────────────┤   (retryable failure, or the worker's lease ran out)
+      │  └─ retry_wait ◀─┴────────────┤   (retryable failure, or the worker's lease expired)
       │                  │            ├──▶ failed
       │                  ├──▶ rejected │   (pre-check: incompatible)
       │                  └──▶ cancelled┘
-      └── retry (a person asks) ── failed | rejected | cancelled
+      └── retry (on request) ── failed | rejected | cancelled
 
-SQL is the truth. Every move is one guarded UPDATE: `WHERE id AND state IN (sources)`, and for moves made by
-a worker also `AND attempt AND lease_owner`; zero rows updated means the job has moved on and the writer
-must drop what it holds. Cancellation is a flag (`cancel_requested`) that the worker reads with its heartbeat;
-jobs that nobody runs are cancelled at once, unless they once came to publishing: their commit may stand, so a
-worker looks first. A job without a worker (lease past its end) goes back to `queued` until its attempts are
-spent, then to `failed` with code `worker_lost`.
+The database is the source of truth. Every transition is one guarded UPDATE: `WHERE id AND state IN
+(sources)`, and for a worker's transitions also `AND attempt AND lease_owner`. Zero rows updated means that
+another process has changed the job and the writer must stop working on it. Cancellation is a flag
+(`cancel_requested`) that the worker reads with its heartbeat. Jobs without a worker are cancelled at once,
+unless they ever reached publishing: their commit may exist, so a worker checks first. A job whose lease has
+expired goes back to `queued` until its attempts are used up, then to `failed` with code `worker_lost`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Literal
 
 
 class JobState(StrEnum):
-    """Where a job is. `TERMINAL` ones never move by themselves."""
+    """The state of a job. There are no automatic transitions out of `TERMINAL` states."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -57,7 +57,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.RUNNING: frozenset(
         {
             JobState.PUBLISHING,
-            JobState.SUCCEEDED,  # pre-checks and anchor pools end here, with nothing to publish
+            JobState.SUCCEEDED,  # pre-checks and anchor pools publish nothing and end here
             JobState.REJECTED,
             JobState.FAILED,
             JobState.CANCELLED,
@@ -77,7 +77,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 class PoolState(StrEnum):
-    """Where an anchor pool is. Nobody stores it: it follows from the job that registers the pool."""
+    """The state of an anchor pool. It is not stored but derived from the job that registers the pool."""
 
     VALIDATING = "validating"
     READY = "ready"
@@ -85,18 +85,18 @@ class PoolState(StrEnum):
 
 
 def derive_pool_state(job_state: JobState) -> PoolState:
-    """A pool is ready when its job has succeeded; a job that ended otherwise can be retried."""
+    """A pool is ready when its job has succeeded; other ended jobs can be retried."""
     if job_state not in TERMINAL:
         return PoolState.VALIDATING
     return PoolState.READY if job_state is JobState.SUCCEEDED else PoolState.INVALID
 
 
 def get_source_states(state: JobState) -> frozenset[JobState]:
-    """The states from which a job may move to `state`."""
+    """The states from which a job may change to `state`."""
     return frozenset(source for source, targets in TRANSITIONS.items() if state in targets)
 
 
-# Where a campaign is.
+# The states of a campaign.
 #
 #     waiting ──▶ open ──▶ paused ──▶ open
 #        │         │ ▲        │
@@ -104,13 +104,13 @@ def get_source_states(state: JobState) -> frozenset[JobState]:
 #        ▼         ▼          ▼
 #     refused   cancelled ◀───┘
 #
-# `waiting` (the release holds no weights yet) and `refused` (a guard was violated) are evaluated again with
-# the next push to the same repo. Only these five are stored; what an open campaign shows follows from its
-# jobs.
+# `waiting` (the release has no weights yet) and `refused` (a guard was violated) are evaluated again with the
+# next push to the same repo. Only these five are stored; the displayed state of an open campaign is derived
+# from its jobs.
 
 
 class CampaignDbState(StrEnum):
-    """What the table holds."""
+    """The stored state."""
 
     WAITING = "waiting"
     REFUSED = "refused"
@@ -120,11 +120,11 @@ class CampaignDbState(StrEnum):
 
 
 class CampaignState(StrEnum):
-    """What a reader sees."""
+    """The displayed state."""
 
     WAITING = "waiting"
     REFUSED = "refused"
-    CHECKING = "checking"  # a dry run's pre-checks
+    CHECKING = "checking"  # the pre-checks of a dry run
     AWAITING_APPROVAL = "awaiting_approval"
     CONVERTING = "converting"
     PAUSED = "paused"

@@ -1,5 +1,6 @@
-"""Where moved adapters go: a name with fields in it, filled in for each adapter and each release.
+"""Subscriptions: output templates, the request and its checks, the jobs' requests, and the responses.
 
+Fields of an output template, filled in per adapter and release:
 {owner}         the adapter's owner
 {adapter}       the adapter's name
 {target_owner}  the new base's owner
@@ -42,7 +43,7 @@ _SAMPLE_REPO_ID = "owner/name"
 
 
 def check_template(template: str) -> str:
-    """The template itself. Raises ValueError when it has an unknown field, or can make no repo id."""
+    """The template unchanged. Raises ValueError if it has an unknown field or cannot produce a repo id."""
     if len(template) > 200:
         raise ValueError("must be at most 200 characters")
     for field in _FIELD.findall(template):
@@ -55,7 +56,7 @@ def check_template(template: str) -> str:
 
 
 def check_distinct_outputs(template: str, adapters: Iterable[RepoRef]) -> None:
-    """Two adapters of one release must not go to one repo. Raises ValueError naming them."""
+    """Raises ValueError, naming both, if two adapters of one release would get the same output repo."""
     seen: dict[str, RepoRef] = {}
     for adapter in adapters:
         name = fill_template(template, adapter.repo_id, _SAMPLE_REPO_ID).casefold()
@@ -67,7 +68,7 @@ def check_distinct_outputs(template: str, adapters: Iterable[RepoRef]) -> None:
 
 
 def fill_template(template: str, adapter: str, target: str) -> str:
-    """The name for one adapter and one base, both as repo ids; not checked."""
+    """The output name for one adapter and one base, both given as repo ids; not checked."""
     owner, _, name = adapter.rpartition("/")
     target_owner, _, target_name = target.rpartition("/")
     values = {"owner": owner, "adapter": name, "target_owner": target_owner, "target": target_name}
@@ -85,11 +86,11 @@ def _format_fields() -> str:
     return ", ".join(f"{{{field}}}" for field in TEMPLATE_FIELDS)
 
 
-# A subscription: when this owner releases such a base, convert these adapters that way.
+# A subscription: when this owner releases a matching base, convert these adapters with these settings.
 
 
 class OutputTemplate(OutputSpec):
-    """Where moved adapters go and how they are written; `repo_id` is a template."""
+    """Where converted adapters go and how they are written; `repo_id` is a template."""
 
     repo_id: str = Field(
         default=DEFAULT_OUTPUT_TEMPLATE,
@@ -103,26 +104,25 @@ class OutputTemplate(OutputSpec):
         return check_template(value) if value is not None else None
 
 
-_ALLOWED_YEARS = range(
-    2000, 2200
-)  # dates at the ends of what a computer can count overflow when they are moved
+_ALLOWED_YEARS = range(2000, 2200)  # arithmetic on dates at the ends of the supported range overflows
 
 
 def _wrap_string(key: str) -> BeforeValidator:
-    """`"auto"` is short for `{"name": "auto"}`, and a template for `{"repo_id": …}`."""
+    """Accept a string as the object's main field: `"auto"` for `{"name": "auto"}`, a template for
+    `{"repo_id": …}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 class SubscriptionRequest(BaseModel):
-    """`POST /subscriptions`. Exactly one of `bases` and `successors_of` says which releases are meant."""
+    """`POST /subscriptions`. Exactly one of `bases` and `successors_of` says which releases match."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str | None = Field(default=None, min_length=1, max_length=100, description="For people.")
+    name: str | None = Field(default=None, min_length=1, max_length=100, description="A display name.")
     bases: str | None = Field(
         default=None,
         max_length=200,
-        description="A pattern over one owner's repos, such as `acme/harbor-*`; case does not matter.",
+        description="A pattern over one owner's repos, such as `acme/harbor-*`; case-insensitive.",
         examples=["acme/harbor-*"],
     )
     successors_of: str | None = Field(
@@ -132,7 +132,7 @@ class SubscriptionRequest(BaseModel):
     )
     adapters: tuple[RepoRef, ...] = Field(min_length=1, max_length=MAX_JOBS)
     source: RepoRef | None = Field(
-        default=None, description="The base of all adapters; null: what each adapter names."
+        default=None, description="The base of all adapters; null: the one that each adapter names."
     )
     method: Annotated[AnyMethodParams, _wrap_string("name")] = Field(default_factory=AutoParams)
     output: Annotated[OutputTemplate, _wrap_string("repo_id")] = Field(default_factory=OutputTemplate)
@@ -140,19 +140,19 @@ class SubscriptionRequest(BaseModel):
     corpus: CorpusSpec | None = None
     evaluate: EvaluationSpec | None = None
     callback: CallbackSpec | None = Field(
-        default=None, description="Tell this URL of every conversion, as a request of its own would."
+        default=None, description="Call this URL for every conversion, like the callback of a conversion."
     )
     guards: Guards = Field(default_factory=Guards)
     dry_run: bool = Field(
-        default=False, description="Pre-checks first; conversions when the campaign is approved."
+        default=False, description="Only pre-checks at first; approving the campaign starts conversions."
     )
     on_update: bool = Field(
-        default=False, description="Convert again when a base that was handled gets other weights."
+        default=False, description="Convert again when the weights of a converted base change."
     )
     since: datetime | None = Field(
         default=None,
-        description="Repos created since then count as released; null: since the subscription was made. An "
-        "earlier date looks at what exists already.",
+        description="Repos created since then count as releases; null: since the subscription was created. "
+        "An earlier date includes existing repos.",
     )
 
     @field_validator("name")
@@ -184,7 +184,7 @@ class SubscriptionRequest(BaseModel):
     @field_validator("since")
     @classmethod
     def _normalize_since(cls, value: datetime | None) -> datetime | None:
-        """A date without a zone is UTC."""
+        """A date without a time zone is UTC."""
         if value is None:
             return None
         if value.year not in _ALLOWED_YEARS:
@@ -207,12 +207,12 @@ class SubscriptionRequest(BaseModel):
 
     @property
     def owner(self) -> str:
-        """Whose releases are meant, in lower case, as webhooks are matched by."""
+        """The owner whose releases match, in lower case, for look-ups by webhooks."""
         return get_owner(self.bases or self.successors_of or "")
 
     @property
     def owner_as_written(self) -> str:
-        """The same as the hub lists it."""
+        """The same, spelt as in the request."""
         return (self.bases or self.successors_of or "").partition("/")[0]
 
 
@@ -224,8 +224,8 @@ Stage = Literal["precheck", "convert"]
 def build_conversion_request(
     spec: SubscriptionRequest, adapter: RepoRef, target: RepoRef, stage: Stage, output: str | None
 ) -> ConversionRequest:
-    """One adapter's request; `output` is the filled-in template. Raises ValueError when source and target are
-    one."""
+    """The request for one adapter; `output` is the filled-in template. Raises ValueError if source and target
+    are the same."""
     output_fields = {**spec.output.model_dump(), "repo_id": output if stage == "convert" else None}
     return ConversionRequest(
         adapter=adapter,
@@ -241,7 +241,7 @@ def build_conversion_request(
 
 
 def check_subscription_request(spec: SubscriptionRequest) -> None:
-    """What every job of the subscription would be refused for is refused now. Raises RequestInvalid."""
+    """Reject now what every job of the subscription would be rejected for. Raises RequestInvalid."""
     example = RepoRef(repo_id="example/base", revision="0" * 40)
     stages: tuple[Stage, ...] = ("precheck", "convert") if spec.dry_run else ("convert",)
     for stage in stages:
@@ -251,8 +251,7 @@ def check_subscription_request(spec: SubscriptionRequest) -> None:
             check_precheck_request(request)
 
 
-# What the jobs hold that no client asks for: look at a release, look for releases that
-# nobody announced.
+# The requests of internal jobs: check a release, poll for releases without a webhook.
 
 SeenBy = Literal["webhook", "poll", "retry"]
 MAIN_REF = "refs/heads/main"
@@ -263,7 +262,7 @@ class _Model(BaseModel):
 
 
 class ReleaseTask(_Model):
-    """One release for one subscription. `sha` is what was announced; the worker reads the Hub anew."""
+    """One release for one subscription. `sha` is the announced commit; the worker reads the Hub anew."""
 
     subscription_id: str
     repo_id: str
@@ -272,13 +271,13 @@ class ReleaseTask(_Model):
 
 
 class ReconcileTask(_Model):
-    """An owner's models, for every subscription of the job's tenant to that owner."""
+    """A poll of an owner's models, for all subscriptions of the job's tenant to that owner."""
 
     owner: str
 
 
 class SubscriptionOut(BaseModel):
-    """A subscription; `request` as it was sent, with defaults filled in."""
+    """A subscription; `request` is as submitted, with defaults filled in."""
 
     id: str
     name: str | None
@@ -286,15 +285,15 @@ class SubscriptionOut(BaseModel):
     successors_of: str | None
     adapter_count: int
     paused: bool
-    since: datetime = Field(description="Repos created before are not released.")
-    looked_at: datetime = Field(description="Changes on the Hub before this were looked at.")
+    since: datetime = Field(description="Repos created earlier do not count as releases.")
+    looked_at: datetime = Field(description="A poll has seen all changes on the Hub before this time.")
     created_at: datetime
     request: dict[str, Any]
     links: dict[str, str]
 
     @classmethod
     def from_record(cls, record: SubscriptionRecord) -> SubscriptionOut:
-        """The view of a record."""
+        """Build from a record."""
         request = record.request
         return cls.model_construct(
             id=record.id,
@@ -315,13 +314,13 @@ class SubscriptionOut(BaseModel):
 
 
 class SubscriptionListOut(BaseModel):
-    """One page, newest first. Pass `next_cursor` as `cursor` for the next one; null on the last."""
+    """One page, newest first. Pass `next_cursor` as `cursor` for the next page; null on the last one."""
 
     subscriptions: list[SubscriptionOut]
     next_cursor: str | None
 
     @classmethod
     def from_page(cls, page: SubscriptionPage) -> SubscriptionListOut:
-        """The view of a page."""
+        """Build from a page of records."""
         subscriptions = [SubscriptionOut.from_record(one) for one in page.subscriptions]
         return cls.model_construct(subscriptions=subscriptions, next_cursor=page.next_cursor)

@@ -1,4 +1,4 @@
-"""`/audit`, `/limits` and `/tenant-data`: what a tenant's admin may see and delete of it."""
+"""Responses about a tenant: its Hub token, audit log and limits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pydantic import BaseModel
 
 
 class HubTokenOut(BaseModel):
-    """Is a token stored, and since when; never the token."""
+    """Whether a token is stored, and since when; never the token."""
 
     stored: bool
     updated_at: datetime | None
 
 
 class AuditOut(BaseModel):
-    """One line. `client` is the caller's network; `key_id` is null for the service's own command line."""
+    """One audit event. `client` is the caller's network; `key_id` is null for the operator's command line."""
 
     id: int
     at: datetime
@@ -28,14 +28,14 @@ class AuditOut(BaseModel):
 
 
 class AuditListOut(BaseModel):
-    """One page, newest first. Pass `next_before` as `before` for the next one; null on the last."""
+    """One page, newest first. Pass `next_before` as `before` for the next page; null on the last one."""
 
     lines: list[AuditOut]
     next_before: int | None
 
 
 class LimitsOut(BaseModel):
-    """What the tenant may use; null is no limit."""
+    """The tenant's limits; null means no limit."""
 
     max_running: int | None
     max_queued: int | None

@@ -1,4 +1,4 @@
-"""From a plain object to a model: the first wrong field is named as it was typed, with what to do."""
+"""Validating plain objects: errors name the first invalid field as the user typed it, with a hint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MAX_FILE_BYTES = 16 * 2**20
 
 
 def validate_request(body: Mapping[str, Any]) -> ConversionRequest:
-    """Validate, telling the first wrong field by the name that was typed."""
+    """Validate, reporting the first invalid field by the name that the user typed."""
     request = validate_as(ConversionRequest, body)
     check_selection_examples(request)
     return request
 
 
 def validate_as(model: type[_Model], body: Mapping[str, Any]) -> _Model:
-    """The body as a model. Raises RequestInvalid naming the first wrong field."""
+    """Validate the body as a model. Raises RequestInvalid naming the first invalid field."""
     try:
         return model.model_validate(body)
     except ValidationError as exc:
@@ -35,7 +35,7 @@ def validate_as(model: type[_Model], body: Mapping[str, Any]) -> _Model:
 
 def _build_request_error(exc: ValidationError, body: Mapping[str, Any]) -> RequestInvalid:
     first = exc.errors(include_url=False, include_context=False)[0]
-    # Unions put tags into the location; nobody typed them there.
+    # Union tags appear in the location, but users do not type them.
     field_error = to_field_errors([{**first, "loc": ("body", *first["loc"])}], body)[0]
     path = field_error.pointer.split("/")[1:]
     hint = None
@@ -55,7 +55,7 @@ def _build_request_error(exc: ValidationError, body: Mapping[str, Any]) -> Reque
 
 
 def _format_known_parameters(loc: tuple[int | str, ...]) -> str | None:
-    """Of the method that the parameter in last place was given to."""
+    """The known parameters of the method that the last location part was given to."""
     if len(loc) < 3 or loc[0] != "method" or loc[-2] not in PARAMS_BY_NAME:
         return None
     names = [name for name in PARAMS_BY_NAME[str(loc[-2])].model_fields if name != "name"]
@@ -63,8 +63,8 @@ def _format_known_parameters(loc: tuple[int | str, ...]) -> str | None:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """`.jsonl`: one example a line; any other file: the object whole. Raises RequestInvalid with the file,
-    and for JSON lines the line."""
+    """`.jsonl`: one example per line; any other file: the whole object. Raises RequestInvalid naming the
+    file, and for JSON lines the line."""
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise _build_file_error(path, f"has more than {_MAX_FILE_BYTES} bytes", "Give fewer examples.")

@@ -1,1 +1,1 @@
-"""What the service and the workers share: settings, tables, jobs, queue client, errors, logs. No torch."""
+"""All SQL: tables, repositories, outbox, scheduler and secrets; shared by service and workers. No torch."""

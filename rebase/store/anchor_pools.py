@@ -1,7 +1,7 @@
-"""Anchor pools of a tenant. Another tenant's pool does not exist here.
+"""Anchor pools. Every query is scoped to one tenant: another tenant's pool raises NotFound.
 
-A pool is registered by a job of kind `pool` with the same id, so that lease, retries, progress and
-cancellation are those of any job; the row of `anchor_pools` says that its owner still wants it.
+A pool is registered by a job of kind `pool` with the same id, so lease, retries, progress and cancellation
+work as for any job. The row in `anchor_pools` exists until the owner deletes the pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rebase.store.tables.jobs import AnchorPool, Job
 
 @dataclass(frozen=True, slots=True)
 class PoolRecord:
-    """A pool as its owner may see it, and the job that registers it."""
+    """A pool as shown to its owner, and the job that registers it."""
 
     job: JobRecord
     name: str | None
@@ -38,12 +38,12 @@ class PoolRecord:
 
     @property
     def state(self) -> PoolState:
-        """It follows from the job's."""
+        """Derived from the job's state."""
         return derive_pool_state(self.job.state)
 
     @property
     def document(self) -> dict[str, Any]:
-        """A dump of PoolRequest: as it was sent; once ready, with every revision a commit."""
+        """A dump of PoolRequest: as submitted; once ready, with every revision pinned to a commit."""
         if self.state is PoolState.READY and self.job.result is not None:
             pinned: dict[str, Any] = self.job.result["pool"]
             return pinned
@@ -51,20 +51,20 @@ class PoolRecord:
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> PoolRecord:
-        """Take it from a row of `_SELECT`."""
+        """Build from a row of `_select_pools`."""
         return cls(JobRecord.from_row(row), row.pool_name, row.pool_anchors)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolPage:
-    """Some pools, newest first, and the cursor of those after them (None: there are none)."""
+    """A page of pools, newest first, and the cursor of the next page (None: this is the last one)."""
 
     pools: tuple[PoolRecord, ...]
     next_cursor: str | None
 
 
 class AnchorPoolRepository(Repository):
-    """Register, look, page, delete, use."""
+    """Create, read, list, delete and resolve anchor pools."""
 
     def submit(
         self,
@@ -73,9 +73,10 @@ class AnchorPoolRepository(Repository):
         idempotency_key: str | None = None,
         context: SubmissionContext = NO_CONTEXT,
     ) -> tuple[PoolRecord, bool]:
-        """Register a pool: job, event, bell and pool in one transaction. A key works as in `submit`.
+        """Register a pool: job, event, notification and pool in one transaction.
 
-        Raises what `submit` raises, and StateConflict for a key whose pool was deleted.
+        The idempotency key works as in `SubmissionRepository.submit`. Raises the same errors, and
+        StateConflict for a key whose pool was deleted.
         """
         record = build_job_record(self, tenant_id, "pool", request)
 
@@ -122,7 +123,7 @@ class AnchorPoolRepository(Repository):
         cursor: str | None = None,
         limit: int = 50,
     ) -> PoolPage:
-        """Newest first. `source` and `target` are repo ids. Raises RequestInvalid for a foreign cursor."""
+        """Newest first. `source` and `target` are repo ids. Raises RequestInvalid for an invalid cursor."""
         check_page_limit(limit)
         query = _select_pools(tenant_id).order_by(AnchorPool.id.desc())
         if source is not None:
@@ -137,7 +138,7 @@ class AnchorPoolRepository(Repository):
         return PoolPage(pools=pools, next_cursor=encode_cursor(pools[-1].id) if len(rows) > limit else None)
 
     def delete(self, tenant_id: str, pool_id: str, *, audit: AuditContext | None = None) -> None:
-        """Forget a pool; while it is being validated, its job is cancelled too. The job stays. Raises
+        """Delete a pool; its job is kept, and cancelled if it is still validating the pool. Raises
         NotFound."""
         with self.db.write() as connection:
             pool = _load(connection, tenant_id, pool_id, lock=True)
@@ -148,8 +149,8 @@ class AnchorPoolRepository(Repository):
             write_audit_event(connection, self.clock(), audit, "pool.deleted", pool_id)
 
     def get_ready(self, tenant_id: str, pool_id: str) -> Pool:
-        """A ready pool, pinned. Raises NotFound, StateConflict while it is not ready; both point at the
-        method's `pool`."""
+        """A ready pool with pinned revisions. Raises NotFound, and StateConflict if it is not ready; both
+        errors point at the method's `pool` field."""
         try:
             pool = self.get(tenant_id, pool_id)
         except NotFound as exc:
@@ -170,7 +171,7 @@ class AnchorPoolRepository(Repository):
         return _to_pool(pool)
 
     def find_for_bases(self, tenant_id: str, source_repo: str, target_repo: str) -> Pool | None:
-        """The newest ready pool from the one base repo to the other."""
+        """The newest ready pool for this pair of base repos."""
         query = (
             _select_pools(tenant_id)
             .where(AnchorPool.source_repo == source_repo, AnchorPool.target_repo == target_repo)
@@ -185,17 +186,17 @@ class AnchorPoolRepository(Repository):
 
 @dataclass(frozen=True, slots=True)
 class ScopedAnchorPools:
-    """`rebase.schemas.anchor_pools.Pools` of one tenant."""
+    """`rebase.schemas.anchor_pools.AnchorPools` for one tenant."""
 
     store: AnchorPoolRepository
     tenant_id: str
 
     def get(self, pool_id: str) -> Pool:
-        """A ready pool of this tenant. Raises NotFound, StateConflict."""
+        """A ready pool of this tenant. Raises NotFound and StateConflict."""
         return self.store.get_ready(self.tenant_id, pool_id)
 
     def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
-        """The newest ready pool of this tenant between the two."""
+        """This tenant's newest ready pool for this pair of base repos."""
         return self.store.find_for_bases(self.tenant_id, source_repo, target_repo)
 
 

@@ -1,6 +1,6 @@
-"""API keys: 256 random bits, shown once, kept as SHA-256.
+"""API keys: 256 random bits, shown once, stored as SHA-256.
 
-A slow password hash would buy nothing: nobody guesses 256 bits, and one look-up per request must stay cheap.
+A slow password hash would add nothing: 256 random bits cannot be guessed, and look-ups must be fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rebase.store.tables.tenants import ApiKey, Tenant, TenantLimits
 PREFIX = "rb_"
 _SHOWN_LENGTH = len(PREFIX) + 6
 _TENANT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_LAST_USED_PRECISION = timedelta(hours=1)  # how exact `last_used_at` is
+_LAST_USED_PRECISION = timedelta(hours=1)  # precision of `last_used_at`
 MIN_LIFETIME = timedelta(minutes=1)
 MAX_LIFETIME = timedelta(days=3650)
 DEFAULT_OVERLAP = timedelta(hours=24)
@@ -32,7 +32,7 @@ DEFAULT_OVERLAP = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key as it may be listed: never the key itself."""
+    """A key as shown in lists: never the key itself."""
 
     id: str
     tenant_id: str
@@ -48,7 +48,7 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key in the only moment in which it can be seen."""
+    """A new key with its plaintext, which is available only now."""
 
     key: str
     record: KeyRecord
@@ -56,7 +56,7 @@ class NewKey:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a key stands for. `expires_at` and `revoked_at` are the caller's to look at."""
+    """The tenant and scope of a key. The caller must check `expires_at` and `revoked_at`."""
 
     key_id: str
     tenant_id: str
@@ -67,7 +67,7 @@ class Identity:
 
 
 def create_key(store: Repository, tenant: str, name: str, scope: Scope = Scope.ADMIN) -> str:
-    """`issue`, and only the key of it."""
+    """Like `issue_key`, but return only the key itself."""
     return issue_key(store, tenant, name, scope).key
 
 
@@ -79,9 +79,9 @@ def issue_key(
     expires_in: timedelta | None = None,
     audit: AuditContext | None = None,
 ) -> NewKey:
-    """Make a key for a tenant (made too when it is new); the key itself cannot be shown again.
+    """Create a key for a tenant, creating the tenant if it is new. The key cannot be shown again.
 
-    Raises RequestInvalid for a tenant that is not 1 to 64 of a-z, 0-9, '-', '_', a bad name or life.
+    Raises RequestInvalid for an invalid tenant id (1 to 64 of a-z, 0-9, '-', '_'), name or lifetime.
     """
     if not _TENANT_ID.fullmatch(tenant):
         raise RequestInvalid("A tenant is 1 to 64 characters of a-z, 0-9, '-' and '_'.", pointer="/tenant")
@@ -107,11 +107,11 @@ def rotate_key(
     tenant: str | None = None,
     audit: AuditContext | None = None,
 ) -> NewKey:
-    """A new key of the same tenant, name, scope and length of life; the old one lives for `overlap` more, if
-    it would have lived longer. `tenant`: whose it has to be.
+    """Issue a key with the same tenant, name, scope and lifetime; the old key expires after `overlap` unless
+    it expires sooner. `tenant`: the tenant that must own the key.
 
-    Raises NotFound, StateConflict for a key that has ended or was rotated before (its end is that of an
-    overlap, and says nothing of how long it was to live), RequestInvalid for an overlap below zero.
+    Raises NotFound, StateConflict for a key that has expired, was revoked or was rotated before (its
+    lifetime was shortened by that rotation), and RequestInvalid for a negative overlap.
     """
     if not timedelta(0) <= overlap <= MAX_LIFETIME:
         raise RequestInvalid("The overlap is zero to ten years.", pointer="/overlap_s")
@@ -139,7 +139,7 @@ def rotate_key(
 def revoke_key(
     store: Repository, key_id: str, *, tenant: str | None = None, audit: AuditContext | None = None
 ) -> None:
-    """End a key's life; running services notice within ten seconds. `tenant`: whose it has to be. Raises
+    """Revoke a key; running services notice within ten seconds. `tenant`: the tenant that must own it. Raises
     NotFound."""
     change = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
     if tenant is not None:
@@ -152,7 +152,7 @@ def revoke_key(
 
 
 def identify_key(store: Repository, key: str) -> Identity | None:
-    """Whom a key stands for, ended or not; None for one that is unknown. Notes its use, once an hour."""
+    """The identity behind a key, even if expired or revoked; None for an unknown key. Records use hourly."""
     columns = [getattr(TenantLimits, name) for name in LIMITS]
     query = (
         select(ApiKey.__table__, *columns)
@@ -169,7 +169,7 @@ def identify_key(store: Repository, key: str) -> Identity | None:
 
 
 def is_active(store: Repository, key_id: str) -> bool:
-    """Does a key that was accepted earlier still work?"""
+    """Whether a key that was accepted earlier is still valid."""
     query = select(ApiKey.revoked_at, ApiKey.expires_at).where(ApiKey.id == key_id)
     with store.db.read() as connection:
         row = connection.execute(query).one_or_none()
@@ -188,7 +188,7 @@ def list_keys(store: Repository, tenant: str | None = None) -> list[KeyRecord]:
 
 
 def hash_key(key: str) -> str:
-    """What is stored of a key."""
+    """The hash under which a key is stored."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The audit log: who did what to which object, written in the transaction that does it."""
+"""The audit log: who did what to which object, written in the same transaction as the change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_EVENTS = 200
 
 @dataclass(frozen=True, slots=True)
 class AuditContext:
-    """On whose behalf something is done. `key_id` None: the command line on the service's own side."""
+    """Who is acting. `key_id` is None for the operator's command line."""
 
     tenant_id: str
     key_id: str | None = None
@@ -30,7 +30,7 @@ class AuditContext:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One line as it may be shown to the tenant's admin."""
+    """One audit event as shown to the tenant's admin."""
 
     id: int
     at: datetime
@@ -51,8 +51,8 @@ def write_audit_event(
     object_id: str,
     outcome: AuditOutcome = "done",
 ) -> None:
-    """Add a line in the caller's transaction; nothing without a trail. `action`: `noun.verb`; `about`: the
-    object's id or name, never a secret."""
+    """Add an event in the caller's transaction; does nothing without `audit`. `action`: `noun.verb`;
+    `object_id`: the object's id or name, never a secret."""
     if audit is None:
         return
     connection.execute(
@@ -72,7 +72,7 @@ def write_audit_event(
 def list_audit_events(
     db: Database, tenant_id: str, *, before: int | None = None, limit: int = 50
 ) -> Sequence[AuditRecord]:
-    """One tenant's lines, newest first, with ids below `before`. Raises RequestInvalid for a wrong limit."""
+    """One tenant's events with ids below `before`, newest first. Raises RequestInvalid for a bad limit."""
     if not 1 <= limit <= MAX_EVENTS:
         raise RequestInvalid(f"'limit' must be between 1 and {MAX_EVENTS}.", pointer="/limit")
     columns = [getattr(AuditEvent, name) for name in AuditRecord.__slots__]
@@ -84,7 +84,7 @@ def list_audit_events(
 
 
 def anonymize_address(address: str | None) -> str | None:
-    """The network that an address is in (/24, for IPv6 /48): enough to see that a caller is a stranger."""
+    """The network of an address (/24, or /48 for IPv6): enough to recognise an unfamiliar caller."""
     if address is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Kombu's broker in a folder, for the embedded deployment, without its race between writer and reader.
+"""The Celery app and its notifications, and a fixed file-system transport for the embedded deployment.
 
-Kombu creates a message's file under its final name and fills it afterwards. A worker that looks in between
-takes an empty message, fails to read it and ends. Here a file has its name when it is whole. The table of
-queues is written in place, so whoever finds it empty looks again.
+Kombu creates a message's file under its final name and fills it afterwards. A worker that reads in between
+gets an empty message, fails to parse it and exits. Here a file gets its final name once it is complete. The
+queue table is still written in place, so a reader that finds it empty retries.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kombu.exceptions import ChannelError
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
+from rebase.retry import Backoff, retry
 from rebase.settings import Settings
 
 _MAX_READS = 100
@@ -24,12 +25,12 @@ _READ_PAUSE_S = 0.01
 
 
 class Channel(filesystem.Channel):
-    """Messages come into sight whole."""
+    """A file-system channel whose messages appear atomically."""
 
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Put one message onto the queue. Raises ChannelError when the folder cannot be written."""
+        """Put one message on the queue. Raises ChannelError when the folder is not writable."""
         folder = Path(self.data_folder_out)
-        # Readers take names in their order, and only those that end in the queue's.
+        # Readers process file names in order and ignore those without the queue's suffix.
         name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
         draft = folder / f"{name}.draft"
         try:
@@ -40,32 +41,32 @@ class Channel(filesystem.Channel):
 
     def get_table(self, exchange: str) -> list[Any]:
         """The queues of an exchange; empty where it has none yet."""
-        for _ in range(_MAX_READS):
-            try:
-                table: list[Any] = super().get_table(exchange)  # type: ignore[no-untyped-call]
-            except ValueError:  # another process is about to write it
-                time.sleep(_READ_PAUSE_S)
-            else:
-                return table
-        raise ChannelError(f"The table of the exchange '{exchange}' cannot be read")
+
+        def read() -> list[Any]:
+            table: list[Any] = super(Channel, self).get_table(exchange)  # type: ignore[no-untyped-call]
+            return table
+
+        try:  # a table without its content is one that another process is about to write
+            return retry(read, ValueError, Backoff(_READ_PAUSE_S, factor=1.0), attempts=_MAX_READS)
+        except ValueError as exc:
+            raise ChannelError(f"The table of the exchange '{exchange}' cannot be read") from exc
 
 
 class Transport(filesystem.Transport):
-    """What Celery is given for `filesystem://`."""
+    """The transport that Celery uses for `filesystem://`."""
 
     Channel = Channel
 
 
-# The doorbell: a Celery app that both sides configure alike, and one message that carries a
-# job id. The worker's task lives in `workers.tasks`; the sender knows its name only, so the API
-# never imports it.
+# Notifications: both sides configure the same Celery app, and a message carries one job id. The worker's
+# task lives in `workers.tasks`; the sender knows only its name, so the API never imports it.
 
 TASK_NAME = "rebase.ring"
 QUEUE = "rebase"
 
 
 def make_celery(settings: Settings) -> Celery:
-    """An app for this deployment's broker. No result backend: SQL is the truth."""
+    """The Celery app for this deployment's broker. No result backend: SQL is the source of truth."""
     app = Celery("rebase")
     url = settings.resolved_broker_url
     transport: dict[str, Any] = {"socket_timeout": 10, "socket_connect_timeout": 5}
@@ -79,7 +80,7 @@ def make_celery(settings: Settings) -> Celery:
             "data_folder_in": str(folder / "messages"),
             "data_folder_out": str(folder / "messages"),
             "control_folder": str(folder / "control"),
-            "polling_interval": 0.2,  # seconds; the default second is half of a small job's time
+            "polling_interval": 0.2,  # seconds; the default of 1 s is half the run time of a small job
         }
     app.conf.update(
         broker_url=url,
@@ -109,9 +110,9 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def make_sender(settings: Settings) -> Celery:
-    """The app of a process that only rings: it gives up at once, because whoever rings tries again by itself.
+    """The app of a process that only sends. It fails fast, because callers retry by themselves.
 
-    Without this a refused connection is tried for six seconds, per bell.
+    By default each notification would retry a refused connection for six seconds.
     """
     app = make_celery(settings)
     app.conf.broker_transport_options |= {
@@ -124,5 +125,5 @@ def make_sender(settings: Settings) -> Celery:
 
 
 def send_notification(app: Celery, job_id: str) -> None:
-    """Put one doorbell message on the queue. Raises what the transport raises; the caller tries again."""
+    """Put one notification on the queue. Raises the transport's errors; the caller retries."""
     app.send_task(TASK_NAME, args=[job_id], queue=QUEUE, ignore_result=True, retry=False)

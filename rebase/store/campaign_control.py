@@ -1,6 +1,6 @@
-"""What a campaign's owner may do with it: pause, resume, cancel, retry, approve.
+"""What a campaign's owner can do with it: pause, resume, cancel, retry and approve.
 
-Every move locks the campaign's row first, then its jobs in the order of their ids.
+Every operation locks the campaign's row first, then its jobs in id order.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _APPROVED_STATES = frozenset({CampaignState.CONVERTING, CampaignState.FINISHED})
 
 
 class CampaignControl(Repository):
-    """Every function raises NotFound, and StateConflict when the campaign's state does not allow the change.
-    `audit`: who is named in the audit log."""
+    """Every method raises NotFound, and StateConflict when the campaign's state does not allow the change.
+    `audit`: the actor recorded in the audit log."""
 
     def pause(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
-        """No queued job of it is claimed any more; running ones finish. Pausing twice is fine."""
+        """Stop claiming its queued jobs; running ones finish. Idempotent."""
         with self.db.write() as connection:
             row = _lock_campaign(connection, tenant_id, campaign_id)
             if row.state not in (CampaignDbState.OPEN.value, CampaignDbState.PAUSED.value):
@@ -50,7 +50,7 @@ class CampaignControl(Repository):
             return load_campaign(connection, tenant_id, campaign_id)
 
     def resume(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
-        """Go on, and ring for what waits. Resuming one that goes on is fine."""
+        """Resume, and notify workers of its queued jobs. Idempotent."""
         now = self.clock()
         with self.db.write() as connection:
             row = _lock_campaign(connection, tenant_id, campaign_id)
@@ -65,7 +65,7 @@ class CampaignControl(Repository):
             return load_campaign(connection, tenant_id, campaign_id)
 
     def cancel(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
-        """Cancel every job that has not ended; what is being published is left to end. Twice is fine."""
+        """Cancel every unfinished job, except those that are being published. Idempotent."""
         now = self.clock()
         with self.db.write() as connection:
             _lock_campaign(connection, tenant_id, campaign_id)
@@ -81,8 +81,8 @@ class CampaignControl(Repository):
             return load_campaign(connection, tenant_id, campaign_id)
 
     def retry(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
-        """Queue failed and cancelled jobs again (never rejected ones: their verdict stands). A campaign that
-        was refused, or waits, has its release looked at again instead."""
+        """Queue failed and cancelled jobs again (never rejected ones: their verdict is final). For a campaign
+        that was refused or is waiting, check its release again instead."""
         now = self.clock()
         with self.db.write() as connection:
             row = _lock_campaign(connection, tenant_id, campaign_id)
@@ -104,8 +104,8 @@ class CampaignControl(Repository):
             return load_campaign(connection, tenant_id, campaign_id)
 
     def approve(self, tenant_id: str, campaign_id: str, audit: AuditContext | None = None) -> CampaignRecord:
-        """After a dry run: convert every adapter whose pre-check did not say incompatible. Twice is fine, and
-        converts what has passed since then, as a pre-check may that is retried."""
+        """After a dry run: convert every adapter whose pre-check is not `incompatible`. Calling it again
+        converts adapters that have passed since, for example after a retried pre-check."""
         now = self.clock()
         with self.db.write() as connection:
             _lock_campaign(connection, tenant_id, campaign_id)
@@ -134,7 +134,7 @@ class CampaignControl(Repository):
         if campaign.subscription_id is None:
             raise StateConflict("The subscription of this campaign was deleted.")
         task_fields = {"subscription_id": campaign.subscription_id, "repo_id": campaign.repo_id}
-        # No limit of the tenant counts these jobs, so one that waits is enough. The campaign's row is locked.
+        # These jobs count towards no tenant limit, so queue at most one. The campaign's row is locked.
         waiting = select(Job.request).where(
             Job.tenant_id == tenant_id,
             Job.kind == "release",
@@ -158,7 +158,7 @@ def _update_campaign(connection: Connection, campaign_id: str, now: datetime, **
 
 
 def _lock_jobs(connection: Connection, campaign_id: str, states: Collection[JobState]) -> list[JobRecord]:
-    """The campaign's jobs in these states, their rows locked."""
+    """Lock and return the campaign's jobs in these states."""
     query = (
         select(Job.__table__)
         .join(CampaignJob, CampaignJob.job_id == Job.id)
@@ -170,8 +170,8 @@ def _lock_jobs(connection: Connection, campaign_id: str, states: Collection[JobS
 
 
 def _find_passed_positions(connection: Connection, campaign_id: str) -> list[int]:
-    """Positions of the adapters whose pre-check succeeded with another verdict than incompatible, and that
-    have no conversion yet."""
+    """Positions of adapters whose pre-check succeeded with a verdict other than incompatible and that have no
+    conversion yet."""
     with_conversion = select(CampaignJob.position).where(
         CampaignJob.campaign_id == campaign_id, CampaignJob.stage == "convert"
     )

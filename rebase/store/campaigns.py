@@ -1,4 +1,4 @@
-"""Campaigns of a tenant: look, and page. What a campaign shows follows from its jobs, in SQL."""
+"""Reading campaigns. A campaign's state and tallies are derived from its jobs, in SQL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _METRIC_COLUMNS = [getattr(EvaluationMetric, field.name) for field in fields(Met
 
 
 class CampaignRepository(Repository):
-    """What a reader may ask."""
+    """Read-only queries on campaigns."""
 
     def get(self, tenant_id: str, campaign_id: str) -> CampaignRecord:
         """One campaign with its tallies. Raises NotFound."""
@@ -38,7 +38,7 @@ class CampaignRepository(Repository):
         cursor: str | None = None,
         limit: int = 50,
     ) -> CampaignPage:
-        """Newest first. Raises RequestInvalid for a foreign cursor."""
+        """Newest first. Raises RequestInvalid for an invalid cursor."""
         check_page_limit(limit)
         query = _select_campaigns(tenant_id).order_by(Campaign.id.desc())
         if state is not None:
@@ -53,7 +53,7 @@ class CampaignRepository(Repository):
         return CampaignPage(campaigns, encode_cursor(campaigns[-1].id) if len(rows) > limit else None)
 
     def list_entries(self, tenant_id: str, campaign_id: str) -> Sequence[CampaignEntry]:
-        """Every job of a campaign, by adapter, pre-checks before conversions. Raises NotFound."""
+        """Every job of a campaign, ordered by adapter, pre-check before conversion. Raises NotFound."""
         query = (
             select(Job.__table__, CampaignJob.stage, CampaignJob.position)
             .join(CampaignJob, CampaignJob.job_id == Job.id)
@@ -70,7 +70,7 @@ class CampaignRepository(Repository):
         ]
 
     def count(self) -> dict[CampaignState, int]:
-        """How many campaigns of all tenants are in each state."""
+        """Number of campaigns in each state, over all tenants."""
         shown = display_state().label("shown")
         with self.db.read() as connection:
             rows = connection.execute(select(shown, func.count()).group_by(shown))
@@ -79,7 +79,7 @@ class CampaignRepository(Repository):
 
 
 def display_state() -> ColumnElement[str]:
-    """`CampaignState` of a row of `campaigns`."""
+    """SQL expression for the `CampaignState` of a row of `campaigns`."""
     jobs = (
         select(CampaignJob.job_id)
         .join(Job, Job.id == CampaignJob.job_id)
@@ -148,7 +148,7 @@ def _to_record(row: Row[Any]) -> CampaignRecord:
 
 
 def _load_metrics(connection: Connection, campaign_id: str) -> dict[str, list[MetricRow]]:
-    """job id → the figures of the moved adapter and of the target alone."""
+    """Job id → the metrics of the transferred adapter and of the target alone."""
     query = (
         select(EvaluationMetric.job_id, *_METRIC_COLUMNS)
         .join(CampaignJob, CampaignJob.job_id == EvaluationMetric.job_id)

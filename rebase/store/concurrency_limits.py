@@ -1,9 +1,9 @@
-"""Whose turn it is: no tenant has more jobs running at once than its limit says.
+"""Per-tenant concurrency limits: no tenant runs more jobs at once than its limit allows.
 
-A worker that comes for a job beyond the limit finds nothing to take: the job stays queued, and is rung again
-when one of its tenant's jobs lets go of its worker. Tenants without a limit cost one look-up by primary key
-per claim and per end. The service's own work for subscriptions is short, so it takes no place of the tenant's
-jobs; but there may be much of it, so the same limit holds for it by itself.
+A worker cannot claim a job beyond the limit: the job stays queued, and workers are notified again when one of
+its tenant's jobs stops running. Tenants without a limit cost one primary-key look-up per claim and per end of
+a job. Internal jobs for subscriptions are short, so they do not count against the tenant's own jobs; but
+there can be many of them, so the same limit applies to them separately.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LEASED = sorted(state.value for state in LEASED)
 def build_concurrency_condition(
     connection: Connection, job_id: str, defaults: Limits
 ) -> ColumnElement[bool] | None:
-    """A condition for the claim of this job: its tenant has room. None: nothing to fulfil.
+    """SQL condition for claiming this job: its tenant is below the limit. None: no condition.
 
-    Claims for one tenant come one after the other until their transactions end, so that two of them cannot
-    both take the last place.
+    Claims for one tenant are serialised until their transactions end, so that two of them cannot both take
+    the last slot.
     """
     columns = [getattr(TenantLimits, name) for name in LIMITS]
     query = (
@@ -60,10 +60,10 @@ def build_concurrency_condition(
 
 
 def notify_waiting(connection: Connection, tenant_id: str, defaults: Limits, now: datetime) -> int:
-    """Ring for as many of the tenant's oldest queued jobs as may start now; how many bells were added.
+    """Notify workers of as many of the tenant's oldest queued jobs as may start now; returns how many.
 
-    For the transaction in which one of its jobs stops running. Jobs whose bell still waits are not rung
-    twice; one that was rung and not yet taken is, which does no harm.
+    Call it in the transaction in which one of the tenant's jobs stops running. A job whose notification is
+    still in the outbox is skipped; one already sent but not yet claimed is notified again, which is harmless.
     """
     max_running = load_limits(connection, tenant_id, defaults).max_running
     if max_running is None:
@@ -78,7 +78,7 @@ def notify_waiting(connection: Connection, tenant_id: str, defaults: Limits, now
 def _notify_group(
     connection: Connection, tenant_id: str, max_running: int, now: datetime, *, internal: bool
 ) -> int:
-    """Of the tenant's jobs, or of the service's own for it."""
+    """Notify for the tenant's own jobs, or for the internal jobs of its subscriptions."""
     in_group = (Job.tenant_id == tenant_id, _same_kind_group(Job.kind, internal=internal))
     leased = select(func.count()).select_from(Job).where(*in_group, Job.state.in_(_LEASED))
     running = connection.scalar(leased) or 0
@@ -93,7 +93,7 @@ def _notify_group(
     notified = set(connection.scalars(select(Outbox.job_id).where(Outbox.job_id.in_(ids))))
     waiting = [job_id for job_id in ids if job_id not in notified]
     if waiting:
-        # Should this bell be lost, the sweeper rings in half a minute and not in an hour.
+        # If this notification is lost, the scheduler repeats it after 30 seconds instead of an hour.
         connection.execute(
             update(Job).where(Job.id.in_(waiting)).values(rings=0, ring_after=next_notification_at(now, 0))
         )

@@ -1,8 +1,7 @@
-"""One database, SQLite or PostgreSQL: connections, transactions, and how its troubles become `Busy`.
+"""One database, SQLite or PostgreSQL: connections, transactions, and mapping transient errors to `Busy`.
 
-SQLite runs in WAL mode with enforced foreign keys; writers open with BEGIN IMMEDIATE, because a
-transaction that starts as a reader and then writes fails at once under contention, without
-waiting for `busy_timeout`.
+SQLite runs in WAL mode with enforced foreign keys. Writers open with BEGIN IMMEDIATE, because a transaction
+that starts as a reader and then writes fails at once under contention, without waiting for `busy_timeout`.
 """
 
 from __future__ import annotations
@@ -20,42 +19,42 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from rebase.errors import Busy
 
-POOL_SIZE = 10  # more connections than this only queue inside PostgreSQL for one API process
-TIMEOUT_S = 5  # longest wait for a lock or for a connection, before the caller is told to come back
+POOL_SIZE = 10  # for one API process, more connections would only queue inside PostgreSQL
+TIMEOUT_S = 5  # longest wait for a lock or a connection before raising Busy
 _NO_TRANSACTION = "rebase_no_transaction"
 _SQLITE_TRANSIENT_ERRORS = ("locked", "busy", "unable to open", "disk i/o", "is full")
 
 
 class Database:
-    """An engine with the three ways that this project talks to it."""
+    """An engine with the three access patterns of this project."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.is_postgres = engine.dialect.name == "postgresql"
-        # SQLite is left alone: its driver opens no transaction unless `_begin_immediate` does.
+        # SQLite needs no option: its driver opens no transaction unless `_begin_immediate` does.
         options = {"isolation_level": "AUTOCOMMIT"} if self.is_postgres else {_NO_TRANSACTION: True}
         self._autocommit = engine.execution_options(**options)
 
     @classmethod
     def open(cls, url: str, *, pool_size: int = POOL_SIZE, timeout_s: float = TIMEOUT_S) -> Database:
-        """Open a database by SQLAlchemy URL; nothing connects yet. Creates the folder of an SQLite file."""
+        """Open a database by SQLAlchemy URL, without connecting yet. Creates the folder of an SQLite file."""
         return cls(make_engine(url, pool_size=pool_size, timeout_s=timeout_s))
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Read without a transaction: each statement sees what is committed. Raises Busy."""
+        """Read without a transaction: each statement sees the latest committed data. Raises Busy."""
         with _raise_busy_on_transient_errors(), self._autocommit.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, committed at the end of the block and rolled back by any error. Raises Busy."""
+        """One transaction: committed at the end of the block, rolled back on any error. Raises Busy."""
         with _raise_busy_on_transient_errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def statement(self) -> Iterator[Connection]:
-        """For a write that is one statement: on PostgreSQL it commits by itself, saving two round trips."""
+        """For a single-statement write: autocommit on PostgreSQL saves two round trips. Raises Busy."""
         with (
             _raise_busy_on_transient_errors(),
             self._autocommit.connect() if self.is_postgres else self.engine.begin() as connection,
@@ -63,14 +62,14 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Drop all pooled connections."""
+        """Close all pooled connections."""
         self.engine.dispose()
 
 
 def make_engine(url: str, *, pool_size: int = POOL_SIZE, timeout_s: float = TIMEOUT_S) -> Engine:
-    """An engine with this project's timeouts. `wait_s` = 0: migrations, which may take long.
+    """An engine with this project's timeouts. Pass `timeout_s` = 0 for migrations, which may take long.
 
-    Its errors do not quote the values of a statement: they end in logs, and requests are their owner's.
+    Errors do not quote statement parameters: errors are logged, and requests are private to their owner.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -99,7 +98,7 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE, timeout_s: float = TIME
 
 
 def _configure_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # the driver opens no transactions of its own
+    connection.isolation_level = None  # the driver must not open transactions itself
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
@@ -114,7 +113,7 @@ def _begin_immediate(connection: Connection) -> None:
 
 @contextmanager
 def _raise_busy_on_transient_errors() -> Iterator[None]:
-    """Locked, unreachable, overloaded: all mean `come back soon`; anything else is a bug and stays one."""
+    """Locked, unreachable or overloaded becomes Busy; any other error is a bug and passes unchanged."""
     try:
         yield
     except (PoolTimeout, OperationalError, InterfaceError) as exc:

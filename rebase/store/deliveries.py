@@ -1,4 +1,4 @@
-"""What the store of deliveries hands out: plain values, detached from the database."""
+"""Callback deliveries: records, enqueueing in a job's transaction, and the queries of clients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rebase.store.tables.jobs import Job
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One attempt. `status`: what the receiver answered; `reason`: why it does not count as delivered."""
+    """One attempt. `status`: the receiver's HTTP status; `reason`: why it does not count as delivered."""
 
     number: int
     at: datetime
@@ -42,7 +42,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRecord:
-    """A delivery as its owner may see it; `id` is the `webhook-id`. `next_at`: only while it is pending."""
+    """A delivery as shown to its owner; `id` is the `webhook-id`. `next_at` is set only while pending."""
 
     id: str
     job_id: str
@@ -59,7 +59,7 @@ class DeliveryRecord:
 
     @classmethod
     def from_row(cls, row: Row[Any], log: tuple[AttemptRecord, ...] = ()) -> DeliveryRecord:
-        """Take it from a row of `callback_deliveries`."""
+        """Build from a row of `callback_deliveries`."""
         return cls(
             id=row.id,
             job_id=row.job_id,
@@ -78,7 +78,7 @@ class DeliveryRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPage:
-    """Some deliveries, newest first, and the cursor of those after them (None: there are none)."""
+    """A page of deliveries, newest first, and the cursor of the next page (None: this is the last one)."""
 
     deliveries: tuple[DeliveryRecord, ...]
     next_cursor: str | None
@@ -86,7 +86,7 @@ class DeliveryPage:
 
 @dataclass(frozen=True, slots=True)
 class LeasedDelivery:
-    """A courier's hold on a delivery; `holder` and `attempt` fence what it writes."""
+    """A dispatcher's lease on a delivery; `lease_owner` and `attempt` fence its writes."""
 
     id: str
     tenant_id: str
@@ -100,7 +100,7 @@ class LeasedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What becomes of a delivery after an attempt; `next_at` belongs to `pending` alone."""
+    """The new state of a delivery after an attempt; `next_at` is set only for `pending`."""
 
     state: DeliveryState
     next_at: datetime | None = None
@@ -108,25 +108,25 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCounts:
-    """Deliveries by state, and the oldest one that is still to be delivered."""
+    """Deliveries by state, and the oldest one that is still pending."""
 
     by_state: dict[DeliveryState, int]
     oldest_pending: datetime | None
 
 
-# Writes the delivery that a job's move asks for, in the transaction of the move: told if it
-# happened.
+# A delivery is written in the transaction of the job's transition: it is sent if and only if the
+# transition is committed.
 
 
 def enqueue_delivery(connection: Connection, job_id: str, at: datetime, state: JobState) -> None:
-    """Record a delivery when the job's request asks to hear of this move; its row has the new state already.
+    """Record a delivery if the job's request subscribes to this event. The job's row must have the new state.
 
-    A URL that has answered 410 to this tenant gets a row that is stopped from the start, for a replay.
+    If the URL has answered 410 to this tenant, the delivery is recorded as stopped, so it can be replayed.
     """
     event = EVENT_BY_STATE.get(state)
     if event is None:
         return
-    # Most jobs have none, and the rest of a request may be long.
+    # Most jobs have no callback, and the rest of a request may be long.
     callback = connection.scalar(select(Job.request["callback"]).where(Job.id == job_id))
     if callback is None or event.value not in callback["events"]:
         return
@@ -158,12 +158,12 @@ def enqueue_delivery(connection: Connection, job_id: str, at: datetime, state: J
 
 
 def hash_url(url: str) -> str:
-    """What a URL is stopped by."""
+    """The key under which a URL is stopped."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
 def build_payload(job: Row[Any], event: CallbackEvent, at: datetime) -> str:
-    """The message as JSON text. Small and stable: names and codes; whoever wants more asks the API."""
+    """The message as JSON text. Small and stable: names and codes; receivers query the API for details."""
     output = (job.result or {}).get("output") or {}
     error = job.error or {}
     data = {
@@ -182,20 +182,20 @@ def build_payload(job: Row[Any], event: CallbackEvent, at: datetime) -> str:
     return json.dumps(message, ensure_ascii=True, separators=(",", ":"))
 
 
-# Deliveries of a tenant: look, page, replay. Another tenant's delivery does not exist here.
+# A tenant's deliveries: list, read, replay. Another tenant's delivery raises NotFound.
 
 _ATTEMPT_COLUMNS = [getattr(CallbackAttempt, name) for name in AttemptRecord.__slots__]
 
 
 class DeliveryRepository:
-    """What clients may ask of deliveries."""
+    """What clients can do with deliveries."""
 
     def __init__(self, db: Database, clock: Clock = utcnow) -> None:
         self.db = db
         self.clock = clock
 
     def list_for_job(self, tenant_id: str, job_id: str) -> tuple[DeliveryRecord, ...]:
-        """Every delivery of a job with its log, oldest first. Raises NotFound for another's job."""
+        """Every delivery of a job with its attempts, oldest first. Raises NotFound."""
         if not is_valid_id(job_id):
             raise NotFound("There is no such job.")
         owned = select(Job.id).where(Job.id == job_id, Job.tenant_id == tenant_id)
@@ -210,7 +210,7 @@ class DeliveryRepository:
             return _attach_logs(connection, list(connection.execute(query)))
 
     def get(self, tenant_id: str, delivery_id: str) -> DeliveryRecord:
-        """One delivery with its log. Raises NotFound."""
+        """One delivery with its attempts. Raises NotFound."""
         with self.db.read() as connection:
             return _attach_logs(connection, [_load(connection, tenant_id, delivery_id)])[0]
 
@@ -222,7 +222,7 @@ class DeliveryRepository:
         cursor: str | None = None,
         limit: int = 50,
     ) -> DeliveryPage:
-        """Newest first, each with its log. Raises RequestInvalid for a foreign cursor."""
+        """Newest first, each with its attempts. Raises RequestInvalid for an invalid cursor."""
         check_page_limit(limit)
         query = _select_deliveries(tenant_id).order_by(CallbackDelivery.id.desc())
         if state is not None:
@@ -235,10 +235,10 @@ class DeliveryRepository:
         return DeliveryPage(deliveries, encode_cursor(deliveries[-1].id) if len(rows) > limit else None)
 
     def replay(self, tenant_id: str, delivery_id: str, audit: AuditContext | None = None) -> DeliveryRecord:
-        """Send it (again), now, under the same `webhook-id` and with the whole schedule before it.
+        """Send it again, now, under the same `webhook-id` and with the full retry schedule.
 
-        A URL that had answered 410 counts as willing again. Raises NotFound, and StateConflict while a
-        courier is busy with this very delivery.
+        Deliveries to a URL that had answered 410 are enabled again. Raises NotFound, and StateConflict while
+        a dispatcher is sending this delivery.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -261,7 +261,7 @@ class DeliveryRepository:
             return _attach_logs(connection, [_load(connection, tenant_id, delivery_id)])[0]
 
     def count_by_state(self) -> DeliveryCounts:
-        """Of all tenants, for /metrics."""
+        """Counts over all tenants, for /metrics."""
         grouped = select(CallbackDelivery.state, func.count()).group_by(CallbackDelivery.state)
         oldest = select(func.min(CallbackDelivery.created_at)).where(
             CallbackDelivery.state == DeliveryState.PENDING.value
@@ -274,8 +274,8 @@ class DeliveryRepository:
 
 
 def delete_deliveries(db: Database, cutoff: datetime, limit: int) -> int:
-    """Delete the oldest deliveries made before this, with their logs, `limit` at most; how many. Pending ones
-    stay until they end."""
+    """Delete the oldest deliveries created before `cutoff`, with their attempts; returns how many, at most
+    `limit`. Pending deliveries are kept."""
     old = (
         select(CallbackDelivery.id)
         .where(CallbackDelivery.created_at < cutoff, CallbackDelivery.state != DeliveryState.PENDING.value)

@@ -1,7 +1,7 @@
-"""What couriers do with deliveries: take what is due, settle what was tried. Any number may run at once.
+"""The dispatchers' side of deliveries: lease what is due, settle attempts. Any number may run at once.
 
-A row is taken under a lock and held for a while; every later write is fenced by holder and attempt. A courier
-that dies lets its rows fall due again: a message is sent at least once, always under the same id.
+A row is leased under a lock and for a limited time; every later write is fenced by lease owner and attempt.
+If a dispatcher dies, its rows fall due again: a message is sent at least once, always under the same id.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DISPATCHER_LOST = "courier_lost"
 
 @dataclass(frozen=True, slots=True)
 class LeaseLimits:
-    """How much one courier has in hand at once: of one tenant's receiver, of one tenant, of everybody."""
+    """How many deliveries one dispatcher leases at once: per receiver of a tenant, per tenant, in total."""
 
     per_endpoint: int = 4
     per_tenant: int = 16
@@ -33,7 +33,7 @@ class LeaseLimits:
 
 
 class DeliveryQueue:
-    """The couriers' side of the tables."""
+    """Lease due deliveries and settle their attempts."""
 
     def __init__(self, db: Database, clock: Clock = utcnow, limits: LeaseLimits | None = None) -> None:
         self.db = db
@@ -43,10 +43,10 @@ class DeliveryQueue:
     def lease(
         self, lease_owner: str, lease_s: float, leased: Sequence[LeasedDelivery] = ()
     ) -> list[LeasedDelivery]:
-        """Due deliveries for a courier that has `in_hand` already, shared out fairly.
+        """Lease due deliveries fairly, for a dispatcher that already holds `leased`.
 
-        Each tenant's first comes before anybody's second, and within a tenant each receiver's, so that a
-        receiver with thousands of messages that nobody accepts delays its own and no other.
+        Tenants take turns, and so do the receivers within a tenant. A receiver with thousands of undelivered
+        messages therefore delays only its own.
         """
         now = self.clock()
         capacity = self.limits.total - len(leased)
@@ -112,7 +112,7 @@ class DeliveryQueue:
     def _lease_rows(
         self, connection: Connection, ids: Collection[str], now: datetime, lease_owner: str, lease_s: float
     ) -> list[LeasedDelivery]:
-        """Take those that are still due. One that another courier held was lost with it: the log says so."""
+        """Lease the rows that are still due. An expired lease of another dispatcher is logged as lost."""
         table = CallbackDelivery
         rows = connection.execute(
             select(table.__table__)
@@ -154,7 +154,7 @@ class DeliveryQueue:
         ]
 
     def settle(self, delivery: LeasedDelivery, attempt: AttemptRecord, settlement: Settlement) -> bool:
-        """Log an attempt and move its delivery. False: it was no longer ours, and nothing was written."""
+        """Log an attempt and update its delivery. False: the lease was lost, and nothing was written."""
         now, table = self.clock(), CallbackDelivery
         with self.db.write() as connection:
             updated = connection.execute(
@@ -220,7 +220,7 @@ def _build_lost_attempt(row: Row[Any]) -> dict[str, Any]:
 
 
 def _stop_url(connection: Connection, tenant_id: str, url_sha256: str, now: datetime) -> None:
-    """The receiver is gone for good: what waits for it waits for a replay, and so does what comes."""
+    """The receiver is gone for good: stop its pending and future deliveries until one is replayed."""
     build_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     connection.execute(
         build_insert(CallbackStop)

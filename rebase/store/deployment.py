@@ -1,4 +1,4 @@
-"""The deployment's database as its operator meets it. SQLAlchemy loads only when one of these is used."""
+"""Opening and migrating the deployment's database from the CLI. SQLAlchemy is imported only on use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_store(settings: Settings) -> Store:
-    """The job store of these settings."""
+    """The store of the deployment with these settings."""
     from rebase.store.database import Database
     from rebase.store.limits import Limits
     from rebase.store.store import Store
@@ -24,8 +24,8 @@ def open_store(settings: Settings) -> Store:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """A database that is absent or not set up is the operator's to mend. Its URL may hold a password: never
-    shown."""
+    """Turn a missing or unmigrated database into an error for the operator, without its URL, which may
+    contain a password."""
     from sqlalchemy.exc import DBAPIError
 
     try:
@@ -38,7 +38,7 @@ def database_errors() -> Iterator[None]:
 
 
 def migrate_database(url: str) -> str:
-    """Bring it to the newest schema; the revision that it has then. Raises CommandFailed."""
+    """Migrate to the newest schema and return its revision. Raises CommandFailed."""
     from migrations import head, upgrade
 
     with database_errors():

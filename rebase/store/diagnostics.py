@@ -1,4 +1,4 @@
-"""The figures of a job's evaluation as rows, so that they can be compared across jobs."""
+"""A job's evaluation metrics and layer similarities as rows, so that they can be compared across jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _METRIC_COLUMNS = [getattr(EvaluationMetric, field.name) for field in fields(Met
 
 
 def replace_metrics(connection: Connection, job_id: str, metrics: Sequence[MetricRow]) -> None:
-    """Write them in the caller's transaction; what an earlier attempt left goes."""
+    """Write the metrics in the caller's transaction, replacing those of earlier attempts."""
     connection.execute(delete(EvaluationMetric).where(EvaluationMetric.job_id == job_id))
     rows = [
         {"job_id": job_id, "position": position, **asdict(metric)} for position, metric in enumerate(metrics)
@@ -24,18 +24,18 @@ def replace_metrics(connection: Connection, job_id: str, metrics: Sequence[Metri
 
 
 def read_metrics(connection: Connection, job_id: str) -> tuple[MetricRow, ...]:
-    """The figures as they were saved; none where nothing was evaluated."""
+    """The stored metrics; empty if nothing was evaluated."""
     query = (
         select(*_METRIC_COLUMNS).where(EvaluationMetric.job_id == job_id).order_by(EvaluationMetric.position)
     )
     return tuple(MetricRow(*row) for row in connection.execute(query))
 
 
-# The layer map of a job as rows: one for every source layer and target layer.
+# The layer similarity matrix of a job, one row per source and target layer.
 
 
 def replace_layer_similarity(connection: Connection, job_id: str, matrix: LayerSimilarityMatrix) -> None:
-    """Write the map in the caller's transaction; what an earlier attempt left goes."""
+    """Write the matrix in the caller's transaction, replacing that of earlier attempts."""
     connection.execute(delete(LayerSimilarity).where(LayerSimilarity.job_id == job_id))
     rows = [
         {
@@ -53,7 +53,7 @@ def replace_layer_similarity(connection: Connection, job_id: str, matrix: LayerS
 
 
 def read_layer_similarity(connection: Connection, job_id: str) -> LayerSimilarityMatrix:
-    """The map as it was saved; empty where there is none."""
+    """The stored matrix; empty if there is none."""
     query = (
         select(LayerSimilarity.target_layer, LayerSimilarity.cka, LayerSimilarity.chosen)
         .where(LayerSimilarity.job_id == job_id)

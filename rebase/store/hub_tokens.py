@@ -1,7 +1,7 @@
-"""Tokens for the Hub: one per tenant, one per request, both sealed; and which of them a job uses.
+"""Hub tokens: one per tenant and optionally one per request, both encrypted; and which one a job uses.
 
-A job's own token comes before its tenant's, and that before the deployment's, which jobs of other tenants
-than `default` use only where `REBASE_SHARE_HUB_TOKEN` says so.
+A job's own token takes precedence over its tenant's, and that over the deployment's. Tenants other than
+`default` use the deployment's token only if `REBASE_SHARE_HUB_TOKEN` is set.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _TOKEN_PATTERN = re.compile(rf"[!-~]{{1,{MAX_TOKEN_LENGTH}}}")
 
 @dataclass(frozen=True, slots=True)
 class JobTokenEncryptor:
-    """A request's token, to be sealed for the job that it makes. Neither shows in a message."""
+    """Encrypts a request's token for the job that it creates. Its repr shows neither token nor keys."""
 
     vault: Vault = field(repr=False)
     token: str = field(repr=False)
 
     def encrypt(self, job_id: str) -> str:
-        """What `job_tokens` holds."""
+        """The ciphertext to store in `job_tokens`."""
         return self.vault.encrypt(_make_job_purpose(job_id), self.token)
 
 
 class TokenOwner(Protocol):
-    """Whose token is asked for."""
+    """The job whose token is resolved."""
 
     @property
     def job_id(self) -> str:
-        """Its id."""
+        """The job's id."""
 
     @property
     def tenant_id(self) -> str:
-        """Its owner."""
+        """The job's tenant."""
 
 
 def check_hub_token(token: str) -> str:
-    """The token without space around it. Raises RequestInvalid, without quoting it."""
+    """The token, stripped. Raises RequestInvalid, without quoting it."""
     token = token.strip()
     if not _TOKEN_PATTERN.fullmatch(token):
         raise RequestInvalid(
@@ -66,10 +66,10 @@ def check_hub_token(token: str) -> str:
 def put_tenant_token(
     store: Repository, vault: Vault, tenant_id: str, token: str, audit: AuditContext | None
 ) -> None:
-    """Store a tenant's token in place of the one before. Raises RequestInvalid, NotFound (no such tenant)."""
+    """Store a tenant's token, replacing any earlier one. Raises RequestInvalid, NotFound (no such tenant)."""
     encrypted, now = vault.encrypt(_make_tenant_purpose(tenant_id), check_hub_token(token)), store.clock()
     with store.db.write() as connection:
-        # The row is locked, so that two who store a token at once come one after the other.
+        # Lock the row, so that concurrent writers are serialised.
         query = select(Tenant.id).where(Tenant.id == tenant_id).with_for_update()
         if connection.scalar(query) is None:
             raise NotFound(f"There is no tenant '{tenant_id}'.", hint="`rebase tenants ls` lists them.")
@@ -79,7 +79,7 @@ def put_tenant_token(
 
 
 def delete_tenant_token(store: Repository, tenant_id: str, audit: AuditContext | None) -> None:
-    """Forget a tenant's token; jobs that begin later do without. Raises NotFound."""
+    """Delete a tenant's token; jobs that start later run without it. Raises NotFound."""
     with store.db.write() as connection:
         if connection.execute(delete(HubToken).where(HubToken.tenant_id == tenant_id)).rowcount != 1:
             raise NotFound("No Hub token is stored for this tenant.")
@@ -87,14 +87,14 @@ def delete_tenant_token(store: Repository, tenant_id: str, audit: AuditContext |
 
 
 def get_token_updated_at(store: Repository, tenant_id: str) -> datetime | None:
-    """When the tenant's token was stored; None where there is none."""
+    """When the tenant's token was stored; None if there is none."""
     with store.db.read() as connection:
         return connection.scalar(select(HubToken.updated_at).where(HubToken.tenant_id == tenant_id))
 
 
 def resolve_hub_token(store: Repository, settings: Settings, job: TokenOwner) -> str | None:
-    """The token that this job is to use; None: the Hub is asked without one. Raises SettingsInvalid where one
-    is stored that this deployment cannot open."""
+    """The token that this job uses; None: access the Hub without one. Raises SettingsInvalid if the stored
+    token cannot be decrypted with this deployment's keys."""
     with store.db.read() as connection:
         job_token = connection.scalar(select(JobToken.sealed).where(JobToken.job_id == job.job_id))
         tenant_token = connection.scalar(select(HubToken.sealed).where(HubToken.tenant_id == job.tenant_id))
@@ -115,11 +115,11 @@ def _make_job_purpose(job_id: str) -> str:
     return f"job_token/{job_id}"
 
 
-# The sealed Hub token that came with a job's request: kept with the job, gone when it ends.
+# The encrypted Hub token from a job's request: stored with the job, deleted when it ends.
 
 
 def insert_tokens(connection: Connection, encrypted: Mapping[str, str], now: datetime) -> None:
-    """Store those of new jobs (id → sealed token) in the transaction that queues them."""
+    """Store the tokens of new jobs (id → encrypted token) in the transaction that queues them."""
     rows = [
         {"job_id": job_id, "sealed": ciphertext, "created_at": now}
         for job_id, ciphertext in encrypted.items()
@@ -129,12 +129,12 @@ def insert_tokens(connection: Connection, encrypted: Mapping[str, str], now: dat
 
 
 def upsert_token(connection: Connection, job_id: str, ciphertext: str, now: datetime) -> None:
-    """Store one for a job that is queued again."""
+    """Store the token of a job that is queued again."""
     result = connection.execute(update(JobToken).where(JobToken.job_id == job_id).values(sealed=ciphertext))
     if result.rowcount == 0:
         connection.execute(insert(JobToken).values(job_id=job_id, sealed=ciphertext, created_at=now))
 
 
 def delete_token(connection: Connection, job_id: str) -> None:
-    """Forget it, in the transaction that ends the job. Most jobs have none, which is fine."""
+    """Delete it in the transaction that ends the job; does nothing if there is none."""
     connection.execute(delete(JobToken).where(JobToken.job_id == job_id))

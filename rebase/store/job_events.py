@@ -23,8 +23,8 @@ MAX_RENOTIFY_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class SubmissionContext:
-    """What comes with a submission beside the request: what the tenant may use, who is to be named in the
-    audit log (None: nobody), and a Hub token, as the function that seals it for a job's id."""
+    """What accompanies a submission: the tenant's limits, the actor for the audit log (None: no audit event),
+    and a function that encrypts the request's Hub token for a job id."""
 
     limits: Limits = NO_LIMITS
     audit: AuditContext | None = None
@@ -37,37 +37,37 @@ NO_CONTEXT = SubmissionContext()
 def add_event(
     connection: Connection, job_id: str, at: datetime, event_type: str, data: dict[str, Any] | None = None
 ) -> None:
-    """Append one row to a job's history, in the caller's transaction."""
+    """Append one event to a job's history, in the caller's transaction."""
     connection.execute(insert(JobEvent).values(job_id=job_id, at=at, type=event_type, data=data or {}))
 
 
 def record_transition(
     connection: Connection, job_id: str, at: datetime, state: JobState, **data: Any
 ) -> None:
-    """Append a state move: type `state`, data `{"state": …}` with what else there is to say.
+    """Append a state transition: type `state`, data `{"state": …}` plus further details.
 
-    Every move passes here, after the job's row was changed: so this is where callbacks are written.
+    Every transition calls this after updating the job's row, so callback deliveries are enqueued here.
     """
     add_event(connection, job_id, at, "state", {"state": state.value, **data})
     enqueue_delivery(connection, job_id, at, state)
 
 
 def has_started_publishing(connection: Connection, job_id: str) -> bool:
-    """Did any attempt come as far as publishing? Then a commit may stand, whatever became of its worker."""
+    """Did any attempt reach publishing? Then a commit may exist, even if its worker died."""
     is_publishing = JobEvent.data["state"].as_string() == JobState.PUBLISHING.value
     query = select(JobEvent.id).where(JobEvent.job_id == job_id, JobEvent.type == "state", is_publishing)
     return connection.scalar(query.limit(1)) is not None
 
 
 def enqueue_notifications(connection: Connection, job_ids: Iterable[str], at: datetime) -> None:
-    """Ask the relay to ring for these jobs."""
+    """Add outbox rows, so that workers are notified of these jobs."""
     rows = [{"job_id": job_id, "next_at": at, "created_at": at, "tries": 0} for job_id in job_ids]
     if rows:
         connection.execute(insert(Outbox), rows)
 
 
 def campaign_paused() -> ColumnElement[bool]:
-    """Does the job of the statement around it belong to a campaign that is paused?"""
+    """SQL condition for the enclosing statement: the job belongs to a paused campaign."""
     return (
         select(CampaignJob.job_id)
         .join(Campaign, Campaign.id == CampaignJob.campaign_id)
@@ -78,12 +78,12 @@ def campaign_paused() -> ColumnElement[bool]:
 
 
 def next_notification_at(at: datetime, notifications: int) -> datetime:
-    """When to ring once more for a queued job that nobody takes: 30 s, doubling, at most an hour."""
+    """When to repeat the notification of an unclaimed queued job: 30 s, doubling, at most an hour."""
     return at + timedelta(seconds=min(MAX_RENOTIFY_S, FIRST_RENOTIFY_S * 2 ** min(notifications, 10)))
 
 
 def build_queued_values(at: datetime) -> dict[str, Any]:
-    """Columns of a job that goes (back) into the queue; its bell must be added in the same transaction."""
+    """Column values of a job that is queued (again); add its notification in the same transaction."""
     return {
         "state": JobState.QUEUED.value,
         "lease_owner": None,

@@ -1,6 +1,6 @@
-"""What a worker may do with a job that it holds. Every write is fenced by id, attempt, owner and state.
+"""What a worker can do with a job it has claimed. Every write is fenced by id, attempt, owner and state.
 
-Zero rows changed means that the lease ran out and somebody else has the job: LeaseLost, drop everything.
+Zero rows changed means that the lease expired and another worker has the job: LeaseLost, stop working on it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from rebase.store.tables.jobs import Job, SiteDiagnostics
 
 
 class JobQueue(Repository):
-    """Claim, report, settle."""
+    """Claim jobs, report progress, settle."""
 
     def claim(self, job_id: str, owner: str, lease_s: float) -> Claim | None:
-        """Take a queued job (or one whose wait is over); None: nothing to take, its campaign is paused, or
-        its tenant has as many jobs running as it may. `owner` names this worker."""
+        """Claim a queued job, or one whose retry wait is over. None: not claimable, its campaign is paused,
+        or its tenant is at its concurrency limit. `owner` identifies this worker."""
         now = self.clock()
         due = and_(Job.state == JobState.RETRY_WAIT.value, Job.not_before <= now)
         with self.db.write() as connection:
@@ -70,7 +70,7 @@ class JobQueue(Repository):
         return Claim(job_id, row.tenant_id, row.kind, request, row.attempt, owner)
 
     def heartbeat(self, claim: Claim, lease_s: float) -> bool:
-        """Extend the lease. True: somebody asked to cancel. Raises LeaseLost."""
+        """Extend the lease. True: cancellation was requested. Raises LeaseLost."""
         expires = self.clock() + timedelta(seconds=lease_s)
         with self.db.statement() as connection:
             row = connection.execute(
@@ -87,7 +87,7 @@ class JobQueue(Repository):
         unit: str | None = None,
         eta_s: float | None = None,
     ) -> None:
-        """Publish progress. Only a change of phase is an event in the history. Raises LeaseLost."""
+        """Publish progress. Only a change of phase adds an event to the history. Raises LeaseLost."""
         now = self.clock()
         statement = _fenced_update(claim).values(
             phase=phase.value,
@@ -114,7 +114,7 @@ class JobQueue(Repository):
         target_sha: str,
         output_repo: str | None,
     ) -> None:
-        """Record the pinned commits and where the output will go. Raises LeaseLost."""
+        """Record the pinned commits and the output repo. Raises LeaseLost."""
         pins = {
             "adapter_sha": adapter_sha,
             "source_repo": source_repo,
@@ -132,8 +132,8 @@ class JobQueue(Repository):
             add_event(connection, claim.job_id, now, "resolved", pins)
 
     def mark_publishing(self, claim: Claim) -> None:
-        """The last step before the commit. Raises Cancelled when somebody asked to (nothing may be published
-        then), else LeaseLost when the job is not ours."""
+        """The last step before the commit. Raises Cancelled if cancellation was requested (then nothing may
+        be published), and LeaseLost if another worker has the job."""
         with self.db.write() as connection:
             row = lock_claimed_job(connection, claim, {JobState.RUNNING})
             if row.cancel_requested:
@@ -141,7 +141,7 @@ class JobQueue(Repository):
             self._transition(connection, claim, JobState.PUBLISHING)
 
     def has_started_publishing(self, claim: Claim) -> bool:
-        """May a commit of this job stand on the hub, made by this attempt or an earlier one?"""
+        """Whether a commit of this job may exist on the Hub, made by this attempt or an earlier one."""
         with self.db.read() as connection:
             return has_started_publishing(connection, claim.job_id)
 
@@ -154,7 +154,7 @@ class JobQueue(Repository):
         layer_similarity: LayerSimilarityMatrix = NO_LAYER_SIMILARITY,
         metrics: Sequence[MetricRow] = (),
     ) -> None:
-        """Replace the job's diagnostics, those of earlier attempts included. Raises LeaseLost."""
+        """Replace the job's diagnostics, including those of earlier attempts. Raises LeaseLost."""
         now = self.clock()
         values = {"diagnostics": summary, "verdict": verdict, "updated_at": now}
         with self.db.write() as connection:
@@ -171,22 +171,22 @@ class JobQueue(Repository):
             add_event(connection, claim.job_id, now, "diagnostics", {"verdict": verdict, "sites": len(sites)})
 
     def succeed(self, claim: Claim, result: dict[str, Any]) -> None:
-        """End the job with its result. Raises LeaseLost."""
+        """End the job as succeeded with its result. Raises LeaseLost."""
         with self.db.write() as connection:
             self._transition(connection, claim, JobState.SUCCEEDED, result=result)
 
     def reject(self, claim: Claim, error: PublicError) -> None:
-        """End the job: by its verdict, or what was measured, it must not be published. Raises LeaseLost."""
+        """End the job as rejected: its verdict or its measurements forbid publishing. Raises LeaseLost."""
         with self.db.write() as connection:
             self._transition(connection, claim, JobState.REJECTED, error=error.model_dump())
 
     def mark_cancelled(self, claim: Claim) -> None:
-        """End the job because its owner asked. Raises LeaseLost."""
+        """End the job as cancelled by its owner. Raises LeaseLost."""
         with self.db.write() as connection:
             self._transition(connection, claim, JobState.CANCELLED, error=CANCELLED_ERROR.model_dump())
 
     def fail(self, claim: Claim, error: PublicError, retry_in_s: float | None = None) -> JobState:
-        """End this attempt: wait `retry_in_s` for another one while the budget lasts, else end the job.
+        """End this attempt: retry after `retry_in_s` while attempts are left, else end the job.
 
         Returns the new state. Raises LeaseLost.
         """
@@ -202,7 +202,7 @@ class JobQueue(Repository):
             retry_at: datetime | None = None
             if state is JobState.RETRY_WAIT and retry_in_s is not None:
                 retry_at = self.clock() + timedelta(seconds=retry_in_s)
-            # A job that waits is not done, so the failure stands in its history and not in `error`.
+            # A waiting job has not ended, so the failure goes into its history and not into `error`.
             final_values = {"error": public_error.model_dump()} if state is not JobState.RETRY_WAIT else {}
             self._transition(connection, claim, state, not_before=retry_at, reason=error.code, **final_values)
         return state
@@ -237,7 +237,7 @@ class JobQueue(Repository):
 
 
 def get_state_after_failure(*, attempt: int, limit: int, retryable: bool, cancel: bool) -> JobState:
-    """Where a job goes when an attempt has failed. `cancel`: somebody asked to, and nothing can stand yet."""
+    """The state after a failed attempt. `cancel`: cancellation was requested and no commit can exist yet."""
     if cancel:
         return JobState.CANCELLED
     return JobState.RETRY_WAIT if retryable and attempt < limit else JobState.FAILED
@@ -257,7 +257,7 @@ def _fenced_update(claim: Claim, states: Collection[JobState] = LEASED) -> Updat
 
 
 def lock_claimed_job(connection: Connection, claim: Claim, states: Collection[JobState]) -> Any:
-    """Lock the job's row while it is ours."""
+    """Lock the job's row if the claim still holds. Raises LeaseLost."""
     query = (
         select(Job.attempt_limit, Job.cancel_requested)
         .where(_fence_condition(claim, states))
@@ -272,7 +272,7 @@ def _update_one(connection: Connection, statement: Update, claim: Claim) -> None
 
 
 def _require_row(row: Any, claim: Claim) -> Any:
-    """The row, or LeaseLost when the fence found none."""
+    """The row, or raise LeaseLost if the fenced statement matched none."""
     if row is None:
         raise _lease_lost(claim)
     return row

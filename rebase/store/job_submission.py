@@ -1,4 +1,4 @@
-"""New jobs as SQL: job, first event and bell of each, in the caller's transaction."""
+"""Submitting jobs: quotas, idempotency keys, and inserting each job with its first event and notification."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _INSERT_AUDIT_EVENT = insert(AuditEvent).values(
     request_id=bindparam("p_request_id"),
     client=bindparam("p_client"),
 )
-# PostgreSQL takes all three in one statement and checks the foreign keys at its end: one round trip.
+# PostgreSQL runs all three as one statement and checks foreign keys at its end: one round trip.
 _INSERT_ALL = _INSERT_NOTIFICATION.add_cte(_INSERT_JOB.cte("job"), _INSERT_EVENT.cte("event"))
 _INSERT_ALL_WITH_AUDIT = _INSERT_ALL.add_cte(_INSERT_AUDIT_EVENT.cte("line"))
 _INSERT_SEPARATELY = (_INSERT_JOB, _INSERT_EVENT, _INSERT_NOTIFICATION)
@@ -79,8 +79,8 @@ _INSERT_SEPARATELY = (_INSERT_JOB, _INSERT_EVENT, _INSERT_NOTIFICATION)
 def insert_jobs(
     connection: Connection, records: Sequence[JobRecord], audit_contexts: Sequence[AuditContext] | None = None
 ) -> None:
-    """Write all of them, or none. On PostgreSQL any number of jobs is one round trip. `trails`, one a job:
-    who the audit log is to name."""
+    """Insert all of them, or none; one round trip on PostgreSQL. `audit_contexts`, one per job: the actors
+    for the audit log."""
     parameters = [_build_parameters(record) for record in records]
     for values, audit in zip(parameters, audit_contexts or (), strict=audit_contexts is not None):
         values |= {"p_key_id": audit.key_id, "p_request_id": audit.request_id, "p_client": audit.client}
@@ -108,7 +108,7 @@ def _build_parameters(record: JobRecord) -> dict[str, Any]:
 
 
 def _get_repo_columns(record: JobRecord) -> tuple[str, str]:
-    """What the columns adapter_repo and target_repo hold; of the service's own work only what it looks at."""
+    """Values of the columns adapter_repo and target_repo; for internal jobs, the repo they look at."""
     request = record.request
     if record.kind == "release":
         return "", request["repo_id"]
@@ -122,7 +122,7 @@ MAX_KEY_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One submission among many."""
+    """One submission of a batch."""
 
     tenant_id: str
     kind: ConversionKind
@@ -130,7 +130,7 @@ class Submission:
     extras: SubmissionContext = NO_CONTEXT
 
 
-_in_flight: set[tuple[str, str]] = set()  # one process, one set
+_in_flight: set[tuple[str, str]] = set()  # shared by the whole process
 _in_flight_lock = threading.Lock()
 
 
@@ -145,10 +145,10 @@ class SubmissionRepository(Repository):
         idempotency_key: str | None = None,
         context: SubmissionContext = NO_CONTEXT,
     ) -> tuple[JobRecord, bool]:
-        """Queue a job; with a key that was used before for the same request, return that job and False.
+        """Queue a job; if the key was used before for the same request, return that job and False.
 
-        Raises IdempotencyMismatch (same key, other request), IdempotencyInFlight (the first use is
-        still being recorded), RequestInvalid (a key too long), QuotaExceeded and Busy.
+        Raises IdempotencyMismatch (same key, different request), IdempotencyInFlight (the first request with
+        this key is still being recorded), RequestInvalid (invalid key), QuotaExceeded and Busy.
         """
         record = build_job_record(self, tenant_id, kind, request)
         if idempotency_key is None:
@@ -159,13 +159,13 @@ class SubmissionRepository(Repository):
         return submit_once(self.db, record, compute_fingerprint(kind, request), idempotency_key, write)
 
     def find(self, tenant_id: str, kind: Kind, request: JobRequest, idempotency_key: str) -> JobRecord | None:
-        """The job that this key and request made before, if they did. Raises IdempotencyMismatch."""
+        """The job created earlier with this key and request, if any. Raises IdempotencyMismatch."""
         check_idempotency_key(idempotency_key)
         with self.db.read() as connection:
             return _find_by_key(connection, tenant_id, idempotency_key, compute_fingerprint(kind, request))
 
     def submit_batch(self, submissions: Sequence[Submission]) -> list[JobRecord | QuotaExceeded]:
-        """Queue jobs in one transaction, for each order the job or why its tenant may have no more. Raises
+        """Queue jobs in one transaction; returns for each submission the job or the quota error. Raises
         Busy."""
         records = [
             build_job_record(self, submission.tenant_id, submission.kind, submission.request)
@@ -195,13 +195,13 @@ class SubmissionRepository(Repository):
     def _apply_quotas(
         self, connection: Connection, submissions: Sequence[Submission], records: Sequence[JobRecord]
     ) -> list[JobRecord | QuotaExceeded]:
-        """Each order's record, or its refusal where its tenant's room is used up by those before it."""
+        """Each submission's record, or the error if earlier ones used up its tenant's quota."""
         limited: dict[str, Limits] = {
             submission.tenant_id: submission.extras.limits
             for submission in submissions
             if submission.extras.limits.has_job_limits
         }
-        # In one order for everybody, as each of these is a lock.
+        # Each of these takes a lock, so use the same order everywhere.
         quotas = {
             tenant: load_quota(connection, tenant, limited[tenant], self.clock())
             for tenant in sorted(limited)
@@ -226,7 +226,7 @@ class SubmissionRepository(Repository):
 def submit_once(
     db: Database, record: JobRecord, fingerprint: str, key: str, write: Callable[[Connection], None]
 ) -> tuple[JobRecord, bool]:
-    """`write` in a transaction that also takes the key; else the job that the key made before."""
+    """Run `write` in a transaction that also reserves the key, or return the job created with it earlier."""
     check_idempotency_key(key)
     tenant_id = record.tenant_id
     with _reserve_key(tenant_id, key), db.write() as connection:
@@ -248,7 +248,7 @@ def submit_once(
 
 
 def insert_submission(connection: Connection, record: JobRecord, context: SubmissionContext) -> None:
-    """One job with what comes with it, in the caller's transaction. Raises QuotaExceeded."""
+    """Insert one job with its token and audit event in the caller's transaction. Raises QuotaExceeded."""
     require_quota(connection, record.tenant_id, context.limits, record.created_at)
     insert_jobs(connection, [record], [context.audit] if context.audit is not None else None)
     if context.encrypt_token is not None:
@@ -256,7 +256,7 @@ def insert_submission(connection: Connection, record: JobRecord, context: Submis
 
 
 def build_job_record(repository: Repository, tenant_id: str, kind: Kind, request: JobRequest) -> JobRecord:
-    """A new job, queued; the caller inserts it."""
+    """A new queued job; the caller inserts it."""
     now: datetime = repository.clock()
     values: dict[str, Any] = dict.fromkeys(JobRecord.__slots__)
     values.update(
@@ -277,7 +277,7 @@ def build_job_record(repository: Repository, tenant_id: str, kind: Kind, request
 
 @contextmanager
 def _reserve_key(tenant_id: str, key: str) -> Iterator[None]:
-    """Within this process a key is used by one submission at a time."""
+    """Within this process, only one submission at a time may use a key."""
     entry = (tenant_id, key)
     with _in_flight_lock:
         if entry in _in_flight:
@@ -291,7 +291,7 @@ def _reserve_key(tenant_id: str, key: str) -> Iterator[None]:
 
 
 def _lock_key(connection: Connection, tenant_id: str, key: str) -> None:
-    """The same between processes: an advisory lock of the transaction. SQLite has one writer anyway."""
+    """The same across processes: a transaction-level advisory lock. SQLite has a single writer anyway."""
     if connection.dialect.name != "postgresql":
         return
     digest = hashlib.sha256(f"{tenant_id}\0{key}".encode()).digest()
@@ -317,13 +317,13 @@ def _find_by_key(connection: Connection, tenant_id: str, key: str, fingerprint: 
 
 
 def check_idempotency_key(key: str) -> None:
-    """Refuse keys that are empty, too long or not printable ASCII. Raises RequestInvalid."""
+    """Raise RequestInvalid for keys that are empty, too long or not printable ASCII."""
     if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
         raise RequestInvalid(f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
 
 
 def compute_fingerprint(kind: Kind, request: JobRequest) -> str:
-    """SHA-256 of the request with its defaults filled in, so that `null` and `left out` are the same."""
+    """SHA-256 of the request with defaults filled in, so that null and an omitted field are the same."""
     return hashlib.sha256(f"{kind}\n{request.model_dump_json()}".encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a job's owner may do: look, page, cancel, retry. Another tenant's job does not exist here."""
+"""What a job's owner can do: read, list, cancel and retry. Another tenant's job raises NotFound."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from rebase.store.tables.jobs import AnchorPool, Job, JobEvent, SiteDiagnostics
 
 
 class JobRepository(Repository):
-    """Reads and the two requests that a person can make of a job."""
+    """Reading jobs, and cancelling and retrying them on a client's request."""
 
     def get(self, tenant_id: str, job_id: str) -> JobRecord:
         """One job. Raises NotFound."""
@@ -71,13 +71,14 @@ class JobRepository(Repository):
         return Diagnostics(job.verdict, job.diagnostics, tuple(rows), layer_similarity, metrics)
 
     def list_events(self, tenant_id: str, job_id: str, after: int = 0) -> Sequence[EventRecord]:
-        """The job's history with ids above `after`, oldest first, at most a page. Raises NotFound."""
+        """The job's events with ids above `after`, oldest first, at most one page. Raises NotFound."""
         return self.get_with_events(tenant_id, job_id, after)[1]
 
     def get_with_events(
         self, tenant_id: str, job_id: str, after: int = 0
     ) -> tuple[JobRecord, Sequence[EventRecord]]:
-        """The job, then its events above `after`: none of those that led to this state is missing."""
+        """The job, then its events above `after`, including every event that led to the state returned.
+        Raises NotFound."""
         with self.db.read() as connection:
             job = _load(connection, tenant_id, job_id)
             rows = connection.execute(
@@ -89,11 +90,11 @@ class JobRepository(Repository):
         return job, [EventRecord(id=row.id, at=row.at, type=row.type, data=row.data) for row in rows]
 
     def cancel(self, tenant_id: str, job_id: str, *, audit: AuditContext | None = None) -> JobRecord:
-        """Cancel at once when nobody runs the job, else set the flag that its worker reads.
+        """Cancel at once if no worker runs the job, else set the flag that its worker reads.
 
-        What may stand on the hub already must not be called cancelled: a job that once came to publishing is
-        left to its next worker, which looks first. Cancelling twice is fine. Raises NotFound, StateConflict
-        when the job has ended otherwise or is being published.
+        A job that ever reached publishing may have a commit on the Hub, so it is left to its next worker,
+        which checks first. Idempotent. Raises NotFound, and StateConflict if the job has ended otherwise or
+        is being published.
         """
         with self.db.write() as connection:
             job = _load(connection, tenant_id, job_id, lock=True)
@@ -108,10 +109,10 @@ class JobRepository(Repository):
             return _load(connection, tenant_id, job_id)
 
     def retry(self, tenant_id: str, job_id: str, *, context: SubmissionContext = NO_CONTEXT) -> JobRecord:
-        """Queue an ended job again with a fresh budget of attempts; what the last run left is cleared.
+        """Queue an ended job again with a fresh budget of attempts; results of the last run are cleared.
 
-        A Hub token that came with the first request is gone; one may come with this one. Raises NotFound,
-        StateConflict when the job succeeded or has not ended, or its pool was deleted, and QuotaExceeded.
+        The Hub token of the first request has been deleted; this request may bring a new one. Raises
+        NotFound, StateConflict if the job succeeded, has not ended or lost its pool, and QuotaExceeded.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -143,7 +144,7 @@ class JobRepository(Repository):
         cursor: str | None = None,
         limit: int = 50,
     ) -> JobPage:
-        """Newest first. `adapter` and `target` are repo ids. Raises RequestInvalid for a foreign cursor."""
+        """Newest first. `adapter` and `target` are repo ids. Raises RequestInvalid for an invalid cursor."""
         check_page_limit(limit)
         query = select(Job.__table__).where(_visible_to(tenant_id)).order_by(Job.id.desc())
         if state is not None:
@@ -161,7 +162,7 @@ class JobRepository(Repository):
 
 
 def cancel_locked(connection: Connection, job: JobRecord, now: datetime) -> None:
-    """Cancel a job that has not ended, whose row the caller has locked; see `ClientSide.cancel`."""
+    """Cancel an unfinished job whose row the caller has locked; see `JobRepository.cancel`."""
     statement = update(Job).where(Job.id == job.id).values(version=Job.version + 1, updated_at=now)
     if job.state is JobState.RUNNING or has_started_publishing(connection, job.id):
         connection.execute(statement.values(cancel_requested=True))
@@ -181,7 +182,7 @@ def cancel_locked(connection: Connection, job: JobRecord, now: datetime) -> None
 
 
 def retry_locked(connection: Connection, job_id: str, now: datetime, max_attempts: int) -> None:
-    """Queue an ended job again, whose row the caller has locked; see `ClientSide.retry`."""
+    """Requeue an ended job whose row the caller has locked; see `JobRepository.retry`."""
     cleared = dict.fromkeys(("error", "result", "diagnostics", "verdict", "started_at", "finished_at"))
     connection.execute(
         update(Job)
@@ -202,8 +203,8 @@ def retry_locked(connection: Connection, job_id: str, now: datetime, max_attempt
 
 
 def _visible_to(tenant_id: str) -> ColumnElement[bool]:
-    """A tenant's jobs as it may see them. The service's own are left out: they name repos that may turn out
-    to be hidden from the tenant."""
+    """The tenant's own jobs. Internal jobs are left out: they may name repos that the tenant cannot see on
+    the Hub."""
     return and_(Job.tenant_id == tenant_id, Job.kind.not_in(INTERNAL_KINDS))
 
 

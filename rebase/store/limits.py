@@ -1,4 +1,4 @@
-"""What one tenant may use: the deployment's settings, or what its own row says instead."""
+"""A tenant's limits: the deployment's settings, overridden by the tenant's own row."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rebase.errors import NotFound, RequestInvalid
 from rebase.settings import Settings
 from rebase.store.tables.tenants import Tenant, TenantLimits
 
-UNLIMITED = -1  # in a tenant's row: no limit, whatever the settings say
+UNLIMITED = -1  # in a tenant's row: no limit, whatever the settings
 _MAX_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Each None: no limit. Jobs that run at once and that are not done, jobs within 24 hours, requests within
-    a minute."""
+    """None means no limit. Jobs running at once, unfinished jobs, jobs per 24 hours, and requests per
+    minute."""
 
     max_running: int | None = None
     max_queued: int | None = None
@@ -29,7 +29,7 @@ class Limits:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Limits:
-        """What holds for tenants without a row."""
+        """The limits of tenants without a row of their own."""
         return cls(
             settings.tenant_max_running,
             settings.tenant_max_queued,
@@ -39,7 +39,7 @@ class Limits:
 
     @property
     def has_job_limits(self) -> bool:
-        """Must a submission be counted?"""
+        """Whether submissions must be counted."""
         return self.max_queued is not None or self.jobs_per_day is not None
 
 
@@ -49,13 +49,13 @@ _COLUMNS = [getattr(TenantLimits, name) for name in LIMIT_FIELDS]
 
 
 def load_limits(connection: Connection, tenant_id: str, defaults: Limits) -> Limits:
-    """One tenant's limits now."""
+    """One tenant's current limits."""
     row = connection.execute(select(*_COLUMNS).where(TenantLimits.tenant_id == tenant_id)).one_or_none()
     return defaults if row is None else merge_limits(defaults, row._mapping)
 
 
 def merge_limits(defaults: Limits, row: Mapping[Any, Any]) -> Limits:
-    """The defaults with a tenant's own numbers over them."""
+    """The defaults overridden by a tenant's own values."""
     stored = {name: row[name] for name in LIMIT_FIELDS if row[name] is not None}
     return replace(
         defaults, **{name: None if number == UNLIMITED else number for name, number in stored.items()}
@@ -63,7 +63,7 @@ def merge_limits(defaults: Limits, row: Mapping[Any, Any]) -> Limits:
 
 
 def load_stored_limits(connection: Connection, tenant_id: str) -> dict[str, int | None]:
-    """What a tenant's row says itself: None takes the setting, UNLIMITED is no limit."""
+    """The values of a tenant's own row: None uses the setting, UNLIMITED means no limit."""
     row = connection.execute(select(*_COLUMNS).where(TenantLimits.tenant_id == tenant_id)).one_or_none()
     return dict(row._mapping) if row is not None else asdict(NO_LIMITS)
 
@@ -71,7 +71,7 @@ def load_stored_limits(connection: Connection, tenant_id: str) -> dict[str, int 
 def set_limits(
     connection: Connection, tenant_id: str, changes: Mapping[str, int | None], now: datetime
 ) -> None:
-    """Change some of a tenant's numbers (None: back to the setting). Raises NotFound, RequestInvalid."""
+    """Change some of a tenant's limits (None: use the setting). Raises NotFound, RequestInvalid."""
     for name, number in changes.items():
         if number is not None and number != UNLIMITED and not 1 <= number <= _MAX_LIMIT:
             raise RequestInvalid(

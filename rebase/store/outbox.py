@@ -1,6 +1,6 @@
-"""What keeps jobs moving when messages are lost and workers die: the relay and the sweeper.
+"""Publishing the outbox, and recovery from lost messages and dead workers.
 
-Both may run in several processes at once: a row is taken by one guarded UPDATE.
+Both may run in several processes at once: rows are taken by guarded UPDATEs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rebase.store.tables.jobs import Job, Outbox
 Ts = TypeVarTuple("Ts")
 
 BATCH = 100
-LEASE_S = 30.0  # a relay that dies with rows in hand: they fall due again after this
+LEASE_S = 30.0  # rows leased by a publisher that dies fall due again after this
 MAX_BACKOFF_S = 60.0
 
 WORKER_LOST_ERROR = PublicError(
@@ -43,13 +43,13 @@ WORKER_LOST_ERROR = PublicError(
 
 @dataclass(frozen=True, slots=True)
 class ReapResult:
-    """What one sweep did."""
+    """What one `reap` did."""
 
-    waits_ended: int = 0  # waits that were over
-    requeued: int = 0  # lost workers, attempts left
-    lost: int = 0  # lost workers, no attempts left
-    cancelled: int = 0  # lost workers of jobs that were to be cancelled
-    renotified: int = 0  # queued jobs that nobody took
+    waits_ended: int = 0  # retry waits that were over
+    requeued: int = 0  # worker lost, attempts left
+    lost: int = 0  # worker lost, no attempts left
+    cancelled: int = 0  # worker lost, cancellation requested
+    renotified: int = 0  # queued but unclaimed
 
     @property
     def notifications(self) -> int:
@@ -58,13 +58,14 @@ class ReapResult:
 
 
 class OutboxRepository(Repository):
-    """`relay` and `sweep`."""
+    """`publish` notifications and `reap` expired leases, for the scheduler."""
 
     def publish(self, notify: Callable[[str], None], limit: int = BATCH) -> int:
-        """Ring for due outbox rows, oldest first; returns how many rang.
+        """Send the notifications that are due, oldest first; returns how many were sent.
 
-        Rows are taken first and rung outside any transaction, so a slow broker blocks nobody. Stops at the
-        first bell that fails: those rows wait (1 s, doubling, at most 60 s) and the error is raised.
+        Rows are leased first and sent outside any transaction, so a slow broker blocks nobody. The first
+        failure stops the batch: the remaining rows are delayed (1 s, doubling, at most 60 s) and the error is
+        raised.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -108,12 +109,12 @@ class OutboxRepository(Repository):
                 )
 
     def count_pending(self) -> int:
-        """Outbox rows that still have to be rung."""
+        """Outbox rows that have not been sent yet."""
         with self.db.read() as connection:
             return connection.scalar(select(func.count()).select_from(Outbox)) or 0
 
     def count_open_jobs_by_state(self) -> dict[JobState, int]:
-        """How many jobs are in each state that is not terminal."""
+        """Number of jobs in each non-terminal state."""
         open_states = [state for state in JobState if state not in TERMINAL]
         query = (
             select(Job.state, func.count())
@@ -125,14 +126,14 @@ class OutboxRepository(Repository):
         return {state: counts.get(state.value, 0) for state in open_states}
 
     def reap(self) -> ReapResult:
-        """Put right what nobody else will: ended waits, dead workers, queued jobs whose bell was lost."""
+        """Requeue jobs whose retry wait is over, whose worker died or whose notification was lost."""
         now = self.clock()
         freed_tenants: set[str] = set()
         with self.db.write() as connection:
             waits_ended = self._requeue_due(connection, now)
             requeued, lost, cancelled = self._reap_expired_leases(connection, now, freed_tenants)
             renotified = self._renotify(connection, now)
-        # Not above: a claim locks its tenant and then its job, this transaction has locked jobs already.
+        # Separate transactions: a claim locks its tenant before its job, but the one above locks jobs first.
         for tenant_id in sorted(freed_tenants):
             with self.db.write() as connection:
                 renotified += notify_waiting(connection, tenant_id, self.limits, now)
@@ -150,7 +151,7 @@ class OutboxRepository(Repository):
     def _reap_expired_leases(
         self, connection: Connection, now: datetime, freed_tenants: set[str]
     ) -> tuple[int, int, int]:
-        """`freed` is told the tenants that have fewer jobs running now."""
+        """Add to `freed_tenants` the tenants that now have fewer running jobs."""
         is_leased = Job.state.in_(sorted(state.value for state in LEASED))
         query = select(Job.id, Job.tenant_id, Job.attempt, Job.attempt_limit, Job.cancel_requested)
         rows = connection.execute(_lock_batch(query.where(is_leased, Job.lease_expires_at <= now))).all()
@@ -215,7 +216,7 @@ class OutboxRepository(Repository):
 
 
 def get_state_after_worker_lost(attempt: int, limit: int, *, cancel: bool) -> JobState:
-    """Where a job goes when its lease has run out. `cancel`: somebody asked to, and nothing can stand yet."""
+    """The state after a lease expired. `cancel`: cancellation was requested and no commit can exist yet."""
     if cancel:
         return JobState.CANCELLED
     return JobState.QUEUED if attempt < limit else JobState.FAILED

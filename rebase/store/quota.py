@@ -1,4 +1,4 @@
-"""How many more jobs a tenant may submit. Asked inside the transaction that records them."""
+"""How many more jobs a tenant may submit, checked in the transaction that inserts them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rebase.store.tables.tenants import CountedJob
 
 DAY = timedelta(hours=24)
 _IS_OPEN = Job.state.in_(sorted(state.value for state in JobState if state not in TERMINAL))
-_IS_CLIENT_JOB = Job.kind.not_in(INTERNAL_KINDS)  # by the tenant, not for it
-_RETRY_AFTER_S = 30  # after how long it is worth asking whether a job has ended
+_IS_CLIENT_JOB = Job.kind.not_in(INTERNAL_KINDS)  # submitted by the tenant itself
+_RETRY_AFTER_S = 30  # after this a job may have ended
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """`left` more jobs fit; `refusal` is what to say to the one behind them."""
+    """`remaining` more jobs are allowed; `error` is raised for the next one."""
 
     remaining: float
     error: QuotaExceeded | None = None
@@ -34,10 +34,10 @@ class Quota:
 def load_quota(
     connection: Connection, tenant_id: str, limits: Limits, now: datetime, *, is_new: bool = True
 ) -> Quota:
-    """Until the transaction ends nobody else submits for this tenant. Without limits nothing is asked.
+    """The tenant's remaining quota, locked against concurrent submissions until the transaction ends.
 
-    `new` False: a job that exists already is queued again, which no count of days is concerned with. Costs a
-    count over the tenant's open jobs, and one over as many of its newest as it may submit a day.
+    `is_new` False: an existing job is queued again, which does not count towards the daily limit. Costs one
+    count of open jobs and one of at most a day's limit of the newest jobs; nothing without limits.
     """
     if not limits.has_job_limits:
         return Quota(math.inf)
@@ -59,16 +59,16 @@ def require_quota(
     is_new: bool = True,
     count: int = 1,
 ) -> None:
-    """Raises QuotaExceeded when not `count` more fit."""
+    """Raises QuotaExceeded unless `count` more jobs are allowed."""
     quota = load_quota(connection, tenant_id, limits, now, is_new=is_new)
     if quota.remaining < count and quota.error is not None:
         raise quota.error
 
 
 def delete_jobs(connection: Connection, ids: Sequence[str], now: datetime) -> None:
-    """Delete ended jobs with all that hangs on them. Those of the last 24 hours still count as submitted, or
-    a tenant that deletes its data could submit as many again."""
-    # Whoever deletes a row gets it back, so that two that delete at once count it once.
+    """Delete ended jobs with their dependent rows. Those of the last 24 hours still count as submitted, or a
+    tenant could evade its limit by deleting its data."""
+    # Only the transaction that deletes a row gets it back, so concurrent deletions count it once.
     deleted = connection.execute(
         delete(Job).where(Job.id.in_(ids)).returning(Job.id, Job.tenant_id, Job.kind, Job.created_at)
     )
@@ -92,8 +92,8 @@ def _load_open_quota(connection: Connection, tenant_id: str, max_jobs: int) -> Q
 
 
 def _load_daily_quota(connection: Connection, tenant_id: str, max_jobs: int, now: datetime) -> Quota:
-    """The newest `most` jobs are looked at, in the order of the index, and no more; then as many of those
-    that were deleted. It is one statement, so that a job that is being deleted is seen once."""
+    """Read at most `max_jobs` of the newest jobs, in index order, then as many deleted ones. One statement,
+    so that a job being deleted concurrently is counted exactly once."""
     existing = select(Job.id, Job.created_at).where(Job.tenant_id == tenant_id, _IS_CLIENT_JOB)
     deleted = select(CountedJob.id, CountedJob.created_at).where(CountedJob.tenant_id == tenant_id)
     submitted = union_all(

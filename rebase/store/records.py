@@ -1,4 +1,4 @@
-"""What the job store hands out: plain values, detached from the database."""
+"""The job store's return values: plain dataclasses, detached from the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rebase.schemas.subscriptions import ReconcileTask, ReleaseTask, Stage, Subs
 INTERNAL_KINDS: tuple[Kind, ...] = (
     "release",
     "reconcile",
-)  # the service's own work: no client is shown these
+)  # internal jobs, never shown to clients
 JobRequest = ConversionRequest | PoolRequest | ReleaseTask | ReconcileTask
 _REQUEST_MODELS: dict[Kind, type[JobRequest]] = {
     "convert": ConversionRequest,
@@ -29,13 +29,13 @@ _REQUEST_MODELS: dict[Kind, type[JobRequest]] = {
 
 
 def get_request_model(kind: Kind) -> type[JobRequest]:
-    """What `jobs.request` holds for this kind."""
+    """The model of `jobs.request` for this kind."""
     return _REQUEST_MODELS[kind]
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as its owner may see it. Once `done`, exactly one of `result` and `error` is set."""
+    """A job as shown to its owner. Once `is_done`, exactly one of `result` and `error` is set."""
 
     id: str
     tenant_id: str
@@ -68,12 +68,12 @@ class JobRecord:
 
     @property
     def is_done(self) -> bool:
-        """No move comes by itself any more."""
+        """Whether the state is terminal: no further transition happens by itself."""
         return self.state in TERMINAL
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> JobRecord:
-        """Take the columns that a record has from a row of `jobs`."""
+        """Build from the columns of a row of `jobs`."""
         values = row._mapping
         fields = {name: values[name] for name in cls.__slots__}
         return cls(**{**fields, "state": JobState(fields["state"])})
@@ -81,7 +81,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Some jobs, newest first, and the cursor of those after them (None: there are none)."""
+    """A page of jobs, newest first, and the cursor of the next page (None: this is the last one)."""
 
     jobs: tuple[JobRecord, ...]
     next_cursor: str | None
@@ -89,7 +89,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """One row of a job's history. `id` rises."""
+    """One event of a job's history. `id` is increasing."""
 
     id: int
     at: datetime
@@ -99,7 +99,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class LayerSimilarityMatrix:
-    """similarity[source layer][target layer]; `layers`: target layer → source layer. Both empty: no map."""
+    """similarity[source layer][target layer]; `layer_map`: target layer → source layer. Both may be empty."""
 
     similarity: Sequence[Sequence[float]] = ()
     layer_map: Sequence[int] = ()
@@ -110,8 +110,8 @@ NO_LAYER_SIMILARITY = LayerSimilarityMatrix()
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """One figure of an evaluation: of which model, with its 95 % interval and over how many examples; or why
-    there is none."""
+    """One metric of one model in an evaluation, with its 95 % interval and number of examples; or the reason
+    why it is missing."""
 
     subject: str
     metric: str
@@ -124,8 +124,8 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """What a run measured: one summary, one object per target site, how alike the layers are, and the figures
-    of an evaluation."""
+    """What a run measured: a summary, one object per target site, the layer similarities, and the metrics of
+    an evaluation."""
 
     verdict: str | None
     summary: dict[str, Any] | None
@@ -136,7 +136,7 @@ class Diagnostics:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker's hold on a job; `attempt` and `owner` fence every write that it makes."""
+    """A worker's claim on a job; `attempt` and `owner` fence every write of the worker."""
 
     job_id: str
     tenant_id: str
@@ -146,12 +146,12 @@ class Claim:
     owner: str
 
 
-# Subscriptions, releases and campaigns as the store hands them out.
+# Subscriptions, releases and campaigns as returned by the store.
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRecord:
-    """A subscription as its owner may see it."""
+    """A subscription as shown to its owner."""
 
     id: str
     tenant_id: str
@@ -164,13 +164,13 @@ class SubscriptionRecord:
 
     @property
     def spec(self) -> SubscriptionRequest:
-        """The request as it was sent."""
+        """The request as submitted."""
         return SubscriptionRequest.model_validate(self.request)
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionPage:
-    """Some subscriptions, newest first, and the cursor of those after them."""
+    """A page of subscriptions, newest first, and the cursor of the next page."""
 
     subscriptions: tuple[SubscriptionRecord, ...]
     next_cursor: str | None
@@ -178,7 +178,7 @@ class SubscriptionPage:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseEvent:
-    """A repo's main branch at a commit, as a webhook told it or a look at the Hub found it."""
+    """A repo's main branch at a commit, as reported by a webhook or found by polling the Hub."""
 
     repo_id: str
     ref: str
@@ -186,8 +186,8 @@ class ReleaseEvent:
     seen_by: Literal["webhook", "poll"]
     webhook_id: str | None = None
     hub_repo_id: str | None = None
-    created_at: datetime | None = None  # of the repo, where that is known
-    new_repo: bool = False  # the repo was made; `sha` is what it begins with
+    created_at: datetime | None = None  # creation date of the repo, if known
+    new_repo: bool = False  # the repo was just created; `sha` is its first commit
 
 
 RecordResult = Literal["recorded", "duplicate", "own_push", "no_subscription"]
@@ -195,9 +195,9 @@ RecordResult = Literal["recorded", "duplicate", "own_push", "no_subscription"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a worker made of a release: `waiting`, `refused` with reasons, or `open` with jobs to queue.
+    """A worker's decision on a release: `waiting`, `refused` with reasons, or `open` with jobs to queue.
 
-    `outputs`: position of an adapter → the repo it goes to; an adapter is there or in `left_out`.
+    `outputs`: position of an adapter → its output repo; every adapter is either there or in `left_out`.
     """
 
     state: CampaignDbState
@@ -213,7 +213,7 @@ DecisionOutcome = Literal["waiting", "refused", "open", "handled", "unsubscribed
 
 @dataclass(frozen=True, slots=True)
 class DecisionResult:
-    """The campaign that stands now, and whether this decision made or changed it."""
+    """The resulting campaign, and whether this decision created or changed it."""
 
     campaign_id: str | None
     outcome: DecisionOutcome
@@ -221,25 +221,25 @@ class DecisionResult:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """A campaign's jobs of one stage: how many in each state, and how many with each verdict."""
+    """The jobs of one stage of a campaign: how many in each state, and how many with each verdict."""
 
     states: Mapping[JobState, int] = field(default_factory=dict)
     verdicts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Number of jobs."""
         return sum(self.states.values())
 
     @property
     def done(self) -> int:
-        """Those that have ended."""
+        """Number of jobs that have ended."""
         return sum(count for state, count in self.states.items() if state in TERMINAL)
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignRecord:
-    """A campaign as its owner may see it."""
+    """A campaign as shown to its owner."""
 
     id: str
     subscription_id: str | None
@@ -257,13 +257,13 @@ class CampaignRecord:
 
     @property
     def spec(self) -> SubscriptionRequest:
-        """The subscription's request as it was when the campaign began."""
+        """The subscription's request as it was when the campaign was created."""
         return SubscriptionRequest.model_validate(self.request)
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignPage:
-    """Some campaigns, newest first, and the cursor of those after them."""
+    """A page of campaigns, newest first, and the cursor of the next page."""
 
     campaigns: tuple[CampaignRecord, ...]
     next_cursor: str | None
@@ -271,7 +271,7 @@ class CampaignPage:
 
 @dataclass(frozen=True, slots=True)
 class CampaignEntry:
-    """One job of a campaign, with the figures of its evaluation that matter to a reader."""
+    """One job of a campaign, with the evaluation metrics shown in reports."""
 
     stage: Stage
     position: int

@@ -1,7 +1,7 @@
-"""What a worker that looked at a release makes of it: one campaign with all of its jobs, in one transaction.
+"""Recording a worker's decision on a release: one campaign with all of its jobs, in one transaction.
 
-However often the work is done again (a killed worker, a doubled bell, a second job for the same repo), the
-subscription's row is locked first, what stands is looked at, and unique keys have the last word.
+The work may be repeated (a killed worker, a duplicate notification, a second job for the same repo). So the
+subscription's row is locked first, existing campaigns are checked, and unique keys rule out duplicates.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ _OUTCOMES: dict[CampaignDbState, DecisionOutcome] = {
 
 
 class ReleaseDecisions(Repository):
-    """For workers: the subscription of a release job, and its decision."""
+    """For workers: the subscription of a release job, and the decision on the release."""
 
     def find_subscription(self, claim: Claim, subscription_id: str) -> SubscriptionRecord | None:
-        """The subscription that the job works for; None when it was deleted meanwhile, or is another
-        tenant's."""
+        """The subscription that the job belongs to; None if it was deleted or belongs to another tenant."""
         query = select(*_COLUMNS).where(
             Subscription.id == subscription_id, Subscription.tenant_id == claim.tenant_id
         )
@@ -51,18 +50,18 @@ class ReleaseDecisions(Repository):
         return SubscriptionRecord(*row) if row is not None else None
 
     def list_subscriptions_to_owner(self, tenant_id: str, owner: str) -> list[SubscriptionRecord]:
-        """The tenant's subscriptions to an owner that are not paused."""
+        """The tenant's unpaused subscriptions to an owner's releases."""
         with self.db.read() as connection:
             return find_subscriptions_to_owner(connection, owner, tenant_id)
 
     def record(
         self, claim: Claim, subscription: SubscriptionRecord, repo_id: str, decision: Decision
     ) -> DecisionResult:
-        """Begin a campaign, or say why there is none. Raises LeaseLost, and Cancelled for a job that was to
-        stop: its tenant is being deleted.
+        """Create or update the campaign for a release. Raises LeaseLost, and Cancelled for a job that was to
+        be stopped because its tenant is being deleted.
 
-        A base that was handled is left alone, unless the subscription converts updates and what the model
-        computes with has changed. One that waited or was refused is decided anew.
+        A base that already has a campaign is left alone, unless the subscription converts updates and the
+        model's content has changed. A waiting or refused campaign is decided again.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -95,7 +94,7 @@ class ReleaseDecisions(Repository):
         return DecisionResult(campaign_id, _OUTCOMES[decision.state])
 
     def unmark_release(self, claim: Claim, task: ReleaseTask) -> None:
-        """As if the release had not been seen by this subscription: the next look finds it again."""
+        """Forget that this subscription has seen the release, so that the next poll finds it again."""
         of_release = select(Release.id).where(Release.repo_id == task.repo_id, Release.sha == task.sha)
         with self.db.write() as connection:
             lock_claimed_job(connection, claim, {JobState.RUNNING})
@@ -109,8 +108,8 @@ class ReleaseDecisions(Repository):
     def _apply_quota(
         self, connection: Connection, tenant_id: str, decision: Decision, now: datetime
     ) -> Decision:
-        """With as many adapters as the tenant's limits let in; the others are left out, with the reason.
-        When none gets in, the release is refused, so that it can be looked at again when there is room."""
+        """Limit the adapters to the tenant's quota; the others are left out, with the reason. If none is
+        allowed, the release is refused, so that it can be checked again later."""
         if decision.state is not CampaignDbState.OPEN:
             return decision
         quota = load_quota(connection, tenant_id, load_limits(connection, tenant_id, self.limits), now)
@@ -140,7 +139,7 @@ def add_campaign_jobs(
     stage: Stage,
     outputs: Mapping[int, str],
 ) -> None:
-    """Queue one job per adapter, in the caller's transaction. `outputs`: position → output repo."""
+    """Queue one job per adapter in the caller's transaction. `outputs`: position → output repo."""
     positions = sorted(outputs)
     requests = [
         build_conversion_request(spec, spec.adapters[position], target, stage, outputs[position])
@@ -158,7 +157,7 @@ def add_campaign_jobs(
 
 
 def _lock_newest_campaign(connection: Connection, subscription_id: str, repo_id: str) -> Any:
-    """The newest campaign for a base: id, number, state, sha, decision; None: there is none."""
+    """The newest campaign for a base: id, number, state, sha, decision; None if there is none."""
     query = (
         select(Campaign.id, Campaign.number, Campaign.state, Campaign.sha, Campaign.decision)
         .where(Campaign.subscription_id == subscription_id, Campaign.repo_id == repo_id)
@@ -170,7 +169,7 @@ def _lock_newest_campaign(connection: Connection, subscription_id: str, repo_id:
 
 
 def _is_handled(newest: Any, spec: SubscriptionRequest, decision: Decision) -> bool:
-    """Does the newest campaign for this base settle this release too?"""
+    """Whether the newest campaign for this base already covers this release."""
     if newest.state in _UNDECIDED_STATES:
         return False
     if not spec.on_update or newest.sha == decision.sha or decision.state is not CampaignDbState.OPEN:

@@ -1,7 +1,7 @@
-"""Releases as they are seen: recorded once, and a job for every subscription that means them.
+"""Releases: recorded once, with a job for every subscription they match.
 
-A webhook and a look at the Hub come here alike. What a delivery says is trusted for one thing: that looking
-at the repo is worth it. The job looks.
+Webhooks and polls of the Hub end up here alike. A webhook's payload is trusted for one thing only: that the
+repo is worth looking at. The job then reads the repo itself.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from rebase.store.subscriptions import find_subscriptions_to_owner
 from rebase.store.tables.jobs import Job
 from rebase.store.tables.releases import Release, ReleaseMatch, Subscription
 
-# The Hub may be away for a while just when it has news: 10 s, doubling, gives it about twenty minutes.
+# The Hub may be unavailable just after a release: 10 s, doubling, spans about twenty minutes.
 RELEASE_JOB_ATTEMPTS = 8
 POLL_BATCH = 100
 
 
 class ReleaseRepository(Repository):
-    """Releases as webhooks and polls of the Hub find them."""
+    """Releases reported by webhooks or found by polling the Hub."""
 
     def record(self, event: ReleaseEvent, tenant_id: str | None = None) -> RecordResult:
-        """Record a release and queue a job per subscription (of one tenant, or of all) that means it.
+        """Record a release and queue a job for every matching subscription (of one tenant, or of all).
 
-        One transaction; one delivered again, or found by a look too, changes nothing.
+        One transaction. Repeating it, for example with a poll after a webhook, changes nothing.
         """
         with self.db.read() as connection:
             if is_own_push(connection, event):
@@ -66,17 +66,17 @@ class ReleaseRepository(Repository):
         return "recorded" if records else "duplicate"
 
     def count(self) -> dict[str, int]:
-        """How many releases webhooks told, and how many looks found."""
+        """Number of releases reported by webhooks and found by polls."""
         with self.db.read() as connection:
             rows = connection.execute(select(Release.seen_by, func.count()).group_by(Release.seen_by))
             counts: dict[str, int] = {row[0]: row[1] for row in rows}
         return {source: counts.get(source, 0) for source in ("webhook", "poll")}
 
     def enqueue_polls(self, every_s: float) -> int:
-        """Queue a look for each tenant and owner whose last one is `every_s` old; how many were queued.
+        """Queue a poll for each tenant and owner whose last one is `every_s` old; returns how many.
 
-        Several keepers share the work: a subscription's row is taken by one UPDATE. Looks that have ended go,
-        so that an hourly one leaves one row and not thousands.
+        Several schedulers may share the work: a subscription's row is taken by one UPDATE. Ended polls are
+        deleted, so that hourly polls leave one row instead of thousands.
         """
         now = self.clock()
         with self.db.write() as connection:
@@ -106,7 +106,7 @@ class ReleaseRepository(Repository):
         return len(records)
 
     def list_known(self, subscription_ids: Sequence[str]) -> set[tuple[str, str, str]]:
-        """(subscription, repo, commit) of what these were told of before."""
+        """(subscription, repo, commit) of the releases already recorded for these subscriptions."""
         query = (
             select(ReleaseMatch.subscription_id, Release.repo_id, Release.sha)
             .join(Release, Release.id == ReleaseMatch.release_id)
@@ -116,8 +116,8 @@ class ReleaseRepository(Repository):
             return {(row[0], row[1], row[2]) for row in connection.execute(query)}
 
     def mark_polled(self, claim: Claim, owner: str, subscription_ids: Sequence[str], at: datetime) -> None:
-        """Everything of this owner that changed before `at` was seen for these. Releases whose job failed
-        (the Hub was away for too long) are tried again. Raises LeaseLost."""
+        """Record that everything this owner changed before `at` has been seen for these subscriptions.
+        Releases whose job failed because the Hub was unavailable are tried again. Raises LeaseLost."""
         now = self.clock()
         failed = select(Job.id, Job.target_repo).where(
             Job.tenant_id == claim.tenant_id, Job.kind == "release", Job.state == JobState.FAILED.value
@@ -133,13 +133,13 @@ class ReleaseRepository(Repository):
 
 
 def build_release_job(repository: Repository, tenant_id: str, task: ReleaseTask) -> JobRecord:
-    """A new job that looks at a release for a subscription; the caller inserts it."""
+    """A new job that checks a release for a subscription; the caller inserts it."""
     record = build_job_record(repository, tenant_id, "release", task)
     return replace(record, attempt_limit=max(RELEASE_JOB_ATTEMPTS, record.attempt_limit))
 
 
 def is_own_push(connection: Connection, event: ReleaseEvent) -> bool:
-    """Did a job of ours make this commit (or this repo), or is one about to? The commit is on the Hub, and so
+    """Whether one of our jobs made this commit (or repo) or is about to. The commit is on the Hub, and thus
     in a webhook, before the job's row says so."""
     was_published = Job.state == JobState.SUCCEEDED.value
     if not event.new_repo:
@@ -164,7 +164,7 @@ def _find_matching_subscriptions(
 
 
 def _insert_release(connection: Connection, event: ReleaseEvent, now: datetime) -> str | None:
-    """The release's id, new or not; None for a delivery that is known under another name of its repo."""
+    """The release's id, new or not; None for a delivery already recorded under another name of its repo."""
     values = {
         "id": new_id(),
         "repo_id": event.repo_id,
@@ -182,7 +182,7 @@ def _insert_release(connection: Connection, event: ReleaseEvent, now: datetime) 
 
 
 def _insert_matches(connection: Connection, release_id: str, matching: list[SubscriptionRecord]) -> set[str]:
-    """Note who means the release; the ids of those for whom that is news."""
+    """Record which subscriptions match the release; returns the ids of those for which it is new."""
     rows = [{"release_id": release_id, "subscription_id": subscription.id} for subscription in matching]
     if not rows:
         return set()
@@ -191,12 +191,12 @@ def _insert_matches(connection: Connection, release_id: str, matching: list[Subs
 
 
 def _build_dialect_insert(connection: Connection, table: Any) -> Any:
-    """INSERT that can pass over what is there: both databases have it, in dialects of their own."""
+    """An INSERT with ON CONFLICT DO NOTHING; each database has its own dialect of it."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def _has_open_poll(connection: Connection, tenant: str, owner: str) -> bool:
-    """Does such a look wait or run? Those that have ended are deleted."""
+    """Whether such a poll is queued or running. Ended ones are deleted."""
     same_owner = (Job.tenant_id == tenant, Job.kind == "reconcile", Job.target_repo == owner)
     is_ended = Job.state.in_(sorted(state.value for state in TERMINAL))
     connection.execute(delete(Job).where(*same_owner, is_ended))

@@ -1,7 +1,7 @@
-"""What every repository uses: a clock, ids, page cursors, a tenant lock.
+"""What every repository uses: a clock, ids, page cursors and a tenant lock.
 
-The clock is passed in, so that leases and back-offs are tested without waiting. Leases compare clocks of
-several machines: keep them in step (NTP) well inside `lease_s`.
+The clock is injected, so that leases and back-off are tested without waiting. Leases compare the clocks of
+several machines: keep them synchronised (NTP) to well within `lease_s`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Clock = Callable[[], datetime]
 
 
 def utcnow() -> datetime:
-    """The present as an aware UTC datetime."""
+    """The current time as an aware UTC datetime."""
     return datetime.now(UTC)
 
 
 def new_id() -> str:
-    """A UUID version 7 (RFC 9562) as 32 hex digits: milliseconds, finer time, 62 random bits."""
+    """A UUID version 7 (RFC 9562) as 32 hex digits: milliseconds, sub-millisecond time, 62 random bits."""
     nanoseconds = time.time_ns()
     milliseconds, rest = divmod(nanoseconds, 1_000_000)
     fraction = rest * 4096 // 1_000_000
@@ -38,8 +38,8 @@ def new_id() -> str:
 
 
 class Repository:
-    """A database and a clock. `max_attempts` is how often a job may be claimed before it fails for good;
-    `limits` is what tenants without a row of their own may use."""
+    """A database and a clock. `max_attempts`: how often a job is claimed before it fails for good; `limits`:
+    the limits of tenants without a row of their own."""
 
     def __init__(
         self, db: Database, clock: Clock = utcnow, *, max_attempts: int = 3, limits: Limits = NO_LIMITS
@@ -51,8 +51,8 @@ class Repository:
 
 
 def lock_tenant(connection: Connection, purpose: str, tenant_id: str) -> None:
-    """Until the transaction ends, nobody else gets past here for this purpose and tenant. An advisory lock;
-    SQLite has one writer anyway."""
+    """Serialise transactions for this purpose and tenant with an advisory lock; SQLite has a single writer
+    anyway."""
     if connection.dialect.name != "postgresql":
         return
     digest = hashlib.sha256(f"{purpose}\0{tenant_id}".encode()).digest()
@@ -61,12 +61,12 @@ def lock_tenant(connection: Connection, purpose: str, tenant_id: str) -> None:
 
 
 def encode_cursor(job_id: str) -> str:
-    """An opaque token for `the page after this job`."""
+    """An opaque token for the page after this job."""
     return base64.urlsafe_b64encode(bytes.fromhex(job_id)).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> str:
-    """The job id inside a cursor. Raises RequestInvalid for anything that `encode_cursor` did not make."""
+    """The job id inside a cursor. Raises RequestInvalid for anything not made by `encode_cursor`."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
@@ -85,11 +85,11 @@ _ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 
 
 def is_valid_id(text: str) -> bool:
-    """Can this be an id? A foreign string may hold what the database refuses."""
+    """Whether this can be an id. A client's string may contain characters that the database refuses."""
     return _ID_PATTERN.fullmatch(text) is not None
 
 
 def check_page_limit(limit: int) -> None:
-    """Raises RequestInvalid for a page that is too small or too large."""
+    """Raises RequestInvalid for a page size that is out of range."""
     if not 1 <= limit <= MAX_PAGE:
         raise RequestInvalid(f"'limit' must be between 1 and {MAX_PAGE}.", pointer="/limit")

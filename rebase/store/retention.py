@@ -1,5 +1,5 @@
-"""What is deleted because its time is over. A sweep does a bounded amount, so that it never holds the
-database up for long; the keeper calls it again."""
+"""Deleting rows whose retention period is over. Each purge is bounded, so that it never blocks the database
+for long; the scheduler repeats it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TERMINAL_STATES = [state.value for state in TERMINAL]
 
 @dataclass(frozen=True, slots=True)
 class RetentionPeriods:
-    """Days; None: for ever."""
+    """Days to keep each kind of row; None: for ever."""
 
     jobs: float | None = None
     events: float | None = None
@@ -34,14 +34,14 @@ class RetentionPeriods:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> RetentionPeriods:
-        """What the deployment asks for."""
+        """The deployment's retention settings."""
         return cls(settings.keep_jobs_days, settings.keep_events_days, settings.keep_audit_days)
 
 
 @dataclass(frozen=True, slots=True)
 class PurgeResult:
-    """Rows that one sweep deleted; of `histories`, jobs that were looked through; of `spent`, deleted jobs
-    that count no longer."""
+    """Rows deleted by one purge. `histories`: jobs whose events were checked; `counted_jobs`:
+    deleted jobs that no longer count towards a limit."""
 
     jobs: int = 0
     histories: int = 0
@@ -52,7 +52,7 @@ class PurgeResult:
 
     @property
     def has_more(self) -> bool:
-        """Was there as much as fits into a sweep, so that there may be more?"""
+        """Whether any batch was full, so that there may be more to delete."""
         return BATCH in (
             self.jobs,
             self.histories,
@@ -64,12 +64,12 @@ class PurgeResult:
 
 
 class Retention:
-    """Sweeps one database. Several may run at once: deleting what is gone already does nothing."""
+    """Purges one database. Several may run at once: deleting a deleted row does nothing."""
 
     def __init__(self, store: Repository, periods: RetentionPeriods) -> None:
         self._store = store
         self._periods = periods
-        self._last_job_id = ""  # histories of jobs up to this id were looked through by this process
+        self._last_job_id = ""  # this process has purged the histories of jobs up to this id
 
     def purge(self) -> PurgeResult:
         """Delete at most `BATCH` of each kind. Raises Busy."""
@@ -84,9 +84,9 @@ class Retention:
         )
 
     def _purge_jobs(self, now: datetime) -> int:
-        """Ended jobs, oldest first. A pool lives in its job, so jobs of pools that still stand are kept. A
-        campaign is told of by its jobs, so that they are kept until it is over and all of them are old. A
-        callback that is still to be delivered keeps its job."""
+        """Delete ended jobs, oldest first. Kept are jobs of existing pools, whose data they hold; jobs of a
+        campaign until it is over and all of its jobs are old; and jobs with a callback that is still
+        pending."""
         if self._periods.jobs is None:
             return 0
         cutoff = now - timedelta(days=self._periods.jobs)
@@ -110,8 +110,8 @@ class Retention:
         return len(ids)
 
     def _purge_histories(self, now: datetime) -> int:
-        """Events of ended jobs, job by job in the order of their ids. State moves stay as long as the job: a
-        retry has to know whether it once came to publishing."""
+        """Delete events of ended jobs, in the order of job ids. State transitions are kept as long as the
+        job: a retry has to know whether it ever reached publishing."""
         if self._periods.events is None:
             return 0
         cutoff = now - timedelta(days=self._periods.events)
@@ -132,14 +132,14 @@ class Retention:
         return len(rows)
 
     def _purge_deliveries(self, now: datetime) -> int:
-        """Callbacks that came to an end, with their logs: part of a job's history."""
+        """Delete settled callbacks with their attempts; they belong to a job's history."""
         if self._periods.events is None:
             return 0
         return delete_deliveries(self._store.db, now - timedelta(days=self._periods.events), BATCH)
 
     def _purge_releases(self, now: datetime) -> int:
-        """Releases that were seen long ago. What became of them stands in campaigns, which also keep one that
-        is told of again from being handled twice."""
+        """Delete old releases. Their outcome is kept in campaigns, which also prevent a release that is
+        reported again from being handled twice."""
         if self._periods.events is None:
             return 0
         cutoff = now - timedelta(days=self._periods.events)
@@ -159,7 +159,7 @@ class Retention:
         return len(ids)
 
     def _purge_counted_jobs(self, now: datetime) -> int:
-        """Whatever the settings say: no limit looks further back than a day."""
+        """Independent of the settings: no limit looks further back than a day."""
         old = (
             select(CountedJob.id)
             .where(CountedJob.id < _get_lowest_id(now - DAY))
@@ -171,8 +171,8 @@ class Retention:
 
 
 def _in_active_campaign(cutoff: datetime) -> ColumnElement[bool]:
-    """Does the job of the statement around it belong to a campaign that is paused, that waits for approval,
-    or of which another job has not ended, or ended since then?"""
+    """SQL condition for the enclosing statement: the job's campaign is paused, awaits approval, or has
+    another job that has not ended before the cutoff."""
     other, link = aliased(Job), aliased(CampaignJob)
     has_active_job = (
         select(link.job_id)
@@ -196,5 +196,6 @@ def _in_active_campaign(cutoff: datetime) -> ColumnElement[bool]:
 
 
 def _get_lowest_id(at: datetime) -> str:
-    """Ids of jobs begin with the milliseconds of their making: nothing at or behind this one ended before."""
+    """Job ids start with their creation time in milliseconds: no job with this id or a later one ended
+    before `at`."""
     return f"{int(at.timestamp() * 1000):012x}"

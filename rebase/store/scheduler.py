@@ -1,6 +1,6 @@
-"""The keeper: one thread that rings bells from the outbox and sweeps up after lost messages and dead workers.
+"""The scheduler: one thread that publishes the outbox and recovers from lost messages and dead workers.
 
-It lives in the API process. Several may run at once, here or on many machines: guarded SQL shares the work.
+It lives in the API process. Several may run at once, on one machine or many: guarded SQL shares the work.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from rebase.store.store import Store
 
 log = get_logger("keeper")
 
-# A burst is rung in small batches with a breath between them: bells are for jobs that take minutes, and
-# requests that wait for an answer come first.
+# Large backlogs are published in small batches with pauses in between: the jobs take minutes, and API
+# requests come first.
 PUBLISH_BATCH = 20
 BATCH_PAUSE_S = 0.1
 PURGE_INTERVAL_S = 60.0
-COALESCE_S = 0.05  # a nudge waits this long for others, so that a burst costs one batch and not one each
+COALESCE_S = 0.05  # after a wake-up, wait this long for others: one batch for a burst instead of one each
 
 
 class Notify(Protocol):
-    """Put one job's bell on the broker; raises what the transport raises."""
+    """Send one job's notification to the broker; raises the transport's errors."""
 
     def __call__(self, job_id: str, /) -> None: ...
 
 
 @dataclass(slots=True)
 class SchedulerState:
-    """What the keeper last saw, for /readyz and /metrics."""
+    """The scheduler's last observations, for /readyz and /metrics."""
 
-    broker_ok: bool | None = None  # None: nothing was rung yet
+    broker_ok: bool | None = None  # None: nothing was sent yet
     notified: int = 0
     failures: int = 0
     last_reap: ReapResult | None = None
 
 
 class Scheduler:
-    """Relays when nudged and every `interval` seconds; sweeps every `interval` seconds, and asks for looks at
-    the Hub that are `reconcile_s` old (0: never)."""
+    """Publishes the outbox when woken and every `interval` seconds; also reaps every `interval` seconds, and
+    queues polls of the Hub every `reconcile_s` seconds (0: never)."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Scheduler:
         monotonic: Callable[[], float] = time.monotonic,
         retention: Retention | None = None,
     ) -> None:
-        """`retention`: what is deleted because its time is over; looked at every `PURGE_S` seconds."""
+        """`retention`: deletes expired rows, checked every `PURGE_INTERVAL_S` seconds."""
         self.state = SchedulerState()
         self._store = store
         self._notify = notify
@@ -71,13 +71,13 @@ class Scheduler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin, in a thread of its own."""
+        """Start the background thread."""
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End after the bell in hand. Bells that are left stay in the outbox."""
+        """Stop after the current notification. The others stay in the outbox."""
         self._stopping.set()
         self._wake_event.set()
         if self._thread is not None:
@@ -85,7 +85,7 @@ class Scheduler:
             self._thread = None
 
     def wake(self) -> None:
-        """There is something in the outbox: ring soon. Costs the caller next to nothing."""
+        """Publish the outbox soon. Cheap for the caller."""
         self._wake_event.set()
 
     def _run(self) -> None:
@@ -125,7 +125,7 @@ class Scheduler:
         return result.notifications > 0
 
     def _purge(self) -> bool:
-        """One bounded batch; the next one comes with the next sweep while there is more."""
+        """Purge one bounded batch; while there is more, the next round purges again."""
         if self._retention is None or self._monotonic() - self._purged_at < PURGE_INTERVAL_S:
             return False
         result = self._retention.purge()
@@ -142,7 +142,7 @@ class Scheduler:
         return queued > 0
 
     def _run_step(self, step: Callable[[], bool]) -> bool:
-        """The keeper outlives every trouble of broker and database; what failed is tried again next time."""
+        """Log errors of broker and database instead of raising; the step is repeated next time."""
         try:
             return step()
         except Busy as exc:

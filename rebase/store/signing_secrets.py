@@ -1,4 +1,4 @@
-"""Signatures as Standard Webhooks wants them: HMAC-SHA256 over `id.timestamp.body`, as `v1,<base64>`."""
+"""Tenants' signing secrets, and signatures as in Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def generate_secret() -> str:
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """The signature with one secret."""
+    """The signature made with one secret, as `v1,<base64>`."""
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     digest = hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
     return f"v1,{base64.b64encode(digest).decode()}"
@@ -40,7 +40,7 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 def build_signature_headers(
     secrets_: Sequence[str], message_id: str, timestamp: int, body: bytes
 ) -> dict[str, str]:
-    """The three headers. Several secrets sign side by side, so that a receiver may hold either."""
+    """The three signature headers. All secrets sign, so that a receiver may hold any one of them."""
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
@@ -48,15 +48,14 @@ def build_signature_headers(
     }
 
 
-# Signing secrets of a tenant: made here, shown once, sealed at rest, replaced with an
-# overlap.
+# A tenant's signing secrets: generated here, shown once, encrypted at rest, rotated with an overlap.
 
 MAX_SIGNING_SECRETS = 3  # signatures in one header
 
 
 @dataclass(frozen=True, slots=True)
 class SecretRecord:
-    """A secret as it may be listed: never the secret itself. `retires_at` is null for the newest one."""
+    """A secret as shown in lists: never the secret itself. `retires_at` is None for the newest one."""
 
     id: str
     created_at: datetime
@@ -64,7 +63,7 @@ class SecretRecord:
 
 
 class SigningSecretRepository:
-    """The secrets of every tenant. Without a vault they can be listed, but neither made nor opened."""
+    """The secrets of every tenant. Without a vault they can only be listed."""
 
     def __init__(self, db: Database, clock: Clock = utcnow) -> None:
         self.db = db
@@ -73,16 +72,16 @@ class SigningSecretRepository:
     def rotate(
         self, vault: Vault, tenant_id: str, overlap_s: float, audit: AuditContext | None = None
     ) -> tuple[SecretRecord, str]:
-        """Make a new secret, which signs from now on; those before it sign along for `overlap_s` at most.
+        """Make a new secret, which signs from now on; earlier ones keep signing for at most `overlap_s`.
 
-        The secret itself is returned here and never again. `trail`: who is named in the audit log.
+        The secret is returned only here. `audit`: the actor recorded in the audit log.
         """
         now, id_, secret = self.clock(), new_id(), generate_secret()
         end = now + timedelta(seconds=overlap_s)
         table = SigningSecret
         of_tenant = table.tenant_id == tenant_id
         with self.db.write() as connection:
-            # One rotation at a time, so that exactly one secret is the newest.
+            # Serialise rotations, so that exactly one secret is the newest.
             connection.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update()).one()
             connection.execute(delete(table).where(of_tenant, table.retires_at <= now))
             connection.execute(
@@ -108,11 +107,11 @@ class SigningSecretRepository:
         return SecretRecord(id_, now, None), secret
 
     def list_signing(self, tenant_id: str) -> list[SecretRecord]:
-        """Those that sign, newest first."""
+        """The secrets currently used for signing, newest first."""
         return [SecretRecord(row.id, row.created_at, row.retires_at) for row in self._load_signing(tenant_id)]
 
     def require_secret(self, tenant_id: str) -> None:
-        """Raises StateConflict for a tenant without a secret: nobody could verify its callbacks."""
+        """Raises StateConflict for a tenant without a secret: its callbacks could not be verified."""
         if not self._load_signing(tenant_id):
             raise StateConflict(
                 "Callbacks are signed, and there is no signing secret yet.",
@@ -122,7 +121,7 @@ class SigningSecretRepository:
             )
 
     def decrypt_signing(self, vault: Vault, tenant_id: str) -> list[str]:
-        """The secrets to sign with, newest first. Raises SettingsInvalid when the vault's keys do not fit."""
+        """The secrets to sign with, newest first. Raises SettingsInvalid if the vault cannot decrypt them."""
         return [
             vault.decrypt(_make_purpose(tenant_id, row.id), row.sealed)
             for row in self._load_signing(tenant_id)

@@ -1,6 +1,6 @@
 """All of the SQL behind jobs, pools, subscriptions, releases and campaigns: one repository per aggregate.
 
-`rebase.schemas.states` draws the states of jobs and campaigns.
+For the states of jobs and campaigns, see `rebase.schemas.states`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ R = TypeVar("R", bound=Repository)
 class Store(Repository):
     """The repositories over one database and one clock.
 
-    `submissions`, `jobs`: what clients do; `queue`: what a worker does with a job that it has claimed;
-    `outbox`: notifications and expired leases, for the scheduler; `releases`, `decisions`: what webhooks,
-    polls and release jobs record; `campaigns`, `campaign_control`: what an owner sees of them and does.
+    `submissions`, `jobs`: what clients do; `queue`: a worker's operations on a job it has claimed;
+    `outbox`: notifications and expired leases, for the scheduler; `releases`, `decisions`: releases from
+    webhooks, polls and release jobs; `campaigns`, `campaign_control`: an owner's view and control of them.
     """
 
     def __init__(
@@ -53,5 +53,5 @@ class Store(Repository):
         self.campaign_control = make(CampaignControl)
 
     def _now(self) -> datetime:
-        """One clock for all: whoever sets `store.clock` sets that of every repository."""
+        """One clock for all: setting `store.clock` sets that of every repository."""
         return self.clock()

@@ -1,4 +1,4 @@
-"""Subscriptions of a tenant. Another tenant's subscription does not exist here."""
+"""A tenant's subscriptions. Another tenant's subscription raises NotFound."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rebase.store.repository import (
 from rebase.store.tables.releases import Subscription
 from rebase.store.tables.tenants import Tenant
 
-MAX_SUBSCRIPTIONS = 200  # of a tenant; a release that all of them mean is as many looks at the Hub
-_RETRY_AFTER_S = 30  # after how long it is worth asking whether one was deleted
+MAX_SUBSCRIPTIONS = 200  # per tenant; a release that matches all of them queues as many jobs
+_RETRY_AFTER_S = 30  # after this one may have been deleted
 _COLUMNS = [getattr(Subscription, name) for name in SubscriptionRecord.__slots__]
 
 
@@ -34,12 +34,12 @@ class SubscriptionRepository(Repository):
     def create(
         self, tenant_id: str, request: SubscriptionRequest, audit: AuditContext | None = None
     ) -> tuple[SubscriptionRecord, bool]:
-        """Record a subscription; the same request again gives the one that stands, and False. `trail`: who is
-        named in the audit log. Raises QuotaExceeded."""
+        """Record a subscription; for a repeated request return the existing one and False. `audit`: the actor
+        recorded in the audit log. Raises QuotaExceeded."""
         now = self.clock()
         fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         with self.db.write() as connection:
-            # One at a time per tenant, so that two equal requests at once make one subscription.
+            # Serialised per tenant, so that two concurrent equal requests make one subscription.
             tenant_lock = select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True)
             connection.execute(tenant_lock)
             same_request = _select_subscriptions(tenant_id).where(Subscription.fingerprint == fingerprint)
@@ -61,7 +61,7 @@ class SubscriptionRepository(Repository):
                 "created_at": now,
             }
             connection.execute(insert(Subscription).values(values))
-            if request.since is not None:  # what may exist already is looked for at once
+            if request.since is not None:  # look for existing releases at once
                 task = ReconcileTask(owner=request.owner)
                 insert_jobs(connection, [build_job_record(self, tenant_id, "reconcile", task)])
             write_audit_event(connection, now, audit, "subscription.made", subscription_id)
@@ -73,7 +73,7 @@ class SubscriptionRepository(Repository):
             return _load(connection, tenant_id, subscription_id)
 
     def list(self, tenant_id: str, *, cursor: str | None = None, limit: int = 50) -> SubscriptionPage:
-        """Newest first. Raises RequestInvalid for a foreign cursor."""
+        """Newest first. Raises RequestInvalid for an invalid cursor."""
         check_page_limit(limit)
         query = _select_subscriptions(tenant_id).order_by(Subscription.id.desc())
         if cursor is not None:
@@ -88,8 +88,8 @@ class SubscriptionRepository(Repository):
     def set_paused(
         self, tenant_id: str, subscription_id: str, paused: bool, audit: AuditContext | None = None
     ) -> SubscriptionRecord:
-        """A paused subscription begins no campaign; what was released meanwhile is found by the next look
-        after it goes on. Raises NotFound."""
+        """Pause or resume. A paused subscription starts no campaigns; the first poll after resuming finds
+        what was released meanwhile. Raises NotFound."""
         with self.db.write() as connection:
             _load(connection, tenant_id, subscription_id)
             connection.execute(
@@ -100,7 +100,7 @@ class SubscriptionRepository(Repository):
             return _load(connection, tenant_id, subscription_id)
 
     def delete(self, tenant_id: str, subscription_id: str, audit: AuditContext | None = None) -> None:
-        """End a subscription. Its campaigns stay, and go on. Raises NotFound."""
+        """Delete a subscription. Its campaigns are kept and continue. Raises NotFound."""
         with self.db.write() as connection:
             _load(connection, tenant_id, subscription_id)
             connection.execute(delete(Subscription).where(Subscription.id == subscription_id))
@@ -110,8 +110,8 @@ class SubscriptionRepository(Repository):
 def find_subscriptions_to_owner(
     connection: Connection, owner: str, tenant_id: str | None, *, lock: bool = False
 ) -> list[SubscriptionRecord]:
-    """Those that wait for releases of this owner (lower case), of one tenant or of all. `keep`: none of them
-    can be deleted before the transaction ends."""
+    """Unpaused subscriptions to this owner (lower case), of one tenant or of all. `lock`: none of them can be
+    deleted before the transaction ends."""
     query = select(*_COLUMNS).where(Subscription.owner == owner, Subscription.paused.is_(False))
     if tenant_id is not None:
         query = query.where(Subscription.tenant_id == tenant_id)

@@ -1,4 +1,4 @@
-"""Tenants as their operator sees them: who there is, what they may use, and how one is deleted."""
+"""Operating on tenants: list them, change their limits, delete their data or the tenant itself."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from rebase.store.tables.tenants import ApiKey, HubToken, Tenant
 
 _DELETE_BATCH = 200  # jobs deleted in one transaction, with their events and diagnostics
 _OPEN_STATES = [state.value for state in JobState if state not in TERMINAL]
-# Deleting a tenant's data keeps who it is, what it did and how many jobs it has left today; the tenant itself
-# is deleted with these.
+# Kept when a tenant's data is deleted: its keys, limits, audit log and today's job count. Deleting the tenant
+# deletes these as well.
 _TABLES_KEPT_WITH_TENANT = frozenset({"api_keys", "tenant_limits", "spent_jobs", "audit_log"})
 
 
 @dataclass(frozen=True, slots=True)
 class TenantRecord:
-    """One tenant: what it may use (`own`: the part that its row says), and what it has."""
+    """One tenant: its limits (`own`: those set in its row) and how much it has stored."""
 
     id: str
     created_at: datetime
@@ -44,7 +44,7 @@ class TenantRecord:
 
 
 def list_tenants(store: Repository) -> list[str]:
-    """Ids in order."""
+    """Sorted tenant ids."""
     with store.db.read() as connection:
         return list(connection.scalars(select(Tenant.id).order_by(Tenant.id)))
 
@@ -79,8 +79,8 @@ def get_tenant(store: Repository, tenant_id: str) -> TenantRecord:
 def change_limits(
     store: Repository, tenant_id: str, changes: Mapping[str, int | None], audit: AuditContext | None
 ) -> int:
-    """Set some of a tenant's numbers; jobs that may start now are rung for. How many. Services notice within
-    ten seconds. Raises NotFound, RequestInvalid."""
+    """Change some of a tenant's limits and notify workers of jobs that may start now; returns how many.
+    Services notice within ten seconds. Raises NotFound, RequestInvalid."""
     now = store.clock()
     with store.db.write() as connection:
         set_limits(connection, tenant_id, changes, now)
@@ -89,8 +89,8 @@ def change_limits(
 
 
 def cancel_all_jobs(store: Repository, tenant_id: str) -> int:
-    """Cancel every job of the tenant: at once those that nobody runs. How many a worker still has. Its
-    subscriptions are paused, so that a release that is told of now begins none anew."""
+    """Cancel every job of the tenant, at once if no worker runs it; returns how many a worker still runs. Its
+    subscriptions are paused, so that new releases start no campaigns."""
     with store.db.write() as connection:
         query = (
             select(Job.__table__)
@@ -100,18 +100,18 @@ def cancel_all_jobs(store: Repository, tenant_id: str) -> int:
         )
         for row in connection.execute(query).all():
             job = JobRecord.from_row(row)
-            # What is being published cannot be called back; its worker ends it in a moment.
+            # A job that is being published cannot be cancelled; its worker ends it soon.
             if job.state is not JobState.PUBLISHING and not job.cancel_requested:
                 cancel_locked(connection, job, store.clock())
-        # Behind the jobs: whoever decides on a release locks in this order.
+        # After the jobs: release decisions lock in the same order.
         owned = Subscription.tenant_id == tenant_id
         connection.execute(update(Subscription).where(owned).values(paused=True))
     return count_open_jobs(store, tenant_id)
 
 
 def count_open_jobs(store: Repository, tenant_id: str) -> int:
-    """Jobs that are not done: a worker has them, or a cancelled one that may have published has yet to be
-    looked at."""
+    """Unfinished jobs: a worker runs them, or they were cancelled but may have published, which has yet to be
+    checked."""
     with store.db.read() as connection:
         query = (
             select(func.count())
@@ -122,10 +122,10 @@ def count_open_jobs(store: Repository, tenant_id: str) -> int:
 
 
 def erase_tenant_data(store: Repository, tenant_id: str, audit: AuditContext) -> None:
-    """Jobs with all that hangs on them, pools, idempotency keys and stored secrets of a tenant. Its keys,
-    limits, how many jobs it submitted today, and its audit log stay.
+    """Delete a tenant's jobs with their dependent rows, pools, idempotency keys and stored secrets. Keys,
+    limits, the audit log and today's job count are kept.
 
-    Raises NotFound, and StateConflict while one of its jobs is not done (`stop_jobs` sees to that).
+    Raises NotFound, and StateConflict while a job is unfinished (call `cancel_all_jobs` first).
     """
     with store.db.read() as connection:
         check_tenant_exists(connection, tenant_id)
@@ -139,9 +139,9 @@ def erase_tenant_data(store: Repository, tenant_id: str, audit: AuditContext) ->
 
 
 def delete_tenant(store: Repository, tenant_id: str, audit: AuditContext) -> None:
-    """The tenant and every row of it; a line in the audit log of the deployment's own tenant says so.
+    """Delete the tenant and all of its rows; recorded in the audit log of the deployment's own tenant.
 
-    Raises NotFound, StateConflict for the deployment's own tenant, and while a job is not done.
+    Raises NotFound, and StateConflict for the deployment's own tenant or while a job is unfinished.
     """
     if tenant_id == DEFAULT_TENANT:
         raise StateConflict(
@@ -160,7 +160,7 @@ def delete_tenant(store: Repository, tenant_id: str, audit: AuditContext) -> Non
 
 
 def revoke_all_keys(store: Repository, tenant_id: str) -> None:
-    """End every key of a tenant, so that nothing new comes in while it is being deleted."""
+    """Revoke every key of a tenant, so that it submits nothing new while it is being deleted."""
     is_active_key = (ApiKey.tenant_id == tenant_id, ApiKey.revoked_at.is_(None))
     with store.db.write() as connection:
         check_tenant_exists(connection, tenant_id)
@@ -177,7 +177,7 @@ def _require_no_open_jobs(store: Repository, tenant_id: str) -> None:
 
 
 def _delete_job_batch(store: Repository, tenant_id: str) -> bool:
-    """Some jobs with their rows. False: there were none left."""
+    """Delete one batch of jobs with their rows. False: none were left."""
     query = (
         select(Job.id).where(Job.tenant_id == tenant_id, Job.state.not_in(_OPEN_STATES)).limit(_DELETE_BATCH)
     )
@@ -189,8 +189,8 @@ def _delete_job_batch(store: Repository, tenant_id: str) -> bool:
 
 
 def _delete_rows(connection: Connection, tenant_id: str, kept_tables: frozenset[str]) -> None:
-    """From every table that names tenants, children first: also from those that are added later.
-    Releases name none, and may have been seen with this tenant's token: those told to nobody else go."""
+    """Delete from every table with a tenant column, children first; tables added later are included.
+    Releases have no tenant but may have been seen with its token: those matched by nobody else go too."""
     _delete_releases(connection, tenant_id)
     for table in reversed(Base.metadata.sorted_tables):
         if "tenant_id" in table.c and table.name not in kept_tables:

@@ -1,8 +1,8 @@
-"""Secrets at rest: Hub tokens and signing secrets, encrypted with a key that the database does not hold.
+"""Secrets at rest: Hub tokens and signing secrets, encrypted with a key that is not in the database.
 
-Fernet (AES-128-CBC with HMAC-SHA256, of the library `cryptography`). A sealed text names what it is for, so
-that one row's secret, copied into another row, does not open there. Several keys may be given: the first one
-seals, all of them open, which is how a key is rotated (`reseal`).
+Fernet (AES-128-CBC with HMAC-SHA256, from the library `cryptography`). A ciphertext is bound to its purpose,
+so that a secret copied into another row cannot be decrypted there. Several keys may be given: the first one
+encrypts and all of them decrypt, which allows key rotation (`reencrypt`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY_HINT = "Make a key with 'rebase secrets key' and set REBASE_SECRET_KEYS for
 
 
 class Vault:
-    """Seals and opens short texts. `keys`: URL-safe base64 of 32 bytes each, the newest first."""
+    """Encrypts and decrypts short texts. `keys`: URL-safe base64 of 32 bytes each, newest first."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         try:
@@ -36,9 +36,9 @@ class Vault:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Vault:
-        """The deployment's vault: of its keys, or of a key file that an embedded one keeps in its home.
+        """The deployment's vault, with the configured keys or an embedded deployment's own key file.
 
-        Raises SettingsInvalid for keys that are none, and where a deployment on a database server has none.
+        Raises SettingsInvalid for invalid keys, and if a deployment on a database server has none.
         """
         configured = settings.secret_keys.get_secret_value() if settings.secret_keys else ""
         keys = [key.strip() for key in configured.split(",") if key.strip()]
@@ -49,11 +49,11 @@ class Vault:
         return cls([_load_or_create_key(settings.resolved_home / "secret.key")])
 
     def encrypt(self, purpose: str, secret: str) -> str:
-        """The text to store. `purpose` says where it belongs, such as `hub_token/acme`; it is not secret."""
+        """The ciphertext to store. `purpose` binds it to its place, such as `hub_token/acme`; not secret."""
         return self._fernet.encrypt(f"{purpose}\0{secret}".encode()).decode()
 
     def decrypt(self, purpose: str, ciphertext: str) -> str:
-        """The secret again. Raises SettingsInvalid when no key opens it, or it was sealed elsewhere."""
+        """The secret. Raises SettingsInvalid if no key decrypts it or its purpose was a different one."""
         try:
             stored_purpose, _, secret = self._fernet.decrypt(ciphertext).decode().partition("\0")
         except InvalidToken as exc:
@@ -66,7 +66,7 @@ class Vault:
         return secret
 
     def reencrypt(self, ciphertext: str) -> str:
-        """The same secret under the newest key. Raises SettingsInvalid when no key opens it."""
+        """The same secret under the newest key. Raises SettingsInvalid if no key decrypts it."""
         try:
             return self._fernet.rotate(ciphertext).decode()
         except InvalidToken as exc:
@@ -76,20 +76,20 @@ class Vault:
 
 
 def generate_key() -> str:
-    """A fresh key for REBASE_SECRET_KEYS."""
+    """A new random key for REBASE_SECRET_KEYS."""
     return Fernet.generate_key().decode()
 
 
 def _load_or_create_key(path: Path) -> str:
-    """The key in this file, which is made (readable by its owner alone) when there is none.
+    """The key in this file, which is created (readable by its owner alone) if it does not exist.
 
-    Whoever comes first writes it whole: all that begin together must end up with one key, or what one of them
-    seals cannot be opened by the others.
+    The file appears atomically: processes that start together must end up with the same key, or secrets
+    encrypted by one could not be decrypted by the others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        # A draft of one's own: requests on several threads of a process, or containers in which all processes
-        # have the same number, would write over a shared one after it was linked.
+        # A unique draft: other threads, or containers whose processes share a PID, would overwrite a shared
+        # draft after it was linked.
         fd, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # readable by its owner alone
         with os.fdopen(fd, "w") as file:
             file.write(generate_key())
@@ -102,8 +102,8 @@ def _load_or_create_key(path: Path) -> str:
     return path.read_text().strip()
 
 
-# (table, column). A new column with an encrypted secret must be listed here, or its secrets are lost when an
-# old key is retired; a test looks for columns of that name.
+# (table, column). A new column with encrypted secrets must be listed here, or its secrets are lost when an
+# old key is retired; a test looks for such columns by name.
 ENCRYPTED_COLUMNS: tuple[tuple[str, str], ...] = (
     ("hub_tokens", "sealed"),
     ("job_tokens", "sealed"),
@@ -112,9 +112,9 @@ ENCRYPTED_COLUMNS: tuple[tuple[str, str], ...] = (
 
 
 def rotate_encryption(db: Database, vault: Vault) -> int:
-    """Put every stored secret under the vault's newest key; how many there are.
+    """Re-encrypt every stored secret under the vault's newest key; returns how many.
 
-    All or nothing: where one cannot be opened, SettingsInvalid names its table and nothing is changed.
+    All or nothing: if one cannot be decrypted, SettingsInvalid names its table and nothing is changed.
     """
     with db.write() as connection:
         return sum(_rotate_column(connection, vault, table, column) for table, column in ENCRYPTED_COLUMNS)

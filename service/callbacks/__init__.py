@@ -1,1 +1,1 @@
-"""Signed callbacks: the dispatcher process, its sender and the guard of where callbacks may go."""
+"""Signed callbacks: the dispatcher process, its sender and the SSRF guard."""

@@ -22,7 +22,7 @@ from service.callbacks.sender import CallbackSender, Resolver, SystemResolver, m
 def make_dispatcher(
     settings: Settings, db: Database, resolver: Resolver, lease_limits: LeaseLimits
 ) -> CallbackDispatcher:
-    """Raises SettingsInvalid where secrets cannot be opened or the certificates cannot be read."""
+    """Raises SettingsInvalid if secrets cannot be decrypted or the certificates cannot be read."""
     sender = CallbackSender(
         resolver,
         Allowlist.parse(settings.callback_allow),
@@ -40,7 +40,7 @@ def make_dispatcher(
 
 
 def main() -> int:
-    """0 after a signal; 2 when the settings cannot be used."""
+    """Returns 0 after a signal, 2 if the settings are unusable."""
     settings = get_settings()
     configure_logging(settings)
     try:

@@ -1,7 +1,7 @@
-"""Takes what is due, has it sent, writes down what came of it. Bounded at every turn.
+"""The callback dispatcher: leases due deliveries, sends them and records the results, within fixed limits.
 
-A courier holds a few deliveries per receiver, some per tenant and a fixed number in all, each for a bounded
-time; so a dead receiver costs its own deliveries patience, and nobody else anything.
+A dispatcher leases a few deliveries per receiver, some per tenant and a fixed number in total, each for a
+limited time. So an unresponsive receiver delays only its own deliveries.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ log = get_logger("courier")
 
 POLL_S = 0.5
 DATABASE_RETRY_S = 1.0
-SHUTDOWN_GRACE_S = 5.0  # a stopping courier gives attempts under way this long; the others fall due again
-LEASE_MARGIN_S = 45.0  # beyond the time of an attempt, for the database
+SHUTDOWN_GRACE_S = 5.0  # time for attempts in progress at shutdown; the others fall due again
+LEASE_MARGIN_S = 45.0  # added to the duration of an attempt, for the database
 _MAX_SETTLE_ATTEMPTS = 5
 _USER_AGENT = "Rebase-Callbacks/1"
 
 
 class CallbackDispatcher:
-    """`run` until stopped. Any number of couriers may share a database."""
+    """`run` until stopped. Any number of dispatchers may share a database."""
 
     def __init__(
         self,
@@ -51,19 +51,19 @@ class CallbackDispatcher:
         self._sender = sender
         self._delays = delays
         self._heartbeat_file = heartbeat_file
-        self._heartbeat_warned = False  # the last touch of `alive` failed, and the log says so
+        self._heartbeat_warned = False  # the last touch of `heartbeat_file` failed, which has been logged
         self._lease_owner = f"{socket.gethostname()[:24]}/{os.getpid()}/{secrets.token_hex(8)}"
         self._in_flight: dict[asyncio.Task[None], LeasedDelivery] = {}
         self._wake = asyncio.Event()
         self._stopping = False
 
     def stop(self) -> None:
-        """End soon: nothing more is taken."""
+        """Stop soon: lease nothing more."""
         self._stopping = True
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until `stop`."""
+        """Deliver until `stop` is called."""
         while not self._stopping:
             self._wake.clear()
             if not await self._lease_due():
@@ -76,7 +76,7 @@ class CallbackDispatcher:
             await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def _lease_due(self) -> bool:
-        """Begin what is due and fits. False: there was nothing."""
+        """Start the deliveries that are due and within the limits. False: there were none."""
         if self._heartbeat_file is not None:
             self._touch_heartbeat_file(self._heartbeat_file)
         lease_s = self._sender.timeout_s + LEASE_MARGIN_S
@@ -95,8 +95,8 @@ class CallbackDispatcher:
         return bool(leased)
 
     def _touch_heartbeat_file(self, file: Path) -> None:
-        """A folder that is full or read-only is no reason to deliver nothing. Said once, and again when it
-        comes back in between."""
+        """A full or read-only folder must not stop deliveries. It is logged once, and again if it recurs
+        after working in between."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
@@ -111,7 +111,7 @@ class CallbackDispatcher:
         delivery = self._in_flight.pop(task)
         self._wake.set()
         if not task.cancelled() and (exc := task.exception()) is not None:
-            # Its hold runs out, and the delivery falls due again.
+            # Its lease expires, and the delivery falls due again.
             log.error("delivery_left", delivery_id=delivery.id, error=f"{type(exc).__name__}: {exc}")
 
     async def _deliver(self, delivery: LeasedDelivery) -> None:
@@ -141,7 +141,7 @@ class CallbackDispatcher:
             ms=result.duration_ms,
         )
         if attempt.lookup is not None and not attempt.lookup.done():
-            # Only now is the slot free: else slow name servers could be asked by more threads than there are.
+            # Free the slot only now: otherwise slow name servers could occupy more threads than there are.
             await asyncio.wait([attempt.lookup])
 
     async def _run_attempt(self, delivery: LeasedDelivery) -> Attempt:
@@ -178,7 +178,7 @@ class CallbackDispatcher:
             )
 
     async def _retry_while_busy(self, write: Callable[[], bool]) -> bool:
-        """A database that is busy for a moment must not cost a receiver a second message."""
+        """Retry while the database is briefly busy, so that the receiver does not get the message twice."""
         for attempt in range(_MAX_SETTLE_ATTEMPTS):
             try:
                 return await asyncio.to_thread(write)

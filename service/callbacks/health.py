@@ -1,4 +1,4 @@
-"""Is this machine's courier alive? `python -m service.callbacks.health` exits 0 or 1, for health checks."""
+"""Whether this machine's dispatcher is alive. `python -m service.callbacks.health` exits 0 or 1."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _STALE_S = 30.0
 
 
 def get_heartbeat_file(settings: Settings) -> Path:
-    """The file that a running courier keeps touching."""
+    """The file that a running dispatcher touches regularly."""
     return settings.resolved_work_dir / "courier.alive"
 
 
 def is_alive(settings: Settings, now: float) -> bool:
-    """Was the file touched in the last half minute?"""
+    """Whether the file was touched in the last half minute."""
     try:
         return now - get_heartbeat_file(settings).stat().st_mtime < _STALE_S
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""One attempt: resolve once, check every address, connect to that very address under the name's TLS identity.
+"""One attempt: resolve once, check every address, connect to a checked address with the name's TLS identity.
 
-Between the check and the connection nothing is resolved again, so a name that changes its mind (DNS
-rebinding) gains nothing. No proxy of the environment is used: it would resolve the name itself. Redirects are
-not followed. Of the answer only its status is kept.
+Nothing is resolved again between the check and the connection, which defeats DNS rebinding. Proxies from the
+environment are not used: they would resolve the name themselves. Redirects are not followed. Of the response
+only the status is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from service.callbacks.ssrf_guard import endpoint_blocked_reason, resolved_block
 
 
 def make_tls_context(extra_ca_file: Path | None) -> ssl.SSLContext:
-    """The system's authorities, and those of a file. Raises SettingsInvalid."""
+    """Trust the system's certificate authorities and those in a file. Raises SettingsInvalid."""
     context = ssl.create_default_context()
     if extra_ca_file is not None:
         try:
@@ -47,9 +47,9 @@ def make_tls_context(extra_ca_file: Path | None) -> ssl.SSLContext:
 
 
 class FailureReason(StrEnum):
-    """Why an attempt does not count as delivered. Stands in the log."""
+    """Why an attempt does not count as delivered, as recorded in the log."""
 
-    REFUSED_URL = "refused_url"  # the deployment's rules changed since the job was submitted
+    REFUSED_URL = "refused_url"  # the deployment's rules have changed since the job was submitted
     REFUSED_ADDRESS = "refused_address"
     DNS = "dns"
     CONNECT = "connect"
@@ -59,14 +59,14 @@ class FailureReason(StrEnum):
     REDIRECT = "redirect"
     STATUS = "status"
     GONE = "gone"
-    NO_SECRET = "no_secret"  # noqa: S105  (a word, not one)
+    NO_SECRET = "no_secret"  # noqa: S105  (not a secret)
     COURIER_LOST = "courier_lost"
     INTERNAL = "internal"
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """The receiver's status, or a reason why there is none; both for a status that is not 2xx."""
+    """The receiver's status, or the reason why there is none; both for a status other than 2xx."""
 
     status: int | None = None
     reason: FailureReason | None = None
@@ -76,7 +76,7 @@ class AttemptResult:
 
 
 def classify_status(status: int, retry_after: str | None, now: datetime) -> AttemptResult:
-    """What a status means: 2xx is delivered, a redirect is a failure like any other, 410 is an end."""
+    """The result for a status: 2xx is delivered, 410 stops deliveries, all else (redirects too) failed."""
     if 200 <= status < 300:
         return AttemptResult(status)
     if 300 <= status < 400:
@@ -92,7 +92,7 @@ def classify_status(status: int, retry_after: str | None, now: datetime) -> Atte
 
 
 def parse_retry_after(text: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks for, given as seconds or as a date; None: nothing usable."""
+    """The seconds of a Retry-After header, given as seconds or as a date; None if it is unusable."""
     if text is None:
         return None
     text = text.strip()
@@ -108,7 +108,7 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
 def decide_settlement(
     result: AttemptResult, failures: int, delays: tuple[float, ...], seed: str, now: datetime
 ) -> Settlement:
-    """Where a delivery goes. `failures`: how many attempts of this round had failed before this one."""
+    """The delivery's next state. `failures`: failed attempts since the last replay, before this one."""
     if result.reason is None:
         return Settlement(DeliveryState.DELIVERED)
     if result.reason is FailureReason.GONE:
@@ -120,29 +120,29 @@ def decide_settlement(
 
 
 class Resolver(Protocol):
-    """Addresses of a name as text, best first. Raises OSError when there are none."""
+    """Resolves a name to addresses as text, best first. Raises OSError if there are none."""
 
     async def __call__(self, host: str, port: int, /) -> Sequence[str]: ...
 
 
 class SystemResolver:
-    """getaddrinfo on as many threads as there can be attempts at once."""
+    """getaddrinfo, with one thread per concurrent attempt."""
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="dns")
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
-        """Each address once. Raises OSError."""
+        """The addresses without duplicates. Raises OSError."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, _look_up_addresses, host, port)
 
     def close(self) -> None:
-        """Let go of the threads; one that still waits for an answer ends by itself."""
+        """Release the threads; one that is still resolving ends by itself."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _look_up_addresses(host: str, port: int) -> list[str]:
-    # A dot at the end: a public name is meant as it stands, and no search domain of ours is tried after it.
+    # A trailing dot makes a public name absolute, so that no local search domain is appended.
     absolute_name = f"{host}." if "." in host else host
     try:
         entries = socket.getaddrinfo(absolute_name, port, type=socket.SOCK_STREAM)
@@ -155,14 +155,14 @@ log = get_logger("courier")
 
 CONNECT_S = 5.0
 RESOLVE_S = 5.0
-DRAIN_S = 1.0  # for the rest of an answer whose status is known: read, so that the receiver sees no reset
+DRAIN_S = 1.0  # for reading the rest of a response whose status is known, so that the receiver sees no reset
 MAX_BYTES = 64 * 1024
 _MAX_ADDRESSES = 4
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One use of `Sender.send`. `lookup` may still be under way when the attempt is over."""
+    """One call of `CallbackSender.send`. `lookup` may outlast the attempt."""
 
     result: AttemptResult
     lookup: asyncio.Future[Sequence[str]] | None = None
@@ -170,7 +170,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class CallbackSender:
-    """Sends one message to one URL within `timeout_s`, DNS included. Raises nothing of its receiver's."""
+    """Sends one message to one URL within `timeout_s`, including DNS. Never raises the receiver's errors."""
 
     resolver: Resolver
     allowlist: Allowlist
@@ -180,7 +180,7 @@ class CallbackSender:
     monotonic: Callable[[], float] = field(default=time.monotonic)
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Attempt:
-        """POST the body. The URL is judged again: rules may have changed since the job was submitted."""
+        """POST the body. The URL is checked again: rules may have changed since the job was submitted."""
         started = self.monotonic()
         attempt = Attempt(
             AttemptResult(reason=FailureReason.TIMEOUT, detail=f"No answer within {self.timeout_s:g} s.")
@@ -208,7 +208,7 @@ class CallbackSender:
                 return
 
     async def _resolve_addresses(self, attempt: Attempt, endpoint: Endpoint) -> Sequence[str]:
-        """Where the name leads; nothing when one of the addresses is refused, or there is none."""
+        """The addresses of the host; empty if any of them is blocked, or there are none."""
         if endpoint.address is not None:
             return [str(endpoint.address)]
         attempt.lookup = asyncio.ensure_future(self.resolver(endpoint.host, endpoint.port))
@@ -226,7 +226,7 @@ class CallbackSender:
         reason = resolved_blocked_reason(endpoint, addresses, self.allowlist)
         if reason is None:
             return addresses
-        # Which address it was is for us: an answer would let strangers read our own names.
+        # The address goes only into the log: telling clients would reveal internal names.
         log.warning("callback_address_refused", host=endpoint.host, why=reason)
         attempt.result = AttemptResult(
             reason=FailureReason.REFUSED_ADDRESS,
@@ -237,7 +237,7 @@ class CallbackSender:
     async def _post(
         self, attempt: Attempt, endpoint: Endpoint, address: str, headers: Mapping[str, str], body: bytes
     ) -> bool:
-        """One address. True: nobody could be reached there, so another one may be tried."""
+        """Try one address. True: the connection failed, so another address may be tried."""
         url = f"{endpoint.scheme}://{format_host(address)}:{endpoint.port}{endpoint.target}"
         request_headers = {**headers, "Host": endpoint.authority, "Accept-Encoding": "identity"}
         timeout = httpx2.Timeout(self.timeout_s, connect=min(CONNECT_S, self.timeout_s))
@@ -261,7 +261,7 @@ class CallbackSender:
             attempt.result = _classify_connect_error(exc)
             return attempt.result.reason is FailureReason.CONNECT
         except httpx2.TimeoutException:
-            pass  # `attempt` says so already, or has a status
+            pass  # `attempt` already has the reason, or a status
         except (httpx2.HTTPError, httpx2.InvalidURL):
             if attempt.result.status is None:
                 attempt.result = AttemptResult(
@@ -271,7 +271,7 @@ class CallbackSender:
 
 
 async def _drain(response: httpx2.Response) -> None:
-    """Read what is left, within bounds, and keep none of it."""
+    """Read and discard the rest of the response, within limits."""
     received_bytes = 0
     with contextlib.suppress(TimeoutError, httpx2.HTTPError):
         async with asyncio.timeout(DRAIN_S):
@@ -294,6 +294,6 @@ def _classify_connect_error(exc: httpx2.TransportError) -> AttemptResult:
 
 
 def _consume_exception(lookup: asyncio.Future[Sequence[str]]) -> None:
-    """A look-up that ends after its attempt: its error was told already, as one of time."""
+    """Consume the error of a look-up that outlasted its attempt, which was already reported as a time-out."""
     if not lookup.cancelled():
         lookup.exception()

@@ -1,9 +1,9 @@
-"""Addresses that a callback may never reach, unless the operator lists them: an explicit deny list.
+"""The SSRF guard: which addresses, ports and URLs callbacks may reach.
 
-A stranger chooses the receiver of a callback, and the sender sits inside our network. So every address that
-is not plainly somebody's public machine is refused, and so is every IPv6 form that carries an IPv4 address:
-the packet may end at the address inside it. Of IPv6 only global unicast (2000::/3) is let through at all,
-because nothing else is routed.
+Clients choose the receiver of a callback, and the sender is inside our network. So every address that is not
+plainly public is blocked by an explicit deny list, unless the operator allows it. So is every IPv6 form with
+an embedded IPv4 address that is blocked, because packets may end up there. Of IPv6 only global unicast
+(2000::/3) is allowed at all, because nothing else is routed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rebase.schemas.callbacks import Endpoint, parse_callback_url
 
 Address = IPv4Address | IPv6Address
 
-# From the IANA special-purpose registries, and one cloud's metadata address that lies outside of them.
+# From the IANA special-purpose registries, plus one cloud's metadata address outside of them.
 DENIED_NETWORKS: dict[str, str] = {
     "0.0.0.0/8": "this network",
     "10.0.0.0/8": "private",
@@ -64,7 +64,7 @@ _DENIED_IPV4 = [(network, why) for network, why in _PARSED_NETWORKS if isinstanc
 _DENIED_IPV6 = [(network, why) for network, why in _PARSED_NETWORKS if isinstance(network, IPv6Network)]
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
-# Where an IPv4 address stands in the 128 bits: (prefix, bits to the right of it, turned over?).
+# Where an IPv4 address is embedded in the 128 bits: (prefix, bits to the right of it, inverted?).
 _IPV4_EMBEDDINGS = (
     (IPv6Network("::/96"), 0, False),
     (IPv6Network("::ffff:0:0/96"), 0, False),
@@ -73,18 +73,18 @@ _IPV4_EMBEDDINGS = (
     (IPv6Network("64:ff9b:1::/48"), 0, False),
     (IPv6Network("2002::/16"), 80, False),
     (IPv6Network("2001::/32"), 64, False),  # Teredo: its server …
-    (IPv6Network("2001::/32"), 0, True),  # … and its client, with every bit turned over
+    (IPv6Network("2001::/32"), 0, True),  # … and its client, with inverted bits
 )
 _ISATAP_PREFIXES = (
     0x0000_5EFE,
     0x0200_5EFE,
-)  # the third 32 bits of an interface that carries an IPv4 address
+)  # the third 32 bits of an interface identifier that embeds an IPv4 address
 
 
 def find_embedded_ipv4(address: Address) -> list[IPv4Address]:
-    """The IPv4 addresses that an IPv6 address carries, by any scheme that puts one there."""
+    """The IPv4 addresses embedded in an IPv6 address, by any known scheme."""
     number = int(address)
-    if isinstance(address, IPv4Address) or number <= 1:  # `::` and `::1` only look like carriers
+    if isinstance(address, IPv4Address) or number <= 1:  # `::` and `::1` only look like embeddings
         return []
     addresses = [
         IPv4Address((number >> shift & 0xFFFF_FFFF) ^ (0xFFFF_FFFF if inverted else 0))
@@ -97,7 +97,7 @@ def find_embedded_ipv4(address: Address) -> list[IPv4Address]:
 
 
 def blocked_reason(address: Address, allowlist: Allowlist) -> str | None:
-    """Why nothing may be sent to this address; None: it may. What it carries must be allowed as well."""
+    """Why this address is blocked; None: it is allowed. Embedded addresses must be allowed as well."""
     for candidate in (address, *find_embedded_ipv4(address)):
         reason = None if allowlist.allows_address(candidate) else _denied_reason(candidate)
         if reason is not None:
@@ -118,22 +118,21 @@ def _denied_reason(address: Address) -> str | None:
     return why or (None if address in _GLOBAL_UNICAST else "not global unicast")
 
 
-# Where callbacks may go in this deployment. Asked at submission, and again before every
-# attempt.
+# Where this deployment's callbacks may go, checked at submission and again before every attempt.
 
 CALLBACK_URL_POINTER = "/callback/url"
-_FIRST_UNPRIVILEGED_PORT = 1024  # below it live mail, shells and other things that must not be talked to
+_FIRST_UNPRIVILEGED_PORT = 1024  # lower ports belong to mail, shells and other services to stay away from
 
 
 def is_trusted(endpoint: Endpoint, allowlist: Allowlist) -> bool:
-    """Did the operator list this name, or the network of this literal address?"""
+    """Whether the operator allowed this name, or the network of this literal address."""
     if endpoint.address is None:
         return allowlist.allows_host(endpoint.host)
     return blocked_reason(endpoint.address, allowlist) is None and allowlist.allows_address(endpoint.address)
 
 
 def endpoint_blocked_reason(endpoint: Endpoint, allowlist: Allowlist) -> str | None:
-    """Why nothing may be sent there, from the URL alone; None: nothing is wrong with it."""
+    """Why this URL is blocked, before any name look-up; None: it is not."""
     if is_trusted(endpoint, allowlist):
         return None
     if endpoint.address is not None:
@@ -150,14 +149,14 @@ def endpoint_blocked_reason(endpoint: Endpoint, allowlist: Allowlist) -> str | N
 
 
 def resolved_blocked_reason(endpoint: Endpoint, addresses: Sequence[str], allowlist: Allowlist) -> str | None:
-    """Why one of the addresses that a name resolved to may not be reached; one is enough to refuse all."""
+    """Why one of a name's resolved addresses is blocked; a single one blocks the name."""
     if is_trusted(endpoint, allowlist):
         return None
     return next(filter(None, (blocked_reason(ip_address(address), allowlist) for address in addresses)), None)
 
 
 def check_callback_url(url: str, allowlist: Allowlist) -> None:
-    """Raises RequestInvalid, pointing at the field, for a URL that this deployment sends nothing to."""
+    """Raises RequestInvalid, pointing at the field, for a URL that this deployment does not call."""
     try:
         reason = endpoint_blocked_reason(parse_callback_url(url), allowlist)
     except ValueError as exc:

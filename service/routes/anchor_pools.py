@@ -1,4 +1,4 @@
-"""`/anchor-pools`: register, look, page, delete. Registering is a job with the same id as the pool."""
+"""`/anchor-pools`: register, list, read, delete. Registering is a job with the same id as the pool."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ router = APIRouter(prefix="/anchor-pools", tags=["anchor pools"])
 
 
 class PoolsQuery(BaseModel):
-    """What `GET /anchor-pools` can be asked. A misspelt filter is refused: ignored, it would list every
-    pool."""
+    """Parameters of `GET /anchor-pools`. Unknown ones are rejected, because ignoring a misspelt filter would
+    list every pool."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,13 +60,13 @@ def list_pools(caller: CallerDep, query: Annotated[PoolsQuery, Query()]) -> Resp
 
 @router.get("/{pool_id}", response_model=PoolOut)
 def get_pool(pool_id: str, caller: CallerDep) -> Response:
-    """One pool. Once it is ready, every revision in it is a commit."""
+    """One pool. Once it is ready, every revision in it is pinned to a commit."""
     return _build_response(caller.service.store.pools.get(caller.tenant, pool_id))
 
 
 @router.delete("/{pool_id}", status_code=204, response_class=Response)
 def delete_pool(pool_id: str, caller: CallerDep) -> Response:
-    """Delete a pool, and cancel its validation. Jobs that are still to use it will fail."""
+    """Delete a pool and cancel its validation. Unfinished jobs that need it will fail."""
     caller.service.store.pools.delete(caller.tenant, pool_id, audit=caller.audit)
     return Response(status_code=204)
 

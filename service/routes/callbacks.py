@@ -1,4 +1,4 @@
-"""Callbacks: deliveries and their log, replay, signing secrets. Sending them is `service.callbacks`'s."""
+"""Callbacks: deliveries with their attempts, replay, signing secrets. `service.callbacks` sends them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAX_OVERLAP_S = 30 * 24 * 3600
 
 
 class DeliveriesQuery(BaseModel):
-    """What `GET /deliveries` can be asked. A misspelt filter is refused: ignored, it would list all."""
+    """Parameters of `GET /deliveries`. Unknown ones are rejected: ignoring a typo would list everything."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,22 +44,22 @@ class DeliveriesQuery(BaseModel):
 
 
 class RotateRequest(BaseModel):
-    """How a secret is replaced."""
+    """How to rotate a secret."""
 
     model_config = ConfigDict(extra="forbid")
 
     overlap_s: int | None = Field(
         default=None,
-        strict=True,  # `false` is no length of time
+        strict=True,  # `false` is not a duration
         ge=0,
         le=_MAX_OVERLAP_S,
-        description="How long the secret before it goes on signing; null: the deployment's own time.",
+        description="How long the previous secret keeps signing; null: the deployment's default.",
     )
 
 
 @router.get("/jobs/{job_id}/deliveries", response_model=DeliveryListOut)
 def job_deliveries(job_id: str, caller: CallerDep) -> Response:
-    """A job's callbacks, oldest first, each with every attempt. One page holds all of them."""
+    """A job's callbacks, oldest first, each with every attempt. All are on one page."""
     deliveries = _get_delivery_repository(caller).list_for_job(caller.tenant, job_id)
     view = DeliveryListOut.model_construct(
         deliveries=[DeliveryOut.from_record(delivery) for delivery in deliveries], next_cursor=None
@@ -91,7 +91,7 @@ def get_delivery(delivery_id: str, caller: CallerDep) -> Response:
     response_description="Accepted.",
 )
 def replay_delivery(delivery_id: str, caller: CallerDep) -> Response:
-    """Send it again, now, under the same `webhook-id`. A receiver that had answered 410 is tried again."""
+    """Send it again now, under the same `webhook-id`, even to a receiver that had answered 410."""
     return _build_response(
         DeliveryOut.from_record(
             _get_delivery_repository(caller).replay(caller.tenant, delivery_id, caller.audit)
@@ -102,7 +102,7 @@ def replay_delivery(delivery_id: str, caller: CallerDep) -> Response:
 
 @router.get("/callback-secrets", response_model=SecretListOut)
 def list_secrets(caller: CallerDep) -> Response:
-    """Your signing secrets by id and date; never the secrets themselves."""
+    """Your signing secrets with ids and dates; never the secrets themselves."""
     secrets = _get_secret_repository(caller).list_signing(caller.tenant)
     return _build_response(
         SecretListOut.model_construct(secrets=[SecretOut.from_record(secret) for secret in secrets])
@@ -113,7 +113,7 @@ def list_secrets(caller: CallerDep) -> Response:
     "/callback-secrets", status_code=201, response_model=NewSecretOut, response_description="Created."
 )
 def rotate_secret(caller: AdminDep, request: RotateRequest | None = None) -> Response:
-    """Make a signing secret and show it, once. The one before it signs along for a while."""
+    """Create a signing secret and return it, once. The previous one keeps signing for a while."""
     settings = caller.service.settings
     requested_s = request.overlap_s if request is not None else None
     overlap_s = settings.callback_secret_overlap_s if requested_s is None else requested_s
@@ -128,8 +128,8 @@ def rotate_secret(caller: AdminDep, request: RotateRequest | None = None) -> Res
 
 
 def check_callback(caller: Caller, callback: CallbackSpec) -> None:
-    """May this deployment call back there, and could the receiver verify it? Raises RequestInvalid,
-    StateConflict."""
+    """Check that this deployment may call the URL and that the tenant has a signing secret. Raises
+    RequestInvalid, StateConflict."""
     check_callback_url(callback.url, Allowlist.parse(caller.service.settings.callback_allow))
     _get_secret_repository(caller).require_secret(caller.tenant)
 

@@ -1,4 +1,4 @@
-"""`/campaigns`: what subscriptions made of releases; look, steer, read the report."""
+"""`/campaigns`: list, read, control, report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RETRY_AFTER_S = 5
 
 
 class CampaignsQuery(BaseModel):
-    """What `GET /campaigns` can be asked. A misspelt filter is refused: ignored, it would list all."""
+    """Parameters of `GET /campaigns`. Unknown ones are rejected: ignoring a typo would list everything."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,7 +33,7 @@ class CampaignsQuery(BaseModel):
 
 @router.get("", response_model=CampaignListOut)
 def list_campaigns(caller: CallerDep, query: Annotated[CampaignsQuery, Query()]) -> Response:
-    """Your campaigns, newest first; releases that guards refused are among them, with the reason."""
+    """Your campaigns, newest first, including releases refused by guards, with the reason."""
     page = caller.service.store.campaigns.list(
         caller.tenant,
         state=query.state,
@@ -59,11 +59,11 @@ def get_report(
     campaign_id: str,
     caller: CallerDep,
     format: Annotated[
-        Literal["json", "html"] | None, Query(description="Default: by the header Accept.")
+        Literal["json", "html"] | None, Query(description="Default: by the Accept header.")
     ] = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
-    """Which adapters moved, which need retraining and why, which failed: JSON, or a page to read."""
+    """Which adapters were transferred, which need retraining and why, which failed: JSON or an HTML page."""
     store = caller.service.store
     campaign = store.campaigns.get(caller.tenant, campaign_id)
     report = build_campaign_report(campaign, store.campaigns.list_entries(caller.tenant, campaign_id))
@@ -76,7 +76,7 @@ def get_report(
 
 @router.post("/{campaign_id}/pause", response_model=CampaignOut)
 def pause_campaign(campaign_id: str, caller: CallerDep) -> Response:
-    """Take no further job of it; running ones finish."""
+    """Start no more of its jobs; running ones finish."""
     return _build_response(
         caller.service.store.campaign_control.pause(caller.tenant, campaign_id, caller.audit)
     )
@@ -84,7 +84,7 @@ def pause_campaign(campaign_id: str, caller: CallerDep) -> Response:
 
 @router.post("/{campaign_id}/resume", response_model=CampaignOut)
 def resume_campaign(campaign_id: str, caller: CallerDep) -> Response:
-    """Go on with a paused campaign."""
+    """Resume a paused campaign."""
     return _wake_and_respond(
         caller, caller.service.store.campaign_control.resume(caller.tenant, campaign_id, caller.audit)
     )
@@ -92,7 +92,7 @@ def resume_campaign(campaign_id: str, caller: CallerDep) -> Response:
 
 @router.post("/{campaign_id}/cancel", response_model=CampaignOut)
 def cancel_campaign(campaign_id: str, caller: CallerDep) -> Response:
-    """Cancel every job that has not ended."""
+    """Cancel every unfinished job."""
     return _build_response(
         caller.service.store.campaign_control.cancel(caller.tenant, campaign_id, caller.audit)
     )
@@ -100,7 +100,7 @@ def cancel_campaign(campaign_id: str, caller: CallerDep) -> Response:
 
 @router.post("/{campaign_id}/retry", status_code=202, response_model=CampaignOut)
 def retry_campaign(campaign_id: str, caller: CallerDep) -> Response:
-    """Queue failed and cancelled jobs again. Of one that is refused or waiting: look at the release again."""
+    """Queue failed and cancelled jobs again. If it is refused or waiting: check the release again."""
     return _wake_and_respond(
         caller, caller.service.store.campaign_control.retry(caller.tenant, campaign_id, caller.audit), 202
     )
@@ -108,7 +108,7 @@ def retry_campaign(campaign_id: str, caller: CallerDep) -> Response:
 
 @router.post("/{campaign_id}/approve", status_code=202, response_model=CampaignOut)
 def approve_campaign(campaign_id: str, caller: CallerDep) -> Response:
-    """After a dry run: convert every adapter whose pre-check did not say incompatible."""
+    """After a dry run: convert every adapter whose pre-check is not incompatible."""
     return _wake_and_respond(
         caller, caller.service.store.campaign_control.approve(caller.tenant, campaign_id, caller.audit), 202
     )
@@ -125,7 +125,7 @@ def _build_response(campaign: CampaignRecord, status: int = 200) -> Response:
 
 
 def _prefers_html(accept: str) -> bool:
-    """What a browser sends names HTML, and no JSON before it."""
+    """Browsers name HTML before any JSON."""
     media_types = [part.split(";")[0].strip() for part in accept.lower().split(",")]
     html = media_types.index("text/html") if "text/html" in media_types else len(media_types)
     return html < (

@@ -1,4 +1,4 @@
-"""`POST /convert` and `POST /precheck`: record the job, answer 202. The bell is rung outside the request."""
+"""`POST /convert` and `POST /precheck`: record the job, answer 202. Notifications are sent afterwards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Same key and same request: the same job. Other request: 422. First one in flight: 409.",
+        description="Same key, same request: the same job. Different request: 422. First in progress: 409.",
     ),
 ]
 
@@ -38,7 +38,7 @@ async def convert(
     idempotency_key: IdempotencyKey = None,
     hub_token: JobHubToken = None,
 ) -> Response:
-    """Move an adapter onto another base model and push the result."""
+    """Transfer an adapter to another base model and publish the result."""
     return await _submit(
         caller, "convert", request, idempotency_key, build_submission_context(caller, hub_token)
     )
@@ -51,7 +51,7 @@ async def precheck(
     idempotency_key: IdempotencyKey = None,
     hub_token: JobHubToken = None,
 ) -> Response:
-    """Find out whether the move can work; writes nothing anywhere."""
+    """Predict whether the transfer will work; publishes nothing."""
     return await _submit(
         caller, "precheck", request, idempotency_key, build_submission_context(caller, hub_token)
     )
@@ -82,7 +82,7 @@ async def _submit(
 
 
 def _find_named_pools(method: MethodParams) -> Iterator[tuple[str, str]]:
-    """The anchor pools that a request names: (pointer to the field, id)."""
+    """The anchor pools named in a request: (pointer to the field, id)."""
     for pointer, params in (
         ("/method", method),
         *(
@@ -102,9 +102,9 @@ def _check_pool(
     pointer: str,
     idempotency_key: str | None,
 ) -> None:
-    """Can the pool that the request names be used for it? What a key has made before is not asked again.
+    """Check that the pool named in the request can be used. Skipped if the idempotency key has a job already.
 
-    Raises NotFound, StateConflict (not ready) and RequestInvalid (other bases).
+    Raises NotFound, StateConflict (not ready) and RequestInvalid (different bases).
     """
     store, tenant = caller.service.store, caller.tenant
     if (

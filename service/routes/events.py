@@ -1,4 +1,4 @@
-"""`GET /jobs/{id}/events`: the job's history as server-sent events, read from SQL, and live progress."""
+"""`GET /jobs/{id}/events`: the job's history and live progress as server-sent events, read from SQL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_ID = 2**63 - 1
 
 
 async def _get_job(job_id: str, caller: CallerDep) -> JobRecord:
-    """A job that is not there is a 404, which must be said before the stream begins."""
+    """Load the job before the stream begins, so that a missing one is a 404."""
     return await run_in_threadpool(caller.service.store.jobs.get, caller.tenant, job_id)
 
 
@@ -34,9 +34,9 @@ async def get_events(
     caller: CallerDep,
     last_event_id: Annotated[int, Header(ge=0, le=_MAX_ID)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """State moves, phases and what else is in the history, with rising ids; `progress` in between,
-    under the id of the last one. The stream ends when the job is done, and soon after its key has ended.
-    Resume with Last-Event-ID."""
+    """State transitions, phases and other events of the job with increasing ids; `progress` in between,
+    under the id of the last event. The stream ends when the job is done, or soon after its key has expired or
+    was revoked. Resume with Last-Event-ID."""
     last, version = last_event_id, job.version - 1
     key_checked_at = anyio.current_time()
     while True:
@@ -55,7 +55,7 @@ async def get_events(
             last = event.id
             yield _build_event(event)
         if events:
-            continue  # a page may be full; the next look finds the rest
+            continue  # the page may have been full; the next poll finds the rest
         if job.is_done:
             return
         if job.version != version:
@@ -65,7 +65,7 @@ async def get_events(
 
 
 def _is_key_active(caller: Caller) -> bool:
-    """Does the key still work with which the stream was opened? Raises Busy."""
+    """Whether the key that opened the stream is still valid. Raises Busy."""
     key_id = caller.audit.key_id
     return key_id is None or keys.is_active(caller.service.store, key_id)
 

@@ -1,4 +1,4 @@
-"""A token for the Hub: with one request in a header, or stored for the tenant. It never comes back out."""
+"""Hub tokens: sent with one request in a header, or stored for the tenant. They are never returned."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ JobHubToken = Annotated[
     str | None,
     Header(
         alias=HUB_TOKEN_HEADER,
-        description="A Hub token for this job alone: encrypted while the job lasts, then deleted. Without it "
-        "the job uses the one that is stored for the tenant.",
+        description="A Hub token for this job alone: encrypted while the job lasts, then deleted. Without "
+        "it, the job uses the token stored for the tenant.",
     ),
 ]
 
@@ -45,8 +45,8 @@ class HubTokenBody(BaseModel):
 
 
 def build_submission_context(caller: Caller, hub_token: str | None) -> SubmissionContext:
-    """What goes with this caller's job. Raises RequestInvalid for a header that is no token, and
-    SettingsInvalid where the deployment has no key to seal it with."""
+    """What accompanies this caller's job. Raises RequestInvalid for an invalid token header, and
+    SettingsInvalid if the deployment has no key to encrypt it with."""
     if hub_token is None:
         return caller.submission_context
     try:
@@ -62,7 +62,7 @@ def build_submission_context(caller: Caller, hub_token: str | None) -> Submissio
 
 @router.put("", response_model=HubTokenOut)
 def put_hub_token(body: HubTokenBody, caller: AdminDep) -> HubTokenOut:
-    """Store the token with which your jobs read and write on the Hub, in place of an earlier one."""
+    """Store the token that your jobs use to read and write on the Hub, replacing an earlier one."""
     service = caller.service
     put_tenant_token(
         service.store,
@@ -76,13 +76,13 @@ def put_hub_token(body: HubTokenBody, caller: AdminDep) -> HubTokenOut:
 
 @router.get("", response_model=HubTokenOut)
 def get_hub_token(caller: AdminDep) -> HubTokenOut:
-    """Is a token stored? The token itself is not shown to anybody."""
+    """Whether a token is stored. The token itself is never shown."""
     updated_at = get_token_updated_at(caller.service.store, caller.tenant)
     return HubTokenOut(stored=updated_at is not None, updated_at=updated_at)
 
 
 @router.delete("", status_code=204, response_class=Response)
 def delete_hub_token(caller: AdminDep) -> Response:
-    """Forget the stored token. Jobs that begin later do without."""
+    """Delete the stored token. Jobs that start later run without it."""
     delete_tenant_token(caller.service.store, caller.tenant, caller.audit)
     return Response(status_code=204)

@@ -1,6 +1,7 @@
-"""The Hub's webhook payload, version 3, as far as it matters here; whatever else it says is let through.
+"""The Hub's webhook (payload version 3): check the secret, extract the release, record it.
 
-Every field may be missing, null or of another kind than today: then it says nothing.
+Any field of the payload may be missing, null or of an unexpected type; it is then ignored, as are unknown
+fields.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rebase.settings import Settings
 from rebase.store.records import ReleaseEvent
 from service.deps import ServiceDep
 
-_MAX_TEXT_LENGTH = 100  # of ids
+_MAX_TEXT_LENGTH = 100  # for ids
 _MAX_SHA_LENGTH = 64
 _CONTENT_SCOPES = frozenset({"repo", "repo.content"})
 _KNOWN_SCOPES = frozenset({"repo", "repo.content", "repo.config", "discussion", "discussion.comment"})
@@ -31,7 +32,7 @@ _KNOWN_SCOPES = frozenset({"repo", "repo.content", "repo.config", "discussion", 
 
 @dataclass(frozen=True, slots=True)
 class IgnoredEvent:
-    """Nothing to do, and why."""
+    """A payload that needs no action, and why."""
 
     reason: str
     detail: str
@@ -49,7 +50,7 @@ def parse_payload(body: bytes) -> Mapping[str, Any]:
 
 
 def extract_release(payload: Mapping[str, Any]) -> ReleaseEvent | IgnoredEvent:
-    """What the payload says of the main branch of a model."""
+    """What the payload says about the main branch of a model."""
     event, repo = _get_object(payload, "event"), _get_object(payload, "repo")
     if repo.get("type") != "model":
         return IgnoredEvent("not_a_model", "Only model repos are followed.")
@@ -65,7 +66,7 @@ def extract_release(payload: Mapping[str, Any]) -> ReleaseEvent | IgnoredEvent:
     is_new_repo = event.get("action") == "create" and _normalize_scope(event.get("scope")) == "repo"
     sha = _find_pushed_sha(payload)
     if sha is None and is_new_repo and not payload.get("updatedRefs"):
-        sha = _to_text(repo.get("headSha"))[:_MAX_SHA_LENGTH]  # perhaps none yet
+        sha = _to_text(repo.get("headSha"))[:_MAX_SHA_LENGTH]  # may be empty
     if sha is None:
         return IgnoredEvent("not_main", "Nothing was pushed to the branch main.")
     webhook_id, repo_id = _to_text(_get_object(payload, "webhook").get("id")), _to_text(repo.get("id"))
@@ -75,7 +76,7 @@ def extract_release(payload: Mapping[str, Any]) -> ReleaseEvent | IgnoredEvent:
 
 
 def _find_pushed_sha(payload: Mapping[str, Any]) -> str | None:
-    """The commit that main was moved to."""
+    """The new commit of main."""
     updated_refs = payload.get("updatedRefs")
     for ref in updated_refs if isinstance(updated_refs, list) else ():
         if isinstance(ref, dict) and ref.get("ref") == MAIN_REF and _to_text(ref.get("newSha")):
@@ -84,7 +85,7 @@ def _find_pushed_sha(payload: Mapping[str, Any]) -> str | None:
 
 
 def _normalize_scope(value: Any) -> str:
-    """A scope that is not known counts as the known one that it lies in."""
+    """Map an unknown scope to the known one that contains it."""
     scope = _to_text(value)
     while scope and scope not in _KNOWN_SCOPES:
         scope = scope.rpartition(".")[0]
@@ -97,7 +98,7 @@ def _get_object(payload: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _to_text(value: Any) -> str:
-    """Short printable text, as names and ids are; anything else says nothing."""
+    """Short printable text, such as names and ids; empty for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value) if abs(value) < 10**20 else ""
     return value[:_MAX_TEXT_LENGTH] if isinstance(value, str) and value.isprintable() else ""
@@ -113,11 +114,11 @@ _DETAIL_BY_REASON = {
 
 
 class WebhookOut(BaseModel):
-    """What became of a delivery. Every one that can be read is accepted; the Hub need not send it again."""
+    """The result for a delivery. Every readable one is accepted; the Hub need not send it again."""
 
     status: Literal["recorded", "ignored"]
     reason: str | None = Field(
-        description="Of one that was ignored: not_a_model, scope, action, repo_name, not_main, duplicate, "
+        description="If it was ignored: not_a_model, scope, action, repo_name, not_main, duplicate, "
         "own_push, no_subscription."
     )
     detail: str | None
@@ -154,8 +155,7 @@ async def hub_webhook(request: Request, service: ServiceDep) -> Response:
 
 
 def require_webhook_secret(settings: Settings, presented: str) -> None:
-    """Raises WebhookOff and WebhookUnauthorised. Takes as long for a secret that is nearly right as for any
-    other, and looks at all of them."""
+    """Raises WebhookNotConfigured and WebhookUnauthorized. Compares with every secret in constant time."""
     configured = settings.webhook_secret.get_secret_value() if settings.webhook_secret is not None else ""
     secrets = [secret.strip() for secret in configured.split(",") if secret.strip()]
     if not secrets:
@@ -163,7 +163,7 @@ def require_webhook_secret(settings: Settings, presented: str) -> None:
             "The webhook of this service is not set up.",
             hint="Set REBASE_WEBHOOK_SECRET to the secret that the Hub is told when the webhook is made.",
         )
-    # Compared as bytes: headers may hold what text comparison refuses.
+    # Compare bytes: headers may contain characters that text comparison rejects.
     comparisons = [hmac.compare_digest(secret.encode(), presented.encode("latin-1")) for secret in secrets]
     if not any(comparisons):
         raise WebhookUnauthorized(

@@ -1,4 +1,4 @@
-"""`/jobs`: look, page, cancel, retry."""
+"""`/jobs`: list, read, cancel, retry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
 class JobsQuery(BaseModel):
-    """What `GET /jobs` can be asked. A misspelt filter is refused: ignored, it would list every job."""
+    """Parameters of `GET /jobs`. Unknown ones are rejected: ignoring a typo would list every job."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,7 +49,7 @@ def list_jobs(caller: CallerDep, query: Annotated[JobsQuery, Query()]) -> Respon
 def get_job(
     job_id: str, caller: CallerDep, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
-    """One job. Send the last ETag as If-None-Match to be told 304 when nothing has changed."""
+    """One job. Send the last ETag as If-None-Match to get 304 if nothing has changed."""
     job = caller.service.store.jobs.get(caller.tenant, job_id)
     if etag_matches(if_none_match, compute_etag(job)):
         return Response(status_code=304, headers={"ETag": compute_etag(job)})
@@ -67,7 +67,7 @@ def get_diagnostics(job_id: str, caller: CallerDep) -> Response:
 
 @router.post("/{job_id}/cancel", response_model=JobOut)
 def cancel_job(job_id: str, caller: CallerDep) -> Response:
-    """Cancel: at once while nobody runs the job, else with its worker's next heartbeat."""
+    """Cancel a job: at once if no worker runs it, else at its worker's next heartbeat."""
     return build_job_response(caller.service.store.jobs.cancel(caller.tenant, job_id, audit=caller.audit))
 
 

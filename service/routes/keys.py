@@ -1,4 +1,4 @@
-"""`/keys`: a tenant's admin makes, lists, rotates and revokes the keys of that tenant."""
+"""`/keys`: a tenant's admin creates, lists, rotates and revokes its API keys."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class KeyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(default="key", min_length=1, max_length=200, description="For people.")
+    name: str = Field(default="key", min_length=1, max_length=200, description="A display name.")
     scope: Scope = Scope.CONVERT
     expires_in_s: int | None = Field(
-        default=None, ge=_MIN_LIFETIME_S, le=_MAX_LIFETIME_S, description="Null: it does not expire."
+        default=None, ge=_MIN_LIFETIME_S, le=_MAX_LIFETIME_S, description="Null: it never expires."
     )
 
 
@@ -41,13 +41,13 @@ class RotationRequest(BaseModel):
         default=int(keys.DEFAULT_OVERLAP.total_seconds()),
         ge=0,
         le=_MAX_LIFETIME_S,
-        description="How long the old key goes on working.",
+        description="How long the old key keeps working.",
     )
 
 
 @router.post("", status_code=201, response_model=NewKeyOut)
 def create_key(request: KeyRequest, caller: AdminDep) -> NewKeyOut:
-    """Make a key of your tenant. It is shown this once."""
+    """Create a key for your tenant. It is shown only once."""
     lifetime = timedelta(seconds=request.expires_in_s) if request.expires_in_s is not None else None
     new_key = keys.issue_key(
         caller.service.store, caller.tenant, request.name, request.scope, lifetime, caller.audit
@@ -65,8 +65,8 @@ def list_keys(caller: AdminDep) -> KeyListOut:
 
 @router.post("/{key_id}/rotate", status_code=201, response_model=NewKeyOut)
 def rotate_key(key_id: KeyId, caller: AdminDep, request: RotationRequest | None = None) -> NewKeyOut:
-    """A new key with the same name, scope and length of life. The old one works on for a while, and is
-    not rotated again."""
+    """Create a key with the same name, scope and lifetime. The old one keeps working for a while and cannot
+    be rotated again."""
     overlap = timedelta(seconds=(request or RotationRequest()).overlap_s)
     new_key = keys.rotate_key(caller.service.store, key_id, overlap, tenant=caller.tenant, audit=caller.audit)
     return _build_new_key(new_key)
@@ -74,7 +74,7 @@ def rotate_key(key_id: KeyId, caller: AdminDep, request: RotationRequest | None 
 
 @router.delete("/{key_id}", status_code=204, response_class=Response)
 def revoke_key(key_id: KeyId, caller: AdminDep) -> Response:
-    """End a key's life, within ten seconds everywhere."""
+    """Revoke a key; takes effect everywhere within ten seconds."""
     keys.revoke_key(caller.service.store, key_id, tenant=caller.tenant, audit=caller.audit)
     return Response(status_code=204)
 

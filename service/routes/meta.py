@@ -1,4 +1,4 @@
-"""`/methods`, `/livez`, `/readyz`, `/metrics` and the way from `/` to the documentation."""
+"""`/methods`, `/livez`, `/readyz`, `/metrics`, and the redirect from `/` to the documentation."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ async def list_methods(_caller: CallerDep) -> Response:
 
 @router.get("/livez", response_model=dict[str, str])
 async def livez() -> Response:
-    """The process answers."""
+    """The process is running."""
     return Response('{"status":"alive"}', media_type="application/json")
 
 
 @router.get("/readyz", response_model=ReadyOut)
 def readyz(service: ServiceDep) -> Response:
-    """The database answers and its tables are those that this version expects."""
+    """The database is available and at the schema revision of this version."""
     with service.store.db.read() as connection:
         current = migrations.current(connection)
     if current != service.migrations_head:
@@ -60,5 +60,5 @@ def metrics(service: ServiceDep) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def root() -> RedirectResponse:
-    """People who open the address in a browser want the documentation."""
+    """Redirect browsers to the documentation."""
     return RedirectResponse("/docs")

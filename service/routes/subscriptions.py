@@ -23,7 +23,7 @@ router = APIRouter(prefix="/subscriptions", tags=["releases"])
 
 
 class SubscriptionsQuery(BaseModel):
-    """What `GET /subscriptions` can be asked."""
+    """Parameters of `GET /subscriptions`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,11 +32,11 @@ class SubscriptionsQuery(BaseModel):
 
 
 class SubscriptionChange(BaseModel):
-    """What `PATCH /subscriptions/{id}` can change."""
+    """The body of `PATCH /subscriptions/{id}`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    paused: bool = Field(description="A paused subscription begins no campaign.")
+    paused: bool = Field(description="A paused subscription starts no campaigns.")
 
 
 @router.post(
@@ -46,7 +46,7 @@ class SubscriptionChange(BaseModel):
     responses={200: {"model": SubscriptionOut, "description": "You have this very subscription already."}},
 )
 def subscribe(request: SubscriptionRequest, caller: CallerDep) -> Response:
-    """Convert adapters whenever such a base is released. The same request again changes nothing."""
+    """Convert adapters whenever a matching base is released. Repeating the same request changes nothing."""
     check_subscription_request(request)
     if request.callback is not None:
         check_callback(caller, request.callback)
@@ -71,7 +71,7 @@ def get_subscription(subscription_id: str, caller: CallerDep) -> Response:
 
 @router.patch("/{subscription_id}", response_model=SubscriptionOut)
 def change_subscription(subscription_id: str, change: SubscriptionChange, caller: CallerDep) -> Response:
-    """Pause or resume. What is released during a pause is found by the next look at the Hub after it."""
+    """Pause or resume. The first poll of the Hub after a pause finds what was released meanwhile."""
     store = caller.service.store
     return _build_response(
         store.subscriptions.set_paused(caller.tenant, subscription_id, change.paused, caller.audit)
@@ -80,7 +80,7 @@ def change_subscription(subscription_id: str, change: SubscriptionChange, caller
 
 @router.delete("/{subscription_id}", status_code=204, response_class=Response)
 def unsubscribe(subscription_id: str, caller: CallerDep) -> Response:
-    """End a subscription. Its campaigns stay, and go on."""
+    """Delete a subscription. Its campaigns are kept and continue."""
     caller.service.store.subscriptions.delete(caller.tenant, subscription_id, caller.audit)
     return Response(status_code=204)
 

@@ -1,4 +1,4 @@
-"""`/audit`, `/limits` and `/tenant-data`: what a tenant's admin may see and delete of it."""
+"""`/audit`, `/limits` and `/tenant-data`: a tenant's audit log and limits, and deleting its data."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _MAX_ID = 2**63 - 1
 
 
 class AuditQuery(BaseModel):
-    """What `GET /audit` can be asked."""
+    """Parameters of `GET /audit`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    before: int | None = Field(default=None, ge=1, le=_MAX_ID, description="The last page's `next_before`.")
+    before: int | None = Field(default=None, ge=1, le=_MAX_ID, description="`next_before` of the last page.")
     limit: int = Field(default=50, ge=1, le=MAX_EVENTS)
 
 
 @router.get("/audit", response_model=AuditListOut)
 def list_audit(caller: AdminDep, query: Annotated[AuditQuery, Query()]) -> AuditListOut:
-    """Who did what in your tenant."""
+    """The audit log of your tenant."""
     events = list_audit_events(caller.service.store.db, caller.tenant, before=query.before, limit=query.limit)
     lines = [AuditOut(**{name: getattr(line, name) for name in AuditOut.model_fields}) for line in events]
     return AuditListOut(lines=lines, next_before=lines[-1].id if len(lines) == query.limit else None)
@@ -38,15 +38,15 @@ def list_audit(caller: AdminDep, query: Annotated[AuditQuery, Query()]) -> Audit
 
 @router.get("/limits", response_model=LimitsOut)
 async def get_limits(caller: CallerDep) -> LimitsOut:
-    """What your tenant may use. Whoever runs the service sets it."""
+    """Your tenant's limits, as set by the operator of the service."""
     return LimitsOut(**asdict(caller.limits))
 
 
 @router.delete("/tenant-data", status_code=204, response_class=Response)
 def delete_tenant_data(caller: AdminDep) -> Response:
     """Delete every job, pool and stored secret of your tenant. Jobs are cancelled first: while a worker still
-    has one the answer is 409, and the call is to be made again. Keys and the audit log stay, and
-    the day's jobs still count."""
+    runs one the answer is 409, and the call must be repeated. Keys and the audit log are kept, and today's
+    jobs still count towards the limit."""
     cancel_all_jobs(caller.service.store, caller.tenant)
     erase_tenant_data(caller.service.store, caller.tenant, caller.audit)
     return Response(status_code=204)

@@ -94,7 +94,7 @@ def test_a_table_that_is_being_written_is_looked_at_again_and_one_that_stays_bro
         if len(waits) == 3:
             file.write_text(whole)
 
-    monkeypatch.setattr("rebase.store.broker.time.sleep", written_meanwhile)
+    monkeypatch.setattr("rebase.retry.time.sleep", written_meanwhile)
     file.write_text("")
     assert [entry.queue for entry in channel.get_table("bells")] == [QUEUE]
     assert len(waits) == 3

@@ -11,7 +11,6 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-import service.deps
 from rebase.errors import NotFound, RequestInvalid, SettingsInvalid
 from rebase.logging import redact_event
 from rebase.settings import Settings
@@ -76,8 +75,8 @@ def test_one_tenant_sees_nothing_of_another(guarded: Api) -> None:
     assert again.json()["id"] != job_id
 
 
-def test_a_revoked_key_stops_working(guarded: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.deps, "_TTL_S", 0.0)
+def test_a_revoked_key_stops_working(guarded: Api) -> None:
+    guarded.remember_nothing()
     key = keys.create_key(guarded.store, "acme", "laptop")
     assert guarded.client.get("/jobs", headers=_bearer(key)).status_code == 200
 

@@ -12,7 +12,6 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-import service.deps
 import service.routes.events
 from rebase.schemas.api_keys import Scope
 from rebase.settings import Settings
@@ -45,9 +44,9 @@ def acme(guarded: Api) -> Household:
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(guarded: Api) -> None:
     """Changes of keys and limits are seen at once."""
-    monkeypatch.setattr(service.deps, "_TTL_S", 0.0)
+    guarded.remember_nothing()
 
 
 def _settings() -> Settings:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from rebase.settings import Settings
 from rebase.store.records import Claim
 from rebase.store.store import Store
 from service.app import create_app
+from service.deps import KeyCache, LimitsCache
 
 BODY: dict[str, Any] = {
     "adapter": {"repo_id": "acme/sql-lora"},
@@ -38,6 +40,17 @@ class Api:
         app = create_app(Settings(_env_file=None, **chosen), notify=rung.append)
         with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
             yield cls(client, app.state.service.store, rung)
+
+    def remember_nothing(self) -> None:
+        """Changes of keys and limits take effect at once."""
+        state = self.app.state
+        state.service = replace(state.service, key_cache=KeyCache(0), limits_cache=LimitsCache(0))
+
+    @property
+    def app(self) -> FastAPI:
+        """The app behind the client."""
+        assert isinstance(self.client.app, FastAPI)
+        return self.client.app
 
     def submit(self, **changes: Any) -> str:
         """A job's id."""

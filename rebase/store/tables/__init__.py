@@ -1,23 +1,23 @@
-"""Every table. SQL is the truth about a job; the broker only rings.
+"""Every table. The database is the source of truth; queue messages are only notifications.
 
-tenants ─┬─ api_keys              who may call; only hashes of keys are stored
-         ├─ tenant_limits         what a tenant may use, where it differs from the settings
-         ├─ spent_jobs            jobs that were deleted and still count among the day's
-         ├─ hub_tokens            a tenant's own token for the Hub, sealed
-         └─ jobs ─┬─ outbox       bells still to be rung, written in the job's own transaction
-                  ├─ job_tokens   a token that came with one request, sealed, gone when the job ends
+tenants ─┬─ api_keys              API keys; only their hashes are stored
+         ├─ tenant_limits         limits that differ from the settings
+         ├─ spent_jobs            deleted jobs that still count towards the daily limit
+         ├─ hub_tokens            the tenant's own Hub token, encrypted
+         └─ jobs ─┬─ outbox       notifications to send, written in the job's own transaction
+                  ├─ job_tokens   a request's Hub token, encrypted, deleted when the job ends
                   ├─ job_events   append-only history, read by server-sent events
                   ├─ site_diagnostics
                   ├─ layer_similarities
                   ├─ evaluations
                   ├─ idempotency_keys
-                  ├─ callback_deliveries ── callback_attempts   (signing_secrets, callback_stops: of a tenant)
-                  └─ anchor_pools     a job of kind `pool` registers one; both have the same id
+                  ├─ callback_deliveries ── callback_attempts   (per tenant: signing_secrets, callback_stops)
+                  └─ anchor_pools     registered by a job of kind `pool` with the same id
 
-tenants ─── subscriptions ─┬─ release_matches ── releases     what a webhook or a look at the Hub found
+tenants ─── subscriptions ─┬─ release_matches ── releases     reported by webhooks or found by polls
                            └─ campaigns ── campaign_jobs ── jobs
 
-audit_log                         who did what; belongs to no row, so that it outlives what it speaks of
+audit_log                         who did what; has no foreign keys, so that it outlives its objects
 """
 
 from __future__ import annotations

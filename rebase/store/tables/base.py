@@ -1,4 +1,4 @@
-"""What all tables share: names of constraints, UTC dates, JSON."""
+"""What all tables share: constraint names, UTC datetimes, JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMING_CONVENTION = {
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite, which has no time zones, holds it as naive UTC."""
+    """An aware UTC datetime, stored as naive UTC in SQLite, which has no time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -47,5 +47,5 @@ class Base(DeclarativeBase):
 
 
 def build_in_check(column: str, values: list[str]) -> str:
-    """The condition of a check: the column holds one of these."""
+    """SQL for a CHECK constraint: the column holds one of these values."""
     return f"{column} IN ({', '.join(repr(value) for value in values)})"

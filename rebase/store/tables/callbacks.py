@@ -1,4 +1,4 @@
-"""Callbacks: deliveries with their log, stopped URLs, signing secrets."""
+"""Callbacks: deliveries with their attempts, stopped URLs, signing secrets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rebase.store.tables.base import Base, HexId, build_in_check
 
 
 class CallbackDelivery(Base):
-    """One message to one receiver, written with the move that it tells of. Its id is the `webhook-id`.
+    """One message to one receiver, written in the job's transition. Its id is the `webhook-id`.
 
-    A courier holds a row by `held_by` and `held_until`; a dead courier's falls due again. `attempts` only
-    ever rises and names the rows of the log; `failures` counts since the last replay.
+    A dispatcher leases a row by `held_by` and `held_until`; if it dies, the row falls due again. `attempts`
+    only ever increases and numbers the rows of the log; `failures` counts since the last replay.
     """
 
     __tablename__ = "callback_deliveries"
@@ -31,8 +31,8 @@ class CallbackDelivery(Base):
     event: Mapped[str] = mapped_column(String(32))
     url: Mapped[str] = mapped_column(String(2048))
     url_sha256: Mapped[str] = mapped_column(String(64))
-    receiver: Mapped[str] = mapped_column(String(300))  # host and port: deliveries are shared out by it
-    payload: Mapped[str] = mapped_column(Text)  # the very bytes that are signed and sent
+    receiver: Mapped[str] = mapped_column(String(300))  # host and port, the unit of fair scheduling
+    payload: Mapped[str] = mapped_column(Text)  # exactly what is signed and sent
     state: Mapped[str] = mapped_column(String(16))
     attempts: Mapped[int] = mapped_column(default=0)
     failures: Mapped[int] = mapped_column(default=0)
@@ -44,7 +44,7 @@ class CallbackDelivery(Base):
 
 
 class CallbackAttempt(Base):
-    """One attempt at a delivery: what the receiver answered, or why there is no answer. No bodies."""
+    """One attempt at a delivery: the receiver's status, or why there is none. No response bodies."""
 
     __tablename__ = "callback_attempts"
 
@@ -60,7 +60,7 @@ class CallbackAttempt(Base):
 
 
 class CallbackStop(Base):
-    """A URL that answered 410 to this tenant: nothing more is sent there until somebody replays."""
+    """A URL that answered 410 to this tenant: nothing more is sent there until a delivery is replayed."""
 
     __tablename__ = "callback_stops"
 
@@ -70,7 +70,7 @@ class CallbackStop(Base):
 
 
 class SigningSecret(Base):
-    """What a tenant's callbacks are signed with, encrypted at rest; it signs until `retires_at`."""
+    """A secret that signs a tenant's callbacks, encrypted at rest; it signs until `retires_at`."""
 
     __tablename__ = "signing_secrets"
 

@@ -1,4 +1,4 @@
-"""Jobs and what hangs on them."""
+"""Jobs and their dependent tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _IS_OPEN = text(build_in_check("state", [state.value for state in JobState if st
 
 
 class Job(Base):
-    """One conversion, pre-check or registration of an anchor pool; or the service's own work for a
-    subscription (kinds `release` and `reconcile`), which no client is shown. `version` rises with every
-    visible change and is the ETag."""
+    """A conversion, pre-check or registration of an anchor pool, or an internal job for a subscription (kinds
+    `release` and `reconcile`), which clients never see. `version` increases with every visible change and is
+    the ETag."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -24,7 +24,7 @@ class Job(Base):
         CheckConstraint(
             build_in_check("kind", ["convert", "precheck", "pool", "release", "reconcile"]), name="kind"
         ),
-        Index("ix_jobs_output_repo", "output_repo"),  # is a push one of our own?
+        Index("ix_jobs_output_repo", "output_repo"),  # to recognise pushes of our own
         Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
         Index(
             "ix_jobs_active",
@@ -33,7 +33,7 @@ class Job(Base):
             postgresql_where=_IS_OPEN,
             sqlite_where=_IS_OPEN,
         ),
-        # For a tenant's own share: how many of its jobs run, and which of its jobs is next.
+        # For concurrency limits: how many of a tenant's jobs run, and which one is next.
         Index(
             "ix_jobs_tenant_active",
             "tenant_id",
@@ -44,25 +44,25 @@ class Job(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(HexId, primary_key=True)  # UUID version 7: sorts by creation
+    id: Mapped[str] = mapped_column(HexId, primary_key=True)  # UUID version 7: sorts by creation time
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     kind: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))
     request: Mapped[JsonObject]
-    adapter_repo: Mapped[str] = mapped_column(String(200))  # of kind `pool`: its source base
-    target_repo: Mapped[str] = mapped_column(String(200))  # of kind `pool`: its target base
+    adapter_repo: Mapped[str] = mapped_column(String(200))  # kind `pool`: its source base
+    target_repo: Mapped[str] = mapped_column(String(200))  # kind `pool`: its target base
 
-    # Who works on it. `attempt` only ever rises, so it fences writes even after a person's retry.
+    # The claim. `attempt` only ever increases, so it fences writes even after a manual retry.
     attempt: Mapped[int] = mapped_column(default=0)
     attempt_limit: Mapped[int]
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None]
     cancel_requested: Mapped[bool] = mapped_column(default=False)
-    not_before: Mapped[datetime | None]  # end of a wait between attempts
-    ring_after: Mapped[datetime | None]  # a queued job that nobody took is rung again then
+    not_before: Mapped[datetime | None]  # end of the wait before a retry
+    ring_after: Mapped[datetime | None]  # if still unclaimed then, the job is notified again
     rings: Mapped[int] = mapped_column(default=0)
 
-    # What a reader sees.
+    # What clients see.
     phase: Mapped[str | None] = mapped_column(String(16))
     progress_done: Mapped[int | None] = mapped_column(BigInteger)  # may count bytes
     progress_total: Mapped[int | None] = mapped_column(BigInteger)
@@ -85,7 +85,7 @@ class Job(Base):
 
 
 class Outbox(Base):
-    """A bell to be rung. A relay holds it until `next_at`, rings and deletes it; a dead relay's falls due."""
+    """A notification to send. A publisher leases it until `next_at`, sends it and deletes it."""
 
     __tablename__ = "outbox"
 
@@ -97,7 +97,7 @@ class Outbox(Base):
 
 
 class JobEvent(Base):
-    """One thing that happened to a job. Ids of one job rise in commit order (its row is locked first)."""
+    """One event of a job's history. Ids of one job increase in commit order (its row is locked first)."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"), {"sqlite_autoincrement": True})
@@ -110,7 +110,7 @@ class JobEvent(Base):
 
 
 class SiteDiagnostics(Base):
-    """Measurements of one target site, in the order in which the worker gave them."""
+    """Measurements of one target site, in the order reported by the worker."""
 
     __tablename__ = "site_diagnostics"
 
@@ -120,8 +120,8 @@ class SiteDiagnostics(Base):
 
 
 class LayerSimilarity(Base):
-    """How alike a source layer and a target layer are on the same text (debiased CKA); `chosen`: the target
-    layer is paired with this source layer."""
+    """Similarity of a source and a target layer on the same text (debiased CKA); `chosen`: the target layer
+    is paired with this source layer."""
 
     __tablename__ = "layer_similarities"
 
@@ -133,7 +133,7 @@ class LayerSimilarity(Base):
 
 
 class EvaluationMetric(Base):
-    """One figure of one model in a job's evaluation, with its interval over `n` examples; `reason`: why it
+    """One metric of one model in a job's evaluation, with its interval over `n` examples; `reason`: why it
     has no value."""
 
     __tablename__ = "evaluations"
@@ -151,7 +151,7 @@ class EvaluationMetric(Base):
 
 
 class IdempotencyKey(Base):
-    """A client's own key for a submission, kept as long as its job; `fingerprint` is its SHA-256."""
+    """A client's idempotency key, kept as long as its job; `fingerprint` is the request's SHA-256."""
 
     __tablename__ = "idempotency_keys"
 
@@ -163,7 +163,7 @@ class IdempotencyKey(Base):
 
 
 class JobToken(Base):
-    """A Hub token that came with one request. Every move that ends the job deletes it."""
+    """A request's Hub token, encrypted. Every transition that ends the job deletes it."""
 
     __tablename__ = "job_tokens"
 
@@ -173,10 +173,10 @@ class JobToken(Base):
 
 
 class AnchorPool(Base):
-    """An anchor pool, found by its tenant and the two bases. Its id is that of the job which registers it.
+    """An anchor pool, looked up by tenant and pair of bases. Its id is that of the job which registers it.
 
-    What it holds stands in the job: `request` as it was sent, `result["pool"]` with every revision a commit.
-    So does its state (`rebase.schemas.states.pool_state_of`).
+    Its content is in the job: `request` as submitted, `result["pool"]` with every revision pinned. So is its
+    state (`rebase.schemas.states.derive_pool_state`).
     """
 
     __tablename__ = "anchor_pools"
@@ -195,5 +195,5 @@ class AnchorPool(Base):
     name: Mapped[str | None] = mapped_column(String(100))
     source_repo: Mapped[str] = mapped_column(String(200))
     target_repo: Mapped[str] = mapped_column(String(200))
-    anchors: Mapped[int]  # how many
+    anchors: Mapped[int]  # number of anchors
     created_at: Mapped[datetime]

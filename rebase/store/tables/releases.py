@@ -12,8 +12,8 @@ from rebase.store.tables.base import Base, HexId, JsonObject, build_in_check
 
 
 class Subscription(Base):
-    """When `owner` releases such a base, convert these adapters. `request` is a dump of SubscriptionRequest,
-    `fingerprint` its SHA-256: the same one twice would convert everything twice."""
+    """When `owner` releases a matching base, convert these adapters. `request` is a dump of
+    SubscriptionRequest, `fingerprint` its SHA-256: a duplicate would convert everything twice."""
 
     __tablename__ = "subscriptions"
     __table_args__ = (
@@ -28,15 +28,15 @@ class Subscription(Base):
     request: Mapped[JsonObject]
     fingerprint: Mapped[str] = mapped_column(String(64))
     paused: Mapped[bool] = mapped_column(default=False)
-    since: Mapped[datetime]  # repos created before are no releases
-    asked_at: Mapped[datetime]  # when a look at the owner's models was last queued
-    looked_at: Mapped[datetime]  # changes before this were seen by a look
+    since: Mapped[datetime]  # repos created earlier do not count as releases
+    asked_at: Mapped[datetime]  # when a poll of the owner's models was last queued
+    looked_at: Mapped[datetime]  # a poll has seen all changes before this
     created_at: Mapped[datetime]
 
 
 class Release(Base):
-    """`ref` of a repo at a commit, as first seen. The two unique keys are what a delivery is known by, and
-    what a delivery and a look at the Hub have in common."""
+    """`ref` of a repo at a commit, as first seen. One unique key identifies a webhook delivery, the other is
+    what deliveries and polls have in common."""
 
     __tablename__ = "releases"
     __table_args__ = (
@@ -56,7 +56,7 @@ class Release(Base):
 
 
 class ReleaseMatch(Base):
-    """A release that a subscription means; a job of kind `release` was queued with this row."""
+    """A release that matches a subscription; its job of kind `release` was queued in the same transaction."""
 
     __tablename__ = "release_matches"
 
@@ -67,9 +67,9 @@ class ReleaseMatch(Base):
 
 
 class Campaign(Base):
-    """What one subscription made of one base. `number` counts what `on_update` makes of the same base.
+    """One subscription's campaign for one base. `number` counts those that `on_update` starts for that base.
 
-    `request` is the subscription's as it was then; `decision` says why: facts of the release, reasons, the
+    `request` is the subscription's request at that time; `decision` holds facts of the release, reasons, the
     adapters left out, and the output repo of each adapter.
     """
 
@@ -96,7 +96,7 @@ class Campaign(Base):
 
 
 class CampaignJob(Base):
-    """A campaign's job for the adapter at `position` of its request. The key is why no rerun can make two."""
+    """A campaign's job for the adapter at `position` of its request. The key prevents duplicates."""
 
     __tablename__ = "campaign_jobs"
     __table_args__ = (CheckConstraint(build_in_check("stage", ["precheck", "convert"]), name="stage"),)

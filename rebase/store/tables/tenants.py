@@ -1,4 +1,4 @@
-"""Tenants: keys, limits, Hub tokens, and what was done."""
+"""Tenants: API keys, limits, Hub tokens and the audit log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rebase.store.tables.base import Base, HexId, RowId, build_in_check
 
 
 class Tenant(Base):
-    """Whoever owns jobs. `default` owns everything of a deployment without keys."""
+    """An owner of jobs. `default` owns everything in a deployment without keys."""
 
     __tablename__ = "tenants"
 
@@ -21,7 +21,7 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """A key's SHA-256 (it is high-entropy, so no slow hash is needed) and the prefix that people know."""
+    """An API key: its SHA-256 (its entropy makes a slow hash unnecessary) and the prefix shown in lists."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -37,12 +37,12 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
     scope: Mapped[str] = mapped_column(String(16))
     expires_at: Mapped[datetime | None]
-    last_used_at: Mapped[datetime | None]  # to the hour
-    rotated_at: Mapped[datetime | None]  # when another key took its place, and its end was moved up
+    last_used_at: Mapped[datetime | None]  # precise to the hour
+    rotated_at: Mapped[datetime | None]  # when it was rotated, which brought its expiry forward
 
 
 class TenantLimits(Base):
-    """What differs from the settings for one tenant: null takes the setting, -1 is without limit."""
+    """Limits of one tenant that override the settings: null uses the setting, -1 means unlimited."""
 
     __tablename__ = "tenant_limits"
 
@@ -55,7 +55,7 @@ class TenantLimits(Base):
 
 
 class CountedJob(Base):
-    """A job that was deleted within 24 hours of its submission, and counts among the tenant's as long."""
+    """A job deleted within 24 hours of its submission; until then it counts towards the daily limit."""
 
     __tablename__ = "spent_jobs"
     __table_args__ = (Index("ix_spent_jobs_tenant_id_id", "tenant_id", "id"),)
@@ -66,7 +66,7 @@ class CountedJob(Base):
 
 
 class HubToken(Base):
-    """A tenant's own token for the Hub, as `rebase.store.vault` sealed it."""
+    """A tenant's own Hub token, encrypted by `rebase.store.vault`."""
 
     __tablename__ = "hub_tokens"
 
@@ -76,8 +76,8 @@ class HubToken(Base):
 
 
 class AuditEvent(Base):
-    """One thing that somebody did, or tried. Rows are added and, after their time, deleted; never changed (a
-    trigger refuses). `client` is the caller's network, not its address."""
+    """One action or denied attempt. Rows are inserted and, after their retention period, deleted; a trigger
+    rejects updates. `client` is the caller's network, not its address."""
 
     __tablename__ = "audit_log"
     __table_args__ = (Index("ix_audit_log_tenant_id_id", "tenant_id", "id"), {"sqlite_autoincrement": True})
@@ -85,7 +85,7 @@ class AuditEvent(Base):
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     at: Mapped[datetime]
     tenant_id: Mapped[str] = mapped_column(String(64))
-    key_id: Mapped[str | None] = mapped_column(HexId)  # null: the command line on the service's own side
+    key_id: Mapped[str | None] = mapped_column(HexId)  # null: the operator's command line
     action: Mapped[str] = mapped_column(String(64))
     object: Mapped[str] = mapped_column(String(200))
     outcome: Mapped[str] = mapped_column(String(16))
