@@ -1,7 +1,7 @@
-"""Structured logs on stderr: one line per event, with the ids of the request and the job it belongs to.
+"""Structured logs on stderr: one line per event, with the ids of the request and job it belongs to.
 
-Nothing secret gets out: values under secret-looking names are dropped, and anything shaped like one of
-our keys or a Hub token is blanked wherever it stands.
+Secrets are redacted: values under secret-looking names, and anything that looks like one of our keys or a Hub
+token.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import structlog
 from rebase.redaction import REDACTED, SECRET_NAMES, scrub_value
 from rebase.settings import Settings
 
-_FORMATTER_KEYS = frozenset({"_record", "_from_structlog"})  # for the formatter, which drops them
+_FORMATTER_KEYS = frozenset({"_record", "_from_structlog"})  # used and dropped by the formatter
 _NOISY_LOGGERS = (
     "alembic",
     "httpx2",
     "kombu",
     "amqp",
-)  # a line per request or start-up step, of use to nobody here
+)  # they log a line per request or start-up step
 
 
 def configure_logging(settings: Settings) -> None:
@@ -63,13 +63,13 @@ def get_logger(name: str) -> Any:
 
 @contextmanager
 def bind_log_context(**values: Any) -> Iterator[None]:
-    """Every line written inside the block carries these values; they are gone after it."""
+    """Add these values to every line logged inside the block."""
     with structlog.contextvars.bound_contextvars(**values):
         yield
 
 
 def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Blank secrets in one event, by the name they go under and by their shape, however deep they lie."""
+    """Redact secrets in one event, by name and by pattern, at any depth."""
     for name, value in event.items():
         if name in _FORMATTER_KEYS:
             continue

@@ -1,4 +1,4 @@
-"""What a secret looks like, wherever it stands: the last line of defence, behind never writing one down."""
+"""Detects and redacts secrets in text and values: the last line of defence after never logging them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SECRET_NAMES = frozenset(
         "cookie",
     }
 )
-# Hub tokens, our own keys, signing secrets, bearer values, and user:password in an address. In logs a name
-# that only looks like a token is blanked too; an error has to name the reader's own repos, so that there only
-# what is as long as a real token is taken for one (34 characters behind hf_, 43 behind rb_).
+# Hub tokens, our own keys, signing secrets, bearer values, and user:password in a URL. In logs, names that
+# merely look like a token are redacted too; error messages must be able to name the user's repos, so there
+# only strings as long as a real token are redacted (34 characters after hf_, 43 after rb_).
 _SECRET_PATTERNS = re.compile(
     r"\b(?:rb|hf)_[A-Za-z0-9_-]{8,}"
     r"|\bwhsec_[A-Za-z0-9+/=_-]{8,}"
@@ -37,18 +37,18 @@ _LONG_SECRET_PATTERNS = re.compile(
 
 
 def scrub(text: str) -> str:
-    """`text` with everything that has the shape of a secret blanked."""
+    """`text` with everything that looks like a secret redacted."""
     return _SECRET_PATTERNS.sub(REDACTED, text)
 
 
 def scrub_long_secrets(text: str) -> str:
-    """The same for sentences to users: only what is as long as a real secret."""
+    """The same for messages to users: redacts only what is as long as a real secret."""
     return _LONG_SECRET_PATTERNS.sub(REDACTED, text)
 
 
 def scrub_value(value: Any) -> Any:
-    """The same inside lists and mappings; mappings also by the names in `NAMES`. What is no plain value
-    becomes its scrubbed text, as a log would write it."""
+    """Scrub recursively inside lists and mappings, and redact mapping values whose key is in `SECRET_NAMES`.
+    Other objects become their scrubbed string, as a log would write it."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):

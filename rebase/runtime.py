@@ -1,4 +1,4 @@
-"""What a run works with, made from a deployment's settings."""
+"""The resources a conversion runs with (hub, cache, device), built from a deployment's settings."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from rebase.settings import Settings
 
 
 def make_hub(settings: Settings) -> Hub:
-    """The local hub folder when one is set, else the Hub at HF_ENDPOINT (https://huggingface.co by default).
+    """The local hub folder if one is set, else the Hub at HF_ENDPOINT (https://huggingface.co by default).
 
-    Downloads go to the Hub client's own cache folder (HF_HUB_CACHE, HF_HOME), so what a machine already has
-    is not fetched again; access is asked for anew with every job all the same.
+    Downloads go to the Hub client's own cache folder (HF_HUB_CACHE, HF_HOME), so files already on the machine
+    are not fetched again; access is still checked for every job.
     """
     if settings.hub_dir is not None:
         return LocalHub(settings.hub_dir)
-    # Imported late: the client is not needed, and takes a while to load, where a folder is the hub.
+    # Imported late: the client is slow to load and not needed for a local hub folder.
     from huggingface_hub import constants
 
     from rebase.hub.remote import RemoteHub
@@ -43,9 +43,9 @@ def make_hub(settings: Settings) -> Hub:
 class Runtime:
     """The hub, the factor cache and the device.
 
-    `activation_bytes`: sums over activations that are held at a time. `model_bytes`: what running models may
-    take; None: most of what is free. `scratch`: where a run may leave rows while it works. `tasks_dir`: tasks
-    for evaluations beside those of the harness.
+    `activation_bytes`: memory for sums over activations. `model_bytes`: memory for running models; None: most
+    of what is free. `scratch_dir`: where a run may store temporary rows. `tasks_dir`: evaluation tasks in
+    addition to those of the harness.
     """
 
     hub: Hub
@@ -58,7 +58,7 @@ class Runtime:
 
 
 def make_runtime(settings: Settings) -> Runtime:
-    """The deployment's own tools. Raises RequestInvalid when it demands a device that is not there."""
+    """The runtime for these settings. Raises RequestInvalid if the requested device is not available."""
     cache = FactorCache(
         settings.resolved_cache_dir,
         settings.cache_max_bytes,
@@ -79,7 +79,7 @@ def make_runtime(settings: Settings) -> Runtime:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """A full disk becomes the typed, retryable error."""
+    """Translate errors about a full disk into DiskFull, which is retryable."""
     try:
         yield
     except OSError as exc:
@@ -89,7 +89,7 @@ def disk_errors() -> Iterator[None]:
             ) from exc
         raise
     except SafetensorError as exc:
-        # The library wraps the operating system's error in its own text.
+        # safetensors embeds the operating system's error in its own message.
         if "os error 28" in str(exc).lower() or "os error 27" in str(exc).lower():
             raise DiskFull(
                 "The worker's disk is full.", hint="Free space on the worker; the job tries again."
@@ -98,21 +98,21 @@ def disk_errors() -> Iterator[None]:
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Did an allocation fail, on the GPU or in main memory? For the latter torch has no type of its own."""
+    """Whether an allocation failed, on the GPU or in main memory (for which torch has no error type)."""
     if isinstance(exc, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc)
 
 
 def pick_device(wish: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device of this worker. Raises RequestInvalid when CUDA is demanded but absent."""
+    """The device of this worker. Raises RequestInvalid if CUDA is requested but not available."""
     if wish == "cuda" and not torch.cuda.is_available():
         raise RequestInvalid(
             "REBASE_DEVICE is 'cuda' but this machine offers no CUDA device.",
             hint="Set REBASE_DEVICE=auto or cpu, or start the worker on a GPU machine.",
         )
     if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
-        # TF32 would lose three digits in the Gram matrices.
+        # TF32 would cost three digits of precision in the Gram matrices.
         torch.backends.cuda.matmul.allow_tf32 = False
         return torch.device("cuda")
     return torch.device("cpu")

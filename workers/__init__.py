@@ -1,1 +1,1 @@
-"""The working side: claim → pipeline → Hub → settle. Owns files, network, cache and device."""
+"""The Celery worker: claims a job, runs the conversion engine, publishes to the Hub and settles the job."""

@@ -8,7 +8,7 @@ from rebase.settings import get_settings
 
 
 def main() -> int:
-    """Run until SIGTERM. One child process per worker: a GPU has room for one job."""
+    """Run until SIGTERM. One child process per worker, since a GPU has room for only one job."""
     from workers.celery_app import app
 
     settings = get_settings()

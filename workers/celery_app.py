@@ -13,7 +13,7 @@ from rebase.settings import get_settings
 from rebase.store.broker import make_celery
 from workers.health import keep_alive
 
-# Frozen by huggingface_hub at import: no token may come from the machine's own login.
+# huggingface_hub reads these at import. Tokens from the machine's own login must never be used.
 os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

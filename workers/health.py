@@ -1,4 +1,4 @@
-"""Is this machine's worker alive? `python -m workers.health` exits 0 or 1, for container health checks."""
+"""Worker liveness. `python -m workers.health` exits with 0 if the worker is alive, else 1."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _STALE_S = 30.0
 
 
 def get_alive_file(settings: Settings) -> Path:
-    """The file that a running worker keeps touching."""
+    """The file that a running worker touches regularly."""
     return settings.resolved_work_dir / "worker.alive"
 
 
 def keep_alive(settings: Settings, stop: threading.Event) -> None:
-    """Touch the file until `stop`; then remove it. While that fails, as on a full disk, the worker counts as
-    dead; it counts as alive again when there is room."""
+    """Touch the file until `stop`, then remove it. While that fails, for example on a full disk, the worker
+    counts as dead."""
     path = get_alive_file(settings)
     while True:
         with suppress(OSError):
@@ -34,7 +34,7 @@ def keep_alive(settings: Settings, stop: threading.Event) -> None:
 
 
 def is_alive(settings: Settings, now: float) -> bool:
-    """Was the file touched in the last half minute?"""
+    """Was the file touched within the last 30 seconds?"""
     try:
         return now - get_alive_file(settings).stat().st_mtime < _STALE_S
     except OSError:

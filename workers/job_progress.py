@@ -1,4 +1,4 @@
-"""The watch of a job: progress, resolved commits and evidence go to SQL; cancellation comes back."""
+"""The progress reporter of a job: writes progress, resolved commits and evidence to SQL."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rebase.store.store import Store
 from workers.lease import LeaseHeartbeat
 
 log = get_logger(__name__)
-_WRITE_INTERVAL_S = 0.5  # progress inside a phase is written at most this often
+_WRITE_INTERVAL_S = 0.5  # minimum time between progress writes within a phase
 
 
 class JobProgress:
-    """Implements `rebase.report.progress.Watch` for a claimed job."""
+    """Implements `rebase.report.progress.ProgressReporter` for a claimed job."""
 
     def __init__(self, store: Store, claim: Claim, heartbeat: LeaseHeartbeat) -> None:
         self._store, self._claim, self._heartbeat = store, claim, heartbeat
@@ -26,7 +26,7 @@ class JobProgress:
         self._phase_started = self._last_written = 0.0
 
     def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
-        """Raises Cancelled or LeaseLost; a progress row that cannot be written now is left out."""
+        """Write progress, unless the database is busy. Raises Cancelled or LeaseLost."""
         self._heartbeat.check()
         now = time.monotonic()
         if phase is not self._phase:
@@ -42,7 +42,7 @@ class JobProgress:
         self._last_written = now
 
     def report_resolved(self, revisions: ResolvedRevisions) -> None:
-        """Pinned commits onto the job's row."""
+        """Write the pinned commits to the job's row."""
         self._store.queue.record_resolved(
             self._claim,
             adapter_sha=revisions.adapter_sha,
@@ -53,7 +53,7 @@ class JobProgress:
         )
 
     def report_evidence(self, report: Report) -> None:
-        """The evidence so far, replacing what an earlier call or attempt left."""
+        """Write the evidence so far, replacing that of earlier calls and attempts."""
         document = report.model_dump(mode="json")
         sites = document.pop("sites")
         layer_similarity = LayerSimilarityMatrix()

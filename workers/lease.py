@@ -1,4 +1,4 @@
-"""A thread that keeps a job's lease alive while the pipeline works, and hears of cancellation."""
+"""A heartbeat thread that renews a job's lease while the pipeline runs, and detects cancellation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = get_logger(__name__)
 
 
 class LeaseHeartbeat:
-    """Beats every `every_s`; `check` raises what it heard.
+    """Renews the lease every `interval_s`; `check` raises if it was lost or the job was cancelled.
 
-    A database that does not answer is waited for until the lease would have run out: from then on somebody
-    else may own the job.
+    If the database is unreachable, it keeps trying until the lease has expired. From then on, another worker
+    may own the job.
     """
 
     def __init__(self, store: Store, claim: Claim, *, interval_s: float, lease_s: float) -> None:
@@ -40,7 +40,7 @@ class LeaseHeartbeat:
         self._thread.join(timeout=self._interval_s + 5)
 
     def check(self) -> None:
-        """Raise LeaseLost or Cancelled when that was heard."""
+        """Raises LeaseLost or Cancelled if the heartbeat detected either."""
         if self._lost.is_set():
             raise LeaseLost("Another worker owns this job now.")
         if self._cancelled.is_set():
@@ -56,7 +56,7 @@ class LeaseHeartbeat:
             except LeaseLost:
                 self._lost.set()
                 return
-            except Exception:  # whatever ails the database, the next beat may reach it
+            except Exception:  # the next heartbeat may succeed
                 log.warning("heartbeat_failed", exc_info=True)
                 if time.monotonic() - last_renewed > self._lease_s:
                     self._lost.set()

@@ -1,4 +1,4 @@
-"""A look at an owner's models: what a subscription was not told of goes the same way as a webhook's news."""
+"""Polls an owner's models and records releases that no webhook announced."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from rebase.store.store import Store
 def run_reconcile_job(
     claim: Claim, task: ReconcileTask, store: Store, hub: Hub, progress: ProgressReporter
 ) -> dict[str, Any]:
-    """The job's result: how many models were looked at, and how many were news. Raises what a hub raises.
+    """Returns the job's result: how many models were checked and how many releases recorded. Raises hub
+    errors.
 
-    Not only what changed since the last look: a repo that is made public, or that a new token may read, was
-    last changed whenever its weights came. Nothing that changed last before a subscription's `since` can have
-    been made after it, which is where the list is left.
+    Models unchanged since the last poll are checked too: a repo may have been made public, or become readable
+    with a new token. The list is sorted by last change, and models last changed before a subscription's
+    `since` cannot have been created after it, so it stops there.
     """
     subscriptions = store.decisions.list_subscriptions_to_owner(claim.tenant_id, task.owner)
     known = store.releases.list_known([one.id for one in subscriptions])

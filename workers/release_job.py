@@ -1,8 +1,7 @@
-"""A release for one subscription: the Hub is read anew, guards speak, and a campaign begins or does not.
+"""Handles a release for one subscription: reads the repo, checks the guards, and may open a campaign.
 
-The job's result says what came of it: `waiting`, `refused`, `open`, `handled` (there is a campaign already),
-`unsubscribed`, `paused`, or that there was nothing to convert to: `unreadable` (for this token no such repo
-exists), `adapter`.
+The outcome is one of `waiting`, `refused`, `open`, `handled` (a campaign already exists), `unsubscribed`,
+`paused`, or, if there is no model to convert to, `unreadable` (the token cannot see the repo) or `adapter`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _UNREADABLE_ERRORS = (RepoNotFound, RevisionNotFound, HubUnauthorized)
 def run_release_job(
     claim: Claim, task: ReleaseTask, store: Store, hub: Hub, progress: ProgressReporter
 ) -> dict[str, Any]:
-    """The job's result. Raises what a hub raises when it is not available, and LeaseLost."""
+    """Returns the job's result. Raises LeaseLost, and hub errors if the hub is unavailable."""
     subscription = store.decisions.find_subscription(claim, task.subscription_id)
     if subscription is None:
         return _build_result("unsubscribed")
@@ -56,8 +55,8 @@ def run_release_job(
         decision = _build_refusal(task.sha, [GuardViolation(code=exc.code, message=exc.message)])
         return _record_decision(claim, store, subscription, task, decision)
     except _UNREADABLE_ERRORS as exc:
-        # Nothing is recorded: whoever may not read the repo is not told that somebody announced it.
-        # When it is opened, or the token replaced, a look is shown it and takes it up.
+        # Nothing is recorded: a tenant that cannot read the repo must not learn that it was announced.
+        # Once the repo is readable, polling picks it up.
         store.decisions.unmark_release(claim, task)
         return _build_result("unreadable", code=exc.code)
     if REPORT_FILE in info.repo.files or ("adapter_config.json" in info.repo.files and not _has_config(info)):
@@ -67,7 +66,8 @@ def run_release_job(
 
 
 def evaluate_release(hub: Hub, info: RepoInfo, subscription: SubscriptionRecord) -> Decision:
-    """What the release is to this subscription. Raises only what passes by itself, such as HubUnavailable."""
+    """Decide about the release for this subscription. Raises only transient errors, such as
+    HubUnavailable."""
     spec, sha = subscription.spec, info.repo.sha
     try:
         missing = _find_missing_file(hub, info)
@@ -93,8 +93,8 @@ def evaluate_release(hub: Hub, info: RepoInfo, subscription: SubscriptionRecord)
 
 
 def collect_facts(hub: Hub, info: RepoInfo) -> ModelFacts:
-    """Sizes by the headers of all shards, the rest by the card. Raises what readers raise, also for a family
-    of models that cannot be a target."""
+    """Sizes from the headers of all shards, the rest from the repo's metadata. Raises reader errors, also for
+    architectures that cannot be a target."""
     config, reader, _ = open_model(hub, info.repo)
     ModelWeights(config, reader)
     tensor_infos = reader.infos()
@@ -115,7 +115,7 @@ def collect_facts(hub: Hub, info: RepoInfo) -> ModelFacts:
 def plan_outputs(
     hub: Hub, spec: SubscriptionRequest, target: str
 ) -> tuple[dict[int, str], list[dict[str, Any]]]:
-    """(position → output repo made legal on this hub, adapters that are left out and why)."""
+    """(position → output repo with a name valid on this hub, skipped adapters with reasons)."""
     outputs: dict[int, str] = {}
     left_out: list[dict[str, Any]] = []
     for position, adapter in enumerate(spec.adapters):
@@ -145,8 +145,8 @@ def _has_config(info: RepoInfo) -> bool:
 
 
 def _find_missing_file(hub: Hub, info: RepoInfo) -> str | None:
-    """A file that a model needs and this one does not have: repos begin empty, and shards come in several
-    pushes, their index often first."""
+    """A required file that the repo lacks, or None. Repos start empty, and shards arrive in several pushes,
+    often after their index."""
     if not _has_config(info):
         return _CONFIG_FILE
     if _WEIGHTS_FILE in info.repo.files:

@@ -1,4 +1,4 @@
-"""One job from claim to settlement: the only place where the pipeline meets SQL."""
+"""Runs one job from claim to settlement: the only place where the engine meets SQL."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a worker process keeps between jobs."""
+    """State that a worker process keeps between jobs."""
 
     settings: Settings
     store: Store
@@ -59,19 +59,19 @@ class WorkerContext:
 
 
 def make_job_runtime(claim: Claim, context: WorkerContext) -> Runtime:
-    """The worker's tools with a hub that is asked with this job's token and no other. Raises SettingsInvalid
-    for a token that was stored and cannot be opened here."""
+    """The worker's runtime, with a hub that uses only this job's token. Raises SettingsInvalid if a stored
+    token cannot be decrypted here."""
     token = resolve_hub_token(context.store, context.settings, claim)
     return replace(context.runtime, hub=context.runtime.hub.with_token(token))
 
 
 def run_job(job_id: str, context: WorkerContext) -> None:
-    """Claim the job and bring it to an end. A doubled or late doorbell finds nothing to claim and returns."""
+    """Claim the job, run it and settle it. For a duplicate or late notification there is nothing to claim."""
     try:
         claim = context.store.queue.claim(job_id, context.lease_owner, context.settings.lease_s)
     except Busy:
         log.warning("claim_failed", job_id=job_id, exc_info=True)
-        return  # the job still waits in SQL, and the sweeper rings again
+        return  # the job is still queued in SQL, and the scheduler sends another notification
     if claim is None:
         log.info("nothing_to_claim", job_id=job_id)
         return
@@ -86,7 +86,7 @@ def run_job(job_id: str, context: WorkerContext) -> None:
                 _execute(claim, context, heartbeat, work_dir)
             except LeaseLost:
                 log.warning("lease_lost")
-            except Exception as exc:  # the last line of defence: a job always ends with a word to its user
+            except Exception as exc:  # last line of defence: a job always ends with an outcome for its user
                 _finish(claim, context, exc)
             finally:
                 shutil.rmtree(work_dir, ignore_errors=True)
@@ -96,7 +96,7 @@ def _execute(claim: Claim, context: WorkerContext, heartbeat: LeaseHeartbeat, wo
     progress = JobProgress(context.store, claim, heartbeat)
     for leftover in work_dir.parent.glob(
         f"{claim.job_id}-*"
-    ):  # by a worker that was killed, or has lost this job
+    ):  # from a worker that was killed or lost its lease
         shutil.rmtree(leftover, ignore_errors=True)
     remove_stale(work_dir.parent, time.time())
     request, runtime = claim.request, make_job_runtime(claim, context)
@@ -122,7 +122,7 @@ def _convert(
     progress: JobProgress,
     work_dir: Path,
 ) -> dict[str, Any]:
-    """The result of a conversion, published, or of a pre-check."""
+    """Run a conversion and publish it, or run a pre-check. Returns the job's result."""
     marker = make_commit_marker(claim.job_id)
     with disk_errors():
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def _convert(
 
 
 def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
-    """Write the end that an exception means. Losing the lease here means that somebody else will write it."""
+    """Settle the job after an exception. If the lease is lost here, another worker will settle it."""
     try:
         result = _find_published_result(claim, context, exc)
         if result is not None:
@@ -155,7 +155,7 @@ def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
     except LeaseLost:
         log.warning("lease_lost_while_settling")
         return
-    except Exception as lookup_error:  # nobody knows yet whether a commit stands: another attempt looks again
+    except Exception as lookup_error:  # whether a commit exists is unknown; another attempt will check
         exc = lookup_error
     if isinstance(exc, SoftTimeLimitExceeded):
         exc = TimeLimit(
@@ -176,11 +176,11 @@ def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
             log.info("rejected")
             _retry_while_busy(lambda: context.store.queue.reject(claim, error), context.settings.lease_s)
         else:
-            # The store knows the budget of attempts; this only says how long to wait if one is left.
+            # The store knows how many attempts are left; this is only the delay before the next one.
             retry_delay_s = (
                 context.settings.retry_base_s * 2 ** (claim.attempt - 1) if error.retryable else None
             )
-            # A typed error says all there is to say; only what nobody foresaw needs its traceback.
+            # Typed errors are self-explanatory; only unexpected ones need a traceback.
             cause = exc if error.code == InternalError.code else None
             log.error(
                 "failed", code=error.code, message=error.message, retry_in_s=retry_delay_s, exc_info=cause
@@ -193,9 +193,9 @@ def _finish(claim: Claim, context: WorkerContext, exc: Exception) -> None:
 
 
 def _find_published_result(claim: Claim, context: WorkerContext, exc: Exception) -> dict[str, Any] | None:
-    """The result of a commit that this job has made, whatever went wrong after it.
+    """The result of a commit that this job has already published, if something failed afterwards.
 
-    None where there is none, and where another attempt will look anyway. Only conversions publish.
+    None if there is none, or if a retry will check anyway. Only conversions publish.
     """
     request = claim.request
     if claim.kind == "precheck" or not isinstance(request, ConversionRequest):
@@ -211,7 +211,7 @@ def _find_published_result(claim: Claim, context: WorkerContext, exc: Exception)
 
 
 def _retry_while_busy(write: Callable[[], object], timeout_s: float) -> None:
-    """Try a final write until the lease would have run out; then the scheduler requeues the job."""
+    """Retry a final write until the lease would have expired; then the scheduler requeues the job."""
     retry(
         write,
         Busy,

@@ -1,4 +1,4 @@
-"""The one Celery task: a doorbell with a job id."""
+"""The only Celery task: a notification that carries a job id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def get_worker_context() -> WorkerContext:
-    """Made in the child process on its first job.
+    """Created in the child process on its first job.
 
     The imports wait until then: Celery gives a new child four seconds to report, and the tensor libraries
     take longer than that to load; the parent never needs them.
@@ -43,7 +43,7 @@ def get_worker_context() -> WorkerContext:
 
 @app.task(name=TASK_NAME, ignore_result=True)
 def run_job_task(job_id: str) -> None:
-    """Run the job if it waits for a worker. Never raises: the job's row tells how it ended."""
+    """Run the job if it is queued. Never raises: the outcome is in the job's row."""
     from workers.runner import run_job
 
     run_job(job_id, get_worker_context())

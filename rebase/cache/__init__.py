@@ -1,1 +1,1 @@
-"""The factor cache: factors and maps of base models, on disk and in Redis, computed once."""
+"""The factor cache: factors and alignments of base models, computed once and kept on disk and in Redis."""

@@ -1,4 +1,4 @@
-"""A circuit breaker: after trouble, leave a tier alone for a while instead of paying each time."""
+"""A circuit breaker: after a failure, skips a cache tier for a while instead of paying for each timeout."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _log = get_logger(__name__)
 
 
 class CircuitBreaker:
-    """Guards one tier of the cache. Logs trouble once, and again only if the tier worked in between.
+    """Guards one tier of the cache. Logs a failure once, and again only if the tier worked in between.
 
-    Used as `with breaker.guard(OSError): …`: the named errors of the body are swallowed and open the breaker;
-    anything else passes.
+    Used as `with breaker.guard(OSError): …`: the listed errors are suppressed and open the breaker; other
+    errors propagate.
     """
 
     def __init__(self, name: str, cool_off_s: float = 30.0) -> None:
@@ -25,7 +25,7 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """True while the tier is to be left alone."""
+        """True while the tier should be skipped."""
         return time.monotonic() < self._closes_at
 
     def guard(self, *errors: type[Exception]) -> _Guard:
@@ -33,16 +33,16 @@ class CircuitBreaker:
         return _Guard(self, errors)
 
     def record_success(self) -> None:
-        """The tier answered."""
+        """Record that the tier worked."""
         self._logged = False
 
     def record_failure(self, exc: BaseException) -> None:
-        """The tier failed: leave it alone for the cool-off time."""
+        """Record a failure: open the breaker for the cool-off time."""
         self._closes_at = time.monotonic() + self._cool_off_s
         if self._logged:
             return
         self._logged = True
-        # The class and errno only: messages of client libraries may hold addresses with passwords.
+        # Only the class and errno: messages of client libraries may contain URLs with passwords.
         _log.warning(
             "cache_tier_off",
             tier=self._name,

@@ -1,18 +1,17 @@
-"""The disk tier: one file per entry, shared by every process on the machine, bounded in size, oldest use
-first out.
+"""The disk tier: one file per entry, shared by every process on the machine, with LRU eviction by size.
 
 Layout under the folder:
 
     entries/ab/cd/<digest>.safetensors   an entry; its modification time is when it was last used
     entries/ab/cd/.<…>.part              an entry being written, at its full size from the start
-    locks/<digest>.lock                  there only while somebody computes that entry
+    locks/<digest>.lock                  exists only while that entry is being computed
     usage                                bytes in `entries/`, a decimal number under its own lock
 
-The size is not measured at every write. Each write adds to `usage` first; only when that passes the
-bound is the folder walked, emptied down to 90 % of the bound, and `usage` set to what the walk found. So
-a walk happens once per tenth of the bound written, and a process that dies between the two steps leaves
-the number too high, never too low. Access times are not used: mounts differ in keeping them, and a
-listing or a backup would count as a use.
+The size is not measured at every write. Each write first adds to `usage`; only when that exceeds the limit is
+the folder scanned, evicted down to 90 % of the limit, and `usage` reset to the scanned size. So there is one
+scan per tenth of the limit written, and a process that dies between the two steps leaves the number too high,
+never too low. Access times are not used: not every mount records them, and a listing or a backup would count
+as a use.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from rebase.cache.entry import CorruptEntryError
 T = TypeVar("T")
 
 _SUFFIX = ".safetensors"
-_EVICTION_TARGET = 0.9  # share of the bound that an eviction leaves
-_STALE_TEMP_S = 3600.0  # a temporary file this old belongs to a process that died
+_EVICTION_TARGET = 0.9  # share of the limit that remains after an eviction
+_STALE_TEMP_S = 3600.0  # a temporary file this old belongs to a dead process
 
 
 @dataclass(frozen=True, slots=True)
 class EntryFile:
-    """An entry on disk, by its file's facts alone."""
+    """An entry on disk, as described by its file's metadata."""
 
     path: Path
     bytes: int
@@ -47,7 +46,7 @@ class EntryFile:
 
 
 class DiskTier:
-    """Bytes by digest. Nothing here raises for trouble with the disk: reads miss, writes do nothing."""
+    """Stores bytes by digest. `get`, `has` and `put` do not raise on disk errors: they miss or do nothing."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
@@ -59,11 +58,11 @@ class DiskTier:
 
     @property
     def writable(self) -> bool:
-        """False when the tier is turned off, or writing has failed a moment ago."""
+        """False if the tier is turned off or a write failed recently."""
         return self.max_bytes > 0 and not self._write_breaker.is_open
 
     def get(self, digest: str, decode: Callable[[BinaryIO, int], T]) -> T | None:
-        """The decoded entry; None when there is none, or it is damaged (then it is also removed)."""
+        """The decoded entry; None if there is none or it is corrupt (in which case it is removed)."""
         path = self._path(digest)
         with self._read_breaker.guard(OSError):
             try:
@@ -80,13 +79,13 @@ class DiskTier:
         return None
 
     def has(self, digest: str) -> bool:
-        """Is there an entry of that name? Says nothing of its health."""
+        """Whether the entry exists; it may be corrupt."""
         with suppress(OSError):
             return self._path(digest).exists()
         return False
 
     def put(self, digest: str, size: int, encode: Callable[[BinaryIO], None]) -> bool:
-        """Store an entry of `size` bytes. False when it was not stored, for whatever reason."""
+        """Store an entry of `size` bytes. Returns False if it was not stored, for whatever reason."""
         if not self.writable or size > self.max_bytes:
             return False
         with self._write_breaker.guard(OSError):
@@ -99,7 +98,7 @@ class DiskTier:
                     encode(file)
                     file.flush()
                     os.fsync(file.fileno())
-                with self._lock_usage():  # a walk must not meet the file under both names, or neither
+                with self._lock_usage():  # a scan must not see the file under both names, or neither
                     temporary.replace(path)
             except BaseException:
                 with suppress(OSError):
@@ -109,7 +108,7 @@ class DiskTier:
         return False
 
     def list_files(self) -> list[EntryFile]:
-        """Every entry, least recently used first. Entries that vanish meanwhile are left out."""
+        """Every entry, least recently used first. Entries that disappear during the scan are left out."""
         entry_files = []
         for path in self._entries.glob(f"*/*/*{_SUFFIX}"):
             with suppress(OSError):
@@ -118,8 +117,9 @@ class DiskTier:
         return sorted(entry_files, key=lambda f: (f.last_used, f.path.name))
 
     def prune(self, max_bytes: int) -> list[EntryFile]:
-        """Remove the least recently used entries until at most `max_bytes` are left; returns what was
-        removed.
+        """Remove the least recently used entries until at most `max_bytes` are left; returns those removed.
+
+        Raises OSError if the folder cannot be written.
         """
         with self._lock_usage() as write:
             removed, remaining = self._evict(max_bytes)
@@ -130,9 +130,9 @@ class DiskTier:
         return self._entries / digest[:2] / digest[2:4] / f"{digest}{_SUFFIX}"
 
     def _reserve(self, file: BinaryIO, size: int) -> None:
-        """Count `size` bytes that are about to be written to `file`; make room first when they do not fit.
+        """Account for `size` bytes about to be written to `file`, evicting first if they do not fit.
 
-        The file gets its size at once, so that a walk meanwhile counts it.
+        The file is extended to its full size immediately, so that a concurrent scan counts it.
         """
         with self._lock_usage() as write:
             used = _read_usage(self._usage)
@@ -154,7 +154,7 @@ class DiskTier:
         return removed, remaining
 
     def _count_partial_bytes(self) -> int:
-        """Bytes of unfinished entries; those of writers that died long ago are removed."""
+        """Bytes of partially written entries; stale ones of dead writers are removed."""
         total = 0
         for path in self._entries.glob("*/*/.*.part"):
             with suppress(OSError):
@@ -174,7 +174,7 @@ class DiskTier:
 
     @contextmanager
     def _lock_usage(self) -> Iterator[Callable[[int], None]]:
-        """Hold the folder's accounting; the body gets the function that records the new total."""
+        """Lock the folder's usage file; yields a function that records the new total."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._usage.open("a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -187,13 +187,13 @@ class DiskTier:
 
 
 def _touch(path: Path) -> None:
-    """Record a use. A folder that may only be read keeps serving; it just forgets the order of use."""
+    """Record a use. A read-only folder still serves entries, but without tracking the order of use."""
     with suppress(OSError):
         os.utime(path)
 
 
 def _read_usage(path: Path) -> int | None:
-    """The recorded total; None when there is none or it is not a number, which asks for a walk."""
+    """The recorded total; None if it is missing or not a number, so that a scan is needed."""
     try:
         return int(path.read_text() or "x")
     except (OSError, ValueError):

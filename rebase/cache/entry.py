@@ -1,11 +1,10 @@
-"""One cache entry as bytes: a safetensors file whose every byte is accounted for.
+"""Serialises one cache entry as a safetensors file in which every byte is verified.
 
-The header is written in one canonical spelling, and a reader renders it again and compares: a header that
-differs in any byte is refused. The tensors' bytes and the header's own facts are covered by a SHA-256
-that the header carries. So a truncated, damaged or foreign entry can be told from a good one, and the
-caller treats it as a miss. Tensors are read one by one into fresh, aligned memory: no second copy is
-held, and a hit has the same memory layout as a fresh computation, which keeps later matrix products
-bit-equal.
+The header has one canonical form; a reader renders it again and rejects any that differs. The header contains
+a SHA-256 over the tensors' bytes and its own fields, so truncated, corrupt or foreign entries are detected
+and treated as a miss. Tensors are read one by one into newly allocated, aligned memory: there is no second
+copy, and a hit has the same memory layout as a fresh computation, which keeps later matrix products
+bit-identical.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from torch import Tensor
 
 from rebase.cache.keys import Key, Shapes, parse_key
 
-_METADATA_KEY = "__metadata__"  # safetensors' own place for what is not a tensor
+_METADATA_KEY = "__metadata__"  # safetensors' own key for non-tensor data
 _HEADER_KEY = "rebase.cache"
 _MAX_HEADER = 16 * 1024  # a real header is under 1 KiB plus the names in its key
 _ALIGNMENT = 64
 
 
 class CorruptEntryError(Exception):
-    """The bytes are not the entry that the key names. Never leaves the cache."""
+    """The bytes are not a valid entry for the key. Never leaves the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """What is kept under one key: float32 tensors, none of them empty, and numbers, each by name."""
+    """The value stored under one key: named float32 tensors, none of them empty, and named numbers."""
 
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -46,12 +45,12 @@ class CacheEntry:
 
     @property
     def sorted_tensors(self) -> Iterator[Tensor]:
-        """The tensors in the order in which they are written."""
+        """The tensors in the order they are written."""
         return (self.tensors[name] for name in sorted(self.tensors))
 
 
 def normalize_entry(entry: CacheEntry) -> CacheEntry:
-    """The same entry as the cache would give it back: contiguous float32 on the CPU."""
+    """The same entry as the cache would return it: contiguous float32 on the CPU."""
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in entry.tensors.items()
     }
@@ -59,13 +58,13 @@ def normalize_entry(entry: CacheEntry) -> CacheEntry:
 
 
 def compute_entry_size(key: Key, entry: CacheEntry) -> int:
-    """Bytes that `write_entry` will write."""
+    """Number of bytes that `write_entry` will write."""
     header = _render_header(key, entry.shapes, entry.numbers, "0" * 64)
     return len(header) + sum(4 * tensor.numel() for tensor in entry.tensors.values())
 
 
 def write_entry(stream: BinaryIO, key: Key, entry: CacheEntry) -> None:
-    """Write a settled entry. Raises what the stream raises."""
+    """Write a normalized entry. Raises what the stream raises."""
     digest = _compute_digest(_render_header(key, entry.shapes, entry.numbers, ""), entry.sorted_tensors)
     stream.write(_render_header(key, entry.shapes, entry.numbers, digest))
     for tensor in entry.sorted_tensors:
@@ -73,9 +72,7 @@ def write_entry(stream: BinaryIO, key: Key, entry: CacheEntry) -> None:
 
 
 def read_entry(stream: BinaryIO, size: int, key: Key) -> CacheEntry:
-    """The entry in a stream of `size` bytes. Raises CorruptEntryError unless every byte is as written for
-    this key.
-    """
+    """The entry in a stream of `size` bytes. CorruptEntryError unless it is intact and for this key."""
     header, fields = _read_header(stream, size)
     try:
         meta = json.loads(fields.pop(_METADATA_KEY)[_HEADER_KEY])
@@ -96,7 +93,7 @@ def read_entry(stream: BinaryIO, size: int, key: Key) -> CacheEntry:
 
 
 def read_key(stream: BinaryIO, size: int) -> Key:
-    """The key that an entry says it belongs to, from its header alone. Raises CorruptEntryError."""
+    """The key stored in an entry's header, without verifying the data. Raises CorruptEntryError."""
     _, fields = _read_header(stream, size)
     try:
         return parse_key(json.loads(fields[_METADATA_KEY][_HEADER_KEY])["key"])
@@ -135,7 +132,7 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
 
 
 def _check_shapes(key: Key, shapes: Shapes, numbers: Mapping[str, float], data_bytes: int) -> None:
-    """Refuse before anything is allocated: shapes must suit the key and add up to the file's size."""
+    """Check before allocating anything that the shapes fit the key and add up to the file's size."""
     if any(n < 1 for shape in shapes.values() for n in shape) or not key.fits(shapes, numbers):
         raise CorruptEntryError("shapes that this key cannot have")
     if 4 * sum(map(math.prod, shapes.values())) != data_bytes:

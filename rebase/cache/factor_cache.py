@@ -1,12 +1,11 @@
-"""What depends on base weights alone, computed once: disk, then Redis where there is one, then computed,
-filling both.
+"""Caches results that depend only on base weights: on disk, then in Redis if configured, else computed.
 
-Truncated SVDs depend on one base model, so every later job on the same base finds them here; alignments
-depend on two, so every later adapter between the two does. Who may see them is not decided here: the
-pipeline asks the hub whether this job may read the repos before it asks for anything.
+Truncated SVDs depend on one base model and are reused by every later job on it; alignments depend on two and
+are reused by every later adapter between them. Access control is not done here: the pipeline checks that the
+job may read the repos before it uses the cache.
 
-A cached rank-320 entry is not sliced to serve a request for rank 128: its leading 128 directions agree
-with a fresh rank-128 computation only to rounding, so a result would depend on what happened to be cached
+A cached rank-320 entry is not sliced to serve a request for rank 128: its leading 128 directions match a
+fresh rank-128 computation only up to rounding, so results would depend on what happened to be cached
 (decision 0007).
 """
 
@@ -37,7 +36,7 @@ from rebase.lora.low_rank import Factors
 
 @dataclass(frozen=True, slots=True)
 class CacheListing:
-    """One entry of the disk tier. `key` is None when the file cannot be read; the next use removes it."""
+    """One entry of the disk tier. `key` is None if the file is unreadable; the next use removes it."""
 
     key: Key | None
     bytes: int
@@ -46,7 +45,7 @@ class CacheListing:
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What `prune` removed."""
+    """Number and size of the entries that `prune` removed."""
 
     entries: int
     bytes: int
@@ -54,7 +53,7 @@ class PruneResult:
 
 @dataclass(slots=True)
 class CacheStats:
-    """What this process has asked of its cache so far."""
+    """How often this process's requests hit a tier or had to be computed."""
 
     disk_hits: int = 0
     redis_hits: int = 0
@@ -62,7 +61,7 @@ class CacheStats:
 
 
 class FactorCache:
-    """Safe for threads, and for processes and machines that share the folder or the Redis server."""
+    """Safe to use from several threads, and from processes and machines sharing the folder or Redis."""
 
     def __init__(
         self,
@@ -77,10 +76,10 @@ class FactorCache:
         lease_s: float = 10.0,
         wait_s: float = 900.0,
     ) -> None:
-        """`dir` is made when needed; `max_bytes` = 0 turns the disk tier off, no `redis_url` the other one.
+        """`dir` is created on demand. `max_bytes` = 0 disables the disk tier; no `redis_url`, the Redis tier.
 
-        `lease_s`: a machine silent this long loses a computation to another one.
-        `wait_s`: after waiting this long for somebody else's result, compute it here too.
+        `lease_s`: a machine that does not renew its lock for this long loses it to another one.
+        `wait_s`: after waiting this long for another process's result, compute it here too.
         """
         self.stats = CacheStats()
         self._disk = DiskTier(dir, max_bytes)
@@ -99,10 +98,10 @@ class FactorCache:
         self._wait_s = wait_s
 
     def get_or_compute(self, key: FactorKey, compute: Callable[[], Factors]) -> Factors:
-        """The factors of `key`, from the nearest tier that has them. Always contiguous float32 on the CPU.
+        """The factors for `key`, from the nearest tier that has them. Always contiguous float32 on the CPU.
 
-        `compute` runs at most once at a time among everybody who shares a tier; what it raises goes to
-        its caller, and the next one in line computes. Trouble with a tier is never raised.
+        Among all who share a tier, normally only one runs `compute` at a time; its errors propagate to that
+        caller, and the next one waiting computes. Errors of a tier are never raised.
         """
         entry = self._get_or_compute_entry(key, lambda: _pack_factors(compute()))
         U, S, V = (entry.tensors[name] for name in "USV")
@@ -111,16 +110,16 @@ class FactorCache:
     def get_or_compute_tensors(
         self, key: PairKey | PoolKey, compute: Callable[[], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The same for named tensors: of a pair of bases, or of a pool of anchors."""
+        """The same for named tensors of a pair of bases or an anchor pool."""
         return dict(self._get_or_compute_entry(key, lambda: CacheEntry(compute())).tensors)
 
     def get(self, key: PairKey) -> dict[str, Tensor] | None:
-        """Tensors that somebody has kept, or None: for what takes too long for others to wait for it."""
+        """Stored tensors, or None. For computations too long for others to wait for."""
         entry = self._look_up(key)
         return None if entry is None else dict(entry.tensors)
 
     def put(self, key: PairKey, tensors: Mapping[str, Tensor]) -> None:
-        """Store them in every tier, in place of what is there. Trouble with a tier is never raised."""
+        """Store the tensors in every tier, overwriting. Errors of a tier are never raised."""
         entry = normalize_entry(CacheEntry(tensors))
         self._write_to_disk(key, entry)
         self._write_to_redis(key, entry)
@@ -132,7 +131,7 @@ class FactorCache:
     def prune(self, max_bytes: int = 0) -> PruneResult:
         """Remove the least recently used entries until at most `max_bytes` are left on disk.
 
-        Raises OSError when the folder cannot be written. Redis forgets by itself.
+        Raises OSError if the folder cannot be written. Entries in Redis expire by themselves.
         """
         removed = self._disk.prune(max_bytes)
         return PruneResult(entries=len(removed), bytes=sum(f.bytes for f in removed))
@@ -141,7 +140,7 @@ class FactorCache:
         entry = self._look_up(key)
         if entry is not None:
             return entry
-        if not self._disk.writable:  # nothing could be handed over through the folder, so do not queue there
+        if not self._disk.writable:  # results cannot be shared through the folder, so its lock is useless
             return self._compute_under_redis_lock(key, compute)
         lock = self._disk.folder / "locks" / f"{key.digest}.lock"
         with file_lock(lock, lambda: self._disk.has(key.digest), self._wait_s):

@@ -1,4 +1,4 @@
-"""What a cached computation is a computation of."""
+"""Cache keys: each names every input that a cached computation depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Key(ABC):
-    """Names one entry by everything that its contents depend on, so that it can never be out of date."""
+    """Identifies an entry by everything its contents depend on, so that it can never be stale."""
 
     kind: ClassVar[str]
 
@@ -26,36 +26,34 @@ class Key(ABC):
 
     @cached_property
     def canonical(self) -> str:
-        """`fields` as JSON with one spelling only."""
+        """`fields` as canonical JSON."""
         return json.dumps(self.fields, sort_keys=True, separators=(",", ":"))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of `canonical` in hex; the entry's name in both tiers."""
+        """SHA-256 of `canonical` in hex: the entry's name in both tiers."""
         return hashlib.sha256(self.canonical.encode()).hexdigest()
 
     @abstractmethod
     def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
-        """Can an entry of this key hold tensors of these names and shapes, and these numbers?"""
+        """Whether an entry for this key can contain tensors of these names and shapes, and these numbers."""
 
     @property
     @abstractmethod
     def bases(self) -> str:
-        """The base model or models, for people."""
+        """The base model or models, for display."""
 
     @property
     @abstractmethod
     def contents(self) -> str:
-        """What is kept of them, for people."""
+        """What the entry contains, for display."""
 
 
 @dataclass(frozen=True)
 class FactorKey(Key):
-    """One truncated SVD: a tensor of a base model at a pinned commit, the rank asked for, the algorithm's
-    version.
+    """One truncated SVD: a base model's tensor at a pinned commit, the requested rank, the code version.
 
-    `tensor` names the matrix that was factorized and nothing else: for a slice of a fused tensor it must
-    say which.
+    `tensor` identifies exactly the factorized matrix, including the slice of a fused tensor.
     `sha` is the 40-hex commit, never a branch.
     """
 
@@ -68,7 +66,7 @@ class FactorKey(Key):
     version: int
 
     def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
-        """U (o, k), S (k,), V (i, k) with k of at most the rank asked for, and their energy."""
+        """U (o, k), S (k,), V (i, k) with k at most the requested rank, and their energy."""
         if set(shapes) != {"S", "U", "V"} or set(numbers) != {"energy"}:
             return False
         if [len(shapes[name]) for name in "SUV"] != [1, 2, 2]:
@@ -89,9 +87,9 @@ class FactorKey(Key):
 
 @dataclass(frozen=True)
 class PairKey(Key):
-    """Tensors that depend on two pinned bases, on a site of each and on the tokens that pair them.
+    """Tensors that depend on two pinned bases, a site of each, and the tokens that pair them.
 
-    `what` starts with a word for people, and names every setting and algorithm version. `anchors` is the
+    `what` starts with a word for display and includes every setting and algorithm version. `anchors` is the
     digest of the paired rows (`rebase.evidence.embeddings`).
     """
 
@@ -107,7 +105,7 @@ class PairKey(Key):
     anchors: str
 
     def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
-        """Any tensors: `what` says which. No numbers."""
+        """Any tensors, as `what` determines them; no numbers."""
         return bool(shapes) and not numbers
 
     @property
@@ -117,16 +115,16 @@ class PairKey(Key):
 
     @property
     def contents(self) -> str:
-        """The sites, and what kind of thing it is."""
+        """The sites and the first word of `what`."""
         return f"{self.source_site} → {self.target_site}, {self.what.split(' ', 1)[0]}"
 
 
 @dataclass(frozen=True)
 class PoolKey(Key):
-    """Inner products between the anchors of one side of a pool at one site: (N, N), in two float32 parts and
-    a power of two.
+    """Inner products between one side's anchors of a pool at one site: (N, N), as two float32 parts and a
+    power of two.
 
-    `anchors` is the digest of their base's and the adapters' repos and commits, in order.
+    `anchors` is the digest of the repos and commits of their base and adapters, in order.
     """
 
     kind: ClassVar[str] = "pool"
@@ -139,7 +137,7 @@ class PoolKey(Key):
     factors_version: int  # a DoRA's update is expanded by the same algorithm as base weights
 
     def fits(self, shapes: Shapes, numbers: Collection[str]) -> bool:
-        """Two square parts and the exponent, no numbers."""
+        """Two square parts and the exponent; no numbers."""
         square = (self.count, self.count)
         return dict(shapes) == {"high": square, "low": square, "exponent": (1,)} and not numbers
 
@@ -150,7 +148,7 @@ class PoolKey(Key):
 
     @property
     def contents(self) -> str:
-        """The site."""
+        """The site and the space."""
         return f"{self.site}, inner products of {self.space}"
 
 
@@ -158,6 +156,6 @@ _KEY_TYPES: Mapping[str, type[Key]] = {kind.kind: kind for kind in (FactorKey, P
 
 
 def parse_key(fields: Mapping[str, Any]) -> Key:
-    """The key that has these `fields`. Raises KeyError or TypeError where none has."""
+    """The key with these `fields`. Raises KeyError or TypeError if they are invalid."""
     values = dict(fields)
     return _KEY_TYPES[values.pop("kind")](**values)

@@ -1,8 +1,8 @@
-"""Who computes a missing entry: a lock file between threads and processes of one machine, a Redis key
+"""Locks that keep a missing entry from being computed twice: a lock file within one machine, a Redis key
 between machines.
 
-Both are economies, never a matter of correctness: if a lock cannot be had (read-only folder, no Redis) or
-is held for too long, the caller computes on its own and the work is merely done twice.
+Both only save work and are not needed for correctness: if a lock is unavailable (read-only folder, no Redis)
+or held for too long, the caller computes the entry itself and the work is merely done twice.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MIN_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.2
 
 @contextmanager
 def file_lock(path: Path, ready: Callable[[], bool], wait_s: float) -> Iterator[None]:
-    """Hold the lock file, or stop waiting once `ready()` says that waiting has become pointless.
+    """Hold the lock file; stop waiting without it once `ready()` is true or after `wait_s`.
 
-    The kernel drops the lock when its holder dies. The holder deletes the file before it lets go, so a
-    lock counts only if the path still leads to the file that was locked.
+    The kernel releases the lock if its holder dies. The holder deletes the file before releasing it, so a
+    lock is valid only if the path still refers to the locked file.
     """
     file = None
     with suppress(OSError):
@@ -65,12 +65,10 @@ def _try_lock(path: Path) -> BinaryIO | None:
 def redis_lock(
     tier: RedisTier, digest: str, ready: Callable[[], bool], *, lease_s: float, wait_s: float
 ) -> Iterator[None]:
-    """The same between machines: a key with a token and a lease, renewed by a thread for as long as the
-    body runs.
+    """The same between machines: a key with a token and a lease, renewed by a thread while the body runs.
 
-    A holder that dies stops renewing, so another takes over after at most `lease_s`. A holder whose
-    result cannot be shared (too large for Redis) leaves a note instead of the lock, and everybody who
-    waits computes at once.
+    If the holder dies, another takes over after at most `lease_s`. If its result cannot be shared (too large
+    for Redis), it replaces the lock with a marker, and all waiting callers compute immediately.
     """
     token = secrets.token_hex(16)
     held = False

@@ -1,8 +1,8 @@
-"""The Redis tier: the same bytes as on disk, shared between machines, with a time to live and a size bound.
+"""The Redis tier: the same bytes as on disk, shared between machines, with a TTL and a size limit.
 
-Redis is an extra here. Whatever goes wrong with it is a miss, and a circuit breaker keeps a dead server
-from costing a timeout per tensor. The same server may also be the broker: run it with `volatile-lru`,
-which evicts only keys that have a time to live, so never a queue.
+Redis is optional here: any error is a miss, and a circuit breaker keeps a dead server from costing a timeout
+per tensor. The same server may also be the broker: run it with `volatile-lru`, which evicts only keys with a
+TTL and therefore never a queue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REDIS_ERRORS = (redis.RedisError, OSError)
 _NOT_SHARED = b"not-shared"
 _NOT_SHARED_TTL_S = 60.0
 
-# Both compare the token first: a lease that has passed to somebody else is left alone.
+# Both compare the token first, so that a lease now held by another process is left alone.
 _RENEW_SCRIPT = """
 if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end
 return 0
@@ -31,7 +31,7 @@ return 0
 
 
 class RedisTier:
-    """Bytes by digest, and the lock keys that belong to them."""
+    """Stores bytes by digest, and the lock keys that belong to them."""
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class RedisTier:
 
     @property
     def available(self) -> bool:
-        """False while the breaker keeps us away from a server that has just failed."""
+        """False while the circuit breaker is open after a failure."""
         return not self._breaker.is_open
 
     def fits(self, size: int) -> bool:
-        """Is an entry of this many bytes shared through Redis at all?"""
+        """Whether an entry of this many bytes may be stored in Redis."""
         return size <= self._max_entry_bytes
 
     def get(self, digest: str) -> bytes | None:
@@ -73,7 +73,7 @@ class RedisTier:
         return None
 
     def has(self, digest: str) -> bool:
-        """Is there an entry? Costs no transfer of its bytes."""
+        """Whether the entry exists, without transferring its bytes."""
         with self._breaker.guard(*_REDIS_ERRORS):
             return self.available and bool(self._client.exists(self._make_entry_key(digest)))
         return False
@@ -85,13 +85,13 @@ class RedisTier:
                 self._client.set(self._make_entry_key(digest), entry, ex=self._ttl_s)
 
     def remove(self, digest: str) -> None:
-        """Forget an entry that turned out to be damaged."""
+        """Delete a corrupt entry."""
         with self._breaker.guard(*_REDIS_ERRORS):
             if self.available:
                 self._client.delete(self._make_entry_key(digest))
 
     def lock(self, digest: str, token: str, lease_s: float) -> bool:
-        """Take the lock of an entry if nobody has it."""
+        """Acquire the lock of an entry if it is free."""
         with self._breaker.guard(*_REDIS_ERRORS):
             return self.available and bool(
                 self._client.set(self._make_lock_key(digest), token, nx=True, px=int(lease_s * 1000))
@@ -99,25 +99,25 @@ class RedisTier:
         return False
 
     def renew(self, digest: str, token: str, lease_s: float) -> None:
-        """Prolong our lease; does nothing when the lock has passed to somebody else."""
+        """Extend our lease; does nothing if another process now holds the lock."""
         with self._breaker.guard(*_REDIS_ERRORS):
             if self.available:
                 self._renew_script(keys=[self._make_lock_key(digest)], args=[token, int(lease_s * 1000)])
 
     def unlock(self, digest: str, token: str) -> None:
-        """Give the lock up; does nothing when it has passed to somebody else."""
+        """Release the lock; does nothing if another process now holds it."""
         with self._breaker.guard(*_REDIS_ERRORS):
             if self.available:
                 self._release_script(keys=[self._make_lock_key(digest)], args=[token])
 
     def mark_not_shared(self, digest: str) -> None:
-        """Replace the lock by a note for a minute: the result exists but will not come through Redis."""
+        """Replace the lock with a marker for a minute: the result exists but is not shared through Redis."""
         with self._breaker.guard(*_REDIS_ERRORS):
             if self.available:
                 self._client.set(self._make_lock_key(digest), _NOT_SHARED, px=int(_NOT_SHARED_TTL_S * 1000))
 
     def is_not_shared(self, digest: str) -> bool:
-        """Has somebody left that note?"""
+        """Whether the marker of `mark_not_shared` is set."""
         with self._breaker.guard(*_REDIS_ERRORS):
             return self.available and self._client.get(self._make_lock_key(digest)) == _NOT_SHARED
         return False

@@ -1,4 +1,4 @@
-"""Which text both bases are to read for a request, and whether they are to read one at all."""
+"""Prepares the text and the collector for activations, if a conversion needs any."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rebase.models.model_reader import ends_of
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
 
-MIN_POSITIONS = 256  # every eighth passage of these is held out
+MIN_POSITIONS = 256  # of which every eighth passage is held out
 
 
 def prepare_activations(
@@ -25,10 +25,13 @@ def prepare_activations(
     runtime: Runtime,
     progress: ProgressReporter,
 ) -> Activations | None:
-    """Both bases over the request's text, or None when nothing wants them. No model is loaded yet."""
+    """Activations of both bases on the request's text, or None if not needed. No model is loaded yet.
+
+    Raises RequestInvalid for a corpus that nothing reads, IncompatiblePair if the text is too short.
+    """
     if not plan.needs_corpus:
         if plan.candidates_need_corpus:
-            return None  # each of them gathers its own
+            return None  # each candidate prepares its own
         if plan.corpus_file is not None:
             raise RequestInvalid(
                 f"A corpus is given, but {plan.method.name} reads no text.",
@@ -85,7 +88,7 @@ def prepare_activations(
 
 
 def make_base_pair(inputs: LoadedInputs, runtime: Runtime) -> Bases:
-    """The request's bases, none loaded."""
+    """The request's base models, not loaded yet."""
     eos_ids = [ends_of(runtime.hub, repo) for repo in (inputs.pinned.source, inputs.pinned.target)]
     return Bases(
         Stored(inputs.source, inputs.source_reader, inputs.source_tokenizer, eos_ids[0]),

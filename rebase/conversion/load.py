@@ -1,4 +1,4 @@
-"""Open the three repos: configs and tensor headers now, tensor data later and one site at a time."""
+"""Opens the three repos: configs and tensor headers now; tensor data is read later, one site at a time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from rebase.schemas.states import Phase
 T = TypeVar("T")
 BASE_WEIGHT_EVIDENCE = frozenset(
     {Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS}
-)  # what needs base weights
+)  # evidence that needs base weights
 _LM_HEAD_PATTERN = re.compile(
     r"(lm_head|embed_out)\.(weight|bias)$"
-)  # only the forward check reads it, and a few rows
+)  # only the forward check reads it, a few rows at most
 
 
 def load_inputs(
@@ -57,7 +57,7 @@ def load_inputs(
     target = _run_with_pointer("/target", lambda: ModelWeights(target_config, target_reader))
     _run_with_pointer(
         "/target", lambda: empty_model(target_config)
-    )  # or verification would fail after all the work
+    )  # fail now instead of in the verification at the end
     progress.update(Phase.READING, 2, 3, "repos")
     adapter = _run_with_pointer("/adapter", lambda: read_adapter(config, adapter_reader, source))
     pairing = pair_sites(source, target, adapter.sites, layer_scale=plan.method.layer_scale)
@@ -80,7 +80,7 @@ def load_inputs(
 
 
 def _declare_needed_tensors(inputs: LoadedInputs, plan: ConversionPlan) -> None:
-    """Tell the readers what will be read: a remote shard of which little is needed then comes in ranges."""
+    """Tell the readers which tensors are needed, so that they can fetch ranges instead of whole shards."""
     pairs = inputs.pairing.pairs
     if not _needs_every_site(inputs, plan.method):
         pairs = probe_pairs(pairs)
@@ -110,7 +110,7 @@ def _needs_every_site(inputs: LoadedInputs, params: MethodParams) -> bool:
 
 
 def _find_shared_tokens(source: dict[str, Any] | None, target: dict[str, Any] | None) -> SharedTokens | None:
-    """Shared tokens, or None where a repo has no tokenizer.json that can be read."""
+    """Shared tokens, or None if a repo has no readable tokenizer.json."""
     if source is None or target is None:
         return None
     try:
@@ -120,7 +120,7 @@ def _find_shared_tokens(source: dict[str, Any] | None, target: dict[str, Any] | 
 
 
 def _run_with_pointer(pointer: str, action: Callable[[], T]) -> T:
-    """Run `work`; an error that does not say yet which field it is about says `pointer`."""
+    """Run `action`; errors without a pointer get this one."""
     try:
         return action()
     except (RebaseError, TransferError) as exc:

@@ -1,7 +1,7 @@
-"""Several methods run on one adapter and measured on the request's examples; the best one goes on.
+"""Method search: runs several methods on one adapter and selects the best on the request's examples.
 
-Each candidate goes the whole way of a conversion up to the update in float32: its own evidence, its own
-pre-check, every site, DARE, refinement. Only the best so far is kept in memory.
+Each candidate runs the full conversion up to the float32 update: its own evidence and pre-check, every site,
+DARE, refinement. Only the best so far is kept in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from rebase.report.selection import CandidateRow, Selection
 
 @dataclass
 class _Leaderboard:
-    """What was tried so far. `measured`: the row in `rows` of each of `scores`; `fit`: may it be kept?"""
+    """Candidates tried so far. For each of `scores`: `measured_rows`, its index in `rows`; `eligible`,
+    whether it may be kept."""
 
     baseline: tuple[float, ...]
     split: ExampleSplit
@@ -52,12 +53,12 @@ class _Leaderboard:
         return choose_best(self.baseline, self.scores, self.split, self.eligible)
 
     def add_refused(self, params: MethodParams, reason: str, method_run: MethodRun | None = None) -> None:
-        """A candidate that cannot be measured, with every share of its sweep."""
+        """Add a candidate that could not be measured, including its whole DARE sweep."""
         verdict = method_run.precheck_outcome.precheck.verdict if method_run is not None else None
         self.rows.append(CandidateRow(method=_dump_params(params), verdict=verdict, reason=reason))
 
     def add_scored(self, method_run: MethodRun, result: TransferResult, scores: tuple[float, ...]) -> None:
-        """A candidate that was; it is kept while nothing scores better."""
+        """Add a measured candidate; its result is kept until another scores better."""
         outcome = method_run.precheck_outcome
         self.measured_rows.append(len(self.rows))
         self.rows.append(CandidateRow(method=_dump_params(outcome.params), verdict=outcome.precheck.verdict))
@@ -78,10 +79,10 @@ def search_methods(
     default_run: MethodRun,
     report: Report,
 ) -> tuple[MethodRun, TransferResult, Selection]:
-    """The candidate that scores highest, its updates, and the table of all of them.
+    """The highest-scoring candidate, its result, and the table of all candidates.
 
-    `rules`: what was settled without measuring; `report`: what is told with the table when nothing is worth
-    publishing, which raises NothingBetter.
+    `default_run`: the method chosen by rules, without measurement; `report`: reported together with the table
+    if no candidate is worth publishing. Raises NothingBetter in that case.
     """
     measure = evaluation.measure
     assert measure is not None
@@ -126,7 +127,8 @@ def _run_candidate(
     measure: Measure,
     leaderboard: _Leaderboard,
 ) -> None:
-    """One candidate, once for each share of its sweep; what cannot be carried is a row that says why."""
+    """Run one candidate, once per drop rate of its DARE sweep; a refused one becomes a row with the
+    reason."""
     is_listed = plan.method.listed_candidates is not None
     method_run: MethodRun | None = None
     try:
@@ -153,7 +155,7 @@ def _run_candidate(
 
 
 def _with_dare_variant(outcome: PrecheckOutcome, params: MethodParams) -> PrecheckOutcome:
-    """The same verdict, about the method with one share of DARE's."""
+    """The outcome for one variant of a DARE sweep, with DARE's findings added."""
     outcome = replace(outcome, params=params)
     if params.dare is None:
         return outcome
@@ -170,7 +172,7 @@ def _add_findings(outcome: PrecheckOutcome, *findings: FindingRow) -> PrecheckOu
 
 @contextmanager
 def _errors_at_candidate(plan: ConversionPlan, index: int) -> Iterator[None]:
-    """An error about the method is about this candidate, where the request lists them."""
+    """Point errors about the method at this candidate, if the request lists candidates."""
     try:
         yield
     except (RebaseError, TransferError) as exc:

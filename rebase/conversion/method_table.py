@@ -1,4 +1,4 @@
-"""What a comparison of methods says: the table of candidates with intervals, and sentences about it."""
+"""Builds the table of compared methods with intervals, and the sentences about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def build_selection(
     split: ExampleSplit,
     choice: Choice,
 ) -> Selection:
-    """Scores and gains on the choosing half for the `measured` rows; those of the best on the other half."""
+    """Add scores and gains on the selection half to the `measured_rows`; confirm the best on the other
+    half."""
     candidates = list(rows)
     bootstrap = _bootstrap_scores(spec, baseline, scores, split.selection_indices)
     for number, row_index in enumerate(measured_rows):
@@ -57,7 +58,7 @@ def build_selection(
 
 
 def explain_choice(selection: Selection) -> str:
-    """Of the best candidate, in one sentence."""
+    """One sentence about the best candidate."""
     assert selection.best is not None
     assert selection.confirmed is not None
     best, confirmed = selection.candidates[selection.best], selection.confirmed
@@ -78,7 +79,7 @@ def explain_choice(selection: Selection) -> str:
 
 
 def make_nothing_better_error(selection: Selection, *, allows_training: bool) -> NothingBetter:
-    """The refusal, with every candidate in it."""
+    """The error that no candidate is good enough, listing all of them."""
     if selection.best is None:
         has_measured = any(row.score is not None for row in selection.candidates)
         message = (

@@ -1,4 +1,4 @@
-"""The folder that is pushed: PEFT config, weights, card and report."""
+"""Writes the output folder (PEFT config, weights, card and report), and cleans up old work folders."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rebase.runtime import disk_errors
 
 
 def write_tensors(folder: Path, built: BuiltAdapter) -> None:
-    """Weights and PEFT config. Raises DiskFull."""
+    """Write weights and PEFT config. Raises DiskFull."""
     with disk_errors():
         folder.mkdir(parents=True, exist_ok=False)
         weights = folder / "adapter_model.safetensors"
         save_file(built.tensors, weights, metadata={"format": "pt"})
-        # The library writes for the owner alone; the other files follow the process's umask.
+        # safetensors makes the file private to its owner; the other files follow the process's umask.
         weights.chmod(folder.stat().st_mode & 0o666)
         text = json.dumps(built.config, indent=2, sort_keys=True, allow_nan=False) + "\n"
         (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def write_card_and_report(folder: Path, report: Report, licenses: dict[str, str | None]) -> None:
-    """The evidence beside the weights. Raises DiskFull."""
+    """Write the model card, the report and the layer map. Raises DiskFull."""
     with disk_errors():
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / "README.md").write_text(render_model_card(report, licenses), encoding="utf-8")
@@ -37,16 +37,16 @@ def write_card_and_report(folder: Path, report: Report, licenses: dict[str, str 
             (folder / MAP_FILE).write_bytes(picture)
 
 
-# What killed, cancelled and failed work has left in the work folder. The samples and the
-# state of a training stay there for whoever takes its job over, and a process that is killed while
-# one base reads leaves the other one's rows. Nobody comes back to them after days.
+# Killed, cancelled and failed jobs leave files in the work folder. Samples and checkpoints stay so that
+# another worker can resume the training; a process killed while collecting activations leaves their rows.
+# After a week they are no longer needed.
 
-MAX_AGE_S = 7 * 24 * 3600.0  # a training writes every minute, so nobody works with what is older
+MAX_AGE_S = 7 * 24 * 3600.0  # running trainings write every minute, so anything older is unused
 
 
 def remove_stale(work_dir: Path, now: float) -> None:
-    """Remove what was not written to for a week at `now` (seconds since the epoch). Never raises for trouble
-    with the disk."""
+    """Remove folders last modified more than a week before `now` (seconds since the epoch). Never raises on
+    disk errors."""
     for folder in (*work_dir.glob("training/*"), *work_dir.glob("rows-*")):
         if now - _get_last_modified(folder) > MAX_AGE_S:
             shutil.rmtree(folder, ignore_errors=True)
@@ -57,6 +57,6 @@ def _get_last_modified(folder: Path) -> float:
     for path in (folder, *folder.glob("*")):
         try:
             times.append(path.stat().st_mtime)
-        except OSError:  # gone meanwhile
+        except OSError:  # removed in the meantime
             continue
     return max(times, default=float("inf"))

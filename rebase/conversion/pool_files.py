@@ -1,4 +1,5 @@
-"""Anchor pools in files: the body of `POST /anchor-pools`; for `--pool` also with folders and short names."""
+"""Reads anchor pools from files: the body of `POST /anchor-pools`; with `--pool` also folders and short
+names."""
 
 from __future__ import annotations
 
@@ -22,31 +23,31 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class FilePool:
-    """`rebase.schemas.anchor_pools.Pools` with the one pool that a person named."""
+    """Implements `rebase.schemas.anchor_pools.AnchorPools` with the single pool given by `--pool`."""
 
     spec: PoolRequest
 
     def get(self, pool_id: str) -> Pool:
-        """A file has no id."""
+        """Raises NotFound: a pool from a file has no id."""
         raise NotFound(
             f"There is no anchor pool '{pool_id}' here, only that of --pool.", pointer="/method/pool"
         )
 
     def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
-        """The pool, whatever the bases: it was asked for, so that one of other bases is an error."""
+        """The pool, for any bases: it was requested, so a mismatch is reported as an error later."""
         return Pool(None, self.spec)
 
 
 def read_pool(file: str) -> PoolRequest:
-    """The request in `file` (`-`: standard input). Raises RequestInvalid with the wrong field named."""
+    """The request in `file` (`-`: standard input). Raises RequestInvalid that names the invalid field."""
     return _validate_pool(file, _read_json(file))
 
 
 def read_local_pool(file: str, request: ConversionRequest, aliases: FolderAliases) -> FilePool:
     """The pool in `file` for a run without a service.
 
-    A reference is an object, `owner/name[@revision]`, or a folder (from the file's own folder on), which goes
-    under an alias. Bases that the file leaves out are the request's. Raises RequestInvalid.
+    A reference is an object, `owner/name[@revision]`, or a folder (relative to the file's own), which gets an
+    alias. Bases missing in the file default to the request's. Raises RequestInvalid.
     """
     method = request.method
     if not method.uses_pool:
@@ -82,7 +83,7 @@ def read_local_pool(file: str, request: ConversionRequest, aliases: FolderAliase
 
 
 def _resolve_reference(value: Any, field: str, file: str, base_dir: Path, aliases: FolderAliases) -> Any:
-    """The fields of a RepoRef for a short name or a folder; anything else is for the model to judge."""
+    """The fields of a RepoRef for a short name or a folder; anything else is left to pydantic to validate."""
     if not isinstance(value, str):
         return value
     try:
@@ -97,7 +98,7 @@ def _resolve_reference(value: Any, field: str, file: str, base_dir: Path, aliase
 
 
 def _is_dir(path: Path) -> bool:
-    """No folder either when the operating system will not even look: a name that is too long, say."""
+    """False also if the operating system rejects the name, for example as too long."""
     try:
         return path.is_dir()
     except (OSError, ValueError):

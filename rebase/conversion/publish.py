@@ -1,4 +1,4 @@
-"""At most one commit per job, ever."""
+"""Publishes a conversion with at most one commit per job, and builds the job's result."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from rebase.schemas.conversions import OutputSpec
 
 
 def make_commit_marker(job_id: str) -> str:
-    """What the commit message of a job carries."""
+    """The line in the commit message that identifies the job."""
     return f"Rebase-Job: {job_id}"
 
 
 def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: str) -> Published:
-    """Commit the folder on top of the commit that was seen when the job began.
+    """Commit the folder on top of the commit that was current when the job started.
 
-    A worker that lost its lease while it hung in here can only find that the parent has moved; whoever finds
-    that looks for the marker before it gives up.
+    If a worker that lost its lease is stuck here, the second commit fails because the parent has changed.
+    Then the commit with the marker is looked up before giving up. Raises ParentMoved if there is none.
     """
     if conversion.folder is None or conversion.output is None:
         raise ValueError("this conversion was not meant to be published")
     output, report = conversion.output, conversion.report
     if spec.create_pr:
-        # A pull request moves no branch, so the hub would take a second one: look as late as possible.
+        # A pull request does not move a branch, so the hub would accept a second one: check as late as
+        # possible.
         published = hub.find_commit(output.repo_id, marker)
         if published is not None:
             return published
@@ -48,8 +49,8 @@ def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: st
 
 
 def build_result(hub: Hub, published: Published, report: Report | None) -> dict[str, Any]:
-    """The job's `result`. An earlier attempt's commit tells its own report, if this job's token may still
-    read it: the report may lie in a cache that all jobs share."""
+    """The job's `result`. Without `report` it is read from the commit of an earlier attempt, after checking
+    that this job's token may read the repo, since the file cache is shared by all jobs."""
     if report is None:
         hub.check_read(published.repo_id)
         repo = PinnedRepo(published.repo_id, published.commit, {})
@@ -66,7 +67,7 @@ def build_result(hub: Hub, published: Published, report: Report | None) -> dict[
 
 
 def build_verdict(report: Report) -> dict[str, Any]:
-    """What a pre-check's result holds, and a conversion's too."""
+    """The part of the result that pre-checks and conversions share."""
     return {
         "verdict": report.precheck.verdict,
         "reasons": [reason.model_dump() for reason in report.precheck.reasons],

@@ -1,4 +1,4 @@
-"""What a report says at each stage of a conversion."""
+"""Builds the report at each stage of a conversion."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from rebase.training.loop import suggest_more_training
 def build_initial_report(
     plan: ConversionPlan, method_run: MethodRun, selection: Selection | None = None
 ) -> Report:
-    """Who takes part, the verdict and what it rests on; how the method was chosen, if that was measured."""
+    """The report after the pre-check: repos, verdict and evidence, and how the method was selected."""
     inputs, outcome, evidence = method_run.inputs, method_run.precheck_outcome, method_run.evidence
     pinned = inputs.pinned
     pool, pool_warnings = build_pool_report(outcome.method_state, evidence.offer, inputs)
@@ -73,14 +73,14 @@ def build_initial_report(
 
 
 def _warn_not_compared(plan: ConversionPlan) -> list[str]:
-    """An evaluation that `auto` cannot choose by."""
+    """Warn if `auto` has an evaluation without examples to choose by."""
     if not plan.method.chooses_method or plan.evaluation is None or plan.has_examples:
         return []
     return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
 
 
 def _build_layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
-    """Which layers see the same text alike, where both bases read one."""
+    """Layer similarity, if both bases read a text."""
     if activations is None:
         return None
     similarity, text, corpus = activations.similarity, activations.text, activations.corpus
@@ -100,7 +100,7 @@ def _build_layer_map(activations: Activations | None, thresholds: Thresholds) ->
 def add_site_results(
     report: Report, result: TransferResult, built: BuiltAdapter, output: OutputSpec
 ) -> Report:
-    """The same with a row for each updated site, their summary, and what to know before using it."""
+    """The report with a row per updated site, their summary, and caveats."""
     written_measurements = {str(site): keep_finite(measured) for site, measured in built.measurements.items()}
     site_rows = [
         row.model_copy(
@@ -139,7 +139,7 @@ def add_site_results(
 
 
 def _build_advice(result: TransferResult, method: Mapping[str, Any]) -> list[str]:
-    """What the last training's curve says, to whoever asks for `used` again."""
+    """Advice from the last training curve; `method`: the parameters that were used."""
     if result.training is None:
         return []
     prefix = "refine." if method.get("refine") else ""
@@ -150,7 +150,7 @@ def _build_advice(result: TransferResult, method: Mapping[str, Any]) -> list[str
 
 
 def build_selection_caveats(selection: Selection | None) -> list[str]:
-    """What to know of figures that also chose."""
+    """Caveats about metrics on examples that were also used to select the method."""
     if selection is None:
         return []
     if selection.shared:
@@ -175,7 +175,7 @@ _COMMIT_PATTERN = re.compile(r"[0-9a-f]{40}")
 def build_pool_report(
     method_state: Any, offer: PoolOffer | None, inputs: LoadedInputs
 ) -> tuple[PoolSection | None, tuple[str, ...]]:
-    """What the report says of the pool, and warnings about it; nothing when nothing was predicted from it."""
+    """The report's pool section and warnings about the pool; (None, ()) if the pool was not used."""
     if offer is None or not isinstance(method_state, MethodState) or not method_state.anchor_weights:
         return None, ()
     rows = [
@@ -203,7 +203,7 @@ def _make_repo_revision(anchor: Anchor, side: Side) -> RepoRevision:
 
 
 def _warn_left_out(offer: PoolOffer) -> list[str]:
-    """Modules of the target that the adapter reaches and some anchor does not."""
+    """Warn about target modules that the adapter covers but some anchor does not."""
     dropped = [str(p.target) for p in offer.inputs.pairing.pairs if p not in set(offer.open().pairs)]
     remainder = f" and {len(dropped) - _MAX_LISTED} more" if len(dropped) > _MAX_LISTED else ""
     listed = f"{', '.join(dropped[:_MAX_LISTED])}{remainder}"
@@ -215,7 +215,7 @@ def _warn_left_out(offer: PoolOffer) -> list[str]:
 
 
 def _warn_other_commits(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
-    """Bases that have moved on since the pool was registered."""
+    """Warn about bases that have changed since the pool was registered."""
     spec, pinned = offer.pool.spec, inputs.pinned
     return [
         f"The pool was registered with {repo.repo_id} at {ref.revision}; this job reads {repo.sha}."
@@ -227,7 +227,7 @@ def _warn_other_commits(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
 
 
 def _warn_if_member(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
-    """An adapter that is an anchor itself has its answer in the pool already."""
+    """Warn if the adapter is itself an anchor of the pool."""
     adapter = inputs.pinned.adapter
     return [
         f"The adapter is itself an anchor of the pool; its own counterpart there is {anchor.repos['target']}."

@@ -1,4 +1,4 @@
-"""Names become commits: access is checked, revisions are pinned, the output place is looked at."""
+"""Resolves names to commits: checks access, pins revisions and checks the output repo."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rebase.schemas.conversions import OutputSpec
 from rebase.schemas.repos import RepoRef, check_repo_id
 from rebase.schemas.states import Phase
 
-# What a repo may hold and still count as empty: the Hub writes these by itself.
+# A repo with only these files counts as empty: the Hub creates them itself.
 _EMPTY_REPO_FILES = frozenset({".gitattributes", "README.md"})
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTarget:
-    """Where the result goes, and the commit that it will stand on (None: nothing there yet)."""
+    """The output repo and its parent commit (None: the repo does not exist yet)."""
 
     repo_id: str
     parent: str | None
@@ -33,7 +33,10 @@ class OutputTarget:
 def choose_source_ref(
     source: RepoRef | None, adapter_config: dict[str, Any]
 ) -> tuple[RepoRef, tuple[str, ...]]:
-    """The source base: the request's, or the one the adapter names. Another name alone is a warning."""
+    """The source base: the request's, or the one the adapter names, and a warning if the two differ.
+
+    Raises MalformedAdapter if the adapter names no valid base.
+    """
     declared_base = adapter_config.get("base_model_name_or_path")
     if source is not None:
         if isinstance(declared_base, str) and declared_base and declared_base != source.repo_id:
@@ -61,7 +64,7 @@ def choose_source_ref(
 
 
 def choose_output_repo(hub: Hub, adapter: RepoRef, target: RepoRef, output: OutputSpec) -> str:
-    """The repo that the result goes to: the request's, or the contract's default made legal on this hub."""
+    """The output repo: the request's, or the default name made valid on this hub. Raises RequestInvalid."""
     if output.repo_id is not None:
         return output.repo_id
     owner, _, name = adapter.repo_id.rpartition("/")
@@ -77,7 +80,7 @@ def choose_output_repo(hub: Hub, adapter: RepoRef, target: RepoRef, output: Outp
 def check_output(
     hub: Hub, output: OutputSpec, pinned: PinnedInputs, repo_id: str, latest: PinnedRepo | None
 ) -> OutputTarget:
-    """See that we may write there, on top of `head`, before the work begins.
+    """Check write access to the repo, on top of `latest`, before the work starts.
 
     Raises OutputForbidden or OutputExists.
     """
@@ -106,7 +109,7 @@ def _is_previous_output(hub: Hub, latest: PinnedRepo, pinned: PinnedInputs) -> b
 def resolve_repos(
     plan: ConversionPlan, hub: Hub, progress: ProgressReporter
 ) -> tuple[PinnedInputs, dict[str, Any], TensorReader]:
-    """Pin adapter, source and target. The adapter's config is read here, as it may name the source."""
+    """Pin adapter, source and target. Reads the adapter's config, which may name the source."""
     progress.update(Phase.RESOLVING, 0, 3, "repos")
     adapter = pin(hub, plan.adapter, "/adapter")
     config, reader = open_adapter(hub, adapter)
@@ -114,7 +117,7 @@ def resolve_repos(
     ref, warnings = choose_source_ref(plan.source, config)
     source = pin(hub, ref, "/source")
     if config.get("base_model_name_or_path") == source.repo_id:
-        warnings = ()  # a folder has another name in the request than in the adapter
+        warnings = ()  # a folder's name differs between the request and the adapter
     progress.update(Phase.RESOLVING, 2, 3, "repos")
     target = pin(hub, plan.target, "/target")
     require_distinct_bases(source, target)

@@ -1,7 +1,7 @@
-"""What an adapter trained beside its LoRA pairs: token rows are carried where that has a meaning, and
-everything else is named.
+"""Transfers token rows that an adapter trained besides its LoRA factors, and reports what is left out.
 
-`plan` decides from configs, tokenizers and headers, before the pre-check is reported; `carry` reads the rows.
+`plan_tokens` decides from configs, tokenizers and headers, before the pre-check is reported;
+`transfer_tokens` reads the rows.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rebase.models.model_reader import open_model
 from rebase.models.vocabulary import Vocabulary, counterparts
 from rebase.report.schema import Report
 
-_MAX_LISTED = 5  # how many tokens a warning names
-_MAX_ROUNDING_ERROR = 0.25  # share of the trained change that rounding may take before it is worth a warning
+_MAX_LISTED = 5  # tokens named in a warning
+_MAX_ROUNDING_ERROR = 0.25  # fraction of the trained change lost to rounding above which to warn
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPlan:
-    """What will be carried, and sentences about what will not."""
+    """The tables to transfer, and warnings about those left out."""
 
     tables: tuple[TrainedTable, ...] = ()
     target_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
@@ -47,13 +47,13 @@ class TokenPlan:
     warnings: tuple[str, ...] = ()
 
     def add_to_report(self, report: Report) -> Report:
-        """The report with this plan's sentences."""
+        """The report with this plan's warnings."""
         return _extend_report(report, self.not_carried, self.warnings)
 
 
 @dataclass(frozen=True, slots=True)
 class TransferredTokens:
-    """The adapter with its token rows, and what to say about them."""
+    """The adapter with its token rows, and what to report about them."""
 
     built: BuiltAdapter
     summary: dict[str, float]
@@ -61,18 +61,18 @@ class TransferredTokens:
     warnings: tuple[str, ...]
 
     def add_to_report(self, report: Report) -> Report:
-        """The report with what happened to the rows."""
+        """The report with the warnings about the rows."""
         return _extend_report(report, self.not_carried, self.warnings)
 
     def add_summary(self, report: Report) -> Report:
-        """The report whose summary has the figures of the rows."""
+        """The report with the measurements of the rows in its summary."""
         return (
             report.model_copy(update={"summary": report.summary | self.summary}) if self.summary else report
         )
 
 
 def plan_tokens(inputs: LoadedInputs, hub: Hub, method: str, *, enabled: bool = True) -> TokenPlan:
-    """Which trained tables the method can carry. Tokenizers are read again, only when there are any."""
+    """Decide which trained tables the method can transfer. Reads the tokenizers only if there are any."""
     stored = inputs.adapter.tables
     if not stored:
         return TokenPlan()
@@ -146,7 +146,7 @@ def transfer_tokens(
 
 
 def _find_obstacle(inputs: LoadedInputs, method: str) -> str | None:
-    """Why no token row can be carried between these bases by this method, if so."""
+    """Why this method cannot transfer token rows between these bases; None if it can."""
     source, target = inputs.source.embedding_shape[1], inputs.target.embedding_shape[1]
     if source != target:
         return f"a token has {source} numbers in the source base and {target} in the target"
@@ -187,7 +187,8 @@ def _warn_lost_rows(module: str, lost: list[int], names: Mapping[int, str]) -> s
 
 
 def _warn_unnamed_rows(stored: StoredTable, plan: TokenPlan) -> list[str]:
-    """New tokens often take spare rows behind the vocabulary; only the adapter's own tokenizer knows them."""
+    """Warn about rows without a token: new tokens often use spare rows that only the adapter's tokenizer
+    names."""
     rows = [id_ for id_ in stored.ids or () if id_ < len(plan.target_ids) and plan.target_ids[id_] >= 0]
     unnamed = sorted({id_ for id_ in rows if id_ not in plan.token_names})
     if not unnamed:

@@ -1,7 +1,8 @@
-"""Which tables of tokens two bases have, and which of them a trained table stands for under PEFT.
+"""Token tables (embedding and LM head) of two bases, and which of them a trained table applies to in PEFT.
 
-A base has one table for input and output (tied) or two. PEFT changes single rows of a tied embedding in the
-head too, but copies a whole table alone; both are followed on the way in and on the way out.
+A base has one table for input and output (tied) or two. In PEFT, single rows trained in a tied embedding
+apply to the head too, but a whole trained table is a copy for one of them; reading and writing both follow
+this.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from rebase.models.empty_model import model_config
 
 @dataclass(frozen=True, slots=True)
 class TrainedTable:
-    """A trained table of the adapter, and the tables of its base it stands for: both where they are one."""
+    """A trained table of the adapter, and the tables of its base it applies to: both if they are tied."""
 
     stored: StoredTable
     roles: tuple[Side, ...]
 
 
 def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[StoredTable]]:
-    """(parts, tables that one of the bases does not have), following how PEFT applies them to the source.
+    """(trained tables, tables that one of the bases lacks), following how PEFT applies them to the source.
 
-    With one table for input and output, rows of single tokens in the embedding hold for both, unless the head
-    has rows of its own; so does a whole table that PEFT loads into the base itself.
+    With tied embeddings, single rows of the embedding apply to both, unless the head has rows of its own; so
+    does a whole table that PEFT loads into the base itself.
     """
     tied = is_tied(inputs.source.config)
     by_role: dict[Side, StoredTable] = {}
@@ -54,7 +55,7 @@ def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[S
 
 
 def _is_tied_table(by_role: Mapping[Side, StoredTable]) -> bool:
-    """Do the tables found stand for the one table of a tied base?"""
+    """Do these tables apply to the single table of a tied base?"""
     lm_head, embedding = by_role.get("output"), by_role.get("input")
     if any(stored.tied for stored in by_role.values()) or (embedding is not None and not embedding.named):
         return True
@@ -68,10 +69,10 @@ def _is_tied_table(by_role: Mapping[Side, StoredTable]) -> bool:
 def list_target_tables(
     roles: tuple[Side, ...], row_survey: Survey, rows: int, tied: bool
 ) -> Iterator[tuple[Side, Tensor | None]]:
-    """The target's tables to write, each with its single rows, or None for the whole table.
+    """The target's tables to write, each with the ids of its rows, or None for the whole table.
 
-    Where the target has one table, PEFT ties single rows of the embedding to the head. So a change of the
-    embedding alone is stored whole there, and a change of both as single rows of the embedding alone.
+    On a tied target, PEFT applies single rows of the embedding to the head too. So a change of the embedding
+    alone is stored as a whole table, and a change of both as single rows of the embedding.
     """
     single = row_survey.form(rows) == "rows"
     if tied and len(roles) == 2 and single:
@@ -88,7 +89,7 @@ def _both_bases_have(inputs: LoadedInputs, role: Side) -> bool:
 
 
 def _find_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table | None:
-    """A table of a base; input and output are the same one where the base ties them."""
+    """A table of a base, or None; input and output are the same one if the base ties them."""
     base, reader = (
         (inputs.source, inputs.source_reader) if side == "source" else (inputs.target, inputs.target_reader)
     )
@@ -97,7 +98,7 @@ def _find_table(inputs: LoadedInputs, side: Literal["source", "target"], role: S
 
 
 def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table:
-    """A table that `_have` has found."""
+    """A table that exists (see `_both_bases_have`). Raises ValueError otherwise."""
     table = _find_table(inputs, side, role)
     if table is None:
         raise ValueError(f"the {side} base has no {role} table")
@@ -105,11 +106,11 @@ def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Sid
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
-    """Is the head the embedding? The default differs by family, so transformers' own config is asked."""
+    """Are head and embedding tied? The default differs by family, so this uses transformers' config class."""
     return bool(getattr(model_config(config), "tie_word_embeddings", False))
 
 
 def get_module_name(inputs: LoadedInputs, role: Side) -> str:
-    """The table's module in the target as transformers builds it."""
+    """The table's module name in the target, as in transformers."""
     architecture = inputs.target.architecture
     return f"{architecture.root}{architecture.family.embedding}" if role == "input" else HEADS[0]

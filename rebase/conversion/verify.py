@@ -1,8 +1,8 @@
-"""A forward pass of the target with and without the converted adapter, on the real weights.
+"""Verifies a converted adapter: update norms, structure under PEFT, and a forward pass of the target.
 
-Small targets run whole. Larger ones run as a slice (up to two adapted layers and the first thousand
-tokens of the vocabulary, all real weights), so that the check's memory depends on the width of the model
-and not on its depth. Which of the two was done is part of the result.
+The forward pass runs with and without the adapter, on the real weights. Small targets run whole. Larger ones
+run as a slice (up to two adapted layers and the first thousand tokens of the vocabulary), so that memory
+depends on the model's width and not on its depth. The result says which of the two was done.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WHOLE_MODEL_BYTES = 2**30  # float32 weights up to this size run whole
 
 @dataclass(frozen=True, slots=True)
 class ForwardCheck:
-    """What the pass saw. `logit_change` is ‖with − without‖ / ‖without‖ over the probe's logits."""
+    """Result of the forward pass. `logit_change`: ‖with − without‖ / ‖without‖ over the probe's logits."""
 
     scope: str
     logit_change: float
@@ -53,11 +53,11 @@ def check_forward(
 ) -> ForwardCheck:
     """Run the target with and without the adapter in `folder`, which adapts `layers`.
 
-    Raises VerificationFailed when logits are not finite or the adapter changes nothing, UnsupportedModel when
-    the target is not complete.
+    Raises VerificationFailed if logits are not finite or the adapter changes nothing, UnsupportedModel if the
+    target is incomplete.
     """
     text = dict(raw.get("text_config") or raw)
-    vocabulary = int(model_config(text).vocab_size)  # a config.json may leave out what is the default
+    vocabulary = int(model_config(text).vocab_size)  # config.json may omit defaults
     if runs_whole(reader, whole_model_bytes):
         cut, scope = Cut(), "whole model"
     else:
@@ -81,7 +81,7 @@ def check_forward(
 
 
 def _probe(vocabulary: int, retrained: Mapping[str, Sequence[int]]) -> Tensor:
-    """(1, 32) token ids: the first ones, and at the end up to eight of those that the adapter retrained."""
+    """(1, 32) token ids: the first ones, then up to eight whose rows the adapter trained."""
     ids = torch.arange(1, _PROBE_TOKENS + 1).remainder(vocabulary)
     own = sorted({id_ for some in retrained.values() for id_ in some})[:_PROBE_RETRAINED]
     if own:
@@ -105,11 +105,12 @@ def _compare(scope: str, without: Tensor, with_adapter: Tensor) -> ForwardCheck:
     return ForwardCheck(scope, change, max(kl, 0.0))
 
 
-# A move that multiplies an update this often has gone wrong; the methods' own scalings stay far below.
+# A transfer that multiplies an update's norm by more than this has failed; the methods' scalings stay far
+# below.
 MAX_GROWTH = 100.0
-# Unless it is still small beside the weight: an update that is found on the target owes its size to that.
+# Unless the update is small relative to the target's weight: one fitted on the target scales with that.
 LARGE = 0.1
-# Training is measured on text it never saw and keeps its best step, so it may go further.
+# Trained updates are validated on held-out text and keep their best step, so they may be larger.
 LARGE_TRAINED = 0.5
 
 
@@ -122,7 +123,7 @@ def verify(
     *,
     trained: bool = False,
 ) -> Verification:
-    """Norms, structure under PEFT, a forward pass. Raises VerificationFailed; then nothing is published."""
+    """Check norms, structure under PEFT, and a forward pass. Raises VerificationFailed."""
     check_norms(opened, deltas, LARGE_TRAINED if trained else LARGE)
     shapes = {name: tuple(tensor.shape) for name, tensor in built.tensors.items()}
     tensors = check_structure(opened.target.config, folder, shapes)
@@ -138,7 +139,7 @@ def verify(
 
 
 def changed_layers(deltas: Mapping[Site, LowRank]) -> list[int]:
-    """The layers whose update is not zero; all adapted ones when there is none."""
+    """The layers with a nonzero update; all adapted layers if there are none."""
     changed = {site.layer for site, delta in deltas.items() if delta.B.any() and delta.A.any()}
     return sorted(changed or {site.layer for site in deltas})
 
@@ -149,8 +150,8 @@ def _size(opened: LoadedInputs, site: Site) -> float:
 
 
 def check_norms(opened: LoadedInputs, deltas: Mapping[Site, LowRank], large: float = LARGE) -> None:
-    """Every update is finite, is not a silent no-op where the source had one, and has not exploded: is not
-    many times as long as the source's, unless it is less than `large` beside the target's own weight."""
+    """Check that every update is finite, is not zero where the source's is not, and has not exploded: its
+    norm is at most MAX_GROWTH times the source's, or at most `large` times the target's weight norm."""
     for pair in opened.pairing.pairs:
         before = frobenius(opened.adapter.delta(pair.source)) * pair.scale
         after = frobenius(deltas[pair.target])

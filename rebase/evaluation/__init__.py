@@ -1,1 +1,1 @@
-"""Measuring an adapter with running models, on examples and benchmark tasks."""
+"""Evaluation of adapters on examples and benchmark tasks."""

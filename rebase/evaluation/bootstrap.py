@@ -1,9 +1,11 @@
-"""Gap recovered: what share of natively training an adapter on the target a moved one keeps [003, §4].
+"""Paired bootstrap intervals for mean scores, their differences and ratios, and the gap-recovered metric.
+
+Gap recovered compares a transferred adapter with one trained natively on the target [003, §4]:
 
     (score − base) / (oracle − base)
 
 with `base` the target alone and `oracle` an adapter that was trained on the target. 1 is as good as native, 0
-no better than nothing, negative worse. Any score will do that is better when higher: accuracy, minus nats.
+no better than the target alone, negative worse. Works for any score where higher is better.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ MIN_GAP = 0.05
 
 
 def gap_recovered(score: float, *, base: float, oracle: float) -> float:
-    """The share. Raises GapTooSmall when |oracle − base| < 0.05: the quotient would be noise."""
+    """The ratio. Raises GapTooSmall if |oracle − base| < 0.05, where it would be noise."""
     if abs(oracle - base) < MIN_GAP:
         raise GapTooSmall(
             f"Training on the target changes the score by {oracle - base:+.3f} only; "
@@ -30,22 +32,21 @@ def gap_recovered(score: float, *, base: float, oracle: float) -> float:
     return (score - base) / (oracle - base)
 
 
-# Paired percentile bootstrap [Efron 1979; Efron and Tibshirani 1993, §13.3] of means and of
-# what is made of them. Examples are drawn anew, with replacement, as often as there are; every
-# model's scores are averaged over the same draw, so that what makes an example easy for all of them
-# cancels in differences and shares. An interval is the middle 95 % of what the draws give. It
-# speaks of other examples of the same kind and of nothing else; from few examples, or from scores
-# that are all alike, it comes out too narrow.
+# Paired percentile bootstrap [Efron 1979; Efron and Tibshirani 1993, §13.3] of means, differences and
+# ratios. Each resample draws n examples with replacement, and all models are averaged over the same ones,
+# so that an example's difficulty cancels in differences and ratios. The interval is the middle 95 % of the
+# resamples. It covers only sampling of similar examples; with few examples, or near-identical scores, it is
+# too narrow.
 
 CONFIDENCE_LEVEL = 0.95
-_MAX_INDICES_PER_BATCH = 2**19  # places drawn at a time
+_MAX_INDICES_PER_BATCH = 2**19  # indices drawn at a time
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure, its 95 % percentile interval, and how many examples it is of."""
+    """A value with its 95 % percentile interval, over `n` examples."""
 
     value: float
     low: float
@@ -54,28 +55,28 @@ class Interval:
 
     @property
     def above_zero(self) -> bool:
-        """Does the interval exclude zero and everything below?"""
+        """Is the whole interval above zero?"""
         return self.low > 0.0
 
     @property
     def below_zero(self) -> bool:
-        """Does the interval exclude zero and everything above?"""
+        """Is the whole interval below zero?"""
         return self.high < 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Undefined:
-    """Why there is no figure."""
+    """The reason a value is undefined."""
 
     reason: str
     n: int
 
 
 class PairedBootstrap:
-    """Scores of several models on the same n examples, and their means over the same draws.
+    """Scores of several models on the same n examples, resampled together.
 
-    `scores`: name → n finite numbers. Raises ValueError when there is no example, or names differ in length.
-    Same seed, same draws, whatever the names.
+    `scores`: name → n finite numbers. Raises ValueError if n is 0 or differs between names. The resamples
+    depend only on `seed` and n.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class PairedBootstrap:
         )
 
     def mean(self, name: str) -> Interval:
-        """Of one model's scores."""
+        """The mean of one model's scores."""
         return self._build_interval(self._means[name], self._resampled_means[name])
 
     def difference(self, name: str, base: str) -> Interval:
@@ -102,16 +103,15 @@ class PairedBootstrap:
         )
 
     def share(self, name: str, base: str, reference: str, reference_base: str) -> Interval | Undefined:
-        """(name − base) / (whole − whole_base), all means.
+        """(name − base) / (reference − reference_base), all means.
 
-        Undefined when the denominator is below 0.05 or its own interval reaches down to zero: the quotient
-        would be noise, or a share of a loss.
+        Undefined if the denominator is below 0.05 or its interval includes zero: the ratio would be noise.
         """
         reference_gain = self.difference(reference, reference_base)
         if reference_gain.value < MIN_GAP:
             return Undefined(f"the gain to be kept is {reference_gain.value:+.3f}, below {MIN_GAP}", self.n)
         reference_gains = self._resampled_means[reference] - self._resampled_means[reference_base]
-        # A draw without a gain has no quotient: few enough must be left that no end is made of one.
+        # Resamples without a gain have no ratio; they must be too few to reach either end of the interval.
         if not np.quantile(reference_gains, (1 - CONFIDENCE_LEVEL) / 2, method="lower") > 0.0:
             return Undefined(f"the gain to be kept is {reference_gain.value:+.3f}, but may be zero", self.n)
         gains = self._resampled_means[name] - self._resampled_means[base]
@@ -120,7 +120,7 @@ class PairedBootstrap:
         return self._build_interval(value, ratios)
 
     def gap(self, name: str, base: str, oracle: str) -> Interval | Undefined:
-        """Gap recovered: the share of the oracle's gain over `base` that `name` has."""
+        """Gap recovered: the gain of `name` over `base`, relative to the oracle's."""
         try:
             gap_recovered(self._means[name], base=self._means[base], oracle=self._means[oracle])
         except GapTooSmall as exc:
@@ -129,12 +129,12 @@ class PairedBootstrap:
 
     def _build_interval(self, value: float, draws: FloatArray) -> Interval:
         low, high = np.quantile(draws, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
-        # A mean of many equal numbers may miss them by a rounding; the interval must not miss its own figure.
+        # With equal scores, rounding could push the value outside its own interval.
         return Interval(value, min(float(low), value), max(float(high), value), self.n)
 
 
 def _resample_means(columns: Sequence[FloatArray], resamples: int, seed: int) -> list[FloatArray]:
-    """For each column of n numbers its means over `times` draws, the same draws for all."""
+    """For each column of n numbers, its means over the same `resamples` bootstrap samples."""
     n = len(columns[0])
     generator = np.random.default_rng(seed)
     chunks: list[list[FloatArray]] = [[] for _ in columns]

@@ -1,4 +1,4 @@
-"""From scores of several models on the same examples to figures with intervals, and to sentences."""
+"""Compares scores of several models on the same examples: metrics with intervals, and caveats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rebase.evaluation.bootstrap import Interval, PairedBootstrap, Undefined
 from rebase.report.schema import Evaluation, Metric, Subject
 
 Scores = Mapping[Subject, Sequence[float]]
-MIN_EXAMPLES = 8  # examples; eight that all get worse by chance: 1 in 256. From fewer nothing is refused.
+MIN_EXAMPLES = 8  # all eight get worse by chance once in 256; with fewer, nothing is rejected
 
 _COMPARED_WITH_TARGET: tuple[Subject, ...] = ("moved", "random", "pad", "oracle")
 _RETENTION_SUBJECTS: tuple[Subject, ...] = ("moved", "random", "pad")
@@ -22,11 +22,11 @@ def compute_averages(metric: str, scores: Scores, *, times: int, seed: int) -> I
 
 
 def compute_comparison_metrics(scores: Scores, *, times: int, seed: int) -> Iterator[Metric]:
-    """All that follows from the scores that decide, higher is better. `moved` and `target` must be there.
+    """All metrics derived from the primary scores (higher is better). `moved` and `target` are required.
 
-    difference: to the target alone (of `source_adapter`: to the source alone); over_random: of the moved
-    adapter to the random control; retention: (moved − target) / (source_adapter − source); gap_recovered:
-    (moved − target) / (oracle − target).
+    difference: from the target alone (for `source_adapter`: from the source alone); over_random: moved −
+    random; retention: (moved − target) / (source_adapter − source); gap_recovered: (moved − target) /
+    (oracle − target).
     """
     yield from compute_averages("score", scores, times=times, seed=seed)
     bootstrap = _bootstrap_scores(scores, times, seed)
@@ -46,20 +46,21 @@ def compute_comparison_metrics(scores: Scores, *, times: int, seed: int) -> Iter
 
 
 def compute_refusal_drift(refusals: Scores, *, times: int, seed: int) -> Iterator[Metric]:
-    """Refusal rates, and how far the moved adapter's is from that of the target alone."""
+    """Refusal rates, and the difference between the transferred adapter and the target alone."""
     yield from compute_averages("refusal_rate", refusals, times=times, seed=seed)
     bootstrap = _bootstrap_scores(refusals, times, seed)
     yield _build_metric("moved", "safety_drift", bootstrap.difference("moved", "target"))
 
 
 def is_worse(evaluation: Evaluation) -> bool:
-    """Is the moved adapter worse than the target alone, by enough examples for the interval to mean it?"""
+    """Is the transferred adapter significantly worse than the target alone, on at least MIN_EXAMPLES
+    examples?"""
     difference = evaluation.find_metric("moved", "difference")
     return difference is not None and difference.n >= MIN_EXAMPLES and _is_below_zero(difference)
 
 
 def build_evaluation_caveats(evaluation: Evaluation) -> Iterator[str]:
-    """Caveats that the figures call for."""
+    """Caveats that follow from the metrics."""
     difference = evaluation.find_metric("moved", "difference")
     if difference is not None and _is_below_zero(difference):
         worse = format_metric(difference)
@@ -86,7 +87,7 @@ def build_evaluation_caveats(evaluation: Evaluation) -> Iterator[str]:
 
 
 def format_metric(metric: Metric) -> str:
-    """A figure with its interval, for people."""
+    """A metric with its interval, as text."""
     if metric.value is None:
         return f"undefined: {metric.reason}"
     if metric.low is None or metric.high is None:

@@ -1,4 +1,4 @@
-"""The evaluation of a moved adapter: every model on the same examples, then what that says."""
+"""Evaluation of a transferred adapter and its controls on the same examples."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class _InMemoryTensors:
-    """A `rebase.lora.tensors.TensorReader` over tensors that are there."""
+    """A `rebase.lora.tensors.TensorReader` over tensors in memory."""
 
     tensors: Mapping[str, Tensor]
 
@@ -65,13 +65,13 @@ class _InMemoryTensors:
 
 
 def read_back_adapter(built: BuiltAdapter, target: ModelWeights) -> SourceAdapter:
-    """What whoever loads the result will have."""
+    """The adapter as users will load it."""
     return read_adapter(AdapterConfig.parse(built.config), _InMemoryTensors(built.tensors), target)
 
 
 def make_random_control(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
-    """Gaussian factors with each site's norm ‖BA‖_F and rank. Drawn on the CPU in the order of the sites, so
-    that one seed gives one control."""
+    """Gaussian factors with each site's norm ‖BA‖_F and rank. Drawn on the CPU in site order, so that the
+    same seed gives the same control."""
     generator = torch.Generator().manual_seed(seed)
     control = {}
     for site, delta in sorted(deltas.items()):
@@ -85,14 +85,14 @@ def make_random_control(deltas: Deltas, seed: int) -> dict[Site, LowRank]:
 
 
 def make_padded_control(inputs: LoadedInputs) -> dict[Site, LowRank]:
-    """The source's update taken over number by number: the layer at the same relative depth, shapes cropped
-    or filled with zeros. Between equal shapes this is the method `copy`."""
+    """The source's update copied entry by entry to the layer at the same relative depth, cropped or
+    zero-padded to shape. For equal shapes this is the method `copy`."""
     pairs = pair_sites(inputs.source, inputs.target, inputs.adapter.sites, layer_scale=False).pairs
     parts: dict[Site, list[LowRank]] = {}
     copy, params = Copy(), CopyParams(pad=True)
     for pair in pairs:
         delta = inputs.adapter.delta(pair.source)
-        # It reads no evidence, so there is none to give.
+        # `copy` reads no evidence.
         result = copy.transfer_site(params, None, pair, delta, None)  # type: ignore[arg-type]
         parts.setdefault(pair.target, []).append(result.delta)
     return fold_layers(parts)[0]
@@ -102,7 +102,7 @@ _REFUSAL_SUBJECTS: tuple[Subject, ...] = ("target", "moved", "source_adapter")
 
 
 def evaluate_adapter(prepared: PreparedEvaluation, built: BuiltAdapter, report: Report) -> Report:
-    """The report with what was measured of the adapter as it was written, and the caveats that follow."""
+    """The report with the evaluation of the adapter as written, and the resulting caveats."""
     adapter = read_back_adapter(built, prepared.inputs.target)
     notes = []
     if adapter.tables:
@@ -119,7 +119,7 @@ def evaluate_adapter(prepared: PreparedEvaluation, built: BuiltAdapter, report: 
 
 
 def reject_worse(spec: EvaluationSpec, report: Report) -> None:
-    """Raises WorseThanTarget when the request asked not to publish what makes the target worse."""
+    """Raises WorseThanTarget if the adapter makes the target worse and the request rejects that."""
     evaluation = report.evaluation
     if evaluation is None or spec.on_worse != "reject" or not is_worse(evaluation):
         return
@@ -138,7 +138,7 @@ def _run_evaluation(prepared: PreparedEvaluation, transferred: Deltas, notes: Se
     subjects = dict(_iter_subjects(prepared, transferred))
     prompts = prepared.prompts.documents if prepared.prompts is not None else ()
     total = len(subjects) * len(spec.examples) + len(_REFUSAL_SUBJECTS) * len(prompts)
-    # The harness makes its requests as it goes, so their number is not known beforehand.
+    # The harness creates requests as it runs, so their number is not known in advance.
     prepared.progress.start(total if prepared.harness is None else None)
     example_metrics: dict[Subject, tuple[dict[str, float], ...]] = {}
     task_scores: dict[Subject, Mapping[str, TaskScores]] = {}
@@ -178,7 +178,7 @@ def _run_evaluation(prepared: PreparedEvaluation, transferred: Deltas, notes: Se
 def _iter_subjects(
     prepared: PreparedEvaluation, transferred: Deltas
 ) -> Iterator[tuple[Subject, tuple[Side, Deltas]]]:
-    """Whose scores are taken, those of one base together: only one may fit into memory."""
+    """The models to score, grouped by base: only one base may fit into memory."""
     spec, opened = prepared.spec, prepared.inputs
     yield "target", ("target", {})
     yield "moved", ("target", transferred)
@@ -201,8 +201,8 @@ def _select_decisive_scores(
     example_metrics: Mapping[Subject, Sequence[Mapping[str, float]]],
     task_scores: Mapping[Subject, Mapping[str, TaskScores]],
 ) -> tuple[str | None, dict[Subject, tuple[float, ...]]]:
-    """What decides: the examples' headline; without examples the first task's first metric that has a number
-    per document. Nothing where neither is there."""
+    """The primary scores: those of the examples, else the first task metric with a value per document; none
+    if there is neither."""
     if example_metrics:
         return get_primary_metric(prepared.spec), {
             subject: prepared.scorer.get_primary_scores(rows) for subject, rows in example_metrics.items()
@@ -235,7 +235,7 @@ def _average_metrics(
 def _average_tasks(
     task_scores: Mapping[Subject, Mapping[str, TaskScores]], bootstrap_options: Mapping[str, int]
 ) -> Iterator[Metric]:
-    """With intervals where there is a number per document."""
+    """Task metrics, with intervals where there is a value per document."""
     for name, first in task_scores.get("target", {}).items():
         rows = {subject: one[name] for subject, one in task_scores.items() if name in one}
         if first.per_document and all(

@@ -1,7 +1,7 @@
-"""EleutherAI's lm-evaluation-harness over our own running models. Needs the extra `evaluation`.
+"""Runs EleutherAI's lm-evaluation-harness on already loaded models. Needs the extra `evaluation`.
 
-Tasks come from the harness's own registry, and from a folder of whoever runs this worker; a request only
-picks names. Code of a dataset is never run, nor tasks that run what a model writes.
+Tasks come from the harness's own registry and from a folder set by the worker's operator; requests can only
+name them. Dataset code is never run, nor are tasks that execute model output.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from rebase.schemas.evaluation import EvaluationSpec
 log = logging.getLogger(__name__)
 
 _BLOCK_SIZE = 32
-_MAX_ANSWER_TOKENS = 256  # tokens, where a task says nothing; the harness's own default
+_MAX_ANSWER_TOKENS = 256  # if a task sets no limit; the harness's own default
 _MEAN_TOLERANCE = 1e-6
 _MAX_SUGGESTIONS = 8
 
 
 class LmEvalAdapter(LM):  # type: ignore[misc]
-    """What the harness asks of a model, answered by one of ours as it now is, on its own tokens."""
+    """The harness's model interface over a loaded model in its current state, with its own tokenizer."""
 
     def __init__(self, base: TextModel, progress: ExampleProgress) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class LmEvalAdapter(LM):  # type: ignore[misc]
         self.progress = progress
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """(log P of the continuation, is it what greedy decoding writes?)"""
+        """(log P of the continuation, whether greedy decoding would generate it)."""
         results: list[tuple[float, bool]] = []
         for block in self._iter_blocks(requests):
             likelihoods = self.scorer.loglikelihood([request.args for request in block])
@@ -60,7 +60,7 @@ class LmEvalAdapter(LM):  # type: ignore[misc]
         return results
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """log P of whole texts, in windows where the model's context is shorter."""
+        """log P of whole texts, in windows if they exceed the model's context."""
         totals = []
         for block in self._iter_blocks(requests):
             for request in block:
@@ -72,11 +72,11 @@ class LmEvalAdapter(LM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Greedy answers up to the first stop; a task that wants to sample gets the likeliest tokens too."""
+        """Greedy answers up to the first stop string, even for tasks that ask for sampling."""
         results: list[str] = []
         for block in self._iter_blocks(requests):
             settings = [request.args[1] for request in block]
-            # Tasks that are run together come side by side, each with a length of its own.
+            # Requests of several tasks may be mixed, each with its own length.
             lengths = [int(one.get("max_gen_toks", _MAX_ANSWER_TOKENS)) for one in settings]
             answers = [""] * len(block)
             for max_new_tokens in sorted(set(lengths)):
@@ -113,7 +113,7 @@ def _truncate_at_stop(text: str, until: str | Sequence[str] | None) -> str:
 
 @dataclass
 class SelectedTasks:
-    """Implements `rebase.evaluation.lm_eval.Harness`."""
+    """Implements `rebase.evaluation.tasks.Harness`."""
 
     spec: EvaluationSpec
     lm_eval_tasks: tuple[Any, ...]
@@ -121,8 +121,8 @@ class SelectedTasks:
 
     @classmethod
     def load(cls, spec: EvaluationSpec, tasks_dir: Path | None) -> SelectedTasks:
-        """The tasks with their documents. Raises RequestInvalid for a name that is not in the registry or a
-        task that cannot be loaded, HubUnavailable when its documents cannot be had just now."""
+        """Load the tasks and their documents. Raises RequestInvalid for an unknown name or a task that cannot
+        be loaded, HubUnavailable if its documents are temporarily unavailable."""
         managers = [_find_task_manager(spec, at, tasks_dir) for at in range(len(spec.tasks))]
         lm_eval_tasks: list[Any] = []
         for manager, name in zip(managers, spec.tasks, strict=True):
@@ -132,11 +132,11 @@ class SelectedTasks:
 
     @property
     def tasks(self) -> tuple[TaskInfo, ...]:
-        """What was run."""
+        """The tasks that were run."""
         return tuple(self.task_infos.values())
 
     def run(self, base: TextModel, progress: ExampleProgress) -> Mapping[str, TaskScores]:
-        """Every metric of every task that is a number. Raises RequestInvalid where a task cannot run."""
+        """Every numeric metric of every task. Raises RequestInvalid if a task cannot run."""
         with _restrict_lm_eval(), _translate_errors(self.spec.tasks):
             results: Any = simple_evaluate(
                 model=LmEvalAdapter(base, progress),
@@ -178,7 +178,7 @@ class SelectedTasks:
                 len(per_document) < len(rows)
                 or abs(math.fsum(per_document) / max(len(per_document), 1) - value) > _MEAN_TOLERANCE
             ):
-                per_document = ()  # aggregated otherwise than by the mean: there is nothing to resample
+                per_document = ()  # not aggregated by the mean, so it cannot be resampled
             is_higher_better = results["higher_is_better"].get(task, {}).get(metric)
             yield TaskScores(
                 task=task,
@@ -195,7 +195,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _find_task_manager(spec: EvaluationSpec, task_index: int, tasks_dir: Path | None) -> TaskManager:
-    """The registry that has the task; this worker's own comes first. Raises RequestInvalid."""
+    """The registry that has the task; this worker's own takes precedence. Raises RequestInvalid."""
     name = spec.tasks[task_index]
     known_names: set[str] = set()
     registries: tuple[Callable[[], TaskManager | None], ...] = (
@@ -228,13 +228,13 @@ def _load_local_registry(tasks_dir: Path | None) -> TaskManager | None:
 
 @lru_cache(maxsize=1)
 def _load_builtin_registry() -> TaskManager:
-    """The harness's own tasks; reading thousands of small files takes seconds, once."""
+    """The harness's own tasks, cached: reading thousands of small files takes seconds."""
     with _restrict_lm_eval():
         return TaskManager()
 
 
 def _load_task(manager: TaskManager, name: str) -> list[Any]:
-    """The group of this name, or the task, or the tasks with this tag."""
+    """The group or task with this name, or all tasks with this tag."""
     loaded = manager.load([name])
     group = loaded["groups"].get(name)
     for task in loaded["tasks"].values():
@@ -247,8 +247,8 @@ def _load_task(manager: TaskManager, name: str) -> list[Any]:
 
 @contextmanager
 def _translate_errors(names: Sequence[str]) -> Iterator[None]:
-    """The harness raises whatever its tasks and the libraries below them raise: an IndexError, a template's
-    error, an assertion. What ends the job itself is left as it is."""
+    """Turn the arbitrary exceptions of tasks and their libraries into typed errors. Errors that end the job
+    pass through."""
     try:
         yield
     except (RebaseError, TransferError, SoftTimeLimitExceeded):
@@ -262,7 +262,7 @@ def _translate_errors(names: Sequence[str]) -> Iterator[None]:
     except Exception as exc:
         if is_out_of_memory(exc):
             raise
-        # A task's own mistake is looked for in its traceback; a command line shows the sentence alone.
+        # The traceback helps to find mistakes in a task; the command line shows only the message.
         log.info("lm-evaluation-harness could not run %s", ", ".join(names), exc_info=True)
         raise RequestInvalid(
             f"lm-evaluation-harness could not run {', '.join(names)}: {type(exc).__name__}.",
@@ -273,8 +273,8 @@ def _translate_errors(names: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _restrict_lm_eval() -> Iterator[None]:
-    """Neither pages of log nor bars of progress, which are told elsewhere; and no metric by a script of the
-    Hub, which `evaluate` would fetch and run."""
+    """Silence the harness's logs and progress bars, and block metrics that `evaluate` would download from the
+    Hub as scripts and run."""
     logger = logging.getLogger("lm_eval")
     level, load, bar = logger.level, evaluate.load, task_module.tqdm
     bars = datasets.utils.is_progress_bar_enabled()

@@ -1,8 +1,7 @@
-"""What a running model makes of texts: how many nats a continuation costs it, and what it writes by itself.
+"""Log-likelihoods of continuations under a model, and greedy generation.
 
-A text begins with what the model's texts begin with: its BOS, or where the tokenizer puts none the token that
-divides documents. A prompt and its continuation are cut into tokens together, as the model would meet them;
-the tokens that end inside the continuation are its own.
+Texts start with BOS, or with the document separator if the tokenizer adds no BOS. A prompt and its
+continuation are tokenized together; tokens that end inside the continuation count as its own.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from rebase.models.causal_lm import Encoded, TextModel
 from rebase.models.generation import encode_with_bos, generate, get_bos_id, get_max_positions
 from rebase.models.logprobs import foretold
 
-_BATCH_SIZE = 32  # side by side
+_BATCH_SIZE = 32  # prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Loglikelihood:
-    """−log P of a text behind its prompt, in nats, over so many of its bytes and tokens. `greedy`: each of
-    these tokens was the likeliest one."""
+    """−log P of a text given its prompt, in nats, with its length in bytes and tokens. `is_greedy`: every
+    token was the most likely one."""
 
     nats: float
     num_bytes: int
@@ -30,7 +29,7 @@ class Loglikelihood:
 
     @property
     def per_byte(self) -> float:
-        """Nats per byte, which models with other tokenizers share."""
+        """Nats per byte, comparable across tokenizers."""
         return self.nats / max(self.num_bytes, 1)
 
     @property
@@ -40,8 +39,8 @@ class Loglikelihood:
 
 
 class TextScorer:
-    """One model at its present state. `notes`: what had to be cut. Without `divided` nothing but a BOS stands
-    in front of a prompt, as lm-evaluation-harness has it."""
+    """Scores texts with a model in its current state. `notes`: what was truncated. Without
+    `separator_as_bos`, only a BOS is put before a prompt, as in lm-evaluation-harness."""
 
     def __init__(self, base: TextModel, *, separator_as_bos: bool = True) -> None:
         self.base = base
@@ -50,8 +49,8 @@ class TextScorer:
         self.notes: dict[str, None] = {}
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Loglikelihood]:
-        """(prompt, text) → what the text costs. Without a prompt a text too long for the model loses its end,
-        behind one it is the prompt that loses its beginning."""
+        """Log-likelihoods of (prompt, text) pairs. If too long, the prompt is truncated from the left, or
+        without a prompt the text from the right."""
         encodings = [self._encode_pair(prompt, text) for prompt, text in pairs]
         text_positions = [
             _find_text_positions(row, len(prompt))
@@ -73,8 +72,7 @@ class TextScorer:
         return results
 
     def generate_until(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """What the model writes behind each prompt, the likeliest token at a time, until it ends the text or
-        has written `most` tokens."""
+        """Greedy continuations of the prompts, until EOS or `max_new_tokens` tokens."""
         max_new_tokens = self.clamp_new_tokens(max_new_tokens)
         rows = []
         for prompt in prompts:
@@ -96,11 +94,11 @@ class TextScorer:
         return texts
 
     def clamp_new_tokens(self, max_new_tokens: int) -> int:
-        """How many of so many tokens an answer can have: half of the context is the prompt's."""
+        """At most half of the context: the other half is for the prompt."""
         return min(max_new_tokens, max(self.max_positions // 2, 1))
 
     def _encode_pair(self, prompt: str, text: str) -> tuple[Encoded, bool]:
-        """The tokens that fit, and whether any had to go."""
+        """The tokens that fit, and whether any were cut."""
         encoded = self._encode(prompt + text, bool(prompt))
         if len(encoded.ids) <= self.max_positions:
             return encoded, False
@@ -132,7 +130,7 @@ class TextScorer:
 
     @property
     def _prefix_length(self) -> int:
-        """Tokens in front that stay whatever is cut."""
+        """Number of leading tokens that are never cut."""
         bos = get_bos_id(self.base) if self.separator_as_bos else self.base.bos
         return 0 if bos is None else 1
 
@@ -141,13 +139,13 @@ class TextScorer:
 
 
 def _find_text_positions(row: Encoded, start: int) -> list[int]:
-    """Places of the tokens that end behind so many characters."""
+    """Indices of the tokens that end after character `start`."""
     spans = row.offsets
     return [at for at in range(1, len(spans)) if spans[at][1] > max(start, spans[at][0])]
 
 
 def _count_bytes(full_text: str, start: int, row: Encoded, positions: list[int], is_cut: bool) -> int:
-    """Bytes of the continuation that its tokens stand for; all of them unless something was cut off."""
+    """Bytes of the continuation that its tokens cover; all of them unless it was truncated."""
     if not positions:
         return len(full_text[start:].encode())
     first = row.offsets[positions[0] - 1][1] if is_cut or positions[0] == 1 else start

@@ -1,4 +1,4 @@
-"""What an evaluation needs is looked at before the work begins, so that a wrong name costs seconds."""
+"""Loads and checks what an evaluation needs before the conversion starts, so that mistakes fail fast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rebase.schemas.evaluation import EvaluationSpec, RefusalSpec
 
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """An adapter of the target itself."""
+    """An adapter that was trained on the target."""
 
     repo: PinnedRepo
     adapter: SourceAdapter
@@ -36,7 +36,7 @@ class Oracle:
 
 @dataclass
 class PreparedEvaluation:
-    """An evaluation that can begin. `prompts`: of the refusal probe; `notes`: what its figures leave out."""
+    """An evaluation ready to run. `prompts`: for the refusal probe; `notes`: limitations to report."""
 
     spec: EvaluationSpec
     inputs: LoadedInputs
@@ -50,7 +50,7 @@ class PreparedEvaluation:
 
     @property
     def measure(self) -> Measure | None:
-        """Scores of the target with given deltas on the request's examples; None where it has none."""
+        """Scores the target with given deltas on the request's examples; None if there are none."""
         return self.scorer.measure if get_primary_metric(self.spec) is not None else None
 
 
@@ -61,7 +61,7 @@ def prepare_evaluation(
     runtime: Runtime,
     reporter: ProgressReporter,
 ) -> PreparedEvaluation | None:
-    """None where nothing is to be evaluated. No model is loaded yet.
+    """The prepared evaluation, or None if `spec` is None. No model is loaded yet.
 
     Raises NotAvailable, RequestInvalid and errors of the hub, of adapters and of datasets, each with a
     pointer into `evaluate`; RequestInvalid for a base without a tokenizer.
@@ -119,13 +119,13 @@ def _load_prompts(spec: RefusalSpec, hub: Hub) -> Corpus:
 
 
 def compute_digest(parts: Any) -> str:
-    """SHA-256 over what JSON can say, in hex."""
+    """SHA-256 of a JSON value, in hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def _errors_at(pointer: str) -> Iterator[None]:
-    """Errors inside are about this field; those that speak of a corpus are about the same one in here."""
+    """Point errors at this field; errors about a corpus point at the same subfield."""
     try:
         yield
     except (RebaseError, TransferError) as exc:
@@ -140,7 +140,7 @@ def _errors_at(pointer: str) -> Iterator[None]:
 
 
 def load_harness(spec: EvaluationSpec, tasks_dir: Path | None) -> Harness:
-    """Raises NotAvailable without the package, RequestInvalid for a name that it does not know."""
+    """Raises NotAvailable if lm-evaluation-harness is not installed, RequestInvalid for an unknown task."""
     try:
         from rebase.evaluation.lm_eval import SelectedTasks
     except ImportError as exc:

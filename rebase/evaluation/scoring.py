@@ -2,9 +2,9 @@
 
     Measure: deltas of the target ─▶ one score per example, higher is better
 
-`Scorer.measure` is that function for a request's examples. It returns the *headline* scores only, all of one
-kind, so that their mean means something: with `accuracy`, 0 or 1 for each example that has an answer (texts
-beside them are reported, not mixed in); with `likelihood`, minus nats per byte of each example's right text.
+`ExampleScorer.measure` is that function for a request's examples. It returns only the *primary* scores, all
+of one kind, so that their mean is meaningful: with `accuracy`, 0 or 1 for each example that has an answer
+(texts are reported separately); with `likelihood`, minus nats per byte of each example's correct text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rebase.schemas.states import Phase
 
 @dataclass
 class ExampleProgress:
-    """Examples done of those expected (None: nobody knows). A model that works on an example counts once."""
+    """Examples done and expected (None: unknown). Each model counts every example once."""
 
     reporter: ProgressReporter
     total: int | None = None
@@ -36,12 +36,12 @@ class ExampleProgress:
     phase: Phase = Phase.EVALUATING
 
     def start(self, total: int | None) -> None:
-        """From here on so many are expected."""
+        """Reset, with a new expected total."""
         self.total, self.done = total, 0
         self.add(0)
 
     def add(self, count: int) -> None:
-        """So many more are done. Raises what the watch raises."""
+        """Add to the count of examples done. Raises what `reporter` raises."""
         self.done += count
         self.reporter.update(self.phase, self.done, self.total, "examples")
 
@@ -56,12 +56,12 @@ NATS_METRICS = {
     TextExample: "text_nats_per_byte",
 }
 ACCURACY_METRICS = {GenerationExample: "exact_match", ChoiceExample: "choice_accuracy"}
-_BLOCK_SIZE = 32  # examples between two words of progress
-_MAX_NATS_PER_BYTE = 100.0  # nats per byte where the logits are no numbers; random tokens cost some 6
+_BLOCK_SIZE = 32  # examples between progress updates
+_MAX_NATS_PER_BYTE = 100.0  # used if logits are not finite; random tokens cost about 6
 
 
 def get_primary_metric(spec: EvaluationSpec) -> PrimaryMetric | None:
-    """What decides between two adapters; None where there are no examples."""
+    """The metric that decides between two adapters; None without examples."""
     if not spec.examples:
         return None
     answers = any(not isinstance(example, TextExample) for example in spec.examples)
@@ -70,7 +70,7 @@ def get_primary_metric(spec: EvaluationSpec) -> PrimaryMetric | None:
 
 @contextmanager
 def apply_deltas(base: TextModel, deltas: Deltas) -> Iterator[None]:
-    """The base with these deltas, wherever they lie, until the block is left."""
+    """Apply the deltas (on any device) to the base within the block."""
     with updated(
         base,
         {
@@ -83,10 +83,9 @@ def apply_deltas(base: TextModel, deltas: Deltas) -> Iterator[None]:
 
 @dataclass
 class ExampleScorer:
-    """A request's examples and the two bases that are to work on them.
+    """Scores both bases on a request's examples.
 
-    The same deltas give the same scores, in the same order. `notes`: sentences about examples that had to be
-    cut.
+    The same deltas give the same scores, in the same order. `notes`: sentences about truncated examples.
     """
 
     models: Bases
@@ -95,11 +94,11 @@ class ExampleScorer:
     notes: dict[str, None] = field(default_factory=dict)
 
     def measure(self, deltas: Deltas) -> tuple[float, ...]:
-        """A `Measure`: the target with these deltas; empty ones are the target alone."""
+        """A `Measure`: scores of the target with these deltas; empty deltas mean the target alone."""
         return self.get_primary_scores(self.score_examples("target", deltas))
 
     def score_examples(self, side: Side, deltas: Deltas) -> tuple[dict[str, float], ...]:
-        """For each example its figures by name; an example has those of its kind only."""
+        """Metrics by name for each example; which ones depends on its kind."""
         base = self.models.model(side)
         text_scorer = TextScorer(base)
         results: list[dict[str, float]] = [{} for _ in self.spec.examples]
@@ -113,14 +112,14 @@ class ExampleScorer:
         return tuple(results)
 
     def get_primary_scores(self, metrics: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
-        """The scores that decide. Empty where the request has no examples."""
+        """The primary scores. Empty if the request has no examples."""
         kinds = [(type(example), row) for example, row in zip(self.spec.examples, metrics, strict=True)]
         if get_primary_metric(self.spec) == "accuracy":
             return tuple(row[ACCURACY_METRICS[kind]] for kind, row in kinds if kind in ACCURACY_METRICS)
         return tuple(-row[NATS_METRICS[kind]] for kind, row in kinds)
 
     def _iter_blocks(self) -> Iterator[list[int]]:
-        """Places of some examples of one kind at a time, long ones beside long ones."""
+        """Blocks of example indices, each of one kind and of similar length."""
         for kind in (GenerationExample, ChoiceExample, TextExample):
             indices = [at for at, example in enumerate(self.spec.examples) if isinstance(example, kind)]
             indices.sort(key=lambda at: (-_count_characters(self.spec.examples[at]), at))
@@ -140,7 +139,8 @@ class ExampleScorer:
     def _score_answers(
         self, text_scorer: TextScorer, examples: Sequence[GenerationExample]
     ) -> Iterator[dict[str, float]]:
-        """Nats of the right answer; and unless likelihood decides, is what the model writes that answer?"""
+        """Nats of the correct answer, and exact match of the generated one if accuracy is the primary
+        metric."""
         likelihoods = text_scorer.loglikelihood([(example.prompt, example.answer) for example in examples])
         generated: Sequence[str | None] = [None] * len(examples)
         if get_primary_metric(self.spec) == "accuracy":
@@ -162,7 +162,7 @@ class ExampleScorer:
             yield accuracy | nats
 
     def _matches(self, text: str, answer: str) -> bool:
-        """The same but for white space around it, up to the first stop."""
+        """Equal up to the first stop string, ignoring surrounding white space."""
         for stop in self.spec.stop:
             text = text.partition(stop)[0]
         return text.strip() == answer.strip()
@@ -178,7 +178,7 @@ class ExampleScorer:
                 _clamp(one.per_byte if self.spec.choices_per_byte else one.nats, math.inf)
                 for one in choice_likelihoods
             ]
-            # Of equals the first counts as chosen, whatever is right.
+            # On a tie the first choice counts as chosen.
             chosen = min(range(len(choice_likelihoods)), key=lambda at: nats[at])
             yield {
                 "choice_accuracy": float(chosen == example.label),
@@ -197,5 +197,5 @@ def _count_characters(example: Example) -> int:
 
 
 def _clamp(value: float, maximum: float = _MAX_NATS_PER_BYTE) -> float:
-    """`worst` in place of what is no number, or worse."""
+    """`maximum` in place of values that are larger or not finite."""
     return min(value, maximum) if math.isfinite(value) else maximum

@@ -1,9 +1,7 @@
-"""Which of several methods, by what they score on a task: chosen on one half of the examples, confirmed on
-the other half.
+"""Selects the best of several methods on one half of the examples and confirms it on the other half.
 
-The best of many scores is too good partly by luck, so the half that chose does not tell what the winner is
-worth. The other half, which no candidate was picked on, does; and it has a veto, so that nothing is kept that
-scores below the target alone on examples that had no part in its choice.
+The best of many scores is partly luck, so the selection half overestimates the winner. The confirmation half
+gives an unbiased estimate; a winner that scores below the target alone there is rejected.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-# Four examples on either side; fewer would let one example decide.
+# Four examples per half; with fewer, a single example could decide.
 MIN_EXAMPLES_TO_SPLIT = 8
 
 SelectionStatus = Literal["better", "none_fit", "none_better", "not_confirmed"]
@@ -23,7 +21,7 @@ SelectionStatus = Literal["better", "none_fit", "none_better", "not_confirmed"]
 
 @dataclass(frozen=True, slots=True)
 class ExampleSplit:
-    """Places of examples, each in rising order. `shared`: too few to split, so both are all of them."""
+    """Example indices, in ascending order. `is_shared`: too few to split, so both halves are all of them."""
 
     selection_indices: tuple[int, ...]
     confirmation_indices: tuple[int, ...]
@@ -32,16 +30,16 @@ class ExampleSplit:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`best`: the place of the fit candidate with the highest mean, the first of equals; None without any.
-    `ending`: whether it is to be kept, and if not, why."""
+    """`best_index`: the eligible candidate with the highest mean, the first on ties; None if none is
+    eligible. `status`: whether to keep it, and if not, why."""
 
     best_index: int | None
     status: SelectionStatus
 
 
 def split_examples(count: int, seed: int) -> ExampleSplit:
-    """`count` examples in two halves at random, the choosing one larger by one where they are odd; all of
-    them twice when there are fewer than eight. Raises ValueError without examples."""
+    """Split `count` examples into random halves; if odd, the selection half gets one more. With fewer than
+    eight, both halves are all of them. Raises ValueError without examples."""
     if count < 1:
         raise ValueError("there is nothing to choose by: no example")
     all_indices = tuple(range(count))
@@ -60,12 +58,11 @@ def choose_best(
     split: ExampleSplit,
     eligible: Sequence[bool] | None = None,
 ) -> Choice:
-    """The candidate to keep. `alone`: the target's own score of every example; `scores`: each candidate's,
-    the simplest candidate first, higher is better; `fit`: which of them may be kept at all (None: all).
+    """Choose the candidate to keep. `baseline`: the target's own score for every example; `scores`: each
+    candidate's, simplest candidate first, higher is better; `eligible`: which may be kept (None: all).
 
-    It has the highest mean on the choosing half, which must exceed the target's, and on the confirming half
-    a mean that is not below the target's. Raises ValueError for lengths that differ and scores that are no
-    numbers.
+    It has the highest mean on the selection half. That mean must exceed the target's, and must not be below
+    the target's on the confirmation half. Raises ValueError if lengths differ or scores are not finite.
     """
     if eligible is not None and len(eligible) != len(scores):
         raise ValueError("every candidate is either fit or not")
@@ -80,7 +77,7 @@ def choose_best(
     }
     if not means:
         return Choice(None, "none_fit")
-    best_index = max(means, key=means.__getitem__)  # the first of equals
+    best_index = max(means, key=means.__getitem__)  # the first on ties
     if means[best_index] <= compute_mean_at(baseline, split.selection_indices):
         return Choice(best_index, "none_better")
     confirmed = compute_mean_at(scores[best_index], split.confirmation_indices) >= compute_mean_at(
@@ -90,5 +87,5 @@ def choose_best(
 
 
 def compute_mean_at(scores: Sequence[float], indices: Sequence[int]) -> float:
-    """Of some examples; summed exactly, so that equal scores in another order are equal."""
+    """Mean at some indices; summed exactly, so that the order does not matter."""
     return math.fsum(scores[place] for place in indices) / len(indices)

@@ -1,4 +1,4 @@
-"""What named benchmark tasks give: scores, and the harness that runs them behind one interface."""
+"""Scores of benchmark tasks, and the interface of the harness that runs them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rebase.report.schema import TaskInfo
 
 @dataclass(frozen=True, slots=True)
 class TaskScores:
-    """One metric of one task. `each`: a number per document, where the metric is their mean; else empty, and
-    `value` is all that is known."""
+    """One metric of one task. `per_document`: a value per document if the metric is their mean; otherwise
+    empty."""
 
     task: str
     metric: str
@@ -25,16 +25,16 @@ class TaskScores:
 
     @property
     def name(self) -> str:
-        """As the report calls it."""
+        """The metric's name in the report."""
         return f"{self.task}/{self.metric}"
 
 
 class Harness(Protocol):
-    """The harness with a request's tasks chosen."""
+    """A benchmark harness with the tasks of a request."""
 
     @property
     def tasks(self) -> tuple[TaskInfo, ...]:
-        """What was run, as far as anything was."""
+        """The tasks run so far."""
 
     def run(self, base: TextModel, progress: ExampleProgress) -> Mapping[str, TaskScores]:
-        """Every metric of every task by its name, of this model as it now is. Raises RequestInvalid."""
+        """Every metric of every task by name, for the model in its current state. Raises RequestInvalid."""

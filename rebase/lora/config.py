@@ -1,4 +1,4 @@
-"""`adapter_config.json` as PEFT writes it: what of it decides the update, and what is refused by name."""
+"""Parses PEFT's `adapter_config.json`: keeps what determines the update, rejects what is unsupported."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import regex  # type: ignore[import-untyped]
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
 
-_SECONDS = 0.2  # honest patterns take microseconds
+_SECONDS = 0.2  # match timeout; ordinary patterns take microseconds
 _MAX_LENGTH = 4096
 
 
 def matches_whole(pattern: str, name: str) -> bool:
-    """Does the pattern match the whole name? PEFT's rule for `target_modules` given as a string."""
+    """Whether the pattern matches the whole name: PEFT's rule for `target_modules` given as a string."""
     return _match(pattern, name)
 
 
 def matches_suffix(pattern: str, name: str) -> bool:
-    """Does the pattern match the name or its part after some dot? PEFT's rule for rank and alpha patterns."""
+    """Whether the pattern matches the name or a dotted suffix: PEFT's rule for rank and alpha patterns."""
     return _match(rf"(.*\.)?({pattern})$", name)
 
 
@@ -38,16 +38,16 @@ def _match(pattern: str, name: str) -> bool:
         ) from error
 
 
-@lru_cache(maxsize=16384)  # some adapters have one pattern per module, and every module is held against all
+@lru_cache(maxsize=16384)  # some adapters have one pattern per module, and each module is tested against all
 def _compiled(pattern: str) -> Any:
     return regex.compile(pattern)
 
 
 FILE = "adapter_config.json"
-MAX_PATTERNS = 10_000  # one per module of the deepest models; each is held against every module
-MAX_RANK = 4096  # above the width of most models, let alone of any published adapter
+MAX_PATTERNS = 10_000  # one per module of the deepest models; each is tested against every module
+MAX_RANK = 4096  # larger than the width of most models and the rank of any published adapter
 
-# LoRA variants whose update is not s·B·A on the untouched base; PEFT sets each key only when it is in use.
+# LoRA variants whose update is not s·B·A on the original base; PEFT sets each key only when it is in use.
 _VARIANTS = (
     "layer_replication",
     "lora_bias",
@@ -59,13 +59,13 @@ _VARIANTS = (
     "monteclora_config",
     "alora_invocation_tokens",
 )
-# Initialisations that change the base weight, so that A and B are relative to a base that nobody published.
+# Initialisations that modify the base weights, so A and B are relative to an unpublished base.
 _MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """The parts of a LoRA config that decide its update. Patterns match the adapter's own module names."""
+    """The fields of a LoRA config that determine its update. Patterns match the adapter's module names."""
 
     rank: int
     alpha: float
@@ -86,9 +86,9 @@ class AdapterConfig:
 
     @classmethod
     def parse(cls, raw: Any) -> AdapterConfig:
-        """Check a parsed JSON document.
+        """Validate a parsed JSON document.
 
-        Raises MalformedAdapter for values that make no sense, UnsupportedAdapter for kinds not carried.
+        Raises MalformedAdapter for invalid values, UnsupportedAdapter for adapter types we cannot transfer.
         """
         if not isinstance(raw, Mapping):
             raise _malformed("is not a JSON object")
@@ -121,13 +121,13 @@ class AdapterConfig:
         )
 
     def rank_of(self, module: str) -> int:
-        """The rank of one module, patterns applied in the file's order as PEFT does."""
+        """The rank of one module; patterns apply in file order, as in PEFT."""
         return next(
             (rank for key, rank in self.rank_pattern.items() if matches_suffix(key, module)), self.rank
         )
 
     def scale_of(self, module: str) -> float:
-        """s = α/r, or α/√r with rsLoRA, after rank and alpha patterns."""
+        """s = α/r, or α/√r with rsLoRA, after applying rank and alpha patterns."""
         rank = self.rank_of(module)
         alpha = next(
             (value for key, value in self.alpha_pattern.items() if matches_suffix(key, module)), self.alpha
@@ -135,7 +135,7 @@ class AdapterConfig:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def targets(self, module: str, layer: int) -> bool:
-        """Would PEFT put an adapter on this module? Tensors of other modules are ignored by it."""
+        """Whether PEFT would adapt this module; it ignores tensors of other modules."""
         if self.target_modules is None:
             return True
         if isinstance(self.target_modules, str):

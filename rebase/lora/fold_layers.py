@@ -1,4 +1,4 @@
-"""Several source layers' updates at one target site: their sum, truncated exactly to one adapter's rank."""
+"""Sums the updates of several source layers at one target site, truncated to the rank of the largest."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rebase.lora.low_rank import LowRank, Site
 def fold_layers(
     updates: Mapping[Site, Sequence[LowRank]],
 ) -> tuple[dict[Site, LowRank], dict[Site, float]]:
-    """One update per target site, and at sites with several the share of ‖ΔW‖² that the truncation lost.
+    """One update per target site, and the share of ‖ΔW‖² lost to truncation where several were summed.
 
-    A site with one update keeps it as it is; of several, ranks are put side by side and truncated to the
-    largest one's.
+    A single update is kept unchanged; several are concatenated along the rank and truncated to the largest
+    rank among them.
     """
     folded: dict[Site, LowRank] = {}
     lost: dict[Site, float] = {}

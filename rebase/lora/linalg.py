@@ -1,7 +1,7 @@
-"""Linear algebra on factored updates and base weights. Nothing here builds B A densely.
+"""Linear algebra on factored updates and base weights. Nothing here materialises B A.
 
-Every function is deterministic: same inputs, same bytes on one machine. Singular vectors come in a fixed
-gauge, in which the largest-magnitude entry of each left vector is positive.
+Every function is deterministic: same inputs, same bytes on one machine. Singular vectors have a fixed sign:
+the largest-magnitude entry of each left vector is positive.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from torch import Tensor
 from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Factors, LowRank
 
-# Part of every cache key: raise it whenever `factorize` may give other bytes for the same weight.
+# Part of every cache key: increment it whenever `factorize` may return different bytes for the same weight.
 FACTORS_VERSION = 1
 
 # Left vectors below this share of the largest singular value are rounding noise of the float32 image W·V.
 _TINY = 1e-5
 
-# Directions computed beyond the k asked for. Near the cut, close eigenvalues mix within float32 rounding; the
-# Rayleigh–Ritz step can only separate what lies on its own side of it.
+# Extra directions computed beyond the requested k. Near the cut, close eigenvalues mix within float32
+# rounding, and the Rayleigh–Ritz step can only separate directions inside the computed subspace.
 _GUARD = 32
 
-# From this rank on an update is a sum of many, and Gram matrices are cheaper than QR.
+# Above this rank an update is a sum of many, and Gram matrices are cheaper than QR.
 _WIDE = 128
 _WIDE_NULL = 1e-14  # squares of singular values below this share are float64 rounding
 _SMALLEST = 1e-300
 
-# Float32 rows carry noise near 6e-8 of their largest direction, so products of two noise directions lie near
-# 4e-15 of the largest product: what is below this share is noise.
+# Float32 rows have noise near 6e-8 of their largest direction, so products of two noise directions are near
+# 4e-15 of the largest product: anything below this share is treated as noise.
 _UNREACHED = 1e-12
 
 
 def thin_svd(delta: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """Exact SVD of B A as U (o, p), S (p,), V (i, p), p = min(r, o, i), float32, S descending.
 
-    QR of B and of Aᵀ leave a small r×r core whose SVD is all that is needed; float64, since it costs nothing.
+    QR of B and of Aᵀ reduces the problem to the SVD of an r×r core, computed in float64 at negligible cost.
     """
     Q_out, R_out = torch.linalg.qr(delta.B.double())
     Q_in, R_in = torch.linalg.qr(delta.A.double().T)
@@ -52,18 +52,18 @@ def frobenius(delta: LowRank) -> float:
 
 
 def inner(a: LowRank, b: LowRank) -> float:
-    """⟨B_a A_a, B_b A_b⟩_F = Σ (B_aᵀB_b) ∘ (A_aA_bᵀ); does not depend on how either update is factored."""
+    """⟨B_a A_a, B_b A_b⟩_F = Σ (B_aᵀB_b) ∘ (A_aA_bᵀ); independent of how either update is factored."""
     left = a.B.double().T @ b.B.double()
     right = a.A.double() @ b.A.double().T
     return float((left * right).sum())
 
 
 def truncate(delta: LowRank, rank: int) -> tuple[LowRank, float]:
-    """Best approximation of rank ≤ `rank`, and the share of ‖ΔW‖²_F that it lost, in [0, 1].
+    """Best approximation of rank ≤ `rank`, and the share of ‖ΔW‖²_F lost, in [0, 1].
 
-    √S is split evenly between the factors so that neither overflows in half precision.
+    Each factor gets √S, so that neither overflows in half precision.
     """
-    if _WIDE < delta.rank < min(delta.shape) and 2 * rank < delta.rank:  # beyond that, QR is the smaller work
+    if _WIDE < delta.rank < min(delta.shape) and 2 * rank < delta.rank:  # otherwise QR is cheaper
         return _truncate_wide(delta, rank)
     U, S, V = thin_svd(delta)
     kept = S[:rank]
@@ -74,9 +74,9 @@ def truncate(delta: LowRank, rank: int) -> tuple[LowRank, float]:
 
 
 def _truncate_wide(delta: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The same for a sum of many updates, of which few directions are wanted: two eigenproblems of r×r Gram
+    """`truncate` for a sum of many updates when few directions are kept: two eigenproblems of r×r Gram
     matrices instead of QR of both factors, half the time at r = 800. With BᵀB = RᵀR, the eigenvalues of
-    R (A Aᵀ) Rᵀ are the squares of the singular values. Float64 keeps those above 1e-7 of the largest.
+    R (A Aᵀ) Rᵀ are the squared singular values. Float64 resolves those above 1e-7 of the largest.
     """
     B, A = delta.B.double(), delta.A.double()
     values, vectors = torch.linalg.eigh(B.T @ B)
@@ -100,7 +100,7 @@ def _truncate_wide(delta: LowRank, rank: int) -> tuple[LowRank, float]:
 def factorize(W: Tensor, rank: int) -> Factors:
     """Truncated SVD of a base weight W (o, i): U (o, k), S (k,), V (i, k), k = min(rank, o, i), float32.
 
-    U and V are orthonormal to 1e-5 also where W is rank-deficient. Raises UnsupportedModel on NaN or Inf.
+    U and V are orthonormal to 1e-5 even if W is rank-deficient. Raises UnsupportedModel on NaN or Inf.
     """
     W = W.float()
     o, i = W.shape
@@ -114,9 +114,9 @@ def factorize(W: Tensor, rank: int) -> Factors:
 
 
 def compress(update: Tensor, rank: int) -> tuple[LowRank, float]:
-    """Best approximation of a dense update (o, i) of rank ≤ `rank`, and the share of ‖ΔW‖²_F that it lost.
+    """Best approximation of rank ≤ `rank` to a dense update (o, i), and the share of ‖ΔW‖²_F lost.
 
-    The dense counterpart of `truncate`, with √S split in the same way. An update of zero loses nothing.
+    The dense counterpart of `truncate`, with √S split the same way. A zero update loses nothing.
     """
     factors = factorize(update, rank)
     root = factors.S.sqrt()
@@ -125,11 +125,11 @@ def compress(update: Tensor, rank: int) -> tuple[LowRank, float]:
 
 
 def procrustes(X: Tensor, Y: Tensor) -> Tensor:
-    """R (p, q) with orthonormal rows or columns on the evidence's span, minimising ‖X R − Y‖_F.
+    """R (p, q) with orthonormal rows or columns on the span of the data, minimising ‖X R − Y‖_F.
 
-    X: (n, p), Y: (n, q), paired rows. Directions that the evidence does not reach (n < p, or XᵀY singular)
-    map to zero: the result is then a partial isometry and invents nothing. Float64 inside, since XᵀY squares
-    the condition number.
+    X: (n, p), Y: (n, q), paired rows. Directions that the data does not cover (n < p, or XᵀY singular) map to
+    zero, which makes the result a partial isometry. Computed in float64, since XᵀY squares the condition
+    number.
     """
     P, D, Qh = torch.linalg.svd(X.double().T @ Y.double(), full_matrices=False)
     rotation: Tensor = (P * D.gt(D[:1] * _UNREACHED)) @ Qh
@@ -137,9 +137,9 @@ def procrustes(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Top-k triplets of a tall W (m ≥ n): left (m, k), values (k,), right (n, k); and the energy they hold.
+    """Top-k singular triplets of a tall W (m ≥ n): left (m, k), values (k,), right (n, k); and their energy.
 
-    The n×n Gram matrix gives the leading right subspace. Squaring has cost half of the digits, so one
+    The n×n Gram matrix gives the leading right subspace. Squaring loses half of the digits, so one
     Rayleigh–Ritz step in float64, on the image of that subspace under W, separates close singular values and
     makes the left side orthonormal.
     """
@@ -148,8 +148,8 @@ def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
     if not math.isfinite(total):
         raise UnsupportedModel("A base weight holds NaN or Inf, so its singular directions do not exist.")
     basis = torch.linalg.eigh(gram, UPLO="L").eigenvectors[:, -(k + _GUARD) :].double()
-    # The eigenvectors are orthonormal to 1e-6 only, which alone would mix close directions by 1e-4 and more.
-    # One Newton step towards the orthonormal factor squares that.
+    # The eigenvectors are orthonormal only to 1e-6, which would mix close directions by 1e-4 or more. One
+    # Newton step towards the orthonormal factor squares that error.
     basis = basis @ (1.5 * torch.eye(basis.shape[1]).to(basis) - 0.5 * basis.T @ basis)
     image = (W @ basis.float()).double()
     squares, rotation = torch.linalg.eigh(image.T @ image)
@@ -163,7 +163,7 @@ def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
 
 
 def _lower_gram(W: Tensor, blocks: int = 8) -> Tensor:
-    """WᵀW with only the lower triangle of blocks filled, which is all that `eigh` reads: 9/16 of the work."""
+    """WᵀW with only the lower block triangle filled, which is all `eigh` reads: 9/16 of the work."""
     n = W.shape[1]
     gram = W.new_zeros(n, n)
     step = -(-n // blocks)
@@ -174,9 +174,9 @@ def _lower_gram(W: Tensor, blocks: int = 8) -> Tensor:
 
 
 def _complete(left: Tensor, solid: int) -> Tensor:
-    """Replace the noise columns after `solid` by directions orthonormal to the rest (σ ≈ 0: any will do).
+    """Replace the noise columns after `solid` with directions orthonormal to the rest (σ ≈ 0: any will do).
 
-    Householder QR gives an orthonormal Q whatever the noise columns hold, and spans the solid ones first.
+    Householder QR gives an orthonormal Q whatever the noise columns contain, and spans the solid ones first.
     """
     Q = torch.linalg.qr(left).Q
     return torch.cat([left[:, :solid], Q[:, solid:]], dim=1)

@@ -1,8 +1,8 @@
-"""What a transfer method is, and the small values that pass between it and the pipeline.
+"""Core value types: low-rank updates, the sites they apply to, and truncated SVDs of base weights.
 
-Orientation throughout is PEFT's: a linear layer is y = W x with W ∈ R^{o×i}; an update is ΔW = B A with
-A ∈ R^{r×i}, B ∈ R^{o×r}, the LoRA scale already in B. A *site* is one linear role in one layer, after fused
-modules were split (`q_proj`, never `qkv_proj`).
+The orientation is PEFT's throughout: a linear layer is y = W x with W ∈ R^{o×i}; an update is ΔW = B A with
+A ∈ R^{r×i}, B ∈ R^{o×r}, and the LoRA scale folded into B. A *site* is one linear role in one layer, after
+splitting fused modules (`q_proj`, never `qkv_proj`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Side = Literal["source", "target"]
 
 
 class Role(StrEnum):
-    """The seven linear roles of a decoder layer; each architecture's table says where they live."""
+    """The seven linear roles of a decoder layer; `models/families.py` maps them to modules per family."""
 
     Q = "q_proj"
     K = "k_proj"
@@ -47,7 +47,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """ΔW = B A, scale included. B: (o, r), A: (r, i); float32 unless a caller says otherwise."""
+    """ΔW = B A, scale included. B: (o, r), A: (r, i); float32 unless stated otherwise."""
 
     B: Tensor
     A: Tensor
@@ -59,12 +59,12 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Columns of B; the numerical rank may be lower."""
+        """Number of columns of B; the numerical rank may be lower."""
         return self.B.shape[1]
 
     @classmethod
     def cat(cls, parts: Sequence[LowRank]) -> LowRank:
-        """The sum of updates of one shape, exactly: their ranks put side by side."""
+        """The exact sum of updates of one shape, concatenated along the rank."""
         return cls(torch.cat([part.B for part in parts], 1), torch.cat([part.A for part in parts], 0))
 
     def to(self, device: torch.device | str) -> LowRank:
@@ -84,7 +84,7 @@ class LowRank:
 class Factors:
     """Rank-k truncated SVD of one base weight: W ≈ U diag(S) Vᵀ. U: (o, k), S: (k,), V: (i, k), float32.
 
-    `energy` is the share of ‖W‖²_F that the k directions hold, in [0, 1].
+    `energy` is the share of ‖W‖²_F captured by the k directions, in [0, 1].
     """
 
     U: Tensor

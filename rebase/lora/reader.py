@@ -1,6 +1,6 @@
-"""A source adapter as low-rank updates per site, read one site at a time.
+"""Reads a source adapter as low-rank updates, one site at a time.
 
-ΔW = s·B·A (LoRA, Hu et al. 2021), s = α/r or α/√r (rsLoRA). A fused module's roles share A and slice B.
+ΔW = s·B·A (LoRA, Hu et al. 2021), s = α/r or α/√r (rsLoRA). The roles of a fused module share A and slice B.
 DoRA (Liu et al. 2024) rescales rows: W' = (m/‖W + s·B·A‖) (W + s·B·A), norms per output row; its update
 W' − W has full rank, so it is truncated to the adapter's rank and the lost share of energy is reported.
 """
@@ -25,14 +25,14 @@ from rebase.lora.trained_tables import StoredTable, stored_tables
 if TYPE_CHECKING:
     from rebase.models.weights import ModelWeights
 
-MAX_TENSORS = 100_000  # a rank-pattern monster on 1,000 layers of 7 modules with magnitudes has 21,000
+MAX_TENSORS = 100_000  # 1,000 layers of 7 modules with magnitudes have 21,000
 _DTYPES = frozenset({"F32", "F16", "BF16"})
 _NAMED = 5  # how many offending names an error lists
 
 
 @dataclass(frozen=True, slots=True)
 class _Module:
-    """One adapted module whose names and shapes have been checked."""
+    """One adapted module with validated names and shapes."""
 
     name: str
     A: str
@@ -43,10 +43,10 @@ class _Module:
 
 
 class SourceAdapter:
-    """Updates of one adapter on one base. `delta` reads when it is called and keeps nothing but measurements.
+    """Updates of one adapter on one base. `delta` reads on every call and stores only measurements.
 
-    `warnings`: sentences for people. `not_carried`: modules whose training is left behind. `tables`: trained
-    token rows, which no site holds; whoever carries the adapter decides about them.
+    `warnings`: messages for users. `not_carried`: trained modules that are not transferred. `tables`: trained
+    token rows, which belong to no site; the caller decides whether to transfer them.
     `measurements`: filled as sites are read; DoRA sites get `dora_lost_energy`.
     """
 
@@ -70,7 +70,7 @@ class SourceAdapter:
         self.measurements: dict[Site, dict[str, float]] = {}
 
     def delta(self, site: Site) -> LowRank:
-        """The site's update in float32 with its scale in B. Raises MalformedAdapter on NaN or Inf."""
+        """The site's update in float32, scale folded into B. Raises MalformedAdapter on NaN or Inf."""
         module = self._modules[site]
         A = self._read(module.A)
         B = self._role_rows(site, self._read(module.B)) * module.scale
@@ -81,7 +81,7 @@ class SourceAdapter:
         return self._dora(site, B, A, magnitude, module.rank)
 
     def table_rows(self, table: StoredTable, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of a trained table, in their stored dtype. MalformedAdapter on NaN or Inf."""
+        """Rows [start, stop) of a trained table in the stored dtype. MalformedAdapter on NaN or Inf."""
         rows = self._reader.read_rows(table.tensor, start, stop)
         _check_finite(rows, table.tensor)
         return rows
@@ -107,9 +107,9 @@ class SourceAdapter:
 
 
 def read_adapter(config: AdapterConfig, reader: TensorReader, base: ModelWeights) -> SourceAdapter:
-    """Check every tensor name, dtype and shape against config and base; no tensor data is read yet.
+    """Validate every tensor name, dtype and shape against config and base, without reading tensor data.
 
-    Raises MalformedAdapter or UnsupportedAdapter, naming tensors and modules.
+    Raises MalformedAdapter or UnsupportedAdapter, naming the tensors and modules.
     """
     infos = reader.infos()
     if len(infos) > MAX_TENSORS:
@@ -178,7 +178,7 @@ def _check_module(
 
 
 def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, ...], along: int) -> None:
-    """`along` is the dimension that the base decides; the other one is the rank."""
+    """`along` is the dimension set by the base; the other one is the rank."""
     if info.dtype not in _DTYPES:
         raise MalformedAdapter(f"{part} of {module} is stored as {info.dtype}; F32, F16 and BF16 are read.")
     if info.shape == expected:
@@ -206,7 +206,7 @@ def _check_finite(tensor: Tensor, name: str) -> None:
 def _left_behind(
     found: SortedNames, ignored: list[str], config: AdapterConfig
 ) -> tuple[list[str], list[str]]:
-    """(warnings, not_carried)."""
+    """(warnings, not_carried): what will not be transferred."""
     warnings = [
         f"{module} ({what}) is not carried; the converted adapter works without it."
         for module, what in found.not_carried.items()

@@ -1,4 +1,4 @@
-"""PEFT's tensor names, sorted into what they are, before any tensor is read."""
+"""Classifies an adapter's tensors by their PEFT names, before any tensor is read."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import accumulate
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
 
-# `base_model.model.<module>.lora_A[.<adapter>].weight`; raw training checkpoints keep the adapter's name.
+# `base_model.model.<module>.lora_A[.<adapter>].weight`; raw training checkpoints include the adapter name.
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.[^.]+)?\.weight")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.[^.]+){0,2}")
 _EMBEDDING_LORA = re.compile(r"(?P<module>.+)\.lora_embedding_[AB](\.[^.]+)?")
 _TOKENS = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta(\.[^.]+)?")
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(\.[^.]+)*")
 _SAVED_MATRIX = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.[^.]+)?)?\.weight")
-# What the wrappers keep of the base itself; PEFT writes it when it is told to save the embeddings.
+# Copies of base weights inside PEFT's wrappers; written when PEFT saves the embedding layers.
 _BASE_COPY = re.compile(r"(?P<module>.+?)\.((token_adapter\.)?base_layer|original_module)\.[^.]+")
 _VOCABULARY_MODULES = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
 
@@ -32,7 +32,7 @@ class ModuleTensors:
 
 @dataclass(slots=True)
 class SortedNames:
-    """What the tensors of an adapter are, by their names alone."""
+    """An adapter's tensors grouped by kind, by name alone."""
 
     modules: dict[str, ModuleTensors] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)  # module → tensor with the rows of single tokens
@@ -45,7 +45,7 @@ def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNa
     """Group tensor names by module.
 
     Raises UnsupportedAdapter for trained biases and for LoRA on the output head or on experts,
-    MalformedAdapter when one module has two tensors of a kind (two adapters in one file).
+    MalformedAdapter when a module has two tensors of one kind (two adapters in one file).
     """
     found, saved = SortedNames(), tuple(modules_to_save)
     for name in sorted(names):
@@ -62,7 +62,7 @@ def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNa
         elif (match := _BASE_COPY.fullmatch(bare)) and _is_trained(match["module"], saved):
             continue
         elif (match := _SAVED_MATRIX.fullmatch(bare)) and is_table(match["module"]):
-            found.tables[match["module"]] = name  # `x.weight` sorts last, and it is what PEFT loads
+            found.tables[match["module"]] = name  # `x.weight` sorts last, and is what PEFT loads
         elif match := _SAVED.fullmatch(bare):
             found.not_carried[match["module"]] = "fully trained module"
         elif (module := _fully_trained(bare, saved)) is not None:
@@ -78,18 +78,18 @@ def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNa
 
 
 def is_table(module: str) -> bool:
-    """Are the rows of this module tokens?"""
+    """Whether each row of this module's weight belongs to a token."""
     return module.rpartition(".")[2] in _VOCABULARY_MODULES
 
 
 def _fully_trained(bare: str, saved: tuple[str, ...]) -> str | None:
-    """The module of a whole saved tensor, when it is one of `modules_to_save` or inside it."""
+    """The module of a fully saved tensor if it is in `modules_to_save` or inside one of them."""
     module = bare.rpartition(".")[0]
     return module if _is_trained(module, saved) else None
 
 
 def _is_trained(module: str, saved: tuple[str, ...]) -> bool:
-    """Is it a table, or part of a module that the config names? PEFT compares name endings."""
+    """Whether it is a token table or part of a module in `modules_to_save`; PEFT compares name suffixes."""
     ancestors = accumulate(module.split("."), "{}.{}".format)
     return is_table(module) or any(ancestor.endswith(saved) for ancestor in ancestors)
 

@@ -1,4 +1,4 @@
-"""Named tensors on disk as everything above reads them."""
+"""The interface for reading named tensors from disk."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ READABLE_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a safetensors header says about one tensor. `dtype` is the format's own name, such as "BF16"."""
+    """One tensor's entry in a safetensors header. `dtype` is the format's own name, such as "BF16"."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 class TensorReader(Protocol):
-    """Named tensors in one or many files. Reads raise the reader's own typed errors."""
+    """Named tensors in one or more files. Reads raise the implementation's own typed errors."""
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor's dtype and shape, without reading data."""
+        """Every tensor's dtype and shape, without reading tensor data."""
 
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype."""

@@ -1,7 +1,7 @@
-"""Trained token rows on a new base: what moves is the change of a row, D = trained − base.
+"""Transfers trained token rows to the target by adding each row's change, D = trained − source base.
 
-The new base's row of the same token becomes its own row + D. That has a meaning where both tables have one
-width and the method moves updates in unchanged coordinates. Everything is read and summed by blocks of rows.
+The target's row for the same token becomes its own row + D. This is meaningful only if both tables have the
+same width and the method keeps coordinates unchanged. Rows are read and summed in blocks.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from rebase.lora.writer import DTYPES
 if TYPE_CHECKING:
     from rebase.models.architecture import Architecture
 
-Side = Literal["input", "output"]  # the embedding, or the head that gives logits
+Side = Literal["input", "output"]  # the embedding, or the head that produces logits
 HEADS = ("lm_head", "embed_out")  # transformers itself calls it `lm_head` in every family
 
-# Above this share of a table's rows it is stored whole. A stored row costs the same either way; PEFT copies
-# the table at each forward pass for single rows, and keeps a second one for a whole table.
+# Above this share of changed rows the whole table is stored. A stored row costs the same either way, but for
+# single rows PEFT copies the table at each forward pass, and for a whole table it keeps a second one.
 MOST_SINGLE_ROWS = 0.05
 
 _BLOCK = 2**22  # numbers per block: 16 MB in float32
-_GAP = 64  # rows that are read along rather than asked for separately
-_RUN = 4096  # most rows read at once for scattered ids
+_GAP = 64  # gaps of up to this many rows are read through instead of split into two reads
+_RUN = 4096  # maximum rows read at once for scattered ids
 
 
 class Table:
-    """One table of a base, (rows, width), read in parts in its stored dtype."""
+    """A base model's token table, (rows, width), read piecewise in its stored dtype."""
 
     def __init__(self, reader: TensorReader, name: str) -> None:
         self._reader = reader
@@ -48,13 +48,13 @@ class Table:
         return self._reader.read_rows(self.name, start, stop)
 
     def at(self, ids: Tensor) -> Tensor:
-        """The rows of ascending ids."""
+        """The rows of the given ids, which must be ascending."""
         parts = [self.read(start, stop)[ids[begin:end] - start] for start, stop, begin, end in _runs(ids)]
         return torch.cat(parts) if parts else self.read(0, 0)
 
 
 def table_name(architecture: Architecture, infos: Mapping[str, TensorInfo], side: Side) -> str | None:
-    """The tensor of a base's input or output table, None when the checkpoint has none that can be read."""
+    """Tensor name of a base's input or output table; None if the checkpoint has no readable one."""
     family = architecture.family
     prefixes = dict.fromkeys((architecture.root, "", *family.prefixes, "language_model."))
     modules = (family.embedding,) if side == "input" else HEADS
@@ -66,7 +66,7 @@ def table_name(architecture: Architecture, infos: Mapping[str, TensorInfo], side
 
 
 def side_of(architecture: Architecture, module: str) -> Side | None:
-    """Which table of the base an adapter's module is; None for anything else."""
+    """Which of the base's tables an adapter module is; None if neither."""
     prefix, _, last = module.rpartition(".")
     if last in HEADS:
         return "output"
@@ -78,8 +78,8 @@ def side_of(architecture: Architecture, module: str) -> Side | None:
 def changes(adapter: SourceAdapter, stored: StoredTable, base: Table) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, D) block by block, for rows that differ from the base: ids (n,) int64, D (n, width) float32.
 
-    A row that equals the base's, rounded to the dtype of the adapter, was not changed. Rows beyond the base's
-    table have nothing to be compared with and are left out.
+    A row counts as unchanged if it equals the base's row rounded to the adapter's dtype. Rows beyond the
+    base's table have nothing to compare with and are left out.
     """
     step = max(1, _BLOCK // base.width)
     if stored.ids is None:
@@ -90,7 +90,7 @@ def changes(adapter: SourceAdapter, stored: StoredTable, base: Table) -> Iterato
         return
     last = {
         id_: row for row, id_ in enumerate(stored.ids) if id_ < base.rows
-    }  # of a repeated id the last, as in PEFT
+    }  # the last occurrence of a repeated id wins, as in PEFT
     order = sorted(last)
     trained = adapter.table_rows(stored, 0, stored.rows)
     for start in range(0, len(order), step):
@@ -100,7 +100,7 @@ def changes(adapter: SourceAdapter, stored: StoredTable, base: Table) -> Iterato
 
 
 def beyond(stored: StoredTable, base: Table) -> list[int]:
-    """Tokens that the adapter has rows for and its own base has not."""
+    """Token ids for which the adapter has rows but its own base does not."""
     if stored.ids is None:
         return list(range(base.rows, stored.rows))
     return sorted({id_ for id_ in stored.ids if id_ >= base.rows})
@@ -108,18 +108,18 @@ def beyond(stored: StoredTable, base: Table) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Which rows changed. `targets`: ascending ids in the new base; `lost`: ids that have no counterpart."""
+    """Which rows changed. `targets`: ascending ids in the target; `lost`: source ids with no counterpart."""
 
     targets: Tensor
     lost: list[int]
 
     def form(self, rows: int) -> Literal["rows", "whole"]:
-        """How to store them for a table of so many rows."""
+        """How to store the changed rows, given the number of rows in the target's table."""
         return "rows" if self.targets.numel() <= max(1, MOST_SINGLE_ROWS * rows) else "whole"
 
 
 def survey(blocks: Iterable[tuple[Tensor, Tensor]], target_of: Tensor) -> Survey:
-    """Sort changed rows by whether the new base has the token. `target_of`: see `vocabulary.counterparts`."""
+    """Split changed rows by whether the target has the token. `target_of`: see `vocabulary.counterparts`."""
     found: list[Tensor] = []
     lost: list[int] = []
     for ids, _ in blocks:
@@ -132,10 +132,10 @@ def survey(blocks: Iterable[tuple[Tensor, Tensor]], target_of: Tensor) -> Survey
 def moved_rows(
     blocks: Iterable[tuple[Tensor, Tensor]], target_of: Tensor, target: Table, ids: Tensor | None, dtype: str
 ) -> tuple[Tensor, float]:
-    """The new base's rows + D, cast, and ‖stored − exact‖/‖D‖: how much of the change rounding took.
+    """The target's rows + D, cast to `dtype`, and the rounding loss ‖stored − exact‖/‖D‖.
 
-    ids: ascending target rows that are stored; None for all. One table of the result is all that is held.
-    Raises VerificationFailed for rows that the dtype cannot hold.
+    ids: the target rows to store, ascending; None for all. Only the result is held in memory, once.
+    Raises VerificationFailed if values overflow the dtype.
     """
     step = max(1, _BLOCK // target.width)
     out = torch.empty(target.rows if ids is None else ids.numel(), target.width, dtype=DTYPES[dtype])
@@ -168,7 +168,7 @@ def _differing(ids: Tensor, trained: Tensor, own: Tensor) -> Iterator[tuple[Tens
 
 
 def _runs(ids: Tensor) -> Iterator[tuple[int, int, int, int]]:
-    """(start, stop, begin, end): rows [start, stop) hold ids[begin:end]; small gaps are read over."""
+    """(start, stop, begin, end): rows [start, stop) contain ids[begin:end]; small gaps are read through."""
     apart = (ids[1:] - ids[:-1] > _GAP) | (ids[1:] // _RUN != ids[:-1] // _RUN)
     cuts = apart.nonzero().flatten() + 1
     bounds = [0, *cuts.tolist(), ids.numel()] if ids.numel() else []

@@ -1,7 +1,7 @@
-"""What an adapter trained of its base's token tables: whole matrices, or the rows of single tokens.
+"""The token tables that an adapter has trained: whole matrices, or rows of single tokens.
 
-PEFT stores trained rows themselves, not their change: `trainable_token_indices` keeps one row per listed
-token, `modules_to_save` (and an embedding that was saved along) the whole matrix.
+PEFT stores the trained rows, not their change: `trainable_token_indices` keeps one row per listed token,
+`modules_to_save` (or a saved embedding layer) the whole matrix.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _DTYPES = frozenset({"F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class StoredTable:
-    """Trained rows of one module. `ids`: the token of each row, or None where row j is token j.
+    """Trained rows of one module. `ids`: the token of each row, or None if row j is token j.
 
-    `named`: the config asks for a copy of this module. Otherwise PEFT loads the rows into the base itself.
-    `tied`: where the base has one table for input and output, it was trained as one (`ensure_weight_tying`).
+    `named`: the config asks for a copy of this module; otherwise PEFT loads the rows into the base itself.
+    `tied`: a base with one table for input and output was trained with both tied (`ensure_weight_tying`).
     """
 
     module: str
@@ -38,8 +38,8 @@ def stored_tables(
 ) -> tuple[StoredTable, ...]:
     """The tables in the file, by module. `width`: the base's hidden size.
 
-    Raises MalformedAdapter when shapes contradict the config or the base. Rows of single tokens that the
-    config does not name are copies that PEFT writes beside a tied embedding; they are left out.
+    Raises MalformedAdapter if shapes contradict the config or the base. Single-token rows that the config
+    does not name are copies that PEFT writes alongside a tied embedding; they are left out.
     """
     tables = []
     for module, tensor in sorted(found.tables.items()):
@@ -60,7 +60,7 @@ def stored_tables(
 
 
 def _ids_of(module: str, config: AdapterConfig) -> tuple[int, ...] | None:
-    """The longest name that the module ends with wins; a bare list means the input embedding."""
+    """The longest matching module suffix wins; a bare list means the input embedding."""
     names = [name for name in config.token_indices if name and module.endswith(name)]
     if names:
         return config.token_indices[max(names, key=len)]

@@ -1,7 +1,7 @@
-"""An adapter that every common loader reads alike.
+"""Lays out an adapter that every common loader interprets the same way.
 
-The scale is in B, all modules have one rank (zero-padded) and `lora_alpha = r`, so that the factor a loader
-applies is 1, whether it reads global or per-module values and whether or not it knows rsLoRA or patterns.
+The scale is folded into B, all modules share one rank (zero-padded) and `lora_alpha = r`, so a loader applies
+a factor of 1 whether it reads global or per-module values and whether or not it supports rsLoRA or patterns.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def fuse(architecture: Architecture, roles: Sequence[Role], blocks: Mapping[Role, LowRank]) -> LowRank:
     """Stack role updates into their module's rows: A concatenated, B block by block, zeros for absent roles.
 
-    Lossless. The rank is the sum of the blocks' ranks, except that roles with the very same A (a fused
-    adapter carried unchanged) keep sharing it. Without any block the result has rank 0.
+    Lossless. The rank is the sum of the blocks' ranks, except that roles with an identical A (a fused adapter
+    transferred unchanged) keep sharing it. Without any block the result has rank 0.
     """
     if len(roles) == 1 and blocks:
         return blocks[roles[0]]
@@ -58,10 +58,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class BuiltAdapter:
-    """What `adapter_model.safetensors` and `adapter_config.json` will hold, and per site what writing cost.
+    """Contents of `adapter_model.safetensors` and `adapter_config.json`, with per-site write losses.
 
-    Measurements: `written_norm` = ‖ΔW‖_F as stored; `written_error` = relative Frobenius distance of that to
-    the update asked for (rounding and truncation together); `truncation_lost_energy` where `max_rank` cut.
+    Measurements: `written_norm` = ‖ΔW‖_F as stored; `written_error` = relative Frobenius distance from that
+    to the requested update (rounding plus truncation); `truncation_lost_energy` where `max_rank` truncated.
     """
 
     tensors: dict[str, Tensor]
@@ -81,10 +81,9 @@ def build_adapter(
 ) -> BuiltAdapter:
     """Lay out updates as a LoRA on the target.
 
-    dtype: float32, float16 or bfloat16. max_rank: exact truncation where a module needs more. A module with
-    an update in some layers only gets zeros in the others, so that `target_modules` says the same to every
-    loader. Raises VerificationFailed for an update of the wrong shape, a non-finite one, or one that
-    the dtype cannot hold.
+    dtype: float32, float16 or bfloat16. max_rank: modules of higher rank are truncated exactly. A module with
+    updates in only some layers gets zeros in the others, so that `target_modules` means the same to every
+    loader. Raises VerificationFailed if an update has the wrong shape, is not finite, or overflows the dtype.
     """
     deltas = {site: LowRank(delta.B.float().cpu(), delta.A.float().cpu()) for site, delta in deltas.items()}
     _check_sites(target, deltas)
@@ -115,7 +114,7 @@ def build_adapter(
 
 @dataclass(frozen=True, slots=True)
 class WrittenTable:
-    """Token rows for one module of the target: those of `ids` (ascending), or all where that is None."""
+    """Token rows for one module of the target: those of `ids` (ascending), or all rows if `ids` is None."""
 
     module: str
     ids: tuple[int, ...] | None
@@ -125,8 +124,8 @@ class WrittenTable:
 def with_tables(built: BuiltAdapter, tables: Sequence[WrittenTable], *, tie: bool) -> BuiltAdapter:
     """The adapter with token rows as PEFT (0.15 and later) stores them.
 
-    tie: the target has one table for input and output, which stays one. Single rows need only the embedding
-    then; whole tables are given for both modules.
+    tie: the target shares one table between input and output, and keeps doing so. Single rows then need only
+    the embedding; whole tables are given for both modules.
     """
     tensors, config = dict(built.tensors), dict(built.config)
     for table in tables:
@@ -160,7 +159,7 @@ def _check_sites(target: ModelWeights, deltas: Mapping[Site, LowRank]) -> None:
 def _modules(
     target: ModelWeights, deltas: Mapping[Site, LowRank]
 ) -> dict[str, tuple[tuple[Site, ...], LowRank]]:
-    """Module name → its updated sites and its update; zeros where a used module is untouched in a layer."""
+    """Module name → its updated sites and its update; zeros in layers where a used module has no update."""
     arch = target.architecture
     parts = [part for part, roles in arch.family.layout.items() if any(site.role in roles for site in deltas)]
     modules: dict[str, tuple[tuple[Site, ...], LowRank]] = {}
@@ -213,7 +212,7 @@ def _distance(wanted: LowRank, stored: LowRank) -> float:
 def _config(
     target: ModelWeights, modules: tuple[str, ...], rank: int, base_model: str, revision: str | None
 ) -> dict[str, Any]:
-    """Only keys that PEFT has had since early 2024; what is left out equals the default everywhere."""
+    """Only keys that PEFT has had since early 2024; omitted keys equal the default in every version."""
     return {
         "alpha_pattern": {},
         "base_model_name_or_path": base_model,
@@ -237,9 +236,9 @@ def _config(
 
 
 def _target_modules(target: ModelWeights, modules: tuple[str, ...]) -> list[str]:
-    """Suffixes that match these modules and no other: `q_proj`; `attn.c_proj` when `mlp.c_proj` is not ours.
+    """Suffixes that match exactly these modules: `q_proj`, or `attn.c_proj` if `mlp.c_proj` is not adapted.
 
-    Inside a larger model (Gemma 3 with vision) other towers use the same suffixes, so full names are listed.
+    In a larger model (Gemma 3 with vision) other towers use the same suffixes, so full names are listed.
     """
     arch = target.architecture
     if arch.root != arch.family.root:

@@ -1,4 +1,4 @@
-"""The transfer methods, a folder each: parameters (torch-free) and maths. `rebase.methods()` lists them."""
+"""Transfer methods, a folder each: torch-free parameters and the algorithm. `rebase.methods()` lists them."""
 
 from rebase._callable_package import make_callable
 

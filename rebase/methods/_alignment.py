@@ -1,6 +1,6 @@
-"""Matching two k-dimensional coordinate systems by paired rows, and how well held-out pairs agree.
+"""Aligns two coordinate systems on paired rows by orthogonal Procrustes, and scores held-out pairs.
 
-X: (n, k_s) and Y: (n, k_t) are the same n anchors seen in the source's and the target's coordinates.
+X: (n, k_s) and Y: (n, k_t) are the same n tokens in the source's and the target's coordinates.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from rebase.lora.linalg import procrustes
 from rebase.lora.low_rank import Factors
 from rebase.methods.base import Port
 
-# Part of what names a kept alignment: raise it whenever the same rows and factors may give another fit.
+# Part of the cache key of an alignment: raise it whenever the same rows and factors may give another fit.
 ALIGNMENT_VERSION = 1
 
-# Every eighth anchor is kept out of the fit: enough to measure with, and the fit barely misses them.
+# Every eighth pair is held out: enough to evaluate on, with little effect on the fit.
 HELD_OUT_EVERY = 8
 
-# A held-out residual that is not below this share of its shuffled null says that the anchors carry next to
-# nothing. Unrelated random rows score 1.00 ± 0.03; SmolLM2-135M → Gemma-3-270M 0.84 to 0.98 per site, 0.92 on
-# the mean; a rotated copy of the same base 0.00.
+# If the ratio of the held-out residual to the shuffled residual is not below this, the pairs carry almost no
+# information. Unrelated random rows score 1.00 ± 0.03; SmolLM2-135M → Gemma-3-270M 0.84 to 0.98 per site,
+# 0.92 on average; a rotated copy of the same base 0.00.
 UNINFORMATIVE_ABOVE = 0.97
 
 _FINGERPRINT_ROWS = (
@@ -36,8 +36,9 @@ _FINGERPRINT_ROWS = (
 class Alignment:
     """`rotation` (k_s, k_t): X·rotation ≈ Y, a partial isometry.
 
-    `residual` and `null` lie in [0, 1] and come from held-out anchors, truly paired and shuffled. `fitted`:
-    anchors in the fit. `reached`: share of the smaller side's directions that the anchors determine.
+    `residual` and `shuffled_residual`, in [0, 1], are those of held-out pairs, correctly paired and shuffled.
+    `fitted_rows`: pairs in the fit. `reachable_share`: share of the smaller side's directions that the pairs
+    determine.
     """
 
     rotation: Tensor
@@ -48,11 +49,11 @@ class Alignment:
 
     @property
     def is_informative(self) -> bool:
-        """Does the true pairing agree clearly better than a shuffled one?"""
+        """Does the correct pairing agree clearly better than a shuffled one?"""
         return self.residual < UNINFORMATIVE_ABOVE * self.shuffled_residual
 
     def to_tensors(self, port: Port) -> dict[str, Tensor]:
-        """The alignment as float32 tensors named for its port; `from_tensors` takes them back."""
+        """The alignment as float32 tensors named after its port; the inverse of `from_tensors`."""
         measured = torch.tensor(
             [self.residual, self.shuffled_residual, float(self.fitted_rows), self.reachable_share]
         )
@@ -60,7 +61,7 @@ class Alignment:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], port: Port) -> Alignment:
-        """What `tensors` gave, its measurements rounded to float32."""
+        """Restore an alignment from `to_tensors`; its measurements are rounded to float32."""
         residual, shuffled_residual, fitted_rows, reachable_share = tensors[f"measured_{port}"].tolist()
         return cls(
             tensors[f"rotation_{port}"], residual, shuffled_residual, int(fitted_rows), reachable_share
@@ -68,7 +69,7 @@ class Alignment:
 
 
 def align(X: Tensor, Y: Tensor) -> Alignment:
-    """Orthogonal Procrustes, measured on anchors that it has not seen."""
+    """Orthogonal Procrustes on paired rows, evaluated on held-out pairs."""
     held_out = torch.arange(X.shape[0], device=X.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     rotation = procrustes(X[~held_out], Y[~held_out])
     predicted, expected = X[held_out] @ rotation, Y[held_out]
@@ -76,7 +77,7 @@ def align(X: Tensor, Y: Tensor) -> Alignment:
     return Alignment(
         rotation=rotation,
         residual=_compute_residual(predicted, expected),
-        # A cyclic shift by half pairs every anchor with a far one: a shuffle without fixed points or a seed.
+        # A cyclic shift by half the rows: a shuffle without fixed points that needs no seed.
         shuffled_residual=_compute_residual(predicted, expected.roll(max(count // 2, 1), dims=0)),
         fitted_rows=int((~held_out).sum()),
         reachable_share=float(rotation.square().sum()) / min(rotation.shape),
@@ -84,17 +85,17 @@ def align(X: Tensor, Y: Tensor) -> Alignment:
 
 
 def build_alignment_name(source: Factors, target: Factors) -> str:
-    """Names the alignment of exactly these factors.
+    """A cache name for the alignment of exactly these factors.
 
-    A rotation is of use with the singular vectors that it was fitted to and no others: factors that another
-    machine or device computed again may have other signs, or mix close directions otherwise.
+    A rotation is only valid for the singular vectors it was fitted to: factors recomputed on another machine
+    or device may have other signs or mix close directions differently.
     """
     k_s, k_t = source.S.numel(), target.S.numel()
     return f"alignment v{ALIGNMENT_VERSION} {k_s}x{k_t} {_fingerprint(source)} {_fingerprint(target)}"
 
 
 def _fingerprint(factors: Factors) -> str:
-    """64 bits of a hash over S and evenly spread rows of U and V, in which each direction's sign shows."""
+    """64 bits of a hash over S and evenly spaced rows of U and V, which reveal each direction's sign."""
     sha = hashlib.sha256(factors.S.cpu().numpy().tobytes())
     for vectors in (factors.U, factors.V):
         row_indices = torch.linspace(0, vectors.shape[0] - 1, min(vectors.shape[0], _FINGERPRINT_ROWS)).long()
@@ -103,7 +104,7 @@ def _fingerprint(factors: Factors) -> str:
 
 
 def _compute_residual(predicted: Tensor, expected: Tensor) -> float:
-    """min over c ≥ 0 of ‖c·moved − wanted‖ / ‖wanted‖: a common scale is free, as norms differ by model."""
+    """min over c ≥ 0 of ‖c·predicted − expected‖ / ‖expected‖. The scale is free: norms differ by model."""
     norm_product = float(torch.linalg.vector_norm(predicted) * torch.linalg.vector_norm(expected))
     cosine = float((predicted * expected).sum()) / norm_product if norm_product > 0.0 else 0.0
     return math.sqrt(max(1.0 - max(cosine, 0.0) ** 2, 0.0))

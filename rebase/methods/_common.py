@@ -13,10 +13,10 @@ from rebase.methods.base import BasePairInfo, SitePair
 from rebase.methods.base_params import DenseParams
 from rebase.methods.findings import Finding, find_unrelated_bases
 
-# ⟨ΔW_t, ΔW_s⟩ / ‖ΔW_s‖²: below half, the rank went to the bases' difference rather than to the adapter.
+# ⟨ΔW_t, ΔW_s⟩ / ‖ΔW_s‖²: below half, the rank is spent on the bases' difference rather than the adapter.
 HALF_SKILL_KEPT = 0.5
 MIN_SKILL_KEPT = 0.05
-_MAX_LISTED = 6  # sites named in the sentence; the rest are counted
+_MAX_LISTED = 6  # sites named in the message; the rest are only counted
 
 
 def unequal_sites(sites: tuple[SitePair, ...]) -> tuple[SitePair, ...]:
@@ -31,7 +31,7 @@ def require_sites(pair: BasePairInfo) -> None:
 
 
 def require_equal_shapes(pair: BasePairInfo, method: str, hint: str) -> None:
-    """Raises IncompatiblePair that lists the sites whose shapes differ."""
+    """Raises IncompatiblePair listing the sites whose shapes differ."""
     require_sites(pair)
     mismatched = unequal_sites(pair.sites)
     if not mismatched:
@@ -50,10 +50,10 @@ def require_equal_shapes(pair: BasePairInfo, method: str, hint: str) -> None:
 
 
 def truncate_dense(update: Tensor, rank: int, delta: LowRank) -> tuple[LowRank, dict[str, float]]:
-    """Best approximation of a dense update (o, i) at this rank, and what became of the adapter's `delta`.
+    """Truncated SVD of a dense update (o, i), and how much of the adapter's `delta` it keeps.
 
-    `lost_energy`: the share of ‖update‖²_F outside the rank. `skill_kept` = ⟨result, ΔW_s⟩ / ‖ΔW_s‖²: 1 when
-    the result still holds all of the adapter's own update, whatever else it holds.
+    `lost_energy`: the share of ‖update‖²_F that truncation loses. `skill_kept` = ⟨result, ΔW_s⟩ / ‖ΔW_s‖²: 1
+    if the result still contains the adapter's entire update, whatever else it contains.
     """
     result, lost_energy = compress(update, rank)
     norm_after, norm_before = frobenius(result), frobenius(delta)
@@ -67,7 +67,7 @@ def truncate_dense(update: Tensor, rank: int, delta: LowRank) -> tuple[LowRank, 
 
 
 def find_dense_losses(name: str, params: DenseParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-    """For methods whose dense result is truncated: a baseline, and how much of the adapter it keeps."""
+    """For methods that truncate a dense result: they are baselines, and keep only part of the adapter."""
     yield from find_unrelated_bases(measured)
     text = f"{name} mixes the bases' own difference into the update: a baseline, seldom the best choice."
     yield Finding("baseline", text, "doubt")

@@ -1,8 +1,8 @@
 """DARE (Yu et al. 2024, as used by [000]): drop entries of an update and rescale the rest; after any method.
 
-`random` keeps each entry with probability 1 − p and divides by 1 − p, so that the expected update stays as
-it was. `magnitude`, the literal reading of [000], keeps the largest entries and divides too, so that the
-result is several times as long as the update; hence its flag. Either makes ΔW dense, so it is cut to a rank.
+`random` keeps each entry with probability 1 − p and divides by 1 − p, so the expected update is unchanged.
+`magnitude`, the literal reading of [000], keeps the largest entries and also divides, so the norm grows
+several times; hence its flag. Either makes ΔW dense, so the result is truncated to a rank.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rebase.methods.base_params import DareParams, MethodParams
 
 
 def drop_and_rescale(result: SiteResult, params: DareParams, site: Site) -> SiteResult:
-    """The thinned update at the rank it had (or `params.rank`), with what the cut lost.
+    """Apply DARE and truncate to the update's rank (or `params.rank`).
 
-    The mask depends on `params.seed` and the target site alone. Measurements: `dare_norm_ratio` =
-    ‖thinned‖_F / ‖ΔW‖_F before the cut, `dare_lost_energy` = the share of ‖thinned‖²_F that the cut lost.
-    A sweep is called for once per share, with `params.p` set to it: ValueError otherwise.
+    The mask depends only on `params.seed` and the target site. Measurements: `dare_norm_ratio` =
+    ‖dropped‖_F / ‖ΔW‖_F before truncation, `dare_lost_energy` = the share of ‖dropped‖²_F that truncation
+    loses. For a sweep, call this once per drop rate with `params.p` set to it; raises ValueError otherwise.
     """
     if params.p == "sweep":
         raise ValueError("a sweep tries several shares; each is a call of its own")
@@ -41,7 +41,7 @@ def drop_and_rescale(result: SiteResult, params: DareParams, site: Site) -> Site
 
 
 def _build_mask(update: Tensor, params: DareParams, p: float, site: Site) -> Tensor:
-    """True where an entry stays."""
+    """True for entries that are kept."""
     if params.mode == "magnitude":
         drop_count = min(int(p * update.numel()), update.numel() - 1)
         if drop_count == 0:
@@ -54,12 +54,12 @@ def _build_mask(update: Tensor, params: DareParams, p: float, site: Site) -> Ten
     return (torch.rand(update.shape, generator=generator) >= p).to(update.device)
 
 
-# 0: no DARE. The others are the paper's [000].
+# 0 means no DARE. The others are those of the paper [000].
 DARE_DROP_RATES = (0.0, 0.8, 0.9, 0.95, 0.99)
 
 
 def dare_variants(params: MethodParams) -> tuple[MethodParams, ...]:
-    """The method with each share of a DARE sweep, none first; itself where it has no sweep."""
+    """The method's parameters at each drop rate of a DARE sweep, 0 first; unchanged if there is no sweep."""
     dare = params.dare
     if dare is None or dare.p != "sweep":
         return (params,)

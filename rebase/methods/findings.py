@@ -1,7 +1,7 @@
-"""What a pre-check finds: a sentence with a weight. The findings that several methods share stand here.
+"""Pre-check findings, each a message with a weight, and the findings that several methods share.
 
-Thresholds are first settings, from the papers' findings and from constructed cases; measuring methods against
-natively trained adapters is what calibrates them. A threshold of one method stands in that method's file.
+The thresholds are initial settings, based on the papers' results and on constructed cases; comparing methods
+with natively trained adapters calibrates them. Thresholds of a single method are in that method's file.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Literal
 
 Weight = Literal["info", "doubt", "blocking"]
 
-# Cosine 0.5 between the weights. Unrelated trainings of one shape lie at √2 ± 0.05.
+# Cosine 0.5 between the weights. Independently trained weights of one shape are at √2 ± 0.05.
 UNRELATED_DISTANCE = 1.0
 # Below half, more of the update is lost than kept; below 5 % the result is nearly a no-op.
 HALF_ENERGY_KEPT = 0.5
 MIN_ENERGY_KEPT = 0.05
-# The least number of shared tokens that the parameters allow.
+# The smallest number of shared tokens that the parameters allow.
 MIN_SHARED_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. `info` never moves the verdict, a `doubt` makes it uncertain, `blocking` incompatible."""
+    """One finding. `info` leaves the verdict alone, `doubt` makes it uncertain, `blocking` incompatible."""
 
     code: str
     message: str
@@ -31,14 +31,15 @@ class Finding:
 
 
 def find_unrelated_bases(measured: Mapping[str, float]) -> Iterator[Finding]:
-    """For methods that take coordinate j of one base for coordinate j of the other, on one side at least."""
+    """For methods that identify coordinate j of one base with coordinate j of the other on at least one side
+    of the weight."""
     if measured["shapes_equal"] == 1.0 and measured.get("relative_distance", 0.0) > UNRELATED_DISTANCE:
         text = "The bases have equal shapes but unrelated weights, so the same update means something else."
         yield Finding("unrelated_bases", text, "blocking")
 
 
 def weigh_energy(kept: float) -> Weight | None:
-    """How much a share of the update's energy in [0, 1] counts against a method; None: not at all."""
+    """The weight of keeping only this share, in [0, 1], of the update's energy; None if it is no problem."""
     if kept >= HALF_ENERGY_KEPT:
         return None
     return "blocking" if kept < MIN_ENERGY_KEPT else "doubt"

@@ -1,8 +1,8 @@
-"""The catalogue of methods: each one's typed parameters, torch-free, published by `GET /methods`.
+"""The typed parameters of every method, torch-free; published by `GET /methods`.
 
-Adding a method = one maths file in `transfer/methods/`, one class in this folder, one line in
-`rebase/methods/registry.py`, one test. The unions here and in `auto` discriminate on `name`, so that a wrong
-parameter is reported at its own field.
+To add a method, create a folder with `params.py` and `method.py`, list the classes here, in `auto/params.py`
+and in `registry.py`, and write a test. The unions here and in `auto` discriminate on `name`, so that an
+invalid parameter is reported at its own field.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _PARAMS_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMethodParams)
 
 
 def parse_params(value: str | dict[str, Any]) -> MethodParams:
-    """Parameters from a name or an object. Raises pydantic's ValidationError."""
+    """Parse parameters from a method name or an object. Raises pydantic's ValidationError."""
     params: MethodParams = _PARAMS_ADAPTER.validate_python(
         {"name": value} if isinstance(value, str) else value
     )
@@ -106,7 +106,7 @@ def parse_params(value: str | dict[str, Any]) -> MethodParams:
 
 
 def format_method(method: Mapping[str, Any]) -> str:
-    """A method's parameters in one line for people: its name, and what differs from the defaults."""
+    """A one-line, human-readable form: the method's name and every setting that differs from its default."""
     params = PARAMS_BY_NAME[method["name"]]
     settings = ", ".join(
         f"{key}={_abbreviate(value)}" for key, value in _iter_changed_settings(method, params)
@@ -117,7 +117,7 @@ def format_method(method: Mapping[str, Any]) -> str:
 def _iter_changed_settings(
     given: Mapping[str, Any], model: type[BaseModel], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; of DARE and refinement always how much."""
+    """Dotted keys and values; for DARE and refinement, the main setting is always included."""
     for key, default in model().model_dump(mode="json").items():
         value = given.get(key, default)
         if key == "name" or value == default:
@@ -136,7 +136,7 @@ def _abbreviate(value: Any) -> str:
 
 
 def describe() -> list[dict[str, Any]]:
-    """One entry per method: name, first sentence of its docstring, JSON schema of its parameters."""
+    """One entry per method: name, first line of its docstring, JSON schema of its parameters."""
     return [
         {
             "name": name,

@@ -1,8 +1,8 @@
-"""Inner products between updates: all that prediction from a pool needs to know of them.
+"""Inner products between updates, which are all that prediction from a pool needs.
 
-K_ij = Σ_sites ⟨ΔW_i, ΔW_j⟩ with ⟨B_iA_i, B_jA_j⟩ = Σ (B_iᵀB_j) ∘ (A_iA_jᵀ): nothing dense is built, and how
-each update is factored does not matter (raw factors of one ΔW can point in opposite directions). The literal
-reading of [003] compares those raw factors: ⟨A_i, A_j⟩ + ⟨B_i, B_j⟩, equal ranks only.
+K_ij = Σ_sites ⟨ΔW_i, ΔW_j⟩ with ⟨B_iA_i, B_jA_j⟩ = Σ (B_iᵀB_j) ∘ (A_iA_jᵀ): no dense update is built, and the
+factorization does not matter (raw factors of the same ΔW can point in opposite directions). The literal
+reading of [003] compares those raw factors: ⟨A_i, A_j⟩ + ⟨B_i, B_j⟩, for equal ranks only.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rebase.errors import IncompatiblePair
 from rebase.lora.low_rank import LowRank
 from rebase.methods.base import Space
 
-KERNEL_VERSION = 2  # part of every cache key: raise it whenever `gram` may give other bytes
+KERNEL_VERSION = 2  # part of every cache key: raise it whenever `gram` may give different bytes
 
 
 def gram(first: Sequence[LowRank], second: Sequence[LowRank], space: Space = "delta") -> Tensor:
-    """Inner products at one site, (len(ours), len(theirs)) float64.
+    """Inner products at one site, (len(first), len(second)) float64.
 
-    Raises IncompatiblePair in space `factors` when ranks differ: vectors of unlike length have no product.
+    Raises IncompatiblePair in space `factors` if ranks differ, since the vectors then differ in length.
     """
     if space == "factors":
         _require_equal_ranks([*first, *second])
@@ -44,9 +44,9 @@ def site_kernel(updates: Sequence[LowRank], space: Space = "delta") -> Tensor:
 
 
 def combine_updates(updates: Sequence[LowRank], weights: Tensor, space: Space = "delta") -> LowRank:
-    """Σ c_i ΔW_i as factors of rank Σ r_i, exact; anchors of weight 0 are left out.
+    """Σ c_i ΔW_i as exact factors of rank Σ r_i; anchors of weight 0 are left out.
 
-    In space `factors` Σ c_i B_i and Σ c_i A_i, of the anchors' common rank: another update than the sum.
+    In space `factors`: Σ c_i B_i and Σ c_i A_i at the anchors' common rank, which is not the same update.
     """
     used = [(updates[number], c) for number, c in enumerate(weights.tolist()) if c != 0.0]
     if not used:
@@ -61,14 +61,14 @@ def combine_updates(updates: Sequence[LowRank], weights: Tensor, space: Space = 
 
 
 def _stack(updates: Sequence[LowRank], part: str) -> Tensor:
-    """[B_1 … B_n] (o, Σr), or A_1 over … over A_n (Σr, i), float64."""
+    """[B_1 … B_n] (o, Σr), or A_1 … A_n stacked vertically (Σr, i), float64."""
     if part == "B":
         return torch.cat([update.B for update in updates], 1).double()
     return torch.cat([update.A for update in updates], 0).double()
 
 
 def _sum_blocks(products: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    """Sums of a (Σrows, Σcolumns) matrix over its blocks."""
+    """Block sums of a (Σrows, Σcolumns) matrix."""
     ends_down, ends_across = list(accumulate(rows)), list(accumulate(columns))
     down = [products[end - n : end].sum(0) for end, n in zip(ends_down, rows, strict=True)]
     across = torch.stack(down)

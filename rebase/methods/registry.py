@@ -1,4 +1,4 @@
-"""Every method that can be run, by the name that requests use. The contract test runs over this table."""
+"""All runnable methods by the name used in requests. The contract test covers every entry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rebase.methods.prolora.method import ProLora
 from rebase.methods.ties.method import Ties
 from rebase.methods.weight_average.method import WeightAverage
 
-# The simplest first: `auto` compares them in this order and keeps the first of equals.
+# Simplest first: `auto` compares them in this order, and ties go to the first.
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
         method.name: method
@@ -44,10 +44,10 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
 
 
 def get_method(name: str) -> Method[Any]:
-    """The method of that name. `auto` is none: it is resolved to one first (KeyError)."""
+    """The method with this name. Raises KeyError for `auto`, which must be resolved to a method first."""
     return METHODS[name]
 
 
 def is_trained(params: MethodParams) -> bool:
-    """Is the target's update trained as a whole (`Method.is_trained`)? Not known yet where a rule chooses."""
+    """Is the target's update trained (`Method.is_trained`)? False for `auto`, which has not chosen yet."""
     return not params.chooses_method and get_method(params.name).is_trained(params)

@@ -1,4 +1,4 @@
-"""Which source site feeds which target site: a monotone layer map, and roles matched by name."""
+"""Pairs source sites with target sites: layers by a monotone map, roles by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rebase.models.weights import ModelWeights
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Paired sites in target order, and what found no partner.
+    """Paired sites in target order, and the sites left unpaired.
 
-    `layers`: target layer → source layer. `unused_source_layers`: adapted layers that feed no target layer.
-    `dropped`: source sites without a place in the target (unused layer, or a role that the target lacks).
+    `layer_map`: target layer → source layer. `unused_source_layers`: adapted layers mapped to no target
+    layer. `dropped`: source sites without a counterpart (unused layer, or a role that the target lacks).
     """
 
     pairs: tuple[SitePair, ...]
@@ -27,30 +27,30 @@ class Pairing:
 
 
 def restrict_pairing(pairing: Pairing, pairs: tuple[SitePair, ...]) -> Pairing:
-    """The same with only these of its pairs; source sites that feed nothing any more count as dropped."""
+    """Keep only these pairs; source sites that are then unpaired count as dropped."""
     newly_dropped = {pair.source for pair in pairing.pairs} - {pair.source for pair in pairs}
     return replace(pairing, pairs=pairs, dropped=tuple(sorted({*pairing.dropped, *newly_dropped})))
 
 
 def map_layers_proportionally(source_layers: int, target_layers: int) -> tuple[int, ...]:
-    """Target layer → source layer, proportional: the source layer in which the target layer's centre falls.
+    """Target layer → source layer, proportionally: the source layer that contains the target layer's centre.
 
     Monotone, the identity at equal depth, with multiplicities that differ by at most one. Integer arithmetic,
-    so that no rounding mode decides.
+    so the result does not depend on rounding.
     """
     return tuple((2 * t + 1) * source_layers // (2 * target_layers) for t in range(target_layers))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerMaps:
-    """`nearest`: target layer → source layer. `homes`: source layer → target layer. Both rise."""
+    """Layer maps in both directions, each non-decreasing."""
 
     target_to_source: tuple[int, ...]
     source_to_target: tuple[int, ...]
 
 
 def build_proportional_maps(source_layers: int, target_layers: int) -> LayerMaps:
-    """Both ways by relative depth alone."""
+    """Layer maps in both directions by relative depth."""
     return LayerMaps(
         map_layers_proportionally(source_layers, target_layers),
         map_layers_proportionally(target_layers, source_layers),
@@ -66,13 +66,12 @@ def pair_sites(
     fold: bool = False,
     layer_maps: LayerMaps | None = None,
 ) -> Pairing:
-    """Match every adapted source site to the target sites that take its update; by relative depth unless
-    `layers` are given.
+    """Pair every adapted source site with the target sites that receive its update; layers are matched by
+    relative depth unless `layer_maps` is given.
 
-    With `layer_scale` an update is divided by the number of target layers that share its source layer, so
-    that their sum keeps its size. With `fold`, where the source is deeper, every source layer goes to its
-    home: target sites then take several updates, whose pairs stand side by side. Raises IncompatiblePair when
-    nothing is left to carry.
+    With `layer_scale`, an update is divided by the number of target layers that share its source layer, so
+    their sum keeps its size. With `fold`, if the source is deeper, every source layer is used: a target site
+    then receives several updates, as consecutive pairs. Raises IncompatiblePair if no site can be paired.
     """
     sorted_sites = sorted(adapted_sites := set(adapter_sites))
     maps = layer_maps or build_proportional_maps(source.layers, target.layers)

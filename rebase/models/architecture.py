@@ -1,4 +1,4 @@
-"""A family bound to one config: sizes, module names, and which rows of a fused module belong to a role."""
+"""A model family bound to one config: sizes, module names, and the rows of a fused module for each role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rebase.lora.low_rank import Role, Site
 from rebase.models.families import FAMILIES, NESTED, Family
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_MAX_LAYERS = 1024  # ten times the deepest published model; above it the config is lying
+_MAX_LAYERS = 1024  # ten times the deepest published model; anything above is a bogus config
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -32,7 +32,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One model's table row with its sizes. `root`: the prefix in the model that transformers builds."""
+    """A family with one model's sizes. `root`: the module prefix in the model that transformers builds."""
 
     family: Family
     root: str
@@ -53,12 +53,12 @@ class Architecture:
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The roles this family has, in reading order; GPT-2 and GPT-NeoX have no gate."""
+        """The roles this family has, in layout order; GPT-2 and GPT-NeoX have no gate."""
         return tuple(role for roles in self.family.layout.values() for role in roles)
 
     @property
     def gated(self) -> bool:
-        """Is the MLP act(gate x) * (up x) rather than act(up x)?"""
+        """Whether the MLP computes act(gate x) * (up x) rather than act(up x)."""
         return Role.GATE in self.roles
 
     @property
@@ -74,7 +74,7 @@ class Architecture:
         raise UnsupportedModel(f"{self.model_type} models have no {role.value}.")
 
     def module(self, site: Site) -> str:
-        """The module's real name in the causal language model, such as `model.layers.3.mlp.up_proj`."""
+        """The module's full name in the causal language model, such as `model.layers.3.mlp.up_proj`."""
         return f"{self.root}{self.stem(site.layer)}.{self.part_of(site.role)}"
 
     def stem(self, layer: int) -> str:
@@ -82,7 +82,7 @@ class Architecture:
         return f"{self.family.layers}.{layer}"
 
     def sites_of_module(self, name: str) -> tuple[Site, ...]:
-        """The sites that a module computes, under any known prefix; empty when the module is not ours."""
+        """The sites that a module computes, under any known prefix; empty for other modules."""
         match = re.fullmatch(rf"(.*?){self.family.layers}\.(\d{{1,4}})\.(.+)", name)
         if match is None or match[1] not in {self.root, *self.family.prefixes}:
             return ()
@@ -117,7 +117,7 @@ class Architecture:
                 return self.hidden
 
     def rows(self, role: Role) -> slice | Tensor | None:
-        """Which output rows of its module belong to this role: None = all, a slice, or indices (per head)."""
+        """Output rows of its module that belong to this role: None = all, a slice, or indices (per head)."""
         beside = self.roles_beside(role)
         if len(beside) == 1:
             return None
@@ -128,14 +128,17 @@ class Architecture:
         return grid.view(self.n_heads, len(beside), self.head_dim)[:, beside.index(role)].reshape(-1)
 
     def activate(self, x: Tensor) -> Tensor:
-        """The MLP's activation. Raises UnsupportedModel for one that is not in the table."""
+        """Apply the MLP's activation. Raises UnsupportedModel for an unknown one."""
         if self.activation not in _ACTIVATIONS:
             raise UnsupportedModel(f"The MLP activation {self.activation!r} is not known here.")
         return _ACTIVATIONS[self.activation](x)
 
 
 def architecture_for(config: Mapping[str, Any]) -> Architecture:
-    """The table row for a config.json. Raises UnsupportedModel: no row, quantised, experts, odd sizes."""
+    """The architecture for a config.json.
+
+    Raises UnsupportedModel for unknown model types, quantised or mixture-of-experts models, invalid sizes.
+    """
     model_type = config.get("model_type")
     _refuse_quantised(config)
     root = None
@@ -189,7 +192,7 @@ def _value(family: Family, config: Mapping[str, Any], key: str) -> Any:
 def _size(
     family: Family, config: Mapping[str, Any], key: str | None, otherwise: int | None = None, least: int = 1
 ) -> int:
-    """An integer from the config, the family's default, or `otherwise` when that is null or absent."""
+    """An integer from the config or the family's defaults, or `otherwise` if that is null or absent."""
     value = None if key is None else _value(family, config, key)
     value = otherwise if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:

@@ -1,7 +1,7 @@
-"""The two bases as running models: both in memory where they fit, else one at a time.
+"""The source and target base as running models: both in memory if they fit, otherwise one at a time.
 
-A base that does not even fit alone is streamed: its layers stay on disk, and accelerate brings each one in
-for the moment in which it runs.
+A base that does not fit even alone is streamed: its weights stay on disk, and accelerate loads each layer
+just before it runs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Base:
     weights: ModelWeights
 
 
-_SHARE = 0.6  # of what is free: activations, moments and the allocator need the rest
+_SHARE = 0.6  # share of free memory for models; activations, optimizer state and the allocator need the rest
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A base as it lies on disk. `ends`: ids that end a text beside those that its config names."""
+    """A base on disk. `ends`: end-of-text ids in addition to those in its config."""
 
     weights: ModelWeights
     reader: TensorReader
@@ -51,8 +51,8 @@ class Stored:
 
 @dataclass
 class Bases:
-    """Loads what is asked for and keeps it while there is room. `room`: bytes that models may take; None
-    measures what is free at the first request."""
+    """Loads models on request and keeps them while memory allows. `room`: bytes that models may use; if None,
+    a share of the memory free at the first request."""
 
     source: Stored
     target: Stored
@@ -62,11 +62,11 @@ class Bases:
 
     @property
     def together(self) -> bool:
-        """Do both fit at once?"""
+        """Whether both fit in memory at once."""
         return self.source.bytes + self.target.bytes <= self._room()
 
     def model(self, side: Side) -> TextModel:
-        """That side's model; the other one is let go where there is no room for two."""
+        """That side's model; the other one is released if both do not fit."""
         if side not in self._loaded:
             if not self.together:
                 self._loaded.clear()
@@ -83,16 +83,16 @@ class Bases:
         return self._loaded[side]
 
     def fits(self, side: Side) -> bool:
-        """Is there room for that model by itself, so that it need not be streamed?"""
+        """Whether that model fits by itself, so that it need not be streamed."""
         return self.stored(side).bytes <= self._room()
 
     def words(self, side: Side) -> Words:
-        """That side's tokenizer alone. Raises RequestInvalid where the repo has none that can be read."""
+        """That side's tokenizer. RequestInvalid if the repo has none, UnsupportedModel if unreadable."""
         with _about(side):
             return words_of(self._tokenizer(side), self.stored(side).weights.config)
 
     def release(self) -> None:
-        """Let both models go."""
+        """Release both models."""
         self._loaded.clear()
 
     def stored(self, side: Side) -> Stored:
@@ -117,7 +117,7 @@ class Bases:
 
 @contextmanager
 def _about(side: Side) -> Iterator[None]:
-    """An error that does not say yet which field it is about is about this base."""
+    """Point errors without a pointer at this side's base."""
     try:
         yield
     except UnsupportedModel as exc:
@@ -126,7 +126,7 @@ def _about(side: Side) -> Iterator[None]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of the device that nobody uses."""
+    """Free memory of the device in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

@@ -1,7 +1,7 @@
-"""Base models that run: transformers' own classes filled from a repo's tensors, and the tokenizer beside.
+"""Running base models: transformers' own classes filled with a repo's tensors, plus the tokenizer.
 
-Nothing is loaded by name and no code of a repo is ever run: the config picks one of the classes that ship
-with transformers, and tensors come through the same checked readers as everywhere else.
+Nothing is loaded by name and no code from a repo is ever run: the config selects one of the classes that ship
+with transformers, and tensors come through the same validated readers as everywhere else.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rebase.models.loading import load_causal_lm, streamed_causal_lm
 from rebase.models.partial_model import Cut
 from rebase.models.weights import ModelWeights
 
-# Without its BOS in front Gemma reads text as noise (6.9 nats a token instead of 4.0), and a tokenizer.json
-# that was converted from another format may have lost the step that adds it.
+# Without a leading BOS, Gemma's loss rises from 4.0 to 6.9 nats per token, and a tokenizer.json converted
+# from another format may lack the step that adds it.
 _NEEDS_BOS = ("gemma",)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A text as one model sees it: token ids, and for each the (start, end) of its characters in the text.
-    Special tokens have no width."""
+    """A text as tokenized for one model: token ids, and each token's (start, end) character span in the text.
+    Special tokens have an empty span."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -41,7 +41,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A tokenizer as a model uses it. `context`: the longest sequence that the model was made for."""
+    """A tokenizer as a model uses it. `context`: the model's maximum sequence length."""
 
     tokenizer: Tokenizer
     bos: int | None
@@ -58,9 +58,9 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """A causal language model with its tokenizer, in eval mode, no parameter requiring a gradient.
+    """A causal language model with its tokenizer, in eval mode, with all parameters frozen.
 
-    `eos`: ids that end a text. `bos`: what stands in front of one, or None.
+    `eos`: ids that end a text. `bos`: the id that begins one, or None.
     """
 
     model: Any
@@ -80,17 +80,17 @@ class TextModel:
         return Words(self.tokenizer, self.bos).encode(text, limit)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids, without special tokens."""
+        """The text of token ids, without special tokens."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
     def module(self, site: Site) -> Any:
-        """The linear module that computes this site, perhaps together with others."""
+        """The linear module that computes this site, possibly fused with others."""
         name = self.architecture.module(site).removeprefix(self.architecture.root)
         return self.model.get_submodule(f"{self.architecture.family.root}{name}")
 
     def bias(self, site: Site) -> Tensor | None:
-        """The site's bias, (o,) float32 on the model's device, or None. Streamed models read it again."""
+        """The site's bias, (o,) float32 on the model's device, or None. Streamed models reread it."""
         whole: Tensor | None = self.module(site).bias
         if whole is None:
             return None
@@ -101,7 +101,7 @@ class TextModel:
         return (whole if rows is None else whole[rows]).detach().float()
 
     def rows(self, site: Site) -> slice | Tensor | None:
-        """Which of the module's outputs belong to the site; None for all."""
+        """The module's output rows that belong to the site; None for all."""
         return self.architecture.rows(site.role)
 
 
@@ -115,10 +115,10 @@ def load(
     ends: Sequence[int] = (),
     streamed: bool = False,
 ) -> TextModel:
-    """The whole text model on `device`. Raises UnsupportedModel when its weights are not complete.
+    """Load the whole text model onto `device`. Raises UnsupportedModel if weights are missing.
 
-    `ends`: ids that end a text beside those that its config names, as far as the model has them.
-    `streamed` leaves the weights where they are; each module's are read while it runs, and forgotten.
+    `ends`: end-of-text ids in addition to those in the config; ids outside the vocabulary are ignored.
+    `streamed` leaves the weights on disk; each module's weights are read when it runs, then discarded.
     """
     text = _text_config(weights.config)
     if streamed:
@@ -140,9 +140,9 @@ def load(
 
 
 def logits_at(base: TextModel, ids: Tensor, where: Tensor) -> Tensor:
-    """Logits (count, vocabulary) at the places of ids (n, length) that `where` (n, length), bool, names.
+    """Logits (count, vocabulary) at the positions of ids (n, length) that `where` (n, length), bool, selects.
 
-    The others are never computed: with a vocabulary of 262,144 the head costs more than all the layers.
+    Other positions are not computed: with a vocabulary of 262,144 the head costs more than all the layers.
     """
 
     def only(_head: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -157,7 +157,7 @@ def logits_at(base: TextModel, ids: Tensor, where: Tensor) -> Tensor:
 
 
 def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
-    """The tokenizer of a tokenizer.json, with the BOS that this model wants. Raises UnsupportedModel."""
+    """The tokenizer in a tokenizer.json, with this model's BOS. Raises UnsupportedModel if unreadable."""
     try:
         words = Tokenizer.from_str(json.dumps(_untrimmed(tokenizer)))
     except Exception as exc:  # the library raises plain Exception for whatever it cannot read
@@ -171,8 +171,8 @@ def words_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Words:
 
 
 def _untrimmed(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with offsets that leave no space out: trimmed, as GPT-NeoX's are, a token of spaces alone has
-    no width and would pass for a special one."""
+    """The same tokenizer.json with untrimmed offsets: with trimming, as in GPT-NeoX's, a token of spaces only
+    has an empty span and would be mistaken for a special token."""
     found = dict(tokenizer)
     step = found.get("post_processor")
     if isinstance(step, Mapping):
@@ -195,10 +195,10 @@ def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def updated(base: TextModel, deltas: Mapping[Site, LowRank]) -> Iterator[None]:
-    """The model computes y = W x + B (A x) at these sites until the block is left.
+    """Inside the block, the model computes y = W x + B (A x) at these sites.
 
-    B and A may require gradients, and may change between calls as long as they stay the same tensors; they
-    lie on the model's device.
+    B and A may require gradients and may be modified in place between calls; they must be on the model's
+    device.
     """
     modules: dict[str, list[Site]] = {}
     for site in deltas:
@@ -236,7 +236,7 @@ def _through(x: Tensor, delta: LowRank) -> Tensor:
 
 
 def _bos(words: Tokenizer, config: Mapping[str, Any]) -> int | None:
-    """What the tokenizer itself puts in front; for a family that needs one, the config's BOS."""
+    """The id that the tokenizer itself prepends; else, for families that need one, the config's BOS."""
     added = words.encode("a", add_special_tokens=True).ids
     plain = words.encode("a", add_special_tokens=False).ids
     if len(added) > len(plain) and added[0] != plain[0]:
@@ -252,9 +252,9 @@ def _context(config: Mapping[str, Any]) -> int:
 
 
 def _eos(config: Mapping[str, Any], settings: Any, ends: Sequence[int]) -> tuple[int, ...]:
-    """What the whole config.json names, else the text part or its class: Gemma 3 with pictures has its own
-    outside of `text_config`, and that leaves out what is the default. Its own stand in front of `ends`: the
-    first one divides documents, and is what a training teaches as the end."""
+    """The EOS ids of the top-level config.json, else of the text config or its class defaults: multimodal
+    Gemma 3 names them outside `text_config`, which omits defaults. They precede `ends`, because the first
+    one separates documents and is the end token used in training."""
     found = config.get("eos_token_id")
     found = settings.eos_token_id if found is None else found
     own = [found] if isinstance(found, int) else found if isinstance(found, list) else []

@@ -1,4 +1,4 @@
-"""Does PEFT accept the written folder on the target, down to the last tensor? Checked on shapes alone."""
+"""Builds models without weights, to check by shape that PEFT accepts a written adapter on the target."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers.utils import logging as hf_logging
 
 from rebase.errors import UnsupportedModel, VerificationFailed
 
-# A stranger's config.json does not choose code: an attention implementation may be the name of a repo to load
-# a kernel from. Nor does it choose the dtype and the form of the answer, which are ours here.
+# An untrusted config.json must not select code: an attention implementation may name a repo to load a kernel
+# from. We also set the dtype and the output format ourselves.
 _HOW_TO_RUN = frozenset(
     {
         "attn_implementation",
@@ -28,16 +28,19 @@ _HOW_TO_RUN = frozenset(
         "quantization_config",
         "return_dict",
         "use_return_dict",
-        "_name_or_path",  # a name that PEFT copies; where it was no text, it failed there
+        "_name_or_path",  # PEFT copies this name and fails if it is not a string
     }
 )
 
-# Its bars would stand between a worker's log lines.
+# Progress bars would clutter the worker's log.
 hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
-    """A transformers config from a repo's config.json. Only classes that ship with transformers are built."""
+    """A transformers config from a repo's config.json, using only classes that ship with transformers.
+
+    Raises UnsupportedModel for an unknown model type.
+    """
     model_type = str(raw.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModel(
@@ -49,7 +52,7 @@ def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def _what_it_is(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without what says how to run the model, at any depth."""
+    """The config without the keys in `_HOW_TO_RUN`, at any depth."""
     return {
         key: _what_it_is(value) if isinstance(value, Mapping) else value
         for key, value in raw.items()
@@ -58,13 +61,13 @@ def _what_it_is(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def empty_model(raw: Mapping[str, Any]) -> Any:
-    """The model without memory for weights. Raises UnsupportedModel when transformers cannot build it."""
+    """The model on the meta device, without weights. UnsupportedModel if transformers cannot build it."""
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(model_config(raw))  # type: ignore[no-untyped-call]
     except (UnsupportedModel, SoftTimeLimitExceeded):
         raise
-    except Exception as exc:  # each of its many configs and models fails in its own way
+    except Exception as exc:  # each config and model class fails in its own way
         raise UnsupportedModel(
             f"The installed transformers cannot build this model from its config.json: "
             f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}",
@@ -77,16 +80,16 @@ def adapter_config(folder: Path) -> LoraConfig:
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise VerificationFailed("The written adapter is not read as a LoRA adapter by PEFT.")
-    # PEFT warns when the model at hand has another name, and one built from a config has none.
+    # PEFT warns if the model's name differs, and a model built from a config has no name.
     config.base_model_name_or_path = None
     return config
 
 
 def check_structure(raw: Mapping[str, Any], folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Every tensor of the file has a place in the target under PEFT, and PEFT expects no other one.
+    """Check that PEFT on the target expects exactly the tensors in the file.
 
-    `shapes` holds the file's tensors. The target is built without memory, so its size does not matter.
-    Returns the number of tensors that match. Raises VerificationFailed naming what does not fit.
+    `shapes`: the file's tensors. The target is built without weights, so its size does not matter. Returns
+    the number of matching tensors. Raises VerificationFailed naming the mismatches.
     """
     try:
         wrapped = get_peft_model(empty_model(raw), adapter_config(folder), low_cpu_mem_usage=True)

@@ -1,8 +1,8 @@
-"""The table of model families: one row per `model_type`. Another architecture = another row and a test line.
+"""The table of model families, one row per `model_type`. To add an architecture, add a row and a test case.
 
-Names are relative: a layer's modules hang under `{prefix}{layers}.{index}.`, where `prefix` is whatever this
-checkpoint or this adapter uses (`model.`, `transformer.`, nothing, …). Defaults are those of the transformers
-configuration classes, because a published `config.json` may leave out what equals the default.
+Names are relative: a layer's modules are found under `{prefix}{layers}.{index}.`, where `prefix` is whatever
+the checkpoint or adapter uses (`model.`, `transformer.`, nothing, …). Defaults are those of the transformers
+configuration classes, because a published `config.json` may omit values that equal the default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rebase.lora.low_rank import Role
 
 
 class NormKind(StrEnum):
-    """How a layer normalises what its linear modules read."""
+    """How a layer normalises the inputs of its linear modules."""
 
     RMS = "rms"  # x / rms(x) · w
     RMS_PLUS_ONE = "rms_plus_one"  # x / rms(x) · (1 + w), Gemma
@@ -26,7 +26,7 @@ class NormKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Under which names a family's config.json holds its sizes."""
+    """The config.json keys under which a family stores its sizes."""
 
     hidden: str = "hidden_size"
     layers: str = "num_hidden_layers"
@@ -41,7 +41,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where one family keeps its roles. `layout`: module inside a layer → the roles it computes, in order."""
+    """How one family is laid out. `layout`: module inside a layer → the roles it computes, in order."""
 
     model_type: str
     layout: Mapping[str, tuple[Role, ...]]
@@ -56,7 +56,7 @@ class Family:
     norm_kind: NormKind = NormKind.RMS
     scale_embeddings: bool = False  # rows are multiplied by √hidden before layer 0
     transposed: bool = False  # weights stored (in, out): GPT-2's Conv1D
-    per_head: bool = False  # fused rows run [head, (q, k, v), head_dim] instead of [q | k | v]
+    per_head: bool = False  # fused rows are ordered [head, (q, k, v), head_dim] instead of [q | k | v]
 
 
 Q, K, V, O = Role.Q, Role.K, Role.V, Role.O  # noqa: E741
@@ -168,5 +168,5 @@ _ROWS = (
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({row.model_type: row for row in _ROWS})
 
-# Models whose text part is described by `text_config`: outer model_type → prefix of the text model's modules.
+# Models whose text model is described by `text_config`: outer model_type → module prefix of the text model.
 NESTED: Mapping[str, str] = MappingProxyType({"gemma3": "model.language_model."})

@@ -1,4 +1,4 @@
-"""Text that a model writes: in batches, seeded, with the keys and values of what stands already kept."""
+"""Seeded, batched text generation with a key-value cache."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from rebase.models.causal_lm import Encoded, TextModel
 
-_TOP_CANDIDATES = 1024  # tokens that are looked at first
+_TOP_CANDIDATES = 1024  # tokens considered first for top-p
 _MIN_ACTIVE_SHARE = (
-    0.5  # rows that have ended are dropped from the batch when fewer than this share still write
+    0.5  # finished rows are dropped from the batch when fewer than this share are still generating
 )
 
 
 def get_bos_id(base: TextModel) -> int | None:
-    """What a text begins with: the BOS, or where the tokenizer puts none the token that divides documents."""
+    """The id that begins a text: the tokenizer's BOS, else the config's, else the first EOS."""
     if base.bos is not None:
         return base.bos
     bos = getattr(base.model.config, "bos_token_id", None)
@@ -24,7 +24,7 @@ def get_bos_id(base: TextModel) -> int | None:
 
 
 def encode_with_bos(base: TextModel, text: str, limit: int | None = None) -> Encoded:
-    """The text's tokens with what a text begins with in front; at most `limit` of them."""
+    """The text's tokens preceded by `get_bos_id`; at most `limit` of them."""
     encoded, bos = base.encode(text), get_bos_id(base)
     if base.bos is None and bos is not None:
         encoded = Encoded([bos, *encoded.ids], [(0, 0), *encoded.offsets])
@@ -32,7 +32,7 @@ def encode_with_bos(base: TextModel, text: str, limit: int | None = None) -> Enc
 
 
 def get_max_positions(base: TextModel) -> int:
-    """Positions that the model has."""
+    """The model's maximum number of positions."""
     return int(getattr(base.model.config, "max_position_embeddings", None) or 2**20)
 
 
@@ -46,11 +46,10 @@ def generate(
     top_p: float,
     seed: int,
 ) -> list[list[int]]:
-    """What the model writes after each prompt, at most `most` tokens, an EOS at the end where it came to one.
+    """Continue each prompt by at most `max_new_tokens` tokens, including the EOS if one is generated.
 
-    Prompts are ids, none empty. Temperature 0 takes the likeliest token. The same arguments give the same ids
-    on one machine. Raises FloatingPointError where there is nothing to draw from, as probabilities are not
-    finite.
+    Prompts are lists of ids, none empty. Temperature 0 decodes greedily. The same arguments give the same ids
+    on one machine. Raises FloatingPointError if next-token probabilities are not finite.
     """
     ids, mask = _pad_left(prompts)
     ids, mask = ids.to(base.device), mask.to(base.device)
@@ -89,24 +88,24 @@ def generate(
 
 
 def _sample_tokens(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
-    """One token a row from (rows, vocabulary) logits."""
+    """Sample one token per row from (rows, vocabulary) logits."""
     if temperature == 0.0:
         return logits.argmax(-1)
     probabilities = (logits / temperature).softmax(-1)
-    # One logit that is no number leaves none in its row; on a GPU, drawing from such a row would leave the
-    # process unable to use the device.
+    # One NaN logit makes its whole row NaN, and on a GPU sampling from such a row triggers an assertion that
+    # makes the device unusable for the process.
     if not bool(probabilities[:, 0].isfinite().all()):
         raise FloatingPointError("next-token probabilities are not finite")
     if top_p == 1.0:
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-    # Sorting a whole vocabulary took two fifths of the writing; a few tokens are nearly always enough.
+    # Sorting the whole vocabulary took 40 % of generation time; the top few tokens are nearly always enough.
     for count in (_TOP_CANDIDATES, probabilities.shape[-1]):
         top_probabilities, top_ids = probabilities.topk(min(count, probabilities.shape[-1]), dim=-1)
         if float(top_probabilities.sum(-1).min()) >= top_p:
             break
     preceding_mass = (
         top_probabilities.cumsum(-1) - top_probabilities
-    )  # the likeliest token has nothing before it and always stays
+    )  # zero for the most likely token, which is therefore always kept
     choice = torch.multinomial(
         top_probabilities.masked_fill(preceding_mass >= top_p, 0.0), 1, generator=generator
     )
@@ -114,7 +113,7 @@ def _sample_tokens(logits: Tensor, temperature: float, top_p: float, generator: 
 
 
 def _pad_left(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (n, longest) int64, padded in front so that all rows go on at one place."""
+    """Left-padded ids and attention mask, both (n, longest) int64."""
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)

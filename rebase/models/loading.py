@@ -1,4 +1,4 @@
-"""transformers' own model of a config.json, filled with tensors that were read elsewhere."""
+"""Builds transformers' model for a config.json and fills it with given tensors, in memory or streamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load_causal_lm(
 ) -> Any:
     """The causal language model with exactly these tensors.
 
-    Raises UnsupportedModel when some lack: transformers fills what it does not find with random numbers.
+    Raises UnsupportedModel if any are missing, because transformers would initialise them randomly.
     """
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config(config))]
     model, loading = model_class.from_pretrained(
@@ -42,8 +42,8 @@ def load_causal_lm(
 def streamed_causal_lm(
     config: Mapping[str, Any], reader: TensorReader, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """The same model with its weights left in their files: a module's are read before it runs. Raises
-    UnsupportedModel as `load_causal_lm`."""
+    """The same model with its weights left on disk: each module's are read just before it runs. Raises
+    UnsupportedModel as `load_causal_lm` does."""
     settings = model_config(config)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
     with init_empty_weights():
@@ -66,7 +66,7 @@ def _lacks(name: str, pointer: str | None = None) -> UnsupportedModel:
 
 
 class _Stored(Mapping[str, Tensor]):
-    """A model's state as a mapping that reads each tensor when it is asked for."""
+    """A model's state dict as a mapping that reads each tensor on access."""
 
     def __init__(self, reader: TensorReader, model: Any, dtype: torch.dtype) -> None:
         self._reader, self._dtype = reader, dtype
@@ -78,7 +78,7 @@ class _Stored(Mapping[str, Tensor]):
                 self._names[own] = self._names[shared]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """That of a tensor without reading it; None where there is none."""
+        """A tensor's shape, without reading it; None if it does not exist."""
         return self._reader.infos()[self._names[name]].shape if name in self._names else None
 
     def __getitem__(self, name: str) -> Tensor:
@@ -92,7 +92,7 @@ class _Stored(Mapping[str, Tensor]):
 
 
 def _own_name(name: str, model: Any, wanted: Mapping[str, Tensor]) -> str:
-    """What transformers calls a stored tensor: GPT-2 is stored without its head, and so without the prefix of
-    the rest, and GPT-NeoX with its head under another name."""
+    """transformers' name for a stored tensor: GPT-2 checkpoints omit the head and the prefix of the other
+    modules, and GPT-NeoX checkpoints store the head under another name."""
     others = (name, f"{model.base_model_prefix}.{name}", re.sub(r"^embed_out\.", "lm_head.", name))
     return next((other for other in others if other in wanted), name)

@@ -1,6 +1,6 @@
-"""How likely a running model finds the tokens of a text, given those before them.
+"""Token log-probabilities under a causal language model.
 
-Only the places that are asked for go through the head: none of a prompt that stands before an answer. With a
+Only the requested positions go through the head, so a prompt before an answer costs nothing there. With a
 vocabulary of 262,144 the head costs more than all the layers.
 """
 
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from rebase.models.causal_lm import TextModel, logits_at
 
-_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # numbers in one pass's logits
-_TOKENS = {"cpu": 2**12, "cuda": 2**14}  # in one pass
-_ROWS = 32  # side by side
-_SHORTEST = 16  # tokens of one pass over a text whose logits do not fit at once
+_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # maximum logits per pass
+_TOKENS = {"cpu": 2**12, "cuda": 2**14}  # maximum tokens per pass
+_ROWS = 32  # maximum rows per batch
+_SHORTEST = 16  # minimum tokens per pass over a text whose logits do not fit at once
 
-Foretold = tuple[float, bool]  # log P in nats; was it the likeliest token?
+Foretold = tuple[float, bool]  # log-probability in nats, and whether it was the most likely token
 
 
 def foretold(
     base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int] | None = None
 ) -> list[list[Foretold]]:
-    """Of each id of each row, from the place `firsts` says (1 or later; 1 where it is not given) on."""
+    """Log-probabilities of each row's ids, starting at its position in `firsts` (at least 1; default 1)."""
     firsts = [1] * len(rows) if firsts is None else firsts
     found: list[list[Foretold]] = [[] for _ in rows]
     for places in _batches(base, rows, firsts):
@@ -38,7 +38,7 @@ def foretold(
 
 
 def right_padded(rows: Sequence[list[int]]) -> Tensor:
-    """(n, longest) int64, zeros behind, where causal models do not look."""
+    """(n, longest) int64, padded on the right with zeros, which causal attention never sees."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for at, row in enumerate(rows):
         ids[at, : len(row)] = torch.tensor(row, dtype=torch.long)
@@ -46,14 +46,15 @@ def right_padded(rows: Sequence[list[int]]) -> Tensor:
 
 
 def chosen(logits: Tensor, ids: Tensor) -> Tensor:
-    """log softmax of logits (…, vocabulary) at ids (…): (…) float32."""
+    """Log-softmax of logits (…, vocabulary) at ids (…): (…) float32."""
     logits = logits.float()
     picked: Tensor = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
     return picked
 
 
 def _batches(base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of like length side by side, the longest first, as many as fit; none of which nothing is asked."""
+    """Batches of row indices, longest rows first, as many per batch as fit; rows without positions to score
+    are skipped."""
     most, room = _TOKENS.get(base.device.type, _TOKENS["cpu"]), room_for(base)
     batch: list[int] = []
     wanted = 0
@@ -72,7 +73,7 @@ def _batches(base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int]) 
 
 
 def room_for(base: TextModel) -> int:
-    """Places whose logits fit in one pass."""
+    """Number of positions whose logits fit in one pass."""
     numbers = _LOGITS.get(base.device.type, _LOGITS["cpu"])
     return max(_SHORTEST, numbers // int(base.model.config.vocab_size))
 
@@ -90,7 +91,7 @@ def _together(base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int])
 
 @torch.no_grad()
 def _in_parts(base: TextModel, row: list[int], first: int) -> list[Foretold]:
-    """A row whose logits do not fit at once, over the keys and values of what stands before."""
+    """Score a row whose logits do not fit at once, in chunks with a key-value cache."""
     ids = torch.tensor([row], device=base.device)
     found: list[Foretold] = []
     past = None

@@ -1,6 +1,4 @@
-"""A base model or an adapter in a repo: its config, its tokenizer, and a reader over its safetensors
-files.
-"""
+"""Opens a base model or an adapter in a repo: config, tokenizer, and a reader over its safetensors files."""
 
 from __future__ import annotations
 
@@ -18,10 +16,10 @@ from rebase.models.safetensors_file import SafetensorsFile
 from rebase.models.safetensors_header import MAX_ADAPTER_TENSORS, load_object
 
 MAX_CONFIG_BYTES = 8 * 2**20
-MAX_GENERATION_BYTES = 2**20  # they have some hundred bytes
+MAX_GENERATION_BYTES = 2**20  # typically a few hundred bytes
 MAX_INDEX_BYTES = 64 * 2**20
-MAX_TOKENIZER_BYTES = 128 * 2**20  # Gemma 3's, the largest in use, has 33 MB
-# What reading a header takes at first guess: 8 + n bytes, and n is below 100 kB for a shard of a large model.
+MAX_TOKENIZER_BYTES = 128 * 2**20  # the largest in use, Gemma 3's, has 33 MB
+# Estimated bytes to read a header: 8 + n, where n is below 100 kB for a shard of a large model.
 _HEADER_GUESS = 256 * 2**10
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _GENERATION = "generation_config.json"
@@ -31,9 +29,7 @@ _PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$")
 
 
 class ModelReader:
-    """A `rebase.lora.tensors.TensorReader` over the shards of one model; each is opened when it is first
-    needed.
-    """
+    """A `rebase.lora.tensors.TensorReader` over the shards of one model; each is opened on first use."""
 
     def __init__(self, hub: Hub, repo: PinnedRepo, index: Mapping[str, str] | None) -> None:
         """`index`: tensor → shard, or None for a model in one file."""
@@ -45,19 +41,19 @@ class ModelReader:
         self._shards: dict[str, SafetensorsFile] = {}
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor's dtype and shape; reads headers only."""
+        """Every tensor's dtype and shape; reads only the headers."""
         infos = {shard: self._header(shard).infos() for shard in sorted(set(self._place.values()))}
         return {name: infos[shard][name] for name, shard in self._place.items()}
 
     def needed(self, names: Iterable[str]) -> None:
-        """Announce the tensors that will be read, before reading: a remote shard of which they are less than
-        half then comes in ranges. Tensors that were not announced can be read all the same.
+        """Declare which tensors will be read: a remote shard of which less than half is needed is then read
+        with range requests instead of downloaded. Undeclared tensors can still be read.
         """
         for name in names:
             self._needed.setdefault(self._shard_of(name), set()).add(name)
 
     def wanted(self, shard: str) -> int | None:
-        """How many bytes of a shard were announced; None when nothing was."""
+        """How many bytes of a shard were declared with `needed`; None if none were."""
         names = self._needed.get(shard)
         if names is None:
             return None
@@ -74,7 +70,7 @@ class ModelReader:
 
     @cached_property
     def _place(self) -> Mapping[str, str]:
-        """Tensor → shard, held against what the shards really contain."""
+        """Tensor → shard, checked against the actual contents of the shards."""
         if self._index is None:
             return dict.fromkeys(self._header(_SINGLE).entries, _SINGLE)
         for name, shard in self._index.items():
@@ -106,9 +102,9 @@ class ModelReader:
 
 
 def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader, dict[str, Any] | None]:
-    """(config.json, reader, tokenizer.json or None). Nothing but small JSON files is read yet.
+    """(config.json, reader, tokenizer.json or None). Only the JSON files are read at this point.
 
-    FileMissing names what a base model must have; UnsafeFile refuses pickles and indexes that make no sense.
+    Raises FileMissing if a required file is missing, UnsafeFile for pickles and invalid indexes.
     """
     config = _json(hub, repo, "config.json", MAX_CONFIG_BYTES, missing="not a Transformers model")
     if _SINGLE in repo.files:
@@ -128,8 +124,8 @@ def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader,
 
 
 def ends_of(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
-    """Ids that end a text by the repo's generation_config.json, where an instruct model names its end of turn
-    and often nowhere else. No conversion hangs on that file: one that cannot be used names none.
+    """EOS ids from the repo's generation_config.json, often the only place where an instruct model names its
+    end-of-turn token. The file is optional: if it is missing or invalid, the result is empty.
     """
     if _GENERATION not in repo.files:
         return ()
@@ -141,7 +137,7 @@ def ends_of(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
 
 
 def missing_shards(hub: Hub, repo: PinnedRepo) -> list[str]:
-    """Files that the model's index names and the repo does not have; those that no index may name are left to
+    """Shards that the model's index names but the repo does not have. Illegal names are left to
     `open_model`."""
     weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
     named = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
@@ -149,8 +145,9 @@ def missing_shards(hub: Hub, repo: PinnedRepo) -> list[str]:
 
 
 def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], SafetensorsFile]:
-    """(adapter_config.json, reader over adapter_model.safetensors). A pickle is never opened, whatever lies
-    beside it.
+    """(adapter_config.json, reader over adapter_model.safetensors). Pickles are never opened.
+
+    Raises FileMissing if a required file is missing, UnsafeFile if the weights are only in a pickle.
     """
     config = _json(hub, repo, _ADAPTER_CONFIG, MAX_CONFIG_BYTES, missing="not a PEFT adapter")
     if _ADAPTER not in repo.files:
@@ -166,7 +163,7 @@ def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], Safetensor
 def _json(
     hub: Hub, repo: PinnedRepo, path: str, max_bytes: int, *, missing: str | None = None
 ) -> dict[str, Any]:
-    """A JSON file of the repo; its size is held against the limit before anything is fetched."""
+    """A JSON file of the repo; its size is checked before it is fetched."""
     if path not in repo.files:
         raise FileMissing(f"{repo} is {missing}: no {path}.", hint="Check that the right repo is named.")
     if repo.files[path] > max_bytes:
@@ -175,7 +172,7 @@ def _json(
 
 
 def _read_index(hub: Hub, repo: PinnedRepo) -> dict[str, str]:
-    """The index's weight_map: tensor → a shard that the repo has, in the repo's own folder."""
+    """The index's weight_map: tensor → shard; every shard must be a file in the repo's root folder."""
     weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnsafeFile(f"'{_INDEX}' of {repo} has no weight_map.")

@@ -1,6 +1,6 @@
-"""A part of a large target that stands for the whole: some layers and some rows of the vocabulary, all real.
+"""A cut-down copy of a large target for verification: some of its layers and vocabulary rows, unchanged.
 
-Layers are renumbered and tokens too, in the target's tensors and in the adapter's alike.
+Layers and tokens are renumbered, both in the target's tensors and in the adapter's.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _NOT_TEXT = re.compile(r"(vision_tower|vision_model|multi_modal_projector|visual
 _VOCABULARY = re.compile(r"(embed_tokens|wte|embed_in|embed_out|lm_head)\.(weight|bias)$")
 _TOKENS = re.compile(r"(?P<module>[^.]+)\.token_adapter\.trainable_tokens_delta$")
 VOCABULARY_ROWS = 1024
-_RETRAINED_ROWS = 128  # of each table, taken into the cut wherever in the vocabulary they are
+_RETRAINED_ROWS = 128  # maximum retrained rows per table to include, wherever they are in the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """`layers`: those that are kept, ascending, or None for the whole model. `extra`: rows of the vocabulary
-    beside the first `first`, ascending and above them; the two together are the cut vocabulary.
+    """Which part to keep. `layers`: ascending, or None for the whole model. The cut vocabulary is the first
+    `first` rows plus `extra`, which are ascending ids above those. `vocabulary`: the full number of rows.
     """
 
     layers: tuple[int, ...] | None = None
@@ -41,7 +41,7 @@ class Cut:
 
     @classmethod
     def of(cls, layers: tuple[int, ...], vocabulary: int, folder: Path) -> Cut:
-        """The first thousand tokens and whatever tokens the adapter in `folder` has retrained."""
+        """`VOCABULARY_ROWS` tokens: the first ones, and those retrained by the adapter in `folder`."""
         retrained = _indices(adapter_config(folder))
         wanted = sorted({id_ for ids in retrained.values() for id_ in ids[:_RETRAINED_ROWS]})
         extra = tuple(id_ for id_ in wanted if VOCABULARY_ROWS <= id_ < vocabulary)
@@ -61,19 +61,19 @@ class Cut:
         }
         part[key] = len(self.layers)
         part["vocab_size"] = self.first + len(self.extra)
-        # Special tokens may lie outside the cut vocabulary, and nothing here needs them.
+        # Special tokens may be outside the cut vocabulary, and nothing here needs them.
         part.update(pad_token_id=None, bos_token_id=None, eos_token_id=None)
         return part
 
     def names(self, reader: TensorReader) -> Iterator[tuple[str, str]]:
-        """The names in the repo and in this part."""
+        """(name in the repo, name in this part) of each tensor."""
         for name in sorted(reader.infos()):
             new = self._renamed(name)
             if new is not None and not _NOT_TEXT.search(name):
                 yield name, new
 
     def weights(self, reader: TensorReader) -> Iterator[tuple[str, Tensor]]:
-        """The target's tensors of this part in float32."""
+        """The target's tensors in this part, in float32."""
         infos = reader.infos()
         for name, new in self.names(reader):
             info = infos[name]
@@ -88,7 +88,7 @@ class Cut:
                 yield new, reader.read(name).float()
 
     def adapter_tensors(self, folder: Path) -> Iterator[tuple[str, Tensor]]:
-        """The adapter's tensors of this part in float32; of whole tables only their rows are read."""
+        """The adapter's tensors in this part, in float32; only the needed rows of whole tables are read."""
         indices = _indices(adapter_config(folder))
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
@@ -108,9 +108,9 @@ class Cut:
                 yield new, tensor
 
     def adapter_config(self, folder: Path) -> LoraConfig:
-        """The written adapter_config.json for this part."""
+        """The written adapter_config.json, adjusted to this part."""
         config = adapter_config(folder)
-        # Layers were renumbered, and every layer of the part is an adapted one.
+        # Layers are renumbered, and every layer in the part is adapted.
         config.layers_to_transform = None
         config.layers_pattern = None
         if isinstance(config.target_modules, list | set):  # full names inside a larger model
@@ -119,7 +119,7 @@ class Cut:
         return config
 
     def retrained(self, folder: Path) -> dict[str, list[int]]:
-        """Module → the tokens of this part that the adapter has retrained."""
+        """Module → ids in this part of the tokens that the adapter has retrained."""
         places = {
             module: [place for id_ in ids if (place := self.place(id_)) is not None]
             for module, ids in _indices(adapter_config(folder)).items()
@@ -127,7 +127,7 @@ class Cut:
         return {module: found for module, found in places.items() if found}
 
     def place(self, id_: int) -> int | None:
-        """A token's id in this part."""
+        """A token's id in this part; None if it was cut."""
         if self.layers is None or id_ < self.first:
             return id_
         return self.first + self.extra.index(id_) if id_ in self.extra else None
@@ -145,6 +145,6 @@ class Cut:
 
 
 def _indices(config: LoraConfig) -> Mapping[str, list[int]]:
-    """The config's retrained tokens by module, as they are written here."""
+    """The config's retrained tokens by module; our adapters always store them as a mapping."""
     indices = config.trainable_token_indices
     return indices if isinstance(indices, dict) else {}

@@ -1,8 +1,7 @@
-"""One safetensors file as a source of tensors: each is read by position, when it is asked for, into memory
-of its own.
+"""Reads tensors of one safetensors file on demand, each into its own memory.
 
-Nothing is memory-mapped: pages of a mapping count as the process's memory, and peak memory must not grow
-with the file.
+Nothing is memory-mapped: mapped pages count as the process's memory, and peak memory must not grow with the
+file.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from rebase.models.safetensors_header import MAX_TENSORS, TORCH_DTYPES, Entry, r
 
 
 class SafetensorsFile:
-    """A `rebase.lora.tensors.TensorReader` over one file. The header is read and checked at the first
-    question.
-    """
+    """A `rebase.lora.tensors.TensorReader` over one file. The header is read and validated on first use."""
 
     def __init__(
         self,
@@ -32,7 +29,7 @@ class SafetensorsFile:
         max_tensors: int = MAX_TENSORS,
         entries: Mapping[str, Entry] | None = None,
     ) -> None:
-        """`name` is how errors call the file. `entries`: its header, when it was read and checked before."""
+        """`name`: the file's name in errors. `entries`: its header, if already read and validated."""
         self._source = source
         self._name = name
         self._max_tensors = max_tensors
@@ -40,7 +37,7 @@ class SafetensorsFile:
 
     @cached_property
     def entries(self) -> Mapping[str, Entry]:
-        """Name → dtype, shape and place in the file, in the order of the data."""
+        """Name → dtype, shape and byte range, in file order."""
         if self._known is not None:
             return self._known
         return read_header(self._source, self._name, max_tensors=self._max_tensors)

@@ -1,9 +1,9 @@
-"""The header of a safetensors file, checked before anything in it is believed.
+"""Strict parsing of untrusted JSON files and safetensors headers.
 
 A file is: 8 bytes little-endian header length n, n bytes of JSON {name: {dtype, shape, data_offsets}}, then
-the data. The header comes from strangers. Everything that it says is held against the file itself: lengths,
-dtypes, spans that follow each other without hole or overlap and end where the file ends, no name twice, no
-absurd number of tensors. The format's own library lets duplicate names pass, so the check is ours.
+the data. The header is untrusted, so all of it is validated against the file: lengths, dtypes, contiguous
+spans that end where the file ends, unique names, a plausible number of tensors. We parse it ourselves because
+the format's own library accepts duplicate names.
 Format: https://huggingface.co/docs/safetensors
 """
 
@@ -23,7 +23,7 @@ from rebase.hub.base import ByteSource
 
 
 class InvalidJson(ValueError):
-    """The text is not what is accepted here; the message says why in a few words."""
+    """The text is not acceptable JSON; the message briefly says why."""
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def load_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]:
-    """The JSON object in a file that errors call `name`. UnsafeFile when it is too large or not
-    acceptable.
+    """The JSON object in a file, called `name` in errors. Raises UnsafeFile if it is too large or invalid,
+    HubUnavailable if it cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -64,7 +64,7 @@ def load_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs whose keys differ and can be written down again."""
+    """A dict of the pairs; their keys must be unique and encodable as UTF-8."""
     result = dict(pairs)
     if len(result) != len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
@@ -92,7 +92,7 @@ MAX_ADAPTER_TENSORS = 100_000  # 100 layers × 7 modules × 2 factors is 1,400
 MAX_DIMENSIONS = 16
 _MAX_ELEMENTS = 2**63 - 1
 
-# Bits per element of every dtype of the format, and torch's type where a tensor of it is read here.
+# Bits per element of every dtype in the format, and the torch dtype of those that we read.
 _BITS = {
     "F4": 4,
     "F6_E2M3": 6,
@@ -132,7 +132,7 @@ class Entry:
 
 
 def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS) -> dict[str, Entry]:
-    """Every tensor of the file, in the order of its data. UnsafeFile names file and tensor."""
+    """Every tensor of the file, in file order. Raises UnsafeFile naming the file and tensor."""
     if source.size < 8:
         raise _unsafe(name, f"it has {source.size} bytes, too few for a safetensors file")
     length = int.from_bytes(source.read(0, 8), "little")
@@ -143,8 +143,7 @@ def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS
     raw = source.read(8, length)
     if not raw.startswith(b"{"):
         raise _unsafe(name, "its header is not a JSON object")
-    # Each tensor needs a brace of its own, so this bounds their number before a single object is made of
-    # them.
+    # Each tensor needs its own brace, so this bounds their number before any object is created.
     if (count := raw.count(b"{") - 1) > max_tensors:
         raise _unsafe(name, f"its header lists about {count} tensors; {max_tensors} are allowed")
     try:
@@ -157,7 +156,7 @@ def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS
 
 
 def _entry(key: str, value: Any, data: int, name: str) -> Entry:
-    """One tensor's claims, each checked by itself. `data` is where the file's data begins."""
+    """Validate one tensor's header entry. `data`: offset at which the file's data begins."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise _unsafe(name, "its entry must have dtype, shape and data_offsets, nothing else", key)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -188,7 +187,7 @@ def _check_metadata(value: Any, name: str) -> None:
 
 
 def _contiguous(entries: dict[str, Entry], data: int, size: int, name: str) -> dict[str, Entry]:
-    """The entries in the order of their data, which must cover the rest of the file exactly once."""
+    """The entries in file order; their data must cover the rest of the file exactly once."""
     position = data
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end, item[0])))
     for key, entry in ordered.items():

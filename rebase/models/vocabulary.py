@@ -1,9 +1,9 @@
-"""Vocabularies as byte strings, so that tokens of unlike tokenizers can be compared exactly.
+"""Vocabularies as byte strings, so that tokens of different tokenizers can be compared exactly.
 
-Byte-level BPE spells bytes with a printable alphabet (GPT-2's); sentencepiece-like models write a space as ▁
-and unknown bytes as <0xNN>. Both are turned back into the bytes that a token stands for. Added tokens (chat
-markers, padding, …) mean whatever their model was taught, so they are never shared; only a row that an
-adapter trained for one of them is carried to the added token of the same spelling.
+Byte-level BPE represents bytes with a printable alphabet (GPT-2's); sentencepiece-like models write a space
+as ▁ and unknown bytes as <0xNN>. Both are decoded to the bytes of each token. Added tokens (chat markers,
+padding, …) mean different things to different models, so they are never shared; only a row that an adapter
+trained for one is transferred, to the added token of the same spelling.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _SPACE = "\u2581"  # ▁
 
 @dataclass(frozen=True, slots=True)
 class SharedTokens:
-    """Tokens that two vocabularies both have, ordered by source id.
+    """Tokens that two vocabularies have in common, ordered by source id.
 
-    `source_ids`, `target_ids`: (n,) int64, row by row the same bytes. Overlaps are shares of a side's tokens.
+    `source_ids`, `target_ids`: (n,) int64, paired by equal bytes. Overlaps are shares of one side's tokens.
     `identical`: every token, added ones included, has the same id on both sides.
     """
 
@@ -41,8 +41,8 @@ class SharedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """`tokens`: bytes → id without added tokens. `pieces`: the tokenizer's own spelling → id, with them.
-    `added`: spelling → id of the added tokens alone.
+    """`tokens`: bytes → id, without added tokens. `pieces`: the tokenizer's own spelling → id, with them.
+    `added`: spelling → id of the added tokens only.
     """
 
     tokens: Mapping[bytes, int]
@@ -51,7 +51,7 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer_json(cls, raw: Mapping[str, Any]) -> Vocabulary:
-        """Read a tokenizer.json document. Raises UnsupportedModel when it is none, or of an unknown kind."""
+        """Parse a tokenizer.json document. Raises UnsupportedModel if it is invalid or of an unknown kind."""
         model = _object(raw, "model")
         kind = model.get("type") or ("BPE" if "merges" in model else None)
         if kind not in {"BPE", "Unigram", "WordLevel"}:
@@ -66,7 +66,7 @@ class Vocabulary:
 
 
 def shared(a: Vocabulary, b: Vocabulary) -> SharedTokens:
-    """The tokens that stand for the same bytes in both."""
+    """The tokens that represent the same bytes in both vocabularies."""
     both = sorted((a.tokens[token], b.tokens[token]) for token in a.tokens.keys() & b.tokens.keys())
     count = len(both)
     ids = torch.tensor(both, dtype=torch.long).view(count, 2)
@@ -81,10 +81,10 @@ def shared(a: Vocabulary, b: Vocabulary) -> SharedTokens:
 
 
 def counterparts(a: Vocabulary, b: Vocabulary, a_rows: int, b_rows: int) -> Tensor:
-    """For each row of a's table the row of the same token in b's table, or −1: (a_rows,) int64.
+    """For each row of a's table, the row of the same token in b's table, or −1: (a_rows,) int64.
 
-    Equal vocabularies are equal row by row, the unnamed rows behind the last token included. Otherwise tokens
-    pair by their bytes and added tokens by their spelling. No row of b has two partners.
+    Identical vocabularies map row by row, including padding rows after the last token. Otherwise tokens are
+    paired by bytes, and added tokens by spelling. No row of b is used twice.
     """
     rows = torch.full((a_rows,), -1, dtype=torch.long)
     both = shared(a, b)
@@ -101,7 +101,7 @@ def counterparts(a: Vocabulary, b: Vocabulary, a_rows: int, b_rows: int) -> Tens
 
 
 def _bytes_to_id(pieces: Mapping[str, int], spell: Any) -> dict[bytes, int]:
-    """Where two pieces stand for the same bytes, the lower id of the ordinary (not <0xNN>) ones wins."""
+    """If pieces represent the same bytes, ordinary ones win over <0xNN>, then the lower id wins."""
     ordered = sorted(pieces.items(), key=lambda item: (_BYTE_TOKEN.fullmatch(item[0]) is not None, item[1]))
     tokens: dict[bytes, int] = {}
     for piece, id_ in ordered:
@@ -113,7 +113,7 @@ def _bytes_to_id(pieces: Mapping[str, int], spell: Any) -> dict[bytes, int]:
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte: printable Latin-1 stands for itself, the rest starts at U+0100."""
+    """GPT-2's character for each byte: printable Latin-1 maps to itself, the rest starts at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
@@ -135,12 +135,12 @@ def _from_sentencepiece(piece: str) -> bytes | None:
 def _as_text(piece: str) -> bytes | None:
     try:
         return piece.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can express but UTF-8 cannot
         return None
 
 
 def _pieces(vocab: Any) -> Iterator[tuple[str, int]]:
-    """(piece, id) from either spelling: an object, or Unigram's list of [piece, score]."""
+    """(piece, id) from either form: an object, or Unigram's list of [piece, score]."""
     entries: Iterable[tuple[Any, Any]]
     if isinstance(vocab, Mapping):
         entries = vocab.items()
@@ -170,7 +170,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _parts(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The pre-tokenizer's and decoder's components, sequences opened one level."""
+    """The pre-tokenizer's and decoder's components; sequences are expanded one level."""
     for name in ("pre_tokenizer", "decoder"):
         part = raw.get(name)
         if not isinstance(part, Mapping):

@@ -1,4 +1,4 @@
-"""A base model's tensors by role, read lazily: one site at a time, only the rows that belong to it."""
+"""Reads a base model's tensors lazily by role: one site at a time, and only the rows that belong to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EMBEDDING_CHUNK_ROWS = 4096  # 32 MB of bf16 at width 4096: bounded memory, few
 
 
 class ModelWeights:
-    """One base model: config plus reader. Cheap to make; raises UnsupportedModel when the two disagree."""
+    """One base model: config plus reader. Cheap to create; raises UnsupportedModel if the two disagree."""
 
     def __init__(self, config: Mapping[str, Any], reader: TensorReader) -> None:
         self.config = config
@@ -32,7 +32,7 @@ class ModelWeights:
 
     @property
     def layers(self) -> int:
-        """How many decoder layers the model has."""
+        """The number of decoder layers."""
         return self.architecture.layers
 
     @cached_property
@@ -41,7 +41,7 @@ class ModelWeights:
         return self.architecture.sites
 
     def has(self, site: Site) -> bool:
-        """Does this model have that site?"""
+        """Whether the model has this site."""
         return 0 <= site.layer < self.layers and site.role in self.architecture.roles
 
     def shape(self, site: Site) -> tuple[int, int]:
@@ -49,13 +49,13 @@ class ModelWeights:
         return self.architecture.out_width(site.role), self.architecture.in_width(site.role)
 
     def tensors_of(self, site: Site) -> tuple[str, ...]:
-        """Checkpoint names that `weight` and `bias` read."""
+        """Names of the checkpoint tensors that `weight` and `bias` read."""
         name = self._name(site)
         bias = f"{name}.bias"
         return (f"{name}.weight", bias) if bias in self._infos else (f"{name}.weight",)
 
     def weight(self, site: Site) -> Tensor:
-        """The site's weight, (o, i) float32: cut out of a fused module, un-transposed."""
+        """The site's weight, (o, i) float32, sliced from a fused module and un-transposed as needed."""
         name = f"{self._name(site)}.weight"
         rows = self.architecture.rows(site.role)
         if isinstance(rows, slice) and not self.architecture.family.transposed:
@@ -66,7 +66,7 @@ class ModelWeights:
         return (whole if rows is None else whole[rows]).float().contiguous()
 
     def bias(self, site: Site) -> Tensor | None:
-        """The site's bias, (o,) float32, or None where the module has none."""
+        """The site's bias, (o,) float32, or None if the module has none."""
         name = f"{self._name(site)}.bias"
         if name not in self._infos:
             return None
@@ -81,9 +81,9 @@ class ModelWeights:
         return rows, width
 
     def embedding_rows(self, ids: Tensor) -> Tensor:
-        """What enters layer 0 for these token ids, (n, hidden) float32; Gemma's √hidden is applied.
+        """Input to layer 0 for these token ids, (n, hidden) float32, including Gemma's √hidden scaling.
 
-        Raises UnsupportedModel for an id without a row (a tokenizer that belongs to another model).
+        Raises UnsupportedModel for an id without a row (the tokenizer belongs to another model).
         """
         total, width = self.embedding_shape
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= total):
@@ -105,7 +105,7 @@ class ModelWeights:
         return out
 
     def norm(self, layer: int, before: Literal["attention", "mlp"]) -> Callable[[Tensor], Tensor]:
-        """That layer's own norm as a function on (n, hidden) float32."""
+        """The layer's norm before attention or MLP, as a function on (n, hidden) float32."""
         family, eps = self.architecture.family, self.architecture.eps
         part = family.attention_norm if before == "attention" else family.mlp_norm
         name = f"{self._prefix}{self.architecture.stem(layer)}.{part}"
@@ -136,7 +136,7 @@ class ModelWeights:
         )
 
     def _check_present(self) -> None:
-        """Every tensor that sites and norms need exists, readable, in the shape config.json implies."""
+        """Check that all tensors for sites and norms exist, are readable and have the config's shapes."""
         arch, family = self.architecture, self.architecture.family
         expert = next((name for name in sorted(self._infos) if ".experts." in name), None)
         if expert is not None:

@@ -1,4 +1,4 @@
-"""The pre-check: a verdict with findings, before any expensive work. `rebase.precheck(...)` runs it."""
+"""The pre-check: a verdict with findings before any expensive work. `rebase.precheck(...)` runs it."""
 
 from rebase._callable_package import make_callable
 

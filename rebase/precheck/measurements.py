@@ -1,4 +1,4 @@
-"""Measurements behind the verdict. Everything is finite and named as in docs/methods.md."""
+"""Measurements behind the verdict. All values are finite and named as in docs/methods.md."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Probes = Callable[[SitePair], SiteEvidence]
 
 
 def probe_pairs(pairs: Sequence[SitePair]) -> tuple[SitePair, ...]:
-    """Every paired site of the first, middle and last target layer that has any."""
+    """All paired sites in the first, middle and last target layer that have any."""
     layers = sorted({pair.target.layer for pair in pairs})
     chosen = {layers[0], layers[len(layers) // 2], layers[-1]} if layers else set()
     return tuple(pair for pair in pairs if pair.target.layer in chosen)
 
 
 def static(adapter: SourceAdapter, pairing: Pairing, vocabularies: SharedTokens | None) -> dict[str, float]:
-    """What configs and tokenizers say: coverage, shapes, overlaps."""
+    """Measurements from configs and tokenizers alone: coverage, shapes, overlaps."""
     pairs = pairing.pairs
     equal = sum(pair.source_shape == pair.target_shape for pair in pairs)
     measured = {
@@ -47,9 +47,9 @@ def static(adapter: SourceAdapter, pairing: Pairing, vocabularies: SharedTokens 
 
 
 def weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes) -> dict[str, float]:
-    """Base distance [002] and update size at the probe sites.
+    """Distance between the bases [002] and size of the update at the probe sites.
 
-    `distance_paper` = ‖W_s − W_t‖_F / numel, as printed, depends on size; `relative_distance` =
+    `distance_paper` = ‖W_s − W_t‖_F / numel, as printed, depends on the size of W; `relative_distance` =
     ‖W_s − W_t‖_F / ‖W_s‖_F does not: 0 for equal weights, √2 for unrelated ones. Equal shapes only.
     `update_ratio` = ‖ΔW_s‖_F / ‖W_s‖_F.
     """
@@ -83,7 +83,7 @@ def carried(
     probes: Probes,
     device: torch.device,
 ) -> dict[str, float]:
-    """Means over the probe sites of what the method measures; `flag_…` is the share of sites flagged."""
+    """Means of the method's measurements over the probe sites; `flag_…` is the share of flagged sites."""
     results: list[SiteResult] = []
     for pair in pairs:
         delta = adapter.delta(pair.source)
@@ -98,7 +98,7 @@ def carried(
 def on_text(
     adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes, device: torch.device
 ) -> dict[str, float]:
-    """Means of the read and write R² over the probe sites, whatever the method does there."""
+    """Mean input and output R² over the probe sites, independent of the method."""
     rows = []
     for pair in pairs:
         delta = adapter.delta(pair.source)

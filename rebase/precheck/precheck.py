@@ -1,4 +1,4 @@
-"""The pre-check from beginning to end."""
+"""Runs the pre-check: measures, resolves `auto`, probes the method and gives a verdict."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Verdict = Literal["compatible", "uncertain", "incompatible"]
 
 @dataclass(frozen=True, slots=True)
 class PrecheckResult:
-    """`params`: of the method that was judged; for `auto`, of the method that it chose. `prepared`: what that
-    method prepared; `pairing`: the sites that it can carry, and those that are left out."""
+    """`params`: those of the checked method; for `auto`, those of the chosen method. `prepared`: the result of
+    its `prepare`; `pairing`: the sites that it can transfer, and those that are left out."""
 
     verdict: Verdict
     findings: tuple[Finding, ...]
@@ -39,19 +39,19 @@ class PrecheckResult:
 
     @property
     def method(self) -> str:
-        """Name of the method that the verdict is about."""
+        """Name of the checked method."""
         return self.params.name
 
 
 def verdict_of(findings: Iterable[Finding]) -> Verdict:
-    """The gravest finding decides."""
+    """The most severe finding decides."""
     weights = {finding.weight for finding in findings}
     if "blocking" in weights:
         return "incompatible"
     return "uncertain" if "doubt" in weights else "compatible"
 
 
-# What the evidence of a probe site must be able to give.
+# Evidence that must be available at probe sites.
 PROBE_NEEDS = frozenset(
     {Evidence.WEIGHTS, Evidence.FACTORS, Evidence.EMBEDDINGS, Evidence.ANCHORS, Evidence.ACTIVATIONS}
 )
@@ -61,14 +61,14 @@ _THRESHOLDS = Thresholds()
 
 
 class Offer(Protocol):
-    """A pool of anchors that may be used; opening it reads every anchor's headers."""
+    """An anchor pool that may be used; opening it reads every anchor's headers."""
 
     @property
     def count(self) -> int:
-        """How many anchors."""
+        """Number of anchors."""
 
     def open(self) -> AnchorPool:
-        """The same pool on every call. Raises IncompatiblePair when it cannot be used."""
+        """Open the pool; every call returns the same one. Raises IncompatiblePair if it cannot be used."""
 
 
 def precheck(
@@ -86,13 +86,13 @@ def precheck(
     thresholds: Thresholds = _THRESHOLDS,
     paired: Callable[[MethodParams], Pairing] | None = None,
 ) -> PrecheckResult:
-    """Judge this move with this method; `auto` is resolved first, on the same measurements.
+    """Predict whether the adapter will transfer with this method; `auto` is first resolved on the same
+    measurements.
 
-    `pairing` is that of `params`, `paired` gives that of the method which `auto` chooses (None: the same).
-
-    `probes` gives a site pair's evidence and is called for a few layers only, when a measurement needs it.
-    `text`: what both bases made of one text, where they read one; their sites then have activations.
-    A method that refuses the pair ends in `incompatible` with its own sentence, before anything expensive.
+    `pairing` is that of `params`; `paired` returns that of the method chosen by `auto` (None: the same).
+    `probes` returns a site pair's evidence and is only called for a few layers, when a measurement needs it.
+    `text`: measurements of both bases on the same text, if they were run on one; sites then have activations.
+    If the method refuses the pair, the verdict is `incompatible` with its message, before expensive work.
     """
     move = _Move((source.config, target.config), adapter, offer, probes, device)
     measured = measure.static(adapter, pairing, vocabularies)
@@ -128,7 +128,7 @@ def precheck(
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What a method prepared for which of the paired sites, or why it refused."""
+    """A method's prepared state and the site pairs it covers, or why it refused."""
 
     pairing: Pairing
     pairs: tuple[SitePair, ...]
@@ -138,7 +138,7 @@ class _Ready:
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """What stays the same whichever method is looked at."""
+    """The inputs of a pre-check that do not depend on the method."""
 
     bases: tuple[Mapping[str, Any], Mapping[str, Any]]
     adapter: SourceAdapter
@@ -147,7 +147,7 @@ class _Move:
     device: torch.device
 
     def ready(self, params: MethodParams, pairing: Pairing) -> _Ready:
-        """`auto` prepares nothing: it chooses among methods that do not refuse."""
+        """Prepare the method, or record why it refused. `auto` itself prepares nothing."""
         if params.chooses_method:
             return _Ready(pairing, pairing.pairs)
         method = get_method(params.name)
@@ -164,7 +164,7 @@ class _Move:
     def tried(
         self, params: MethodParams, ready: _Ready, measured: Mapping[str, float], *, on_text: bool
     ) -> dict[str, float]:
-        """The method on the real update at the probe sites, and what the adapter sees of a text there."""
+        """Measurements of the method on the real update at the probe sites, and of the adapter on the text."""
         found: dict[str, float] = {}
         if get_method(params.name).can_probe(params, measured):
             places = measure.probe_pairs(ready.pairs)
@@ -185,7 +185,7 @@ def _chosen(
     paired: Callable[[MethodParams], Pairing],
     thresholds: Thresholds,
 ) -> tuple[MethodParams, tuple[Finding, ...], _Ready]:
-    """What `auto` chooses; a pool that turns out to be unusable is left aside, and that is said."""
+    """Resolve `auto`; if a pool turns out to be unusable, choose without it and add a finding."""
     chosen, why = choose(params, measured, thresholds)
     ready = move.ready(chosen, paired(chosen))
     if chosen.uses_pool and (reason := _find_pool_problem(chosen, ready)) is not None:
@@ -196,7 +196,7 @@ def _chosen(
 
 
 def _find_pool_problem(params: MethodParams, ready: _Ready) -> str | None:
-    """Why a pool is no choice for `auto`: it cannot be read, or cannot even predict itself."""
+    """Why `auto` cannot use the pool: it cannot be read, or does not predict its own anchors."""
     if ready.refused:
         return ready.refused[0].message
     return get_method(params.name).unusable_reason(ready.state)

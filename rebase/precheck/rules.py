@@ -1,7 +1,7 @@
-"""From measurements to findings that concern every method, each threshold with what is known of it.
+"""Findings that apply to every method, derived from measurements, with the rationale for each threshold.
 
-They are first settings, from the papers' findings and from constructed cases; measuring methods against
-natively trained adapters is what calibrates them. What one method alone finds stands in that method's file.
+The thresholds are initial settings, based on the papers' results and on constructed cases; comparing methods
+with natively trained adapters calibrates them. Findings of a single method are in that method's file.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from rebase.methods.findings import Finding, Weight
 from rebase.methods.registry import get_method
 from rebase.schemas.thresholds import Thresholds
 
-# [002]: copying works between a model and its tuned relatives, and gets worse as the distance grows. At
-# 0.15 the cosine between the weights is still 0.99.
+# [002]: copying works between a model and its fine-tuned relatives, and degrades with distance. At 0.15 the
+# cosine between the weights is still 0.99.
 CLOSE_DISTANCE = 0.15
-# An update this large next to the weight itself has left the neighbourhood that a copy assumes ([002]: large
+# An update this large relative to the weight leaves the neighbourhood in which copying is valid ([002]: large
 # updates transfer worse).
 LARGE_UPDATE = 0.5
-# Below half of the adapted sites, what is left is another adapter.
+# With fewer than half of the adapted sites, the result is effectively a different adapter.
 MIN_SITES_COVERED = 0.5
-# Tokenizers of one family after a few added tokens keep over 0.99; below this they are different tokenizers.
+# Tokenizers of one family that differ by a few added tokens overlap by more than 0.99.
 SAME_TOKENIZER = 0.9
 
 
 def list_findings(
     params: MethodParams, measured: Mapping[str, float], thresholds: Thresholds
 ) -> Iterator[Finding]:
-    """Every finding about this transfer with this method."""
+    """All findings about this transfer with this method."""
     method = get_method(params.name)
     needs = method.needs(params)
     trained = method.is_trained(params)
@@ -46,7 +46,7 @@ def list_findings(
 
 
 def _check_sites(measured: Mapping[str, float], *, trained: bool) -> Iterator[Finding]:
-    """`trained`: the update is trained on the target, from text of the whole adapter, and loses no module."""
+    """`trained`: the update is trained on text generated with the complete adapter, so no module is lost."""
     covered = measured["sites_covered"]
     text = f"{covered:.0%} of the adapted modules have a place in the target."
     if trained and covered < 1.0:
@@ -93,7 +93,7 @@ def _check_update_size(measured: Mapping[str, float]) -> Iterator[Finding]:
 def _check_activations(
     measured: Mapping[str, float], thresholds: Thresholds, *, trains: bool
 ) -> Iterator[Finding]:
-    """What both bases made of one text. Training learns from what the source writes and needs no map."""
+    """Similarity of both bases on the same text. It never blocks training, which needs no map."""
     gravest: Weight = "doubt" if trains else "blocking"
     if (coverage := measured.get("cka_coverage")) is not None:
         text = (
@@ -108,7 +108,7 @@ def _check_activations(
             else "info"
         )
         yield Finding("layer_coverage", text, weight)
-    # Uncentred, both are 0.8 and more between families whose adapters do not carry over at all.
+    # Uncentred, both R² are 0.8 or more even between families whose adapters do not transfer at all.
     if "read_r2_centred" not in measured or "write_r2_centred" not in measured:
         return
     reads, writes = measured["read_r2_centred"], measured["write_r2_centred"]
@@ -129,7 +129,7 @@ def _check_activations(
 
 
 def find_dare_losses(params: DareParams) -> Iterator[Finding]:
-    """What DARE costs, after any method."""
+    """The cost of DARE, after any method."""
     if params.mode == "magnitude":
         text = "dare.mode=magnitude rescales the largest entries only, so the update becomes much larger."
         yield Finding("dare_magnitude", text, "doubt")

@@ -1,4 +1,4 @@
-"""The layer map as a picture: source layers upwards, target layers to the right, the chosen map on top."""
+"""Draws the layer map: source layers upwards, target layers to the right, the chosen pairing on top."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rebase.errors import escape_control_characters
 from rebase.report.schema import LayerMap
 
-# The scale "cividis" (Nuñez, Anderton, Renslow 2018), which reads the same with every kind of colour vision.
+# The colour map "cividis" (Nuñez, Anderton, Renslow 2018), designed for colour-vision deficiency.
 _COLOR_STOPS = (
     (0, 34, 78),
     (33, 59, 110),
@@ -21,7 +21,7 @@ _COLOR_STOPS = (
     (208, 190, 94),
     (254, 232, 56),
 )
-_MAP_SIZE = 1200  # px: what the map's longer side comes to, unless its cells would be too large or too small
+_MAP_SIZE = 1200  # px: length of the map's longer side, within the limits on cell size
 _CELL_LIMITS = (10, 120)
 _FONT_SIZE, _SMALL_FONT_SIZE = 28, 24
 _GAP, _TICK_LENGTH = 24, 10
@@ -31,9 +31,9 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_layer_map(layer_map: LayerMap, source: str, target: str) -> bytes:
-    """PNG bytes; the same map and names give the same bytes. `source`, `target`: names of the two bases.
+    """Deterministic PNG bytes. `source`, `target`: names of the two bases.
 
-    Colours span CKA 0 to 1 whatever the map holds, so that pictures can be compared.
+    Colours always span CKA 0 to 1, so that pictures are comparable.
     """
     sources, targets = len(layer_map.similarity), len(layer_map.layers)
     cell = min(max(_MAP_SIZE // max(sources, targets), _CELL_LIMITS[0]), _CELL_LIMITS[1])
@@ -63,7 +63,7 @@ def draw_layer_map(layer_map: LayerMap, source: str, target: str) -> bytes:
 
 
 def get_color(value: float) -> tuple[int, int, int]:
-    """A similarity's colour; below 0 (where debiasing can lead) as 0, above 1 as 1."""
+    """The colour of a similarity, clamped to [0, 1]: debiased values can be negative."""
     position = min(max(value, 0.0), 1.0) * (len(_COLOR_STOPS) - 1)
     low = min(int(position), len(_COLOR_STOPS) - 2)
     fraction = position - low
@@ -75,12 +75,12 @@ def get_color(value: float) -> tuple[int, int, int]:
 
 
 def compute_tick_step(layers: int, cell: int) -> int:
-    """Number every n-th layer so that labels keep 44 px apart."""
+    """Interval between numbered layers that keeps labels 44 px apart."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100) if step * cell >= 44 or step >= layers)
 
 
 def _render_cells(layer_map: LayerMap) -> Image.Image:
-    """One pixel a cell, source layer 0 at the bottom."""
+    """One pixel per cell, source layer 0 at the bottom."""
     rows = reversed(layer_map.similarity)
     data = bytes(channel for row in rows for value in row for channel in get_color(value))
     return Image.frombytes("RGB", (len(layer_map.layers), len(layer_map.similarity)), data)
@@ -127,7 +127,7 @@ def _draw_ticks(
 
 
 def _draw_axis_label(picture: Image.Image, text: str, box: tuple[int, int, int]) -> None:
-    """Text that runs upwards beside the map. at: (x, y, the axis' length in px)."""
+    """Draw vertical text beside the map. `box`: (x, y, the axis' length in px)."""
     x, y, length = box
     label = Image.new("RGB", (180, 40), _BACKGROUND)
     ImageDraw.Draw(label).text((90, 20), text, _FOREGROUND, _load_font(_FONT_SIZE), anchor="mm")
@@ -154,7 +154,7 @@ def _draw_color_bar(picture: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: 
 
 
 def _draw_layer_pairs(draw: ImageDraw.ImageDraw, layer_map: LayerMap, cell: int, left: int, top: int) -> None:
-    """A white line with dark edges, and a dot a target layer: seen on every colour of the scale."""
+    """Draw a white line with dark edges and a dot per target layer: visible on every colour."""
     bottom = top + len(layer_map.similarity) * cell
     points = [
         (left + (target + 0.5) * cell, bottom - (source + 0.5) * cell)
@@ -170,12 +170,12 @@ def _draw_layer_pairs(draw: ImageDraw.ImageDraw, layer_map: LayerMap, cell: int,
 
 
 def _clean_name(repo_id: str) -> str:
-    """Names come from strangers: one line of what can be printed."""
+    """Names are untrusted: one line of printable characters."""
     return " ".join(escape_control_characters(repo_id).split())
 
 
 def _shorten_to_width(draw: ImageDraw.ImageDraw, text: str, font: _Font, max_width: float) -> str:
-    """The text, with its middle left out when it is wider than `room` px."""
+    """The text, with its middle omitted if wider than `max_width` px."""
     if draw.textlength(text, font=font) <= max_width:
         return text
     kept_characters = len(text) // 2
@@ -188,5 +188,5 @@ def _shorten_to_width(draw: ImageDraw.ImageDraw, text: str, font: _Font, max_wid
 
 
 def _load_font(size: int) -> _Font:
-    """The font inside the library, so that no machine draws with another one."""
+    """Pillow's bundled font, so that every machine draws the same."""
     return ImageFont.load_default(size)

@@ -1,4 +1,4 @@
-"""The model card that is pushed with a converted adapter."""
+"""The model card published with a converted adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rebase.methods.registry import get_method
 from rebase.report.schema import RepoRevision, Report
 from rebase.report.tables import build_evaluation_lines, build_selection_section
 
-MAP_FILE = "layer_similarity.png"  # beside the card
+MAP_FILE = "layer_similarity.png"  # in the same folder as the card
 _TABLE_ROWS = 40
 _MARKUP_PATTERN = re.compile(r"[\\`*<>\[\]|]")
 _VERDICT_WORDS = {
@@ -23,11 +23,11 @@ _VERDICT_WORDS = {
     "incompatible": "incompatible: nothing suggests that this skill survives the move",
 }
 
-_MAX_LISTED = 8  # entries of a parameter
+_MAX_LISTED = 8  # longer parameter lists are abbreviated
 
 
 def render_model_card(report: Report, licenses: dict[str, str | None]) -> str:
-    """Markdown with the Hub's metadata block on top. `licences` maps repo id → licence named in its card."""
+    """Markdown with the Hub's metadata block on top. `licenses`: repo id → license named in its card."""
     return "\n".join(
         [
             *_render_metadata(report),
@@ -46,7 +46,7 @@ def render_model_card(report: Report, licenses: dict[str, str | None]) -> str:
 
 
 def _render_metadata(report: Report) -> list[str]:
-    # JSON strings are YAML strings, so no repo name can break out of its field.
+    # JSON strings are valid YAML, so a repo name cannot break out of its field.
     return [
         "---",
         f"base_model: {json.dumps(report.target.repo_id)}",
@@ -90,7 +90,7 @@ def _render_summary(report: Report) -> list[str]:
 
 
 def _abbreviate(value: Any) -> Any:
-    """A parameter as a reader wants it: of many texts only how many; the report has them all."""
+    """A parameter for display: long lists are replaced with their length; the report has them in full."""
     if isinstance(value, dict):
         return {key: _abbreviate(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and len(value) > _MAX_LISTED:
@@ -111,7 +111,7 @@ def _render_caveats(report: Report) -> list[str]:
 
 
 def _render_selection(report: Report) -> list[str]:
-    """The methods that were compared, where the choice was measured."""
+    """The comparison of methods, if the method was chosen by measurement."""
     if report.selection is None:
         return []
     introduction, (header, *rows), others = build_selection_section(report.selection)
@@ -129,7 +129,7 @@ def _render_selection(report: Report) -> list[str]:
 
 
 def _render_evaluation(report: Report) -> list[str]:
-    """What running models made of the examples: a sentence, the models side by side, what that means."""
+    """The evaluation: a summary sentence, a table of models, and the comparisons."""
     evaluation = report.evaluation
     if evaluation is None:
         return []
@@ -153,7 +153,7 @@ def _render_evaluation(report: Report) -> list[str]:
 
 
 def _render_pool(report: Report) -> list[str]:
-    """The anchors by weight, the heaviest first."""
+    """The anchors by weight, largest first."""
     if report.pool is None:
         return []
     anchors = sorted(report.pool.anchors, key=lambda anchor: -abs(anchor.weight))
@@ -184,7 +184,7 @@ def _render_pool(report: Report) -> list[str]:
 
 
 def _render_layers(report: Report) -> list[str]:
-    """The picture of the layer map, and what it says in numbers."""
+    """The layer map as a picture and in numbers."""
     layers = report.layer_map
     if layers is None:
         return []
@@ -265,14 +265,14 @@ def _render_licenses(licenses: dict[str, str | None]) -> list[str]:
 
 
 def _format_repo(repo: RepoRevision) -> str:
-    """A repo at its commit; a folder has none, so its content's hash is called what it is."""
+    """A repo at its commit; for a folder, the hash of its content."""
     if is_folder(repo.repo_id):
         return f"`{repo.repo_id}` (content `{repo.sha}`)"
     return f"`{repo.repo_id}@{repo.sha}`"
 
 
 def _escape_markup(text: str) -> str:
-    """One line without markup: sentences may quote what strangers wrote into their files."""
+    """One line with Markdown escaped: sentences may quote untrusted files."""
     return _MARKUP_PATTERN.sub(r"\\\g<0>", " ".join(text.split()))
 
 

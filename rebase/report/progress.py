@@ -1,4 +1,4 @@
-"""How a running pipeline tells what it is doing, and hears that it should stop."""
+"""The progress reporter: how the pipeline reports its state and is told to stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rebase.schemas.states import Phase
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRevisions:
-    """What the request's names mean right now: immutable commits, and where the result will go."""
+    """The commits that the request's names resolved to, and where the result will go."""
 
     adapter_sha: str
     source_repo: str
@@ -21,26 +21,29 @@ class ResolvedRevisions:
 
 
 class ProgressReporter(Protocol):
-    """Every call may raise `Cancelled`, `LeaseLost` or `TimeLimit`; the pipeline lets them through."""
+    """Receives a job's progress.
+
+    Every call may raise `Cancelled`, `LeaseLost` or `TimeLimit`; the pipeline lets them propagate.
+    """
 
     def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
-        """Progress inside a phase; `done` of `total` units, where the phase can be counted."""
+        """Report progress within a phase: `done` of `total` units, if it can be counted."""
 
     def report_resolved(self, revisions: ResolvedRevisions) -> None:
-        """The revisions are pinned."""
+        """Report the pinned revisions."""
 
     def report_evidence(self, report: Report) -> None:
-        """Evidence so far; called after the pre-check and again with the sites' rows."""
+        """Report the evidence so far: after the pre-check, and again with the site rows."""
 
 
 class NullReporter:
-    """A watch that records nothing and never stops the run."""
+    """A progress reporter that ignores everything and never stops the run."""
 
     def update(self, phase: Phase, done: int = 0, total: int | None = None, unit: str | None = None) -> None:
-        """Nothing to tell."""
+        """Ignore progress."""
 
     def report_resolved(self, revisions: ResolvedRevisions) -> None:
-        """Nothing to tell."""
+        """Ignore the revisions."""
 
     def report_evidence(self, report: Report) -> None:
-        """Nothing to tell."""
+        """Ignore the evidence."""

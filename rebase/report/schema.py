@@ -1,6 +1,6 @@
-"""The evidence of one conversion: a versioned document behind SQL, the pushed report and the card.
+"""Schema of the conversion report: the versioned document behind SQL, the published report and the card.
 
-It holds no time and no job id, so that the same inputs give the same bytes.
+It contains no time and no job id, so that the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _ReportModel(BaseModel):
 
 
 class RepoRevision(_ReportModel):
-    """A repo at the commit that was read."""
+    """A repo at a pinned commit."""
 
     repo_id: str
     sha: str
 
 
 class FindingRow(_ReportModel):
-    """One sentence behind the verdict."""
+    """One reason for the verdict."""
 
     code: str
     message: str
@@ -43,7 +43,7 @@ class FindingRow(_ReportModel):
 
 
 class Precheck(_ReportModel):
-    """The verdict, given before anything was carried."""
+    """The pre-check's verdict, made before the transfer."""
 
     verdict: Literal["compatible", "uncertain", "incompatible"]
     reasons: list[FindingRow]
@@ -51,7 +51,7 @@ class Precheck(_ReportModel):
 
 
 class SiteRow(_ReportModel):
-    """What happened at one target site."""
+    """The result at one target site."""
 
     source: str
     target: str
@@ -60,7 +60,7 @@ class SiteRow(_ReportModel):
 
 
 class AnchorRow(_ReportModel):
-    """One anchor's part in a prediction: weight c_i, leverage h_ii, and relative error when left out."""
+    """One anchor's part in a prediction: weight c_i, leverage h_ii, and relative leave-one-out error."""
 
     source: RepoRevision
     target: RepoRevision
@@ -71,7 +71,7 @@ class AnchorRow(_ReportModel):
 
 
 class PoolSection(_ReportModel):
-    """The anchor pool that a prediction came from; `curve`: each setting tried, and its error."""
+    """The anchor pool behind a prediction; `curve`: each setting tried, with its error."""
 
     id: str | None
     anchors: list[AnchorRow]
@@ -79,7 +79,7 @@ class PoolSection(_ReportModel):
 
 
 class CorpusInfo(_ReportModel):
-    """The text that both bases read; `digest` is of its documents."""
+    """The text that both bases read; `digest`: of its documents."""
 
     name: str
     digest: str
@@ -87,12 +87,12 @@ class CorpusInfo(_ReportModel):
 
 
 class LayerMap(_ReportModel):
-    """How alike the layers are on the same text, and which source layer each target layer is paired with.
+    """Similarity of the layers on the same text, and the source layer paired with each target layer.
 
-    similarity[source layer][target layer]: debiased CKA over `positions` token positions that both
-    tokenisations share; `coverage_source` and `coverage_target`: the share of each side's tokens that these
-    are. `layers`: target layer → source layer. `coverage`: share of the target layers whose best source layer
-    is above `threshold`. `biased`: plain CKA along the map, which few positions inflate, to compare with.
+    similarity[source layer][target layer]: debiased CKA over `positions` token positions common to both
+    tokenizations; `coverage_source`, `coverage_target`: the fraction of each side's tokens that these are.
+    `layers`: target layer → source layer. `coverage`: fraction of target layers whose best source layer is
+    above `threshold`. `biased`: plain CKA along the pairing, for comparison; few positions inflate it.
     """
 
     similarity: list[list[FiniteFloat]]
@@ -118,7 +118,7 @@ class LayerMap(_ReportModel):
 
 
 class Verification(_ReportModel):
-    """What was checked before publishing. `forward_scope` says how much of the target really ran."""
+    """Results of the checks before publishing. `forward_scope`: how much of the target was run."""
 
     tensors: int
     forward_scope: str
@@ -131,8 +131,8 @@ Subject = Literal["moved", "target", "random", "pad", "source_adapter", "source"
 
 
 class Metric(_ReportModel):
-    """One figure of one model, with its 95 % interval over `n` examples. Without a value `reason` says why;
-    without an interval the figure is no mean over examples."""
+    """One metric of one model, with its 95 % interval over `n` examples. `reason`: why it has no value.
+    Without an interval it is not a mean over examples."""
 
     subject: Subject
     metric: str
@@ -144,7 +144,7 @@ class Metric(_ReportModel):
 
 
 class TaskInfo(_ReportModel):
-    """A task of lm-evaluation-harness as it was run."""
+    """A task of lm-evaluation-harness, as run."""
 
     name: str
     version: str
@@ -153,11 +153,11 @@ class TaskInfo(_ReportModel):
 
 
 class Evaluation(_ReportModel):
-    """What running models made of examples, tasks and prompts. docs/evaluation.md explains every figure.
+    """Evaluation on examples, tasks and prompts. docs/evaluation.md explains every metric.
 
-    `score`: what decides (`accuracy`, `likelihood`, or a task's metric; None where nothing does); `examples`:
-    how many of each kind, `digest` of them all; `prompts`: those of the refusal probe; `settings`: seed,
-    resamples and lengths; `notes`: what the figures leave out.
+    `score`: the primary metric (`accuracy`, `likelihood`, or a task's metric; None if there is none);
+    `examples`: how many of each kind; `digest`: of all examples; `prompts`: for the refusal probe;
+    `settings`: seed, resamples and lengths; `notes`: limitations.
     """
 
     score: str | None
@@ -171,12 +171,12 @@ class Evaluation(_ReportModel):
     notes: list[str] = []
 
     def find_metric(self, subject: Subject, metric: str) -> Metric | None:
-        """One of the figures, if it is there."""
+        """One of the metrics, or None."""
         matches = (row for row in self.figures if (row.subject, row.metric) == (subject, metric))
         return next(matches, None)
 
     def summarize(self) -> dict[str, Any]:
-        """What a job's result says of it: the scores, and what the moved adapter's mean."""
+        """The part for a job's result: all scores, and the comparisons of the transferred adapter."""
         keys = [
             *(("moved", name) for name in _ADAPTER_METRICS),
             *((subject, "score") for subject in get_args(Subject) if subject != "moved"),
@@ -219,7 +219,7 @@ class Report(_ReportModel):
 
 
 def get_library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide the bytes of the result."""
+    """Versions of the libraries that affect the bytes of the result."""
     return {name: importlib.metadata.version(name).split("+")[0] for name in _LIBRARIES}
 
 
@@ -229,12 +229,13 @@ def get_rebase_version() -> str:
 
 
 def keep_finite(measurements: dict[str, float]) -> dict[str, float]:
-    """The measurements that are numbers; one that could not be taken is left out, not written as NaN."""
+    """The finite measurements, sorted by name; others are omitted instead of written as NaN."""
     return {name: float(value) for name, value in sorted(measurements.items()) if math.isfinite(value)}
 
 
 def summarize_sites(sites: Sequence[SiteRow]) -> dict[str, float]:
-    """Mean, lowest and highest of every measurement over the sites, and how many sites carry each flag."""
+    """Mean, minimum and maximum of every measurement over the sites, and the number of sites with each
+    flag."""
     summary: dict[str, float] = {"sites": float(len(sites))}
     for name in sorted({name for row in sites for name in row.measurements}):
         values = [row.measurements[name] for row in sites if name in row.measurements]
@@ -254,7 +255,7 @@ def build_caveats(
     flags: set[str],
     used_corpus: bool = False,
 ) -> list[str]:
-    """Plain sentences for whoever decides whether to trust the result. `read_text`: both bases read one."""
+    """Sentences to help decide whether to trust the result. `used_corpus`: both bases read a text."""
     lines = []
     if precheck.verdict == "incompatible":
         lines.append(
@@ -288,8 +289,8 @@ def build_caveats(
 
 
 def merge_site_rows(rows: Sequence[SiteRow], fold_lost: Mapping[str, float]) -> list[SiteRow]:
-    """One row per target site. Where several layers were folded into one, measurements are means, and
-    `fold_lost` (by target) is the share of ‖ΔW‖² that the truncation lost."""
+    """One row per target site. Where several layers were folded into one, measurements are means.
+    `fold_lost`: target → fraction of ‖ΔW‖² lost to truncation."""
     by_target: dict[str, list[SiteRow]] = {}
     for row in rows:
         by_target.setdefault(row.target, []).append(row)

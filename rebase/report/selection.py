@@ -1,4 +1,4 @@
-"""How a method was chosen by measurement, as the report writes it."""
+"""Report schema for the selection of a method by measurement."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ScoreInterval(_SelectionModel):
 
 
 class CandidateRow(_SelectionModel):
-    """A method that was compared, on the choosing half: its score and its gain over the target alone. Without
-    a score `reason` says why it was not measured. `verdict`: of its own pre-check."""
+    """A compared method: its score and its gain over the target alone, on the selection half. `verdict`: of
+    its own pre-check; `reason`: why it was not measured, if it has no score."""
 
     method: dict[str, Any]
     verdict: Literal["compatible", "uncertain", "incompatible"] | None = None
@@ -31,7 +31,7 @@ class CandidateRow(_SelectionModel):
 
 
 class Confirmation(_SelectionModel):
-    """The best candidate on the other half, which had no part in its choice."""
+    """The best candidate's scores on the confirmation half, which played no part in its selection."""
 
     score: ScoreInterval
     target: ScoreInterval
@@ -39,15 +39,15 @@ class Confirmation(_SelectionModel):
 
 
 class Selection(_SelectionModel):
-    """How a method, or DARE's share, was chosen by measurement. Scores: higher is better.
+    """How a method, or DARE's drop rate, was selected by measurement. Scores: higher is better.
 
-    Candidates that their pre-check found incompatible are measured too, but kept only where the request says
+    Candidates with an incompatible pre-check are measured too, but kept only if the request sets
     `on_incompatible="warn"`.
 
-    `choosing`, `confirming`: examples in either half, split by `seed`; `shared`: too few, so both are all of
-    them. `best`: the row of those that scored highest, the first of equals. `ending`: `better` than
-    the target alone (`target`, on the choosing half) on the one half and not worse on the other, or what
-    failed.
+    `choosing`, `confirming`: number of examples in the selection and confirmation halves, split by `seed`;
+    `shared`: too few to split, so both are all of them. `best`: the row with the highest score, the first on
+    ties. `ending`: `better` if it beats the target alone (`target`) on the selection half and is not worse on
+    the other; otherwise, what failed.
     """
 
     score: str

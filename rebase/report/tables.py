@@ -1,4 +1,4 @@
-"""The part of a model card that says what the moved adapter is worth."""
+"""The evaluation and method selection sections of a model card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COMPARISON_LABELS = {
 
 
 def build_evaluation_lines(evaluation: Evaluation) -> list[list[str]]:
-    """(sentence lines, table of models, table of what follows), each a list of Markdown lines."""
+    """(summary, table of models, table of comparisons), each a list of Markdown lines."""
     metrics = [name for name in _list_metrics(evaluation) if name not in _COMPARISON_LABELS]
     header = ["model", *metrics]
     rows = [
@@ -52,7 +52,7 @@ def build_evaluation_lines(evaluation: Evaluation) -> list[list[str]]:
 
 
 def summarize_evaluation(evaluation: Evaluation) -> str:
-    """One line that a reader can act on."""
+    """The evaluation's conclusion in one line."""
     difference = evaluation.find_metric("moved", "difference")
     if difference is None or difference.low is None or difference.high is None:
         return "No score decides here: there were no examples, so look at the single figures."
@@ -96,7 +96,7 @@ def _build_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def build_selection_section(selection: Selection) -> tuple[str, list[list[str]], str]:
-    """What was compared, the rows of a table with its head first, and what the other half says."""
+    """(introduction, table rows starting with the header, sentence about the confirmation half)."""
     confirmation = ""
     if selection.confirmed is not None and not selection.shared:
         confirmed = selection.confirmed

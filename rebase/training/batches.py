@@ -1,4 +1,4 @@
-"""Samples as the target reads them: its own tokens, which of them it is to learn, and its losses on them."""
+"""Samples tokenized for the target model: loss masks, batches, and losses on them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ Span = tuple[int, int]
 def project_scores(
     spans: Sequence[Span], scores: Sequence[float], target_spans: Sequence[Span]
 ) -> list[float]:
-    """Scores of the tokens at `others`. Spans are (start, end) in one text, in order; one of no width gives
-    and takes nothing."""
+    """Project token scores onto the tokens at `target_spans`, by character overlap.
+
+    Spans are (start, end) in the same text, in order; empty spans neither give nor receive a score.
+    """
     projected = [0.0] * len(target_spans)
     first = 0
     for (start, end), score in zip(spans, scores, strict=True):
@@ -41,7 +43,7 @@ def project_scores(
 
 
 def score_threshold(scores: Sequence[float], share: float) -> float:
-    """The score from which on a token is among the given share of highest ones; −∞ for all of them."""
+    """The lowest score within the top `share` of all scores; −∞ if that is all of them."""
     count = math.ceil(share * len(scores))
     if count >= len(scores):
         return -math.inf
@@ -50,9 +52,12 @@ def score_threshold(scores: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """`ids`: n tokens; `written`, `kept`: of ids[1:], which were written and which are learnt. An EOS behind
-    the text is learnt, but is not `written`: it stands for no text. `bytes`: of the written text. `wanted`:
-    where the shift is learnt."""
+    """A sample as n target token `ids`.
+
+    `generated_mask`, `loss_mask`: which of ids[1:] were generated, and which count in the loss. A final EOS
+    counts in the loss but not as generated, since it covers no text. `num_bytes`: length of the generated
+    text. `target_distribution`: set where the shift is trained.
+    """
 
     sample: Sample
     ids: list[int]
@@ -66,7 +71,7 @@ class EncodedSample:
 def encode_samples(
     target: TextModel, samples: Sequence[Sample], params: SamplingParams
 ) -> list[EncodedSample]:
-    """One row a sample, cut where the target's context ends."""
+    """One row per sample, truncated to the target's context length."""
     encodings = [encode_with_bos(target, sample.text, get_max_positions(target) - 1) for sample in samples]
     scores = [
         project_scores(sample.spans, sample.scores, found.offsets)
@@ -109,7 +114,7 @@ def encode_samples(
 def add_shift_targets(
     target: TextModel, rows: Sequence[EncodedSample], shared_tokens: SharedTokenIds
 ) -> list[EncodedSample]:
-    """The same with what the shift asks of the target, which must be untouched now."""
+    """The rows with their target distributions. The target must not have an update applied."""
     return [
         replace(
             row,
@@ -126,9 +131,9 @@ def add_shift_targets(
 def split_train_val(
     rows: Sequence[EncodedSample], held_out: float
 ) -> tuple[list[EncodedSample], list[EncodedSample]]:
-    """Those to fit and those to measure on, one at least of either.
+    """Training and held-out rows, at least one of each.
 
-    Samples that were written side by side share prompts; every so-manieth is held out, not the last ones.
+    Neighbouring samples share prompts, so held-out rows are evenly spaced instead of taken from the end.
     """
     count = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
     held_out_indices = {at * len(rows) // count for at in range(count)}
@@ -139,7 +144,7 @@ def split_train_val(
 
 
 def collate(rows: Sequence[EncodedSample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids (n, longest), and as float32 weights (n, longest − 1) what was written and what is learnt."""
+    """Ids (n, longest), and the generated and loss masks as float32 weights (n, longest − 1)."""
     ids = right_padded([row.ids for row in rows])
     generated_mask, loss_mask = torch.zeros(2, len(rows), ids.shape[1] - 1)
     for at, row in enumerate(rows):
@@ -150,7 +155,7 @@ def collate(rows: Sequence[EncodedSample], device: torch.device) -> tuple[Tensor
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """`per_byte`: nats of all that was written by its bytes; `kept`: nats per token that is learnt."""
+    """`per_byte`: nats per byte of generated text; `per_token`: nats per token in the loss mask."""
 
     per_byte: float
     per_token: float
@@ -158,7 +163,7 @@ class Losses:
 
 @torch.no_grad()
 def compute_losses(target: TextModel, rows: Sequence[EncodedSample]) -> Losses:
-    """How well the model, as it now is, foretells the rows."""
+    """Losses of the model on the rows, in its current state."""
     generated_nats = loss_nats = loss_tokens = 0.0
     for batch in iter_batches(target, rows):
         ids, generated_mask, weights = collate(batch, target.device)
@@ -178,8 +183,10 @@ def iter_loss_parts(
     shift_weight: float = 0.0,
     shared_tokens: SharedTokenIds | None = None,
 ) -> Iterator[Tensor]:
-    """Mean cross-entropy of the tokens that are learnt, in parts whose logits fit; and `shift` times the mean
-    divergence from what is wanted at the places that have it."""
+    """Mean cross-entropy over the loss mask, in parts whose logits fit into memory.
+
+    With `shared_tokens`, adds `shift_weight` times the mean KL divergence from the target distributions.
+    """
     total = max(sum(sum(row.loss_mask) for row in rows), 1)
     position_count = max(
         sum(row.target_distribution.positions.numel() for row in rows if row.target_distribution), 1
@@ -206,7 +213,7 @@ def iter_loss_parts(
 def compute_mean_shift_loss(
     target: TextModel, rows: Sequence[EncodedSample], shared_tokens: SharedTokenIds
 ) -> float:
-    """Nats per place from what the shift asks of the model, as it now is."""
+    """Mean KL divergence (nats per position) of the model from the target distributions."""
     position_count = max(
         sum(row.target_distribution.positions.numel() for row in rows if row.target_distribution), 1
     )
@@ -220,7 +227,7 @@ def compute_mean_shift_loss(
 
 
 def compute_masked_logprobs(target: TextModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """log P of those ids[:, 1:] that `foretold` (n, length − 1) names, in order."""
+    """Log-probabilities of the ids[:, 1:] selected by `mask` (n, length − 1), in order."""
     last_column = mask.new_zeros(len(ids), 1)
     return chosen(logits_at(target, ids, torch.cat([mask, last_column], dim=1)), ids[:, 1:][mask])
 
@@ -228,7 +235,7 @@ def compute_masked_logprobs(target: TextModel, ids: Tensor, mask: Tensor) -> Ten
 def iter_batches(
     target: TextModel, rows: Sequence[EncodedSample], *, all_positions: bool = False
 ) -> Iterator[Sequence[EncodedSample]]:
-    """Rows side by side as long as the logits that are looked at, or all of them, have room."""
+    """Batches of rows whose scored logits (or all logits, with `all_positions`) fit into memory."""
     budget = room_for(target)
     batch: list[EncodedSample] = []
     used = 0

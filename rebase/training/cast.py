@@ -1,10 +1,10 @@
-"""The training of CAST's heads [004, §3.3], with the target alone in memory.
+"""Training of CAST's maps [004, §3.3], with only the target in memory.
 
-    loss = w_kl · KL(wanted ‖ p_{T'}) + w_mse · ‖P h_{T'} − h‖² / ‖h‖²        mean over paired positions
+    loss = w_kl · KL(q ‖ p_{T'}) + w_mse · ‖P h_{T'} − h‖² / ‖h‖²        mean over paired positions
 
-`wanted` is S+Δ's distribution or the target's own moved by the adapter's shift
-(`rebase.training.losses`); h are S+Δ's final states, or with the shift their difference to S's, as on
-the target's side. P is trained too.
+q is S+Δ's distribution, or the target's own distribution with the adapter's shift applied
+(`rebase.training.losses`). h are S+Δ's final states; with the shift, h and h_{T'} are differences from the
+base models' final states. P is trained too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rebase.training.teacher_dataset import TeacherDataset, TeacherExample
 from rebase.training.vocab_chunks import compute_final_states, compute_listed_logprobs
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints
-MEASUREMENT_NAMES = (  # in the order in which they are kept with the heads
+MEASUREMENT_NAMES = (  # in the order in which they are stored with the maps
     "cast_coverage",
     "cast_positions",
     "cast_steps",
@@ -51,7 +51,7 @@ MEASUREMENT_NAMES = (  # in the order in which they are kept with the heads
 
 @dataclass(frozen=True, slots=True)
 class CastMaps:
-    """Trained heads per site pair, on the CPU, and float32 figures of the whole training."""
+    """Trained maps per site pair, on the CPU, and float32 measurements of the training run."""
 
     maps: Mapping[SitePair, TrainedMaps]
     measurements: Mapping[str, float]
@@ -67,8 +67,8 @@ def train_cast_maps(
     progress: ProgressReporter,
     checkpoint_path: Path | None = None,
 ) -> CastMaps:
-    """Train what `students` begin with, in place. Raises TrainingFailed where held-out text says that the
-    target is better left alone, or where there is too little text."""
+    """Train `trainable_maps` in place. Raises TrainingFailed if the update does not improve on the target
+    alone on held-out text, or if there is too little text."""
     train_passages, held_out = dataset.select_passages(held_out=False), dataset.select_passages(held_out=True)
     if not held_out:
         raise TrainingFailed(
@@ -118,7 +118,7 @@ def train_cast_maps(
 
 
 class _CastTrainer:
-    """A target with its students, and the losses of passages as it now is."""
+    """The target with its trainable maps, and its current losses on passages."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _CastTrainer:
 
     @torch.no_grad()
     def compute_folded_update(self) -> dict[Site, LowRank]:
-        """What will be carried: where several layers are folded into one, their sum is cut to a rank."""
+        """The update to transfer: where several layers fold into one, their sum is truncated."""
         return fold_layers(
             {
                 site: [site_maps.compute_update() for site_maps in maps]
@@ -154,7 +154,7 @@ class _CastTrainer:
         )[0]
 
     def iter_losses(self, numbers: Sequence[int]) -> Iterator[Tensor]:
-        """The loss of a batch, passage by passage."""
+        """The loss of a batch, one part per passage."""
         for number in numbers:
             yield self._compute_example_loss(self.dataset.load_example(self.target, number)) / len(numbers)
 
@@ -164,7 +164,7 @@ class _CastTrainer:
 
     @torch.no_grad()
     def compute_divergence(self, numbers: Sequence[int]) -> float:
-        """Nats per position to what is wanted, without the other part of the loss."""
+        """Mean KL(q ‖ p_{T'}) in nats per position, without the state loss."""
         nats = []
         for number in numbers:
             example = self.dataset.load_example(self.target, number)
@@ -176,7 +176,7 @@ class _CastTrainer:
         return float(torch.cat(nats).mean())
 
     def compute_baseline_divergence(self, numbers: Sequence[int]) -> float:
-        """The same for the untouched target."""
+        """The same for the target without an update."""
         nats = []
         for number in numbers:
             target_logprobs = self.dataset.load_example(self.target, number).target_logprobs.cpu()
@@ -209,7 +209,7 @@ class _CastTrainer:
 
 
 def _fit_initial_projection(dataset: TeacherDataset, ridge: float) -> Tensor:
-    """Where the head of the hidden states begins: the closed-form map between both bases' own."""
+    """Initial projection of the hidden states: the closed-form map between the base models' own states."""
     moments: Moments | None = None
     for number in dataset.select_passages(held_out=False):
         source, target = dataset.load_base_states(number)
@@ -225,5 +225,5 @@ def _build_measurements(
 ) -> dict[str, float]:
     steps, best_step = float(len(log.losses)), float(log.best_step)
     values = (coverage, float(dataset.text.num_positions), steps, best_step, baseline, initial, final)
-    # As they will be read again beside kept heads, whose tensors are float32.
+    # Rounded to float32, as they will be when read back from the cache.
     return dict(zip(MEASUREMENT_NAMES, torch.tensor(values, dtype=torch.float32).tolist(), strict=True))

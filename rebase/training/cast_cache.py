@@ -1,6 +1,6 @@
-"""`cast` inside a job: heads that are already there for this pair of bases, or a training that makes them.
+"""`cast` in a job: loads cached maps for this pair of base models, or trains and caches them.
 
-Kept heads hold directions of the adapter that they were trained with, so a job may use them only where it may
+Cached maps contain directions of the adapter they were trained with, so a job may use them only if it can
 read that adapter.
 """
 
@@ -35,15 +35,15 @@ from rebase.training.checkpoint import compute_identity
 from rebase.training.logit_shift import require_shared_tokens
 from rebase.training.teacher_dataset import TeacherDataset
 
-_IGNORED_SETTINGS = {"reuse", "refine", "dare"}  # settings that do not change what is trained
+_IGNORED_SETTINGS = {"reuse", "refine", "dare"}  # settings that do not affect training
 _LAYOUT_VERSION = (
-    3  # of the entries that are kept; 1 did not name the adapter in those that hold heads, 2 no places
+    3  # of the cache entries; 1 did not name the adapter in map entries, 2 had no list of site pairs
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CastMapsResult:
-    """Heads for a job. `trained_on`: the adapter that they were trained with."""
+    """Maps for a job. `trained_on`: the adapter they were trained with."""
 
     get_site_maps: Callable[[SitePair], SiteMaps]
     measurements: dict[str, float]
@@ -59,8 +59,8 @@ def get_or_train_maps(
     runtime: Runtime,
     progress: ProgressReporter,
 ) -> CastMapsResult:
-    """This adapter's own kept ones, another adapter's where the request wants them, else trained now and
-    kept. Raises TrainingFailed."""
+    """Cached maps of this adapter, or of another one if `params.reuse` is set; otherwise trained now and
+    cached. Raises TrainingFailed."""
     job = _CastJob(inputs, models, evidence, pairs, params, runtime, progress)
     cached = job.load_cached()
     if cached is not None and cached[1] != job.adapter and not params.reuse:
@@ -74,7 +74,7 @@ def get_or_train_maps(
 
 @dataclass(frozen=True, slots=True)
 class _CacheIndex:
-    """Whose heads are kept, at which pairs, and what was measured when they were trained."""
+    """Index of the cached maps: their adapter, their site pairs, and the measurements from training."""
 
     trained_on: RepoRevision
     pair_names: frozenset[str]
@@ -83,7 +83,7 @@ class _CacheIndex:
 
 @dataclass(frozen=True, slots=True)
 class _CastJob:
-    """One call of `heads_for`."""
+    """One call of `get_or_train_maps`."""
 
     inputs: LoadedInputs
     models: Bases
@@ -95,11 +95,11 @@ class _CastJob:
 
     @property
     def adapter(self) -> RepoRevision:
-        """The adapter that is moved."""
+        """The adapter being transferred."""
         return RepoRevision(repo_id=self.inputs.pinned.adapter.repo_id, sha=self.inputs.pinned.adapter.sha)
 
     def load_cached(self) -> tuple[CastMaps, RepoRevision] | None:
-        """What an earlier job has left for this pair of bases, text and settings, if this one may use it."""
+        """Maps cached by an earlier job for the same bases, text and settings, if this job may use them."""
         index = self._read_index()
         if index is None:
             return None
@@ -111,12 +111,12 @@ class _CastJob:
                 self._build_key(str(pair.source), str(pair.target), index.trained_on)
             )
             if tensors is None or not _has_expected_shapes(tensors, pair):
-                return None  # entries were evicted: what is left is not what was trained
+                return None  # some entries were evicted, so the set is incomplete
             maps[pair] = TrainedMaps(**tensors)
         return (CastMaps(maps, index.measurements), index.trained_on) if maps else None
 
     def train(self) -> tuple[CastMaps, RepoRevision]:
-        """Train with this adapter; what comes of it is kept unless another adapter's already is, whole."""
+        """Train with this adapter; cached unless a complete set from another adapter already is."""
         if not self.models.fits("target"):
             raise TrainingFailed(
                 "The target does not fit into this worker's memory, so nothing can be trained through it "
@@ -150,7 +150,7 @@ class _CastJob:
         return maps, self.adapter
 
     def build_site_maps(self, pair: SitePair, maps: CastMaps) -> SiteMaps:
-        """Whole heads at a pair; those at the beginning where nothing was trained."""
+        """Full maps of a pair; the initial ones if nothing was trained there."""
         M_in, M_out = self._build_initial_maps(pair)
         if pair in maps.maps:
             return maps.maps[pair].to_site_maps(M_in, M_out)
@@ -170,7 +170,7 @@ class _CastJob:
         return trainable_maps
 
     def _build_initial_maps(self, pair: SitePair) -> tuple[Tensor, Tensor]:
-        """Heads before any training, on the worker's device."""
+        """Initial maps, on the worker's device."""
         device = self.evidence.device
         if self.params.init == "closed_form":
             site_evidence = self.evidence.for_site(pair, frozenset({Evidence.ACTIVATIONS}))
@@ -195,7 +195,7 @@ class _CastJob:
         )
 
     def _compute_identity(self) -> str:
-        """Of this training: the adapter, the bases, the text and the settings."""
+        """Digest of everything this training depends on: adapter, bases, text and settings."""
         return compute_identity(
             key=self._build_key("all").fields, adapter=[self.adapter.repo_id, self.adapter.sha]
         )
@@ -211,11 +211,11 @@ class _CastJob:
         )
 
     def _select_indexed(self, index: _CacheIndex) -> list[SitePair]:
-        """This job's pairs that have kept heads."""
+        """This job's site pairs that have cached maps."""
         return [pair for pair in self.pairs if _format_pair(pair) in index.pair_names]
 
     def _can_store(self) -> bool:
-        """May this training be kept? Not in place of another adapter's, unless part of that was evicted."""
+        """May these maps be cached? Not if they would replace a complete set from another adapter."""
         index = self._read_index()
         if index is None or index.trained_on == self.adapter:
             return True
@@ -239,11 +239,11 @@ class _CastJob:
             "places": _encode_text("\n".join(map(_format_pair, maps.maps))),
             "measured": measurements,
         }
-        cache.put(self._build_key("all"), entry)  # last: a reader finds all or nothing
+        cache.put(self._build_key("all"), entry)  # written last, so that readers never see a partial set
 
     def _build_key(self, source: str, target: str = "all", trained_on: RepoRevision | None = None) -> PairKey:
-        """`of`: whose training the heads come from. Only the note that says whose they are goes without, so
-        that no heads are read before it is known whether this job may read that adapter."""
+        """`trained_on`: the adapter the maps were trained with. Only the index is stored without it, so that
+        no map is read before access to that adapter has been checked."""
         pinned = self.inputs.pinned
         settings = compute_identity(**self.params.model_dump(mode="json", exclude=_IGNORED_SETTINGS))
         suffix = f" of {trained_on.repo_id}@{trained_on.sha}" if trained_on is not None else ""
@@ -289,7 +289,7 @@ def _to_device(delta: LowRank, base: TextModel) -> LowRank:
 
 
 def _encode_text(text: str) -> Tensor:
-    """The cache holds float32 tensors alone."""
+    """Text as a tensor: the cache stores only float32 tensors."""
     return torch.tensor([float(ord(character)) for character in text])
 
 

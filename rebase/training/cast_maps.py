@@ -1,16 +1,15 @@
-"""CAST's heads: what the source's update reads and writes, seen from the target [004, §3.2].
+"""CAST's maps: linear maps between the two models' activations at one site [004, §3.2].
 
     ΔW_t x_t = M_out · B · A · M_in · x_t,     M_in (i_s, i_t),  M_out (o_t, o_s)
 
 The loss depends on M_in only through A·M_in and on M_out only through M_out·B, so its gradient lies in the
-span of A's rows and of B's columns, whatever the loss is. Only that part is held and trained:
+span of A's rows and of B's columns, whatever the loss is. Only that part is stored and trained:
 
     B A = U diag(σ) Vᵀ,     M_in = M_in⁰ + V E,     M_out = M_out⁰ + F Uᵀ,     E (r, i_t), F (o_t, r)
 
-Everything else of a head stays what it was at the beginning. So a few megabytes are kept instead of
-gigabytes; the trained update folds exactly into a LoRA of the same rank; how ΔW_s was factored does not
-matter; and what another adapter gets of the training is the part of its own update that lies in these
-directions.
+The rest of each map keeps its initial value. This takes megabytes instead of gigabytes; the trained update
+folds exactly into a LoRA of the same rank; the factorization of ΔW_s does not matter; and another adapter
+benefits from the training to the extent that its own update lies in these directions.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from rebase.lora.linalg import thin_svd
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base import SiteMaps
 
-CAST_MAPS_VERSION = 1  # raise it whenever the same settings may give other heads
+CAST_MAPS_VERSION = 1  # increase it whenever the same settings may give different maps
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedMaps:
-    """What training made of one site pair's heads. V (i_s, p), U (o_s, p) orthonormal; E (p, i_t), F (o_t,
-    p). float32 on the CPU."""
+    """The trained part of one site pair's maps: V (i_s, p), U (o_s, p) orthonormal; E (p, i_t), F (o_t, p).
+    float32 on the CPU."""
 
     V: Tensor
     E: Tensor
@@ -39,15 +38,15 @@ class TrainedMaps:
     F: Tensor
 
     def to_site_maps(self, M_in: Tensor, M_out: Tensor) -> SiteMaps:
-        """The whole heads, from those at the beginning."""
+        """The full maps, given the initial ones."""
         V, E, U, F = (tensor.to(M_in) for tensor in (self.V, self.E, self.U, self.F))
         return SiteMaps(M_in + V @ E, M_out + F @ U.T, V, U)
 
 
 class TrainableMaps:
-    """One site pair while it is trained: A' = √σ (Vᵀ M_in⁰ + E), B' = (M_out⁰ U + F) √σ.
+    """One site pair during training: A' = √σ (Vᵀ M_in⁰ + E), B' = (M_out⁰ U + F) √σ.
 
-    `E` and `F` are leaves that begin at zero. A direction of size zero is never touched.
+    `E` and `F` are leaf tensors, initially zero. Directions with σ = 0 are never changed.
     """
 
     def __init__(self, delta: LowRank, M_in: Tensor, M_out: Tensor) -> None:
@@ -58,22 +57,22 @@ class TrainableMaps:
         self.F = torch.zeros_like(self._initial_B).requires_grad_()
 
     def compute_update(self) -> LowRank:
-        """The target's update as the heads now are, differentiable."""
+        """The target's update under the current maps, differentiable."""
         return LowRank(
             (self._initial_B + self.F) * self.root_values,
             self.root_values[:, None] * (self._initial_A + self.E),
         )
 
     def to_trained_maps(self) -> TrainedMaps:
-        """What there is to keep."""
+        """The trained part, to store."""
         tensors = (self.V, self.E, self.U, self.F)
         return TrainedMaps(*(tensor.detach().cpu().float().contiguous() for tensor in tensors))
 
 
 class TrainableUpdates(Mapping[Site, LowRank]):
-    """The target's update as its students now are: looked up anew at every forward pass.
+    """The target's current update, recomputed from the maps at every forward pass.
 
-    Several students of one site add up: their factors stand side by side.
+    Several maps for one site are summed by concatenating their factors.
     """
 
     def __init__(self, maps: Mapping[Site, Sequence[TrainableMaps]]) -> None:
@@ -93,8 +92,8 @@ class TrainableUpdates(Mapping[Site, LowRank]):
 
 
 def init_random_maps(i_s: int, i_t: int, o_s: int, o_t: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Where the paper's heads may begin, as it does not say: Gaussian, so that a map keeps the size of what
-    the target reads, and of what the source writes. float32."""
+    """Random initial maps, float32. The paper does not specify any; these are Gaussian, scaled so that each
+    map preserves the norm of its input in expectation."""
     generator = torch.Generator().manual_seed(seed)
     M_in = torch.randn(i_s, i_t, generator=generator) / i_s**0.5
     return M_in, torch.randn(o_t, o_s, generator=generator) / o_t**0.5

@@ -1,7 +1,7 @@
-"""Where a descent stands, on disk: one safetensors file with its history as JSON, renamed into place.
+"""Training checkpoints: one safetensors file with its metadata as JSON, written atomically.
 
-One file, so that no step count can ever stand beside tensors of another step. A reader takes a file that is
-damaged, or that belongs to other settings, for none at all.
+A single file keeps the step count and the tensors consistent. A file that is damaged, or that belongs to
+other settings, is treated as missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _METADATA_KEY = "rebase.training"
 def save_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], identity: str
 ) -> None:
-    """Replace the file. `facts`: JSON values; `identity`: what `load` must name again. Raises DiskFull."""
+    """Replace the file. `metadata`: JSON values; `identity`: must match on loading. Raises DiskFull."""
     cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     header = {"identity": identity, "sha256": _compute_digest(cpu_tensors, metadata), "facts": dict(metadata)}
     partial_file = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -39,7 +39,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors on the CPU and facts, or None where there is no sound file of this identity."""
+    """Tensors on the CPU and metadata, or None if there is no valid file with this identity."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {})[_METADATA_KEY])

@@ -1,4 +1,4 @@
-"""What a text makes the sites of one model read, and what its loss wants them to write: sums over tokens."""
+"""Second moments of the inputs and output gradients at each site of a model, summed over tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def collect_gradient_moments(
     budget: int,
     report_progress: ProgressCallback,
 ) -> Iterator[tuple[Site, GradientMoments]]:
-    """Each site with its sums, the loss being the mean cross-entropy of the tokens that are to be learnt.
+    """Each site with its moments; the loss is the mean cross-entropy over the loss mask.
 
-    One pass forward and back over the rows gathers as many sites as fit into `budget` bytes, one at least;
+    One forward and backward pass over the rows covers as many sites as fit into `budget` bytes, at least one;
     memory does not grow with the text.
     """
     windows = list(_split_into_windows(base, sites, budget))
@@ -66,8 +66,8 @@ def _split_into_windows(base: TextModel, sites: Sequence[Site], budget: int) -> 
 def _register_hooks(
     base: TextModel, moments: dict[Site, GradientMoments], attention_mask: Tensor
 ) -> Iterator[None]:
-    """While a loss is computed and differentiated, every site's rows go into its sums. `real`: (n, longest),
-    which tokens are no padding. No parameter asks for a gradient, so what the model embeds has to."""
+    """Accumulate the moments during forward and backward passes. `attention_mask`: (n, longest), False for
+    padding. No parameter requires a gradient, so the embedding output has to."""
     modules: dict[str, list[Site]] = {}
     for site in moments:
         modules.setdefault(base.architecture.module(site), []).append(site)

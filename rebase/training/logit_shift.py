@@ -1,7 +1,6 @@
-"""The shift that an adapter makes at each place of a written sample, and what it asks of the target there.
+"""How an adapter shifts the source's next-token distribution in a sample, and what the target should match.
 
-Kept with the sample, so that the source is not needed while the target learns, nor by whoever goes on with
-it.
+The shift is stored with the sample, so that training the target, or resuming it, does not need the source.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from rebase.training.vocab_chunks import compute_final_states, compute_listed_lo
 
 
 def require_shared_tokens(inputs: LoadedInputs) -> SharedTokenIds:
-    """Shared tokens of both bases. Raises IncompatiblePair where there are next to none."""
+    """Shared tokens of both bases. Raises IncompatiblePair if there are too few."""
     tokens = inputs.vocabularies
     sizes = (
         int(model_config(base.config.get("text_config") or base.config).vocab_size)
@@ -50,13 +49,13 @@ def require_shared_tokens(inputs: LoadedInputs) -> SharedTokenIds:
     return shared_tokens
 
 
-MAX_LISTED_TOKENS = 32  # shared tokens that are kept one by one at a position
+MAX_LISTED_TOKENS = 32  # shared tokens stored individually per position
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherShift:
-    """Behind n places of a text, given by the characters before them (`ends`): `columns` (n, k) int32,
-    `teacher` and `source` (n, k + 1) float32, as in `rebase.training.teacher_logits`, each as base64."""
+    """Predictions after the character offsets `ends` (n) of a text: `columns` (n, k) int32, `teacher` and
+    `source` (n, k + 1) float32, as in `rebase.training.teacher_logits`, each in base64."""
 
     ends: list[int]
     columns: str
@@ -66,8 +65,7 @@ class TeacherShift:
 
 @dataclass(frozen=True, slots=True)
 class TargetDistribution:
-    """What the target should say: at positions `at` (n,), of `columns` (n, k), log-probabilities (n, k +
-    1)."""
+    """What the target should predict: `positions` (n,), `columns` (n, k) and `logprobs` (n, k + 1)."""
 
     positions: Tensor
     columns: Tensor
@@ -81,7 +79,7 @@ def compute_teacher_shift(
     prompt_length: int,
     shared_tokens: SharedTokenIds,
 ) -> TeacherShift | None:
-    """What the adapter changes in the text behind its first `prompt` characters; None where no place is
+    """The adapter's shift in the text after its first `prompt_length` characters; None if no position is
     left."""
     length = encoded.offsets[-1][1]
     ends = {
@@ -113,7 +111,7 @@ def compute_target_distribution(
     shift: TeacherShift,
     shared_tokens: SharedTokenIds,
 ) -> TargetDistribution | None:
-    """The untouched target's own probabilities, moved; where a token of either side ends at one place."""
+    """The target's own distribution with the shift applied, where tokens of both models end together."""
     position_by_end = {end: at for at, (start, end) in enumerate(offsets) if at > 0 and end > start}
     matches = [(row, position_by_end[end]) for row, end in enumerate(shift.ends) if end in position_by_end]
     if not matches:
@@ -132,7 +130,7 @@ def compute_target_distribution(
 def compute_shift_loss(
     logits: Tensor, distribution: TargetDistribution, shared_tokens: SharedTokenIds
 ) -> Tensor:
-    """Nats from what is wanted, summed over its positions: logits (length, V) of one row."""
+    """KL divergence in nats, summed over the positions; `logits`: (length, V) of one row."""
     logprobs = topk_plus_rest(
         restricted_logprobs(logits[distribution.positions], shared_tokens.target.to(logits.device)),
         distribution.columns,

@@ -1,7 +1,7 @@
-"""Gradient descent as every trained part of a job does it: AdamW, watched, resumable.
+"""The training loop that all trained methods share: AdamW with validation, early stopping and checkpoints.
 
-The loss is a function of the step alone, so a run that was interrupted and resumed ends, on a CPU, with the
-same bytes as one that was not.
+Batches depend only on the seed and the step, so on a CPU an interrupted and resumed run ends with the same
+bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from rebase.training.checkpoint import compute_identity, load_checkpoint, save_checkpoint
 
-_MIN_RISE = 0.01  # of all that was gained: a loss that rises by less has not risen
-_MIN_IMPROVEMENT = 0.02  # of all that was gained: a last stretch that brought less has come to its end
+_MIN_RISE = 0.01  # relative to the total gain; a smaller rise of the loss is ignored
+_MIN_IMPROVEMENT = 0.02  # relative to the total gain; a smaller gain in the last interval is convergence
 
 
 def suggest_more_training(
     curve: Sequence[Mapping[str, float]], text_setting: str, steps_setting: str
 ) -> str | None:
-    """One sentence, or None where nothing speaks for more. `curve`: points with `steps` and `held_out` in
-    nats, the first one untrained; `more_text`, `more_steps`: the settings that ask for them."""
+    """One sentence, or None if more training is unlikely to help. `curve`: points with `steps` and `held_out`
+    in nats, the first one untrained; `text_setting`, `steps_setting`: the settings to name."""
     if len(curve) < 2:
         return None
     best = min(range(len(curve)), key=lambda at: curve[at]["held_out"])
@@ -52,13 +52,13 @@ def suggest_more_training(
 
 
 Precision = Literal["float32", "bfloat16"]
-_OPTIMIZER_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps for each parameter
+_OPTIMIZER_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state per parameter
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How far and how fast. `warmup`: steps of linear rise; `clip`: longest gradient norm (0: none);
-    `precision`: what autocast computes in, while parameters and sums stay float32."""
+    """Steps and learning rate. `warmup`: steps of linear warm-up; `clip`: maximum gradient norm (0: no
+    clipping); `precision`: autocast's dtype, while parameters and accumulation stay float32."""
 
     steps: int
     learning_rate: float
@@ -68,7 +68,7 @@ class Schedule:
     precision: Precision = "float32"
 
     def get_learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0. The last step's is above 0."""
+        """The learning rate of a step, counted from 0. It is above 0 in the last step too."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         remaining = (self.steps - step) / max(self.steps - self.warmup, 1)
@@ -82,8 +82,8 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """When to look at text that is not trained on. `measure`: lower is better; the parameters of the lowest
-    are kept. Training ends after `patience` measurements in a row without a new lowest one (0: never)."""
+    """How often to measure on held-out text. `measure`: lower is better; the parameters with the lowest value
+    are kept. Training stops after `patience` measurements without improvement (0: never)."""
 
     measure: Callable[[], float]
     every: int = 10
@@ -92,7 +92,7 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPolicy:
-    """Where the state is kept, and how often: after so many steps or seconds, whichever is first."""
+    """Where and how often to save: after so many steps or seconds, whichever comes first."""
 
     path: Path
     every_steps: int = 100
@@ -101,9 +101,8 @@ class CheckpointPolicy:
 
 @dataclass(slots=True)
 class TrainingLog:
-    """What happened. `losses`: one a step; `held_out`: (steps done, measurement), from 0 steps on;
-    `best_step`: after how many steps the best parameters were seen; `stopped`: all steps done, or patience
-    is spent."""
+    """History of a run. `losses`: one per step; `held_out`: (steps done, measurement), starting at step 0;
+    `best_step`: the step count with the best parameters; `stopped`: why training ended."""
 
     losses: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
@@ -127,12 +126,13 @@ def run_training_loop(
     validation: Validation | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> TrainingLog:
-    """Lower `loss(step)` in place; at the end the parameters are the best held-out ones, else the last.
+    """Minimize `loss(step)` in place. Ends with the best parameters on held-out text, or the last ones
+    without `validation`.
 
-    `loss` must depend on nothing but the parameters, `seed` and the step (`batch_rows` draws such batches).
-    It may yield parts that add up; no more than one part's graph is then held at a time.
-    `identity`: JSON values that say what is trained on; a checkpoint of another one is not used. Raises
-    TrainingFailed when the loss or its gradient is not finite, and whatever `watch` raises to stop.
+    `loss` must depend only on the parameters, `seed` and the step (`draw_batch_indices` draws such batches).
+    It may yield parts that sum to the loss, so that only one part's graph is held at a time.
+    `identity`: JSON values describing the training data; a checkpoint with a different one is ignored. Raises
+    TrainingFailed if the loss or its gradient is not finite, and whatever `progress` raises to stop.
     """
     state = _TrainingState(
         parameters,
@@ -158,7 +158,7 @@ def run_training_loop(
 
 
 def draw_batch_indices(seed: int, step: int, count: int, size: int) -> list[int]:
-    """Which of `count` rows the batch of a step holds: shuffled passes over all rows, one after another."""
+    """Indices of the rows (of `count`) in the batch of a step: successive shuffled passes over all rows."""
     rows: list[int] = []
     for position in range(step * size, (step + 1) * size):
         order = _shuffle(seed, position // count, count)
@@ -172,7 +172,7 @@ def _shuffle(seed: int, epoch: int, count: int) -> list[int]:
 
 
 class _TrainingState:
-    """Parameters, optimiser and history; `best`: a copy of the parameters that did best so far."""
+    """Parameters, optimizer and history; `best_parameters`: a copy of the best ones so far."""
 
     def __init__(
         self,
@@ -219,10 +219,10 @@ class _TrainingState:
         self.optimizer.zero_grad()
 
     def validate(self, validation: Validation) -> None:
-        """Keep a copy of the parameters if they are the best so far; stop when patience is spent."""
+        """Copy the parameters if they are the best so far; stop when patience runs out."""
         done, log = len(self.log.losses), self.log
         if log.held_out and log.held_out[-1][0] == done:
-            return  # measured before the state was saved
+            return  # already measured before the checkpoint was saved
         with torch.no_grad():
             value = validation.measure()
         value = value if math.isfinite(value) else math.inf
@@ -235,7 +235,7 @@ class _TrainingState:
             log.stopped = "patience"
 
     def save_when_due(self) -> None:
-        """Write the state after enough steps or seconds, and at the end."""
+        """Save a checkpoint if one is due, and at the end."""
         if self.checkpoint_policy is None:
             return
         done, now = len(self.log.losses), time.monotonic()
@@ -250,7 +250,7 @@ class _TrainingState:
             self.saved_step, self.saved_at = done, now
 
     def resume(self) -> None:
-        """Go on from a sound checkpoint of the same descent, if there is one."""
+        """Resume from a valid checkpoint of the same run, if there is one."""
         checkpoint = (
             load_checkpoint(self.checkpoint_policy.path, self.identity) if self.checkpoint_policy else None
         )
@@ -278,7 +278,7 @@ class _TrainingState:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
     def restore_best(self, has_validation: bool) -> None:
-        """Leave the best parameters in place of the last ones."""
+        """Replace the last parameters with the best ones."""
         if has_validation:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():

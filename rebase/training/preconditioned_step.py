@@ -1,13 +1,13 @@
-"""One preconditioned step, in closed form, from what one text makes the target's sites read and want.
+"""One preconditioned gradient step in closed form, and the line search for its length.
 
-With x what a site reads, g the gradient of the text's loss at what it writes, and sums over tokens,
+With x the input of a site, g the gradient of the loss with respect to its output, and sums over tokens,
 
     G = Σ g xᵀ,    C = Σ x xᵀ + λI,    K = Σ g gᵀ + μI,
     ΔW ∝ −K⁻¹ G C⁻¹        the minimiser of  ⟨G, ΔW⟩ + ½ ⟨ΔW, K ΔW C⟩
 
-the step of K-FAC [1503.05671]. It is cut to rank r in the same metric, where the best approximation is exact:
-with Cholesky factors C = L Lᵀ and K = R Rᵀ, the r largest singular directions of R⁻¹ G L⁻ᵀ. How far to go
-along the step is not known in closed form (the loss is no parabola), and is left to a line search.
+the step of K-FAC [1503.05671]. It is truncated to rank r optimally in the same metric: with Cholesky factors
+C = L Lᵀ and K = R Rᵀ, by the r largest singular directions of R⁻¹ G L⁻ᵀ. The best step length has no closed
+form (the loss is not quadratic), so a line search finds it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rebase.lora.low_rank import LowRank
 
 @dataclass(slots=True)
 class GradientMoments:
-    """Sums over tokens, float32, as a wide site's take hundreds of megabytes and the ridge is far above their
-    rounding. `inputs`: Σ x xᵀ (i, i); `outputs`: Σ g gᵀ (o, o); `cross`: Σ g xᵀ (o, i)."""
+    """Sums over tokens: `inputs` Σ x xᵀ (i, i), `outputs` Σ g gᵀ (o, o), `cross` Σ g xᵀ (o, i). float32, as
+    those of a wide site take hundreds of megabytes and the ridge is far above their rounding error."""
 
     inputs: Tensor
     outputs: Tensor
@@ -34,7 +34,7 @@ class GradientMoments:
 
     @classmethod
     def zeros(cls, o: int, i: int, device: torch.device | str = "cpu") -> GradientMoments:
-        """Nothing seen yet."""
+        """Empty sums."""
 
         def empty(*shape: int) -> Tensor:
             return torch.zeros(*shape, device=device)
@@ -42,7 +42,7 @@ class GradientMoments:
         return cls(empty(i, i), empty(o, o), empty(o, i))
 
     def add(self, activations: Tensor, gradients: Tensor) -> None:
-        """Rows x (n, i) and g (n, o) of the same tokens."""
+        """Add x (n, i) and g (n, o) of the same tokens."""
         activations, gradients = activations.float(), gradients.float()
         self.inputs += activations.T @ activations
         self.outputs += gradients.T @ gradients
@@ -50,8 +50,8 @@ class GradientMoments:
 
 
 def solve_step(moments: GradientMoments, rank: int, ridge: float) -> LowRank:
-    """ΔW (o, i) of the given rank, float32. `ridge`: λ and μ in mean eigenvalues. Zero where the text wants
-    nothing of this site."""
+    """ΔW (o, i) of the given rank, float32. `ridge`: λ and μ in units of the mean eigenvalue. Zero if the
+    gradient is zero."""
     L, R = _factor_gram(moments.inputs, ridge), _factor_gram(moments.outputs, ridge)
     whitened = torch.linalg.solve_triangular(L, moments.cross.double().T, upper=False).T
     whitened = torch.linalg.solve_triangular(R, whitened, upper=False)
@@ -61,7 +61,7 @@ def solve_step(moments: GradientMoments, rank: int, ridge: float) -> LowRank:
             whitened.new_zeros(whitened.shape[0], rank).float(),
             whitened.new_zeros(rank, whitened.shape[1]).float(),
         )
-    factors = factorize(whitened / largest, rank)  # its float32 knows no sums of 1e-40
+    factors = factorize(whitened / largest, rank)  # scaled, because values near 1e-40 underflow in float32
     B, A = factors.U.double() * (factors.S.double() * -largest), factors.V.double()
     A = torch.linalg.solve_triangular(L.T, A, upper=True).T
     B = torch.linalg.solve_triangular(R.T, B, upper=True)
@@ -69,7 +69,7 @@ def solve_step(moments: GradientMoments, rank: int, ridge: float) -> LowRank:
 
 
 def _factor_gram(gram: Tensor, ridge: float) -> Tensor:
-    """The lower Cholesky factor of gram + λI, λ in mean eigenvalues; of I where gram is zero."""
+    """The lower Cholesky factor of gram + λI, λ in units of the mean eigenvalue; of I if gram is zero."""
     gram = gram.double()
     mean = float(gram.diagonal().mean())
     eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
@@ -77,14 +77,14 @@ def _factor_gram(gram: Tensor, ridge: float) -> Tensor:
     return factor
 
 
-# How far to go along one direction: doubling and halving until the loss is lower between
-# two places than at either, then the lowest point of the parabola through these three.
+# Line search: double or halve the length until a minimum is bracketed, then take the vertex of the parabola
+# through the three points.
 
 
 @dataclass(frozen=True, slots=True)
 class LineSearchResult:
-    """`best`: 0 where nothing was better than not moving; `loss`: there; `tried`: every (length, loss) in the
-    order of looking, 0 first."""
+    """`best_length`: 0 if no step lowered the loss; `loss`: the loss there; `evaluations`: every (length,
+    loss) in order, starting with length 0."""
 
     best_length: float
     loss: float
@@ -94,9 +94,9 @@ class LineSearchResult:
 def search_length(
     loss: Callable[[float], float], start: float, max_evaluations: int = 12
 ) -> LineSearchResult:
-    """The length in (0, ∞) of least loss among at most `most` that are tried, `start` > 0 first.
+    """The length ≥ 0 with the lowest loss among at most `max_evaluations`, starting at `start` > 0.
 
-    What is not finite counts as worse than everything.
+    Losses that are not finite count as infinity.
     """
     losses: dict[float, float] = {}
 

@@ -1,4 +1,4 @@
-"""Training inside a job: which models and sites, what comes of it, and where a killed worker goes on."""
+"""Training in a job: chooses models and sites, trains, and resumes after a killed worker."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from rebase.training.samples import SampleSet
 
 InitFactory = Callable[
     [TextModel, SampleSet], Mapping[Site, LowRank]
-]  # the target and what was written → factors
+]  # the target and the samples → initial factors
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOutcome:
-    """What a job has trained, for its report. `heads_of`: the adapter that kept heads were trained with;
-    `curve`: held-out loss on the way, where it is known."""
+    """The result of a job's training, for its report. `maps_trained_on`: the adapter that CAST's maps were
+    trained with; `curve`: held-out loss during training, if known."""
 
     measurements: dict[str, float]
     maps_trained_on: RepoRevision | None = None
     curve: tuple[Mapping[str, float], ...] = ()
 
     def merge(self, later: TrainingOutcome) -> TrainingOutcome:
-        """With what was trained after it."""
+        """This outcome combined with that of a later training."""
         return TrainingOutcome(
             {**self.measurements, **later.measurements}, self.maps_trained_on, later.curve or self.curve
         )
@@ -64,14 +64,14 @@ def train_if_needed(
     runtime: Runtime,
     progress: ProgressReporter,
 ) -> tuple[EvidenceProvider, TrainingOutcome | None]:
-    """The evidence with what this method has to have trained, if anything. Raises TrainingFailed."""
+    """The evidence, with what this method needs trained added. Raises TrainingFailed."""
     trainer = JobTrainer(inputs, models, evidence, pairs, runtime, progress)
     return get_method(params.name).train(params, trainer) or (evidence, None)
 
 
 @dataclass(frozen=True, slots=True)
 class JobTrainer:
-    """Implements `rebase.methods.base.Trainer` for one job: trained evidence, and what to report of it."""
+    """Implements `rebase.methods.base.Trainer` for one job: returns new evidence and the outcome."""
 
     inputs: LoadedInputs
     models: Bases
@@ -83,7 +83,7 @@ class JobTrainer:
     def take_step(
         self, sampling: SamplingParams, *, ridge: float, from_maps: bool
     ) -> tuple[EvidenceProvider, TrainingOutcome]:
-        """The step alone, or from what the maps give. Raises TrainingFailed where it does not help."""
+        """A step from zero, or from the closed-form update. Raises TrainingFailed if it does not help."""
         init = self._compute_closed_form(ridge) if from_maps else None
         with _sample_workspace(self.inputs, self.models, sampling, None, self.runtime, self.progress) as (
             _,
@@ -109,7 +109,7 @@ class JobTrainer:
         rank: int | None,
         init: Literal["zero", "closed_form", "step"],
     ) -> tuple[EvidenceProvider, TrainingOutcome]:
-        """A trained update; it begins with nothing, with the maps' update, or with one step."""
+        """A trained update, starting from zero, from the closed-form update, or from one gradient step."""
         sites = {pair.target: pair.target_shape for pair in self.pairs}
         update_rank = rank or self._get_adapter_rank()
         closed_form = self._compute_closed_form(DEFAULT_RIDGE) if init == "closed_form" else None
@@ -127,7 +127,7 @@ class JobTrainer:
         )
 
     def train_maps(self, params: CastParams) -> tuple[EvidenceProvider, TrainingOutcome]:
-        """Trained maps, or those that another adapter of these bases has left."""
+        """CAST's maps, trained or cached. Raises TrainingFailed."""
         result = get_or_train_maps(
             self.inputs, self.models, self.evidence, self.pairs, params, self.runtime, self.progress
         )
@@ -173,7 +173,7 @@ def refine(
     runtime: Runtime,
     progress: ProgressReporter,
 ) -> tuple[dict[Site, LowRank], TrainingOutcome]:
-    """What a method with `refine` carried, trained on; it stays what it was where training brings nothing."""
+    """Train the transferred update further (`refine`). It is unchanged if training does not improve it."""
     settings = params.refine
     assert settings is not None
     rank = max(delta.rank for delta in deltas.values())
@@ -195,8 +195,8 @@ def _sample_and_train(
     *,
     refined_method: MethodParams | None = None,
 ) -> DistillResult:
-    """Write, then train. `refines`: the method that carried what training begins with, which stays where
-    training brings nothing."""
+    """Generate samples, then train. `refined_method`: the method whose update is refined; without one, raises
+    TrainingFailed if training does not improve on the target alone."""
     with _sample_workspace(inputs, models, params, refined_method, runtime, progress) as (
         folder,
         sample_set,
@@ -236,9 +236,8 @@ def _sample_workspace(
     runtime: Runtime,
     progress: ProgressReporter,
 ) -> Iterator[tuple[Path, SampleSet, SharedTokenIds | None]]:
-    """A folder for checkpoints, gone when the work is done; what the source and its adapter write; and the
-    tokens on which the shift was kept, where it is asked for. The source is let go where there is no room for
-    both."""
+    """A checkpoint folder, deleted on success; samples from the source with its adapter; and the shared
+    tokens of the shift, if used. The source may be unloaded if memory cannot hold both models."""
     if not models.fits("target"):
         raise TrainingFailed(
             "The target does not fit into this worker's memory, so it cannot be trained here.",
@@ -263,7 +262,7 @@ def _sample_workspace(
 def _compute_closed_form(
     inputs: LoadedInputs, evidence: EvidenceProvider, pairs: tuple[SitePair, ...], ridge: float
 ) -> dict[Site, LowRank]:
-    """What `activation` would carry."""
+    """The update that `activation` would transfer."""
     if evidence.activations is not None:
         evidence.activations.plan(pairs)
     parts: dict[Site, list[LowRank]] = {}
@@ -278,7 +277,7 @@ def _compute_closed_form(
 def _get_checkpoint_dir(
     inputs: LoadedInputs, params: SamplingParams, refined_method: MethodParams | None, runtime: Runtime
 ) -> Path:
-    """A folder of this adapter, these bases and these settings: whoever takes the job over finds it."""
+    """A folder named by adapter, bases and settings, so that another worker can resume the job."""
     pinned = inputs.pinned
     identity = [
         pinned.adapter.repo_id,

@@ -1,6 +1,6 @@
-"""Samples that a model wrote, which of them are usable, and the file in which a job keeps them.
+"""Generated samples, the filter that rejects unusable ones, and the file that stores them.
 
-The file grows by one line a batch, so that an interrupted job goes on after the last batch it has.
+The file grows by one line per batch, so that an interrupted job resumes after the last complete batch.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from rebase.runtime import disk_errors
 from rebase.training.logit_shift import TeacherShift
 
-_MIN_TOKENS = 8  # tokens of a sample that was written from nothing
-_NGRAM_SIZE, _WINDOW, _MIN_DISTINCT_SHARE = 4, 64, 0.25  # a stretch with few different 4-grams is a loop
+_MIN_TOKENS = 8  # per sample generated without a prompt
+_NGRAM_SIZE, _WINDOW, _MIN_DISTINCT_SHARE = 4, 64, 0.25  # a window with few distinct 4-grams is a loop
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`text`: a prompt of `prompt` characters and what was written behind it; `spans`: (start, end) of the
-    written tokens in the text; `teacher`, `source`: their log-probabilities by S+Δ and by S; `ended`: by EOS,
-    not by length; `shift`: what the adapter changes at its places, where that is asked for."""
+    """`text`: a prompt of `prompt` characters and its continuation; `spans`: (start, end) of the generated
+    tokens in the text; `teacher`, `source`: their log-probabilities under S+Δ and S; `ended`: by EOS, not by
+    length; `shift`: the adapter's shift at its positions, if requested."""
 
     text: str
     prompt: int
@@ -35,7 +35,7 @@ class Sample:
 
     @property
     def scores(self) -> list[float]:
-        """log P(S+Δ) − log P(S) of each written token."""
+        """log P(S+Δ) − log P(S) of each generated token."""
         return [
             teacher_logprob - source_logprob
             for teacher_logprob, source_logprob in zip(self.teacher, self.source, strict=True)
@@ -44,8 +44,8 @@ class Sample:
 
 @dataclass(slots=True)
 class SampleSet:
-    """Samples in the order in which they were written, and how many were dropped for which flaw. `drawn`:
-    tokens in all; `batches`: how many were written."""
+    """Samples in the order they were generated. `dropped`: counts by rejection reason; `drawn_tokens`: all
+    tokens generated; `batch_count`: batches generated."""
 
     samples: list[Sample] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -54,11 +54,11 @@ class SampleSet:
 
     @property
     def tokens(self) -> int:
-        """Written tokens of the samples that are used."""
+        """Generated tokens in the usable samples."""
         return sum(len(sample.spans) for sample in self.samples)
 
     def add(self, samples: Sequence[Sample], dropped: Counter[str], drawn_tokens: int) -> None:
-        """One more batch."""
+        """Add a batch."""
         self.samples += samples
         self.dropped += dropped
         self.drawn_tokens += drawn_tokens
@@ -66,7 +66,8 @@ class SampleSet:
 
 
 def find_rejection_reason(text: str, ids: Sequence[int], *, has_prompt: bool) -> str | None:
-    """Why what was written is not used: `empty`, `short`, `broken` (no whole characters) or `repeats`."""
+    """Why a sample is unusable: `empty`, `short`, `broken` (incomplete characters) or `repeats`; None if it
+    is usable."""
     if not text.strip():
         return "empty"
     if not has_prompt and len(ids) < _MIN_TOKENS:
@@ -82,14 +83,14 @@ def find_rejection_reason(text: str, ids: Sequence[int], *, has_prompt: bool) ->
 
 
 class SampleLog:
-    """The file of one job's samples, or nothing where `path` is None. Lines of another identity, and from the
-    first damaged one on, count as not there."""
+    """The file of one job's samples; a no-op if `path` is None. Everything from the first line that is
+    damaged or has another identity is discarded."""
 
     def __init__(self, path: Path | None, identity: str) -> None:
         self.path, self.identity = path, identity
 
     def read(self) -> SampleSet:
-        """What was written before."""
+        """The samples stored so far."""
         sample_set = SampleSet()
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path and self.path.exists() else []
         valid_bytes = 0
@@ -107,7 +108,7 @@ class SampleLog:
     def append(
         self, number: int, samples: Sequence[Sample], dropped: Counter[str], drawn_tokens: int
     ) -> None:
-        """One more batch. Raises DiskFull."""
+        """Append a batch. Raises DiskFull."""
         if self.path is None:
             return
         batch = {"of": self.identity, "batch": number, "drawn": drawn_tokens, "dropped": dict(dropped)}

@@ -1,7 +1,7 @@
-"""What heads are trained on: for each passage what the source says, and what the target says of itself.
+"""Training data of CAST: the predictions of the source and of the unchanged target for each passage.
 
-One file a passage and side, so that memory does not grow with the text, only one base is needed at a time,
-and whoever takes a job over finds what is done.
+One file per passage and side, so that memory does not grow with the text, only one model is loaded at a time,
+and another worker can resume the job.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from rebase.training.vocab_chunks import compute_final_states, compute_listed_lo
 
 @dataclass(frozen=True, slots=True)
 class TeacherExample:
-    """One passage: the target's `ids` (length,) and positions `at` (n,); `columns` (n, k): shared tokens
-    listed; `wanted` (n, k + 1): log-probabilities. `states` (n, hidden of the source), what final states
-    should become through a head, and `begun` (n, hidden), what is first taken off them; None where nobody
-    asks."""
+    """One passage: the target's `ids` (length,) and `positions` (n,); `columns` (n, k): listed shared tokens;
+    `target_logprobs` (n, k + 1): what the target should predict. `teacher_states` (n, hidden of the source):
+    what the projected final states should match; `base_states` (n, hidden): what is subtracted from them
+    first. Both are None without the state loss."""
 
     ids: Tensor
     positions: Tensor
@@ -41,7 +41,7 @@ class TeacherExample:
 
 @dataclass(frozen=True, slots=True)
 class TeacherDataset:
-    """Files of one text, two bases and one adapter. `identity` names all that they depend on."""
+    """Files for one text, two bases and one adapter. `identity`: digest of everything they depend on."""
 
     folder: Path
     identity: str
@@ -53,13 +53,14 @@ class TeacherDataset:
     with_states: bool
 
     def select_passages(self, *, held_out: bool) -> list[int]:
-        """Numbers of those to learn from, or of those to measure on."""
+        """Indices of the training passages, or of the held-out ones."""
         return [at for at, passage in enumerate(self.text.passages) if passage.held_out == held_out]
 
     def cache_source(
         self, source: TextModel, deltas: Mapping[Site, LowRank], progress: ProgressReporter
     ) -> float:
-        """What the source says of every passage; returns S+Δ's mean probability of shared tokens."""
+        """Store the source's predictions for every passage; returns S+Δ's mean probability of the shared
+        tokens."""
         shared_ids = self.shared_tokens.source.to(source.device)
         coverage = 0.0
         for number, passage in self._iter_passages(progress, 0):
@@ -84,8 +85,8 @@ class TeacherDataset:
 
     @torch.no_grad()
     def cache_target(self, target: TextModel, progress: ProgressReporter) -> None:
-        """What the untouched target says of every passage, on the tokens that the source's side has
-        listed."""
+        """Store the unchanged target's predictions for every passage, on the tokens listed by
+        `cache_source`."""
         shared_ids = self.shared_tokens.target.to(target.device)
         for number, passage in self._iter_passages(progress, 1):
             if self._load("target", number) is None:
@@ -100,7 +101,7 @@ class TeacherDataset:
                 save_checkpoint(self._path("target", number), tensors, {}, self.identity)
 
     def load_example(self, target: TextModel, number: int) -> TeacherExample:
-        """One passage on the target's device. `hear` and `look_at` come first."""
+        """One passage on the target's device. Needs `cache_source` and `cache_target` first."""
         ids, positions = _make_tensors(target, self.text.passages[number], "target")
         source_tensors, target_tensors = (
             self._load_required("source", number),
@@ -129,11 +130,11 @@ class TeacherDataset:
         )
 
     def load_base_logprobs(self, number: int) -> Tensor:
-        """The untouched target's log-probabilities, (n, k + 1)."""
+        """The unchanged target's log-probabilities, (n, k + 1)."""
         return self._load_required("target", number)["base"]
 
     def load_base_states(self, number: int) -> tuple[Tensor, Tensor]:
-        """Final states of both bases alone: (n, hidden of the source), (n, hidden of the target)."""
+        """Final states of both base models: (n, hidden of the source), (n, hidden of the target)."""
         return self._load_required("source", number)["source_states"], self._load_required("target", number)[
             "states"
         ]

@@ -1,7 +1,7 @@
-"""What the source says with and without its adapter at chosen positions, small enough to keep.
+"""The source's predictions with and without its adapter, compact enough to store.
 
-The k likeliest shared tokens of either are listed one by one, all others as one outcome. So the source need
-not be in memory while the target is trained.
+The k most likely shared tokens are listed one by one, all others as a single outcome. The source can then be
+unloaded while the target is trained.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rebase.training.vocab_chunks import compute_final_states, compute_logits, i
 
 @dataclass(frozen=True, slots=True)
 class TeacherLogits:
-    """At n positions. `columns`: (n, k) int32, rows of the shared tokens; `teacher`, `source`: (n, k + 1)
-    float32 log-probabilities by S+Δ and S; `covered`: (n,) S+Δ's probability of all shared tokens together;
-    `teacher_states`, `source_states`: (n, hidden) float32."""
+    """Predictions at n positions. `columns`: (n, k) int32, indices into the shared tokens; `teacher`,
+    `source`: (n, k + 1) float32 log-probabilities under S+Δ and S; `covered`: (n,) S+Δ's total probability of
+    them; `teacher_states`, `source_states`: (n, hidden) float32."""
 
     columns: Tensor
     teacher: Tensor
@@ -42,9 +42,10 @@ def compute_teacher_logits(
     max_columns: int,
     temperature: float,
 ) -> TeacherLogits:
-    """One sequence, at positions `at`. `shared`: (m,) the source's ids of shared tokens, on its device.
+    """For one sequence, at `positions`. `shared_ids`: (m,) the source's ids of the shared tokens, on its
+    device.
 
-    Both passes go over the sequence once; results are on the CPU.
+    Runs one forward pass each with and without the adapter; results are on the CPU.
     """
     source_states = compute_final_states(source, ids)[positions]
     with updated(source, deltas):
@@ -61,7 +62,7 @@ def build_teacher_logits(
     max_columns: int,
     temperature: float,
 ) -> TeacherLogits:
-    """The same from final states (n, hidden) without and with the adapter."""
+    """The same, from final states (n, hidden) without and with the adapter."""
     chunk_results: list[tuple[Tensor, ...]] = []
     for chunk in iter_position_chunks(source, source_states.shape[0]):
         logits = compute_logits(source, teacher_states[chunk])

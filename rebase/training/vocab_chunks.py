@@ -1,7 +1,7 @@
-"""Final states and next-token distributions of a running model, a few positions at a time.
+"""Final states and next-token distributions of a model, computed in chunks of positions.
 
-A vocabulary of 262,144 makes a megabyte of each position's logits; with the states in hand they are made in
-parts, and made again in the backward pass instead of being kept.
+With a vocabulary of 262,144, the logits of one position take a megabyte. They are computed from the states in
+chunks, and recomputed in the backward pass instead of being stored.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch.utils.checkpoint import checkpoint
 from rebase.models.causal_lm import TextModel
 from rebase.training.losses import restricted_logprobs, topk_plus_rest
 
-_MAX_LOGITS = {"cpu": 2**25, "cuda": 2**27}  # numbers in the logits of one part
+_MAX_LOGITS = {"cpu": 2**25, "cuda": 2**27}  # logits per chunk
 
 
 def compute_final_states(base: TextModel, ids: Tensor) -> Tensor:
-    """What the head reads: (length,) ids → (length, hidden), behind the last norm."""
+    """The LM head's input: (length,) ids → (length, hidden), after the final norm."""
     states: Tensor = base.model.base_model(ids[None], use_cache=False).last_hidden_state[0]
     return states
 
 
 def compute_logits(base: TextModel, states: Tensor) -> Tensor:
-    """(n, hidden) → (n, V), as the model itself makes them."""
+    """(n, hidden) → (n, V), including the model's soft-capping."""
     logits: Tensor = base.model.get_output_embeddings()(states)
     cap = getattr(base.model.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def iter_position_chunks(base: TextModel, count: int) -> Iterator[slice]:
-    """Positions whose logits fit at a time."""
+    """Slices of positions whose logits fit into memory."""
     size = max(1, _MAX_LOGITS.get(base.device.type, 2**25) // int(base.model.config.vocab_size))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
@@ -41,9 +41,9 @@ def iter_position_chunks(base: TextModel, count: int) -> Iterator[slice]:
 def compute_listed_logprobs(
     base: TextModel, states: Tensor, shared_ids: Tensor, columns: Tensor, temperature: float
 ) -> Tensor:
-    """Log-probabilities of the listed shared tokens and all others, (n, k + 1): differentiable in the states.
+    """Log-probabilities (n, k + 1) of the listed shared tokens and of all others; differentiable in `states`.
 
-    `ids` (m,): the shared tokens; `columns` (n, k): which of them are listed.
+    `shared_ids` (m,): the shared tokens; `columns` (n, k): which of them are listed.
     """
 
     def compute_chunk(chunk_states: Tensor, chunk_columns: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Closed-form maps between what the two bases compute from one text."""
+"""Closed-form maps between the two bases' activations on the same text."""

@@ -1,7 +1,8 @@
 """Closed-form maps from paired activations (ours): A' = A·M_in, B' = M_out·B.
 
-M_in and M_out are ridge regressions between what the two bases' sites read and write on the same text
-(`rebase.methods.activation_maps`). Widths, depths, head counts and tokenizers may all differ. The rank stays.
+M_in and M_out are ridge regressions between the inputs and outputs of the two bases' sites on the same text
+(`rebase.methods.activation_maps`). Widths, depths, head counts and tokenizers may all differ. The rank is
+preserved.
 """
 
 from __future__ import annotations
@@ -30,33 +31,33 @@ from rebase.methods.findings import Finding
 
 
 class Activation(Method[ActivationParams]):
-    """Two products per site once the maps are there."""
+    """Two matrix products per site once the maps are fitted."""
 
     name: ClassVar[str] = "activation"
 
     def needs(self, params: ActivationParams) -> frozenset[Evidence]:
-        """Paired activations, unless the step is taken alone; for the step, an update found as a whole, since
+        """Paired activations unless only the step is taken; a jointly trained update for the step, because
         the loss couples all sites."""
         maps = {Evidence.ACTIVATIONS} if params.solve != "step" else set()
         step = {Evidence.TRAINED} if params.solve != "maps" else set()
         return frozenset(maps | step)
 
     def prepare(self, params: ActivationParams, pair: BasePairInfo) -> None:
-        """Nothing but that there are sites."""
+        """Raises IncompatiblePair if there are no sites."""
         require_sites(pair)
 
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[ActivationParams, ...]:
-        """The maps, and the step by itself."""
+        """The maps, and the step alone."""
         return (ActivationParams(), ActivationParams(solve="step")) if allow_text else ()
 
     def corpus_needs(self, params: ActivationParams) -> CorpusNeeds:
-        """Sums alone."""
+        """Second moments only, no individual rows."""
         return CorpusNeeds(positions=params.positions, writes=params.writes)
 
     def findings(self, params: ActivationParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """What the step is solved on."""
+        """States which text the step is solved on."""
         if self.is_trained(params):
             text = (
                 f"The step is solved on {params.written.tokens} tokens that the source writes, from the "
@@ -65,7 +66,7 @@ class Activation(Method[ActivationParams]):
             yield Finding("steps", text, "info")
 
     def train(self, params: ActivationParams, trainer: Trainer[T]) -> T | None:
-        """The step, alone or from what the maps give."""
+        """Take the step, alone or starting from the mapped update."""
         if not self.is_trained(params):
             return None
         return trainer.take_step(
@@ -75,7 +76,7 @@ class Activation(Method[ActivationParams]):
     def transfer_site(
         self, params: ActivationParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> SiteResult:
-        """ΔW (o_s, i_s) → ΔW (o_t, i_t). Measures the read and write R² and the ratio of norms."""
+        """ΔW (o_s, i_s) → ΔW (o_t, i_t). Measures the input and output R² and the norm ratio."""
         if params.solve != "maps":
             return trained_site_result(site, delta, evidence.trained_update())
         M_in, input_rows = get_site_map(evidence, "in", params.ridge)

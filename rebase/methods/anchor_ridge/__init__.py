@@ -1,1 +1,1 @@
-"""Anchor prediction [003]: regression over a pool of tasks with an adapter on both bases."""
+"""Anchor prediction [003]: regression on a pool of tasks with an adapter on both bases."""

@@ -1,7 +1,7 @@
-"""One predictor's weights, with λ and the number of anchors or components chosen by leaving anchors out.
+"""Fits a predictor's weights, choosing λ and the number of anchors or components by leave-one-out.
 
-Ridge has a closed form for every λ at once (`predict.leave_one_out`). The other predictors of [003] choose
-neighbours, components or a rotation from the anchors themselves, so they are fitted again without each
+Ridge has a closed form for every λ at once (`_regression.compute_loo_errors`). The other predictors of [003]
+derive neighbours, components or a rotation from the anchors themselves, so they are refitted without each
 anchor: N small problems per setting.
 """
 
@@ -18,16 +18,16 @@ from rebase.methods.anchor_ridge import _regression as predict
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import Kernels
 
-# λ in mean eigenvalues of the kernel, largest first: of two settings that do equally well, the simpler wins.
+# λ in units of the kernel's mean eigenvalue, largest first, so that ties go to the simpler setting.
 PENALTIES = tuple(10.0 ** (power / 2) for power in range(6, -9, -1))
-COARSE_PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # where every setting is fitted N times
+COARSE_PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # for predictors that are fitted N times per setting
 
 
 @dataclass(frozen=True, slots=True)
 class PredictorFit:
-    """Weights c (N,) of one kernel. `errors`: (N,) ‖y_i − ŷ_i‖ of each anchor left out; `mean_errors`: the
-    same for the mean of the others; `sizes`: (N,) ‖y_i‖; `curve`: every setting tried, with its relative
-    error."""
+    """Weights c (N,) for one kernel. `errors`: (N,) leave-one-out ‖y_i − ŷ_i‖; `mean_errors`: the same for
+    the mean of the other anchors; `norms`: (N,) ‖y_i‖; `curve`: each setting tried, with its relative error.
+    """
 
     weights: Tensor
     errors: Tensor
@@ -39,7 +39,7 @@ class PredictorFit:
 
 
 def fit_predictor(params: AnchorRidgeParams, kernels: Kernels) -> PredictorFit:
-    """The weights of the predictor that `params` names, on these kernels."""
+    """Fit the predictor that `params` names on these kernels."""
     n = kernels.k.numel()
     norms = kernels.G.diagonal().clamp_min(0.0).sqrt()
     mean_errors = _compute_refit_errors(kernels, predict.solve_mean)
@@ -62,13 +62,13 @@ def fit_predictor(params: AnchorRidgeParams, kernels: Kernels) -> PredictorFit:
         for (p, c), error in zip(settings, relative_errors, strict=True)
     )
     if params.count is None and count == max(c for _, c in settings):
-        count = n  # the most that a fold could use is all that the whole pool has
+        count = n  # the best count was the largest possible in a fold, so use the whole pool
     weights = solve_weights(params, kernels, penalty * unit, count)
     return PredictorFit(weights, errors[best], mean_errors, norms, penalty, count, curve)
 
 
 def solve_weights(params: AnchorRidgeParams, kernels: Kernels, penalty: float, count: int) -> Tensor:
-    """Weights (N,) of the named predictor at one setting; λ is absolute."""
+    """Weights (N,) of the predictor at one setting; λ is absolute."""
     match params.predictor:
         case "mean":
             return predict.solve_mean(kernels)
@@ -87,7 +87,7 @@ def _solve_weights_at(params: AnchorRidgeParams, penalty: float, count: int, ker
 
 
 def compute_leverage(params: AnchorRidgeParams, kernels: Kernels, penalty: float) -> Tensor:
-    """h_ii (N,): how far each anchor's own prediction hangs on itself. Ridge's, whatever the predictor."""
+    """h_ii (N,): how strongly each anchor's prediction depends on itself. Always computed for ridge."""
     K = predict.center_kernel(kernels.K) if params.center else kernels.K
     unit = predict.compute_scale(kernels.K, center=params.center) or 1.0
     values, vectors = torch.linalg.eigh(K)
@@ -98,7 +98,7 @@ def compute_leverage(params: AnchorRidgeParams, kernels: Kernels, penalty: float
 
 
 def compute_span_share(kernels: Kernels, *, center: bool) -> float:
-    """Share of ‖x‖² (centred: ‖x − x̄‖²) of the adapter that lies in the span of the anchors, in [0, 1]."""
+    """Share of the adapter's ‖x‖² (centred: ‖x − x̄‖²) that lies in the span of the anchors, in [0, 1]."""
     self_inner, k, K = kernels.self_inner, kernels.k, kernels.K
     if center:
         self_inner = self_inner - 2 * float(k.mean()) + float(K.mean())
@@ -110,8 +110,8 @@ def compute_span_share(kernels: Kernels, *, center: bool) -> float:
 
 
 def compute_cosine_to_mean(sites: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Cosine between the whole prediction and the mean of the anchors, from (weights (N,), G (N, N)) of every
-    site; None when either is zero."""
+    """Cosine between the prediction and the mean of the anchors over all sites, given (weights (N,),
+    G (N, N)) per site; None if either is zero."""
     cross = prediction_square = mean_square = 0.0
     for weights, G in sites:
         mean_weights = torch.full_like(weights, 1.0 / weights.numel())
@@ -142,7 +142,7 @@ def _list_settings(params: AnchorRidgeParams, n: int) -> Sequence[tuple[float, i
 
 
 def _compute_refit_errors(kernels: Kernels, predictor: Callable[[Kernels], Tensor]) -> Tensor:
-    """‖y_i − ŷ_i‖ of every anchor (N,), predicted from the others alone."""
+    """‖y_i − ŷ_i‖ (N,) with each anchor predicted from the others alone."""
     errors = []
     for i in range(kernels.k.numel()):
         weights = predictor(predict.hold_out(kernels, i))

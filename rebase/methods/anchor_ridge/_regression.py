@@ -1,8 +1,9 @@
-"""The predictors of [003] in the dual: each gives weights c with Θ̂ = Σ c_i ΔW_i^Y.
+"""The predictors of [003] in dual form: each gives weights c with Θ̂ = Σ c_i ΔW_i^Y.
 
-With N anchors, X (N×d) the source updates, Y (N×d') the target updates and x the held-out source update, only
-K = XXᵀ, k = Xx and G = YYᵀ are used. Centred, as by default, a predictor is the mean of Y plus a prediction
-of the residual from x − x̄: c = 1/N + (I − 11ᵀ/N) a. λ is absolute here; `scale_of` gives its natural unit.
+With N anchors, source updates X (N×d), target updates Y (N×d') and the adapter's source update x, only
+K = XXᵀ, k = Xx and G = YYᵀ are used. When centred (the default), a predictor is the mean of Y plus a
+prediction of the residual from x − x̄: c = 1/N + (I − 11ᵀ/N) a. λ is absolute here; `compute_scale` gives its
+natural unit.
 """
 
 from __future__ import annotations
@@ -12,32 +13,32 @@ from torch import Tensor
 
 from rebase.methods.base import Kernels
 
-# Directions of a kernel below this share of its largest eigenvalue are rounding, not data.
+# Eigenvalues of a kernel below this share of the largest are rounding error.
 _MIN_EIGENVALUE_RATIO = 1e-10
 
 
 def solve_mean(kernels: Kernels) -> Tensor:
-    """c_i = 1/N, whatever the held-out adapter is: what any other predictor has to beat."""
+    """c_i = 1/N, independent of the adapter: the baseline for every other predictor."""
     n = kernels.K.shape[0]
     return torch.full((n,), 1.0 / n, dtype=torch.float64)
 
 
 def solve_ridge(kernels: Kernels, penalty: float, *, center: bool = True) -> Tensor:
-    """`global_ridge`; with one site's kernels `per_tensor_ridge`: a = (K + λI)⁻¹ k."""
+    """`global_ridge` or, with one site's kernels, `per_tensor_ridge`: a = (K + λI)⁻¹ k."""
     K, k = _center(kernels) if center else (kernels.K, kernels.k)
     eye = torch.eye(K.shape[0], dtype=K.dtype)
     return _uncenter(torch.linalg.solve(K + penalty * eye, k), center)
 
 
 def solve_pca(kernels: Kernels, components: int, penalty: float, *, center: bool = True) -> Tensor:
-    """`per_tensor_pca`: ridge on the leading principal components of the sources alone."""
+    """`per_tensor_pca`: ridge on the leading principal components of the source updates."""
     K, k = _center(kernels) if center else (kernels.K, kernels.k)
     values, vectors = leading_eigenpairs(K, components)
     return _uncenter(vectors @ ((vectors.T @ k) / (values + penalty)), center)
 
 
 def solve_topk(kernels: Kernels, count: int, penalty: float, *, center: bool = True) -> Tensor:
-    """`topk_ridge`: ridge on the `count` anchors of highest cosine to the held-out update."""
+    """`topk_ridge`: ridge on the `count` anchors with the highest cosine to the adapter's update."""
     norms = kernels.K.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     nearest = torch.sort(kernels.k / norms, descending=True, stable=True).indices[:count].sort().values
     weights = kernels.k.new_zeros(kernels.k.numel())
@@ -46,12 +47,12 @@ def solve_topk(kernels: Kernels, count: int, penalty: float, *, center: bool = T
 
 
 def select_anchors(kernels: Kernels, rows: Tensor) -> Kernels:
-    """The same for some of the anchors."""
+    """The kernels restricted to some of the anchors."""
     return Kernels(kernels.K[rows][:, rows], kernels.k[rows], kernels.G[rows][:, rows], kernels.self_inner)
 
 
 def hold_out(kernels: Kernels, i: int) -> Kernels:
-    """Anchor i as if it were the adapter to predict, from the other anchors."""
+    """The kernels for predicting anchor i from the other anchors."""
     rest = torch.tensor([j for j in range(kernels.k.numel()) if j != i])
     return Kernels(
         kernels.K[rest][:, rest], kernels.K[rest, i], kernels.G[rest][:, rest], float(kernels.K[i, i])
@@ -59,11 +60,11 @@ def hold_out(kernels: Kernels, i: int) -> Kernels:
 
 
 def solve_procrustes(kernels: Kernels, *, center: bool = True) -> Tensor:
-    """x R with R = argmin over orthogonal R of ‖X R − Y‖_F, within the span of the anchors."""
+    """Orthogonal Procrustes within the span of the anchors: x R with R = argmin ‖X R − Y‖_F, R orthogonal."""
     K, k = _center(kernels) if center else (kernels.K, kernels.k)
     G = center_kernel(kernels.G) if center else kernels.G
     (from_values, P), (to_values, Q) = leading_eigenpairs(K, K.shape[0]), leading_eigenpairs(G, G.shape[0])
-    if not from_values.numel() or not to_values.numel():  # equal anchors: nothing but their mean is known
+    if not from_values.numel() or not to_values.numel():  # all anchors are equal: predict their mean
         return _uncenter(torch.zeros_like(k), center)
     core = from_values.sqrt()[:, None] * (P.T @ Q) * to_values.sqrt()
     U, _, Vh = torch.linalg.svd(core, full_matrices=False)
@@ -72,22 +73,22 @@ def solve_procrustes(kernels: Kernels, *, center: bool = True) -> Tensor:
 
 
 def compute_scale(kernel: Tensor, *, center: bool = True) -> float:
-    """Mean eigenvalue of the (centred) kernel: the unit in which λ is given. 0 for equal anchors."""
+    """Mean eigenvalue of the (centred) kernel: the unit of λ. 0 if all anchors are equal."""
     raw_mean = float(kernel.diagonal().mean())
     used_mean = float(center_kernel(kernel).diagonal().mean()) if center else raw_mean
-    return used_mean if used_mean > _MIN_EIGENVALUE_RATIO * raw_mean else 0.0  # equal anchors leave rounding
+    return used_mean if used_mean > _MIN_EIGENVALUE_RATIO * raw_mean else 0.0  # else rounding error
 
 
 def compute_loo_errors(kernels: Kernels, penalties: Tensor, *, center: bool = True) -> Tensor:
-    """Error of each anchor when ridge has not seen it, ‖y_i − ŷ_{−i}‖: (penalties, n). One `eigh` for all.
+    """Leave-one-out errors ‖y_i − ŷ_{−i}‖ of ridge regression, (penalties, n), with a single `eigh`.
 
-    Ridge is a linear smoother Ŷ = H Y, so the held-out residual is (y_i − ŷ_i)/(1 − h_ii) exactly, the mean's
-    own refit included, and its norm is √[(I − H) G (I − H)ᵀ]_ii / (1 − h_ii).
+    Ridge is a linear smoother Ŷ = H Y, so the leave-one-out residual is exactly (y_i − ŷ_i)/(1 − h_ii), even
+    with the mean refitted, and its norm is √[(I − H) G (I − H)ᵀ]_ii / (1 − h_ii).
     """
     K = center_kernel(kernels.K) if center else kernels.K
     values, vectors = torch.linalg.eigh(K)
     values = values.clamp_min(0.0)
-    if center:  # I − H has no part along the mean; taken out here, it cannot come back as rounding
+    if center:  # I − H has no component along the mean; remove what rounding leaves of it
         vectors = vectors - vectors.mean(0, keepdim=True)
     errors = []
     for penalty in penalties.tolist():
@@ -104,7 +105,7 @@ def center_kernel(kernel: Tensor) -> Tensor:
 
 
 def center_row(kernels: Kernels) -> Tensor:
-    """k of centred rows, the held-out one by the anchors' mean."""
+    """k of centred rows; the adapter's update is centred by the anchors' mean."""
     k = kernels.k - kernels.K.mean(1)
     return k - k.mean()
 
@@ -118,7 +119,7 @@ def _uncenter(a: Tensor, center: bool) -> Tensor:
 
 
 def leading_eigenpairs(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues that are data, and their vectors, largest first."""
+    """The `count` largest eigenvalues above rounding error and their eigenvectors, largest first."""
     values, vectors = torch.linalg.eigh(kernel)
     values, vectors = values.flip(0), vectors.flip(1)
     kept = min(count, int(values.gt(_MIN_EIGENVALUE_RATIO * values[:1].clamp_min(0.0)).sum()))

@@ -1,9 +1,9 @@
 """Anchor-space prediction [003]: the update as a combination of the pool's target updates, Θ̂ = Σ c_i ΔW_i^Y.
 
-The weights c come from how the adapter relates to the pool's source adapters, in the dual: only N×N inner
-products are used (`_regression`). One set of weights serves all sites, except for the
-`per_tensor_…` predictors, which have one per site. Nothing of the adapter itself reaches the result but
-through c, so what no anchor knows cannot come over; `span_share` says how much that leaves.
+The weights c come from a regression on the pool's source adapters in dual form: only N×N inner products are
+used (`_regression`). All sites share one set of weights, except with the `per_tensor_…` predictors, which fit
+one per site. The adapter influences the result only through c, so whatever lies outside the span of the
+anchors cannot be transferred; `span_share` measures the share inside.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from rebase.methods.findings import Finding, Weight
 from rebase.methods.pool_kernel import combine_updates
 
 MIN_ANCHORS = 2
-# An anchor left out is predicted with this relative error at most (1 is what predicting zero gives); below
-# the second figure more of it is right than wrong.
+# Limits on the relative leave-one-out error: predicting zero gives 1; below the second limit the prediction
+# is more right than wrong.
 MAX_POOL_ERROR = 1.0
 HALF_POOL_ERROR = 0.7
 # [003]: on three of five tasks the ridge prediction was the pool's mean.
@@ -57,22 +57,22 @@ FEW_TASKS = 8
 
 @dataclass(frozen=True, slots=True)
 class Prediction(MethodState):
-    """Weights (N,) and fit per target site; a global predictor has the same one at every site."""
+    """The fit per target site; a global predictor has the same fit at every site."""
 
     fits: Mapping[Site, PredictorFit] | None = None
 
 
 class AnchorRidge(Method[AnchorRidgeParams]):
-    """Six predictors over one pool; the result is cut to the adapter's rank."""
+    """Six predictors over one pool; the result is truncated to the adapter's rank."""
 
     name: ClassVar[str] = "anchor_ridge"
 
     def needs(self, params: AnchorRidgeParams) -> frozenset[Evidence]:
-        """The pool."""
+        """The anchors' updates."""
         return frozenset({Evidence.ANCHORS})
 
     def prepare(self, params: AnchorRidgeParams, pair: BasePairInfo) -> Prediction:
-        """The weights. Raises IncompatiblePair without a pool of two anchors that fits these sites."""
+        """Fit the weights. Raises IncompatiblePair without a pool of at least two anchors for these sites."""
         require_sites(pair)
         pool = pair.anchor_pool
         if pool is None:
@@ -100,7 +100,7 @@ class AnchorRidge(Method[AnchorRidgeParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[AnchorRidgeParams, ...]:
-        """As it is by default."""
+        """The defaults, if there is a pool."""
         return (AnchorRidgeParams(),) if has_pool else ()
 
     def folds_layers(self, params: AnchorRidgeParams) -> bool:
@@ -108,9 +108,9 @@ class AnchorRidge(Method[AnchorRidgeParams]):
         return False
 
     def findings(self, params: AnchorRidgeParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """What a pool knows of itself: its own anchors, each predicted from the others."""
+        """The pool's leave-one-out error, its span, and its size and diversity."""
         if "loo_error" not in measured:
-            return  # `prepare` refused, and says why
+            return  # `prepare` refused and gave the reason
         count, error, mean = (measured[name] for name in ("anchors", "loo_error", "loo_error_mean"))
         text = (
             f"Each of the pool's {count:.0f} tasks, predicted from the others, is missed by {error:.0%} of "
@@ -135,7 +135,7 @@ class AnchorRidge(Method[AnchorRidgeParams]):
             yield Finding("small_pool", f"A pool of {count:.0f} tasks says little.", "doubt")
 
     def unusable_reason(self, state: Prediction) -> str | None:
-        """A pool that cannot even predict itself is no choice."""
+        """Rejects a pool whose leave-one-out error is no better than predicting zero."""
         error = state.measurements["loo_error"]
         if error < MAX_POOL_ERROR:
             return None
@@ -149,7 +149,7 @@ class AnchorRidge(Method[AnchorRidgeParams]):
         delta: LowRank,
         evidence: SiteEvidence,
     ) -> SiteResult:
-        """ΔW (o_t, i_t), of `rank` or the adapter's own; what cutting lost is measured."""
+        """ΔW (o_t, i_t), truncated to `rank` or the adapter's rank; the truncation loss is measured."""
         site_fit = (state.fits or {})[site.target]
         combined = combine_updates(evidence.anchor_updates(), site_fit.weights, params.space)
         result, lost_energy = truncate(combined, min(params.rank or delta.rank, *combined.shape))
@@ -159,7 +159,7 @@ class AnchorRidge(Method[AnchorRidgeParams]):
             "loo_error": _compute_relative_error(site_fit.errors, site_fit.norms),
             "loo_error_mean": _compute_relative_error(site_fit.mean_errors, site_fit.norms),
         }
-        if (norm_before := frobenius(delta) / site.scale) > 0.0:  # the adapter's own, before layers share it
+        if (norm_before := frobenius(delta) / site.scale) > 0.0:  # before layer scaling
             measured["norm_ratio"] = measured["update_norm"] / norm_before
         if params.predictor.startswith("per_tensor"):
             measured |= {"penalty": site_fit.penalty, "count": float(site_fit.count)}
@@ -174,7 +174,7 @@ def _require_finite(kernels: Kernels) -> None:
 
 
 def _sum_kernels(kernels: Mapping[SitePair, Kernels]) -> Kernels:
-    """Inner products of whole adapters. Target layers may share a source layer, which then counts once."""
+    """Inner products of whole adapters. A source layer shared by several target layers counts once."""
     ordered_pairs = sorted(kernels, key=lambda site: site.target)
     by_source = {site.source: kernels[site] for site in ordered_pairs}
     order = sorted(by_source)
@@ -193,7 +193,7 @@ def _build_prediction(
     total: Kernels,
     fits: Mapping[Site, PredictorFit],
 ) -> Prediction:
-    """The prediction with what it says about itself, summed over sites where each has its own weights."""
+    """The prediction with its measurements, summed over sites if each site has its own weights."""
     site_fits = [fits[site] for site in sorted(fits)]
     if not params.predictor.startswith("per_tensor"):
         site_fits = site_fits[:1]
@@ -233,12 +233,12 @@ def _build_prediction(
 
 
 def _compute_relative_error(errors: Tensor, norms: Tensor) -> float:
-    """√(Σ e² / Σ ‖y‖²): 1 is what predicting zero would give."""
+    """√(Σ e² / Σ ‖y‖²): predicting zero gives 1."""
     total = float(norms.square().sum())
     return math.sqrt(float(errors.square().sum()) / total) if total > 0.0 else 0.0
 
 
 def _compute_entropy(labels: Sequence[str]) -> float:
-    """−Σ p ln p of the domain labels, in nats: 0 for a pool of one domain."""
+    """−Σ p ln p of the domain labels, in nats: 0 for a pool with one domain."""
     shares = [count / len(labels) for count in Counter(labels).values()]
     return max(0.0, -math.fsum(share * math.log(share) for share in shares))

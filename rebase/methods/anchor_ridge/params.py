@@ -1,4 +1,4 @@
-"""Parameters of the methods that predict from a pool of anchors."""
+"""Parameters of `anchor_ridge`."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ class AnchorRidgeParams(MethodParams):
     pool: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{32}$",
-        description="Id of a registered anchor pool; null takes the newest one for these two bases.",
+        description="Id of a registered anchor pool; null uses the newest one for these two bases.",
     )
     predictor: Literal[
         "mean", "global_ridge", "topk_ridge", "per_tensor_ridge", "per_tensor_pca", "procrustes"
     ] = Field(
         default="global_ridge",
         description=(
-            "How the anchors are weighted: all alike, by ridge regression over whole adapters, over the "
-            "nearest ones only, per site, on principal components per site, or by an orthogonal map."
+            "How anchors are weighted: equally; by ridge regression on whole adapters, on the nearest "
+            "anchors only, per site, or on principal components per site; or by orthogonal Procrustes."
         ),
     )
     space: Literal["delta", "factors"] = Field(
         default="delta",
-        description="`delta` compares updates; `factors` (literal) the raw A and B, which are not unique.",
+        description="`delta` compares updates; `factors` (as printed) the raw A and B, which are not unique.",
     )
-    center: bool = Field(default=True, description="Predict the difference to the pool's mean.")
+    center: bool = Field(default=True, description="Predict the difference from the pool's mean.")
     penalty: float | None = Field(
         default=None,
         ge=1e-9,
         le=1e9,
-        description="λ in mean eigenvalues of the kernel; null chooses it by leaving anchors out.",
+        description="λ in units of the kernel's mean eigenvalue; null chooses it by leave-one-out.",
     )
     count: int | None = Field(
         default=None,
         ge=1,
         le=256,
         description=(
-            "Anchors used by topk_ridge, components by per_tensor_pca; null chooses by leaving anchors out."
+            "Anchors used by topk_ridge or components used by per_tensor_pca; null chooses by leave-one-out."
         ),
     )
     rank: int | None = Field(
-        default=None, ge=1, le=4096, description="Rank of the result; null keeps the adapter's own."
+        default=None, ge=1, le=4096, description="Rank of the result; null keeps the adapter's rank."
     )
 
     @property
     def pool_id(self) -> str | None:
-        """The registered pool that the request names."""
+        """Id of the registered pool named in the request."""
         return self.pool

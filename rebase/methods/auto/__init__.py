@@ -1,1 +1,1 @@
-"""`auto`: chooses a method by rules, or by measurement."""
+"""`auto`: chooses a method by rules or by measurement."""

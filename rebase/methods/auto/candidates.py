@@ -9,12 +9,12 @@ from rebase.methods.registry import METHODS
 
 
 def list_candidates(auto: MethodParams, *, has_pool: bool, allow_text: bool) -> tuple[MethodParams, ...]:
-    """The methods that `auto` compares, the simplest first: those of the request, or every one there is.
+    """The methods that `auto` compares, simplest first: those listed in the request, or all of them.
 
-    Left out of the latter: prediction from a pool where none covers the bases (`has_pool`), what makes the
-    bases read a text where that is not wanted (`allow_text`), training unless it is allowed, and `cast`,
-    whose long training is for a pair of bases rather than for one adapter. Whatever a pair does not admit,
-    the method itself refuses. A method that was named is its only candidate.
+    By default this excludes pool prediction without a pool for the bases (`has_pool`), methods that run the
+    bases on a text unless `allow_text`, training unless it is allowed, and `cast`, whose long training is
+    meant for a pair of bases rather than for one adapter. Methods reject unsuitable pairs themselves. A
+    method other than `auto` is its own only candidate.
     """
     if not isinstance(auto, AutoParams):
         return (auto,)

@@ -1,4 +1,4 @@
-"""Parameters of `auto`, and which methods it may compare."""
+"""Parameters of `auto`, and the union of methods that it may compare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rebase.methods.prolora.params import ProLoraParams
 from rebase.methods.ties.params import TiesParams
 from rebase.methods.weight_average.params import WeightAverageParams
 
-# Every method that can be run; `auto` only ever picks one of them.
+# Every runnable method; `auto` only picks one of them.
 ConcreteMethodParams = (
     CopyParams
     | DifferenceParams
@@ -38,7 +38,7 @@ ConcreteMethodParams = (
 
 
 def expand_name(value: Any) -> Any:
-    """A method's name alone is short for its object."""
+    """Expand a method name to its object form."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -46,7 +46,7 @@ CandidateParams = Annotated[ConcreteMethodParams, Field(discriminator="name")]
 
 
 class AutoParams(MethodParams):
-    """Pick a method by documented rules from the pre-check's evidence, or by measurement on `evaluate`."""
+    """Choose a method by documented rules on the pre-check's measurements, or by evaluation on `evaluate`."""
 
     chooses_method: ClassVar[bool] = True
     uses_pool: ClassVar[bool] = True
@@ -55,8 +55,8 @@ class AutoParams(MethodParams):
     train: bool = Field(
         default=False,
         description=(
-            "Allow training: where no method that works without is fit, let the target learn (`distill`), "
-            "which takes minutes or more."
+            "Allow training: if no training-free method is suitable, use `distill`, which takes minutes or "
+            "more."
         ),
     )
     candidates: tuple[Annotated[CandidateParams, BeforeValidator(expand_name)], ...] | None = Field(
@@ -64,8 +64,8 @@ class AutoParams(MethodParams):
         max_length=16,
         json_schema_extra={"minItems": 1},
         description=(
-            "With `evaluate`: the methods that are run and compared, names or objects, the simplest first. "
-            "Null compares every one that fits the pair."
+            "With `evaluate`: the methods to run and compare, as names or objects, simplest first. Null "
+            "compares every method that suits the pair."
         ),
     )
 
@@ -74,12 +74,12 @@ class AutoParams(MethodParams):
     def _require_candidates(
         cls, value: tuple[ConcreteMethodParams, ...] | None
     ) -> tuple[ConcreteMethodParams, ...] | None:
-        # A least length would count a candidate that is wrong as missing, and report both.
+        # With min_length, pydantic would count an invalid candidate as missing and report both errors.
         if value == ():
             raise ValueError("must name at least one method, or be left out")
         return value
 
     @property
     def listed_candidates(self) -> tuple[MethodParams, ...] | None:
-        """The candidates of the request."""
+        """The candidates listed in the request."""
         return self.candidates

@@ -1,17 +1,17 @@
-"""`auto`: which method, by rules that anybody can follow.
+"""`auto`: how it chooses a method by rules.
 
-1. Every site has the same shape on both sides and the bases share their coordinates → `copy`. Between
-   relatives it does better than anything more elaborate [002].
-2. Otherwise, a pool of tasks with an adapter on both bases, which predicts itself → `anchor_ridge` [003].
-3. Otherwise, where training is allowed → `distill`: no map between the bases was seen to carry a skill.
-4. Otherwise, where both bases read a text anyway and their layers and this adapter's own directions are alike
-   there → `activation`. It is not worth running both bases for: on the one real pair of families measured,
-   its maps recovered 1.4 % of the gap and `cross_lora` 0.7 to 1.2 %. Its step on written text recovers more
-   of the nats and none of the right answers, so only measuring may choose it.
-5. Otherwise → `cross_lora` with `anchored`, the reading of weights across shapes that looks at evidence.
-`index` is never chosen: it pairs directions that have nothing to do with each other.
-Whether the chosen method is good enough is the verdict's business, not the choice's; for 4 and 5 the choice
-says what training would do.
+1. All sites have equal shapes and the bases share their coordinates → `copy`. Between close relatives it does
+   better than anything more elaborate [002].
+2. Otherwise, there is an anchor pool that predicts its own anchors → `anchor_ridge` [003].
+3. Otherwise, training is allowed → `distill`: no closed-form map transferred a skill in our tests.
+4. Otherwise, both bases are run on a text anyway, and their layers and this adapter's directions are similar
+   on it → `activation`. It is not worth running both bases for: on the one real pair of families measured,
+   its maps closed 1.4 % of the gap and `cross_lora` 0.7 to 1.2 %. Its step on generated text closes more of
+   the loss gap but yields no correct answers, so only evaluation may choose it.
+5. Otherwise → `cross_lora` with `anchored`, the only weight-based alignment across shapes that uses evidence.
+
+`index` is never chosen: it pairs unrelated directions. Whether the chosen method is good enough is decided by
+the verdict; for 4 and 5, a finding says what training would achieve.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from rebase.schemas.thresholds import Thresholds
 
 P = TypeVar("P", bound=MethodParams)
 
-# relative_distance d means a cosine of about 1 − d²/2 between the two weights. At 0.7 that is 0.75, far above
-# the 0 of two unrelated trainings (d = √2): coordinate j of one base still is coordinate j of the other.
+# A relative_distance of d means a cosine of about 1 − d²/2 between the two weights. At 0.7 that is 0.75, far
+# above the 0 of independent training runs (d = √2), so coordinate j still means the same in both bases.
 MAX_SHARED_DISTANCE = 0.7
 
 _THRESHOLDS = Thresholds()
@@ -51,10 +51,11 @@ def choose(
     *,
     without_pool: bool = False,
 ) -> tuple[MethodParams, tuple[Finding, ...]]:
-    """Parameters of the method to run, and why. Anything but `auto` is returned as it is.
+    """Parameters of the method to run, and findings that explain the choice. Other methods than `auto` are
+    returned unchanged.
 
-    `measured` holds `shapes_equal`; where shapes agree `relative_distance`; where a pool covers the bases
-    `pool_anchors`, which `without_pool` leaves aside; where both read a text `cka_coverage`,
+    `measured` holds `shapes_equal`; if shapes agree, `relative_distance`; if a pool covers the bases,
+    `pool_anchors` (ignored with `without_pool`); if both bases were run on a text, `cka_coverage`,
     `read_r2_centred` and `write_r2_centred`.
     """
     if not isinstance(params, AutoParams):
@@ -82,7 +83,7 @@ def choose(
 
 
 def inherit_options(auto: AutoParams, params: P) -> P:
-    """The method that does the work, with what `auto` was asked to do to any method's update."""
+    """The chosen method's parameters with the options of `auto` that apply to any method."""
     return params.model_copy(
         update={
             "layer_scale": auto.layer_scale and params.layer_scale,
@@ -101,7 +102,7 @@ def _chosen(
 
 
 def _unlike(measured: Mapping[str, float]) -> str:
-    """Why a copy is no choice."""
+    """Why `copy` is not an option."""
     if measured["shapes_equal"] < 1.0:
         return "shapes differ"
     distance = measured.get("relative_distance")
@@ -113,6 +114,6 @@ def _unlike(measured: Mapping[str, float]) -> str:
 
 
 def _reads_alike(measured: Mapping[str, float], coverage: float, r2: float) -> bool:
-    """Did both bases read a text, with at least this coverage of layers and R² of the adapter?"""
+    """Were both bases run on a text, with at least this layer coverage and R² for the adapter?"""
     r2s = [measured.get(name, -1.0) for name in ("read_r2_centred", "write_r2_centred")]
     return measured.get("cka_coverage", -1.0) >= coverage and min(r2s) >= r2

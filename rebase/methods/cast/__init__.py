@@ -1,1 +1,1 @@
-"""CAST [004]: maps trained around the frozen adapter and folded into it."""
+"""CAST [004]: trains maps around the frozen adapter and folds them into it."""

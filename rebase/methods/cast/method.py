@@ -1,8 +1,8 @@
-"""CAST, cartridge activation space transfer [004]: A' = A·M_in, B' = M_out·B with trained heads.
+"""CAST, cartridge activation space transfer [004]: A' = A·M_in, B' = M_out·B with trained maps.
 
-The heads are linear, so that what the paper runs as a wrapper around the adapter folds exactly into a plain
-LoRA of the same rank. The training is the pipeline's work (it needs both models); what arrives here are its
-maps.
+The maps (the paper's heads) are linear, so what the paper runs as a wrapper around the adapter folds exactly
+into a plain LoRA of the same rank. The engine trains them, since training needs both models; this method
+applies the result.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from rebase.methods.base import (
 from rebase.methods.cast.params import CastParams
 from rebase.methods.findings import MIN_SHARED_TOKENS, Finding
 
-_MIN_TRAINED_SHARE = 0.5  # of the update lies where the heads are as they began
+_MIN_TRAINED_SHARE = 0.5  # least share of the update's energy in directions in which the maps were trained
 
 
 class Cast(Method[CastParams]):
-    """Two products per site once the heads are there."""
+    """Two matrix products per site once the maps are trained."""
 
     name: ClassVar[str] = "cast"
     effort: ClassVar[str] = "with trained maps between the two bases"
 
     def needs(self, params: CastParams) -> frozenset[Evidence]:
-        """Trained heads alone."""
+        """Trained maps only."""
         return frozenset({Evidence.MAPS})
 
     def prepare(self, params: CastParams, pair: BasePairInfo) -> None:
-        """Nothing but that there are sites."""
+        """Raises IncompatiblePair if there are no sites."""
         require_sites(pair)
 
     def corpus_needs(self, params: CastParams) -> CorpusNeeds:
-        """Passages of the length that is trained on."""
+        """Passages as long as the training sequences."""
         return CorpusNeeds(positions=params.positions, window=params.tokens, writes=params.writes)
 
     def findings(self, params: CastParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """What is trained; tokens to compare predictions by; the paper's objective."""
+        """The training involved, missing shared tokens, and a caveat about the paper's objective."""
         text = (
             f"cast trains maps around the adapter on general text: at most {params.steps} steps of sequences "
             f"of {params.tokens} tokens. How near the target's probabilities came is measured on held-out "
@@ -73,7 +73,7 @@ class Cast(Method[CastParams]):
             yield Finding("base_distilled", text, "doubt")
 
     def train(self, params: CastParams, trainer: Trainer[T]) -> T | None:
-        """The maps."""
+        """Train the maps."""
         return trainer.train_maps(params)
 
     def transfer_site(
@@ -81,7 +81,7 @@ class Cast(Method[CastParams]):
     ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t).
 
-        `reads_trained`, `writes_trained`: the share of ‖ΔW‖² in directions in which the heads were trained; 1
+        `reads_trained`, `writes_trained`: the share of ‖ΔW‖² in directions in which the maps were trained; 1
         for the adapter that they were trained with.
         """
         maps = evidence.trained_maps()
@@ -103,7 +103,7 @@ class Cast(Method[CastParams]):
 
 
 def _compute_trained_shares(delta: LowRank, input_basis: Tensor, output_basis: Tensor) -> tuple[float, float]:
-    """‖ΔW P‖² / ‖ΔW‖² and ‖P ΔW‖² / ‖ΔW‖² for the projectors on both bases."""
+    """‖ΔW P_in‖² / ‖ΔW‖² and ‖P_out ΔW‖² / ‖ΔW‖², P_in and P_out being the projectors onto the two bases."""
     total = frobenius(delta) ** 2
     if total == 0.0:
         return 0.0, 0.0

@@ -1,1 +1,1 @@
-"""SimpleCopy [002]: the update is taken over unchanged."""
+"""SimpleCopy [002]: copies the update unchanged."""

@@ -1,6 +1,6 @@
-"""SimpleCopy [002]: ΔW_t = ΔW_s. The source's update is taken over unchanged.
+"""SimpleCopy [002]: ΔW_t = ΔW_s. Copies the source update unchanged.
 
-The baseline to beat: between a model and its close relatives it does better than the elaborate methods.
+The baseline to beat: between a model and its close relatives it outperforms more elaborate methods.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rebase.methods.findings import Finding, find_unrelated_bases
 
 
 class Copy(Method[CopyParams]):
-    """No evidence is read. With `pad`, shapes that differ are cropped or filled with zeros (a control)."""
+    """Reads no evidence. With `pad`, differing shapes are cropped or zero-padded (as a control)."""
 
     name: ClassVar[str] = "copy"
     keeps_coordinates: ClassVar[bool] = True
@@ -41,11 +41,11 @@ class Copy(Method[CopyParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[CopyParams, ...]:
-        """As it is by default."""
+        """The defaults."""
         return (CopyParams(),)
 
     def findings(self, params: CopyParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """Equal shapes are not enough: the bases must be related. Without `pad`, `prepare` refuses others."""
+        """Unrelated bases of equal shapes, or padding. Without `pad`, `prepare` rejects unequal shapes."""
         if measured["shapes_equal"] == 1.0:
             yield from find_unrelated_bases(measured)
         elif params.pad:
@@ -65,7 +65,7 @@ class Copy(Method[CopyParams]):
 
 
 def _resize(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    """Crop to (rows, columns), or fill with zeros."""
+    """Crop or zero-pad to (rows, columns)."""
     if matrix.shape == (rows, columns):
         return matrix
     out = matrix.new_zeros(rows, columns)

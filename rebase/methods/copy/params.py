@@ -1,4 +1,4 @@
-"""Parameters of the methods that look at weights alone."""
+"""Parameters of `copy`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rebase.methods.base_params import MethodParams
 
 
 class CopyParams(MethodParams):
-    """Take the update over unchanged. The baseline to beat between close relatives [002, SimpleCopy]."""
+    """Copy the update unchanged: the baseline to beat between close relatives [002, SimpleCopy]."""
 
     name: Literal["copy"] = "copy"
     pad: bool = Field(
         default=False,
-        description="Crop or zero-pad where shapes differ: a control to measure against, nothing more.",
+        description="Crop or zero-pad where shapes differ; useful only as a control.",
     )

@@ -1,1 +1,1 @@
-"""Cross-LoRA [001]: projection through the leading singular subspaces of both bases."""
+"""Cross-LoRA [001]: projects the update through the leading singular subspaces of both bases."""

@@ -1,19 +1,19 @@
-"""Directions and sizes of an update, moved apart and put together again.
+"""Projects the singular directions of an update separately from its singular values, then recombines them.
 
-Decouple and Orthogonalize (arXiv 2505.15875), read for one update on one base. The paper merges several
-LoRAs: it perturbs their factors as little as it can until those of different tasks are orthogonal, and merges
-the sizes of columns apart from their directions, so that strong tasks do not bend weak ones. Cross-LoRA moves
-one update, and the parts that can get into each other's way are its own: in the source, ΔW = Σ σ_j u_j v_jᵀ
-with orthonormal u_j and v_j; a projection shortens them unequally and lets them overlap. So the same two
-steps are applied to those parts:
+Decouple and Orthogonalize (arXiv 2505.15875), adapted to a single update on one base. The paper merges
+several LoRAs: it minimally perturbs their factors until those of different tasks are orthogonal, and merges
+column norms separately from directions, so that strong tasks do not distort weak ones. Cross-LoRA transfers
+one update, so the interference is among its own components: in the source, ΔW = Σ σ_j u_j v_jᵀ with
+orthonormal u_j and v_j; a projection shortens them unequally and makes them overlap. The same two steps are
+applied to these components:
 
-- orthogonalise: the moved directions x_j = M_out u_j become the orthonormal û_j with the least
-  Σ σ_j² ‖û_j − x_j‖²; likewise v̂_j from y_j. This is the paper's perturbation with its constraint met
-  exactly, which for one update has a closed form, the polar factor of X diag(σ²): no descent, no seed.
-- decouple: the sizes come over unmoved, ΔW_t ∝ Σ σ_j û_j v̂_jᵀ.
+- orthogonalize: the projected directions x_j = M_out u_j become the orthonormal û_j that minimise
+  Σ σ_j² ‖û_j − x_j‖²; likewise v̂_j from y_j. This is the paper's perturbation with an exact constraint; for
+  one update it has a closed form, the polar factor of X diag(σ²), so no optimiser or seed is needed.
+- decouple: the singular values are kept, ΔW_t ∝ Σ σ_j û_j v̂_jᵀ.
 
-The squared sizes as weights make the answer depend on ΔW alone: a direction of size zero, whose u_j is
-arbitrary, bends nothing, and within equal sizes any choice of u_j gives the same sum.
+Weighting by σ_j² makes the result depend on ΔW alone: a direction with σ_j = 0, whose u_j is arbitrary, has
+no influence, and among equal singular values any choice of u_j gives the same sum.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch import Tensor
 from rebase.lora.linalg import frobenius, inner, thin_svd
 from rebase.lora.low_rank import LowRank
 
-# Of a unit direction, a shorter remainder is rounding of float32 factors: it is given up, not stretched.
+# A unit direction that the projection shortens below this is float32 rounding: drop it, do not rescale it.
 _MIN_DIRECTION_NORM = 1e-4
 
-# Below this share of the largest, a direction's size is rounding of float32 factors.
+# Singular values below this share of the largest are float32 rounding.
 _MIN_SINGULAR_RATIO = 1e-7
 
 
@@ -38,11 +38,11 @@ def decouple(delta: LowRank) -> tuple[LowRank, Tensor]:
 
 
 def recouple(projected: LowRank, singular_values: Tensor) -> tuple[LowRank, dict[str, float]]:
-    """Σ σ_j û_j v̂_jᵀ, as long as `moved`, from what became of `decouple`'s factors: B = X diag(σ), A = Yᵀ.
+    """Σ σ_j û_j v̂_jᵀ with the norm of `projected`, the projected `decouple` factors: B = X diag(σ), A = Yᵀ.
 
-    Singular values are σ up to that common factor. Directions that do not arrive on both sides are left out.
-    Measured: `directions_moved`, how many arrive; `direction_cosine`, the cosine between `moved` and the
-    result (1: the projection had kept all proportions), both only for an update that is not zero.
+    The singular values are σ up to a common factor. Directions lost on either side are left out. Measures,
+    for a non-zero update, `directions_moved`, the number of directions kept, and `direction_cosine`, the
+    cosine between `projected` and the result (1 if the projection preserved all proportions).
     """
     norm = frobenius(projected)
     if norm == 0.0:
@@ -73,7 +73,7 @@ def recouple(projected: LowRank, singular_values: Tensor) -> tuple[LowRank, dict
 
 
 def _nearest_isometry(X: Tensor, weight: Tensor) -> tuple[Tensor, int]:
-    """The partial isometry nearest to X (k, p) in Σ_j w_j ‖û_j − x_j‖², and its rank: that of X."""
+    """The partial isometry nearest to X (k, p) in Σ_j w_j ‖û_j − x_j‖², and its rank, which is that of X."""
     P, lengths, Rh = torch.linalg.svd(X, full_matrices=False)
     rank = int(lengths.gt(_MIN_DIRECTION_NORM).sum())
     significant = (P[:, :rank] * lengths[:rank]) @ Rh[:rank]

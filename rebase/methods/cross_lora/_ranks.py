@@ -1,7 +1,7 @@
-"""Several ranks of Cross-LoRA from one factorisation: the leading k of K directions, and what each k keeps.
+"""Evaluates several ranks of Cross-LoRA from one factorization at the largest rank.
 
-Singular directions are nested, so factors at the largest rank hold those of every smaller one. They agree
-with factors computed at k itself to float32 rounding, not to the last bit.
+Singular directions are nested, so the factors at the largest rank contain those of every smaller rank k. They
+agree with factors computed at k to float32 rounding, not bit for bit.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rebase.lora.low_rank import Factors, LowRank
 
 
 def truncate_factors(factors: Factors, k: int) -> Factors:
-    """The first k directions, or all there are; `energy` is scaled to what these hold of ‖W‖²_F.
+    """The first k directions, or all if there are fewer; `energy` is their share of ‖W‖²_F.
 
-    Copies, so that later products see one memory layout whatever was asked for.
+    Copies, so that later products see the same memory layout at every rank.
     """
     if k >= factors.S.numel():
         return factors
@@ -29,7 +29,7 @@ def truncate_factors(factors: Factors, k: int) -> Factors:
 
 
 def truncate_coordinates(coordinates: LowRank, k: int) -> LowRank:
-    """U_kᵀ ΔW V_k out of U_Kᵀ ΔW V_K, both as factors."""
+    """U_kᵀ ΔW V_k from U_Kᵀ ΔW V_K, both as factors."""
     return LowRank(coordinates.B[:k].contiguous(), coordinates.A[:, :k].contiguous())
 
 
@@ -42,11 +42,11 @@ def sweep_metrics(
     *,
     exact_norm: bool,
 ) -> dict[str, float]:
-    """What each rank would keep: `energy_source_at_k`, `energy_target_at_k`, and of an update of norm
-    `before` > 0 `energy_kept_at_k`. A rank beyond the weight's own counts as all of its directions.
+    """What each rank k would keep: `energy_source_at_k`, `energy_target_at_k` and, if `norm_before` > 0,
+    `energy_kept_at_k`. A rank above the weight's rank means all of its directions.
 
-    Nothing is aligned, so a rank costs one small product. `exact_norm`: the result at k has the size of its
-    leading min(k_s, k_t) coordinates, as without a fitted rotation; then `norm_ratio_at_k` follows.
+    Nothing is aligned, so each rank costs one small product. `exact_norm`: the norm of the result at k is that
+    of its leading min(k_s, k_t) coordinates, as without a fitted rotation; adds `norm_ratio_at_k`.
     """
     measured: dict[str, float] = {}
     for k in ranks:
@@ -66,7 +66,7 @@ def sweep_metrics(
 def energy_metrics(
     norm_before: float, kept: LowRank, result: LowRank, source: Factors, target: Factors
 ) -> dict[str, float]:
-    """How much of both weights the factors hold and of the update survives; ratios need a non-zero update."""
+    """Shares of both weights and of the update that are kept; ratios only for a non-zero update."""
     norm_after = frobenius(result)
     measured = {
         "energy_source": source.energy,

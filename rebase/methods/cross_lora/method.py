@@ -1,17 +1,17 @@
-"""Cross-LoRA [001]: carry an update through the leading singular subspaces of both base weights.
+"""Cross-LoRA [001]: projects an update through the leading singular subspaces of both base weights.
 
 With rank-k factors W ≈ U diag(S) Vᵀ of each base, the update's coordinates C = U_sᵀ ΔW_s V_s (k_s×k_s) become
 
     ΔW_t = U_t · Q_outᵀ · C · Q_in · V_tᵀ.
 
-The paper's least-squares step has no residual for orthonormal bases, so it leaves Q_out and Q_in open. Four
-readings: `index` takes both as the identity (j-th direction to j-th direction), `anchored` fits them by
-orthogonal Procrustes on embeddings that the two models share, `activations` on what both compute from one
-text, and `projection` (equal shapes, [002]'s reading) stays in the common coordinates and only projects:
-ΔW_t = U_tU_tᵀ ΔW_s V_tV_tᵀ.
+The paper's least-squares step has zero residual for orthonormal bases, so it does not determine Q_out and
+Q_in. Four choices are offered: `index` uses the identity for both (j-th direction to j-th direction),
+`anchored` fits them by orthogonal Procrustes on the embeddings of shared tokens, `activations` on both bases'
+activations on the same text, and `projection` (equal shapes, as in [002]) stays in the common coordinates and
+only projects: ΔW_t = U_tU_tᵀ ΔW_s V_tV_tᵀ.
 
-`orthogonalize` keeps the update's own directions from getting into each other's way (`methods.directions`),
-`sweep` measures further ranks on the same factors (`methods.ranks`).
+`orthogonalize` removes the interference between the update's own directions (`_decouple`), `sweep` measures
+further ranks on the same factors (`_ranks`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from rebase.methods.cross_lora._ranks import (
 from rebase.methods.cross_lora.params import CrossLoraParams
 from rebase.methods.findings import MIN_SHARED_TOKENS, UNRELATED_DISTANCE, Finding, weigh_energy
 
-# Share of probe sites whose shared tokens say nothing: a majority decides.
+# Maximum share of probe sites at which the shared tokens are uninformative.
 _MAX_UNINFORMATIVE = 0.5
 
 # benchmarks/results/2026-11-22-real-pair.md: SmolLM2-135M to Gemma-3-270M, `make bench NAME=real`.
@@ -56,21 +56,22 @@ _MEASURED_GAP = (
     "further."
 )
 
-_RESIDUAL_WRITERS = frozenset({Role.O, Role.DOWN})  # their outputs go to the residual stream
+_RESIDUAL_WRITERS = frozenset({Role.O, Role.DOWN})  # they write to the residual stream
 
 
 class CrossLora(Method[CrossLoraParams]):
-    """Rank-preserving: only B and A are multiplied, nothing dense is built."""
+    """Rank-preserving: only B and A are multiplied, no dense update is built."""
 
     name: ClassVar[str] = "cross_lora"
 
     def needs(self, params: CrossLoraParams) -> frozenset[Evidence]:
-        """Factors of both bases; `anchored` also shared-vocabulary rows, `activations` those of a text."""
+        """Factors of both bases; also embeddings of shared tokens (`anchored`) or paired activations
+        (`activations`)."""
         row_evidence = {"anchored": {Evidence.EMBEDDINGS}, "activations": {Evidence.ACTIVATIONS}}
         return frozenset({Evidence.FACTORS} | row_evidence.get(params.alignment, set()))
 
     def prepare(self, params: CrossLoraParams, pair: BasePairInfo) -> None:
-        """Raises IncompatiblePair when `projection` meets unequal shapes, listing the sites."""
+        """Raises IncompatiblePair, listing the sites, when `projection` is used with unequal shapes."""
         require_sites(pair)
         if params.alignment == "projection":
             require_equal_shapes(
@@ -80,19 +81,19 @@ class CrossLora(Method[CrossLoraParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[CrossLoraParams, ...]:
-        """As it is by default."""
+        """The defaults."""
         return (CrossLoraParams(),)
 
     def corpus_needs(self, params: CrossLoraParams) -> CorpusNeeds:
-        """Rows to align by, where activations pair them."""
+        """Individual rows to align on, with `activations` only."""
         return CorpusNeeds(rows=params.anchor_tokens if params.alignment == "activations" else 0)
 
     def can_probe(self, params: CrossLoraParams, measured: Mapping[str, float]) -> bool:
-        """Not without shared tokens to align by; the findings then say so."""
+        """Not if there are too few shared tokens to align on; the findings then say so."""
         return params.alignment != "anchored" or measured.get("shared_tokens", 0.0) >= MIN_SHARED_TOKENS
 
     def findings(self, params: CrossLoraParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """Bases that are not relatives, arbitrary pairing, energy lost, and uninformative shared tokens."""
+        """Unrelated bases, arbitrary pairing, lost energy, and missing or uninformative shared tokens."""
         distance = measured.get("relative_distance")
         if measured["shapes_equal"] < 1.0 or distance is None or distance > UNRELATED_DISTANCE:
             yield Finding("across_families", f"The bases are not relatives. {_MEASURED_GAP}", "doubt")
@@ -111,7 +112,7 @@ class CrossLora(Method[CrossLoraParams]):
     ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t) of the same rank, with the measurements of docs/methods.md.
 
-        With a sweep, factors are computed once at the largest rank and their leading `rank` directions used.
+        With a sweep, factors are computed once at the largest rank, and the leading `rank` directions used.
         """
         max_rank = max((params.rank, *params.sweep))
         widest_s, widest_t = evidence.factors("source", max_rank), evidence.factors("target", max_rank)
@@ -142,7 +143,7 @@ class CrossLora(Method[CrossLoraParams]):
 
 
 def _expand_coordinates(base: Factors, coordinates: LowRank) -> LowRank:
-    """U C Vᵀ for coordinates C kept as factors."""
+    """U C Vᵀ for coordinates C given as factors."""
     return LowRank(base.U @ coordinates.B, coordinates.A @ base.V.T)
 
 
@@ -154,7 +155,7 @@ def _map_coordinates(
     target: Factors,
     evidence: SiteEvidence,
 ) -> tuple[dict[str, float], tuple[str, ...], LowRank]:
-    """Source coordinates → target coordinates; measurements and flags of the alignment."""
+    """Map source to target coordinates; also returns the alignment's measurements and flags."""
     if params.alignment == "index":
         k = min(source.S.numel(), target.S.numel())
         B, A = _resize_rows(kept.B, target.S.numel(), k), _resize_rows(kept.A.T, target.S.numel(), k).T
@@ -186,9 +187,9 @@ def _map_coordinates(
 def _get_alignments(
     site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence
 ) -> tuple[Alignment, Alignment]:
-    """How the two bases match in what the site reads and in what it writes: fitted once per pair of bases.
+    """The alignments of the site's inputs and of its outputs, fitted once per pair of bases.
 
-    A fresh fit passes through the same tensors as a kept one, so that both give the same bytes.
+    A fresh fit goes through the same tensors as a cached one, so both give the same bytes.
     """
     tensors = evidence.cached_by_site(
         build_alignment_name(source, target), lambda: _fit_alignments(site, source, target, evidence)
@@ -199,7 +200,7 @@ def _get_alignments(
 def _fit_alignments(
     site: SitePair, source: Factors, target: Factors, evidence: SiteEvidence
 ) -> dict[str, Tensor]:
-    """Procrustes for what the site reads (X V) and what it writes (Y U)."""
+    """Orthogonal Procrustes on the site's inputs (X V) and outputs (Y U)."""
     X_s = evidence.embedding_rows("source", "in") @ source.V
     X_t = evidence.embedding_rows("target", "in") @ target.V
     input_alignment = align(X_s, X_t)
@@ -207,8 +208,8 @@ def _fit_alignments(
         Y_s = evidence.embedding_rows("source", "out") @ source.U
         Y_t = evidence.embedding_rows("target", "out") @ target.U
     else:
-        # Y = X Wᵀ, so Y U = X V diag(S) exactly: the o-wide product is never formed. The bias is left out,
-        # being a constant that says nothing about directions of change.
+        # Y = X Wᵀ, so Y U = X V diag(S) exactly, without forming the o-wide product. The bias is left out: a
+        # constant carries no information about directions of change.
         Y_s, Y_t = X_s * source.S, X_t * target.S
     return input_alignment.to_tensors("in") | align(Y_s, Y_t).to_tensors("out")
 
@@ -216,7 +217,7 @@ def _fit_alignments(
 def _get_text_alignment(
     params: CrossLoraParams, port: Port, source: Factors, target: Factors, evidence: SiteEvidence
 ) -> Alignment:
-    """The same from what both bases read or write on one text, seen in the factors' coordinates."""
+    """The alignment of one port from both bases' activations on the same text, in factor coordinates."""
 
     def fit() -> dict[str, Tensor]:
         rows = evidence.rows(port, params.anchor_tokens)
@@ -228,7 +229,7 @@ def _get_text_alignment(
 
 
 def _resize_rows(coordinates: Tensor, rows: int, k: int) -> Tensor:
-    """The first k rows, zeros up to `rows`: index matching between unequal numbers of directions."""
+    """The first k rows, zero-padded to `rows`: index matching between unequal numbers of directions."""
     out = coordinates.new_zeros(rows, coordinates.shape[1])
     out[:k] = coordinates[:k]
     return out

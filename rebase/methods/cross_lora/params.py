@@ -1,4 +1,4 @@
-"""Parameters of the methods that look at weights alone."""
+"""Parameters of `cross_lora`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ class CrossLoraParams(MethodParams):
     """Project the update through the leading singular subspaces of both bases [001, Cross-LoRA]."""
 
     name: Literal["cross_lora"] = "cross_lora"
-    rank: int = Field(
-        default=320, ge=1, le=16384, description="Singular directions kept of each base weight."
-    )
+    rank: int = Field(default=320, ge=1, le=16384, description="Singular directions to keep per base weight.")
     alignment: Literal["anchored", "activations", "projection", "index"] = Field(
         default="anchored",
         description=(
-            "How the two k-dimensional coordinate systems are matched: `anchored` by Procrustes on "
-            "shared-vocabulary embeddings, `activations` by Procrustes on what both bases compute from the "
-            "same text, `projection` onto the target's subspace alone (equal shapes), "
+            "How the two k-dimensional coordinate systems are matched: `anchored` by orthogonal Procrustes on "
+            "embeddings of shared tokens, `activations` by orthogonal Procrustes on both bases' activations "
+            "on the same text, `projection` by projecting onto the target's subspace (equal shapes only), "
             "`index` by singular-value order."
         ),
     )
@@ -30,7 +28,7 @@ class CrossLoraParams(MethodParams):
         ge=64,
         le=65536,
         description=(
-            "Most shared tokens used as paired evidence by `anchored`, most token positions by `activations`."
+            "Maximum shared tokens to align on with `anchored`, or token positions with `activations`."
         ),
     )
     norm: Literal["keep", "preserve"] = Field(
@@ -40,15 +38,15 @@ class CrossLoraParams(MethodParams):
     orthogonalize: bool = Field(
         default=False,
         description=(
-            "Move the update's singular directions apart from their sizes, and make the moved directions "
-            "orthogonal again [2505.15875, read for one update]."
+            "Project the update's singular directions separately from its singular values, and orthogonalize "
+            "the projected directions [2505.15875, adapted to a single update]."
         ),
     )
     sweep: tuple[Annotated[int, Field(ge=1, le=16384)], ...] = Field(
         default=(),
         max_length=8,
         description=(
-            "Further ranks to measure in the same pass, as 80, 160, 320 and 480 in the paper. Factors are "
-            "computed once, at the largest; the adapter is still moved at `rank`."
+            "Further ranks to measure in the same pass, such as 80, 160, 320 and 480 in the paper. Factors "
+            "are computed once, at the largest rank; the adapter is still transferred at `rank`."
         ),
     )

@@ -1,1 +1,1 @@
-"""SimpleDifference [002]: the update plus the base's own change."""
+"""SimpleDifference [002]: the update plus the difference between the bases."""

@@ -1,7 +1,7 @@
-"""SimpleDifference [002]: ΔW_t = γ (W_t − W_s) + ΔW_s, cut to a rank.
+"""SimpleDifference [002]: ΔW_t = γ (W_t − W_s) + ΔW_s, truncated to a rank.
 
-With γ = +1, as in the paper, the served weight is 2 W_t − W_s + ΔW_s: it goes on in the direction in which
-the base moved. That direction has full rank, so nearly all of it is lost in a LoRA; the loss is reported.
+With γ = +1, as in the paper, the served weight is 2 W_t − W_s + ΔW_s: it extrapolates the change from source
+to target. That change has full rank, so a LoRA loses nearly all of it; the loss is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rebase.methods.findings import Finding
 
 
 class Difference(Method[DifferenceParams]):
-    """Reads both weights. Not linear in the update: the base's own move is added to it."""
+    """Reads both weights. Not linear in the update: the difference between the bases is added to it."""
 
     name: ClassVar[str] = "difference"
     keeps_coordinates: ClassVar[bool] = True
@@ -35,11 +35,11 @@ class Difference(Method[DifferenceParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[DifferenceParams, ...]:
-        """As it is by default."""
+        """The defaults."""
         return (DifferenceParams(),)
 
     def findings(self, params: DifferenceParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """A baseline, and how much of the adapter it keeps."""
+        """That it is a baseline, and how much of the adapter it keeps."""
         yield from find_dense_losses(self.name, params, measured)
 
     def transfer_site(

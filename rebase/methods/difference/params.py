@@ -1,4 +1,4 @@
-"""Parameters of the methods that look at weights alone."""
+"""Parameters of `difference`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rebase.methods.base_params import DenseParams
 
 
 class DifferenceParams(DenseParams):
-    """Add the base's own move to the update, cut to a rank [002, SimpleDifference]."""
+    """Add the difference between the bases to the update and truncate to a rank [002, SimpleDifference]."""
 
     name: Literal["difference"] = "difference"
     gamma: float = Field(
-        default=1.0, ge=-10.0, le=10.0, description="Factor of W_t − W_s; the paper takes +1."
+        default=1.0, ge=-10.0, le=10.0, description="Factor for W_t − W_s; the paper uses +1."
     )

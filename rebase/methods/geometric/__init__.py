@@ -1,1 +1,1 @@
-"""Geometric alignment [000]: an orthogonal map between the bases' activations."""
+"""Geometric alignment [000]: orthogonal Procrustes between the bases' activations."""

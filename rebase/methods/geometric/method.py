@@ -1,8 +1,9 @@
-"""Anchor-locked Procrustes [000, geometric alignment], with the update turned the right way round.
+"""Anchor-locked Procrustes [000, geometric alignment], with the rotation applied in the right direction.
 
-Per port a partial isometry R with A_s R ≈ A_t is fitted to the activations of both bases on the same anchors.
-Then ΔW_t = R_outᵀ ΔW_s R_in. (The paper prints R ΔW Rᵀ, which undoes the turn twice: on a target that is the
-source in turned coordinates it misses by 1.44 of the update's norm.) Reflections are legitimate.
+Per port, a partial isometry R with A_s R ≈ A_t is fitted to both bases' activations at the same text
+positions. Then ΔW_t = R_outᵀ ΔW_s R_in. (The paper prints R ΔW Rᵀ, which rotates in the wrong direction: on a
+target that is a rotated copy of the source, its error is 1.44 times the update's norm.) Reflections are
+allowed.
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ from rebase.methods.base import (
 )
 from rebase.methods.geometric.params import GeometricParams
 
-# Part of what names a kept rotation: raise it whenever the same rows may give another one.
+# Part of the cache key of a rotation: raise it whenever the same rows may give another one.
 ROTATION_VERSION = 1
 
 _METRIC_NAMES = ("residual", "null", "span", "locks_violated", "det")
 
 
 class Geometric(Method[GeometricParams]):
-    """Rank-preserving; norms are kept on the anchors' span."""
+    """Rank-preserving; also norm-preserving on the span of the paired activations."""
 
     name: ClassVar[str] = "geometric"
 
     def needs(self, params: GeometricParams) -> frozenset[Evidence]:
-        """Paired activations, the primes' first."""
+        """Paired activations."""
         return frozenset({Evidence.ACTIVATIONS})
 
     def prepare(self, params: GeometricParams, pair: BasePairInfo) -> None:
-        """Nothing but that there are sites."""
+        """Raises IncompatiblePair if there are no sites."""
         require_sites(pair)
 
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[GeometricParams, ...]:
-        """As it is by default."""
+        """The defaults, if the bases may be run on a text."""
         return (GeometricParams(),) if allow_text else ()
 
     def corpus_needs(self, params: GeometricParams) -> CorpusNeeds:
-        """The primes first, and as many rows as are matched."""
+        """Semantic primes first, and as many individual rows as are matched."""
         return CorpusNeeds(
             positions=params.positions, rows=params.anchors, primes_first=True, writes=params.writes
         )
@@ -65,9 +66,9 @@ class Geometric(Method[GeometricParams]):
     ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t).
 
-        Per port: `residual` and `null` on held-out anchors (truly paired, shuffled), `anchor_span` the share
-        of directions that the anchors determine, `locks_violated` the share of anchors left on the wrong
-        side, `det` the sign of a square rotation (0 where widths differ).
+        Measured per port: `residual` and `null` on held-out positions (correctly paired, shuffled), `span`
+        the share of directions that the positions determine, `locks_violated` the share of positions whose
+        lock is violated, `det` the sign of the determinant of a square rotation (0 if widths differ).
         """
         R_in, input_metrics = _get_rotation(params, evidence, "in")
         R_out, output_metrics = _get_rotation(params, evidence, "out")
@@ -84,7 +85,7 @@ class Geometric(Method[GeometricParams]):
 def _get_rotation(
     params: GeometricParams, evidence: SiteEvidence, port: Port
 ) -> tuple[Tensor, dict[str, float]]:
-    """The port's rotation (width_s, width_t) and what was measured when it was fitted."""
+    """The port's rotation (width_s, width_t) and the measurements from its fit."""
 
     def fit() -> dict[str, Tensor]:
         rows = evidence.rows(port, params.anchors)
@@ -109,17 +110,16 @@ def _get_rotation(
     return tensors["rotation"], dict(zip(_METRIC_NAMES, tensors["measured"].tolist(), strict=True))
 
 
-# Orthogonal Procrustes whose anchors must all keep their side: ⟨a_i R, b_i⟩ > 0 [000,
-# anchor locks]. Flipping signs afterwards would leave the optimum. Instead the weights of the
-# violated anchors are raised and the weighted problem is solved again, until every lock holds or
-# the rounds are spent.
+# Orthogonal Procrustes with the constraint ⟨a_i R, b_i⟩ > 0 for every row [000, anchor locks]. Flipping
+# signs afterwards would leave the optimum. Instead, the weights of violating rows are raised and the
+# weighted problem is solved again, until every lock holds or the rounds are used up.
 
-_WEIGHT_FACTOR = 2.0  # a violated anchor weighs twice as much in the next round
+_WEIGHT_FACTOR = 2.0  # a violating row weighs twice as much in the next round
 
 
 @dataclass(frozen=True, slots=True)
 class LockedRotation:
-    """`rotation` (p, q): A·rotation ≈ B. `violated`: share of anchors on the wrong side, in [0, 1]."""
+    """`rotation` (p, q): A·rotation ≈ B. `violation_rate`: share of rows with a violated lock, in [0, 1]."""
 
     rotation: Tensor
     violation_rate: float
@@ -127,8 +127,8 @@ class LockedRotation:
 
 
 def solve_locked_procrustes(A: Tensor, B: Tensor, rounds: int, start: Tensor | None = None) -> LockedRotation:
-    """Rows A (n, p) and B (n, q). Of the rounds' solutions the one with the fewest violations is returned,
-    the earliest of equals. `start`: the unweighted solution, where it is known."""
+    """Fit rows A (n, p) to B (n, q). Returns the solution with the fewest violations, the earliest in case of
+    ties. `start`: the unweighted solution, if known. Raises ValueError for negative `rounds`."""
     weights = A.new_ones(A.shape[0], 1)
     best: LockedRotation | None = None
     for round_index in range(rounds + 1):

@@ -1,1 +1,1 @@
-"""SimpleLinear [002]: the linear map that best turns one base weight into the other."""
+"""SimpleLinear [002]: the linear map that best fits one base weight to the other."""

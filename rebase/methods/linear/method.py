@@ -1,7 +1,7 @@
-"""SimpleLinear [002]: the linear map that best turns one base weight into the other, applied to the update.
+"""SimpleLinear [002]: fits a linear map from the source to the target weight and applies it to the update.
 
 `side="output"`: P = argmin ‖P W_s − W_t‖²_F + λ‖P‖²_F = W_t W_sᵀ (W_s W_sᵀ + λI)⁻¹ and B' = P B.
-`side="input"`, the paper's own orientation: P = W_tᵀ W_s (W_sᵀ W_s + λI)⁻¹ and A' = A Pᵀ.
+`side="input"`, the paper's orientation: P = W_tᵀ W_s (W_sᵀ W_s + λI)⁻¹ and A' = A Pᵀ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rebase.methods.linear.params import LinearParams
 
 
 class Linear(Method[LinearParams]):
-    """Rank-preserving: P is never built, only applied to the r columns of B or the r rows of A."""
+    """Rank-preserving: P is never formed, only applied to the r columns of B or the r rows of A."""
 
     name: ClassVar[str] = "linear"
     keeps_coordinates: ClassVar[bool] = True
@@ -37,11 +37,11 @@ class Linear(Method[LinearParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[LinearParams, ...]:
-        """As it is by default."""
+        """The defaults."""
         return (LinearParams(),)
 
     def findings(self, params: LinearParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """Coordinates must mean the same in both bases."""
+        """Coordinates must have the same meaning in both bases."""
         yield from find_unrelated_bases(measured)
 
     def transfer_site(
@@ -63,8 +63,8 @@ class Linear(Method[LinearParams]):
 def _apply_ridge_map(source: Tensor, target: Tensor, columns: Tensor, ridge: float) -> Tensor:
     """P X for X (o, r), P = W_t W_sᵀ (W_s W_sᵀ + λI)⁻¹, λ = ridge · mean eigenvalue of W_s W_sᵀ.
 
-    W_sᵀ(W_s W_sᵀ + λI)⁻¹ = (W_sᵀ W_s + λI)⁻¹ W_sᵀ, so the smaller Gram matrix is solved. Float64, because the
-    Gram matrix squares the condition number. A base weight of zeros maps everything to zero.
+    W_sᵀ(W_s W_sᵀ + λI)⁻¹ = (W_sᵀ W_s + λI)⁻¹ W_sᵀ, so the smaller Gram matrix is used. Float64, because the
+    Gram matrix squares the condition number. A zero base weight maps everything to zero.
     """
     S, X = source.double(), columns.double()
     o, i = S.shape

@@ -1,4 +1,4 @@
-"""Parameters of the methods that look at weights alone."""
+"""Parameters of `linear`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rebase.methods.base_params import MethodParams
 
 
 class LinearParams(MethodParams):
-    """Apply the linear map that best turns one base weight into the other [002, SimpleLinear]."""
+    """Apply the linear map that best fits one base weight to the other [002, SimpleLinear]."""
 
     name: Literal["linear"] = "linear"
     side: Literal["output", "input"] = Field(
         default="output",
-        description="`output` maps what the site writes, `input` (the paper's orientation) what it reads.",
+        description="`output` maps the output side (B); `input` (the paper's orientation) maps the input (A).",
     )
     ridge: float = Field(
-        default=1e-3, ge=1e-8, le=1e3, description="λ as a share of the Gram matrix's mean eigenvalue."
+        default=1e-3, ge=1e-8, le=1e3, description="λ in units of the Gram matrix's mean eigenvalue."
     )

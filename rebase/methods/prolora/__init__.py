@@ -1,1 +1,1 @@
-"""ProLoRA [002]: parts inside and outside the base's leading directions, transferred separately."""
+"""ProLoRA [002]: transfers the parts inside and outside the base's leading directions separately."""

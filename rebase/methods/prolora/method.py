@@ -1,4 +1,4 @@
-"""ProLoRA [002, App. C]: what lies in the base's leading directions and what lies outside go separate ways.
+"""ProLoRA [002, App. C]: the parts inside and outside the base's leading directions, transferred separately.
 
 With P_U = U_k U_kᵀ and P_V = V_k V_kᵀ of each base weight, k directions holding the share `energy` of ‖W‖²:
 
@@ -6,7 +6,7 @@ With P_U = U_k U_kᵀ and P_V = V_k V_kᵀ of each base weight, k directions hol
     orthogonal  (I − P_{U_t}) Z (I − P_{V_t})
 
 with Z = (I − P_{U_s}) ΔW (I − P_{V_s}) for `perp="complement"`, or Z = ΔW − P_{U_s} ΔW P_{V_s} for
-`perp="residual"`, which also keeps the two mixed parts. The printed formula admits both; its V_∥ᵀV_∥ can only
+`perp="residual"`, which also keeps the two mixed parts. The printed formula allows both; its V_∥ᵀV_∥ can only
 mean V_∥V_∥ᵀ.
 """
 
@@ -27,13 +27,13 @@ from rebase.methods.prolora.params import ProLoraParams
 
 
 class ProLora(Method[ProLoraParams]):
-    """Projections are applied to B and A only, I − P as X − U(UᵀX). Cut back to the adapter's rank."""
+    """Projects B and A only, computing I − P as X − U(UᵀX). Truncates back to the adapter's rank."""
 
     name: ClassVar[str] = "prolora"
     keeps_coordinates: ClassVar[bool] = True
 
     def needs(self, params: ProLoraParams) -> frozenset[Evidence]:
-        """Factors of both bases."""
+        """Truncated SVDs of both bases."""
         return frozenset({Evidence.FACTORS})
 
     def prepare(self, params: ProLoraParams, pair: BasePairInfo) -> None:
@@ -43,11 +43,11 @@ class ProLora(Method[ProLoraParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[ProLoraParams, ...]:
-        """As it is by default."""
+        """The defaults."""
         return (ProLoraParams(),)
 
     def findings(self, params: ProLoraParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """The bundled pair keeps 0.42 of the energy here, and its loss is seven times that of a copy."""
+        """Unrelated bases and lost energy. On the bundled pair: 42 % kept, seven times the loss of `copy`."""
         yield from find_unrelated_bases(measured)
         if "energy_parallel" not in measured:
             return
@@ -59,7 +59,7 @@ class ProLora(Method[ProLoraParams]):
     def transfer_site(
         self, params: ProLoraParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> SiteResult:
-        """ΔW (o, i) → an update of the same rank, or with `truncate=false` of the parts' ranks together."""
+        """ΔW (o, i) → an update of the same rank or, with `truncate=false`, of the parts' combined rank."""
         source, short_s = _select_leading(evidence.factors("source", params.rank), params.energy)
         target, short_t = _select_leading(evidence.factors("target", params.rank), params.energy)
         inside = LowRank(_project(source.U, delta.B), _project(source.V, delta.A.T).T)
@@ -90,7 +90,7 @@ class ProLora(Method[ProLoraParams]):
 
 
 def _select_leading(factors: Factors, energy: float) -> tuple[Factors, bool]:
-    """The fewest directions that hold `energy` of ‖W‖²_F; True when those computed hold less."""
+    """The fewest directions that hold `energy` of ‖W‖²_F; True if all computed directions hold less."""
     squares = factors.S.double().square()
     if factors.energy <= 0.0:
         return Factors(factors.U[:, :0], factors.S[:0], factors.V[:, :0], 0.0), False

@@ -1,4 +1,4 @@
-"""Parameters of the methods that look at weights alone."""
+"""Parameters of `prolora`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from rebase.methods.base_params import MethodParams
 
 
 class ProLoraParams(MethodParams):
-    """Move the parts inside and outside of the base's leading directions apart [002, ProLoRA]."""
+    """Transfer the parts inside and outside the base's leading directions separately [002, ProLoRA]."""
 
     name: Literal["prolora"] = "prolora"
     energy: float = Field(
         default=0.95, gt=0.0, le=1.0, description="Share of ‖W‖² that the leading directions of a base hold."
     )
     rank: int = Field(
-        default=1024, ge=1, le=16384, description="Most singular directions computed of each base weight."
+        default=1024, ge=1, le=16384, description="Maximum singular directions computed per base weight."
     )
     perp: Literal["complement", "residual"] = Field(
         default="complement",
-        description="The part outside: off both source subspaces, or all that is not inside both.",
+        description=(
+            "The outside part: `complement` is outside both source subspaces, `residual` is everything that "
+            "is not inside both."
+        ),
     )
     truncate: bool = Field(
-        default=True, description="Cut the result to the adapter's rank; otherwise both parts' ranks add up."
+        default=True, description="Truncate to the adapter's rank; otherwise both parts' ranks add up."
     )

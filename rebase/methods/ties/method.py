@@ -1,7 +1,7 @@
-"""TIES merging, a baseline of [000] (Yadav et al. 2023): trim, elect a sign, mean of those that agree.
+"""TIES merging, a baseline of [000] (Yadav et al. 2023): trim, elect signs, average the entries that agree.
 
-The two updates of the target are ΔW_s and W_s − W_t (what leads back to the source base). Entry by entry, so
-both have to be dense; the result has full rank and is cut.
+It merges two updates of the target: ΔW_s and W_s − W_t (which leads back to the source base). It works entry
+by entry, so both are dense; the full-rank result is truncated.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Ties(Method[TiesParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[TiesParams, ...]:
-        """As it is by default."""
+        """The defaults."""
         return (TiesParams(),)
 
     def findings(self, params: TiesParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """A baseline, and how much of the adapter it keeps."""
+        """That it is a baseline, and how much of the adapter it keeps."""
         yield from find_dense_losses(self.name, params, measured)
 
     def transfer_site(
@@ -65,7 +65,7 @@ class Ties(Method[TiesParams]):
 
 
 def _trim(update: Tensor, density: float) -> Tensor:
-    """The `density` share of entries that are largest in magnitude (equals at the threshold stay)."""
+    """Zero all but the `density` share of entries largest in magnitude (ties at the threshold are kept)."""
     keep = max(1, math.ceil(density * update.numel()))
     if keep >= update.numel():
         return update

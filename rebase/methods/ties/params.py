@@ -1,4 +1,4 @@
-"""Parameters of the methods that look at weights alone."""
+"""Parameters of `ties`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rebase.methods.base_params import DenseParams
 
 
 class TiesParams(DenseParams):
-    """Trim, elect signs and average the update with the way back to the source: a baseline [000, TIES]."""
+    """TIES-merge the update with the difference back to the source base: a baseline [000, TIES]."""
 
     name: Literal["ties"] = "ties"
     density: float = Field(
-        default=0.2, gt=0.0, le=1.0, description="Share of entries that each side keeps, by magnitude."
+        default=0.2, gt=0.0, le=1.0, description="Share of entries to keep on each side, by magnitude."
     )

@@ -1,7 +1,7 @@
-"""Weight averaging, a baseline of [000]: ΔW_t = ½ (W_s + ΔW_s + W_t) − W_t, cut to a rank.
+"""Weight averaging, a baseline of [000]: ΔW_t = ½ (W_s + ΔW_s + W_t) − W_t, truncated to a rank.
 
-The mean of the tuned source and the target, as an update of the target. It exists to be beaten: between
-identical bases it carries half of the adapter.
+The mean of the fine-tuned source and the target, as an update of the target. Only a baseline: between
+identical bases it transfers half of the adapter.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class WeightAverage(Method[WeightAverageParams]):
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
     ) -> tuple[WeightAverageParams, ...]:
-        """As it is by default."""
+        """The defaults."""
         return (WeightAverageParams(),)
 
     def findings(self, params: WeightAverageParams, measured: Mapping[str, float]) -> Iterator[Finding]:
-        """A baseline, and how much of the adapter it keeps."""
+        """That it is a baseline, and how much of the adapter it keeps."""
         yield from find_dense_losses(self.name, params, measured)
 
     def transfer_site(

@@ -1,4 +1,4 @@
-"""Parameters of the methods that look at weights alone."""
+"""Parameters of `weight_average`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from rebase.methods.base_params import DenseParams
 
 
 class WeightAverageParams(DenseParams):
-    """The mean of tuned source and target as an update of the target: a baseline to be beaten [000]."""
+    """Average the fine-tuned source and the target, as an update of the target: a baseline [000]."""
 
     name: Literal["weight_average"] = "weight_average"
