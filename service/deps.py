@@ -1,4 +1,4 @@
-"""What endpoints depend on: the state of a running service, and short caches of API keys and limits.
+"""What endpoints depend on: the app's state, and short-lived caches of API keys and tenants' limits.
 
 The caches spare a busy client a query per request.
 """
@@ -21,12 +21,12 @@ from service.group_commit import GroupCommitter
 from service.metrics import Metrics
 from service.rate_limit import LocalRateLimiter, RateLimiter, Throttle
 
-KEY_CACHE_S = 10.0  # a revoked key works for at most this long, and so do limits that were changed
+KEY_CACHE_S = 10.0  # a revoked key, or outdated limits, remain in effect for at most this long
 _MAX_ENTRIES = 10_000
 
 
 class KeyCache:
-    """Keys by their hash; the keys themselves are not kept. `ttl_s`: how long an entry is used."""
+    """Identities by the hash of their key; keys themselves are not kept. `ttl_s`: lifetime of an entry."""
 
     def __init__(self, ttl_s: float = KEY_CACHE_S) -> None:
         self._cache: TTLCache[str, keys.Identity] = TTLCache(_MAX_ENTRIES, ttl_s)
@@ -43,7 +43,7 @@ class KeyCache:
 
 
 class LimitsCache:
-    """Limits of tenants, for callers that bring no key. `ttl_s`: how long an entry is used."""
+    """Limits of tenants, for callers without a key. `ttl_s`: lifetime of an entry."""
 
     def __init__(self, ttl_s: float = KEY_CACHE_S) -> None:
         self._cache: TTLCache[str, Limits] = TTLCache(_MAX_ENTRIES, ttl_s)

@@ -40,13 +40,13 @@ class Channel(filesystem.Channel):
             raise ChannelError(f"Cannot add file '{name}' to the folder of messages") from exc
 
     def get_table(self, exchange: str) -> list[Any]:
-        """The queues of an exchange; empty where it has none yet."""
+        """The queues bound to an exchange; empty if there are none yet. Raises ChannelError."""
 
         def read() -> list[Any]:
             table: list[Any] = super(Channel, self).get_table(exchange)  # type: ignore[no-untyped-call]
             return table
 
-        try:  # a table without its content is one that another process is about to write
+        try:  # an empty table is being written by another process
             return retry(read, ValueError, Backoff(_READ_PAUSE_S, factor=1.0), attempts=_MAX_READS)
         except ValueError as exc:
             raise ChannelError(f"The table of the exchange '{exchange}' cannot be read") from exc
