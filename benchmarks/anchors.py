@@ -38,7 +38,7 @@ from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
-from rebase.models.base_pair import Base
+from rebase.models.base_pair import BaseModelRef
 from rebase.models.model_reader import open_adapter, open_model
 from rebase.models.weights import ModelWeights
 from rebase.report.progress import NullReporter
@@ -150,12 +150,12 @@ def step(name: str, root: Path, anchors: int) -> dict[str, float]:
 
 
 def _open(tools: Runtime, anchors: int, moved: str) -> LoadedAnchorPool:
-    bases: dict[Side, Base] = {}
+    bases: dict[Side, BaseModelRef] = {}
     sides: dict[Side, str] = {"source": "acme/old", "target": "acme/new"}
     for side, repo_id in sides.items():
         pinned = tools.hub.resolve(RepoRef(repo_id=repo_id))
         config, reader, _ = open_model(tools.hub, pinned)
-        bases[side] = Base(pinned, ModelWeights(config, reader))
+        bases[side] = BaseModelRef(pinned, ModelWeights(config, reader))
     raw, file = open_adapter(tools.hub, tools.hub.resolve(RepoRef(repo_id=moved)))
     adapter = read_adapter(AdapterConfig.parse(raw), file, bases["source"].weights)
     old, new = bases["source"].weights, bases["target"].weights

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import torch
 
 from rebase.hub.local import LocalHub
-from rebase.models.causal_lm import TextModel, load
-from rebase.models.logprobs import chosen, foretold, right_padded, room_for
+from rebase.models.causal_lm import CausalLM, load_base_model
+from rebase.models.logprobs import compute_token_logprobs, gather_logprobs, get_max_logit_positions, pad_right
 from rebase.models.model_reader import open_model
 from rebase.models.weights import ModelWeights
 from rebase.schemas.repos import RepoRef
@@ -53,26 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def of_all(base: TextModel, rows: Sequence[list[int]]) -> list[list[float]]:
+def of_all(base: CausalLM, rows: Sequence[list[int]]) -> list[list[float]]:
     """log P of each id of each row but its first, by the logits of every place."""
     found: list[list[float]] = []
-    size = max(1, room_for(base) // max(map(len, rows)))
+    size = max(1, get_max_logit_positions(base) // max(map(len, rows)))
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        ids = right_padded(part)
+        ids = pad_right(part)
         with torch.no_grad():
             logits = base.model(input_ids=ids, use_cache=False).logits[:, :-1]
-            logs = chosen(logits, ids[:, 1:]).tolist()
+            logs = gather_logprobs(logits, ids[:, 1:]).tolist()
         found += [logs[at][: len(row) - 1] for at, row in enumerate(part)]
     return found
 
 
-def _compared(base: TextModel, task: str, count: int) -> dict[str, Any]:
+def _compared(base: CausalLM, task: str, count: int) -> dict[str, Any]:
     examples = TASKS[task].examples(HELD_OUT_SEED, count)
     rows = [base.encode(one.prompt + one.answer).ids for one in examples]
     firsts = [len(base.encode(one.prompt).ids) for one in examples]
     whole, all_s = _timed(lambda: of_all(base, rows))
-    found, asked_s = _timed(lambda: foretold(base, rows, firsts))
+    found, asked_s = _timed(lambda: compute_token_logprobs(base, rows, firsts))
     apart = (
         abs(ours - theirs)
         for row, first, mine in zip(whole, firsts, found, strict=True)
@@ -93,12 +93,12 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.process_time() - begun
 
 
-def _open(model: RealModel, root: Path) -> TextModel:
+def _open(model: RealModel, root: Path) -> CausalLM:
     place(prepare(model), root / model.repo_id)
     hub = LocalHub(root)
     config, reader, tokenizer = open_model(hub, hub.resolve(RepoRef(repo_id=model.repo_id)))
     assert tokenizer is not None
-    return load(ModelWeights(config, reader), reader, tokenizer, torch.device("cpu"))
+    return load_base_model(ModelWeights(config, reader), reader, tokenizer, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -104,14 +104,14 @@ def is_out_of_memory(exc: BaseException) -> bool:
     return isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc)
 
 
-def pick_device(wish: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def pick_device(requested: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device of this worker. Raises RequestInvalid if CUDA is requested but not available."""
-    if wish == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise RequestInvalid(
             "REBASE_DEVICE is 'cuda' but this machine offers no CUDA device.",
             hint="Set REBASE_DEVICE=auto or cpu, or start the worker on a GPU machine.",
         )
-    if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
+    if requested == "cuda" or (requested == "auto" and torch.cuda.is_available()):
         # TF32 would cost three digits of precision in the Gram matrices.
         torch.backends.cuda.matmul.allow_tf32 = False
         return torch.device("cuda")

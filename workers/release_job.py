@@ -21,7 +21,7 @@ from rebase.errors import (
 )
 from rebase.hub.base import Hub, RepoInfo
 from rebase.logging import get_logger
-from rebase.models.model_reader import missing_shards, open_model
+from rebase.models.model_reader import find_missing_shards, open_model
 from rebase.models.weights import ModelWeights
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import REPORT_FILE
@@ -153,7 +153,7 @@ def _find_missing_file(hub: Hub, info: RepoInfo) -> str | None:
         return None
     if _INDEX_FILE not in info.repo.files:
         return _WEIGHTS_FILE
-    return next(iter(missing_shards(hub, info.repo)), None)
+    return next(iter(find_missing_shards(hub, info.repo)), None)
 
 
 def _build_refusal(

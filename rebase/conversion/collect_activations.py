@@ -10,8 +10,8 @@ from rebase.evidence.activations import Activations
 from rebase.evidence.collector import ActivationCollector
 from rebase.evidence.inputs import LoadedInputs
 from rebase.evidence.paired_text import WINDOW, pair_text
-from rebase.models.base_pair import Bases, Stored
-from rebase.models.model_reader import ends_of
+from rebase.models.base_pair import BaseCheckpoint, BasePair
+from rebase.models.model_reader import read_eos_ids
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
 
@@ -21,7 +21,7 @@ MIN_POSITIONS = 256  # of which every eighth passage is held out
 def prepare_activations(
     plan: ConversionPlan,
     inputs: LoadedInputs,
-    models: Bases,
+    models: BasePair,
     runtime: Runtime,
     progress: ProgressReporter,
 ) -> Activations | None:
@@ -51,7 +51,9 @@ def prepare_activations(
     if needs.primes_first:
         documents = (*load_semantic_primes().documents, *documents)
     window = needs.window or WINDOW
-    text = pair_text(models.words("source"), models.words("target"), documents, needs.positions, window)
+    text = pair_text(
+        models.get_tokenizer("source"), models.get_tokenizer("target"), documents, needs.positions, window
+    )
     if text.num_positions < MIN_POSITIONS:
         raise IncompatiblePair(
             f"The two tokenizers end a token at the same place only {text.num_positions} times in the corpus "
@@ -87,12 +89,12 @@ def prepare_activations(
     return activations
 
 
-def make_base_pair(inputs: LoadedInputs, runtime: Runtime) -> Bases:
+def make_base_pair(inputs: LoadedInputs, runtime: Runtime) -> BasePair:
     """The request's base models, not loaded yet."""
-    eos_ids = [ends_of(runtime.hub, repo) for repo in (inputs.pinned.source, inputs.pinned.target)]
-    return Bases(
-        Stored(inputs.source, inputs.source_reader, inputs.source_tokenizer, eos_ids[0]),
-        Stored(inputs.target, inputs.target_reader, inputs.target_tokenizer, eos_ids[1]),
+    eos_ids = [read_eos_ids(runtime.hub, repo) for repo in (inputs.pinned.source, inputs.pinned.target)]
+    return BasePair(
+        BaseCheckpoint(inputs.source, inputs.source_reader, inputs.source_tokenizer, eos_ids[0]),
+        BaseCheckpoint(inputs.target, inputs.target_reader, inputs.target_tokenizer, eos_ids[1]),
         runtime.device,
         runtime.model_bytes,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rebase.conversion.plan import ConversionPlan
-from rebase.conversion.verify import runs_whole
+from rebase.conversion.verify import can_run_whole
 from rebase.errors import RebaseError, TransferError
 from rebase.evidence.inputs import LoadedInputs, PinnedInputs
 from rebase.hub.base import Hub
@@ -18,11 +18,11 @@ from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import pair_sites
-from rebase.models.empty_model import empty_model
+from rebase.models.empty_model import build_empty_model
 from rebase.models.model_reader import open_model
-from rebase.models.vocabulary import SharedTokens, Vocabulary, shared
+from rebase.models.vocabulary import SharedTokens, Vocabulary, find_shared_tokens
 from rebase.models.weights import ModelWeights
-from rebase.precheck.measurements import probe_pairs
+from rebase.precheck.measurements import select_probe_pairs
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 
@@ -56,7 +56,7 @@ def load_inputs(
     )
     target = _run_with_pointer("/target", lambda: ModelWeights(target_config, target_reader))
     _run_with_pointer(
-        "/target", lambda: empty_model(target_config)
+        "/target", lambda: build_empty_model(target_config)
     )  # fail now instead of in the verification at the end
     progress.update(Phase.READING, 2, 3, "repos")
     adapter = _run_with_pointer("/adapter", lambda: read_adapter(config, adapter_reader, source))
@@ -83,23 +83,23 @@ def _declare_needed_tensors(inputs: LoadedInputs, plan: ConversionPlan) -> None:
     """Tell the readers which tensors are needed, so that they can fetch ranges instead of whole shards."""
     pairs = inputs.pairing.pairs
     if not _needs_every_site(inputs, plan.method):
-        pairs = probe_pairs(pairs)
+        pairs = select_probe_pairs(pairs)
     sides = (
         (inputs.source, inputs.source_reader, [pair.source for pair in pairs]),
         (inputs.target, inputs.target_reader, [pair.target for pair in pairs]),
     )
     for weights, reader, sites in sides:
-        site_tensors = {name for site in weights.sites for name in weights.tensors_of(site)}
-        reader.needed(name for site in sites for name in weights.tensors_of(site))
+        site_tensors = {name for site in weights.sites for name in weights.list_tensor_names(site)}
+        reader.declare_needed(name for site in sites for name in weights.list_tensor_names(site))
         other_tensors = [name for name in reader.infos() if name not in site_tensors]
-        reader.needed(
+        reader.declare_needed(
             name for name in other_tensors if inputs.adapter.tables or not _LM_HEAD_PATTERN.search(name)
         )
     if plan.needs_running_models:
         for reader in (inputs.source_reader, inputs.target_reader):
-            reader.needed(reader.infos())
-    if runs_whole(inputs.target_reader):
-        inputs.target_reader.needed(inputs.target_reader.infos())
+            reader.declare_needed(reader.infos())
+    if can_run_whole(inputs.target_reader):
+        inputs.target_reader.declare_needed(inputs.target_reader.infos())
 
 
 def _needs_every_site(inputs: LoadedInputs, params: MethodParams) -> bool:
@@ -114,7 +114,9 @@ def _find_shared_tokens(source: dict[str, Any] | None, target: dict[str, Any] | 
     if source is None or target is None:
         return None
     try:
-        return shared(Vocabulary.from_tokenizer_json(source), Vocabulary.from_tokenizer_json(target))
+        return find_shared_tokens(
+            Vocabulary.from_tokenizer_json(source), Vocabulary.from_tokenizer_json(target)
+        )
     except TransferError:
         return None
 

@@ -24,12 +24,17 @@ from rebase.conversion.token_tables import (
 from rebase.errors import TransferError, escape_control_characters
 from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub
-from rebase.lora.token_rows import beyond, changes, moved_rows, survey
+from rebase.lora.token_rows import (
+    build_transferred_rows,
+    collect_changed_rows,
+    find_ids_beyond_base,
+    iter_row_deltas,
+)
 from rebase.lora.trained_tables import StoredTable
-from rebase.lora.writer import BuiltAdapter, WrittenTable, with_tables
+from rebase.lora.writer import BuiltAdapter, OutputTable, add_embedding_tables
 from rebase.methods.registry import get_method
 from rebase.models.model_reader import open_model
-from rebase.models.vocabulary import Vocabulary, counterparts
+from rebase.models.vocabulary import Vocabulary, map_token_rows
 from rebase.report.schema import Report
 
 _MAX_LISTED = 5  # tokens named in a warning
@@ -92,7 +97,7 @@ def plan_tokens(inputs: LoadedInputs, hub: Hub, method: str, *, enabled: bool = 
     )
     return TokenPlan(
         tables=tables,
-        target_ids=counterparts(source, target, rows, target_rows),
+        target_ids=map_token_rows(source, target, rows, target_rows),
         token_names={id_: piece for piece, id_ in source.pieces.items()},
         not_carried=skipped.not_carried,
         warnings=skipped.warnings,
@@ -105,18 +110,18 @@ def transfer_tokens(
     """Add the plan's rows to the adapter. Raises MalformedAdapter, VerificationFailed."""
     warnings: list[str] = []
     lost_modules: list[str] = []
-    written_tables: list[WrittenTable] = []
+    written_tables: list[OutputTable] = []
     summary: dict[str, float] = {}
     tied = is_tied(inputs.target.config)
     for trained in plan.tables:
         base = get_table(inputs, "source", trained.roles[0])
-        read_changes = partial(changes, inputs.adapter, trained.stored, base)
-        row_survey = survey(read_changes(), plan.target_ids)
-        lost = sorted({*row_survey.lost, *beyond(trained.stored, base)})
+        read_changes = partial(iter_row_deltas, inputs.adapter, trained.stored, base)
+        row_survey = collect_changed_rows(read_changes(), plan.target_ids)
+        lost = sorted({*row_survey.unmatched_ids, *find_ids_beyond_base(trained.stored, base)})
         if lost:
             warnings.append(_warn_lost_rows(trained.stored.module, lost, plan.token_names))
         warnings += _warn_unnamed_rows(trained.stored, plan)
-        if not row_survey.targets.numel():
+        if not row_survey.target_ids.numel():
             if lost:
                 lost_modules.append(trained.stored.module)
             continue
@@ -124,11 +129,11 @@ def transfer_tokens(
             trained.roles, row_survey, get_table(inputs, "target", trained.roles[0]).rows, tied
         ):
             target = get_table(inputs, "target", role)
-            rows, error = moved_rows(read_changes(), plan.target_ids, target, ids, dtype)
+            rows, error = build_transferred_rows(read_changes(), plan.target_ids, target, ids, dtype)
             name = get_module_name(inputs, role)
-            written_tables.append(WrittenTable(name, None if ids is None else tuple(ids.tolist()), rows))
+            written_tables.append(OutputTable(name, None if ids is None else tuple(ids.tolist()), rows))
             summary |= {
-                f"token_rows.{role}.carried": float(row_survey.targets.numel()),
+                f"token_rows.{role}.carried": float(row_survey.target_ids.numel()),
                 f"token_rows.{role}.without_counterpart": float(len(lost)),
                 f"token_rows.{role}.written_error": error,
             }
@@ -138,7 +143,7 @@ def transfer_tokens(
         return TransferredTokens(built, {}, tuple(lost_modules), tuple(warnings))
     ties_weights = tied and any(len(part.roles) == 2 for part in plan.tables)
     return TransferredTokens(
-        with_tables(built, written_tables, tie=ties_weights),
+        add_embedding_tables(built, written_tables, tie=ties_weights),
         summary,
         tuple(lost_modules),
         (*warnings, _warn_loaders(summary)),

@@ -14,9 +14,16 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rebase.evidence.inputs import LoadedInputs
-from rebase.lora.token_rows import HEADS, Side, Survey, Table, side_of, table_name
+from rebase.lora.token_rows import (
+    LM_HEAD_NAMES,
+    ChangedRows,
+    EmbeddingRole,
+    EmbeddingTable,
+    find_table_name,
+    get_embedding_role,
+)
 from rebase.lora.trained_tables import StoredTable
-from rebase.models.empty_model import model_config
+from rebase.models.empty_model import build_model_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class TrainedTable:
     """A trained table of the adapter, and the tables of its base it applies to: both if they are tied."""
 
     stored: StoredTable
-    roles: tuple[Side, ...]
+    roles: tuple[EmbeddingRole, ...]
 
 
 def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[StoredTable]]:
@@ -34,15 +41,15 @@ def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[S
     does a whole table that PEFT loads into the base itself.
     """
     tied = is_tied(inputs.source.config)
-    by_role: dict[Side, StoredTable] = {}
+    by_role: dict[EmbeddingRole, StoredTable] = {}
     unknown: list[StoredTable] = []
     for stored in inputs.adapter.tables:
-        role = side_of(inputs.source.architecture, stored.module)
+        role = get_embedding_role(inputs.source.architecture, stored.module)
         if role is None or role in by_role or not _both_bases_have(inputs, role):
             unknown.append(stored)
         else:
             by_role[role] = stored
-    both: tuple[Side, ...] = ("input", "output")
+    both: tuple[EmbeddingRole, ...] = ("input", "output")
     first = by_role.get("input", by_role.get("output"))
     if (
         first is not None
@@ -54,50 +61,54 @@ def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[S
     return tuple(TrainedTable(stored, (side,)) for side, stored in sorted(by_role.items())), unknown
 
 
-def _is_tied_table(by_role: Mapping[Side, StoredTable]) -> bool:
+def _is_tied_table(by_role: Mapping[EmbeddingRole, StoredTable]) -> bool:
     """Do these tables apply to the single table of a tied base?"""
     lm_head, embedding = by_role.get("output"), by_role.get("input")
-    if any(stored.tied for stored in by_role.values()) or (embedding is not None and not embedding.named):
+    if any(stored.tied for stored in by_role.values()) or (
+        embedding is not None and not embedding.named_in_config
+    ):
         return True
     if embedding is None:
-        return lm_head is not None and not lm_head.named
+        return lm_head is not None and not lm_head.named_in_config
     if embedding.ids is None:
         return False  # PEFT copies the embedding alone and leaves the head as it is
-    return lm_head is None or lm_head.ids == embedding.ids or not lm_head.named
+    return lm_head is None or lm_head.ids == embedding.ids or not lm_head.named_in_config
 
 
 def list_target_tables(
-    roles: tuple[Side, ...], row_survey: Survey, rows: int, tied: bool
-) -> Iterator[tuple[Side, Tensor | None]]:
+    roles: tuple[EmbeddingRole, ...], row_survey: ChangedRows, rows: int, tied: bool
+) -> Iterator[tuple[EmbeddingRole, Tensor | None]]:
     """The target's tables to write, each with the ids of its rows, or None for the whole table.
 
     On a tied target, PEFT applies single rows of the embedding to the head too. So a change of the embedding
     alone is stored as a whole table, and a change of both as single rows of the embedding.
     """
-    single = row_survey.form(rows) == "rows"
+    single = row_survey.choose_storage(rows) == "rows"
     if tied and len(roles) == 2 and single:
-        yield "input", row_survey.targets
+        yield "input", row_survey.target_ids
         return
     for role in roles:
-        yield role, row_survey.targets if single and not (tied and role == "input") else None
+        yield role, row_survey.target_ids if single and not (tied and role == "input") else None
 
 
-def _both_bases_have(inputs: LoadedInputs, role: Side) -> bool:
+def _both_bases_have(inputs: LoadedInputs, role: EmbeddingRole) -> bool:
     """Do both bases have this table, with a row of the hidden width per token?"""
     tables = (_find_table(inputs, "source", role), _find_table(inputs, "target", role))
     return all(table is not None and table.width == inputs.source.architecture.hidden for table in tables)
 
 
-def _find_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table | None:
+def _find_table(
+    inputs: LoadedInputs, side: Literal["source", "target"], role: EmbeddingRole
+) -> EmbeddingTable | None:
     """A table of a base, or None; input and output are the same one if the base ties them."""
     base, reader = (
         (inputs.source, inputs.source_reader) if side == "source" else (inputs.target, inputs.target_reader)
     )
-    name = table_name(base.architecture, reader.infos(), "input" if is_tied(base.config) else role)
-    return None if name is None else Table(reader, name)
+    name = find_table_name(base.architecture, reader.infos(), "input" if is_tied(base.config) else role)
+    return None if name is None else EmbeddingTable(reader, name)
 
 
-def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Side) -> Table:
+def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: EmbeddingRole) -> EmbeddingTable:
     """A table that exists (see `_both_bases_have`). Raises ValueError otherwise."""
     table = _find_table(inputs, side, role)
     if table is None:
@@ -107,10 +118,10 @@ def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: Sid
 
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Are head and embedding tied? The default differs by family, so this uses transformers' config class."""
-    return bool(getattr(model_config(config), "tie_word_embeddings", False))
+    return bool(getattr(build_model_config(config), "tie_word_embeddings", False))
 
 
-def get_module_name(inputs: LoadedInputs, role: Side) -> str:
+def get_module_name(inputs: LoadedInputs, role: EmbeddingRole) -> str:
     """The table's module name in the target, as in transformers."""
     architecture = inputs.target.architecture
-    return f"{architecture.root}{architecture.family.embedding}" if role == "input" else HEADS[0]
+    return f"{architecture.root}{architecture.family.embedding}" if role == "input" else LM_HEAD_NAMES[0]

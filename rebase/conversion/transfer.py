@@ -16,7 +16,7 @@ from rebase.conversion.collect_activations import prepare_activations
 from rebase.conversion.plan import ConversionPlan
 from rebase.errors import IncompatiblePair
 from rebase.evidence.activations import Activations
-from rebase.evidence.inputs import LoadedInputs, build_paired_embeddings
+from rebase.evidence.inputs import LoadedInputs, build_shared_token_rows
 from rebase.evidence.pool_offer import PoolOffer, offer_pool
 from rebase.evidence.site_evidence import EvidenceProvider
 from rebase.lora.fold_layers import fold_layers
@@ -27,8 +27,8 @@ from rebase.methods.dare import drop_and_rescale
 from rebase.methods.findings import Finding
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import Pairing, pair_sites
-from rebase.models.base_pair import Base, Bases
-from rebase.precheck.measurements import probe_pairs
+from rebase.models.base_pair import BaseModelRef, BasePair
+from rebase.precheck.measurements import select_probe_pairs
 from rebase.precheck.precheck import PROBE_NEEDS, precheck
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import FindingRow, Precheck, SiteRow, keep_finite, merge_site_rows
@@ -68,16 +68,18 @@ def run_precheck(
         requested,
         probes=lambda pair: evidence.for_site(pair, PROBE_NEEDS),
         device=evidence.device,
-        offer=evidence.offer,
-        text=activations.compute_measurements(thresholds.similar) if activations is not None else None,
+        pool_offer=evidence.offer,
+        text_measurements=activations.compute_measurements(thresholds.similar)
+        if activations is not None
+        else None,
         thresholds=thresholds,
-        paired=pair_sites_for,
+        pair_sites=pair_sites_for,
     )
     reasons = [build_finding_row(finding) for finding in result.findings]
     document = Precheck(
         verdict=result.verdict, reasons=reasons, measurements=keep_finite(result.measurements)
     )
-    return PrecheckOutcome(document, result.params, result.prepared, result.pairing)
+    return PrecheckOutcome(document, result.params, result.method_state, result.pairing)
 
 
 def build_finding_row(finding: Finding) -> FindingRow:
@@ -91,7 +93,7 @@ class ConversionContext:
     models, the runtime, where progress is reported, and the anchor pools that may be used."""
 
     inputs: LoadedInputs
-    models: Bases
+    models: BasePair
     runtime: Runtime
     progress: ProgressReporter
     pools: AnchorPools = NO_ANCHOR_POOLS
@@ -126,11 +128,11 @@ def prepare_method(
     activations = prepare_activations(plan, inputs, context.models, context.runtime, progress)
     pool_inputs = replace(inputs, pairing=pair_all_sites(inputs, activations))
     evidence = EvidenceProvider(
-        source=Base(inputs.pinned.source, inputs.source),
-        target=Base(inputs.pinned.target, inputs.target),
+        source=BaseModelRef(inputs.pinned.source, inputs.source),
+        target=BaseModelRef(inputs.pinned.target, inputs.target),
         cache=context.runtime.cache,
         device=context.runtime.device,
-        embeddings=build_paired_embeddings(inputs, getattr(plan.method, "anchor_tokens", 4096)),
+        embeddings=build_shared_token_rows(inputs, getattr(plan.method, "anchor_tokens", 4096)),
         offer=offer
         or offer_pool(
             plan.method, (plan.source, plan.target), pool_inputs, context.pools, context.runtime, progress
@@ -168,7 +170,7 @@ def _pair_and_plan(inputs: LoadedInputs, params: MethodParams, activations: Acti
     fold = params.fold if params.chooses_method else get_method(params.name).folds_layers(params)
     pairing = pair_all_sites(inputs, activations, layer_scale=params.layer_scale, fold=fold)
     if activations is not None:
-        activations.plan(probe_pairs(pairing.pairs))
+        activations.plan(select_probe_pairs(pairing.pairs))
     return pairing
 
 

@@ -23,14 +23,14 @@ from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank, Site
 from rebase.lora.tensors import TensorReader
 from rebase.lora.writer import BuiltAdapter
-from rebase.models.empty_model import check_structure, model_config
-from rebase.models.loading import load_causal_lm
-from rebase.models.partial_model import VOCABULARY_ROWS, Cut
+from rebase.models.empty_model import build_model_config, check_structure
+from rebase.models.loading import load_transformers_model
+from rebase.models.partial_model import VOCABULARY_ROWS, PartialModel
 from rebase.report.schema import Verification
 
-_SLICE_LAYERS = 2
+_MAX_PARTIAL_LAYERS = 2
 _PROBE_TOKENS = 32
-_PROBE_RETRAINED = 8
+_MAX_PROBE_RETRAINED = 8
 WHOLE_MODEL_BYTES = 2**30  # float32 weights up to this size run whole
 
 
@@ -56,52 +56,62 @@ def check_forward(
     Raises VerificationFailed if logits are not finite or the adapter changes nothing, UnsupportedModel if the
     target is incomplete.
     """
-    text = dict(raw.get("text_config") or raw)
-    vocabulary = int(model_config(text).vocab_size)  # config.json may omit defaults
-    if runs_whole(reader, whole_model_bytes):
-        cut, scope = Cut(), "whole model"
+    text_config = dict(raw.get("text_config") or raw)
+    vocab_size = int(build_model_config(text_config).vocab_size)  # config.json may omit defaults
+    if can_run_whole(reader, whole_model_bytes):
+        partial_model, scope = PartialModel(), "whole model"
     else:
-        kept = tuple(sorted(layers)[:_SLICE_LAYERS])
-        cut = Cut.of(kept, vocabulary, folder)
-        scope = f"real weights of layers {', '.join(map(str, kept))}, vocabulary cut to {VOCABULARY_ROWS}"
-    config = cut.config(text)
-    model = load_causal_lm(config, dict(cut.weights(reader)), torch.float32, "/target").to(device).eval()
-    ids = _probe(int(config.get("vocab_size", vocabulary)), cut.retrained(folder)).to(device)
+        kept_layers = tuple(sorted(layers)[:_MAX_PARTIAL_LAYERS])
+        partial_model = PartialModel.for_adapter(kept_layers, vocab_size, folder)
+        scope = (
+            f"real weights of layers {', '.join(map(str, kept_layers))}, vocabulary cut to {VOCABULARY_ROWS}"
+        )
+    config = partial_model.build_config(text_config)
+    model = (
+        load_transformers_model(config, dict(partial_model.iter_weights(reader)), torch.float32, "/target")
+        .to(device)
+        .eval()
+    )
+    ids = _build_probe_ids(
+        int(config.get("vocab_size", vocab_size)), partial_model.find_retrained_tokens(folder)
+    ).to(device)
     with torch.inference_mode():
-        without = model(ids, use_cache=False).logits.float()
-    wrapped = get_peft_model(model, cut.adapter_config(folder))
-    loaded: Any = set_peft_model_state_dict(wrapped, dict(cut.adapter_tensors(folder)))
-    if loaded.unexpected_keys:
+        base_logits = model(ids, use_cache=False).logits.float()
+    wrapped = get_peft_model(model, partial_model.build_adapter_config(folder))
+    load_result: Any = set_peft_model_state_dict(wrapped, dict(partial_model.iter_adapter_tensors(folder)))
+    if load_result.unexpected_keys:
         raise VerificationFailed(
-            f"The target ignores adapter tensors, such as '{loaded.unexpected_keys[0]}'."
+            f"The target ignores adapter tensors, such as '{load_result.unexpected_keys[0]}'."
         )
     with torch.inference_mode():
-        with_adapter = wrapped(ids, use_cache=False).logits.float()
-    return _compare(scope, without, with_adapter)
+        adapter_logits = wrapped(ids, use_cache=False).logits.float()
+    return _compare_logits(scope, base_logits, adapter_logits)
 
 
-def _probe(vocabulary: int, retrained: Mapping[str, Sequence[int]]) -> Tensor:
+def _build_probe_ids(vocab_size: int, retrained: Mapping[str, Sequence[int]]) -> Tensor:
     """(1, 32) token ids: the first ones, then up to eight whose rows the adapter trained."""
-    ids = torch.arange(1, _PROBE_TOKENS + 1).remainder(vocabulary)
-    own = sorted({id_ for some in retrained.values() for id_ in some})[:_PROBE_RETRAINED]
-    if own:
-        ids[-len(own) :] = torch.tensor(own)
+    ids = torch.arange(1, _PROBE_TOKENS + 1).remainder(vocab_size)
+    retrained_ids = sorted({id_ for token_ids in retrained.values() for id_ in token_ids})[
+        :_MAX_PROBE_RETRAINED
+    ]
+    if retrained_ids:
+        ids[-len(retrained_ids) :] = torch.tensor(retrained_ids)
     return ids[None]
 
 
-def runs_whole(reader: TensorReader, whole_model_bytes: int = WHOLE_MODEL_BYTES) -> bool:
+def can_run_whole(reader: TensorReader, whole_model_bytes: int = WHOLE_MODEL_BYTES) -> bool:
     """Is the model small enough to run whole in float32?"""
     return sum(4 * math.prod(info.shape) for info in reader.infos().values()) <= whole_model_bytes
 
 
-def _compare(scope: str, without: Tensor, with_adapter: Tensor) -> ForwardCheck:
-    if not (torch.isfinite(without).all() and torch.isfinite(with_adapter).all()):
+def _compare_logits(scope: str, base_logits: Tensor, adapter_logits: Tensor) -> ForwardCheck:
+    if not (torch.isfinite(base_logits).all() and torch.isfinite(adapter_logits).all()):
         raise VerificationFailed("A forward pass of the target gives values that are not finite.")
-    change = float((with_adapter - without).norm() / without.norm().clamp_min(1e-30))
+    change = float((adapter_logits - base_logits).norm() / base_logits.norm().clamp_min(1e-30))
     if change == 0.0:
         raise VerificationFailed("The converted adapter changes nothing in a forward pass of the target.")
-    base, moved = without.log_softmax(-1), with_adapter.log_softmax(-1)
-    kl = float((base.exp() * (base - moved)).sum(-1).mean())
+    base_logprobs, adapter_logprobs = base_logits.log_softmax(-1), adapter_logits.log_softmax(-1)
+    kl = float((base_logprobs.exp() * (base_logprobs - adapter_logprobs)).sum(-1).mean())
     return ForwardCheck(scope, change, max(kl, 0.0))
 
 
@@ -109,13 +119,13 @@ def _compare(scope: str, without: Tensor, with_adapter: Tensor) -> ForwardCheck:
 # below.
 MAX_GROWTH = 100.0
 # Unless the update is small relative to the target's weight: one fitted on the target scales with that.
-LARGE = 0.1
+MAX_RELATIVE_NORM = 0.1
 # Trained updates are validated on held-out text and keep their best step, so they may be larger.
-LARGE_TRAINED = 0.5
+MAX_RELATIVE_NORM_TRAINED = 0.5
 
 
 def verify(
-    opened: LoadedInputs,
+    inputs: LoadedInputs,
     built: BuiltAdapter,
     folder: Path,
     deltas: Mapping[Site, LowRank],
@@ -124,11 +134,11 @@ def verify(
     trained: bool = False,
 ) -> Verification:
     """Check norms, structure under PEFT, and a forward pass. Raises VerificationFailed."""
-    check_norms(opened, deltas, LARGE_TRAINED if trained else LARGE)
+    check_norms(inputs, deltas, MAX_RELATIVE_NORM_TRAINED if trained else MAX_RELATIVE_NORM)
     shapes = {name: tuple(tensor.shape) for name, tensor in built.tensors.items()}
-    tensors = check_structure(opened.target.config, folder, shapes)
+    tensors = check_structure(inputs.target.config, folder, shapes)
     forward = check_forward(
-        opened.target.config, opened.target_reader, folder, changed_layers(deltas), device
+        inputs.target.config, inputs.target_reader, folder, find_changed_layers(deltas), device
     )
     return Verification(
         tensors=tensors,
@@ -138,32 +148,37 @@ def verify(
     )
 
 
-def changed_layers(deltas: Mapping[Site, LowRank]) -> list[int]:
+def find_changed_layers(deltas: Mapping[Site, LowRank]) -> list[int]:
     """The layers with a nonzero update; all adapted layers if there are none."""
     changed = {site.layer for site, delta in deltas.items() if delta.B.any() and delta.A.any()}
     return sorted(changed or {site.layer for site in deltas})
 
 
-def _size(opened: LoadedInputs, site: Site) -> float:
+def _compute_weight_norm(inputs: LoadedInputs, site: Site) -> float:
     """‖W‖_F of the target's own weight."""
-    return float(torch.linalg.vector_norm(opened.target.weight(site)))
+    return float(torch.linalg.vector_norm(inputs.target.weight(site)))
 
 
-def check_norms(opened: LoadedInputs, deltas: Mapping[Site, LowRank], large: float = LARGE) -> None:
+def check_norms(
+    inputs: LoadedInputs, deltas: Mapping[Site, LowRank], max_relative_norm: float = MAX_RELATIVE_NORM
+) -> None:
     """Check that every update is finite, is not zero where the source's is not, and has not exploded: its
     norm is at most MAX_GROWTH times the source's, or at most `large` times the target's weight norm."""
-    for pair in opened.pairing.pairs:
-        before = frobenius(opened.adapter.delta(pair.source)) * pair.scale
-        after = frobenius(deltas[pair.target])
-        if not math.isfinite(after):
+    for pair in inputs.pairing.pairs:
+        norm_before = frobenius(inputs.adapter.delta(pair.source)) * pair.scale
+        norm_after = frobenius(deltas[pair.target])
+        if not math.isfinite(norm_after):
             raise VerificationFailed(f"The update at site {pair.target} is not finite.")
-        if before > 0.0 and after == 0.0:
+        if norm_before > 0.0 and norm_after == 0.0:
             raise VerificationFailed(
                 f"The update at site {pair.target} vanished: the method kept nothing of site {pair.source}.",
                 hint="Try another method; see /diagnostics for what each site kept.",
             )
-        if 0.0 < MAX_GROWTH * before < after and after > large * _size(opened, pair.target):
+        if (
+            0.0 < MAX_GROWTH * norm_before < norm_after
+            and norm_after > max_relative_norm * _compute_weight_norm(inputs, pair.target)
+        ):
             raise VerificationFailed(
-                f"The update at site {pair.target} grew from {before:.3g} to {after:.3g} in norm.",
+                f"The update at site {pair.target} grew from {norm_before:.3g} to {norm_after:.3g} in norm.",
                 hint="Try another method or alignment.",
             )

@@ -151,7 +151,7 @@ def _run_evaluation(prepared: PreparedEvaluation, transferred: Deltas, notes: Se
                 prepared.models, side, deltas, prompts, spec.refusals.tokens, prepared.progress
             )
         if prepared.harness is not None:
-            base = prepared.models.model(side)
+            base = prepared.models.get_model(side)
             with apply_deltas(base, deltas):
                 task_scores[subject] = prepared.harness.run(base, prepared.progress)
     score, decisive_scores = _select_decisive_scores(prepared, example_metrics, task_scores)

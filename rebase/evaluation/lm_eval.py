@@ -28,9 +28,9 @@ from rebase.errors import HubUnavailable, RebaseError, RequestInvalid, TransferE
 from rebase.evaluation.loglikelihood import TextScorer
 from rebase.evaluation.scoring import ExampleProgress
 from rebase.evaluation.tasks import TaskScores
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 from rebase.models.generation import get_bos_id
-from rebase.models.logprobs import foretold
+from rebase.models.logprobs import compute_token_logprobs
 from rebase.report.schema import TaskInfo
 from rebase.runtime import is_out_of_memory
 from rebase.schemas.evaluation import EvaluationSpec
@@ -46,7 +46,7 @@ _MAX_SUGGESTIONS = 8
 class LmEvalAdapter(LM):  # type: ignore[misc]
     """The harness's model interface over a loaded model in its current state, with its own tokenizer."""
 
-    def __init__(self, base: TextModel, progress: ExampleProgress) -> None:
+    def __init__(self, base: CausalLM, progress: ExampleProgress) -> None:
         super().__init__()
         self.scorer = TextScorer(base, separator_as_bos=False)
         self.progress = progress
@@ -67,7 +67,9 @@ class LmEvalAdapter(LM):  # type: ignore[misc]
                 windows = map(make_disjoint_window, self._split_windows(request.args[0]))
                 rows = [(list(before), list(after)) for before, after in windows]
                 sequences = [[*before, *after] for before, after in rows]
-                logprobs = foretold(self.scorer.base, sequences, [len(before) for before, _ in rows])
+                logprobs = compute_token_logprobs(
+                    self.scorer.base, sequences, [len(before) for before, _ in rows]
+                )
                 totals.append(math.fsum(log for row in logprobs for log, _ in row))
         return totals
 
@@ -135,7 +137,7 @@ class SelectedTasks:
         """The tasks that were run."""
         return tuple(self.task_infos.values())
 
-    def run(self, base: TextModel, progress: ExampleProgress) -> Mapping[str, TaskScores]:
+    def run(self, base: CausalLM, progress: ExampleProgress) -> Mapping[str, TaskScores]:
         """Every numeric metric of every task. Raises RequestInvalid if a task cannot run."""
         with _restrict_lm_eval(), _translate_errors(self.spec.tasks):
             results: Any = simple_evaluate(

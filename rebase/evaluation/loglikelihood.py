@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rebase.models.causal_lm import Encoded, TextModel
+from rebase.models.causal_lm import CausalLM, Encoding
 from rebase.models.generation import encode_with_bos, generate, get_bos_id, get_max_positions
-from rebase.models.logprobs import foretold
+from rebase.models.logprobs import compute_token_logprobs
 
 _BATCH_SIZE = 32  # prompts
 
@@ -42,7 +42,7 @@ class TextScorer:
     """Scores texts with a model in its current state. `notes`: what was truncated. Without
     `separator_as_bos`, only a BOS is put before a prompt, as in lm-evaluation-harness."""
 
-    def __init__(self, base: TextModel, *, separator_as_bos: bool = True) -> None:
+    def __init__(self, base: CausalLM, *, separator_as_bos: bool = True) -> None:
         self.base = base
         self.separator_as_bos = separator_as_bos
         self.max_positions = get_max_positions(base)
@@ -59,7 +59,7 @@ class TextScorer:
         first_positions = [
             own[0] if own else len(row.ids) for own, (row, _) in zip(text_positions, encodings, strict=True)
         ]
-        row_logprobs = foretold(self.base, [row.ids for row, _ in encodings], first_positions)
+        row_logprobs = compute_token_logprobs(self.base, [row.ids for row, _ in encodings], first_positions)
         results = []
         for (prompt, text), (row, cut), own, logprobs in zip(
             pairs, encodings, text_positions, row_logprobs, strict=True
@@ -90,32 +90,32 @@ class TextScorer:
                 self.base, [rows[at] for at in indices], max_new_tokens, temperature=0.0, top_p=1.0, seed=0
             )
             for at, ids in zip(indices, generated, strict=True):
-                texts[at] = self.base.decode(ids[:-1] if ids and ids[-1] in self.base.eos else ids)
+                texts[at] = self.base.decode(ids[:-1] if ids and ids[-1] in self.base.eos_ids else ids)
         return texts
 
     def clamp_new_tokens(self, max_new_tokens: int) -> int:
         """At most half of the context: the other half is for the prompt."""
         return min(max_new_tokens, max(self.max_positions // 2, 1))
 
-    def _encode_pair(self, prompt: str, text: str) -> tuple[Encoded, bool]:
+    def _encode_pair(self, prompt: str, text: str) -> tuple[Encoding, bool]:
         """The tokens that fit, and whether any were cut."""
         encoded = self._encode(prompt + text, bool(prompt))
         if len(encoded.ids) <= self.max_positions:
             return encoded, False
         if not prompt:
             self._add_note("text(s) lost their end")
-            return Encoded(encoded.ids[: self.max_positions], encoded.offsets[: self.max_positions]), True
+            return Encoding(encoded.ids[: self.max_positions], encoded.offsets[: self.max_positions]), True
         kept = slice(len(encoded.ids) - self.max_positions + self._prefix_length, None)
         self._add_note("prompt(s) lost their beginning")
         return (
-            Encoded(
+            Encoding(
                 [*encoded.ids[: self._prefix_length], *encoded.ids[kept]],
                 [*encoded.offsets[: self._prefix_length], *encoded.offsets[kept]],
             ),
             True,
         )
 
-    def _encode(self, text: str, has_prompt: bool) -> Encoded:
+    def _encode(self, text: str, has_prompt: bool) -> Encoding:
         return (
             encode_with_bos(self.base, text)
             if self.separator_as_bos or not has_prompt
@@ -131,20 +131,20 @@ class TextScorer:
     @property
     def _prefix_length(self) -> int:
         """Number of leading tokens that are never cut."""
-        bos = get_bos_id(self.base) if self.separator_as_bos else self.base.bos
+        bos = get_bos_id(self.base) if self.separator_as_bos else self.base.bos_id
         return 0 if bos is None else 1
 
     def _add_note(self, event: str) -> None:
         self.notes[f"{event}, because the model reads {self.max_positions} tokens"] = None
 
 
-def _find_text_positions(row: Encoded, start: int) -> list[int]:
+def _find_text_positions(row: Encoding, start: int) -> list[int]:
     """Indices of the tokens that end after character `start`."""
     spans = row.offsets
     return [at for at in range(1, len(spans)) if spans[at][1] > max(start, spans[at][0])]
 
 
-def _count_bytes(full_text: str, start: int, row: Encoded, positions: list[int], is_cut: bool) -> int:
+def _count_bytes(full_text: str, start: int, row: Encoding, positions: list[int], is_cut: bool) -> int:
     """Bytes of the continuation that its tokens cover; all of them unless it was truncated."""
     if not positions:
         return len(full_text[start:].encode())

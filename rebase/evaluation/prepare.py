@@ -19,7 +19,7 @@ from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.lora.config import AdapterConfig
 from rebase.lora.reader import SourceAdapter, read_adapter
-from rebase.models.base_pair import Bases
+from rebase.models.base_pair import BasePair
 from rebase.models.model_reader import open_adapter
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
@@ -40,7 +40,7 @@ class PreparedEvaluation:
 
     spec: EvaluationSpec
     inputs: LoadedInputs
-    models: Bases
+    models: BasePair
     scorer: ExampleScorer
     progress: ExampleProgress
     oracle: Oracle | None = None
@@ -57,7 +57,7 @@ class PreparedEvaluation:
 def prepare_evaluation(
     spec: EvaluationSpec | None,
     inputs: LoadedInputs,
-    models: Bases,
+    models: BasePair,
     runtime: Runtime,
     reporter: ProgressReporter,
 ) -> PreparedEvaluation | None:
@@ -68,8 +68,8 @@ def prepare_evaluation(
     """
     if spec is None:
         return None
-    models.words("target")
-    models.words("source")
+    models.get_tokenizer("target")
+    models.get_tokenizer("source")
     notes: list[str] = []
     task_harness = load_harness(spec, runtime.tasks_dir) if spec.tasks else None
     oracle = _load_oracle(spec, inputs, runtime.hub, notes)

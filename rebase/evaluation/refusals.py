@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rebase.evaluation.loglikelihood import TextScorer
 from rebase.evaluation.scoring import Deltas, ExampleProgress, apply_deltas
 from rebase.lora.low_rank import Side
-from rebase.models.base_pair import Bases
+from rebase.models.base_pair import BasePair
 
 REFUSAL_PREFIXES = (
     "i'm sorry",
@@ -58,7 +58,7 @@ def is_refusal(answer: str) -> bool:
 
 
 def score_refusals(
-    models: Bases,
+    models: BasePair,
     side: Side,
     deltas: Deltas,
     prompts: Sequence[str],
@@ -66,7 +66,7 @@ def score_refusals(
     progress: ExampleProgress,
 ) -> tuple[float, ...]:
     """1 for each prompt that the base with these deltas refuses, else 0. Greedy, up to `max_new_tokens`."""
-    base = models.model(side)
+    base = models.get_model(side)
     scorer = TextScorer(base)
     scores: list[float] = []
     with apply_deltas(base, deltas):

@@ -19,8 +19,8 @@ import torch
 
 from rebase.evaluation.loglikelihood import Loglikelihood, TextScorer
 from rebase.lora.low_rank import LowRank, Side, Site
-from rebase.models.base_pair import Bases
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.base_pair import BasePair
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.evaluation import ChoiceExample, EvaluationSpec, Example, GenerationExample, TextExample
 from rebase.schemas.states import Phase
@@ -69,9 +69,9 @@ def get_primary_metric(spec: EvaluationSpec) -> PrimaryMetric | None:
 
 
 @contextmanager
-def apply_deltas(base: TextModel, deltas: Deltas) -> Iterator[None]:
+def apply_deltas(base: CausalLM, deltas: Deltas) -> Iterator[None]:
     """Apply the deltas (on any device) to the base within the block."""
-    with updated(
+    with with_deltas(
         base,
         {
             site: LowRank(delta.B.to(base.device, torch.float32), delta.A.to(base.device, torch.float32))
@@ -88,7 +88,7 @@ class ExampleScorer:
     The same deltas give the same scores, in the same order. `notes`: sentences about truncated examples.
     """
 
-    models: Bases
+    models: BasePair
     spec: EvaluationSpec
     progress: ExampleProgress
     notes: dict[str, None] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class ExampleScorer:
 
     def score_examples(self, side: Side, deltas: Deltas) -> tuple[dict[str, float], ...]:
         """Metrics by name for each example; which ones depends on its kind."""
-        base = self.models.model(side)
+        base = self.models.get_model(side)
         text_scorer = TextScorer(base)
         results: list[dict[str, float]] = [{} for _ in self.spec.examples]
         with apply_deltas(base, deltas):

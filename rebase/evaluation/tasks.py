@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rebase.evaluation.scoring import ExampleProgress
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 from rebase.report.schema import TaskInfo
 
 
@@ -36,5 +36,5 @@ class Harness(Protocol):
     def tasks(self) -> tuple[TaskInfo, ...]:
         """The tasks run so far."""
 
-    def run(self, base: TextModel, progress: ExampleProgress) -> Mapping[str, TaskScores]:
+    def run(self, base: CausalLM, progress: ExampleProgress) -> Mapping[str, TaskScores]:
         """Every metric of every task by name, for the model in its current state. Raises RequestInvalid."""

@@ -26,7 +26,7 @@ from rebase.hub.base import PinnedRepo
 from rebase.methods.activation_maps import Moments, PairedRows
 from rebase.methods.base import PORTS, Port, SitePair
 from rebase.methods.site_pairing import LayerMaps
-from rebase.models.base_pair import Bases
+from rebase.models.base_pair import BasePair
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 
@@ -48,7 +48,7 @@ class Activations:
     writes: WriteMode = "own"
 
     @property
-    def models(self) -> Bases:
+    def models(self) -> BasePair:
         """The models."""
         return self.collector.models
 

@@ -27,7 +27,7 @@ from rebase.lora.reader import SourceAdapter, read_adapter
 from rebase.methods.base import Kernels, SitePair, Space
 from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
 from rebase.methods.site_pairing import Pairing
-from rebase.models.base_pair import Base
+from rebase.models.base_pair import BaseModelRef
 from rebase.models.model_reader import open_adapter
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.anchor_pools import AnchorSpec, Pool, PoolRequest
@@ -54,7 +54,7 @@ class LoadedAnchorPool:
     id: str | None
     anchors: tuple[Anchor, ...]
     pairs: tuple[SitePair, ...]
-    bases: dict[Side, Base]
+    bases: dict[Side, BaseModelRef]
     adapter: SourceAdapter | None
     cache: FactorCache
     device: torch.device
@@ -167,7 +167,7 @@ class AnchorUpdates(Sequence[LowRank]):
 def load_anchor_pool(
     pool: Pool,
     hub: Hub,
-    bases: dict[Side, Base],
+    bases: dict[Side, BaseModelRef],
     pairing: Pairing,
     adapter: SourceAdapter | None,
     cache: FactorCache,
@@ -212,7 +212,7 @@ def load_anchor_pool(
 
 
 def _load_anchor(
-    spec: AnchorSpec, hub: Hub, bases: dict[Side, Base], pointer: Callable[[Side], str]
+    spec: AnchorSpec, hub: Hub, bases: dict[Side, BaseModelRef], pointer: Callable[[Side], str]
 ) -> Anchor:
     repos: dict[Side, PinnedRepo] = {}
     adapters: dict[Side, SourceAdapter] = {}

@@ -22,7 +22,7 @@ from rebase.evidence.hooks import capture_rows
 from rebase.evidence.paired_text import PairedText, Passage
 from rebase.lora.low_rank import Side
 from rebase.methods.activation_maps import Moments, PairedRows
-from rebase.models.base_pair import Bases
+from rebase.models.base_pair import BasePair
 
 HELD_OUT_ROWS = 512  # per place
 SPILL_BYTES = 2**30  # on disk, of one base's rows while the other one is not loaded
@@ -42,7 +42,7 @@ class CollectedActivations:
 class ActivationCollector:
     """Passes over one text. `budget`: bytes of sums held at a time (one place at least is held)."""
 
-    models: Bases
+    models: BasePair
     text: PairedText
     budget: int
     scratch_dir: Path
@@ -112,8 +112,8 @@ class ActivationCollector:
     ) -> Iterator[tuple[Passage, dict[HookPoint, Tensor], dict[HookPoint, Tensor]]]:
         """Both sides' rows, passage by passage."""
         passages = self.text.passages
-        if self.models.together:
-            source, target = self.models.model("source"), self.models.model("target")
+        if self.models.fit_together:
+            source, target = self.models.get_model("source"), self.models.get_model("target")
             for passage in passages:
                 yield (
                     passage,
@@ -132,12 +132,12 @@ class ActivationCollector:
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.scratch_dir, prefix="rows-") as folder:
             files = [Path(folder) / f"{number}.safetensors" for number in range(len(chunk))]
-            model = self.models.model("source")
+            model = self.models.get_model("source")
             for file, passage in zip(files, chunk, strict=True):
                 captured = capture_rows(model, "source", passage, source_points)
                 save_file({str(place): rows.cpu().contiguous() for place, rows in captured.items()}, file)
             del model
-            model = self.models.model("target")
+            model = self.models.get_model("target")
             for file, passage in zip(files, chunk, strict=True):
                 source_rows = load_file(file)
                 captured = capture_rows(model, "target", passage, target_points)

@@ -35,7 +35,7 @@ _MLP = frozenset({Role.GATE, Role.UP})
 
 
 @dataclass(slots=True)
-class _OneSide:
+class _BaseRows:
     """A base's own rows: its embeddings, and the rows last computed for one layer."""
 
     base: ModelWeights
@@ -45,7 +45,7 @@ class _OneSide:
     rows: dict[str, Tensor] = field(default_factory=dict)
 
 
-class PairedEmbeddings:
+class SharedTokenRows:
     """Rows of both bases for the same tokens: row j of either side belongs to shared token j.
 
     Nothing is read before rows are asked for. `inner_rows` bounds the rows of what `down` reads; they are
@@ -62,13 +62,13 @@ class PairedEmbeddings:
     ) -> None:
         if source_ids.shape != target_ids.shape:
             raise ValueError("source_ids and target_ids must pair up one to one")
-        self._sides = {"source": _OneSide(source, source_ids), "target": _OneSide(target, target_ids)}
+        self._sides = {"source": _BaseRows(source, source_ids), "target": _BaseRows(target, target_ids)}
         count = source_ids.numel()
-        spread = torch.linspace(0, max(count - 1, 0), min(count, inner_rows), dtype=torch.float64)
-        self._inner = spread.round().long()
+        indices = torch.linspace(0, max(count - 1, 0), min(count, inner_rows), dtype=torch.float64)
+        self._inner = indices.round().long()
 
     @property
-    def tokens(self) -> int:
+    def token_count(self) -> int:
         """How many shared tokens are paired."""
         return self._sides["source"].ids.numel()
 
@@ -82,62 +82,66 @@ class PairedEmbeddings:
 
     def rows(self, side: Side, site: Site, port: Port) -> Tensor:
         """What the site reads or writes, (n, width) float32; n is the same on both sides."""
-        own = self._sides[side]
-        if own.layer != site.layer:
-            own.layer, own.rows = site.layer, {}
-        return self._read(own, site) if port == "in" else self._written(own, site)
+        base_rows = self._sides[side]
+        if base_rows.layer != site.layer:
+            base_rows.layer, base_rows.rows = site.layer, {}
+        return self._get_inputs(base_rows, site) if port == "in" else self._get_outputs(base_rows, site)
 
-    def _read(self, own: _OneSide, site: Site) -> Tensor:
+    def _get_inputs(self, base_rows: _BaseRows, site: Site) -> Tensor:
         if site.role in _ATTENTION:
-            return self._kept(own, "attention")
+            return self._get_cached(base_rows, "attention")
         if site.role in _MLP:
-            return self._kept(own, "mlp")
-        return self._kept(own, site.role.value)
+            return self._get_cached(base_rows, "mlp")
+        return self._get_cached(base_rows, site.role.value)
 
-    def _written(self, own: _OneSide, site: Site) -> Tensor:
+    def _get_outputs(self, base_rows: _BaseRows, site: Site) -> Tensor:
         if site.role in _ATTENTION | _MLP:
-            return _through(own.base, site, self._read(own, site))
-        return self._embeddings(own)
+            return _apply_site(base_rows.base, site, self._get_inputs(base_rows, site))
+        return self._load_embeddings(base_rows)
 
-    def _kept(self, own: _OneSide, name: str) -> Tensor:
+    def _get_cached(self, base_rows: _BaseRows, name: str) -> Tensor:
         """The layer's rows of that name, computed once."""
-        if name not in own.rows:
-            own.rows[name] = self._compute(own, name)
-        return own.rows[name]
+        if name not in base_rows.rows:
+            base_rows.rows[name] = self._compute(base_rows, name)
+        return base_rows.rows[name]
 
-    def _compute(self, own: _OneSide, name: str) -> Tensor:
+    def _compute(self, base_rows: _BaseRows, name: str) -> Tensor:
         match name:
             case "attention":
-                return own.base.norm(own.layer, "attention")(self._embeddings(own))
+                return base_rows.base.load_norm(base_rows.layer, "attention")(
+                    self._load_embeddings(base_rows)
+                )
             case "mlp":
-                return own.base.norm(own.layer, "mlp")(self._embeddings(own))
+                return base_rows.base.load_norm(base_rows.layer, "mlp")(self._load_embeddings(base_rows))
             case Role.O.value:
-                values = _through(own.base, Site(own.layer, Role.V), self._kept(own, "attention"))
-                return _per_query_head(own.base, values)
+                values = _apply_site(
+                    base_rows.base, Site(base_rows.layer, Role.V), self._get_cached(base_rows, "attention")
+                )
+                return _repeat_value_heads(base_rows.base, values)
             case _:
-                return self._inner_activations(own)
+                return self._compute_inner_activations(base_rows)
 
-    def _inner_activations(self, own: _OneSide) -> Tensor:
-        x = self._kept(own, "mlp")[self._inner]
-        architecture = own.base.architecture
-        up = _through(own.base, Site(own.layer, Role.UP), x)
-        if not architecture.gated:
+    def _compute_inner_activations(self, base_rows: _BaseRows) -> Tensor:
+        x = self._get_cached(base_rows, "mlp")[self._inner]
+        architecture = base_rows.base.architecture
+        up = _apply_site(base_rows.base, Site(base_rows.layer, Role.UP), x)
+        if not architecture.is_gated:
             return architecture.activate(up)
-        return architecture.activate(_through(own.base, Site(own.layer, Role.GATE), x)) * up
+        return architecture.activate(_apply_site(base_rows.base, Site(base_rows.layer, Role.GATE), x)) * up
 
-    def _embeddings(self, own: _OneSide) -> Tensor:
-        if own.embeddings is None:
-            own.embeddings = own.base.embedding_rows(own.ids)
-        return own.embeddings
+    def _load_embeddings(self, base_rows: _BaseRows) -> Tensor:
+        if base_rows.embeddings is None:
+            base_rows.embeddings = base_rows.base.read_embedding_rows(base_rows.ids)
+        return base_rows.embeddings
 
 
-def _through(base: ModelWeights, site: Site, x: Tensor) -> Tensor:
+def _apply_site(base: ModelWeights, site: Site, x: Tensor) -> Tensor:
     """The site's own linear layer: x Wᵀ + bias."""
     return torch.nn.functional.linear(x, base.weight(site), base.bias(site))
 
 
-def _per_query_head(base: ModelWeights, values: Tensor) -> Tensor:
+def _repeat_value_heads(base: ModelWeights, values: Tensor) -> Tensor:
     """(n, n_kv·head_dim) → (n, n_heads·head_dim): each value head serves the query heads of its group."""
     architecture = base.architecture
-    heads = values.view(-1, architecture.n_kv, architecture.head_dim)
-    return heads.repeat_interleave(architecture.n_heads // architecture.n_kv, dim=1).flatten(1)
+    heads = values.view(-1, architecture.n_kv_heads, architecture.head_dim)
+    return heads.repeat_interleave(architecture.n_heads // architecture.n_kv_heads, dim=1).flatten(1)

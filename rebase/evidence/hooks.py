@@ -12,12 +12,12 @@ from torch import Tensor
 from rebase.evidence.hook_points import RESIDUAL_STREAM, HookPoint
 from rebase.evidence.paired_text import Passage
 from rebase.lora.low_rank import Side
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 
 
 @torch.no_grad()
 def capture_rows(
-    base: TextModel, side: Side, passage: Passage, hook_points: Iterable[HookPoint]
+    base: CausalLM, side: Side, passage: Passage, hook_points: Iterable[HookPoint]
 ) -> dict[HookPoint, Tensor]:
     """What the model reads or writes at the passage's paired positions: place → (positions, width) float32.
 
@@ -31,7 +31,7 @@ def capture_rows(
         if hook_point.name == RESIDUAL_STREAM:
             stream_points.append(hook_point)
         else:
-            modules.setdefault(base.architecture.module(hook_point.site), []).append(hook_point)
+            modules.setdefault(base.architecture.get_module_name(hook_point.site), []).append(hook_point)
     with ExitStack() as hooks:
         for hook_point in stream_points:
             hooks.callback(
@@ -40,7 +40,7 @@ def capture_rows(
                 .remove
             )
         for module_points in modules.values():
-            module = base.module(module_points[0].site)
+            module = base.get_module(module_points[0].site)
             handle = module.register_forward_hook(_make_module_hook(base, module_points, positions, captured))
             hooks.callback(handle.remove)
         _run_body(base, passage.ids(side))
@@ -48,7 +48,7 @@ def capture_rows(
 
 
 @torch.no_grad()
-def capture_layers(base: TextModel, side: Side, passage: Passage) -> list[Tensor]:
+def capture_layers(base: CausalLM, side: Side, passage: Passage) -> list[Tensor]:
     """The residual stream after each layer at the paired positions: (positions, hidden) float32 each."""
     positions = passage.paired_positions(side).to(base.device)
     captured: list[Tensor] = []
@@ -63,8 +63,10 @@ def capture_layers(base: TextModel, side: Side, passage: Passage) -> list[Tensor
     return captured
 
 
-def _get_layer(base: TextModel, layer: int) -> Any:
-    return base.model.get_submodule(f"{base.architecture.family.root}{base.architecture.stem(layer)}")
+def _get_layer(base: CausalLM, layer: int) -> Any:
+    return base.model.get_submodule(
+        f"{base.architecture.family.root}{base.architecture.get_layer_name(layer)}"
+    )
 
 
 def _get_hidden_states(output: Any) -> Tensor:
@@ -79,20 +81,20 @@ def _make_stream_hook(hook_point: HookPoint, positions: Tensor, captured: dict[H
     return hook
 
 
-def _run_body(base: TextModel, ids: Sequence[int]) -> None:
+def _run_body(base: CausalLM, ids: Sequence[int]) -> None:
     """The body alone: no logits, which for a large vocabulary cost more than the layers."""
     base.model.base_model(torch.tensor([list(ids)], device=base.device), use_cache=False)
 
 
 def _make_module_hook(
-    base: TextModel, hook_points: list[HookPoint], positions: Tensor, captured: dict[HookPoint, Tensor]
+    base: CausalLM, hook_points: list[HookPoint], positions: Tensor, captured: dict[HookPoint, Tensor]
 ) -> Any:
     def hook(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for hook_point in hook_points:
             if hook_point.port == "in":
                 captured[hook_point] = inputs[0][0, positions].float()
                 continue
-            rows, bias = base.rows(hook_point.site), base.bias(hook_point.site)
+            rows, bias = base.get_output_rows(hook_point.site), base.bias(hook_point.site)
             site_output = output[0, positions].float()
             site_output = site_output if rows is None else site_output[:, rows]
             captured[hook_point] = site_output if bias is None else site_output - bias

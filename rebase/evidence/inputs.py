@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rebase.errors import RequestInvalid
-from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.evidence.embeddings import SharedTokenRows
 from rebase.hub.base import PinnedRepo
 from rebase.lora.reader import SourceAdapter
 from rebase.methods.site_pairing import Pairing
@@ -53,13 +53,13 @@ class LoadedInputs:
     target_tokenizer: dict[str, Any] | None
 
 
-def build_paired_embeddings(inputs: LoadedInputs, max_tokens: int) -> PairedEmbeddings | None:
+def build_shared_token_rows(inputs: LoadedInputs, max_tokens: int) -> SharedTokenRows | None:
     """Pseudo-activations from at most `most` shared tokens, spread evenly over the vocabulary."""
     tokens = inputs.vocabularies
     if tokens is None or tokens.source_ids.numel() == 0:
         return None
     count = tokens.source_ids.numel()
     positions = torch.linspace(0, count - 1, min(count, max_tokens), dtype=torch.float64).round().long()
-    return PairedEmbeddings(
+    return SharedTokenRows(
         inputs.source, inputs.target, tokens.source_ids[positions], tokens.target_ids[positions]
     )

@@ -18,7 +18,7 @@ from rebase.evidence.cka import (
 )
 from rebase.evidence.hooks import capture_layers
 from rebase.evidence.paired_text import PairedText, Passage
-from rebase.models.base_pair import Bases
+from rebase.models.base_pair import BasePair
 
 SIMILARITY_VERSION = 1
 MAX_POSITIONS = 2048  # with twice as many, SmolLM2-135M → Gemma-3-270M changes by 0.014 a cell, at most 0.05
@@ -45,18 +45,18 @@ class SimilarityResult:
 
 
 def measure_similarity(
-    models: Bases, text: PairedText, report_progress: Callable[[int, int], None]
+    models: BasePair, text: PairedText, report_progress: Callable[[int, int], None]
 ) -> SimilarityResult:
     """One pass over the first positions of the text, with both bases or one after the other."""
     passages = list(_take_passages(text, MAX_POSITIONS))
-    if models.together:
-        source, target = models.model("source"), models.model("target")
+    if models.fit_together:
+        source, target = models.get_model("source"), models.get_model("target")
         pairs = ((capture_layers(source, "source", p), capture_layers(target, "target", p)) for p in passages)
         return _accumulate(pairs, len(passages), report_progress)
     source_layers = [
-        [rows.cpu() for rows in capture_layers(models.model("source"), "source", p)] for p in passages
+        [rows.cpu() for rows in capture_layers(models.get_model("source"), "source", p)] for p in passages
     ]
-    model = models.model("target")
+    model = models.get_model("target")
     target_layers = ([rows.cpu() for rows in capture_layers(model, "target", p)] for p in passages)
     return _accumulate(zip(source_layers, target_layers, strict=True), len(passages), report_progress)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rebase.lora.low_rank import Side
-from rebase.models.causal_lm import Encoded
+from rebase.models.causal_lm import Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,10 @@ class Encoder(Protocol):
     """Whatever cuts a text into tokens as a model does."""
 
     @property
-    def context(self) -> int:
+    def max_positions(self) -> int:
         """The longest sequence that the model was made for."""
 
-    def encode(self, text: str, limit: int | None = None) -> Encoded:
+    def encode(self, text: str, limit: int | None = None) -> Encoding:
         """Ids and character offsets, BOS in front where the model has one."""
 
 
@@ -123,7 +123,7 @@ def pair_text(
     num_positions = 0
     tokens = {"source": 0, "target": 0}
     sha = hashlib.sha256()
-    max_source_tokens, max_target_tokens = (min(window, side.context) for side in (source, target))
+    max_source_tokens, max_target_tokens = (min(window, side.max_positions) for side in (source, target))
     for piece in _split_documents(documents):
         remaining = piece
         while remaining and (num_positions < max_positions or len(passages) < MIN_PASSAGES):
@@ -166,7 +166,7 @@ def _split_documents(documents: Iterable[str]) -> Iterator[str]:
             yield remaining
 
 
-def _build_passage(source: Encoded, target: Encoded, *, held_out: bool) -> Passage:
+def _build_passage(source: Encoding, target: Encoding, *, held_out: bool) -> Passage:
     pairs = pair_positions(source.offsets, target.offsets)
     # A sequence's first token serves attention as a sink; its states are of their own kind and many times as
     # long.
@@ -175,7 +175,7 @@ def _build_passage(source: Encoded, target: Encoded, *, held_out: bool) -> Passa
 
 
 def _find_unread_text(
-    text: str, source: Encoded, target: Encoded, max_source_tokens: int, max_target_tokens: int
+    text: str, source: Encoding, target: Encoding, max_source_tokens: int, max_target_tokens: int
 ) -> str:
     """What a window was too short for: the text behind the last token that both sides still had."""
     full_ends = [

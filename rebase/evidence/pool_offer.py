@@ -9,7 +9,7 @@ from rebase.evidence.anchor_pool import SIDES, LoadedAnchorPool, load_anchor_poo
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import Side
 from rebase.methods.base_params import MethodParams
-from rebase.models.base_pair import Base
+from rebase.models.base_pair import BaseModelRef
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
 from rebase.schemas.anchor_pools import AnchorPools, Pool
@@ -42,8 +42,8 @@ class PoolOffer:
                     self.pool,
                     self.runtime.hub,
                     {
-                        "source": Base(self.inputs.pinned.source, self.inputs.source),
-                        "target": Base(self.inputs.pinned.target, self.inputs.target),
+                        "source": BaseModelRef(self.inputs.pinned.source, self.inputs.source),
+                        "target": BaseModelRef(self.inputs.pinned.target, self.inputs.target),
                     },
                     self.inputs.pairing,
                     self.inputs.adapter,

@@ -20,7 +20,7 @@ from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
-from rebase.models.base_pair import Base
+from rebase.models.base_pair import BaseModelRef
 from rebase.models.model_reader import open_model
 from rebase.models.weights import ModelWeights
 from rebase.report.progress import ProgressReporter
@@ -40,11 +40,11 @@ def register_pool(request: PoolRequest, runtime: Runtime, progress: ProgressRepo
     source, target = pin(runtime.hub, request.source, "/source"), pin(runtime.hub, request.target, "/target")
     require_distinct_bases(source, target)
     progress.update(Phase.READING)
-    bases: dict[Side, Base] = {}
+    bases: dict[Side, BaseModelRef] = {}
     for side, repo in zip(SIDES, (source, target), strict=True):
         try:
             config, reader, _ = open_model(runtime.hub, repo)
-            bases[side] = Base(repo, ModelWeights(config, reader))
+            bases[side] = BaseModelRef(repo, ModelWeights(config, reader))
         except (RebaseError, TransferError) as exc:
             exc.pointer = exc.pointer or f"/{side}"
             raise

@@ -11,26 +11,26 @@ from torch import Tensor
 from rebase.cache.factor_cache import FactorCache
 from rebase.cache.keys import FactorKey, PairKey
 from rebase.evidence.activations import Activations
-from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.evidence.embeddings import SharedTokenRows
 from rebase.evidence.pool_offer import PoolOffer
 from rebase.lora.linalg import FACTORS_VERSION, factorize
 from rebase.lora.low_rank import Factors, LowRank, Side, Site
 from rebase.methods.activation_maps import Moments, PairedRows
 from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
-from rebase.models.base_pair import Base
+from rebase.models.base_pair import BaseModelRef
 
-__all__ = ["Base", "EvidenceProvider", "ScopedEvidence"]
+__all__ = ["BaseModelRef", "EvidenceProvider", "ScopedEvidence"]
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceProvider:
     """Makes the evidence of each site; shared by the pre-check's probes and the transfer."""
 
-    source: Base
-    target: Base
+    source: BaseModelRef
+    target: BaseModelRef
     cache: FactorCache
     device: torch.device
-    embeddings: PairedEmbeddings | None
+    embeddings: SharedTokenRows | None
     offer: PoolOffer | None = None
     activations: Activations | None = None
     trained_updates: Mapping[Site, LowRank] | None = None
@@ -40,7 +40,7 @@ class EvidenceProvider:
         """Evidence for one pair, limited to what the method declared."""
         return ScopedEvidence(self, pair, declared)
 
-    def get_base(self, side: Side) -> Base:
+    def get_base(self, side: Side) -> BaseModelRef:
         """The base on that side."""
         return self.source if side == "source" else self.target
 
@@ -66,7 +66,7 @@ class ScopedEvidence:
         key = FactorKey(
             repo_id=base.repo.repo_id,
             sha=base.repo.sha,
-            tensor=f"{'+'.join(base.weights.tensors_of(site))}#{site.role.value}",
+            tensor=f"{'+'.join(base.weights.list_tensor_names(site))}#{site.role.value}",
             rank=min(rank, o, i),
             version=FACTORS_VERSION,
         )
@@ -136,7 +136,7 @@ class ScopedEvidence:
             raise LookupError("there is no pool; the method must refuse before")
         return self.provider.offer.open().updates("target", self.pair.target)
 
-    def _require_embeddings(self) -> PairedEmbeddings:
+    def _require_embeddings(self) -> SharedTokenRows:
         self._require_declared(Evidence.EMBEDDINGS)
         if self.provider.embeddings is None:
             raise LookupError("no shared vocabulary was found; the pre-check must refuse this pair before")

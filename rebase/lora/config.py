@@ -12,43 +12,45 @@ import regex  # type: ignore[import-untyped]
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
 
-_SECONDS = 0.2  # match timeout; ordinary patterns take microseconds
-_MAX_LENGTH = 4096
+_MATCH_TIMEOUT_S = 0.2  # match timeout; ordinary patterns take microseconds
+_MAX_PATTERN_LENGTH = 4096
 
 
 def matches_whole(pattern: str, name: str) -> bool:
     """Whether the pattern matches the whole name: PEFT's rule for `target_modules` given as a string."""
-    return _match(pattern, name)
+    return _match_in_time(pattern, name)
 
 
 def matches_suffix(pattern: str, name: str) -> bool:
     """Whether the pattern matches the name or a dotted suffix: PEFT's rule for rank and alpha patterns."""
-    return _match(rf"(.*\.)?({pattern})$", name)
+    return _match_in_time(rf"(.*\.)?({pattern})$", name)
 
 
-def _match(pattern: str, name: str) -> bool:
-    if len(pattern) > _MAX_LENGTH:
-        raise MalformedAdapter(f"adapter_config.json: a pattern is longer than {_MAX_LENGTH} characters.")
+def _match_in_time(pattern: str, name: str) -> bool:
+    if len(pattern) > _MAX_PATTERN_LENGTH:
+        raise MalformedAdapter(
+            f"adapter_config.json: a pattern is longer than {_MAX_PATTERN_LENGTH} characters."
+        )
     try:
-        return _compiled(pattern).fullmatch(name, timeout=_SECONDS) is not None
-    except (regex.error, TimeoutError, RecursionError) as error:
+        return _compile(pattern).fullmatch(name, timeout=_MATCH_TIMEOUT_S) is not None
+    except (regex.error, TimeoutError, RecursionError) as exc:
         raise MalformedAdapter(
             f"adapter_config.json: the pattern {pattern[:80]!r} cannot be evaluated.",
             hint="Name the modules as a list instead.",
-        ) from error
+        ) from exc
 
 
 @lru_cache(maxsize=16384)  # some adapters have one pattern per module, and each module is tested against all
-def _compiled(pattern: str) -> Any:
+def _compile(pattern: str) -> Any:
     return regex.compile(pattern)
 
 
-FILE = "adapter_config.json"
+CONFIG_FILE = "adapter_config.json"
 MAX_PATTERNS = 10_000  # one per module of the deepest models; each is tested against every module
 MAX_RANK = 4096  # larger than the width of most models and the rank of any published adapter
 
 # LoRA variants whose update is not s·B·A on the original base; PEFT sets each key only when it is in use.
-_VARIANTS = (
+_UNSUPPORTED_VARIANTS = (
     "layer_replication",
     "lora_bias",
     "target_parameters",
@@ -60,7 +62,7 @@ _VARIANTS = (
     "alora_invocation_tokens",
 )
 # Initialisations that modify the base weights, so A and B are relative to an unpublished base.
-_MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class AdapterConfig:
     bias: str
     modules_to_save: tuple[str, ...]
     token_indices: Mapping[str, tuple[int, ...]]  # module → trained tokens; "" is the input embedding
-    ties_tables: bool  # input and output tables were trained as one (`ensure_weight_tying`)
+    ensure_weight_tying: bool  # input and output tables were trained as one (`ensure_weight_tying`)
     base_model: str | None
     revision: str | None
 
@@ -91,50 +93,54 @@ class AdapterConfig:
         Raises MalformedAdapter for invalid values, UnsupportedAdapter for adapter types we cannot transfer.
         """
         if not isinstance(raw, Mapping):
-            raise _malformed("is not a JSON object")
-        _refuse_other_kinds(raw)
+            raise _make_malformed_error("is not a JSON object")
+        _reject_unsupported_types(raw)
         if "r" not in raw:
-            raise _malformed("has no rank (`r`)")
+            raise _make_malformed_error("has no rank (`r`)")
         modules = raw.get("target_modules")
         layers = raw.get("layers_to_transform")
         return cls(
-            rank=_rank(raw["r"], "r"),
-            alpha=_alpha(raw.get("lora_alpha", 8), "lora_alpha"),  # 8 is PEFT's own default
-            rslora=_flag(raw, "use_rslora"),
-            dora=_flag(raw, "use_dora"),
+            rank=_parse_rank(raw["r"], "r"),
+            alpha=_parse_alpha(raw.get("lora_alpha", 8), "lora_alpha"),  # 8 is PEFT's own default
+            rslora=_read_flag(raw, "use_rslora"),
+            dora=_read_flag(raw, "use_dora"),
             rank_pattern={
-                key: _rank(value, f"rank_pattern of {key}") for key, value in _pairs(raw, "rank_pattern")
+                key: _parse_rank(value, f"rank_pattern of {key}")
+                for key, value in _read_items(raw, "rank_pattern")
             },
             alpha_pattern={
-                key: _alpha(value, f"alpha_pattern of {key}") for key, value in _pairs(raw, "alpha_pattern")
+                key: _parse_alpha(value, f"alpha_pattern of {key}")
+                for key, value in _read_items(raw, "alpha_pattern")
             },
-            target_modules=modules if isinstance(modules, str) else _names(raw, "target_modules") or None,
-            layers_to_transform=_layers(layers),
-            layers_pattern=_names(raw, "layers_pattern"),
-            fan_in_fan_out=_flag(raw, "fan_in_fan_out"),
-            bias=_bias(raw.get("bias")),
-            modules_to_save=_names(raw, "modules_to_save"),
-            token_indices=_token_indices(raw.get("trainable_token_indices")),
-            ties_tables=_flag(raw, "ensure_weight_tying"),
-            base_model=_text(raw, "base_model_name_or_path"),
-            revision=_text(raw, "revision"),
+            target_modules=modules
+            if isinstance(modules, str)
+            else _read_names(raw, "target_modules") or None,
+            layers_to_transform=_parse_layers(layers),
+            layers_pattern=_read_names(raw, "layers_pattern"),
+            fan_in_fan_out=_read_flag(raw, "fan_in_fan_out"),
+            bias=_parse_bias(raw.get("bias")),
+            modules_to_save=_read_names(raw, "modules_to_save"),
+            token_indices=_parse_token_indices(raw.get("trainable_token_indices")),
+            ensure_weight_tying=_read_flag(raw, "ensure_weight_tying"),
+            base_model=_read_text(raw, "base_model_name_or_path"),
+            revision=_read_text(raw, "revision"),
         )
 
-    def rank_of(self, module: str) -> int:
+    def get_rank(self, module: str) -> int:
         """The rank of one module; patterns apply in file order, as in PEFT."""
         return next(
             (rank for key, rank in self.rank_pattern.items() if matches_suffix(key, module)), self.rank
         )
 
-    def scale_of(self, module: str) -> float:
+    def compute_scale(self, module: str) -> float:
         """s = α/r, or α/√r with rsLoRA, after applying rank and alpha patterns."""
-        rank = self.rank_of(module)
+        rank = self.get_rank(module)
         alpha = next(
             (value for key, value in self.alpha_pattern.items() if matches_suffix(key, module)), self.alpha
         )
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
-    def targets(self, module: str, layer: int) -> bool:
+    def targets_module(self, module: str, layer: int) -> bool:
         """Whether PEFT would adapt this module; it ignores tensors of other modules."""
         if self.target_modules is None:
             return True
@@ -144,118 +150,119 @@ class AdapterConfig:
             return matches_whole(self.target_modules, module)
         if module in self.target_modules:
             return True
-        named = any(module.endswith(f".{name}") for name in self.target_modules)
-        return named and self._in_layers(module, layer)
+        matches_name = any(module.endswith(f".{name}") for name in self.target_modules)
+        return matches_name and self._is_in_layers(module, layer)
 
-    def _in_layers(self, module: str, layer: int) -> bool:
+    def _is_in_layers(self, module: str, layer: int) -> bool:
         if not self.layers_to_transform:
             return True
-        known = not self.layers_pattern or any(
+        matches_pattern = not self.layers_pattern or any(
             f".{name}.{layer}." in f".{module}" for name in self.layers_pattern
         )
-        return known and layer in self.layers_to_transform
+        return matches_pattern and layer in self.layers_to_transform
 
 
-def _refuse_other_kinds(raw: Mapping[str, Any]) -> None:
-    kind = raw.get("peft_type")
-    if not isinstance(kind, str):
-        raise _malformed("has no peft_type")
-    if kind.upper() != "LORA":
+def _reject_unsupported_types(raw: Mapping[str, Any]) -> None:
+    peft_type = raw.get("peft_type")
+    if not isinstance(peft_type, str):
+        raise _make_malformed_error("has no peft_type")
+    if peft_type.upper() != "LORA":
         raise UnsupportedAdapter(
-            f"Adapters of PEFT type {kind[:40]} are not carried; LoRA (with rsLoRA or DoRA) is.", pointer=FILE
+            f"Adapters of PEFT type {peft_type[:40]} are not carried; LoRA (with rsLoRA or DoRA) is.",
+            pointer=CONFIG_FILE,
         )
-    for key in _VARIANTS:
+    for key in _UNSUPPORTED_VARIANTS:
         if raw.get(key):
-            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not carried.", pointer=FILE)
-    start = raw.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_MOVED_BASE):
+            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not carried.", pointer=CONFIG_FILE)
+    init_name = raw.get("init_lora_weights")
+    if isinstance(init_name, str) and init_name.lower().startswith(_BASE_CHANGING_INITS):
         raise UnsupportedAdapter(
-            f"This LoRA was initialised with {start[:40]!r}, which also changes the base weights.",
+            f"This LoRA was initialised with {init_name[:40]!r}, which also changes the base weights.",
             hint="Save it again with PEFT's `path_initial_model_for_weight_conversion`; "
             "that makes it a plain LoRA on the published base.",
-            pointer=FILE,
+            pointer=CONFIG_FILE,
         )
 
 
-def _rank(value: Any, name: str) -> int:
+def _parse_rank(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _malformed(f"{name} should be an integer")
+        raise _make_malformed_error(f"{name} should be an integer")
     if not 1 <= value <= MAX_RANK:
-        raise _malformed(f"{name} is {value}; a rank lies between 1 and {MAX_RANK}")
+        raise _make_malformed_error(f"{name} is {value}; a rank lies between 1 and {MAX_RANK}")
     return value
 
 
-def _alpha(value: Any, name: str) -> float:
+def _parse_alpha(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise _malformed(f"{name} should be a positive number")
+        raise _make_malformed_error(f"{name} should be a positive number")
     return float(value)
 
 
-def _pairs(raw: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:
+def _read_items(raw: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:
     value = raw.get(key) or {}
     if not isinstance(value, Mapping):
-        raise _malformed(f"{key} should be an object")
+        raise _make_malformed_error(f"{key} should be an object")
     if len(value) > MAX_PATTERNS:
-        raise _malformed(f"{key} has {len(value)} entries; at most {MAX_PATTERNS} are read")
+        raise _make_malformed_error(f"{key} has {len(value)} entries; at most {MAX_PATTERNS} are read")
     return tuple(value.items())
 
 
-def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def _read_names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = raw.get(key) or ()
     value = (value,) if isinstance(value, str) else value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise _malformed(f"{key} should be a list of names")
+        raise _make_malformed_error(f"{key} should be a list of names")
     return tuple(value)
 
 
-def _token_indices(value: Any) -> dict[str, tuple[int, ...]]:
+def _parse_token_indices(value: Any) -> dict[str, tuple[int, ...]]:
     by_module = value if isinstance(value, Mapping) else {"": value}
-    indices = {str(module): _token_ids(ids) for module, ids in by_module.items() if ids}
+    indices = {str(module): _parse_token_ids(ids) for module, ids in by_module.items() if ids}
     if len(indices) > MAX_PATTERNS:
-        raise _malformed(f"trainable_token_indices has {len(indices)} modules")
+        raise _make_malformed_error(f"trainable_token_indices has {len(indices)} modules")
     return indices
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def _parse_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or any(
         isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < 2**31 for id_ in value
     ):
-        raise _malformed("trainable_token_indices should hold lists of token ids")
+        raise _make_malformed_error("trainable_token_indices should hold lists of token ids")
     return tuple(value)
 
 
-def _layers(value: Any) -> tuple[int, ...] | None:
+def _parse_layers(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
     layers = [value] if isinstance(value, int) else value
     if not isinstance(layers, list) or any(
         isinstance(layer, bool) or not isinstance(layer, int) for layer in layers
     ):
-        raise _malformed("layers_to_transform should be a list of layer numbers")
+        raise _make_malformed_error("layers_to_transform should be a list of layer numbers")
     return tuple(layers)
 
 
-def _flag(raw: Mapping[str, Any], key: str) -> bool:
+def _read_flag(raw: Mapping[str, Any], key: str) -> bool:
     value = raw.get(key) or False
     if not isinstance(value, bool):
-        raise _malformed(f"{key} should be true or false")
+        raise _make_malformed_error(f"{key} should be true or false")
     return value
 
 
-def _bias(value: Any) -> str:
+def _parse_bias(value: Any) -> str:
     bias = "none" if value is None else value
     if bias not in ("none", "all", "lora_only"):
-        raise _malformed("bias should be none, all or lora_only")
+        raise _make_malformed_error("bias should be none, all or lora_only")
     return str(bias)
 
 
-def _text(raw: Mapping[str, Any], key: str) -> str | None:
+def _read_text(raw: Mapping[str, Any], key: str) -> str | None:
     value = raw.get(key)
     if value is not None and not isinstance(value, str):
-        raise _malformed(f"{key} should be a string")
+        raise _make_malformed_error(f"{key} should be a string")
     return value or None
 
 
-def _malformed(what: str) -> MalformedAdapter:
-    separator = " " if what.startswith(("is ", "has ")) else ": "
-    return MalformedAdapter(f"{FILE}{separator}{what[:200]}.", pointer=FILE)
+def _make_malformed_error(problem: str) -> MalformedAdapter:
+    separator = " " if problem.startswith(("is ", "has ")) else ": "
+    return MalformedAdapter(f"{CONFIG_FILE}{separator}{problem[:200]}.", pointer=CONFIG_FILE)

@@ -18,20 +18,20 @@ from rebase.lora.low_rank import Factors, LowRank
 FACTORS_VERSION = 1
 
 # Left vectors below this share of the largest singular value are rounding noise of the float32 image W·V.
-_TINY = 1e-5
+_RANK_TOLERANCE = 1e-5
 
 # Extra directions computed beyond the requested k. Near the cut, close eigenvalues mix within float32
 # rounding, and the Rayleigh–Ritz step can only separate directions inside the computed subspace.
-_GUARD = 32
+_OVERSAMPLING = 32
 
 # Above this rank an update is a sum of many, and Gram matrices are cheaper than QR.
-_WIDE = 128
-_WIDE_NULL = 1e-14  # squares of singular values below this share are float64 rounding
-_SMALLEST = 1e-300
+_MIN_GRAM_RANK = 128
+_GRAM_TOLERANCE = 1e-14  # squares of singular values below this share are float64 rounding
+_MIN_DIVISOR = 1e-300
 
 # Float32 rows have noise near 6e-8 of their largest direction, so products of two noise directions are near
 # 4e-15 of the largest product: anything below this share is treated as noise.
-_UNREACHED = 1e-12
+_PROCRUSTES_TOLERANCE = 1e-12
 
 
 def thin_svd(delta: LowRank) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,17 +63,17 @@ def truncate(delta: LowRank, rank: int) -> tuple[LowRank, float]:
 
     Each factor gets √S, so that neither overflows in half precision.
     """
-    if _WIDE < delta.rank < min(delta.shape) and 2 * rank < delta.rank:  # otherwise QR is cheaper
-        return _truncate_wide(delta, rank)
+    if _MIN_GRAM_RANK < delta.rank < min(delta.shape) and 2 * rank < delta.rank:  # otherwise QR is cheaper
+        return _truncate_by_gram(delta, rank)
     U, S, V = thin_svd(delta)
     kept = S[:rank]
     root = kept.sqrt()
     total = float(S.double().square().sum())
-    lost = float(S[rank:].double().square().sum()) / total if total > 0.0 else 0.0
-    return LowRank(U[:, :rank] * root, root[:, None] * V[:, :rank].T), lost
+    lost_energy = float(S[rank:].double().square().sum()) / total if total > 0.0 else 0.0
+    return LowRank(U[:, :rank] * root, root[:, None] * V[:, :rank].T), lost_energy
 
 
-def _truncate_wide(delta: LowRank, rank: int) -> tuple[LowRank, float]:
+def _truncate_by_gram(delta: LowRank, rank: int) -> tuple[LowRank, float]:
     """`truncate` for a sum of many updates when few directions are kept: two eigenproblems of r×r Gram
     matrices instead of QR of both factors, half the time at r = 800. With BᵀB = RᵀR, the eigenvalues of
     R (A Aᵀ) Rᵀ are the squared singular values. Float64 resolves those above 1e-7 of the largest.
@@ -85,16 +85,16 @@ def _truncate_wide(delta: LowRank, rank: int) -> tuple[LowRank, float]:
     squares, W = torch.linalg.eigh(R @ (A @ A.T) @ R.T)
     total = float(squares.clamp_min(0.0).sum())
     kept, W = squares[-rank:].flip(0).clamp_min(0.0), W[:, -rank:].flip(1)
-    solid = kept > _WIDE_NULL * kept[:1]
-    kept, W = kept * solid, W * solid
-    inverse = torch.where(root > _WIDE_NULL**0.5 * root[-1], 1.0 / root.clamp_min(_SMALLEST), 0.0)
+    is_significant = kept > _GRAM_TOLERANCE * kept[:1]
+    kept, W = kept * is_significant, W * is_significant
+    inverse = torch.where(root > _GRAM_TOLERANCE**0.5 * root[-1], 1.0 / root.clamp_min(_MIN_DIVISOR), 0.0)
     U = B @ (vectors @ (inverse[:, None] * W))
     half = kept.sqrt().sqrt()
     SV = (W.T @ R) @ A  # rows σ_j v_jᵀ
-    thin = torch.where(half > 0.0, 1.0 / half.clamp_min(_SMALLEST), 0.0)
+    inverse_half = torch.where(half > 0.0, 1.0 / half.clamp_min(_MIN_DIVISOR), 0.0)
     U, V = _fix_gauge(U, SV.T)
-    lost = 1.0 - float(kept.sum()) / total if total > 0.0 else 0.0
-    return LowRank((U * half).float(), (thin[:, None] * V.T).float()), max(0.0, lost)
+    lost_energy = 1.0 - float(kept.sum()) / total if total > 0.0 else 0.0
+    return LowRank((U * half).float(), (inverse_half[:, None] * V.T).float()), max(0.0, lost_energy)
 
 
 def factorize(W: Tensor, rank: int) -> Factors:
@@ -106,9 +106,9 @@ def factorize(W: Tensor, rank: int) -> Factors:
     o, i = W.shape
     k = min(rank, o, i)
     if o < i:
-        V, S, U, energy = _leading(W.T, k)
+        V, S, U, energy = _compute_leading_triplets(W.T, k)
     else:
-        U, S, V, energy = _leading(W, k)
+        U, S, V, energy = _compute_leading_triplets(W, k)
     U, V = _fix_gauge(U, V)
     return Factors(U.contiguous(), S, V.contiguous(), energy)
 
@@ -120,8 +120,8 @@ def compress(update: Tensor, rank: int) -> tuple[LowRank, float]:
     """
     factors = factorize(update, rank)
     root = factors.S.sqrt()
-    lost = 1.0 - factors.energy if bool(factors.S.any()) else 0.0
-    return LowRank(factors.U * root, root[:, None] * factors.V.T), lost
+    lost_energy = 1.0 - factors.energy if bool(factors.S.any()) else 0.0
+    return LowRank(factors.U * root, root[:, None] * factors.V.T), lost_energy
 
 
 def procrustes(X: Tensor, Y: Tensor) -> Tensor:
@@ -132,22 +132,22 @@ def procrustes(X: Tensor, Y: Tensor) -> Tensor:
     number.
     """
     P, D, Qh = torch.linalg.svd(X.double().T @ Y.double(), full_matrices=False)
-    rotation: Tensor = (P * D.gt(D[:1] * _UNREACHED)) @ Qh
+    rotation: Tensor = (P * D.gt(D[:1] * _PROCRUSTES_TOLERANCE)) @ Qh
     return rotation.to(X.dtype)
 
 
-def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
+def _compute_leading_triplets(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """Top-k singular triplets of a tall W (m ≥ n): left (m, k), values (k,), right (n, k); and their energy.
 
     The n×n Gram matrix gives the leading right subspace. Squaring loses half of the digits, so one
     Rayleigh–Ritz step in float64, on the image of that subspace under W, separates close singular values and
     makes the left side orthonormal.
     """
-    gram = _lower_gram(W)
+    gram = _compute_lower_gram(W)
     total = float(gram.diagonal().sum(dtype=torch.float64))
     if not math.isfinite(total):
         raise UnsupportedModel("A base weight holds NaN or Inf, so its singular directions do not exist.")
-    basis = torch.linalg.eigh(gram, UPLO="L").eigenvectors[:, -(k + _GUARD) :].double()
+    basis = torch.linalg.eigh(gram, UPLO="L").eigenvectors[:, -(k + _OVERSAMPLING) :].double()
     # The eigenvectors are orthonormal only to 1e-6, which would mix close directions by 1e-4 or more. One
     # Newton step towards the orthonormal factor squares that error.
     basis = basis @ (1.5 * torch.eye(basis.shape[1]).to(basis) - 0.5 * basis.T @ basis)
@@ -155,14 +155,14 @@ def _leading(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, float]:
     squares, rotation = torch.linalg.eigh(image.T @ image)
     S, rotation = squares.flip(0)[:k].clamp_min(0.0).sqrt(), rotation.flip(1)[:, :k]
     left = image @ rotation / S.clamp_min(torch.finfo(S.dtype).tiny)
-    solid = int(S.gt(_TINY * S[0]).sum())
-    if solid < k:
-        left = _complete(left, solid)
+    numerical_rank = int(S.gt(_RANK_TOLERANCE * S[0]).sum())
+    if numerical_rank < k:
+        left = _complete_basis(left, numerical_rank)
     energy = min(float(S.square().sum()) / total, 1.0) if total > 0.0 else 0.0
     return left.float(), S.float(), (basis @ rotation).float(), energy
 
 
-def _lower_gram(W: Tensor, blocks: int = 8) -> Tensor:
+def _compute_lower_gram(W: Tensor, blocks: int = 8) -> Tensor:
     """WᵀW with only the lower block triangle filled, which is all `eigh` reads: 9/16 of the work."""
     n = W.shape[1]
     gram = W.new_zeros(n, n)
@@ -173,13 +173,13 @@ def _lower_gram(W: Tensor, blocks: int = 8) -> Tensor:
     return gram
 
 
-def _complete(left: Tensor, solid: int) -> Tensor:
+def _complete_basis(left: Tensor, numerical_rank: int) -> Tensor:
     """Replace the noise columns after `solid` with directions orthonormal to the rest (σ ≈ 0: any will do).
 
     Householder QR gives an orthonormal Q whatever the noise columns contain, and spans the solid ones first.
     """
     Q = torch.linalg.qr(left).Q
-    return torch.cat([left[:, :solid], Q[:, solid:]], dim=1)
+    return torch.cat([left[:, :numerical_rank], Q[:, numerical_rank:]], dim=1)
 
 
 def _fix_gauge(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:

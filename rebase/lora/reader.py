@@ -18,20 +18,20 @@ from rebase.errors import MalformedAdapter, UnsupportedAdapter
 from rebase.lora.config import AdapterConfig
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank, Site
-from rebase.lora.tensor_names import ModuleTensors, SortedNames, sort_names
+from rebase.lora.tensor_names import ModuleTensors, TensorGroups, group_tensor_names
 from rebase.lora.tensors import TensorInfo, TensorReader
-from rebase.lora.trained_tables import StoredTable, stored_tables
+from rebase.lora.trained_tables import StoredTable, find_stored_tables
 
 if TYPE_CHECKING:
     from rebase.models.weights import ModelWeights
 
 MAX_TENSORS = 100_000  # 1,000 layers of 7 modules with magnitudes have 21,000
 _DTYPES = frozenset({"F32", "F16", "BF16"})
-_NAMED = 5  # how many offending names an error lists
+_MAX_LISTED = 5  # how many offending names an error lists
 
 
 @dataclass(frozen=True, slots=True)
-class _Module:
+class _CheckedModule:
     """One adapted module with validated names and shapes."""
 
     name: str
@@ -52,7 +52,7 @@ class SourceAdapter:
 
     def __init__(
         self,
-        modules: Mapping[Site, _Module],
+        modules: Mapping[Site, _CheckedModule],
         reader: TensorReader,
         base: ModelWeights,
         warnings: list[str],
@@ -73,32 +73,32 @@ class SourceAdapter:
         """The site's update in float32, scale folded into B. Raises MalformedAdapter on NaN or Inf."""
         module = self._modules[site]
         A = self._read(module.A)
-        B = self._role_rows(site, self._read(module.B)) * module.scale
+        B = self._slice_role_rows(site, self._read(module.B)) * module.scale
         _check_finite(B, f"{module.B} times its scale {module.scale:g}")
         if module.magnitude is None:
             return LowRank(B.contiguous(), A)
-        magnitude = self._role_rows(site, self._read(module.magnitude).reshape(-1))
-        return self._dora(site, B, A, magnitude, module.rank)
+        magnitude = self._slice_role_rows(site, self._read(module.magnitude).reshape(-1))
+        return self._compute_dora_update(site, B, A, magnitude, module.rank)
 
-    def table_rows(self, table: StoredTable, start: int, stop: int) -> Tensor:
+    def read_table_rows(self, table: StoredTable, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a trained table in the stored dtype. MalformedAdapter on NaN or Inf."""
-        rows = self._reader.read_rows(table.tensor, start, stop)
-        _check_finite(rows, table.tensor)
+        rows = self._reader.read_rows(table.tensor_name, start, stop)
+        _check_finite(rows, table.tensor_name)
         return rows
 
-    def _dora(self, site: Site, B: Tensor, A: Tensor, magnitude: Tensor, rank: int) -> LowRank:
+    def _compute_dora_update(self, site: Site, B: Tensor, A: Tensor, magnitude: Tensor, rank: int) -> LowRank:
         weight = self._base.weight(site)
-        moved = torch.addmm(weight, B, A)
-        gain = magnitude / moved.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        update = moved.mul_(gain[:, None]).sub_(weight)
+        adapted = torch.addmm(weight, B, A)
+        gain = magnitude / adapted.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        update = adapted.mul_(gain[:, None]).sub_(weight)
         _check_finite(update, f"the DoRA update of {site}")
         factors = factorize(update, rank)
         self.measurements[site] = {"dora_lost_energy": 1.0 - factors.energy if update.any() else 0.0}
         return LowRank(factors.U * factors.S, factors.V.T.contiguous())
 
-    def _role_rows(self, site: Site, whole: Tensor) -> Tensor:
-        rows = self._base.architecture.rows(site.role)
-        return whole if rows is None else whole[rows]
+    def _slice_role_rows(self, site: Site, tensor: Tensor) -> Tensor:
+        rows = self._base.architecture.get_output_rows(site.role)
+        return tensor if rows is None else tensor[rows]
 
     def _read(self, name: str) -> Tensor:
         tensor = self._reader.read(name).float()
@@ -114,37 +114,37 @@ def read_adapter(config: AdapterConfig, reader: TensorReader, base: ModelWeights
     infos = reader.infos()
     if len(infos) > MAX_TENSORS:
         raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {MAX_TENSORS} are read.")
-    found = sort_names(infos, config.modules_to_save)
-    _refuse_unknown(found, base)
-    modules: dict[Site, _Module] = {}
-    ignored: list[str] = []
-    for name, tensors in found.modules.items():
-        sites = base.architecture.sites_of_module(name)
-        if not config.targets(name, sites[0].layer):
-            ignored.append(name)
+    groups = group_tensor_names(infos, config.modules_to_save)
+    _reject_unknown_tensors(groups, base)
+    modules: dict[Site, _CheckedModule] = {}
+    untargeted: list[str] = []
+    for name, tensors in groups.modules.items():
+        sites = base.architecture.find_module_sites(name)
+        if not config.targets_module(name, sites[0].layer):
+            untargeted.append(name)
             continue
         checked = _check_module(name, tensors, sites, config, infos, base)
         for site in sites:
             if site in modules:
                 raise MalformedAdapter(f"{modules[site].name} and {name} are the same module of the base.")
             modules[site] = checked
-    others = sorted({*found.not_carried, *found.tables, *found.tokens})
-    if not modules and others:
-        raise UnsupportedAdapter(f"The adapter trained nothing but {_listed(others)}.")
+    other_modules = sorted({*groups.not_carried, *groups.tables, *groups.token_rows})
+    if not modules and other_modules:
+        raise UnsupportedAdapter(f"The adapter trained nothing but {_format_names(other_modules)}.")
     if not modules:
         raise MalformedAdapter("The adapter has no LoRA tensors for any module that its config targets.")
-    tables = stored_tables(found, config, infos, base.architecture.hidden)
-    return SourceAdapter(modules, reader, base, *_left_behind(found, ignored, config), tables)
+    tables = find_stored_tables(groups, config, infos, base.architecture.hidden)
+    return SourceAdapter(modules, reader, base, *_describe_not_carried(groups, untargeted, config), tables)
 
 
-def _refuse_unknown(found: SortedNames, base: ModelWeights) -> None:
-    strangers = found.unknown + [
-        name for name in found.modules if not base.architecture.sites_of_module(name)
+def _reject_unknown_tensors(groups: TensorGroups, base: ModelWeights) -> None:
+    unknown = groups.unknown + [
+        name for name in groups.modules if not base.architecture.find_module_sites(name)
     ]
-    if strangers:
+    if unknown:
         raise MalformedAdapter(
             f"Tensors of the adapter match no module of the source base "
-            f"({base.architecture.model_type}, {base.layers} layers): {_listed(strangers)}.",
+            f"({base.architecture.model_type}, {base.layers} layers): {_format_names(unknown)}.",
             hint="Name the base model that the adapter was trained on as `source`.",
             pointer="/source",
         )
@@ -157,13 +157,13 @@ def _check_module(
     config: AdapterConfig,
     infos: Mapping[str, TensorInfo],
     base: ModelWeights,
-) -> _Module:
+) -> _CheckedModule:
     if tensors.A is None or tensors.B is None:
         raise MalformedAdapter(f"{name} lacks its lora_{'A' if tensors.A is None else 'B'} tensor.")
     if config.dora != (tensors.magnitude is not None):
         missing = "has no lora_magnitude_vector, but" if config.dora else "has a lora_magnitude_vector, but"
         raise MalformedAdapter(f"{name} {missing} adapter_config.json says use_dora is {config.dora}.")
-    rank = config.rank_of(name)
+    rank = config.get_rank(name)
     o = sum(base.shape(site)[0] for site in sites)
     i = base.shape(sites[0])[1]
     if rank > 4 * min(o, i):
@@ -174,7 +174,7 @@ def _check_module(
         info = infos[tensors.magnitude]
         flat = TensorInfo(info.dtype, tuple(size for size in info.shape if size != 1) or (1,))
         _check_shape(name, "lora_magnitude_vector", flat, (o,), along=0)
-    return _Module(name, tensors.A, tensors.B, tensors.magnitude, rank, config.scale_of(name))
+    return _CheckedModule(name, tensors.A, tensors.B, tensors.magnitude, rank, config.compute_scale(name))
 
 
 def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, ...], along: int) -> None:
@@ -193,9 +193,9 @@ def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, 
     )
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(name[:120] for name in names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+def _format_names(names: list[str]) -> str:
+    shown = ", ".join(name[:120] for name in names[:_MAX_LISTED])
+    return shown if len(names) <= _MAX_LISTED else f"{shown} and {len(names) - _MAX_LISTED} more"
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:
@@ -203,20 +203,20 @@ def _check_finite(tensor: Tensor, name: str) -> None:
         raise MalformedAdapter(f"The adapter holds NaN or Inf in {name}.")
 
 
-def _left_behind(
-    found: SortedNames, ignored: list[str], config: AdapterConfig
+def _describe_not_carried(
+    groups: TensorGroups, untargeted: list[str], config: AdapterConfig
 ) -> tuple[list[str], list[str]]:
     """(warnings, not_carried): what will not be transferred."""
     warnings = [
-        f"{module} ({what}) is not carried; the converted adapter works without it."
-        for module, what in found.not_carried.items()
+        f"{module} ({reason}) is not carried; the converted adapter works without it."
+        for module, reason in groups.not_carried.items()
     ]
-    left = list(found.not_carried)
-    if config.token_indices and not found.tokens:
+    not_carried = list(groups.not_carried)
+    if config.token_indices and not groups.token_rows:
         warnings.append("The config names retrained tokens, but the file holds none; nothing is carried.")
-    if ignored:
+    if untargeted:
         warnings.append(
-            f"{len(ignored)} modules have LoRA tensors that adapter_config.json does not target, so PEFT "
-            f"ignores them and they are not carried: {_listed(ignored)}."
+            f"{len(untargeted)} modules have LoRA tensors that adapter_config.json does not target, so PEFT "
+            f"ignores them and they are not carried: {_format_names(untargeted)}."
         )
-    return warnings, [*left, *ignored]
+    return warnings, [*not_carried, *untargeted]

@@ -31,83 +31,83 @@ class ModuleTensors:
 
 
 @dataclass(slots=True)
-class SortedNames:
+class TensorGroups:
     """An adapter's tensors grouped by kind, by name alone."""
 
     modules: dict[str, ModuleTensors] = field(default_factory=dict)
-    tokens: dict[str, str] = field(default_factory=dict)  # module → tensor with the rows of single tokens
+    token_rows: dict[str, str] = field(default_factory=dict)  # module → tensor with the rows of single tokens
     tables: dict[str, str] = field(default_factory=dict)  # embedding or output head → its whole matrix
     not_carried: dict[str, str] = field(default_factory=dict)  # module → how it was trained
     unknown: list[str] = field(default_factory=list)  # tensor names of no known kind
 
 
-def sort_names(names: Iterable[str], modules_to_save: Iterable[str]) -> SortedNames:
+def group_tensor_names(names: Iterable[str], modules_to_save: Iterable[str]) -> TensorGroups:
     """Group tensor names by module.
 
     Raises UnsupportedAdapter for trained biases and for LoRA on the output head or on experts,
     MalformedAdapter when a module has two tensors of one kind (two adapters in one file).
     """
-    found, saved = SortedNames(), tuple(modules_to_save)
+    groups, saved_modules = TensorGroups(), tuple(modules_to_save)
     for name in sorted(names):
         bare = name.removeprefix("base_model.model.")
         if match := _LORA.fullmatch(bare):
-            _refuse_module(match["module"])
-            _place(found, match["module"], match["part"], name)
+            _reject_unsupported_module(match["module"])
+            _add_tensor(groups, match["module"], match["part"], name)
         elif match := _MAGNITUDE.fullmatch(bare):
-            _place(found, match["module"], "magnitude", name)
+            _add_tensor(groups, match["module"], "magnitude", name)
         elif match := _EMBEDDING_LORA.fullmatch(bare):
-            found.not_carried[match["module"]] = "LoRA on the embedding"
+            groups.not_carried[match["module"]] = "LoRA on the embedding"
         elif match := _TOKENS.fullmatch(bare):
-            found.tokens[match["module"]] = name
-        elif (match := _BASE_COPY.fullmatch(bare)) and _is_trained(match["module"], saved):
+            groups.token_rows[match["module"]] = name
+        elif (match := _BASE_COPY.fullmatch(bare)) and _is_fully_trained(match["module"], saved_modules):
             continue
-        elif (match := _SAVED_MATRIX.fullmatch(bare)) and is_table(match["module"]):
-            found.tables[match["module"]] = name  # `x.weight` sorts last, and is what PEFT loads
+        elif (match := _SAVED_MATRIX.fullmatch(bare)) and is_embedding_table(match["module"]):
+            groups.tables[match["module"]] = name  # `x.weight` sorts last, and is what PEFT loads
         elif match := _SAVED.fullmatch(bare):
-            found.not_carried[match["module"]] = "fully trained module"
-        elif (module := _fully_trained(bare, saved)) is not None:
-            found.not_carried[module] = "fully trained module"
+            groups.not_carried[match["module"]] = "fully trained module"
+        elif (module := _find_saved_module(bare, saved_modules)) is not None:
+            groups.not_carried[module] = "fully trained module"
         elif bare.endswith(".bias"):
             raise UnsupportedAdapter(
                 f"The adapter trained the bias {bare[:200]}; trained biases are not carried.",
                 hint='Train with bias="none".',
             )
         else:
-            found.unknown.append(name)
-    return found
+            groups.unknown.append(name)
+    return groups
 
 
-def is_table(module: str) -> bool:
+def is_embedding_table(module: str) -> bool:
     """Whether each row of this module's weight belongs to a token."""
     return module.rpartition(".")[2] in _VOCABULARY_MODULES
 
 
-def _fully_trained(bare: str, saved: tuple[str, ...]) -> str | None:
+def _find_saved_module(bare: str, saved_modules: tuple[str, ...]) -> str | None:
     """The module of a fully saved tensor if it is in `modules_to_save` or inside one of them."""
     module = bare.rpartition(".")[0]
-    return module if _is_trained(module, saved) else None
+    return module if _is_fully_trained(module, saved_modules) else None
 
 
-def _is_trained(module: str, saved: tuple[str, ...]) -> bool:
+def _is_fully_trained(module: str, saved_modules: tuple[str, ...]) -> bool:
     """Whether it is a token table or part of a module in `modules_to_save`; PEFT compares name suffixes."""
     ancestors = accumulate(module.split("."), "{}.{}".format)
-    return is_table(module) or any(ancestor.endswith(saved) for ancestor in ancestors)
+    return is_embedding_table(module) or any(ancestor.endswith(saved_modules) for ancestor in ancestors)
 
 
-def _place(found: SortedNames, module: str, part: str, name: str) -> None:
-    tensors = found.modules.setdefault(module, ModuleTensors())
-    earlier = getattr(tensors, part)
-    if earlier is not None:
+def _add_tensor(groups: TensorGroups, module: str, part: str, name: str) -> None:
+    tensors = groups.modules.setdefault(module, ModuleTensors())
+    existing = getattr(tensors, part)
+    if existing is not None:
         raise MalformedAdapter(
-            f"Two tensors are the LoRA {part} of one module: {earlier[:200]} and {name[:200]}.",
+            f"Two tensors are the LoRA {part} of one module: {existing[:200]} and {name[:200]}.",
             hint="One file should hold one adapter.",
         )
     setattr(tensors, part, name)
 
 
-def _refuse_module(module: str) -> None:
+def _reject_unsupported_module(module: str) -> None:
     parts = module.split(".")
-    if is_table(module):
+    if is_embedding_table(module):
         raise UnsupportedAdapter(
             f"The adapter has LoRA on {module[:200]}, whose rows are tokens; that is not carried.",
             hint="Train without the embedding and the output head among the target modules.",

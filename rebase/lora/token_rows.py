@@ -23,19 +23,19 @@ from rebase.lora.writer import DTYPES
 if TYPE_CHECKING:
     from rebase.models.architecture import Architecture
 
-Side = Literal["input", "output"]  # the embedding, or the head that produces logits
-HEADS = ("lm_head", "embed_out")  # transformers itself calls it `lm_head` in every family
+EmbeddingRole = Literal["input", "output"]  # the embedding, or the head that produces logits
+LM_HEAD_NAMES = ("lm_head", "embed_out")  # transformers itself calls it `lm_head` in every family
 
 # Above this share of changed rows the whole table is stored. A stored row costs the same either way, but for
 # single rows PEFT copies the table at each forward pass, and for a whole table it keeps a second one.
-MOST_SINGLE_ROWS = 0.05
+MAX_SINGLE_ROWS_SHARE = 0.05
 
-_BLOCK = 2**22  # numbers per block: 16 MB in float32
-_GAP = 64  # gaps of up to this many rows are read through instead of split into two reads
-_RUN = 4096  # maximum rows read at once for scattered ids
+_BLOCK_SIZE = 2**22  # numbers per block: 16 MB in float32
+_MAX_GAP = 64  # gaps of up to this many rows are read through instead of split into two reads
+_MAX_RUN = 4096  # maximum rows read at once for scattered ids
 
 
-class Table:
+class EmbeddingTable:
     """A base model's token table, (rows, width), read piecewise in its stored dtype."""
 
     def __init__(self, reader: TensorReader, name: str) -> None:
@@ -47,17 +47,21 @@ class Table:
         """Rows [start, stop)."""
         return self._reader.read_rows(self.name, start, stop)
 
-    def at(self, ids: Tensor) -> Tensor:
+    def gather(self, ids: Tensor) -> Tensor:
         """The rows of the given ids, which must be ascending."""
-        parts = [self.read(start, stop)[ids[begin:end] - start] for start, stop, begin, end in _runs(ids)]
+        parts = [
+            self.read(start, stop)[ids[begin:end] - start] for start, stop, begin, end in _iter_runs(ids)
+        ]
         return torch.cat(parts) if parts else self.read(0, 0)
 
 
-def table_name(architecture: Architecture, infos: Mapping[str, TensorInfo], side: Side) -> str | None:
+def find_table_name(
+    architecture: Architecture, infos: Mapping[str, TensorInfo], role: EmbeddingRole
+) -> str | None:
     """Tensor name of a base's input or output table; None if the checkpoint has no readable one."""
     family = architecture.family
     prefixes = dict.fromkeys((architecture.root, "", *family.prefixes, "language_model."))
-    modules = (family.embedding,) if side == "input" else HEADS
+    modules = (family.embedding,) if role == "input" else LM_HEAD_NAMES
     names = (f"{prefix}{module}.weight" for module in modules for prefix in prefixes)
     name = next((name for name in names if name in infos), None)
     if name is None or infos[name].dtype not in READABLE_DTYPES or len(infos[name].shape) != 2:
@@ -65,41 +69,45 @@ def table_name(architecture: Architecture, infos: Mapping[str, TensorInfo], side
     return name
 
 
-def side_of(architecture: Architecture, module: str) -> Side | None:
+def get_embedding_role(architecture: Architecture, module: str) -> EmbeddingRole | None:
     """Which of the base's tables an adapter module is; None if neither."""
-    prefix, _, last = module.rpartition(".")
-    if last in HEADS:
+    prefix, _, leaf = module.rpartition(".")
+    if leaf in LM_HEAD_NAMES:
         return "output"
-    known = {architecture.root, *architecture.family.prefixes}
-    inside = (f"{prefix}." if prefix else "") in known
-    return "input" if inside and last == architecture.family.embedding else None
+    prefixes = {architecture.root, *architecture.family.prefixes}
+    in_text_model = (f"{prefix}." if prefix else "") in prefixes
+    return "input" if in_text_model and leaf == architecture.family.embedding else None
 
 
-def changes(adapter: SourceAdapter, stored: StoredTable, base: Table) -> Iterator[tuple[Tensor, Tensor]]:
+def iter_row_deltas(
+    adapter: SourceAdapter, stored: StoredTable, base: EmbeddingTable
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, D) block by block, for rows that differ from the base: ids (n,) int64, D (n, width) float32.
 
     A row counts as unchanged if it equals the base's row rounded to the adapter's dtype. Rows beyond the
     base's table have nothing to compare with and are left out.
     """
-    step = max(1, _BLOCK // base.width)
+    step = max(1, _BLOCK_SIZE // base.width)
     if stored.ids is None:
         for start in range(0, min(stored.rows, base.rows), step):
             stop = min(start + step, stored.rows, base.rows)
             ids = torch.arange(start, stop)
-            yield from _differing(ids, adapter.table_rows(stored, start, stop), base.read(start, stop))
+            yield from _iter_changed_rows(
+                ids, adapter.read_table_rows(stored, start, stop), base.read(start, stop)
+            )
         return
-    last = {
+    row_by_id = {
         id_: row for row, id_ in enumerate(stored.ids) if id_ < base.rows
     }  # the last occurrence of a repeated id wins, as in PEFT
-    order = sorted(last)
-    trained = adapter.table_rows(stored, 0, stored.rows)
-    for start in range(0, len(order), step):
-        ids = torch.tensor(order[start : start + step])
-        rows = torch.tensor([last[id_] for id_ in order[start : start + step]])
-        yield from _differing(ids, trained[rows], base.at(ids))
+    ordered_ids = sorted(row_by_id)
+    trained = adapter.read_table_rows(stored, 0, stored.rows)
+    for start in range(0, len(ordered_ids), step):
+        ids = torch.tensor(ordered_ids[start : start + step])
+        rows = torch.tensor([row_by_id[id_] for id_ in ordered_ids[start : start + step]])
+        yield from _iter_changed_rows(ids, trained[rows], base.gather(ids))
 
 
-def beyond(stored: StoredTable, base: Table) -> list[int]:
+def find_ids_beyond_base(stored: StoredTable, base: EmbeddingTable) -> list[int]:
     """Token ids for which the adapter has rows but its own base does not."""
     if stored.ids is None:
         return list(range(base.rows, stored.rows))
@@ -107,69 +115,75 @@ def beyond(stored: StoredTable, base: Table) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class ChangedRows:
     """Which rows changed. `targets`: ascending ids in the target; `lost`: source ids with no counterpart."""
 
-    targets: Tensor
-    lost: list[int]
+    target_ids: Tensor
+    unmatched_ids: list[int]
 
-    def form(self, rows: int) -> Literal["rows", "whole"]:
+    def choose_storage(self, rows: int) -> Literal["rows", "whole"]:
         """How to store the changed rows, given the number of rows in the target's table."""
-        return "rows" if self.targets.numel() <= max(1, MOST_SINGLE_ROWS * rows) else "whole"
+        return "rows" if self.target_ids.numel() <= max(1, MAX_SINGLE_ROWS_SHARE * rows) else "whole"
 
 
-def survey(blocks: Iterable[tuple[Tensor, Tensor]], target_of: Tensor) -> Survey:
+def collect_changed_rows(blocks: Iterable[tuple[Tensor, Tensor]], row_map: Tensor) -> ChangedRows:
     """Split changed rows by whether the target has the token. `target_of`: see `vocabulary.counterparts`."""
-    found: list[Tensor] = []
-    lost: list[int] = []
+    matched: list[Tensor] = []
+    unmatched_ids: list[int] = []
     for ids, _ in blocks:
-        targets = target_of[ids]
-        found.append(targets[targets >= 0])
-        lost += ids[targets < 0].tolist()
-    return Survey(torch.cat(found).sort().values if found else torch.empty(0, dtype=torch.long), lost)
+        target_ids = row_map[ids]
+        matched.append(target_ids[target_ids >= 0])
+        unmatched_ids += ids[target_ids < 0].tolist()
+    return ChangedRows(
+        torch.cat(matched).sort().values if matched else torch.empty(0, dtype=torch.long), unmatched_ids
+    )
 
 
-def moved_rows(
-    blocks: Iterable[tuple[Tensor, Tensor]], target_of: Tensor, target: Table, ids: Tensor | None, dtype: str
+def build_transferred_rows(
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    row_map: Tensor,
+    target: EmbeddingTable,
+    ids: Tensor | None,
+    dtype: str,
 ) -> tuple[Tensor, float]:
     """The target's rows + D, cast to `dtype`, and the rounding loss ‖stored − exact‖/‖D‖.
 
     ids: the target rows to store, ascending; None for all. Only the result is held in memory, once.
     Raises VerificationFailed if values overflow the dtype.
     """
-    step = max(1, _BLOCK // target.width)
+    step = max(1, _BLOCK_SIZE // target.width)
     out = torch.empty(target.rows if ids is None else ids.numel(), target.width, dtype=DTYPES[dtype])
     for start in range(0, out.shape[0], step):
         stop = min(start + step, out.shape[0])
-        out[start:stop] = target.read(start, stop) if ids is None else target.at(ids[start:stop])
-    wrong, size = 0.0, 0.0
+        out[start:stop] = target.read(start, stop) if ids is None else target.gather(ids[start:stop])
+    squared_error, squared_norm = 0.0, 0.0
     for source, change in blocks:
-        targets, order = target_of[source].sort()
-        known = targets >= 0
-        targets, D = targets[known], change[order[known]]
-        exact = target.at(targets).float() + D
+        target_ids, order = row_map[source].sort()
+        has_target = target_ids >= 0
+        target_ids, D = target_ids[has_target], change[order[has_target]]
+        exact = target.gather(target_ids).float() + D
         stored = exact.to(out.dtype)
-        out[targets if ids is None else torch.searchsorted(ids, targets)] = stored
-        wrong += float((stored.float() - exact).square().sum())
-        size += float(D.square().sum())
+        out[target_ids if ids is None else torch.searchsorted(ids, target_ids)] = stored
+        squared_error += float((stored.float() - exact).square().sum())
+        squared_norm += float(D.square().sum())
     if not all(bool(torch.isfinite(block).all()) for block in torch.split(out, step)):
         raise VerificationFailed(
             f"The trained rows of {target.name} do not fit into {dtype}: values become infinite.",
             hint="Ask for output.dtype bfloat16 or float32.",
             pointer="/output/dtype",
         )
-    return out, (wrong / size) ** 0.5 if size else 0.0
+    return out, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0
 
 
-def _differing(ids: Tensor, trained: Tensor, own: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    changed = (trained != own.to(trained.dtype)).any(1)
+def _iter_changed_rows(ids: Tensor, trained: Tensor, base_rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    changed = (trained != base_rows.to(trained.dtype)).any(1)
     if bool(changed.any()):
-        yield ids[changed], trained[changed].float() - own[changed].float()
+        yield ids[changed], trained[changed].float() - base_rows[changed].float()
 
 
-def _runs(ids: Tensor) -> Iterator[tuple[int, int, int, int]]:
+def _iter_runs(ids: Tensor) -> Iterator[tuple[int, int, int, int]]:
     """(start, stop, begin, end): rows [start, stop) contain ids[begin:end]; small gaps are read through."""
-    apart = (ids[1:] - ids[:-1] > _GAP) | (ids[1:] // _RUN != ids[:-1] // _RUN)
+    apart = (ids[1:] - ids[:-1] > _MAX_GAP) | (ids[1:] // _MAX_RUN != ids[:-1] // _MAX_RUN)
     cuts = apart.nonzero().flatten() + 1
     bounds = [0, *cuts.tolist(), ids.numel()] if ids.numel() else []
     for begin, end in pairwise(bounds):

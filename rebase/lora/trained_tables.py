@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rebase.errors import MalformedAdapter
 from rebase.lora.config import AdapterConfig
-from rebase.lora.tensor_names import SortedNames
+from rebase.lora.tensor_names import TensorGroups
 from rebase.lora.tensors import TensorInfo
 
 _DTYPES = frozenset({"F32", "F16", "BF16"})
@@ -26,15 +26,15 @@ class StoredTable:
     """
 
     module: str
-    tensor: str
+    tensor_name: str
     rows: int
     ids: tuple[int, ...] | None
-    named: bool
+    named_in_config: bool
     tied: bool
 
 
-def stored_tables(
-    found: SortedNames, config: AdapterConfig, infos: Mapping[str, TensorInfo], width: int
+def find_stored_tables(
+    groups: TensorGroups, config: AdapterConfig, infos: Mapping[str, TensorInfo], width: int
 ) -> tuple[StoredTable, ...]:
     """The tables in the file, by module. `width`: the base's hidden size.
 
@@ -42,33 +42,35 @@ def stored_tables(
     does not name are copies that PEFT writes alongside a tied embedding; they are left out.
     """
     tables = []
-    for module, tensor in sorted(found.tables.items()):
-        rows = _rows(module, infos[tensor], width)
-        named = any(module.endswith(name) for name in config.modules_to_save)
-        tables.append(StoredTable(module, tensor, rows, None, named, config.ties_tables))
-    for module, tensor in sorted(found.tokens.items()):
-        ids = _ids_of(module, config)
+    for module, tensor in sorted(groups.tables.items()):
+        rows = _count_rows(module, infos[tensor], width)
+        named_in_config = any(module.endswith(name) for name in config.modules_to_save)
+        tables.append(StoredTable(module, tensor, rows, None, named_in_config, config.ensure_weight_tying))
+    for module, tensor in sorted(groups.token_rows.items()):
+        ids = _get_token_ids(module, config)
         if ids is None:
             continue
-        rows = _rows(module, infos[tensor], width)
+        rows = _count_rows(module, infos[tensor], width)
         if rows != len(ids):
             raise MalformedAdapter(
                 f"{module} has rows for {rows} tokens, but adapter_config.json names {len(ids)} of them."
             )
-        tables.append(StoredTable(module, tensor, rows, ids, named=True, tied=config.ties_tables))
+        tables.append(
+            StoredTable(module, tensor, rows, ids, named_in_config=True, tied=config.ensure_weight_tying)
+        )
     return tuple(tables)
 
 
-def _ids_of(module: str, config: AdapterConfig) -> tuple[int, ...] | None:
+def _get_token_ids(module: str, config: AdapterConfig) -> tuple[int, ...] | None:
     """The longest matching module suffix wins; a bare list means the input embedding."""
     names = [name for name in config.token_indices if name and module.endswith(name)]
     if names:
         return config.token_indices[max(names, key=len)]
-    last = module.rpartition(".")[2]
-    return None if last in {"lm_head", "embed_out"} else config.token_indices.get("")
+    leaf = module.rpartition(".")[2]
+    return None if leaf in {"lm_head", "embed_out"} else config.token_indices.get("")
 
 
-def _rows(module: str, info: TensorInfo, width: int) -> int:
+def _count_rows(module: str, info: TensorInfo, width: int) -> int:
     if info.dtype not in _DTYPES:
         raise MalformedAdapter(f"{module} is stored as {info.dtype}; F32, F16 and BF16 are read.")
     if len(info.shape) != 2 or info.shape[1] != width:

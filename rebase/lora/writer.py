@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rebase.models.weights import ModelWeights
 
 
-def fuse(architecture: Architecture, roles: Sequence[Role], blocks: Mapping[Role, LowRank]) -> LowRank:
+def fuse_roles(architecture: Architecture, roles: Sequence[Role], blocks: Mapping[Role, LowRank]) -> LowRank:
     """Stack role updates into their module's rows: A concatenated, B block by block, zeros for absent roles.
 
     Lossless. The rank is the sum of the blocks' ranks, except that roles with an identical A (a fused adapter
@@ -30,23 +30,23 @@ def fuse(architecture: Architecture, roles: Sequence[Role], blocks: Mapping[Role
     """
     if len(roles) == 1 and blocks:
         return blocks[roles[0]]
-    o = sum(architecture.out_width(role) for role in roles)
-    i = architecture.in_width(roles[0])
-    shared: list[torch.Tensor] = []
-    columns: list[torch.Tensor] = []
+    o = sum(architecture.out_features(role) for role in roles)
+    i = architecture.in_features(roles[0])
+    A_parts: list[torch.Tensor] = []
+    B_parts: list[torch.Tensor] = []
     for role in roles:
         if role not in blocks:
             continue
         block = blocks[role]
-        place = next((k for k, A in enumerate(shared) if torch.equal(A, block.A)), None)
-        if place is None:
-            place = len(shared)
-            shared.append(block.A)
-            columns.append(torch.zeros(o, block.rank, dtype=block.B.dtype))
-        columns[place][architecture.rows(role)] = block.B
-    if not shared:
+        index = next((k for k, A in enumerate(A_parts) if torch.equal(A, block.A)), None)
+        if index is None:
+            index = len(A_parts)
+            A_parts.append(block.A)
+            B_parts.append(torch.zeros(o, block.rank, dtype=block.B.dtype))
+        B_parts[index][architecture.get_output_rows(role)] = block.B
+    if not A_parts:
         return LowRank(torch.zeros(o, 0), torch.zeros(0, i))
-    return LowRank(torch.cat(columns, 1), torch.cat(shared, 0))
+    return LowRank(torch.cat(B_parts, 1), torch.cat(A_parts, 0))
 
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -87,33 +87,35 @@ def build_adapter(
     """
     deltas = {site: LowRank(delta.B.float().cpu(), delta.A.float().cpu()) for site, delta in deltas.items()}
     _check_sites(target, deltas)
-    modules = _modules(target, deltas)
+    modules = _fuse_modules(target, deltas)
     measurements: dict[Site, dict[str, float]] = {site: {} for site in sorted(deltas)}
     for name, (sites, update) in modules.items():
-        cap = min(update.shape) if max_rank is None else min(max_rank, *update.shape)
-        if update.rank > cap:
-            kept, _ = truncate(update, cap)
-            modules[name] = (sites, kept)
+        max_module_rank = min(update.shape) if max_rank is None else min(max_rank, *update.shape)
+        if update.rank > max_module_rank:
+            truncated, _ = truncate(update, max_module_rank)
+            modules[name] = (sites, truncated)
             if max_rank is not None:
                 for site in sites:
-                    lost = _distance(deltas[site], _slice(target, site, kept)) ** 2
+                    lost = _compute_relative_distance(deltas[site], _slice_site(target, site, truncated)) ** 2
                     measurements[site]["truncation_lost_energy"] = lost
     rank = max(1, *(update.rank for _, update in modules.values()))
     tensors: dict[str, Tensor] = {}
     for name, (sites, update) in modules.items():
         stored = _cast(name, update, dtype)
         for site in sites:
-            measurements[site] |= _cost(site, deltas[site], _slice(target, site, stored), dtype)
+            measurements[site] |= _measure_storage_error(
+                site, deltas[site], _slice_site(target, site, stored), dtype
+            )
         pad = rank - update.rank
         prefix = f"base_model.model.{name}"
         tensors[f"{prefix}.lora_A.weight"] = torch.nn.functional.pad(stored.A, (0, 0, 0, pad)).contiguous()
         tensors[f"{prefix}.lora_B.weight"] = torch.nn.functional.pad(stored.B, (0, pad)).contiguous()
-    config = _config(target, tuple(modules), rank, base_model, revision)
+    config = _build_config(target, tuple(modules), rank, base_model, revision)
     return BuiltAdapter(dict(sorted(tensors.items())), config, rank, measurements)
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenTable:
+class OutputTable:
     """Token rows for one module of the target: those of `ids` (ascending), or all rows if `ids` is None."""
 
     module: str
@@ -121,7 +123,7 @@ class WrittenTable:
     rows: Tensor
 
 
-def with_tables(built: BuiltAdapter, tables: Sequence[WrittenTable], *, tie: bool) -> BuiltAdapter:
+def add_embedding_tables(built: BuiltAdapter, tables: Sequence[OutputTable], *, tie: bool) -> BuiltAdapter:
     """The adapter with token rows as PEFT (0.15 and later) stores them.
 
     tie: the target shares one table between input and output, and keeps doing so. Single rows then need only
@@ -131,18 +133,20 @@ def with_tables(built: BuiltAdapter, tables: Sequence[WrittenTable], *, tie: boo
     for table in tables:
         part = "weight" if table.ids is None else "token_adapter.trainable_tokens_delta"
         tensors[f"base_model.model.{table.module}.{part}"] = table.rows
-    whole = [_last(table.module) for table in tables if table.ids is None]
-    single = {_last(table.module): list(table.ids) for table in tables if table.ids is not None}
-    if whole:
-        config["modules_to_save"] = sorted(whole)
-    if single:
-        config["trainable_token_indices"] = single
-    if tie and whole:
+    full_tables = [_get_leaf_name(table.module) for table in tables if table.ids is None]
+    token_indices = {
+        _get_leaf_name(table.module): list(table.ids) for table in tables if table.ids is not None
+    }
+    if full_tables:
+        config["modules_to_save"] = sorted(full_tables)
+    if token_indices:
+        config["trainable_token_indices"] = token_indices
+    if tie and full_tables:
         config["ensure_weight_tying"] = True
     return replace(built, tensors=dict(sorted(tensors.items())), config=config)
 
 
-def _last(module: str) -> str:
+def _get_leaf_name(module: str) -> str:
     return module.rpartition(".")[2]
 
 
@@ -150,13 +154,13 @@ def _check_sites(target: ModelWeights, deltas: Mapping[Site, LowRank]) -> None:
     if not deltas:
         raise VerificationFailed("There is no update to write.")
     for site, delta in deltas.items():
-        if not target.has(site) or delta.shape != target.shape(site):
+        if not target.has_site(site) or delta.shape != target.shape(site):
             raise VerificationFailed(f"The update of site {site} has shape {delta.shape}, unlike the target.")
         if not bool(torch.isfinite(delta.B).all() and torch.isfinite(delta.A).all()):
             raise VerificationFailed(f"The update of site {site} holds NaN or Inf.")
 
 
-def _modules(
+def _fuse_modules(
     target: ModelWeights, deltas: Mapping[Site, LowRank]
 ) -> dict[str, tuple[tuple[Site, ...], LowRank]]:
     """Module name → its updated sites and its update; zeros in layers where a used module has no update."""
@@ -167,13 +171,13 @@ def _modules(
         for part in parts:
             roles = arch.family.layout[part]
             blocks = {role: deltas[Site(layer, role)] for role in roles if Site(layer, role) in deltas}
-            name = arch.module(Site(layer, roles[0]))
-            modules[name] = (tuple(Site(layer, role) for role in blocks), fuse(arch, roles, blocks))
+            name = arch.get_module_name(Site(layer, roles[0]))
+            modules[name] = (tuple(Site(layer, role) for role in blocks), fuse_roles(arch, roles, blocks))
     return modules
 
 
-def _slice(target: ModelWeights, site: Site, fused: LowRank) -> LowRank:
-    rows = target.architecture.rows(site.role)
+def _slice_site(target: ModelWeights, site: Site, fused: LowRank) -> LowRank:
+    rows = target.architecture.get_output_rows(site.role)
     B = fused.B if rows is None else fused.B[rows]
     return LowRank(B.float(), fused.A.float())
 
@@ -189,27 +193,27 @@ def _cast(name: str, update: LowRank, dtype: str) -> LowRank:
     return stored
 
 
-def _cost(site: Site, wanted: LowRank, stored: LowRank, dtype: str) -> dict[str, float]:
+def _measure_storage_error(site: Site, requested: LowRank, stored: LowRank, dtype: str) -> dict[str, float]:
     norm = frobenius(stored)
-    if norm == 0.0 and frobenius(wanted) > 0.0:
+    if norm == 0.0 and frobenius(requested) > 0.0:
         raise VerificationFailed(
             f"The update of site {site} vanishes when it is stored as {dtype} within this rank.",
             hint="Ask for output.dtype float32, or for a higher output.max_rank.",
             pointer="/output/dtype",
         )
-    return {"written_norm": norm, "written_error": _distance(wanted, stored)}
+    return {"written_norm": norm, "written_error": _compute_relative_distance(requested, stored)}
 
 
-def _distance(wanted: LowRank, stored: LowRank) -> float:
+def _compute_relative_distance(requested: LowRank, stored: LowRank) -> float:
     """‖wanted − stored‖_F / ‖wanted‖_F, 0 for a zero update."""
-    size = frobenius(wanted)
+    size = frobenius(requested)
     if size == 0.0:
         return 0.0
-    gap = LowRank(torch.cat([wanted.B, -stored.B], 1), torch.cat([wanted.A, stored.A], 0))
-    return frobenius(gap) / size
+    difference = LowRank(torch.cat([requested.B, -stored.B], 1), torch.cat([requested.A, stored.A], 0))
+    return frobenius(difference) / size
 
 
-def _config(
+def _build_config(
     target: ModelWeights, modules: tuple[str, ...], rank: int, base_model: str, revision: str | None
 ) -> dict[str, Any]:
     """Only keys that PEFT has had since early 2024; omitted keys equal the default in every version."""
@@ -229,13 +233,13 @@ def _config(
         "r": rank,
         "rank_pattern": {},
         "revision": revision,
-        "target_modules": _target_modules(target, modules),
+        "target_modules": _build_target_modules(target, modules),
         "task_type": "CAUSAL_LM",
         "use_rslora": False,
     }
 
 
-def _target_modules(target: ModelWeights, modules: tuple[str, ...]) -> list[str]:
+def _build_target_modules(target: ModelWeights, modules: tuple[str, ...]) -> list[str]:
     """Suffixes that match exactly these modules: `q_proj`, or `attn.c_proj` if `mlp.c_proj` is not adapted.
 
     In a larger model (Gemma 3 with vision) other towers use the same suffixes, so full names are listed.
@@ -243,8 +247,8 @@ def _target_modules(target: ModelWeights, modules: tuple[str, ...]) -> list[str]
     arch = target.architecture
     if arch.root != arch.family.root:
         return sorted(modules)
-    first = f"{arch.root}{arch.stem(0)}."
-    used = {name.removeprefix(first) for name in modules if name.startswith(first)}
-    others = {part.rpartition(".")[2] for part in arch.family.layout if part not in used}
+    first_layer_prefix = f"{arch.root}{arch.get_layer_name(0)}."
+    used = {name.removeprefix(first_layer_prefix) for name in modules if name.startswith(first_layer_prefix)}
+    other_leaves = {part.rpartition(".")[2] for part in arch.family.layout if part not in used}
     short = ((part, part.rpartition(".")[2]) for part in used)
-    return sorted({part if last in others else last for part, last in short})
+    return sorted({part if leaf in other_leaves else leaf for part, leaf in short})

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Role, Site
-from rebase.models.families import FAMILIES, NESTED, Family
+from rebase.models.families import FAMILIES, NESTED_TEXT_PREFIXES, Family
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MAX_LAYERS = 1024  # ten times the deepest published model; anything above is a bogus config
@@ -39,9 +39,9 @@ class Architecture:
     hidden: int
     layers: int
     n_heads: int
-    n_kv: int
+    n_kv_heads: int
     head_dim: int
-    inner: int
+    intermediate: int
     vocab: int
     eps: float
     activation: str
@@ -57,7 +57,7 @@ class Architecture:
         return tuple(role for roles in self.family.layout.values() for role in roles)
 
     @property
-    def gated(self) -> bool:
+    def is_gated(self) -> bool:
         """Whether the MLP computes act(gate x) * (up x) rather than act(up x)."""
         return Role.GATE in self.roles
 
@@ -66,22 +66,22 @@ class Architecture:
         """Every site, layer by layer."""
         return tuple(Site(layer, role) for layer in range(self.layers) for role in self.roles)
 
-    def part_of(self, role: Role) -> str:
+    def get_submodule_name(self, role: Role) -> str:
         """The module inside a layer that computes this role, such as `self_attn.qkv_proj`."""
         for part, roles in self.family.layout.items():
             if role in roles:
                 return part
         raise UnsupportedModel(f"{self.model_type} models have no {role.value}.")
 
-    def module(self, site: Site) -> str:
+    def get_module_name(self, site: Site) -> str:
         """The module's full name in the causal language model, such as `model.layers.3.mlp.up_proj`."""
-        return f"{self.root}{self.stem(site.layer)}.{self.part_of(site.role)}"
+        return f"{self.root}{self.get_layer_name(site.layer)}.{self.get_submodule_name(site.role)}"
 
-    def stem(self, layer: int) -> str:
+    def get_layer_name(self, layer: int) -> str:
         """A layer's name without any prefix."""
         return f"{self.family.layers}.{layer}"
 
-    def sites_of_module(self, name: str) -> tuple[Site, ...]:
+    def find_module_sites(self, name: str) -> tuple[Site, ...]:
         """The sites that a module computes, under any known prefix; empty for other modules."""
         match = re.fullmatch(rf"(.*?){self.family.layers}\.(\d{{1,4}})\.(.+)", name)
         if match is None or match[1] not in {self.root, *self.family.prefixes}:
@@ -90,42 +90,44 @@ class Architecture:
         roles = self.family.layout.get(match[3], ()) if layer < self.layers else ()
         return tuple(Site(layer, role) for role in roles)
 
-    def roles_beside(self, role: Role) -> tuple[Role, ...]:
+    def list_fused_roles(self, role: Role) -> tuple[Role, ...]:
         """All roles of the module that computes this role, in the module's order."""
-        return self.family.layout[self.part_of(role)]
+        return self.family.layout[self.get_submodule_name(role)]
 
-    def out_width(self, role: Role) -> int:
+    def out_features(self, role: Role) -> int:
         """Rows of the role's weight."""
         match role:
             case Role.Q:
                 return self.n_heads * self.head_dim
             case Role.K | Role.V:
-                return self.n_kv * self.head_dim
+                return self.n_kv_heads * self.head_dim
             case Role.GATE | Role.UP:
-                return self.inner
+                return self.intermediate
             case _:
                 return self.hidden
 
-    def in_width(self, role: Role) -> int:
+    def in_features(self, role: Role) -> int:
         """Columns of the role's weight."""
         match role:
             case Role.O:
                 return self.n_heads * self.head_dim
             case Role.DOWN:
-                return self.inner
+                return self.intermediate
             case _:
                 return self.hidden
 
-    def rows(self, role: Role) -> slice | Tensor | None:
+    def get_output_rows(self, role: Role) -> slice | Tensor | None:
         """Output rows of its module that belong to this role: None = all, a slice, or indices (per head)."""
-        beside = self.roles_beside(role)
-        if len(beside) == 1:
+        fused_roles = self.list_fused_roles(role)
+        if len(fused_roles) == 1:
             return None
         if not self.family.per_head:
-            start = sum(self.out_width(other) for other in beside[: beside.index(role)])
-            return slice(start, start + self.out_width(role))
-        grid = torch.arange(self.n_heads * len(beside) * self.head_dim)
-        return grid.view(self.n_heads, len(beside), self.head_dim)[:, beside.index(role)].reshape(-1)
+            start = sum(self.out_features(other) for other in fused_roles[: fused_roles.index(role)])
+            return slice(start, start + self.out_features(role))
+        grid = torch.arange(self.n_heads * len(fused_roles) * self.head_dim)
+        return grid.view(self.n_heads, len(fused_roles), self.head_dim)[:, fused_roles.index(role)].reshape(
+            -1
+        )
 
     def activate(self, x: Tensor) -> Tensor:
         """Apply the MLP's activation. Raises UnsupportedModel for an unknown one."""
@@ -134,40 +136,40 @@ class Architecture:
         return _ACTIVATIONS[self.activation](x)
 
 
-def architecture_for(config: Mapping[str, Any]) -> Architecture:
+def get_architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture for a config.json.
 
     Raises UnsupportedModel for unknown model types, quantised or mixture-of-experts models, invalid sizes.
     """
     model_type = config.get("model_type")
-    _refuse_quantised(config)
+    _reject_quantized(config)
     root = None
-    if isinstance(model_type, str) and model_type in NESTED:
-        root = NESTED[model_type]
-        nested = config.get("text_config")
-        config = nested if isinstance(nested, Mapping) else {}
+    if isinstance(model_type, str) and model_type in NESTED_TEXT_PREFIXES:
+        root = NESTED_TEXT_PREFIXES[model_type]
+        text_config = config.get("text_config")
+        config = text_config if isinstance(text_config, Mapping) else {}
         model_type = config.get("model_type", f"{model_type}_text")
-    _refuse_quantised(config)
-    _refuse_experts(config)
+    _reject_quantized(config)
+    _reject_experts(config)
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise UnsupportedModel(
             f"No table row for model_type {str(model_type)[:80]!r}.", hint=f"Known: {', '.join(FAMILIES)}."
         )
-    return _bind(family, family.root if root is None else root, config)
+    return _bind_config(family, family.root if root is None else root, config)
 
 
-def _bind(family: Family, root: str, config: Mapping[str, Any]) -> Architecture:
+def _bind_config(family: Family, root: str, config: Mapping[str, Any]) -> Architecture:
     keys = family.keys
-    hidden, heads = _size(family, config, keys.hidden), _size(family, config, keys.heads)
-    kv = _size(family, config, keys.kv_heads, heads)
-    head_dim = _size(family, config, keys.head_dim, hidden // heads)
-    layers = _size(family, config, keys.layers)
-    if heads % kv or layers > _MAX_LAYERS:
+    hidden, heads = _get_size(family, config, keys.hidden), _get_size(family, config, keys.heads)
+    kv_heads = _get_size(family, config, keys.kv_heads, heads)
+    head_dim = _get_size(family, config, keys.head_dim, hidden // heads)
+    layers = _get_size(family, config, keys.layers)
+    if heads % kv_heads or layers > _MAX_LAYERS:
         raise UnsupportedModel(
-            f"config.json contradicts itself: {layers} layers, {heads} heads in {kv} key-value groups."
+            f"config.json contradicts itself: {layers} layers, {heads} heads in {kv_heads} key-value groups."
         )
-    eps = _value(family, config, keys.eps)
+    eps = _get_value(family, config, keys.eps)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
         raise UnsupportedModel(f"config.json: {keys.eps} should be a small number.")
     return Architecture(
@@ -176,42 +178,42 @@ def _bind(family: Family, root: str, config: Mapping[str, Any]) -> Architecture:
         hidden=hidden,
         layers=layers,
         n_heads=heads,
-        n_kv=kv,
+        n_kv_heads=kv_heads,
         head_dim=head_dim,
-        inner=_size(family, config, keys.inner, 4 * hidden),
-        vocab=_size(family, config, keys.vocab, 0, least=0),
+        intermediate=_get_size(family, config, keys.intermediate, 4 * hidden),
+        vocab=_get_size(family, config, keys.vocab, 0, minimum=0),
         eps=float(eps),
-        activation=str(_value(family, config, keys.activation)),
+        activation=str(_get_value(family, config, keys.activation)),
     )
 
 
-def _value(family: Family, config: Mapping[str, Any], key: str) -> Any:
+def _get_value(family: Family, config: Mapping[str, Any], key: str) -> Any:
     return config[key] if key in config else family.defaults.get(key)
 
 
-def _size(
-    family: Family, config: Mapping[str, Any], key: str | None, otherwise: int | None = None, least: int = 1
+def _get_size(
+    family: Family, config: Mapping[str, Any], key: str | None, default: int | None = None, minimum: int = 1
 ) -> int:
     """An integer from the config or the family's defaults, or `otherwise` if that is null or absent."""
-    value = None if key is None else _value(family, config, key)
-    value = otherwise if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+    value = None if key is None else _get_value(family, config, key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
         raise UnsupportedModel(f"config.json: {key} should be a positive integer.")
     return value
 
 
-def _refuse_quantised(config: Mapping[str, Any]) -> None:
-    quantisation = config.get("quantization_config")
-    if not quantisation:
+def _reject_quantized(config: Mapping[str, Any]) -> None:
+    quantization = config.get("quantization_config")
+    if not quantization:
         return
-    name = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+    name = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     raise UnsupportedModel(
         f"The base model is quantised ({str(name or 'unnamed method')[:40]}); it cannot be read here.",
         hint="Name the unquantised repo of the same model.",
     )
 
 
-def _refuse_experts(config: Mapping[str, Any]) -> None:
+def _reject_experts(config: Mapping[str, Any]) -> None:
     for key in _EXPERT_KEYS:
         if config.get(key):
             raise UnsupportedModel(

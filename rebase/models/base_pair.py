@@ -19,104 +19,108 @@ from rebase.errors import RequestInvalid, UnsupportedModel
 from rebase.hub.base import PinnedRepo
 from rebase.lora.low_rank import Side
 from rebase.lora.tensors import TensorReader
-from rebase.models.causal_lm import TextModel, Words, load, words_of
+from rebase.models.causal_lm import CausalLM, TokenizerWithBos, load_base_model, load_tokenizer
 from rebase.models.weights import ModelWeights
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseModelRef:
     """One base model: its pinned repo and its weights."""
 
     repo: PinnedRepo
     weights: ModelWeights
 
 
-_SHARE = 0.6  # share of free memory for models; activations, optimizer state and the allocator need the rest
+_MEMORY_SHARE = (
+    0.6  # share of free memory for models; activations, optimizer state and the allocator need the rest
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class BaseCheckpoint:
     """A base on disk. `ends`: end-of-text ids in addition to those in its config."""
 
     weights: ModelWeights
     reader: TensorReader
     tokenizer: Mapping[str, Any] | None
-    ends: tuple[int, ...] = ()
+    extra_eos_ids: tuple[int, ...] = ()
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """Its size in float32."""
         return sum(4 * math.prod(info.shape) for info in self.reader.infos().values())
 
 
 @dataclass
-class Bases:
+class BasePair:
     """Loads models on request and keeps them while memory allows. `room`: bytes that models may use; if None,
     a share of the memory free at the first request."""
 
-    source: Stored
-    target: Stored
+    source: BaseCheckpoint
+    target: BaseCheckpoint
     device: torch.device
-    room: int | None = None
-    _loaded: dict[Side, TextModel] = field(default_factory=dict)
+    budget_bytes: int | None = None
+    _loaded: dict[Side, CausalLM] = field(default_factory=dict)
 
     @property
-    def together(self) -> bool:
+    def fit_together(self) -> bool:
         """Whether both fit in memory at once."""
-        return self.source.bytes + self.target.bytes <= self._room()
+        return self.source.num_bytes + self.target.num_bytes <= self._measure_budget()
 
-    def model(self, side: Side) -> TextModel:
+    def get_model(self, side: Side) -> CausalLM:
         """That side's model; the other one is released if both do not fit."""
         if side not in self._loaded:
-            if not self.together:
+            if not self.fit_together:
                 self._loaded.clear()
-            stored = self.stored(side)
-            with _about(side):
-                self._loaded[side] = load(
-                    stored.weights,
-                    stored.reader,
-                    self._tokenizer(side),
+            checkpoint = self.get_checkpoint(side)
+            with _errors_at(side):
+                self._loaded[side] = load_base_model(
+                    checkpoint.weights,
+                    checkpoint.reader,
+                    self._require_tokenizer_json(side),
                     self.device,
-                    ends=stored.ends,
+                    extra_eos_ids=checkpoint.extra_eos_ids,
                     streamed=not self.fits(side),
                 )
         return self._loaded[side]
 
     def fits(self, side: Side) -> bool:
         """Whether that model fits by itself, so that it need not be streamed."""
-        return self.stored(side).bytes <= self._room()
+        return self.get_checkpoint(side).num_bytes <= self._measure_budget()
 
-    def words(self, side: Side) -> Words:
+    def get_tokenizer(self, side: Side) -> TokenizerWithBos:
         """That side's tokenizer. RequestInvalid if the repo has none, UnsupportedModel if unreadable."""
-        with _about(side):
-            return words_of(self._tokenizer(side), self.stored(side).weights.config)
+        with _errors_at(side):
+            return load_tokenizer(
+                self._require_tokenizer_json(side), self.get_checkpoint(side).weights.config
+            )
 
     def release(self) -> None:
         """Release both models."""
         self._loaded.clear()
 
-    def stored(self, side: Side) -> Stored:
+    def get_checkpoint(self, side: Side) -> BaseCheckpoint:
         """The base on disk."""
         return self.source if side == "source" else self.target
 
-    def _tokenizer(self, side: Side) -> Mapping[str, Any]:
-        found = self.stored(side).tokenizer
-        if found is None:
+    def _require_tokenizer_json(self, side: Side) -> Mapping[str, Any]:
+        tokenizer_json = self.get_checkpoint(side).tokenizer
+        if tokenizer_json is None:
             raise RequestInvalid(
                 f"The {side} base has no tokenizer.json, so it cannot read a text.",
                 hint="Name a revision that has one, or a method that needs weights alone.",
                 pointer=f"/{side}",
             )
-        return found
+        return tokenizer_json
 
-    def _room(self) -> int:
-        if self.room is None:
-            self.room = int(_SHARE * free_bytes(self.device))
-        return self.room
+    def _measure_budget(self) -> int:
+        if self.budget_bytes is None:
+            self.budget_bytes = int(_MEMORY_SHARE * measure_free_bytes(self.device))
+        return self.budget_bytes
 
 
 @contextmanager
-def _about(side: Side) -> Iterator[None]:
+def _errors_at(side: Side) -> Iterator[None]:
     """Point errors without a pointer at this side's base."""
     try:
         yield
@@ -125,7 +129,7 @@ def _about(side: Side) -> Iterator[None]:
         raise
 
 
-def free_bytes(device: torch.device) -> int:
+def measure_free_bytes(device: torch.device) -> int:
     """Free memory of the device in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -16,7 +16,7 @@ from rebase.errors import UnsupportedModel, VerificationFailed
 
 # An untrusted config.json must not select code: an attention implementation may name a repo to load a kernel
 # from. We also set the dtype and the output format ourselves.
-_HOW_TO_RUN = frozenset(
+_RUNTIME_KEYS = frozenset(
     {
         "attn_implementation",
         "_attn_implementation",
@@ -36,7 +36,7 @@ _HOW_TO_RUN = frozenset(
 hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
+def build_model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     """A transformers config from a repo's config.json, using only classes that ship with transformers.
 
     Raises UnsupportedModel for an unknown model type.
@@ -47,24 +47,24 @@ def model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
             f"The installed transformers does not know the architecture '{model_type}'.",
             hint="Upgrade the worker, or ask for a base of a known architecture.",
         )
-    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(_what_it_is(raw))
+    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(_drop_runtime_keys(raw))
     return config
 
 
-def _what_it_is(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_runtime_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The config without the keys in `_HOW_TO_RUN`, at any depth."""
     return {
-        key: _what_it_is(value) if isinstance(value, Mapping) else value
+        key: _drop_runtime_keys(value) if isinstance(value, Mapping) else value
         for key, value in raw.items()
-        if key not in _HOW_TO_RUN
+        if key not in _RUNTIME_KEYS
     }
 
 
-def empty_model(raw: Mapping[str, Any]) -> Any:
+def build_empty_model(raw: Mapping[str, Any]) -> Any:
     """The model on the meta device, without weights. UnsupportedModel if transformers cannot build it."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(model_config(raw))  # type: ignore[no-untyped-call]
+            return AutoModelForCausalLM.from_config(build_model_config(raw))  # type: ignore[no-untyped-call]
     except (UnsupportedModel, SoftTimeLimitExceeded):
         raise
     except Exception as exc:  # each config and model class fails in its own way
@@ -75,7 +75,7 @@ def empty_model(raw: Mapping[str, Any]) -> Any:
         ) from exc
 
 
-def adapter_config(folder: Path) -> LoraConfig:
+def load_adapter_config(folder: Path) -> LoraConfig:
     """The written adapter_config.json, read by PEFT itself."""
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
@@ -92,19 +92,19 @@ def check_structure(raw: Mapping[str, Any], folder: Path, shapes: Mapping[str, t
     the number of matching tensors. Raises VerificationFailed naming the mismatches.
     """
     try:
-        wrapped = get_peft_model(empty_model(raw), adapter_config(folder), low_cpu_mem_usage=True)
+        wrapped = get_peft_model(build_empty_model(raw), load_adapter_config(folder), low_cpu_mem_usage=True)
     except ValueError as exc:
         raise VerificationFailed(f"PEFT refuses the converted adapter on the target: {exc}") from exc
     expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(wrapped).items()}
-    orphans = sorted(set(shapes) - set(expected))
-    absent = sorted(set(expected) - set(shapes))
-    if orphans or absent:
+    unexpected = sorted(set(shapes) - set(expected))
+    missing = sorted(set(expected) - set(shapes))
+    if unexpected or missing:
         raise VerificationFailed(
-            f"The target would ignore {len(orphans)} of the adapter's tensors {orphans[:3]} "
-            f"and miss {len(absent)} {absent[:3]}."
+            f"The target would ignore {len(unexpected)} of the adapter's tensors {unexpected[:3]} "
+            f"and miss {len(missing)} {missing[:3]}."
         )
-    wrong = sorted(name for name, shape in shapes.items() if expected[name] != shape)
-    if wrong:
-        name = wrong[0]
+    mismatched = sorted(name for name, shape in shapes.items() if expected[name] != shape)
+    if mismatched:
+        name = mismatched[0]
         raise VerificationFailed(f"'{name}' has shape {shapes[name]} but the target needs {expected[name]}.")
     return len(expected)

@@ -25,7 +25,7 @@ class NormKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class ConfigKeys:
     """The config.json keys under which a family stores its sizes."""
 
     hidden: str = "hidden_size"
@@ -33,7 +33,7 @@ class Keys:
     heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"
     head_dim: str | None = "head_dim"
-    inner: str = "intermediate_size"
+    intermediate: str = "intermediate_size"
     vocab: str = "vocab_size"
     eps: str = "rms_norm_eps"
     activation: str = "hidden_act"
@@ -45,7 +45,7 @@ class Family:
 
     model_type: str
     layout: Mapping[str, tuple[Role, ...]]
-    keys: Keys = field(default_factory=Keys)
+    keys: ConfigKeys = field(default_factory=ConfigKeys)
     defaults: Mapping[str, Any] = field(default_factory=dict)  # config key → transformers' default
     root: str = "model."  # prefix in the causal language model as transformers builds it
     prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
@@ -62,7 +62,7 @@ class Family:
 Q, K, V, O = Role.Q, Role.K, Role.V, Role.O  # noqa: E741
 GATE, UP, DOWN = Role.GATE, Role.UP, Role.DOWN
 
-_SPLIT = MappingProxyType(
+_LLAMA_LAYOUT = MappingProxyType(
     {
         "self_attn.q_proj": (Q,),
         "self_attn.k_proj": (K,),
@@ -73,14 +73,14 @@ _SPLIT = MappingProxyType(
         "mlp.down_proj": (DOWN,),
     }
 )
-_GEMMA_KEYS = Keys(activation="hidden_activation")
+_GEMMA_KEYS = ConfigKeys(activation="hidden_activation")
 _GELU_TANH = "gelu_pytorch_tanh"
-_RMS = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
+_RMS_DEFAULTS = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
 
-_LLAMA = Family("llama", _SPLIT, defaults=_RMS)
+_LLAMA = Family("llama", _LLAMA_LAYOUT, defaults=_RMS_DEFAULTS)
 _GEMMA2 = Family(
     "gemma2",
-    _SPLIT,
+    _LLAMA_LAYOUT,
     keys=_GEMMA_KEYS,
     defaults={
         "num_attention_heads": 8,
@@ -94,15 +94,17 @@ _GEMMA2 = Family(
     scale_embeddings=True,
 )
 
-_ROWS = (
+_ALL_FAMILIES = (
     _LLAMA,
-    replace(_LLAMA, model_type="mistral", defaults=_RMS | {"num_key_value_heads": 8}),
-    replace(_LLAMA, model_type="qwen2", defaults=_RMS | {"num_key_value_heads": 32}),
-    replace(_LLAMA, model_type="qwen3", defaults=_RMS | {"num_key_value_heads": 32, "head_dim": 128}),
+    replace(_LLAMA, model_type="mistral", defaults=_RMS_DEFAULTS | {"num_key_value_heads": 8}),
+    replace(_LLAMA, model_type="qwen2", defaults=_RMS_DEFAULTS | {"num_key_value_heads": 32}),
+    replace(
+        _LLAMA, model_type="qwen3", defaults=_RMS_DEFAULTS | {"num_key_value_heads": 32, "head_dim": 128}
+    ),
     replace(
         _GEMMA2,
         model_type="gemma",
-        keys=Keys(),
+        keys=ConfigKeys(),
         defaults={
             "num_attention_heads": 16,
             "num_key_value_heads": 16,
@@ -123,18 +125,18 @@ _ROWS = (
             "mlp.down_proj": (DOWN,),
         },
         defaults={"rms_norm_eps": 1e-5, "hidden_act": "silu"},
-        keys=Keys(head_dim=None),
+        keys=ConfigKeys(head_dim=None),
     ),
     Family(
         "gpt2",
         {"attn.c_attn": (Q, K, V), "attn.c_proj": (O,), "mlp.c_fc": (UP,), "mlp.c_proj": (DOWN,)},
-        keys=Keys(
+        keys=ConfigKeys(
             hidden="n_embd",
             layers="n_layer",
             heads="n_head",
             kv_heads=None,
             head_dim=None,
-            inner="n_inner",
+            intermediate="n_inner",
             eps="layer_norm_epsilon",
             activation="activation_function",
         ),
@@ -156,7 +158,7 @@ _ROWS = (
             "mlp.dense_h_to_4h": (UP,),
             "mlp.dense_4h_to_h": (DOWN,),
         },
-        keys=Keys(kv_heads=None, head_dim=None, eps="layer_norm_eps"),
+        keys=ConfigKeys(kv_heads=None, head_dim=None, eps="layer_norm_eps"),
         defaults={"layer_norm_eps": 1e-5, "hidden_act": "gelu"},
         root="gpt_neox.",
         prefixes=("gpt_neox.", ""),
@@ -166,7 +168,7 @@ _ROWS = (
     ),
 )
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({row.model_type: row for row in _ROWS})
+FAMILIES: Mapping[str, Family] = MappingProxyType({row.model_type: row for row in _ALL_FAMILIES})
 
 # Models whose text model is described by `text_config`: outer model_type → module prefix of the text model.
-NESTED: Mapping[str, str] = MappingProxyType({"gemma3": "model.language_model."})
+NESTED_TEXT_PREFIXES: Mapping[str, str] = MappingProxyType({"gemma3": "model.language_model."})

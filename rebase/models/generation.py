@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rebase.models.causal_lm import Encoded, TextModel
+from rebase.models.causal_lm import CausalLM, Encoding
 
 _TOP_CANDIDATES = 1024  # tokens considered first for top-p
 _MIN_ACTIVE_SHARE = (
@@ -15,30 +15,30 @@ _MIN_ACTIVE_SHARE = (
 )
 
 
-def get_bos_id(base: TextModel) -> int | None:
+def get_bos_id(base: CausalLM) -> int | None:
     """The id that begins a text: the tokenizer's BOS, else the config's, else the first EOS."""
-    if base.bos is not None:
-        return base.bos
+    if base.bos_id is not None:
+        return base.bos_id
     bos = getattr(base.model.config, "bos_token_id", None)
-    return bos if isinstance(bos, int) else next(iter(base.eos), None)
+    return bos if isinstance(bos, int) else next(iter(base.eos_ids), None)
 
 
-def encode_with_bos(base: TextModel, text: str, limit: int | None = None) -> Encoded:
+def encode_with_bos(base: CausalLM, text: str, limit: int | None = None) -> Encoding:
     """The text's tokens preceded by `get_bos_id`; at most `limit` of them."""
     encoded, bos = base.encode(text), get_bos_id(base)
-    if base.bos is None and bos is not None:
-        encoded = Encoded([bos, *encoded.ids], [(0, 0), *encoded.offsets])
-    return Encoded(encoded.ids[:limit], encoded.offsets[:limit])
+    if base.bos_id is None and bos is not None:
+        encoded = Encoding([bos, *encoded.ids], [(0, 0), *encoded.offsets])
+    return Encoding(encoded.ids[:limit], encoded.offsets[:limit])
 
 
-def get_max_positions(base: TextModel) -> int:
+def get_max_positions(base: CausalLM) -> int:
     """The model's maximum number of positions."""
     return int(getattr(base.model.config, "max_position_embeddings", None) or 2**20)
 
 
 @torch.no_grad()
 def generate(
-    base: TextModel,
+    base: CausalLM,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     *,
@@ -54,7 +54,7 @@ def generate(
     ids, mask = _pad_left(prompts)
     ids, mask = ids.to(base.device), mask.to(base.device)
     generator = torch.Generator(base.device).manual_seed(seed)
-    eos_ids = torch.tensor(base.eos, dtype=torch.long, device=base.device)
+    eos_ids = torch.tensor(base.eos_ids, dtype=torch.long, device=base.device)
     generated: list[list[int]] = [[] for _ in prompts]
     prompt_indices = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     active = torch.ones(len(prompt_indices), dtype=torch.bool, device=base.device)

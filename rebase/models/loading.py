@@ -13,71 +13,74 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rebase.errors import UnsupportedModel
 from rebase.lora.tensors import TensorReader
-from rebase.models.empty_model import model_config
-from rebase.models.partial_model import Cut
+from rebase.models.empty_model import build_model_config
+from rebase.models.partial_model import PartialModel
 
 
-def load_causal_lm(
+def load_transformers_model(
     config: Mapping[str, Any], state: dict[str, Tensor], dtype: torch.dtype, pointer: str | None = None
 ) -> Any:
     """The causal language model with exactly these tensors.
 
     Raises UnsupportedModel if any are missing, because transformers would initialise them randomly.
     """
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config(config))]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(build_model_config(config))]
     model, loading = model_class.from_pretrained(
         None,
-        config=model_config(config),
+        config=build_model_config(config),
         state_dict=state,
         dtype=dtype,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    lacking = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
-    if lacking:
-        raise _lacks(lacking[0], pointer)
+    missing = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if missing:
+        raise _make_missing_weight_error(missing[0], pointer)
     return model
 
 
-def streamed_causal_lm(
+def load_streamed_model(
     config: Mapping[str, Any], reader: TensorReader, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """The same model with its weights left on disk: each module's are read just before it runs. Raises
     UnsupportedModel as `load_causal_lm` does."""
-    settings = model_config(config)
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    transformers_config = build_model_config(config)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(transformers_config)]
     with init_empty_weights():
-        model = model_class(settings).to(dtype)
+        model = model_class(transformers_config).to(dtype)
     model.tie_weights()
-    stored = _Stored(reader, model, dtype)
+    state_dict = _LazyStateDict(reader, model, dtype)
     for name, tensor in sorted(model.state_dict().items()):
-        if stored.shape(name) != tuple(tensor.shape):
-            raise _lacks(name)
-    return cpu_offload(model, execution_device=device, state_dict=stored)
+        if state_dict.get_shape(name) != tuple(tensor.shape):
+            raise _make_missing_weight_error(name)
+    return cpu_offload(model, execution_device=device, state_dict=state_dict)
 
 
-def _lacks(name: str, pointer: str | None = None) -> UnsupportedModel:
-    whose = f"{pointer.removeprefix('/')}'s " if pointer else ""
+def _make_missing_weight_error(name: str, pointer: str | None = None) -> UnsupportedModel:
+    owner = f"{pointer.removeprefix('/')}'s " if pointer else ""
     return UnsupportedModel(
-        f"The {whose}weights lack '{name}' in the shape that its config.json implies.",
+        f"The {owner}weights lack '{name}' in the shape that its config.json implies.",
         hint="Name a revision of the base whose config.json suits its weights.",
         pointer=pointer,
     )
 
 
-class _Stored(Mapping[str, Tensor]):
+class _LazyStateDict(Mapping[str, Tensor]):
     """A model's state dict as a mapping that reads each tensor on access."""
 
     def __init__(self, reader: TensorReader, model: Any, dtype: torch.dtype) -> None:
         self._reader, self._dtype = reader, dtype
-        wanted = model.state_dict()
-        self._names = {_own_name(new, model, wanted): name for name, new in Cut().names(reader)}
+        expected = model.state_dict()
+        self._names = {
+            _find_parameter_name(new, model, expected): name
+            for name, new in PartialModel().iter_names(reader)
+        }
         tied = model.all_tied_weights_keys if hasattr(model, "all_tied_weights_keys") else {}
-        for own, shared in dict(tied).items():
-            if own not in self._names and shared in self._names:
-                self._names[own] = self._names[shared]
+        for tied_name, source_name in dict(tied).items():
+            if tied_name not in self._names and source_name in self._names:
+                self._names[tied_name] = self._names[source_name]
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
+    def get_shape(self, name: str) -> tuple[int, ...] | None:
         """A tensor's shape, without reading it; None if it does not exist."""
         return self._reader.infos()[self._names[name]].shape if name in self._names else None
 
@@ -91,8 +94,8 @@ class _Stored(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _own_name(name: str, model: Any, wanted: Mapping[str, Tensor]) -> str:
+def _find_parameter_name(name: str, model: Any, expected: Mapping[str, Tensor]) -> str:
     """transformers' name for a stored tensor: GPT-2 checkpoints omit the head and the prefix of the other
     modules, and GPT-NeoX checkpoints store the head under another name."""
-    others = (name, f"{model.base_model_prefix}.{name}", re.sub(r"^embed_out\.", "lm_head.", name))
-    return next((other for other in others if other in wanted), name)
+    candidates = (name, f"{model.base_model_prefix}.{name}", re.sub(r"^embed_out\.", "lm_head.", name))
+    return next((candidate for candidate in candidates if candidate in expected), name)

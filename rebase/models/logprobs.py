@@ -11,108 +11,125 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rebase.models.causal_lm import TextModel, logits_at
+from rebase.models.causal_lm import CausalLM, compute_logits_at
 
-_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # maximum logits per pass
-_TOKENS = {"cpu": 2**12, "cuda": 2**14}  # maximum tokens per pass
-_ROWS = 32  # maximum rows per batch
-_SHORTEST = 16  # minimum tokens per pass over a text whose logits do not fit at once
+_MAX_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # maximum logits per pass
+_MAX_TOKENS = {"cpu": 2**12, "cuda": 2**14}  # maximum tokens per pass
+_MAX_BATCH_ROWS = 32  # maximum rows per batch
+_MIN_CHUNK_TOKENS = 16  # minimum tokens per pass over a text whose logits do not fit at once
 
-Foretold = tuple[float, bool]  # log-probability in nats, and whether it was the most likely token
+TokenLogprob = tuple[float, bool]  # log-probability in nats, and whether it was the most likely token
 
 
-def foretold(
-    base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int] | None = None
-) -> list[list[Foretold]]:
+def compute_token_logprobs(
+    base: CausalLM, rows: Sequence[list[int]], first_positions: Sequence[int] | None = None
+) -> list[list[TokenLogprob]]:
     """Log-probabilities of each row's ids, starting at its position in `firsts` (at least 1; default 1)."""
-    firsts = [1] * len(rows) if firsts is None else firsts
-    found: list[list[Foretold]] = [[] for _ in rows]
-    for places in _batches(base, rows, firsts):
-        if len(places) == 1 and len(rows[places[0]]) - firsts[places[0]] > room_for(base):
-            found[places[0]] = _in_parts(base, rows[places[0]], firsts[places[0]])
+    first_positions = [1] * len(rows) if first_positions is None else first_positions
+    results: list[list[TokenLogprob]] = [[] for _ in rows]
+    for batch in _iter_batches(base, rows, first_positions):
+        if len(batch) == 1 and len(rows[batch[0]]) - first_positions[batch[0]] > get_max_logit_positions(
+            base
+        ):
+            results[batch[0]] = _score_in_chunks(base, rows[batch[0]], first_positions[batch[0]])
             continue
-        some = _together(base, [rows[at] for at in places], [firsts[at] for at in places])
-        for at, row in zip(places, some, strict=True):
-            found[at] = row
-    return found
+        batch_results = _score_batch(base, [rows[at] for at in batch], [first_positions[at] for at in batch])
+        for at, row in zip(batch, batch_results, strict=True):
+            results[at] = row
+    return results
 
 
-def right_padded(rows: Sequence[list[int]]) -> Tensor:
+def pad_right(rows: Sequence[list[int]]) -> Tensor:
     """(n, longest) int64, padded on the right with zeros, which causal attention never sees."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for at, row in enumerate(rows):
-        ids[at, : len(row)] = torch.tensor(row, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
     return ids
 
 
-def chosen(logits: Tensor, ids: Tensor) -> Tensor:
+def gather_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-softmax of logits (…, vocabulary) at ids (…): (…) float32."""
     logits = logits.float()
     picked: Tensor = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
     return picked
 
 
-def _batches(base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int]) -> Iterator[list[int]]:
+def _iter_batches(
+    base: CausalLM, rows: Sequence[list[int]], first_positions: Sequence[int]
+) -> Iterator[list[int]]:
     """Batches of row indices, longest rows first, as many per batch as fit; rows without positions to score
     are skipped."""
-    most, room = _TOKENS.get(base.device.type, _TOKENS["cpu"]), room_for(base)
+    max_tokens, max_positions = (
+        _MAX_TOKENS.get(base.device.type, _MAX_TOKENS["cpu"]),
+        get_max_logit_positions(base),
+    )
     batch: list[int] = []
-    wanted = 0
+    position_count = 0
     for at in sorted(range(len(rows)), key=lambda at: (-len(rows[at]), at)):
-        own = len(rows[at]) - firsts[at]
-        if own <= 0:
+        row_positions = len(rows[at]) - first_positions[at]
+        if row_positions <= 0:
             continue
         tokens = (len(batch) + 1) * len(rows[batch[0] if batch else at])
-        if batch and (len(batch) == _ROWS or tokens > most or wanted + own > room):
+        if batch and (
+            len(batch) == _MAX_BATCH_ROWS
+            or tokens > max_tokens
+            or position_count + row_positions > max_positions
+        ):
             yield batch
-            batch, wanted = [], 0
+            batch, position_count = [], 0
         batch.append(at)
-        wanted += own
+        position_count += row_positions
     if batch:
         yield batch
 
 
-def room_for(base: TextModel) -> int:
+def get_max_logit_positions(base: CausalLM) -> int:
     """Number of positions whose logits fit in one pass."""
-    numbers = _LOGITS.get(base.device.type, _LOGITS["cpu"])
-    return max(_SHORTEST, numbers // int(base.model.config.vocab_size))
+    max_logits = _MAX_LOGITS.get(base.device.type, _MAX_LOGITS["cpu"])
+    return max(_MIN_CHUNK_TOKENS, max_logits // int(base.model.config.vocab_size))
 
 
 @torch.no_grad()
-def _together(base: TextModel, rows: Sequence[list[int]], firsts: Sequence[int]) -> list[list[Foretold]]:
-    ids = right_padded(rows).to(base.device)
-    foretelling = torch.zeros_like(ids, dtype=torch.bool)
-    for at, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        foretelling[at, first - 1 : len(row) - 1] = True
-    logits = logits_at(base, ids, foretelling)
-    pairs = iter(_pairs(logits, ids[:, 1:][foretelling[:, :-1]]))
-    return [[next(pairs) for _ in row[first:]] for row, first in zip(rows, firsts, strict=True)]
+def _score_batch(
+    base: CausalLM, rows: Sequence[list[int]], first_positions: Sequence[int]
+) -> list[list[TokenLogprob]]:
+    ids = pad_right(rows).to(base.device)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for index, (row, first) in enumerate(zip(rows, first_positions, strict=True)):
+        mask[index, first - 1 : len(row) - 1] = True
+    logits = compute_logits_at(base, ids, mask)
+    pairs = iter(_pair_logprobs(logits, ids[:, 1:][mask[:, :-1]]))
+    return [[next(pairs) for _ in row[first:]] for row, first in zip(rows, first_positions, strict=True)]
 
 
 @torch.no_grad()
-def _in_parts(base: TextModel, row: list[int], first: int) -> list[Foretold]:
+def _score_in_chunks(base: CausalLM, row: list[int], first: int) -> list[TokenLogprob]:
     """Score a row whose logits do not fit at once, in chunks with a key-value cache."""
     ids = torch.tensor([row], device=base.device)
-    found: list[Foretold] = []
-    past = None
+    results: list[TokenLogprob] = []
+    past_key_values = None
     start = 0
     while start < len(row) - 1:
-        silent = start < first - 1
-        size = _TOKENS.get(base.device.type, _TOKENS["cpu"]) if silent else room_for(base)
-        end = min(start + size, first - 1 if silent else len(row) - 1)
+        is_before_first = start < first - 1
+        size = (
+            _MAX_TOKENS.get(base.device.type, _MAX_TOKENS["cpu"])
+            if is_before_first
+            else get_max_logit_positions(base)
+        )
+        end = min(start + size, first - 1 if is_before_first else len(row) - 1)
         out = base.model(
             input_ids=ids[:, start:end],
-            past_key_values=past,
+            past_key_values=past_key_values,
             use_cache=True,
-            logits_to_keep=1 if silent else 0,
+            logits_to_keep=1 if is_before_first else 0,
         )
-        past = out.past_key_values
-        if not silent:
-            found += _pairs(out.logits[0], ids[0, start + 1 : end + 1])
+        past_key_values = out.past_key_values
+        if not is_before_first:
+            results += _pair_logprobs(out.logits[0], ids[0, start + 1 : end + 1])
         start = end
-    return found
+    return results
 
 
-def _pairs(logits: Tensor, wanted: Tensor) -> list[Foretold]:
-    likeliest = (logits.argmax(-1) == wanted).tolist()
-    return list(zip(chosen(logits, wanted).tolist(), likeliest, strict=True))
+def _pair_logprobs(logits: Tensor, ids: Tensor) -> list[TokenLogprob]:
+    is_likeliest = (logits.argmax(-1) == ids).tolist()
+    return list(zip(gather_logprobs(logits, ids).tolist(), is_likeliest, strict=True))

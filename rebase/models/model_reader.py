@@ -13,7 +13,7 @@ from rebase.errors import FileMissing, UnsafeFile
 from rebase.hub.base import Hub, PinnedRepo
 from rebase.lora.tensors import TensorInfo
 from rebase.models.safetensors_file import SafetensorsFile
-from rebase.models.safetensors_header import MAX_ADAPTER_TENSORS, load_object
+from rebase.models.safetensors_header import MAX_ADAPTER_TENSORS, load_json_object
 
 MAX_CONFIG_BYTES = 8 * 2**20
 MAX_GENERATION_BYTES = 2**20  # typically a few hundred bytes
@@ -21,11 +21,11 @@ MAX_INDEX_BYTES = 64 * 2**20
 MAX_TOKENIZER_BYTES = 128 * 2**20  # the largest in use, Gemma 3's, has 33 MB
 # Estimated bytes to read a header: 8 + n, where n is below 100 kB for a shard of a large model.
 _HEADER_GUESS = 256 * 2**10
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_GENERATION = "generation_config.json"
-_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_SHARD = re.compile(r"^[A-Za-z0-9_][\w.-]*\.safetensors$", re.ASCII)
-_PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$")
+_SINGLE_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_GENERATION_CONFIG_FILE = "generation_config.json"
+_ADAPTER_FILE, _ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_SHARD_PATTERN = re.compile(r"^[A-Za-z0-9_][\w.-]*\.safetensors$", re.ASCII)
+_PICKLE_PATTERN = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$")
 
 
 class ModelReader:
@@ -42,62 +42,64 @@ class ModelReader:
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor's dtype and shape; reads only the headers."""
-        infos = {shard: self._header(shard).infos() for shard in sorted(set(self._place.values()))}
-        return {name: infos[shard][name] for name, shard in self._place.items()}
+        infos = {
+            shard: self._open_header(shard).infos() for shard in sorted(set(self._shard_by_tensor.values()))
+        }
+        return {name: infos[shard][name] for name, shard in self._shard_by_tensor.items()}
 
-    def needed(self, names: Iterable[str]) -> None:
+    def declare_needed(self, names: Iterable[str]) -> None:
         """Declare which tensors will be read: a remote shard of which less than half is needed is then read
         with range requests instead of downloaded. Undeclared tensors can still be read.
         """
         for name in names:
-            self._needed.setdefault(self._shard_of(name), set()).add(name)
+            self._needed.setdefault(self._get_shard(name), set()).add(name)
 
-    def wanted(self, shard: str) -> int | None:
+    def count_needed_bytes(self, shard: str) -> int | None:
         """How many bytes of a shard were declared with `needed`; None if none were."""
         names = self._needed.get(shard)
         if names is None:
             return None
-        entries = self._header(shard).entries
-        return sum(entries[name].end - entries[name].begin for name in names)
+        spans = self._open_header(shard).spans
+        return sum(spans[name].end - spans[name].begin for name in names)
 
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype."""
-        return self._data(self._shard_of(name)).read(name)
+        return self._open_shard(self._get_shard(name)).read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a 2-D tensor in its stored dtype."""
-        return self._data(self._shard_of(name)).read_rows(name, start, stop)
+        return self._open_shard(self._get_shard(name)).read_rows(name, start, stop)
 
     @cached_property
-    def _place(self) -> Mapping[str, str]:
+    def _shard_by_tensor(self) -> Mapping[str, str]:
         """Tensor → shard, checked against the actual contents of the shards."""
         if self._index is None:
-            return dict.fromkeys(self._header(_SINGLE).entries, _SINGLE)
+            return dict.fromkeys(self._open_header(_SINGLE_FILE).spans, _SINGLE_FILE)
         for name, shard in self._index.items():
-            if name not in self._header(shard).entries:
+            if name not in self._open_header(shard).spans:
                 raise UnsafeFile(
                     f"The index of {self._repo.repo_id} says that '{name[:200]}' is in '{shard}'; it is not.",
                     hint="Upload the model again, with the index that belongs to its files.",
                 )
         return self._index
 
-    def _shard_of(self, name: str) -> str:
+    def _get_shard(self, name: str) -> str:
         try:
-            return self._place[name]
+            return self._shard_by_tensor[name]
         except KeyError:
             raise UnsafeFile(f"{self._repo} holds no tensor '{name}'.") from None
 
-    def _header(self, shard: str) -> SafetensorsFile:
+    def _open_header(self, shard: str) -> SafetensorsFile:
         if shard not in self._headers:
             source = self._hub.open(self._repo, shard, expected_bytes=_HEADER_GUESS)
             self._headers[shard] = SafetensorsFile(source, f"'{shard}' of {self._repo}")
         return self._headers[shard]
 
-    def _data(self, shard: str) -> SafetensorsFile:
+    def _open_shard(self, shard: str) -> SafetensorsFile:
         if shard not in self._shards:
-            source = self._hub.open(self._repo, shard, expected_bytes=self.wanted(shard))
-            entries = self._header(shard).entries
-            self._shards[shard] = SafetensorsFile(source, f"'{shard}' of {self._repo}", entries=entries)
+            source = self._hub.open(self._repo, shard, expected_bytes=self.count_needed_bytes(shard))
+            spans = self._open_header(shard).spans
+            self._shards[shard] = SafetensorsFile(source, f"'{shard}' of {self._repo}", spans=spans)
         return self._shards[shard]
 
 
@@ -106,42 +108,42 @@ def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader,
 
     Raises FileMissing if a required file is missing, UnsafeFile for pickles and invalid indexes.
     """
-    config = _json(hub, repo, "config.json", MAX_CONFIG_BYTES, missing="not a Transformers model")
-    if _SINGLE in repo.files:
+    config = _read_json(hub, repo, "config.json", MAX_CONFIG_BYTES, missing="not a Transformers model")
+    if _SINGLE_FILE in repo.files:
         reader = ModelReader(hub, repo, None)
-    elif _INDEX in repo.files:
+    elif _INDEX_FILE in repo.files:
         reader = ModelReader(hub, repo, _read_index(hub, repo))
     else:
-        _refuse_pickle(repo, repo.files)
+        _reject_pickle(repo, repo.files)
         raise FileMissing(
-            f"{repo} is not a base model that can be read: no {_SINGLE} and no {_INDEX}.",
+            f"{repo} is not a base model that can be read: no {_SINGLE_FILE} and no {_INDEX_FILE}.",
             hint="Name a repo that holds the full model in safetensors files.",
         )
     tokenizer = None
     if "tokenizer.json" in repo.files:
-        tokenizer = _json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
+        tokenizer = _read_json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
     return config, reader, tokenizer
 
 
-def ends_of(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
+def read_eos_ids(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
     """EOS ids from the repo's generation_config.json, often the only place where an instruct model names its
     end-of-turn token. The file is optional: if it is missing or invalid, the result is empty.
     """
-    if _GENERATION not in repo.files:
+    if _GENERATION_CONFIG_FILE not in repo.files:
         return ()
     try:
-        found = _json(hub, repo, _GENERATION, MAX_GENERATION_BYTES).get("eos_token_id")
+        eos = _read_json(hub, repo, _GENERATION_CONFIG_FILE, MAX_GENERATION_BYTES).get("eos_token_id")
     except (FileMissing, UnsafeFile):
         return ()
-    return tuple(id_ for id_ in (found if isinstance(found, list) else [found]) if type(id_) is int)
+    return tuple(id_ for id_ in (eos if isinstance(eos, list) else [eos]) if type(id_) is int)
 
 
-def missing_shards(hub: Hub, repo: PinnedRepo) -> list[str]:
+def find_missing_shards(hub: Hub, repo: PinnedRepo) -> list[str]:
     """Shards that the model's index names but the repo does not have. Illegal names are left to
     `open_model`."""
-    weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
-    named = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
-    return sorted(shard for shard in named - repo.files.keys() if _SHARD.match(shard))
+    weight_map = _read_json(hub, repo, _INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
+    listed = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
+    return sorted(shard for shard in listed - repo.files.keys() if _SHARD_PATTERN.match(shard))
 
 
 def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], SafetensorsFile]:
@@ -149,18 +151,18 @@ def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], Safetensor
 
     Raises FileMissing if a required file is missing, UnsafeFile if the weights are only in a pickle.
     """
-    config = _json(hub, repo, _ADAPTER_CONFIG, MAX_CONFIG_BYTES, missing="not a PEFT adapter")
-    if _ADAPTER not in repo.files:
-        _refuse_pickle(repo, repo.files)
+    config = _read_json(hub, repo, _ADAPTER_CONFIG_FILE, MAX_CONFIG_BYTES, missing="not a PEFT adapter")
+    if _ADAPTER_FILE not in repo.files:
+        _reject_pickle(repo, repo.files)
         raise FileMissing(
-            f"{repo} is not a PEFT adapter: no {_ADAPTER}.",
+            f"{repo} is not a PEFT adapter: no {_ADAPTER_FILE}.",
             hint="Save the adapter with save_pretrained and upload the whole folder.",
         )
-    source = hub.open(repo, _ADAPTER)
-    return config, SafetensorsFile(source, f"'{_ADAPTER}' of {repo}", max_tensors=MAX_ADAPTER_TENSORS)
+    source = hub.open(repo, _ADAPTER_FILE)
+    return config, SafetensorsFile(source, f"'{_ADAPTER_FILE}' of {repo}", max_tensors=MAX_ADAPTER_TENSORS)
 
 
-def _json(
+def _read_json(
     hub: Hub, repo: PinnedRepo, path: str, max_bytes: int, *, missing: str | None = None
 ) -> dict[str, Any]:
     """A JSON file of the repo; its size is checked before it is fetched."""
@@ -168,25 +170,26 @@ def _json(
         raise FileMissing(f"{repo} is {missing}: no {path}.", hint="Check that the right repo is named.")
     if repo.files[path] > max_bytes:
         raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; {max_bytes} are allowed.")
-    return load_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)
+    return load_json_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)
 
 
 def _read_index(hub: Hub, repo: PinnedRepo) -> dict[str, str]:
     """The index's weight_map: tensor → shard; every shard must be a file in the repo's root folder."""
-    weight_map = _json(hub, repo, _INDEX, MAX_INDEX_BYTES).get("weight_map")
+    weight_map = _read_json(hub, repo, _INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UnsafeFile(f"'{_INDEX}' of {repo} has no weight_map.")
+        raise UnsafeFile(f"'{_INDEX_FILE}' of {repo} has no weight_map.")
     for shard in sorted({str(shard) for shard in weight_map.values()}):
-        if not _SHARD.match(shard) or shard not in repo.files:
+        if not _SHARD_PATTERN.match(shard) or shard not in repo.files:
             raise UnsafeFile(
-                f"'{_INDEX}' of {repo} points at '{shard[:200]}', which is no safetensors file of this repo.",
+                f"'{_INDEX_FILE}' of {repo} points at '{shard[:200]}', "
+                "which is no safetensors file of this repo.",
                 hint="Upload the model again, with the index that belongs to its files.",
             )
     return weight_map
 
 
-def _refuse_pickle(repo: PinnedRepo, paths: Iterable[str]) -> None:
-    pickles = sorted(path for path in paths if _PICKLE.search(path))
+def _reject_pickle(repo: PinnedRepo, paths: Iterable[str]) -> None:
+    pickles = sorted(path for path in paths if _PICKLE_PATTERN.search(path))
     if pickles:
         raise UnsafeFile(
             f"{repo} keeps its weights in a pickle ('{pickles[0]}'), which can run code when it is loaded.",

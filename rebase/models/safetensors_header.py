@@ -26,11 +26,11 @@ class InvalidJson(ValueError):
     """The text is not acceptable JSON; the message briefly says why."""
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def parse_json_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw`. Raises InvalidJson."""
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
     except UnicodeDecodeError as exc:
         raise InvalidJson("it is not UTF-8") from exc
     except RecursionError as exc:
@@ -44,7 +44,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def load_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]:
+def load_json_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]:
     """The JSON object in a file, called `name` in errors. Raises UnsafeFile if it is too large or invalid,
     HubUnavailable if it cannot be read.
     """
@@ -56,25 +56,25 @@ def load_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]:
     if len(raw) > max_bytes:
         raise UnsafeFile(f"{name} is larger than {max_bytes} bytes, which no file of its kind needs.")
     try:
-        return parse_object(raw)
+        return parse_json_object(raw)
     except InvalidJson as exc:
         raise UnsafeFile(
             f"{name} cannot be used: {exc}.", hint="Correct the file and upload it again."
         ) from exc
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of the pairs; their keys must be unique and encodable as UTF-8."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise InvalidJson(f"the key {twice[:200]!r} stands in it twice")
-    if not all(key.isascii() or _encodable(key) for key in result):
+        duplicate, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidJson(f"the key {duplicate[:200]!r} stands in it twice")
+    if not all(key.isascii() or _is_encodable(key) for key in result):
         raise InvalidJson("a key holds half a character")
     return result
 
 
-def _encodable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -82,7 +82,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _no_constant(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     raise InvalidJson(f"{constant} is not JSON")
 
 
@@ -93,7 +93,7 @@ MAX_DIMENSIONS = 16
 _MAX_ELEMENTS = 2**63 - 1
 
 # Bits per element of every dtype in the format, and the torch dtype of those that we read.
-_BITS = {
+_DTYPE_BITS = {
     "F4": 4,
     "F6_E2M3": 6,
     "F6_E3M2": 6,
@@ -122,7 +122,7 @@ TORCH_DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorSpan:
     """One tensor of the header. `begin` and `end` are byte positions in the file."""
 
     dtype: str
@@ -131,80 +131,84 @@ class Entry:
     end: int
 
 
-def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS) -> dict[str, Entry]:
+def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS) -> dict[str, TensorSpan]:
     """Every tensor of the file, in file order. Raises UnsafeFile naming the file and tensor."""
     if source.size < 8:
-        raise _unsafe(name, f"it has {source.size} bytes, too few for a safetensors file")
+        raise _make_unsafe_error(name, f"it has {source.size} bytes, too few for a safetensors file")
     length = int.from_bytes(source.read(0, 8), "little")
     if length > MAX_HEADER_BYTES:
-        raise _unsafe(name, f"its header claims {length} bytes; the format allows {MAX_HEADER_BYTES}")
+        raise _make_unsafe_error(
+            name, f"its header claims {length} bytes; the format allows {MAX_HEADER_BYTES}"
+        )
     if 8 + length > source.size:
-        raise _unsafe(name, f"its header claims {length} bytes, but the file has {source.size}")
+        raise _make_unsafe_error(name, f"its header claims {length} bytes, but the file has {source.size}")
     raw = source.read(8, length)
     if not raw.startswith(b"{"):
-        raise _unsafe(name, "its header is not a JSON object")
+        raise _make_unsafe_error(name, "its header is not a JSON object")
     # Each tensor needs its own brace, so this bounds their number before any object is created.
     if (count := raw.count(b"{") - 1) > max_tensors:
-        raise _unsafe(name, f"its header lists about {count} tensors; {max_tensors} are allowed")
+        raise _make_unsafe_error(name, f"its header lists about {count} tensors; {max_tensors} are allowed")
     try:
-        header = parse_object(raw)
+        header = parse_json_object(raw)
     except InvalidJson as exc:
-        raise _unsafe(name, f"its header is not valid: {exc}") from exc
+        raise _make_unsafe_error(name, f"its header is not valid: {exc}") from exc
     _check_metadata(header.pop("__metadata__", {}), name)
-    entries = {key: _entry(key, value, 8 + length, name) for key, value in header.items()}
-    return _contiguous(entries, 8 + length, source.size, name)
+    spans = {key: _parse_span(key, value, 8 + length, name) for key, value in header.items()}
+    return _check_contiguous(spans, 8 + length, source.size, name)
 
 
-def _entry(key: str, value: Any, data: int, name: str) -> Entry:
+def _parse_span(key: str, value: Any, data_start: int, name: str) -> TensorSpan:
     """Validate one tensor's header entry. `data`: offset at which the file's data begins."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _unsafe(name, "its entry must have dtype, shape and data_offsets, nothing else", key)
+        raise _make_unsafe_error(name, "its entry must have dtype, shape and data_offsets, nothing else", key)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _unsafe(name, f"unknown dtype {str(dtype)[:40]!r}", key)
-    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _unsafe(name, "its shape is not a short list of natural numbers", key)
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+        raise _make_unsafe_error(name, f"unknown dtype {str(dtype)[:40]!r}", key)
+    if not _is_uint_list(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _make_unsafe_error(name, "its shape is not a short list of natural numbers", key)
     if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise _unsafe(name, "its shape is absurdly large", key)
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _unsafe(name, "its data_offsets are not two ascending natural numbers", key)
-    bits = math.prod(shape) * _BITS[dtype]
-    span = offsets[1] - offsets[0]
-    if bits != span * 8:
-        raise _unsafe(
-            name, f"shape {shape} of {dtype} takes {bits / 8:.10g} bytes, its offsets span {span}", key
+        raise _make_unsafe_error(name, "its shape is absurdly large", key)
+    if not _is_uint_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _make_unsafe_error(name, "its data_offsets are not two ascending natural numbers", key)
+    bits = math.prod(shape) * _DTYPE_BITS[dtype]
+    num_bytes = offsets[1] - offsets[0]
+    if bits != num_bytes * 8:
+        raise _make_unsafe_error(
+            name, f"shape {shape} of {dtype} takes {bits / 8:.10g} bytes, its offsets span {num_bytes}", key
         )
-    return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
+    return TensorSpan(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def _naturals(value: Any) -> bool:
+def _is_uint_list(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _check_metadata(value: Any, name: str) -> None:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _unsafe(name, "its __metadata__ is not a map of strings")
+        raise _make_unsafe_error(name, "its __metadata__ is not a map of strings")
 
 
-def _contiguous(entries: dict[str, Entry], data: int, size: int, name: str) -> dict[str, Entry]:
+def _check_contiguous(
+    spans: dict[str, TensorSpan], data_start: int, size: int, name: str
+) -> dict[str, TensorSpan]:
     """The entries in file order; their data must cover the rest of the file exactly once."""
-    position = data
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end, item[0])))
-    for key, entry in ordered.items():
-        if entry.begin != position:
-            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
-            raise _unsafe(name, f"its data {kind}", key)
-        position = entry.end
+    position = data_start
+    ordered = dict(sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end, item[0])))
+    for key, span in ordered.items():
+        if span.begin != position:
+            defect = "overlaps the tensor before it" if span.begin < position else "leaves a hole before it"
+            raise _make_unsafe_error(name, f"its data {defect}", key)
+        position = span.end
     if position > size:
-        raise _unsafe(name, f"it is truncated: {position} bytes are announced, it has {size}")
+        raise _make_unsafe_error(name, f"it is truncated: {position} bytes are announced, it has {size}")
     if position < size:
-        raise _unsafe(name, f"{size - position} bytes follow the last tensor")
+        raise _make_unsafe_error(name, f"{size - position} bytes follow the last tensor")
     return ordered
 
 
-def _unsafe(name: str, problem: str, tensor: str | None = None) -> UnsafeFile:
-    about = f", tensor '{tensor[:200]}'" if tensor is not None else ""
+def _make_unsafe_error(name: str, problem: str, tensor: str | None = None) -> UnsafeFile:
+    location = f", tensor '{tensor[:200]}'" if tensor is not None else ""
     return UnsafeFile(
-        f"{name} cannot be trusted{about}: {problem}.",
+        f"{name} cannot be trusted{location}: {problem}.",
         hint="Download or upload the file again, or save it anew with safetensors.",
     )

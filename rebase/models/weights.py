@@ -13,7 +13,7 @@ from torch.nn import functional
 from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Site
 from rebase.lora.tensors import READABLE_DTYPES, TensorReader
-from rebase.models.architecture import Architecture, architecture_for
+from rebase.models.architecture import Architecture, get_architecture
 from rebase.models.families import NormKind
 
 _EMBEDDING_CHUNK_ROWS = 4096  # 32 MB of bf16 at width 4096: bounded memory, few reads
@@ -24,11 +24,11 @@ class ModelWeights:
 
     def __init__(self, config: Mapping[str, Any], reader: TensorReader) -> None:
         self.config = config
-        self.architecture: Architecture = architecture_for(config)
+        self.architecture: Architecture = get_architecture(config)
         self._reader = reader
         self._infos = reader.infos()
         self._prefix = self._find_prefix()
-        self._check_present()
+        self._check_tensors()
 
     @property
     def layers(self) -> int:
@@ -40,39 +40,39 @@ class ModelWeights:
         """Every site of the model, layer by layer."""
         return self.architecture.sites
 
-    def has(self, site: Site) -> bool:
+    def has_site(self, site: Site) -> bool:
         """Whether the model has this site."""
         return 0 <= site.layer < self.layers and site.role in self.architecture.roles
 
     def shape(self, site: Site) -> tuple[int, int]:
         """(o, i) of the site's weight."""
-        return self.architecture.out_width(site.role), self.architecture.in_width(site.role)
+        return self.architecture.out_features(site.role), self.architecture.in_features(site.role)
 
-    def tensors_of(self, site: Site) -> tuple[str, ...]:
+    def list_tensor_names(self, site: Site) -> tuple[str, ...]:
         """Names of the checkpoint tensors that `weight` and `bias` read."""
-        name = self._name(site)
+        name = self._get_module_name(site)
         bias = f"{name}.bias"
         return (f"{name}.weight", bias) if bias in self._infos else (f"{name}.weight",)
 
     def weight(self, site: Site) -> Tensor:
         """The site's weight, (o, i) float32, sliced from a fused module and un-transposed as needed."""
-        name = f"{self._name(site)}.weight"
-        rows = self.architecture.rows(site.role)
+        name = f"{self._get_module_name(site)}.weight"
+        rows = self.architecture.get_output_rows(site.role)
         if isinstance(rows, slice) and not self.architecture.family.transposed:
             return self._reader.read_rows(name, rows.start, rows.stop).float()
-        whole = self._reader.read(name)
+        tensor = self._reader.read(name)
         if self.architecture.family.transposed:
-            whole = whole.T
-        return (whole if rows is None else whole[rows]).float().contiguous()
+            tensor = tensor.T
+        return (tensor if rows is None else tensor[rows]).float().contiguous()
 
     def bias(self, site: Site) -> Tensor | None:
         """The site's bias, (o,) float32, or None if the module has none."""
-        name = f"{self._name(site)}.bias"
+        name = f"{self._get_module_name(site)}.bias"
         if name not in self._infos:
             return None
-        whole = self._reader.read(name).float()
-        rows = self.architecture.rows(site.role)
-        return whole if rows is None else whole[rows].contiguous()
+        tensor = self._reader.read(name).float()
+        rows = self.architecture.get_output_rows(site.role)
+        return tensor if rows is None else tensor[rows].contiguous()
 
     @property
     def embedding_shape(self) -> tuple[int, int]:
@@ -80,7 +80,7 @@ class ModelWeights:
         rows, width = self._infos[self._embedding_name].shape
         return rows, width
 
-    def embedding_rows(self, ids: Tensor) -> Tensor:
+    def read_embedding_rows(self, ids: Tensor) -> Tensor:
         """Input to layer 0 for these token ids, (n, hidden) float32, including Gemma's √hidden scaling.
 
         Raises UnsupportedModel for an id without a row (the tokenizer belongs to another model).
@@ -98,17 +98,17 @@ class ModelWeights:
             rows = self._reader.read_rows(
                 self._embedding_name, start, min(start + _EMBEDDING_CHUNK_ROWS, total)
             )
-            here = chunk_of == chunk
-            out[here] = rows[ids[here] - start].float()
+            in_chunk = chunk_of == chunk
+            out[in_chunk] = rows[ids[in_chunk] - start].float()
         if self.architecture.family.scale_embeddings:
             out *= self.architecture.hidden**0.5
         return out
 
-    def norm(self, layer: int, before: Literal["attention", "mlp"]) -> Callable[[Tensor], Tensor]:
+    def load_norm(self, layer: int, before: Literal["attention", "mlp"]) -> Callable[[Tensor], Tensor]:
         """The layer's norm before attention or MLP, as a function on (n, hidden) float32."""
         family, eps = self.architecture.family, self.architecture.eps
         part = family.attention_norm if before == "attention" else family.mlp_norm
-        name = f"{self._prefix}{self.architecture.stem(layer)}.{part}"
+        name = f"{self._prefix}{self.architecture.get_layer_name(layer)}.{part}"
         weight = self._reader.read(f"{name}.weight").float()
         shape = (self.architecture.hidden,)
         if family.norm_kind is NormKind.LAYER:
@@ -121,9 +121,9 @@ class ModelWeights:
     def _embedding_name(self) -> str:
         return f"{self._prefix}{self.architecture.family.embedding}.weight"
 
-    def _name(self, site: Site) -> str:
+    def _get_module_name(self, site: Site) -> str:
         arch = self.architecture
-        return f"{self._prefix}{arch.stem(site.layer)}.{arch.part_of(site.role)}"
+        return f"{self._prefix}{arch.get_layer_name(site.layer)}.{arch.get_submodule_name(site.role)}"
 
     def _find_prefix(self) -> str:
         family = self.architecture.family
@@ -135,7 +135,7 @@ class ModelWeights:
             hint=f"config.json says {family.model_type}; the weights look like something else.",
         )
 
-    def _check_present(self) -> None:
+    def _check_tensors(self) -> None:
         """Check that all tensors for sites and norms exist, are readable and have the config's shapes."""
         arch, family = self.architecture, self.architecture.family
         expert = next((name for name in sorted(self._infos) if ".experts." in name), None)
@@ -148,9 +148,9 @@ class ModelWeights:
         self._check_tensor(self._embedding_name, (self._infos[self._embedding_name].shape[0], arch.hidden))
         norm_parts = ("weight", "bias") if family.norm_kind is NormKind.LAYER else ("weight",)
         for layer in range(self.layers):
-            stem = f"{self._prefix}{arch.stem(layer)}."
+            stem = f"{self._prefix}{arch.get_layer_name(layer)}."
             for part, roles in family.layout.items():
-                o, i = sum(arch.out_width(role) for role in roles), arch.in_width(roles[0])
+                o, i = sum(arch.out_features(role) for role in roles), arch.in_features(roles[0])
                 self._check_tensor(f"{stem}{part}.weight", (i, o) if family.transposed else (o, i))
                 if f"{stem}{part}.bias" in self._infos:
                     self._check_tensor(f"{stem}{part}.bias", (o,))

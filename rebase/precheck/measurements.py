@@ -20,14 +20,16 @@ from rebase.models.vocabulary import SharedTokens
 Probes = Callable[[SitePair], SiteEvidence]
 
 
-def probe_pairs(pairs: Sequence[SitePair]) -> tuple[SitePair, ...]:
+def select_probe_pairs(pairs: Sequence[SitePair]) -> tuple[SitePair, ...]:
     """All paired sites in the first, middle and last target layer that have any."""
     layers = sorted({pair.target.layer for pair in pairs})
     chosen = {layers[0], layers[len(layers) // 2], layers[-1]} if layers else set()
     return tuple(pair for pair in pairs if pair.target.layer in chosen)
 
 
-def static(adapter: SourceAdapter, pairing: Pairing, vocabularies: SharedTokens | None) -> dict[str, float]:
+def measure_structure(
+    adapter: SourceAdapter, pairing: Pairing, shared_tokens: SharedTokens | None
+) -> dict[str, float]:
     """Measurements from configs and tokenizers alone: coverage, shapes, overlaps."""
     pairs = pairing.pairs
     equal = sum(pair.source_shape == pair.target_shape for pair in pairs)
@@ -36,17 +38,17 @@ def static(adapter: SourceAdapter, pairing: Pairing, vocabularies: SharedTokens 
         "sites_covered": 1.0 - len(pairing.dropped) / max(len(adapter.sites), 1),
         "shapes_equal": equal / len(pairs) if pairs else 0.0,
     }
-    if vocabularies is not None:
+    if shared_tokens is not None:
         measured |= {
-            "shared_tokens": float(vocabularies.source_ids.numel()),
-            "overlap_source": vocabularies.overlap_source,
-            "overlap_target": vocabularies.overlap_target,
-            "jaccard": vocabularies.jaccard,
+            "shared_tokens": float(shared_tokens.source_ids.numel()),
+            "overlap_source": shared_tokens.overlap_source,
+            "overlap_target": shared_tokens.overlap_target,
+            "jaccard": shared_tokens.jaccard,
         }
     return measured
 
 
-def weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes) -> dict[str, float]:
+def measure_weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes) -> dict[str, float]:
     """Distance between the bases [002] and size of the update at the probe sites.
 
     `distance_paper` = ‖W_s − W_t‖_F / numel, as printed, depends on the size of W; `relative_distance` =
@@ -59,22 +61,22 @@ def weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes) -
     for pair in pairs:
         evidence = probes(pair)
         source = evidence.weight("source")
-        size = float(torch.linalg.vector_norm(source))
-        if size == 0.0:
+        weight_norm = float(torch.linalg.vector_norm(source))
+        if weight_norm == 0.0:
             continue
-        ratio.append(frobenius(adapter.delta(pair.source)) / size)
+        ratio.append(frobenius(adapter.delta(pair.source)) / weight_norm)
         if pair.source_shape == pair.target_shape:
             distance = float(torch.linalg.vector_norm(source - evidence.weight("target")))
-            relative.append(distance / size)
+            relative.append(distance / weight_norm)
             paper.append(distance / source.numel())
     return {
-        **_mean_and_max("relative_distance", relative),
-        **_mean_and_max("distance_paper", paper),
-        **_mean_and_max("update_ratio", ratio),
+        **_summarize("relative_distance", relative),
+        **_summarize("distance_paper", paper),
+        **_summarize("update_ratio", ratio),
     }
 
 
-def carried(
+def measure_probes(
     method: Method[MethodParams],
     params: MethodParams,
     state: Any,
@@ -89,13 +91,13 @@ def carried(
         delta = adapter.delta(pair.source)
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
         results.append(method.transfer_site(params, state, pair, on_device, probes(pair)))
-    measured = _means([result.measurements for result in results])
+    measured = _average_by_name([result.measurements for result in results])
     for flag in sorted({flag for result in results for flag in result.flags}):
         measured[f"flag_{flag}"] = sum(flag in result.flags for result in results) / len(results)
     return measured
 
 
-def on_text(
+def measure_activations(
     adapter: SourceAdapter, pairs: Sequence[SitePair], probes: Probes, device: torch.device
 ) -> dict[str, float]:
     """Mean input and output R² over the probe sites, independent of the method."""
@@ -104,18 +106,18 @@ def on_text(
         delta = adapter.delta(pair.source)
         on_device = LowRank(delta.B.to(device), delta.A.to(device))
         rows.append(fit_metrics(on_device, probes(pair), DEFAULT_RIDGE))
-    return _means(rows)
+    return _average_by_name(rows)
 
 
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _average_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = sorted({name for row in rows for name in row})
-    return {name: _mean(row[name] for row in rows if name in row) for name in names}
+    return {name: _compute_mean(row[name] for row in rows if name in row) for name in names}
 
 
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return math.fsum(listed) / len(listed)
+def _compute_mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
 
 
-def _mean_and_max(name: str, values: list[float]) -> dict[str, float]:
-    return {name: _mean(values), f"{name}_max": max(values)} if values else {}
+def _summarize(name: str, values: list[float]) -> dict[str, float]:
+    return {name: _compute_mean(values), f"{name}_max": max(values)} if values else {}

@@ -34,7 +34,7 @@ class PrecheckResult:
     findings: tuple[Finding, ...]
     measurements: dict[str, float]
     params: MethodParams
-    prepared: Any
+    method_state: Any
     pairing: Pairing
 
     @property
@@ -43,7 +43,7 @@ class PrecheckResult:
         return self.params.name
 
 
-def verdict_of(findings: Iterable[Finding]) -> Verdict:
+def decide_verdict(findings: Iterable[Finding]) -> Verdict:
     """The most severe finding decides."""
     weights = {finding.weight for finding in findings}
     if "blocking" in weights:
@@ -60,7 +60,7 @@ _CPU = torch.device("cpu")
 _THRESHOLDS = Thresholds()
 
 
-class Offer(Protocol):
+class AnchorPoolOffer(Protocol):
     """An anchor pool that may be used; opening it reads every anchor's headers."""
 
     @property
@@ -76,15 +76,15 @@ def precheck(
     target: ModelWeights,
     adapter: SourceAdapter,
     pairing: Pairing,
-    vocabularies: SharedTokens | None,
+    shared_tokens: SharedTokens | None,
     params: MethodParams,
     *,
     probes: measure.Probes,
     device: torch.device = _CPU,
-    offer: Offer | None = None,
-    text: Mapping[str, float] | None = None,
+    pool_offer: AnchorPoolOffer | None = None,
+    text_measurements: Mapping[str, float] | None = None,
     thresholds: Thresholds = _THRESHOLDS,
-    paired: Callable[[MethodParams], Pairing] | None = None,
+    pair_sites: Callable[[MethodParams], Pairing] | None = None,
 ) -> PrecheckResult:
     """Predict whether the adapter will transfer with this method; `auto` is first resolved on the same
     measurements.
@@ -94,120 +94,130 @@ def precheck(
     `text`: measurements of both bases on the same text, if they were run on one; sites then have activations.
     If the method refuses the pair, the verdict is `incompatible` with its message, before expensive work.
     """
-    move = _Move((source.config, target.config), adapter, offer, probes, device)
-    measured = measure.static(adapter, pairing, vocabularies)
-    if offer is not None:
-        measured["pool_anchors"] = float(offer.count)
-    if text is not None:
-        measured |= text
+    run = _PrecheckRun((source.config, target.config), adapter, pool_offer, probes, device)
+    measured = measure.measure_structure(adapter, pairing, shared_tokens)
+    if pool_offer is not None:
+        measured["pool_anchors"] = float(pool_offer.count)
+    if text_measurements is not None:
+        measured |= text_measurements
     chosen: MethodParams = params
-    why: tuple[Finding, ...] = ()
-    ready = move.ready(params, pairing)
-    if not ready.refused:
-        measured |= measure.weights(adapter, measure.probe_pairs(pairing.pairs), probes)
+    reasons: tuple[Finding, ...] = ()
+    prepared = run.prepare_method(params, pairing)
+    if not prepared.refusals:
+        measured |= measure.measure_weights(adapter, measure.select_probe_pairs(pairing.pairs), probes)
     if params.chooses_method:
-        if text is not None:
-            measured |= measure.on_text(adapter, measure.probe_pairs(pairing.pairs), probes, device)
-        chosen, why, ready = _chosen(params, measured, move, paired or (lambda _: pairing), thresholds)
-        measured |= measure.static(adapter, ready.pairing, vocabularies)
-    if not ready.refused:
-        measured |= move.tried(chosen, ready, measured, on_text=text is not None)
-    if isinstance(ready.state, MethodState):
-        measured |= ready.state.measurements
-        measured["sites"] = float(len(ready.pairs))
-        measured["sites_covered"] *= len(ready.pairs) / len(ready.pairing.pairs)
-    found = (
-        *_architectures(source, target),
-        *why,
-        *ready.refused,
+        if text_measurements is not None:
+            measured |= measure.measure_activations(
+                adapter, measure.select_probe_pairs(pairing.pairs), probes, device
+            )
+        chosen, reasons, prepared = _choose_method(
+            params, measured, run, pair_sites or (lambda _: pairing), thresholds
+        )
+        measured |= measure.measure_structure(adapter, prepared.pairing, shared_tokens)
+    if not prepared.refusals:
+        measured |= run.probe_method(chosen, prepared, measured, on_text=text_measurements is not None)
+    if isinstance(prepared.state, MethodState):
+        measured |= prepared.state.measurements
+        measured["sites"] = float(len(prepared.pairs))
+        measured["sites_covered"] *= len(prepared.pairs) / len(prepared.pairing.pairs)
+    findings = (
+        *_compare_architectures(source, target),
+        *reasons,
+        *prepared.refusals,
         *list_findings(chosen, measured, thresholds),
     )
-    left = restrict_pairing(ready.pairing, ready.pairs)
-    return PrecheckResult(verdict_of(found), found, measured, chosen, ready.state, left)
+    remaining = restrict_pairing(prepared.pairing, prepared.pairs)
+    return PrecheckResult(decide_verdict(findings), findings, measured, chosen, prepared.state, remaining)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
+class _PreparedMethod:
     """A method's prepared state and the site pairs it covers, or why it refused."""
 
     pairing: Pairing
     pairs: tuple[SitePair, ...]
     state: Any = None
-    refused: tuple[Finding, ...] = ()
+    refusals: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Move:
+class _PrecheckRun:
     """The inputs of a pre-check that do not depend on the method."""
 
     bases: tuple[Mapping[str, Any], Mapping[str, Any]]
     adapter: SourceAdapter
-    offer: Offer | None
+    pool_offer: AnchorPoolOffer | None
     probes: measure.Probes
     device: torch.device
 
-    def ready(self, params: MethodParams, pairing: Pairing) -> _Ready:
+    def prepare_method(self, params: MethodParams, pairing: Pairing) -> _PreparedMethod:
         """Prepare the method, or record why it refused. `auto` itself prepares nothing."""
         if params.chooses_method:
-            return _Ready(pairing, pairing.pairs)
+            return _PreparedMethod(pairing, pairing.pairs)
         method = get_method(params.name)
         try:
-            pooled = Evidence.ANCHORS in method.needs(params)
-            anchors = self.offer.open() if pooled and self.offer is not None else None
-            pairs = anchors.pairs if anchors is not None else pairing.pairs
-            return _Ready(pairing, pairs, method.prepare(params, BasePairInfo(*self.bases, pairs, anchors)))
-        except IncompatiblePair as refusal:
-            message = f"{refusal.message} {refusal.hint}" if refusal.hint else refusal.message
-            why = Finding("refused_by_method", message, "blocking")
-            return _Ready(pairing, pairing.pairs, refused=(why,))
+            uses_pool = Evidence.ANCHORS in method.needs(params)
+            anchor_pool = self.pool_offer.open() if uses_pool and self.pool_offer is not None else None
+            pairs = anchor_pool.pairs if anchor_pool is not None else pairing.pairs
+            return _PreparedMethod(
+                pairing, pairs, method.prepare(params, BasePairInfo(*self.bases, pairs, anchor_pool))
+            )
+        except IncompatiblePair as exc:
+            message = f"{exc.message} {exc.hint}" if exc.hint else exc.message
+            finding = Finding("refused_by_method", message, "blocking")
+            return _PreparedMethod(pairing, pairing.pairs, refusals=(finding,))
 
-    def tried(
-        self, params: MethodParams, ready: _Ready, measured: Mapping[str, float], *, on_text: bool
+    def probe_method(
+        self, params: MethodParams, prepared: _PreparedMethod, measured: Mapping[str, float], *, on_text: bool
     ) -> dict[str, float]:
         """What the method measures on the real update at the probe sites, and the adapter on the text."""
-        found: dict[str, float] = {}
+        measurements: dict[str, float] = {}
         if get_method(params.name).can_probe(params, measured):
-            places = measure.probe_pairs(ready.pairs)
+            probe_sites = measure.select_probe_pairs(prepared.pairs)
             method = get_method(params.name)
-            found |= measure.carried(
-                method, params, ready.state, self.adapter, places, self.probes, self.device
+            measurements |= measure.measure_probes(
+                method, params, prepared.state, self.adapter, probe_sites, self.probes, self.device
             )
-        if on_text and "read_r2_centred" not in {*measured, *found}:
-            places = measure.probe_pairs(ready.pairing.pairs)
-            found |= measure.on_text(self.adapter, places, self.probes, self.device)
-        return found
+        if on_text and "read_r2_centred" not in {*measured, *measurements}:
+            probe_sites = measure.select_probe_pairs(prepared.pairing.pairs)
+            measurements |= measure.measure_activations(self.adapter, probe_sites, self.probes, self.device)
+        return measurements
 
 
-def _chosen(
+def _choose_method(
     params: MethodParams,
     measured: Mapping[str, float],
-    move: _Move,
-    paired: Callable[[MethodParams], Pairing],
+    run: _PrecheckRun,
+    pair_sites: Callable[[MethodParams], Pairing],
     thresholds: Thresholds,
-) -> tuple[MethodParams, tuple[Finding, ...], _Ready]:
+) -> tuple[MethodParams, tuple[Finding, ...], _PreparedMethod]:
     """Resolve `auto`; if a pool turns out to be unusable, choose without it and add a finding."""
-    chosen, why = choose(params, measured, thresholds)
-    ready = move.ready(chosen, paired(chosen))
-    if chosen.uses_pool and (reason := _find_pool_problem(chosen, ready)) is not None:
+    chosen, reasons = choose(params, measured, thresholds)
+    prepared = run.prepare_method(chosen, pair_sites(chosen))
+    if chosen.uses_pool and (reason := _find_pool_problem(chosen, prepared)) is not None:
         unusable = Finding("pool_unusable", reason, "doubt")
-        chosen, why = choose(params, measured, thresholds, without_pool=True)
-        return chosen, (unusable, *why), move.ready(chosen, paired(chosen))
-    return chosen, why, ready
+        chosen, reasons = choose(params, measured, thresholds, without_pool=True)
+        return chosen, (unusable, *reasons), run.prepare_method(chosen, pair_sites(chosen))
+    return chosen, reasons, prepared
 
 
-def _find_pool_problem(params: MethodParams, ready: _Ready) -> str | None:
+def _find_pool_problem(params: MethodParams, prepared: _PreparedMethod) -> str | None:
     """Why `auto` cannot use the pool: it cannot be read, or does not predict its own anchors."""
-    if ready.refused:
-        return ready.refused[0].message
-    return get_method(params.name).unusable_reason(ready.state)
+    if prepared.refusals:
+        return prepared.refusals[0].message
+    return get_method(params.name).unusable_reason(prepared.state)
 
 
-def _architectures(source: ModelWeights, target: ModelWeights) -> tuple[Finding, ...]:
-    ours, theirs = source.architecture, target.architecture
-    if (ours.model_type, ours.hidden, ours.layers) == (theirs.model_type, theirs.hidden, theirs.layers):
+def _compare_architectures(source: ModelWeights, target: ModelWeights) -> tuple[Finding, ...]:
+    source_arch, target_arch = source.architecture, target.architecture
+    if (source_arch.model_type, source_arch.hidden, source_arch.layers) == (
+        target_arch.model_type,
+        target_arch.hidden,
+        target_arch.layers,
+    ):
         return ()
     text = (
-        f"From {ours.model_type} ({ours.layers} layers, width {ours.hidden}) "
-        f"to {theirs.model_type} ({theirs.layers} layers, width {theirs.hidden})."
+        f"From {source_arch.model_type} ({source_arch.layers} layers, width {source_arch.hidden}) "
+        f"to {target_arch.model_type} ({target_arch.layers} layers, width {target_arch.hidden})."
     )
     return (Finding("other_architecture", text, "info"),)

@@ -111,13 +111,13 @@ def _check_activations(
     # Uncentred, both R² are 0.8 or more even between families whose adapters do not transfer at all.
     if "read_r2_centred" not in measured or "write_r2_centred" not in measured:
         return
-    reads, writes = measured["read_r2_centred"], measured["write_r2_centred"]
+    input_r2, output_r2 = measured["read_r2_centred"], measured["write_r2_centred"]
     text = (
-        f"On held-out text the target knows {max(reads, 0.0):.0%} of how tokens differ in what this adapter "
-        f"reads, and {max(writes, 0.0):.0%} of how they differ in what it would write there follows from "
+        f"On held-out text the target knows {max(input_r2, 0.0):.0%} of how tokens differ in what this "
+        f"adapter reads, and {max(output_r2, 0.0):.0%} of how they differ in what it would write there follows from "
         "the source."
     )
-    lower = min(reads, writes)
+    lower = min(input_r2, output_r2)
     weight = (
         gravest
         if lower < thresholds.r2_uncertain

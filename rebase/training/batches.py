@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rebase.methods.base_params import SamplingParams
-from rebase.models.causal_lm import TextModel, logits_at
+from rebase.models.causal_lm import CausalLM, compute_logits_at
 from rebase.models.generation import encode_with_bos, get_max_positions
-from rebase.models.logprobs import chosen, right_padded, room_for
+from rebase.models.logprobs import gather_logprobs, get_max_logit_positions, pad_right
 from rebase.training.logit_shift import TargetDistribution, compute_shift_loss, compute_target_distribution
 from rebase.training.losses import SharedTokenIds
 from rebase.training.samples import Sample
@@ -69,7 +69,7 @@ class EncodedSample:
 
 
 def encode_samples(
-    target: TextModel, samples: Sequence[Sample], params: SamplingParams
+    target: CausalLM, samples: Sequence[Sample], params: SamplingParams
 ) -> list[EncodedSample]:
     """One row per sample, truncated to the target's context length."""
     encodings = [encode_with_bos(target, sample.text, get_max_positions(target) - 1) for sample in samples]
@@ -93,8 +93,8 @@ def encode_samples(
         ids, spans = list(found.ids), list(found.offsets)
         loss_mask = [its and score >= min_score for score, its in zip(row, mine, strict=True)]
         end = spans[-1][1] if spans else 0
-        if sample.ended and target.eos and end == len(sample.text):
-            ids.append(target.eos[0])
+        if sample.ended and target.eos_ids and end == len(sample.text):
+            ids.append(target.eos_ids[0])
             spans.append((len(sample.text), len(sample.text)))
             loss_mask.append(True)
         generated_mask = [*mine, *[False] * (len(ids) - len(mine))]
@@ -112,7 +112,7 @@ def encode_samples(
 
 
 def add_shift_targets(
-    target: TextModel, rows: Sequence[EncodedSample], shared_tokens: SharedTokenIds
+    target: CausalLM, rows: Sequence[EncodedSample], shared_tokens: SharedTokenIds
 ) -> list[EncodedSample]:
     """The rows with their target distributions. The target must not have an update applied."""
     return [
@@ -145,7 +145,7 @@ def split_train_val(
 
 def collate(rows: Sequence[EncodedSample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Ids (n, longest), and the generated and loss masks as float32 weights (n, longest − 1)."""
-    ids = right_padded([row.ids for row in rows])
+    ids = pad_right([row.ids for row in rows])
     generated_mask, loss_mask = torch.zeros(2, len(rows), ids.shape[1] - 1)
     for at, row in enumerate(rows):
         generated_mask[at, : len(row.generated_mask)] = torch.tensor(row.generated_mask, dtype=torch.float32)
@@ -162,7 +162,7 @@ class Losses:
 
 
 @torch.no_grad()
-def compute_losses(target: TextModel, rows: Sequence[EncodedSample]) -> Losses:
+def compute_losses(target: CausalLM, rows: Sequence[EncodedSample]) -> Losses:
     """Losses of the model on the rows, in its current state."""
     generated_nats = loss_nats = loss_tokens = 0.0
     for batch in iter_batches(target, rows):
@@ -178,7 +178,7 @@ def compute_losses(target: TextModel, rows: Sequence[EncodedSample]) -> Losses:
 
 
 def iter_loss_parts(
-    target: TextModel,
+    target: CausalLM,
     rows: Sequence[EncodedSample],
     shift_weight: float = 0.0,
     shared_tokens: SharedTokenIds | None = None,
@@ -197,7 +197,7 @@ def iter_loss_parts(
             yield -compute_masked_logprobs(target, ids, loss_mask > 0).sum() / total
             continue
         logits = target.model(input_ids=ids, use_cache=False).logits
-        loss = -(chosen(logits[:, :-1], ids[:, 1:]) * loss_mask).sum() / total
+        loss = -(gather_logprobs(logits[:, :-1], ids[:, 1:]) * loss_mask).sum() / total
         for row_logits, row in zip(logits, batch, strict=True):
             if row.target_distribution:
                 loss = (
@@ -211,7 +211,7 @@ def iter_loss_parts(
 
 @torch.no_grad()
 def compute_mean_shift_loss(
-    target: TextModel, rows: Sequence[EncodedSample], shared_tokens: SharedTokenIds
+    target: CausalLM, rows: Sequence[EncodedSample], shared_tokens: SharedTokenIds
 ) -> float:
     """Mean KL divergence (nats per position) of the model from the target distributions."""
     position_count = max(
@@ -226,17 +226,19 @@ def compute_mean_shift_loss(
     return total / position_count
 
 
-def compute_masked_logprobs(target: TextModel, ids: Tensor, mask: Tensor) -> Tensor:
+def compute_masked_logprobs(target: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
     """Log-probabilities of the ids[:, 1:] selected by `mask` (n, length − 1), in order."""
     last_column = mask.new_zeros(len(ids), 1)
-    return chosen(logits_at(target, ids, torch.cat([mask, last_column], dim=1)), ids[:, 1:][mask])
+    return gather_logprobs(
+        compute_logits_at(target, ids, torch.cat([mask, last_column], dim=1)), ids[:, 1:][mask]
+    )
 
 
 def iter_batches(
-    target: TextModel, rows: Sequence[EncodedSample], *, all_positions: bool = False
+    target: CausalLM, rows: Sequence[EncodedSample], *, all_positions: bool = False
 ) -> Iterator[Sequence[EncodedSample]]:
     """Batches of rows whose scored logits (or all logits, with `all_positions`) fit into memory."""
-    budget = room_for(target)
+    budget = get_max_logit_positions(target)
     batch: list[EncodedSample] = []
     used = 0
     for row in rows:

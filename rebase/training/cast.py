@@ -22,7 +22,7 @@ from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.activation_maps import Moments, fit_input_map
 from rebase.methods.base import SitePair
 from rebase.methods.cast.params import CastParams
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import ProgressReporter
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates, TrainedMaps
 from rebase.training.loop import (
@@ -58,7 +58,7 @@ class CastMaps:
 
 
 def train_cast_maps(
-    target: TextModel,
+    target: CausalLM,
     dataset: TeacherDataset,
     trainable_maps: Mapping[SitePair, TrainableMaps],
     params: CastParams,
@@ -78,7 +78,7 @@ def train_cast_maps(
         )
     trainer = _CastTrainer(target, dataset, params, trainable_maps)
     baseline = trainer.compute_baseline_divergence(held_out)
-    with updated(target, trainer.update):
+    with with_deltas(target, trainer.update):
         initial = trainer.compute_divergence(held_out)
         log = run_training_loop(
             trainer.parameters,
@@ -105,7 +105,7 @@ def train_cast_maps(
             ),
             identity={"lessons": dataset.identity},
         )
-    with updated(target, trainer.compute_folded_update()):
+    with with_deltas(target, trainer.compute_folded_update()):
         final = trainer.compute_divergence(held_out)
     if final >= baseline:
         raise TrainingFailed(
@@ -122,7 +122,7 @@ class _CastTrainer:
 
     def __init__(
         self,
-        target: TextModel,
+        target: CausalLM,
         dataset: TeacherDataset,
         params: CastParams,
         trainable_maps: Mapping[SitePair, TrainableMaps],

@@ -24,8 +24,8 @@ from rebase.lora.low_rank import LowRank
 from rebase.methods.activation_maps import get_site_map
 from rebase.methods.base import Evidence, Port, SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
-from rebase.models.base_pair import Bases
-from rebase.models.causal_lm import TextModel
+from rebase.models.base_pair import BasePair
+from rebase.models.causal_lm import CausalLM
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import RepoRevision
 from rebase.runtime import Runtime
@@ -52,7 +52,7 @@ class CastMapsResult:
 
 def get_or_train_maps(
     inputs: LoadedInputs,
-    models: Bases,
+    models: BasePair,
     evidence: EvidenceProvider,
     pairs: tuple[SitePair, ...],
     params: CastParams,
@@ -86,7 +86,7 @@ class _CastJob:
     """One call of `get_or_train_maps`."""
 
     inputs: LoadedInputs
-    models: Bases
+    models: BasePair
     evidence: EvidenceProvider
     pairs: tuple[SitePair, ...]
     params: CastParams
@@ -127,13 +127,13 @@ class _CastJob:
         trainable_maps = self._build_trainable_maps()
         folder = self.runtime.scratch_dir / "training" / f"cast-{self._compute_identity()[:32]}"
         dataset = self._make_dataset(folder)
-        source = self.models.model("source")
+        source = self.models.get_model("source")
         deltas = {site: self.inputs.adapter.delta(site) for site in self.inputs.adapter.sites}
         coverage = dataset.cache_source(
             source, {site: _to_device(delta, source) for site, delta in deltas.items()}, self.progress
         )
         del source
-        target = self.models.model("target")
+        target = self.models.get_model("target")
         dataset.cache_target(target, self.progress)
         maps = train_cast_maps(
             target,
@@ -284,7 +284,7 @@ def _has_expected_shapes(tensors: Mapping[str, Tensor], pair: SitePair) -> bool:
     return [tuple(tensors[name].shape) for name in "VEUF"] == [(i_s, p), (p, i_t), (o_s, p), (o_t, p)]
 
 
-def _to_device(delta: LowRank, base: TextModel) -> LowRank:
+def _to_device(delta: LowRank, base: CausalLM) -> LowRank:
     return LowRank(delta.B.to(base.device), delta.A.to(base.device))
 
 

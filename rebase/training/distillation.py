@@ -20,7 +20,7 @@ import torch
 from rebase.lora.linalg import truncate
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import ProgressReporter
 from rebase.training.batches import (
     EncodedSample,
@@ -60,7 +60,7 @@ class DistillResult:
 
 
 def train_update(
-    target: TextModel,
+    target: CausalLM,
     sample_set: SampleSet,
     init: Mapping[Site, LowRank],
     params: DistillSettings,
@@ -89,7 +89,7 @@ def train_update(
         if shared_tokens
         else {}
     )
-    with updated(target, deltas):
+    with with_deltas(target, deltas):
         log = run_training_loop(
             parameters,
             lambda step: iter_loss_parts(

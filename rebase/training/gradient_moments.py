@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rebase.lora.low_rank import Site
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 from rebase.training.batches import EncodedSample, collate, compute_masked_logprobs, iter_batches
 from rebase.training.preconditioned_step import GradientMoments
 
@@ -18,7 +18,7 @@ ProgressCallback = Callable[[int, int], None]  # parts done, of how many
 
 
 def collect_gradient_moments(
-    base: TextModel,
+    base: CausalLM,
     rows: Sequence[EncodedSample],
     sites: Sequence[Site],
     budget: int,
@@ -47,7 +47,7 @@ def collect_gradient_moments(
     report_progress(len(windows) * len(batches), len(windows) * len(batches))
 
 
-def _split_into_windows(base: TextModel, sites: Sequence[Site], budget: int) -> Iterator[list[Site]]:
+def _split_into_windows(base: CausalLM, sites: Sequence[Site], budget: int) -> Iterator[list[Site]]:
     window: list[Site] = []
     used = 0
     for site in sites:
@@ -64,18 +64,18 @@ def _split_into_windows(base: TextModel, sites: Sequence[Site], budget: int) -> 
 
 @contextmanager
 def _register_hooks(
-    base: TextModel, moments: dict[Site, GradientMoments], attention_mask: Tensor
+    base: CausalLM, moments: dict[Site, GradientMoments], attention_mask: Tensor
 ) -> Iterator[None]:
     """Accumulate the moments during forward and backward passes. `attention_mask`: (n, longest), False for
     padding. No parameter requires a gradient, so the embedding output has to."""
     modules: dict[str, list[Site]] = {}
     for site in moments:
-        modules.setdefault(base.architecture.module(site), []).append(site)
+        modules.setdefault(base.architecture.get_module_name(site), []).append(site)
     with ExitStack() as hooks:
         embedding = base.model.get_input_embeddings()
         hooks.callback(embedding.register_forward_hook(_require_grad).remove)
         for sites in modules.values():
-            handle = base.module(sites[0]).register_forward_hook(
+            handle = base.get_module(sites[0]).register_forward_hook(
                 _make_hook(base, sites, moments, attention_mask)
             )
             hooks.callback(handle.remove)
@@ -87,7 +87,7 @@ def _require_grad(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
 
 
 def _make_hook(
-    base: TextModel, sites: list[Site], moments: dict[Site, GradientMoments], attention_mask: Tensor
+    base: CausalLM, sites: list[Site], moments: dict[Site, GradientMoments], attention_mask: Tensor
 ) -> Any:
     def forward(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         site_inputs = inputs[0].detach()[attention_mask]
@@ -95,7 +95,7 @@ def _make_hook(
         def backward(gradient: Tensor) -> None:
             site_gradients = gradient[attention_mask]
             for site in sites:
-                rows = base.rows(site)
+                rows = base.get_output_rows(site)
                 moments[site].add(site_inputs, site_gradients if rows is None else site_gradients[:, rows])
 
         output.register_hook(backward)  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ import torch
 from rebase.lora.linalg import frobenius, truncate
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import SamplingParams
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from rebase.training.batches import compute_losses, encode_samples, split_train_val
@@ -35,7 +35,7 @@ _MAX_RELATIVE_STEP = 0.05
 
 
 def take_step(
-    target: TextModel,
+    target: CausalLM,
     sample_set: SampleSet,
     sites: Mapping[Site, tuple[int, int]],
     rank: int,
@@ -71,7 +71,7 @@ def take_step(
                 return loss_at_zero
             progress.update(Phase.TRAINING, len(tried_lengths), None, "lengths")
             tried_lengths.append(length)
-            with updated(target, update(length)):
+            with with_deltas(target, update(length)):
                 return compute_losses(target, held_out).per_token
 
         return search_length(loss, start)
@@ -89,7 +89,7 @@ def take_step(
     )
     base_loss = init_search.loss if init_search else baseline.per_token
     steps, max_lengths, directional_derivative = {}, {}, 0.0
-    with updated(target, base_update):
+    with with_deltas(target, base_update):
         for site, moments in collect_gradient_moments(
             target, train_rows, sorted(sites), budget, report_progress
         ):
@@ -112,7 +112,7 @@ def take_step(
         -_LOSS_FALL * base_loss / directional_derivative if directional_derivative < 0.0 else 1.0,
     )
     final_update = add_step(step_search.best_length) if step_search.best_length > 0.0 else base_update
-    with updated(target, final_update):
+    with with_deltas(target, final_update):
         metrics = compute_gap_metrics(held_out, baseline, compute_losses(target, held_out))
     measurements = {
         **{f"step_{name}": value for name, value in metrics.items()},

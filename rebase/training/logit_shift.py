@@ -16,8 +16,8 @@ from rebase.errors import IncompatiblePair
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.findings import MIN_SHARED_TOKENS
-from rebase.models.causal_lm import Encoded, TextModel
-from rebase.models.empty_model import model_config
+from rebase.models.causal_lm import CausalLM, Encoding
+from rebase.models.empty_model import build_model_config
 from rebase.training.losses import (
     SharedTokenIds,
     kl_divergence,
@@ -34,7 +34,7 @@ def require_shared_tokens(inputs: LoadedInputs) -> SharedTokenIds:
     """Shared tokens of both bases. Raises IncompatiblePair if there are too few."""
     tokens = inputs.vocabularies
     sizes = (
-        int(model_config(base.config.get("text_config") or base.config).vocab_size)
+        int(build_model_config(base.config.get("text_config") or base.config).vocab_size)
         for base in (inputs.source, inputs.target)
     )
     shared_tokens = select_shared_ids(tokens, *sizes) if tokens is not None else None
@@ -73,9 +73,9 @@ class TargetDistribution:
 
 
 def compute_teacher_shift(
-    source: TextModel,
+    source: CausalLM,
     deltas: Mapping[Site, LowRank],
-    encoded: Encoded,
+    encoded: Encoding,
     prompt_length: int,
     shared_tokens: SharedTokenIds,
 ) -> TeacherShift | None:
@@ -105,7 +105,7 @@ def compute_teacher_shift(
 
 @torch.no_grad()
 def compute_target_distribution(
-    target: TextModel,
+    target: CausalLM,
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
     shift: TeacherShift,

@@ -21,8 +21,8 @@ from rebase.methods.base import Evidence, SitePair
 from rebase.methods.base_params import DistillSettings, MethodParams, SamplingParams
 from rebase.methods.cast.params import CastParams
 from rebase.methods.registry import get_method
-from rebase.models.base_pair import Bases
-from rebase.models.causal_lm import TextModel
+from rebase.models.base_pair import BasePair
+from rebase.models.causal_lm import CausalLM
 from rebase.report.progress import ProgressReporter
 from rebase.report.schema import RepoRevision
 from rebase.runtime import Runtime
@@ -35,7 +35,7 @@ from rebase.training.sample_generation import generate_samples
 from rebase.training.samples import SampleSet
 
 InitFactory = Callable[
-    [TextModel, SampleSet], Mapping[Site, LowRank]
+    [CausalLM, SampleSet], Mapping[Site, LowRank]
 ]  # the target and the samples → initial factors
 
 
@@ -57,7 +57,7 @@ class TrainingOutcome:
 
 def train_if_needed(
     inputs: LoadedInputs,
-    models: Bases,
+    models: BasePair,
     evidence: EvidenceProvider,
     pairs: tuple[SitePair, ...],
     params: MethodParams,
@@ -74,7 +74,7 @@ class JobTrainer:
     """Implements `rebase.methods.base.Trainer` for one job: returns new evidence and the outcome."""
 
     inputs: LoadedInputs
-    models: Bases
+    models: BasePair
     evidence: EvidenceProvider
     pairs: tuple[SitePair, ...]
     runtime: Runtime
@@ -90,7 +90,7 @@ class JobTrainer:
             sample_set,
             _,
         ):
-            target = self.models.model("target")
+            target = self.models.get_model("target")
             result = self._run_step(
                 target, sample_set, sampling, self._get_adapter_rank(), ridge=ridge, init=init
             )
@@ -114,7 +114,7 @@ class JobTrainer:
         update_rank = rank or self._get_adapter_rank()
         closed_form = self._compute_closed_form(DEFAULT_RIDGE) if init == "closed_form" else None
 
-        def make_init(target: TextModel, sample_set: SampleSet) -> Mapping[Site, LowRank]:
+        def make_init(target: CausalLM, sample_set: SampleSet) -> Mapping[Site, LowRank]:
             init_update = closed_form
             if init == "step":
                 init_update = self._run_step(
@@ -147,7 +147,7 @@ class JobTrainer:
 
     def _run_step(
         self,
-        target: TextModel,
+        target: CausalLM,
         sample_set: SampleSet,
         sampling: SamplingParams,
         rank: int,
@@ -167,7 +167,7 @@ class JobTrainer:
 
 def refine(
     inputs: LoadedInputs,
-    models: Bases,
+    models: BasePair,
     deltas: Mapping[Site, LowRank],
     params: MethodParams,
     runtime: Runtime,
@@ -187,7 +187,7 @@ def refine(
 
 def _sample_and_train(
     inputs: LoadedInputs,
-    models: Bases,
+    models: BasePair,
     make_init: InitFactory,
     params: DistillSettings,
     runtime: Runtime,
@@ -202,7 +202,7 @@ def _sample_and_train(
         sample_set,
         shared_tokens,
     ):
-        target = models.model("target")
+        target = models.get_model("target")
         init = make_init(target, sample_set)
         result = train_update(
             target,
@@ -230,7 +230,7 @@ def _sample_and_train(
 @contextmanager
 def _sample_workspace(
     inputs: LoadedInputs,
-    models: Bases,
+    models: BasePair,
     params: SamplingParams,
     refined_method: MethodParams | None,
     runtime: Runtime,
@@ -246,7 +246,7 @@ def _sample_workspace(
         )
     folder = _get_checkpoint_dir(inputs, params, refined_method, runtime)
     folder.mkdir(parents=True, exist_ok=True)
-    source = models.model("source")
+    source = models.get_model("source")
     deltas = {site: _to_device(inputs.adapter.delta(site), source.device) for site in inputs.adapter.sites}
     shared_tokens = (
         require_shared_tokens(inputs) if isinstance(params, DistillSettings) and params.shift > 0.0 else None

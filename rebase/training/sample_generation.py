@@ -14,9 +14,9 @@ from pathlib import Path
 from rebase.errors import TrainingFailed
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings, SamplingParams
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.models.generation import encode_with_bos, generate, get_bos_id, get_max_positions
-from rebase.models.logprobs import foretold
+from rebase.models.logprobs import compute_token_logprobs
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from rebase.training.checkpoint import compute_identity
@@ -30,7 +30,7 @@ _MAX_PASSES = 8  # over the prompts; later passes add little new text
 
 
 def generate_samples(
-    source: TextModel,
+    source: CausalLM,
     deltas: Mapping[Site, LowRank],
     params: SamplingParams,
     *,
@@ -64,12 +64,14 @@ def generate_samples(
     return sample_set
 
 
-def _encode_prompts(source: TextModel, params: SamplingParams) -> list[list[int]]:
+def _encode_prompts(source: CausalLM, params: SamplingParams) -> list[list[int]]:
     """Prompt token ids; a long prompt is truncated to its beginning-of-text token and its end."""
     max_prompt_tokens = get_max_positions(source) - _get_max_new_tokens(source, params)
     bos = get_bos_id(source)
     prefix = [] if bos is None else [bos]
-    bodies = [source.encode(prompt).ids[int(source.bos is not None) :] for prompt in params.prompts or ("",)]
+    bodies = [
+        source.encode(prompt).ids[int(source.bos_id is not None) :] for prompt in params.prompts or ("",)
+    ]
     encoded = [[*prefix, *body[-(max_prompt_tokens - len(prefix)) :]] for body in bodies]
     if not all(encoded):
         raise TrainingFailed(
@@ -80,7 +82,7 @@ def _encode_prompts(source: TextModel, params: SamplingParams) -> list[list[int]
     return encoded
 
 
-def _get_max_new_tokens(source: TextModel, params: SamplingParams) -> int:
+def _get_max_new_tokens(source: CausalLM, params: SamplingParams) -> int:
     return min(params.length, get_max_positions(source) // 2)
 
 
@@ -99,7 +101,7 @@ def _compute_batch_size(params: SamplingParams, prompt_count: int) -> int:
 
 
 def _generate_batch(
-    source: TextModel,
+    source: CausalLM,
     deltas: Mapping[Site, LowRank],
     params: SamplingParams,
     prompts: list[list[int]],
@@ -110,7 +112,7 @@ def _generate_batch(
     size = _compute_batch_size(params, len(prompts))
     batch_prompts = [prompts[(sample_set.batch_count * size + at) % len(prompts)] for at in range(size)]
     try:
-        with updated(source, deltas):
+        with with_deltas(source, deltas):
             generated = generate(
                 source,
                 batch_prompts,
@@ -130,7 +132,7 @@ def _generate_batch(
     dropped: Counter[str] = Counter()
     accepted: dict[str, tuple[int, bool]] = {}
     for prompt, ids in zip(batch_prompts, generated, strict=True):
-        ended = ids[-1] in source.eos
+        ended = ids[-1] in source.eos_ids
         body = ids[:-1] if ended else ids
         prompt_text, text = source.decode(prompt), source.decode([*prompt, *body]).rstrip("\ufffd")
         start = _common_prefix_length(prompt_text, text)
@@ -153,7 +155,7 @@ def _common_prefix_length(a: str, b: str) -> int:
 
 
 def _score_samples(
-    source: TextModel,
+    source: CausalLM,
     deltas: Mapping[Site, LowRank],
     texts: Mapping[str, tuple[int, bool]],
     shared_tokens: SharedTokenIds | None,
@@ -168,9 +170,9 @@ def _score_samples(
     first_positions = [
         own[0] if own else len(row) for own, row in zip(generated_positions, rows, strict=True)
     ]
-    source_logprobs = foretold(source, rows, first_positions)
-    with updated(source, deltas):
-        teacher_logprobs = foretold(source, rows, first_positions)
+    source_logprobs = compute_token_logprobs(source, rows, first_positions)
+    with with_deltas(source, deltas):
+        teacher_logprobs = compute_token_logprobs(source, rows, first_positions)
     samples = []
     for number, (text, (prompt, ended)) in enumerate(texts.items()):
         own, first = generated_positions[number], first_positions[number]
@@ -195,7 +197,7 @@ def _uses_shift(params: SamplingParams) -> bool:
     return isinstance(params, DistillSettings) and params.shift > 0.0
 
 
-def _compute_identity(source: TextModel, deltas: Mapping[Site, LowRank], params: SamplingParams) -> str:
+def _compute_identity(source: CausalLM, deltas: Mapping[Site, LowRank], params: SamplingParams) -> str:
     """Digest of what the samples depend on: sampling settings, EOS ids and the update. The bases are fixed
     within a job."""
     included_fields = {"tokens", "prompts", "temperature", "top_p", "length", "seed"}
@@ -203,7 +205,7 @@ def _compute_identity(source: TextModel, deltas: Mapping[Site, LowRank], params:
         settings=params.model_dump(mode="json", include=included_fields),
         deltas=hash_deltas(deltas),
         vocabulary=int(source.model.config.vocab_size),
-        ends=list(source.eos),
+        ends=list(source.eos_ids),
         **({"listed": MAX_LISTED_TOKENS} if _uses_shift(params) else {}),
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rebase.evidence.paired_text import PairedText, Passage
 from rebase.lora.low_rank import LowRank, Side, Site
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 from rebase.training.checkpoint import load_checkpoint, save_checkpoint
@@ -57,7 +57,7 @@ class TeacherDataset:
         return [at for at, passage in enumerate(self.text.passages) if passage.held_out == held_out]
 
     def cache_source(
-        self, source: TextModel, deltas: Mapping[Site, LowRank], progress: ProgressReporter
+        self, source: CausalLM, deltas: Mapping[Site, LowRank], progress: ProgressReporter
     ) -> float:
         """Store the source's predictions for every passage; returns S+Δ's mean probability of the shared
         tokens."""
@@ -84,7 +84,7 @@ class TeacherDataset:
         return coverage / self.text.num_positions
 
     @torch.no_grad()
-    def cache_target(self, target: TextModel, progress: ProgressReporter) -> None:
+    def cache_target(self, target: CausalLM, progress: ProgressReporter) -> None:
         """Store the unchanged target's predictions for every passage, on the tokens listed by
         `cache_source`."""
         shared_ids = self.shared_tokens.target.to(target.device)
@@ -100,7 +100,7 @@ class TeacherDataset:
                     tensors |= {"states": states.float()}
                 save_checkpoint(self._path("target", number), tensors, {}, self.identity)
 
-    def load_example(self, target: TextModel, number: int) -> TeacherExample:
+    def load_example(self, target: CausalLM, number: int) -> TeacherExample:
         """One passage on the target's device. Needs `cache_source` and `cache_target` first."""
         ids, positions = _make_tensors(target, self.text.passages[number], "target")
         source_tensors, target_tensors = (
@@ -159,5 +159,5 @@ class TeacherDataset:
         return tensors
 
 
-def _make_tensors(base: TextModel, passage: Passage, side: Side) -> tuple[Tensor, Tensor]:
+def _make_tensors(base: CausalLM, passage: Passage, side: Side) -> tuple[Tensor, Tensor]:
     return torch.tensor(passage.ids(side), device=base.device), passage.paired_positions(side).to(base.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rebase.lora.low_rank import LowRank, Site
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.training.losses import compute_shared_mass, restricted_logprobs, topk_columns, topk_plus_rest
 from rebase.training.vocab_chunks import compute_final_states, compute_logits, iter_position_chunks
 
@@ -34,7 +34,7 @@ class TeacherLogits:
 
 @torch.no_grad()
 def compute_teacher_logits(
-    source: TextModel,
+    source: CausalLM,
     deltas: Mapping[Site, LowRank],
     ids: Tensor,
     positions: Tensor,
@@ -48,14 +48,14 @@ def compute_teacher_logits(
     Runs one forward pass each with and without the adapter; results are on the CPU.
     """
     source_states = compute_final_states(source, ids)[positions]
-    with updated(source, deltas):
+    with with_deltas(source, deltas):
         teacher_states = compute_final_states(source, ids)[positions]
     return build_teacher_logits(source, source_states, teacher_states, shared_ids, max_columns, temperature)
 
 
 @torch.no_grad()
 def build_teacher_logits(
-    source: TextModel,
+    source: CausalLM,
     source_states: Tensor,
     teacher_states: Tensor,
     shared_ids: Tensor,

@@ -12,26 +12,26 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 from rebase.training.losses import restricted_logprobs, topk_plus_rest
 
 _MAX_LOGITS = {"cpu": 2**25, "cuda": 2**27}  # logits per chunk
 
 
-def compute_final_states(base: TextModel, ids: Tensor) -> Tensor:
+def compute_final_states(base: CausalLM, ids: Tensor) -> Tensor:
     """The LM head's input: (length,) ids → (length, hidden), after the final norm."""
     states: Tensor = base.model.base_model(ids[None], use_cache=False).last_hidden_state[0]
     return states
 
 
-def compute_logits(base: TextModel, states: Tensor) -> Tensor:
+def compute_logits(base: CausalLM, states: Tensor) -> Tensor:
     """(n, hidden) → (n, V), including the model's soft-capping."""
     logits: Tensor = base.model.get_output_embeddings()(states)
     cap = getattr(base.model.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def iter_position_chunks(base: TextModel, count: int) -> Iterator[slice]:
+def iter_position_chunks(base: CausalLM, count: int) -> Iterator[slice]:
     """Slices of positions whose logits fit into memory."""
     size = max(1, _MAX_LOGITS.get(base.device.type, 2**25) // int(base.model.config.vocab_size))
     for start in range(0, count, size):
@@ -39,7 +39,7 @@ def iter_position_chunks(base: TextModel, count: int) -> Iterator[slice]:
 
 
 def compute_listed_logprobs(
-    base: TextModel, states: Tensor, shared_ids: Tensor, columns: Tensor, temperature: float
+    base: CausalLM, states: Tensor, shared_ids: Tensor, columns: Tensor, temperature: float
 ) -> Tensor:
     """Log-probabilities (n, k + 1) of the listed shared tokens and of all others; differentiable in `states`.
 

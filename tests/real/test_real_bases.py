@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.evidence.embeddings import SharedTokenRows
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import Role, Site
 from rebase.methods._alignment import align
-from rebase.models.vocabulary import SharedTokens, shared
+from rebase.models.vocabulary import SharedTokens, find_shared_tokens
 from support.real_repos import Base
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -29,14 +29,14 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 @pytest.fixture(scope="module")
 def tokens(smollm2: Base, gemma3: Base) -> SharedTokens:
-    return shared(smollm2.vocabulary, gemma3.vocabulary)
+    return find_shared_tokens(smollm2.vocabulary, gemma3.vocabulary)
 
 
 @pytest.fixture(scope="module")
-def paired(smollm2: Base, gemma3: Base, tokens: SharedTokens) -> PairedEmbeddings:
+def paired(smollm2: Base, gemma3: Base, tokens: SharedTokens) -> SharedTokenRows:
     count = tokens.source_ids.numel()
     pick = torch.linspace(0, count - 1, ANCHORS).round().long()
-    return PairedEmbeddings(
+    return SharedTokenRows(
         smollm2.weights, gemma3.weights, tokens.source_ids[pick], tokens.target_ids[pick], inner_rows=ANCHORS
     )
 
@@ -45,7 +45,7 @@ def test_every_site_weight_is_the_models_own_parameter(base: Base) -> None:
     state = base.model.state_dict()
     assert len(base.weights.sites) == 7 * base.model.config.num_hidden_layers
     for site in base.weights.sites:
-        name = base.weights.architecture.module(site)
+        name = base.weights.architecture.get_module_name(site)
         assert torch.equal(base.weights.weight(site), state[f"{name}.weight"]), name
         assert base.weights.bias(site) is None
 
@@ -57,8 +57,10 @@ def test_norms_equal_the_models_own_norm_modules(base: Base) -> None:
     for index, layer in enumerate(base.model.model.layers):
         with torch.inference_mode():
             attention, mlp = layer.input_layernorm(x), getattr(layer, before_mlp)(x)
-        torch.testing.assert_close(base.weights.norm(index, "attention")(x), attention, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(base.weights.norm(index, "mlp")(x), mlp, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            base.weights.load_norm(index, "attention")(x), attention, rtol=1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(base.weights.load_norm(index, "mlp")(x), mlp, rtol=1e-5, atol=1e-5)
 
 
 def test_shared_tokens_read_the_same_in_both_tokenizers(
@@ -82,7 +84,7 @@ def test_pseudo_activations_are_what_the_first_layer_computes_for_a_text_of_one_
 ) -> None:
     few = slice(0, None, tokens.source_ids.numel() // 6)
     ids = {"source": tokens.source_ids[few], "target": tokens.target_ids[few]}
-    rows = PairedEmbeddings(smollm2.weights, gemma3.weights, ids["source"], ids["target"])
+    rows = SharedTokenRows(smollm2.weights, gemma3.weights, ids["source"], ids["target"])
     for side, base in (("source", smollm2), ("target", gemma3)):
         seen = _first_layer(base.model, ids[side])
         for role, port in (("q", "in"), ("q", "out"), ("k", "out"), ("v", "out"), ("o", "in")):
@@ -91,7 +93,7 @@ def test_pseudo_activations_are_what_the_first_layer_computes_for_a_text_of_one_
 
 
 def test_anchors_of_two_real_families_agree_better_than_shuffled_ones(
-    smollm2: Base, gemma3: Base, paired: PairedEmbeddings
+    smollm2: Base, gemma3: Base, paired: SharedTokenRows
 ) -> None:
     """Layers at a third of either depth. What `down` reads, the inner neurons, has little in common."""
     for role in Role:

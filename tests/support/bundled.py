@@ -15,7 +15,7 @@ from rebase.hub.local import LocalHub
 from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import LowRank, Site
 from rebase.lora.reader import read_adapter
-from rebase.models.causal_lm import TextModel, load
+from rebase.models.causal_lm import CausalLM, load_base_model
 from rebase.models.model_reader import open_adapter, open_model
 from rebase.models.weights import ModelWeights
 from rebase.schemas.repos import RepoRef
@@ -28,7 +28,7 @@ class Bundled:
     """A base, and what its repo says of it."""
 
     weights: ModelWeights
-    text: TextModel
+    text: CausalLM
 
 
 @cache
@@ -38,7 +38,7 @@ def bundled(name: str) -> Bundled:
     config, reader, tokenizer = open_model(hub, hub.resolve(RepoRef(repo_id=f"tiny/{name}")))
     assert tokenizer is not None
     weights = ModelWeights(config, reader)
-    return Bundled(weights, load(weights, reader, tokenizer, torch.device("cpu")))
+    return Bundled(weights, load_base_model(weights, reader, tokenizer, torch.device("cpu")))
 
 
 def sql_adapter() -> dict[Site, LowRank]:
@@ -49,19 +49,19 @@ def sql_adapter() -> dict[Site, LowRank]:
     return {site: adapter.delta(site) for site in adapter.sites}
 
 
-def task_loss(base: TextModel, count: int = 64) -> float:
+def task_loss(base: CausalLM, count: int = 64) -> float:
     """Mean nats per answer token over held-out questions of the bundled adapter's task."""
     return loss_on(base, read_task(_EXAMPLES / "tasks" / "harbor-sql.jsonl")[:count])
 
 
 @torch.no_grad()
-def loss_on(base: TextModel, items: Sequence[Example]) -> float:
+def loss_on(base: CausalLM, items: Sequence[Example]) -> float:
     """Mean nats per answer token."""
     ids, labels = [], []
     for item in items:
         prompt, answer = ([*base.encode(text).ids] for text in (item.prompt, item.answer))
-        ids.append([base.eos[0], *prompt, *answer, base.eos[0]])
-        labels.append([-100] * (1 + len(prompt)) + [*answer, base.eos[0]])
+        ids.append([base.eos_ids[0], *prompt, *answer, base.eos_ids[0]])
+        labels.append([-100] * (1 + len(prompt)) + [*answer, base.eos_ids[0]])
     longest = max(map(len, ids))
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
     wanted = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])

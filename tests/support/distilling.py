@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 from rebase.report.progress import ProgressReporter
 from rebase.training.distillation import DistillResult, init_factors, train_update
 from rebase.training.losses import SharedTokenIds
@@ -15,8 +15,8 @@ from rebase.training.sample_generation import generate_samples
 
 
 def distill(
-    source: TextModel,
-    target: TextModel,
+    source: CausalLM,
+    target: CausalLM,
     source_deltas: Mapping[Site, LowRank],
     sites: Mapping[Site, tuple[int, int]],
     params: DistillSettings,
@@ -41,8 +41,8 @@ def distill(
 
 
 def refine(
-    source: TextModel,
-    target: TextModel,
+    source: CausalLM,
+    target: CausalLM,
     source_deltas: Mapping[Site, LowRank],
     carried: Mapping[Site, LowRank],
     params: DistillSettings,

@@ -31,12 +31,12 @@ def test_patterns_without_number_are_refused() -> None:
 def test_a_plain_config_is_read():
     config = AdapterConfig.parse(PLAIN | {"base_model_name_or_path": "acme/base", "revision": "main"})
     assert (config.rank, config.alpha, config.base_model, config.revision) == (8, 16.0, "acme/base", "main")
-    assert config.scale_of("model.layers.0.self_attn.q_proj") == 2.0
+    assert config.compute_scale("model.layers.0.self_attn.q_proj") == 2.0
 
 
 def test_rslora_divides_by_the_root_of_the_rank():
     config = AdapterConfig.parse(PLAIN | {"use_rslora": True})
-    assert config.scale_of("x") == 16 / math.sqrt(8)
+    assert config.compute_scale("x") == 16 / math.sqrt(8)
 
 
 def test_a_missing_base_model_name_is_no_error():
@@ -59,8 +59,8 @@ def test_rank_and_alpha_patterns_match_like_in_peft(pattern):
     config = AdapterConfig.parse(PLAIN | {"rank_pattern": pattern, "alpha_pattern": pattern})
     for name in NAMES:
         expected = pattern.get(get_pattern_key(pattern.keys(), name), None)
-        assert config.rank_of(name) == (expected or 8)
-        assert config.scale_of(name) == (expected or 16) / (expected or 8)
+        assert config.get_rank(name) == (expected or 8)
+        assert config.compute_scale(name) == (expected or 16) / (expected or 8)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_target_modules_choose_the_modules_that_peft_chooses(change):
     reference = LoraConfig(**change)
     for name in NAMES:
         expected = bool(check_target_module_exists(reference, name))
-        assert config.targets(name, int(name.split(".")[2])) == expected, name
+        assert config.targets_module(name, int(name.split(".")[2])) == expected, name
 
 
 def test_all_linear_targets_everything():
-    assert AdapterConfig.parse(PLAIN | {"target_modules": "all-linear"}).targets("model.layers.0.x", 0)
+    assert AdapterConfig.parse(PLAIN | {"target_modules": "all-linear"}).targets_module("model.layers.0.x", 0)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_pattern_made_to_hang_the_matcher_is_refused_in_time():
     config = AdapterConfig.parse(PLAIN | {"target_modules": r"((\w|\w\w|\.)+)+q"})
     started = time.monotonic()
     with pytest.raises(MalformedAdapter, match="cannot be evaluated"):
-        config.targets("model.layers.0.self_attn.q_proj", 0)
+        config.targets_module("model.layers.0.self_attn.q_proj", 0)
     assert time.monotonic() - started < 5
 
 
@@ -174,4 +174,4 @@ def test_a_pattern_made_to_hang_the_matcher_is_refused_in_time():
 def test_a_pattern_that_is_none_is_refused(pattern):
     config = AdapterConfig.parse(PLAIN | {"target_modules": pattern})
     with pytest.raises(MalformedAdapter, match="pattern"):
-        config.targets("model.layers.0.self_attn.q_proj", 0)
+        config.targets_module("model.layers.0.self_attn.q_proj", 0)

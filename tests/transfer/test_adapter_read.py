@@ -199,8 +199,8 @@ def test_a_whole_trained_head_is_a_table_with_a_row_per_token(tmp_path):
     model = tiny_model("llama")
     adapter = _read(tmp_path, model, weights_of(model), **_lora("llama", modules_to_save=["lm_head"]))
     (table,) = adapter.tables
-    assert (table.module, table.rows, table.ids, table.named) == ("lm_head", 96, None, True)
-    assert torch.equal(adapter.table_rows(table, 3, 9), model.lm_head.weight[3:9])
+    assert (table.module, table.rows, table.ids, table.named_in_config) == ("lm_head", 96, None, True)
+    assert torch.equal(adapter.read_table_rows(table, 3, 9), model.lm_head.weight[3:9])
     assert (adapter.not_carried, adapter.warnings) == ([], [])
 
 
@@ -210,7 +210,7 @@ def test_retrained_tokens_are_rows_in_the_order_of_the_config(indices, tmp_path)
     adapter = _read(tmp_path, model, weights_of(model), **_lora("llama", trainable_token_indices=indices))
     (table,) = adapter.tables
     assert (table.module, table.ids) == ("model.embed_tokens", (6, 5))
-    assert torch.equal(adapter.table_rows(table, 0, 1)[0], model.get_input_embeddings().weight[6])
+    assert torch.equal(adapter.read_table_rows(table, 0, 1)[0], model.get_input_embeddings().weight[6])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rebase.errors import UnsupportedModel
 from rebase.lora.low_rank import Role, Site
-from rebase.models.architecture import architecture_for
+from rebase.models.architecture import get_architecture
 from rebase.models.families import FAMILIES
 from support.tiny_models import TINY_CONFIGS
 
@@ -24,18 +24,18 @@ def test_the_modules_shapes_and_tensor_names_of_a_row_are_those_of_transformers(
     config = AutoConfig.for_model(model_type, **TINY_CONFIGS[model_type])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    architecture = architecture_for(config.to_dict())
+    architecture = get_architecture(config.to_dict())
     state = model.state_dict()
     for site in architecture.sites:
-        name = architecture.module(site)
+        name = architecture.get_module_name(site)
         assert model.get_submodule(name) is not None
         weight = state[f"{name}.weight"]
         o, i = tuple(weight.T.shape if architecture.family.transposed else weight.shape)
-        beside = architecture.roles_beside(site.role)
-        assert i == architecture.in_width(site.role)
-        assert o == sum(architecture.out_width(role) for role in beside)
-        assert site in architecture.sites_of_module(name)
-    stem = f"{architecture.root}{architecture.stem(0)}"
+        beside = architecture.list_fused_roles(site.role)
+        assert i == architecture.in_features(site.role)
+        assert o == sum(architecture.out_features(role) for role in beside)
+        assert site in architecture.find_module_sites(name)
+    stem = f"{architecture.root}{architecture.get_layer_name(0)}"
     assert f"{architecture.root}{architecture.family.embedding}.weight" in state
     assert f"{stem}.{architecture.family.attention_norm}.weight" in state
     assert f"{stem}.{architecture.family.mlp_norm}.weight" in state
@@ -46,8 +46,8 @@ def test_no_linear_module_of_a_decoder_layer_is_forgotten(model_type):
     config = AutoConfig.for_model(model_type, **TINY_CONFIGS[model_type])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    architecture = architecture_for(config.to_dict())
-    named = {architecture.module(site) for site in architecture.sites}
+    architecture = get_architecture(config.to_dict())
+    named = {architecture.get_module_name(site) for site in architecture.sites}
     linear = {
         name
         for name, module in model.named_modules()
@@ -65,17 +65,19 @@ def test_the_defaults_of_a_row_are_those_of_the_transformers_configuration(model
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_rows_of_all_roles_cover_a_fused_module_exactly_once(model_type):
-    architecture = architecture_for({"model_type": model_type, **TINY_CONFIGS[model_type]})
+    architecture = get_architecture({"model_type": model_type, **TINY_CONFIGS[model_type]})
     for roles in architecture.family.layout.values():
-        total = sum(architecture.out_width(role) for role in roles)
+        total = sum(architecture.out_features(role) for role in roles)
         index = torch.arange(total)
-        parts = [index if (rows := architecture.rows(role)) is None else index[rows] for role in roles]
+        parts = [
+            index if (rows := architecture.get_output_rows(role)) is None else index[rows] for role in roles
+        ]
         assert torch.equal(torch.cat(parts).sort().values, index)
 
 
 def test_a_nested_gemma3_keeps_its_text_model_under_its_own_prefix():
     text = {"model_type": "gemma3_text", **TINY_CONFIGS["gemma3_text"]}
-    architecture = architecture_for({"model_type": "gemma3", "text_config": text})
+    architecture = get_architecture({"model_type": "gemma3", "text_config": text})
     config = AutoConfig.for_model(
         "gemma3",
         text_config=TINY_CONFIGS["gemma3_text"],
@@ -84,8 +86,11 @@ def test_a_nested_gemma3_keeps_its_text_model_under_its_own_prefix():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     for site in architecture.sites:
-        weight = model.get_submodule(architecture.module(site)).weight
-        assert tuple(weight.shape) == (architecture.out_width(site.role), architecture.in_width(site.role))
+        weight = model.get_submodule(architecture.get_module_name(site)).weight
+        assert tuple(weight.shape) == (
+            architecture.out_features(site.role),
+            architecture.in_features(site.role),
+        )
 
 
 def test_a_nested_gemma3_config_may_leave_out_what_equals_the_defaults():
@@ -95,15 +100,15 @@ def test_a_nested_gemma3_config_may_leave_out_what_equals_the_defaults():
         "intermediate_size": 10240,
         "num_hidden_layers": 34,
     }
-    architecture = architecture_for({"model_type": "gemma3", "text_config": text})
-    assert (architecture.n_heads, architecture.n_kv, architecture.head_dim) == (8, 4, 256)
+    architecture = get_architecture({"model_type": "gemma3", "text_config": text})
+    assert (architecture.n_heads, architecture.n_kv_heads, architecture.head_dim) == (8, 4, 256)
 
 
 def test_module_names_are_known_under_every_published_prefix():
-    architecture = architecture_for(LLAMA)
+    architecture = get_architecture(LLAMA)
     site = Site(1, Role.Q)
     for prefix in ("model.", "", "language_model.model.", "model.language_model."):
-        assert architecture.sites_of_module(f"{prefix}layers.1.self_attn.q_proj") == (site,)
+        assert architecture.find_module_sites(f"{prefix}layers.1.self_attn.q_proj") == (site,)
     for wrong in (
         "vision.layers.1.self_attn.q_proj",
         "model.layers.2.self_attn.q_proj",
@@ -111,7 +116,7 @@ def test_module_names_are_known_under_every_published_prefix():
         "lm_head",
         "model.layers.1.self_attn.q_proj.extra",
     ):
-        assert architecture.sites_of_module(wrong) == ()
+        assert architecture.find_module_sites(wrong) == ()
 
 
 @pytest.mark.parametrize(
@@ -134,10 +139,10 @@ def test_module_names_are_known_under_every_published_prefix():
 )
 def test_a_config_that_cannot_be_used_is_refused_by_name(config, named):
     with pytest.raises(UnsupportedModel, match=named):
-        architecture_for(config)
+        get_architecture(config)
 
 
 def test_a_quantiser_named_inside_text_config_is_refused_too():
     text = LLAMA | {"model_type": "gemma3_text", "quantization_config": {"quant_method": "awq"}}
     with pytest.raises(UnsupportedModel, match="awq"):
-        architecture_for({"model_type": "gemma3", "text_config": text})
+        get_architecture({"model_type": "gemma3", "text_config": text})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rebase.models.vocabulary import Vocabulary, shared
+from rebase.models.vocabulary import Vocabulary, find_shared_tokens
 from rebase.training.losses import (
     SharedTokenIds,
     compute_shared_mass,
@@ -180,13 +180,15 @@ def _words(*tokens: str) -> Vocabulary:
 def test_vocabularies_of_one_size_are_not_one_vocabulary() -> None:
     a, b = _words("a", "b", "c"), _words("c", "a", "d")
 
-    other = select_shared_ids(shared(a, b), 3, 3)
-    same = select_shared_ids(shared(a, a), 8, 6)
+    other = select_shared_ids(find_shared_tokens(a, b), 3, 3)
+    same = select_shared_ids(find_shared_tokens(a, a), 8, 6)
 
     assert (other.source.tolist(), other.target.tolist()) == ([0, 2], [1, 0])
     assert same.source.tolist() == same.target.tolist() == list(range(6))  # padding behind the words too
     assert isinstance(same.to(torch.device("cpu")), SharedTokenIds)
-    assert select_shared_ids(shared(a, b), 2, 3).source.tolist() == [0]  # an id that the model has no row for
+    assert select_shared_ids(find_shared_tokens(a, b), 2, 3).source.tolist() == [
+        0
+    ]  # an id that the model has no row for
 
 
 def test_hidden_states_are_compared_through_the_head() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.evidence.embeddings import SharedTokenRows
 from rebase.lora.config import AdapterConfig
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import Role
@@ -23,8 +23,8 @@ from rebase.methods.params import parse_params
 from rebase.methods.site_pairing import pair_sites
 from rebase.models.vocabulary import SharedTokens
 from rebase.models.weights import ModelWeights
-from rebase.precheck.measurements import probe_pairs
-from rebase.precheck.precheck import PROBE_NEEDS, PrecheckResult, precheck, verdict_of
+from rebase.precheck.measurements import select_probe_pairs
+from rebase.precheck.precheck import PROBE_NEEDS, PrecheckResult, decide_verdict, precheck
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model, weights_of
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -82,7 +82,7 @@ def _check(tmp_path, target, params, tokens=None, source=None, **lora) -> tuple[
     source = source or _base()
     adapter = _adapter(tmp_path, source, **lora)
     pairing = pair_sites(source, target, adapter.sites, layer_scale=True)
-    paired = PairedEmbeddings(source, target, tokens.source_ids, tokens.target_ids) if tokens else None
+    paired = SharedTokenRows(source, target, tokens.source_ids, tokens.target_ids) if tokens else None
     probed = []
 
     def probes(pair):
@@ -284,8 +284,8 @@ def test_probes_are_the_first_middle_and_last_layer(tmp_path):
     deep = _base(num_hidden_layers=9)
     adapter = _adapter(tmp_path, _base())
     pairing = pair_sites(_base(), deep, adapter.sites, layer_scale=True)
-    assert sorted({pair.target.layer for pair in probe_pairs(pairing.pairs)}) == [0, 4, 8]
-    assert {pair.target.role for pair in probe_pairs(pairing.pairs)} == set(Role)
+    assert sorted({pair.target.layer for pair in select_probe_pairs(pairing.pairs)}) == [0, 4, 8]
+    assert {pair.target.role for pair in select_probe_pairs(pairing.pairs)} == set(Role)
 
 
 def test_everything_a_probe_may_be_asked_for_is_declared():
@@ -294,9 +294,9 @@ def test_everything_a_probe_may_be_asked_for_is_declared():
 
 def test_the_gravest_reason_decides():
     info, doubt, block = (Finding("x", "y", weight) for weight in ("info", "doubt", "blocking"))
-    assert verdict_of([]) == verdict_of([info]) == "compatible"
-    assert verdict_of([info, doubt]) == "uncertain"
-    assert verdict_of([doubt, block, info]) == "incompatible"
+    assert decide_verdict([]) == decide_verdict([info]) == "compatible"
+    assert decide_verdict([info, doubt]) == "uncertain"
+    assert decide_verdict([doubt, block, info]) == "incompatible"
 
 
 def test_the_same_pair_gets_the_same_result_twice(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.evidence.embeddings import SharedTokenRows
 from rebase.lora.low_rank import Role, Site
 from rebase.models.families import FAMILIES
 from support.tiny_models import tiny_model, weights_of
@@ -39,7 +39,7 @@ def _forward(model_type, ids):
     if model_type == "gpt2":
         model.transformer.wpe.weight.data.zero_()  # a token's row holds no position
     weights = weights_of(model)
-    names = {weights.architecture.module(Site(0, role)) for role in weights.architecture.roles}
+    names = {weights.architecture.get_module_name(Site(0, role)) for role in weights.architecture.roles}
     recorder = _Recorder(model, sorted(names))
     with torch.no_grad():
         model(input_ids=ids[:, None])
@@ -48,8 +48,8 @@ def _forward(model_type, ids):
 
 def test_nothing_is_read_before_rows_are_asked_for():
     weights = weights_of(tiny_model("llama"))
-    paired = PairedEmbeddings(weights, weights, IDS, OTHER_IDS)
-    assert paired.tokens == 5
+    paired = SharedTokenRows(weights, weights, IDS, OTHER_IDS)
+    assert paired.token_count == 5
     assert len(paired.digest) == 64
     assert weights._reader.reads == []
     paired.rows("source", Site(0, Role.Q), "in")
@@ -60,7 +60,7 @@ def test_the_digest_tells_tokens_order_sides_and_spread_apart():
     weights = weights_of(tiny_model("llama"))
 
     def digest(*arguments):
-        return PairedEmbeddings(weights, weights, *arguments).digest
+        return SharedTokenRows(weights, weights, *arguments).digest
 
     assert digest(IDS, OTHER_IDS) == digest(IDS.int(), OTHER_IDS.clone())
     others = [
@@ -83,10 +83,10 @@ def _rows_of(tensor, weights, role):
 def test_the_first_layer_reads_and_writes_what_the_real_model_does(model_type):
     """A one-token sequence attends to itself only, so o_proj really reads the token's own value heads."""
     weights, recorder = _forward(model_type, IDS)
-    paired = PairedEmbeddings(weights, weights, IDS, IDS)
+    paired = SharedTokenRows(weights, weights, IDS, IDS)
     for role in set(weights.architecture.roles) - {Role.GATE, Role.UP, Role.DOWN}:
         site = Site(0, role)
-        name = weights.architecture.module(site)
+        name = weights.architecture.get_module_name(site)
         assert torch.allclose(paired.rows("source", site, "in"), recorder.read[name], atol=2e-4), site
         if role is not Role.O:
             wanted = _rows_of(recorder.wrote[name], weights, role)
@@ -99,8 +99,8 @@ def test_the_mlp_rows_follow_the_layers_own_norm_weights_and_activation(model_ty
     model = tiny_model(model_type)
     weights = weights_of(model)
     architecture = weights.architecture
-    paired = PairedEmbeddings(weights, weights, IDS, IDS)
-    name = architecture.module(Site(1, Role.DOWN))
+    paired = SharedTokenRows(weights, weights, IDS, IDS)
+    name = architecture.get_module_name(Site(1, Role.DOWN))
     recorder = _Recorder(model, [name])
     with torch.no_grad():
         model.get_submodule(name.rpartition(".")[0])(paired.rows("target", Site(1, Role.UP), "in"))
@@ -109,17 +109,19 @@ def test_the_mlp_rows_follow_the_layers_own_norm_weights_and_activation(model_ty
 
 def test_what_writes_the_residual_stream_is_paired_by_the_embeddings_themselves():
     weights = weights_of(tiny_model("llama"))
-    paired = PairedEmbeddings(weights, weights, IDS, OTHER_IDS)
+    paired = SharedTokenRows(weights, weights, IDS, OTHER_IDS)
     for role in (Role.O, Role.DOWN):
-        assert torch.equal(paired.rows("source", Site(1, role), "out"), weights.embedding_rows(IDS))
-        assert torch.equal(paired.rows("target", Site(1, role), "out"), weights.embedding_rows(OTHER_IDS))
+        assert torch.equal(paired.rows("source", Site(1, role), "out"), weights.read_embedding_rows(IDS))
+        assert torch.equal(
+            paired.rows("target", Site(1, role), "out"), weights.read_embedding_rows(OTHER_IDS)
+        )
 
 
 def test_both_sides_have_equally_many_rows_whatever_their_widths():
     source = weights_of(tiny_model("llama"))
     target = weights_of(tiny_model("gpt2", n_embd=48))
-    paired = PairedEmbeddings(source, target, IDS, OTHER_IDS)
-    assert paired.tokens == 5
+    paired = SharedTokenRows(source, target, IDS, OTHER_IDS)
+    assert paired.token_count == 5
     for role in (Role.Q, Role.O, Role.UP, Role.DOWN):
         for port in ("in", "out"):
             ours, theirs = (paired.rows(side, Site(0, role), port) for side in ("source", "target"))
@@ -130,15 +132,15 @@ def test_both_sides_have_equally_many_rows_whatever_their_widths():
 def test_the_costly_rows_are_fewer_and_spread_over_all_tokens():
     weights = weights_of(tiny_model("llama"))
     ids = torch.arange(3, 96)
-    few = PairedEmbeddings(weights, weights, ids, ids, inner_rows=4).rows("source", Site(0, Role.DOWN), "in")
-    whole = PairedEmbeddings(weights, weights, ids, ids).rows("source", Site(0, Role.DOWN), "in")
+    few = SharedTokenRows(weights, weights, ids, ids, inner_rows=4).rows("source", Site(0, Role.DOWN), "in")
+    whole = SharedTokenRows(weights, weights, ids, ids).rows("source", Site(0, Role.DOWN), "in")
     assert torch.allclose(few, whole[[0, 31, 61, 92]], atol=1e-6)
 
 
 def test_each_layer_is_computed_once_and_only_one_layer_is_kept():
     weights = weights_of(tiny_model("llama"))
     reader = weights._reader
-    paired = PairedEmbeddings(weights, weights, IDS, IDS)
+    paired = SharedTokenRows(weights, weights, IDS, IDS)
     value = "model.layers.0.self_attn.v_proj.weight"
     paired.rows("source", Site(0, Role.O), "in")
     paired.rows("source", Site(0, Role.Q), "in")
@@ -152,4 +154,4 @@ def test_each_layer_is_computed_once_and_only_one_layer_is_kept():
 def test_unpaired_ids_are_refused():
     weights = weights_of(tiny_model("llama"))
     with pytest.raises(ValueError, match="one to one"):
-        PairedEmbeddings(weights, weights, IDS, IDS[:2])
+        SharedTokenRows(weights, weights, IDS, IDS[:2])

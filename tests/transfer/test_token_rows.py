@@ -11,9 +11,17 @@ from rebase.errors import MalformedAdapter
 from rebase.lora import token_rows as tokens_module
 from rebase.lora.config import AdapterConfig
 from rebase.lora.reader import read_adapter
-from rebase.lora.token_rows import Survey, Table, changes, moved_rows, side_of, survey, table_name
+from rebase.lora.token_rows import (
+    ChangedRows,
+    EmbeddingTable,
+    build_transferred_rows,
+    collect_changed_rows,
+    find_table_name,
+    get_embedding_role,
+    iter_row_deltas,
+)
 from rebase.models.families import FAMILIES
-from rebase.models.vocabulary import Vocabulary, counterparts
+from rebase.models.vocabulary import Vocabulary, map_token_rows
 from support.tiny_models import FolderReader, tiny_model, weights_of
 
 NAME = "model.embed_tokens.weight"
@@ -33,7 +41,7 @@ class Counting(FolderReader):
 
 def _table(rows, *, seed=0, dtype=torch.float32, width=32):
     values = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-    return Table(Counting({NAME: values.to(dtype)}), NAME)
+    return EmbeddingTable(Counting({NAME: values.to(dtype)}), NAME)
 
 
 def _adapter(base, extra, **config):
@@ -68,8 +76,8 @@ def test_the_changed_rows_of_a_whole_table_are_found_block_by_block(changed, blo
     trained, ids = base.read(0, 300).clone(), sorted(changed)
     trained[ids] += 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens_module, "_BLOCK", block)
-        found, D = _all(changes(*_whole(trained), base))
+        patch.setattr(tokens_module, "_BLOCK_SIZE", block)
+        found, D = _all(iter_row_deltas(*_whole(trained), base))
     assert found.tolist() == ids
     torch.testing.assert_close(D, trained[ids] - base.read(0, 300)[ids])
 
@@ -79,7 +87,7 @@ def test_rounding_by_the_adapters_dtype_is_no_change(stored):
     base = _table(100)
     trained = base.read(0, 100).to(stored)
     trained[7] += 1
-    found, _ = _all(changes(*_whole(trained), base))
+    found, _ = _all(iter_row_deltas(*_whole(trained), base))
     assert found.tolist() == [7]
 
 
@@ -88,7 +96,7 @@ def test_rows_that_hold_nan_are_refused():
     trained = base.read(0, 100).clone()
     trained[99, 3] = torch.nan
     with pytest.raises(MalformedAdapter, match="embed_tokens"):
-        _all(changes(*_whole(trained), base))
+        _all(iter_row_deltas(*_whole(trained), base))
 
 
 def test_single_tokens_come_in_ascending_order_and_only_their_rows_are_read():
@@ -96,9 +104,9 @@ def test_single_tokens_come_in_ascending_order_and_only_their_rows_are_read():
     ids = [99_000, 3, 50_000]
     rows = {"embed_tokens.token_adapter.trainable_tokens_delta": torch.zeros(3, 32)}
     adapter = _adapter(BASE, rows, trainable_token_indices=ids)
-    found, D = _all(changes(adapter, adapter.tables[0], base))
+    found, D = _all(iter_row_deltas(adapter, adapter.tables[0], base))
     assert found.tolist() == [3, 50_000, 99_000]
-    assert torch.equal(D, -base.at(torch.tensor([3, 50_000, 99_000])))
+    assert torch.equal(D, -base.gather(torch.tensor([3, 50_000, 99_000])))
     assert base._reader.rows[:3] == [1, 1, 1]
 
 
@@ -107,7 +115,7 @@ def test_single_tokens_come_in_ascending_order_and_only_their_rows_are_read():
 def test_scattered_rows_are_the_rows_and_reading_stays_bounded(ids):
     table = _table(10_000, width=4)
     order = torch.tensor(sorted(ids), dtype=torch.long)
-    found = table.at(order)
+    found = table.gather(order)
     assert torch.equal(found, table._reader.tensors[NAME][order])
     assert sum(table._reader.rows) <= 65 * len(ids)
     assert max(table._reader.rows, default=0) <= 4096
@@ -115,16 +123,16 @@ def test_scattered_rows_are_the_rows_and_reading_stays_bounded(ids):
 
 def test_rows_without_counterpart_are_named_and_the_others_sorted_by_target():
     target_of = torch.tensor([4, -1, 2, 9])
-    found = survey(
+    found = collect_changed_rows(
         [(torch.tensor([0, 1]), torch.zeros(2, 1)), (torch.tensor([2]), torch.zeros(1, 1))], target_of
     )
-    assert found.targets.tolist() == [2, 4]
-    assert found.lost == [1]
+    assert found.target_ids.tolist() == [2, 4]
+    assert found.unmatched_ids == [1]
 
 
 @pytest.mark.parametrize(("changed", "rows", "form"), [(5, 100, "rows"), (6, 100, "whole"), (1, 3, "rows")])
 def test_one_row_in_twenty_is_the_most_that_is_stored_singly(changed, rows, form):
-    assert Survey(torch.arange(changed), []).form(rows) == form
+    assert ChangedRows(torch.arange(changed), []).choose_storage(rows) == form
 
 
 @settings(max_examples=30, deadline=None)
@@ -143,8 +151,8 @@ def test_a_new_row_is_its_own_row_plus_the_change_of_its_token(order, changed, w
     D = torch.randn(len(ids), 32, generator=torch.Generator().manual_seed(4))
     half = len(ids) // 2
     blocks = [(ids[:half], D[:half]), (ids[half:], D[half:])]
-    asked = None if whole else survey(blocks, target_of).targets
-    out, error = moved_rows(blocks, target_of, target, asked, written)
+    asked = None if whole else collect_changed_rows(blocks, target_of).target_ids
+    out, error = build_transferred_rows(blocks, target_of, target, asked, written)
 
     expected = target.read(0, 40).float()
     expected[target_of[ids]] += D
@@ -160,11 +168,11 @@ def test_the_tables_of_every_family_are_found_by_name(family):
     reader = FolderReader(model.state_dict())
     arch = weights.architecture
     for side, module in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
-        name = table_name(arch, reader.infos(), side)
+        name = find_table_name(arch, reader.infos(), side)
         assert torch.equal(reader.tensors[name], module.weight)
-        assert side_of(arch, name.removesuffix(".weight")) == side
-    assert side_of(arch, "vision_tower.embed_tokens") is None
-    assert side_of(arch, f"{arch.root}norm") is None
+        assert get_embedding_role(arch, name.removesuffix(".weight")) == side
+    assert get_embedding_role(arch, "vision_tower.embed_tokens") is None
+    assert get_embedding_role(arch, f"{arch.root}norm") is None
 
 
 def _vocabulary(tokens, added=()):
@@ -174,16 +182,16 @@ def _vocabulary(tokens, added=()):
 
 def test_equal_vocabularies_are_equal_row_by_row_with_the_unnamed_rows_behind_them():
     one = _vocabulary({"a": 0, "b": 1}, {"<x>": 2})
-    assert counterparts(one, one, 6, 5).tolist() == [0, 1, 2, 3, 4, -1]
+    assert map_token_rows(one, one, 6, 5).tolist() == [0, 1, 2, 3, 4, -1]
 
 
 def test_other_vocabularies_pair_by_bytes_and_added_tokens_by_spelling():
     one = _vocabulary({"a": 0, "b": 1, "c": 2}, {"<x>": 3, "<y>": 4})
     two = _vocabulary({"b": 0, "c": 1, "d": 2}, {"<x>": 7})
-    assert counterparts(one, two, 6, 8).tolist() == [-1, 0, 1, 7, -1, -1]
+    assert map_token_rows(one, two, 6, 8).tolist() == [-1, 0, 1, 7, -1, -1]
 
 
 def test_a_token_beyond_either_table_has_no_counterpart():
     one = _vocabulary({"a": 0, "b": 1, "c": 2})
     two = _vocabulary({"c": 0, "b": 5, "a": 1})
-    assert counterparts(one, two, 2, 4).tolist() == [1, -1]
+    assert map_token_rows(one, two, 2, 4).tolist() == [1, -1]

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rebase.errors import UnsupportedModel
-from rebase.models.vocabulary import Vocabulary, shared
+from rebase.models.vocabulary import Vocabulary, find_shared_tokens
 
 TEXT = ["the cat sat on the mat", "Grüße aus Köln — naïve café", "def f(x):\n    return x + 1\n", "日本語"]
 
@@ -78,7 +78,7 @@ def test_a_word_level_vocabulary_is_taken_as_it_is_spelled():
 def test_unlike_tokenizers_share_the_tokens_with_equal_bytes_in_source_order():
     a = Vocabulary.from_tokenizer_json(_byte_level())
     b = Vocabulary.from_tokenizer_json(_sentencepiece(["<unk>", "\u2581the", "zzz", "<0xE6>", "\u2581cat"]))
-    found = shared(a, b)
+    found = find_shared_tokens(a, b)
     pairs = dict(zip(found.source_ids.tolist(), found.target_ids.tolist(), strict=True))
     assert pairs[a.tokens[b" the"]] == 1
     assert pairs[a.tokens[b"\xe6"]] == 3
@@ -92,11 +92,11 @@ def test_unlike_tokenizers_share_the_tokens_with_equal_bytes_in_source_order():
 
 def test_a_vocabulary_is_identical_to_itself_and_only_then():
     a = Vocabulary.from_tokenizer_json(_byte_level())
-    same = shared(a, Vocabulary.from_tokenizer_json(_byte_level()))
+    same = find_shared_tokens(a, Vocabulary.from_tokenizer_json(_byte_level()))
     assert same.identical
     assert same.overlap_source == same.overlap_target == same.jaccard == 1.0
     assert torch.equal(same.source_ids, same.target_ids)
-    other = shared(a, Vocabulary.from_tokenizer_json(_byte_level(specials=("<|stop|>",))))
+    other = find_shared_tokens(a, Vocabulary.from_tokenizer_json(_byte_level(specials=("<|stop|>",))))
     assert not other.identical
     assert other.jaccard == 1.0
 
@@ -104,7 +104,7 @@ def test_a_vocabulary_is_identical_to_itself_and_only_then():
 def test_vocabularies_without_a_common_token_give_empty_tensors():
     a = Vocabulary.from_tokenizer_json(_sentencepiece(["x"]))
     b = Vocabulary.from_tokenizer_json(_sentencepiece(["y"]))
-    found = shared(a, b)
+    found = find_shared_tokens(a, b)
     assert found.source_ids.shape == found.target_ids.shape == (0,)
     assert found.jaccard == 0.0
 

@@ -39,10 +39,10 @@ def test_weight_and_bias_of_all_roles_reproduce_the_modules_output(model_type):
     architecture = weights.architecture
     ids = torch.tensor([[5, 7, 11, 13]])
     for site in weights.sites:
-        module = model.get_submodule(architecture.module(site))
-        x = torch.randn(6, architecture.in_width(site.role))
+        module = model.get_submodule(architecture.get_module_name(site))
+        x = torch.randn(6, architecture.in_features(site.role))
         y = module(x).detach()
-        rows = architecture.rows(site.role)
+        rows = architecture.get_output_rows(site.role)
         expected = y if rows is None else y[:, rows]
         bias = weights.bias(site)
         found = x @ weights.weight(site).T + (0 if bias is None else bias)
@@ -57,9 +57,9 @@ def test_embedding_rows_and_the_norm_give_what_the_first_attention_reads(model_t
     model = tiny_model(model_type)
     weights = weights_of(model)
     ids = torch.tensor([5, 7, 11, 95])
-    first = model.get_submodule(weights.architecture.module(Site(0, Role.Q)))
+    first = model.get_submodule(weights.architecture.get_module_name(Site(0, Role.Q)))
     seen = _captured_input(first, lambda: model(ids[None]))
-    found = weights.norm(0, "attention")(weights.embedding_rows(ids))
+    found = weights.load_norm(0, "attention")(weights.read_embedding_rows(ids))
     torch.testing.assert_close(found, seen[0], rtol=1e-4, atol=1e-5)
 
 
@@ -69,12 +69,12 @@ def test_the_norm_before_the_mlp_is_the_models_own(model_type):
     weights = weights_of(model)
     architecture = weights.architecture
     norm_module = model.get_submodule(
-        f"{architecture.root}{architecture.stem(1)}.{architecture.family.mlp_norm}"
+        f"{architecture.root}{architecture.get_layer_name(1)}.{architecture.family.mlp_norm}"
     )
     x = torch.randn(3, 5, architecture.hidden)
     expected = norm_module(x).detach()
-    torch.testing.assert_close(weights.norm(1, "mlp")(x), expected, rtol=1e-5, atol=1e-5)
-    up = model.get_submodule(architecture.module(Site(1, Role.UP)))
+    torch.testing.assert_close(weights.load_norm(1, "mlp")(x), expected, rtol=1e-5, atol=1e-5)
+    up = model.get_submodule(architecture.get_module_name(Site(1, Role.UP)))
     ids = torch.tensor([[5, 7, 11]])
     read = _captured_input(up, lambda: model(ids))
     normed = _captured_output(norm_module, lambda: model(ids))
@@ -86,15 +86,15 @@ def test_the_mlp_can_be_rebuilt_from_roles_and_activation(model_type):
     model = tiny_model(model_type)
     weights = weights_of(model)
     architecture = weights.architecture
-    mlp = model.get_submodule(f"{architecture.root}{architecture.stem(0)}.mlp")
+    mlp = model.get_submodule(f"{architecture.root}{architecture.get_layer_name(0)}.mlp")
     x = torch.randn(4, architecture.hidden)
 
     def linear(role, values):
         bias = weights.bias(Site(0, role))
         return values @ weights.weight(Site(0, role)).T + (0 if bias is None else bias)
 
-    hidden = architecture.activate(linear(Role.GATE if architecture.gated else Role.UP, x))
-    if architecture.gated:
+    hidden = architecture.activate(linear(Role.GATE if architecture.is_gated else Role.UP, x))
+    if architecture.is_gated:
         hidden = hidden * linear(Role.UP, x)
     torch.testing.assert_close(linear(Role.DOWN, hidden), mlp(x).detach(), rtol=1e-4, atol=1e-4)
 
@@ -120,7 +120,7 @@ def test_checkpoints_with_another_known_prefix_are_read(model_type):
         }
         weights = ModelWeights(model.config.to_dict(), FolderReader(renamed))
         assert torch.equal(weights.weight(site), expected)
-        assert all(name in renamed for name in weights.tensors_of(site))
+        assert all(name in renamed for name in weights.list_tensor_names(site))
 
 
 def test_only_the_rows_of_the_role_are_read_from_a_fused_tensor():
@@ -142,15 +142,15 @@ def test_only_the_rows_of_the_role_are_read_from_a_fused_tensor():
 def test_embedding_rows_come_in_the_order_asked_for_with_repeats():
     weights = weights_of(tiny_model("llama", vocab_size=9000))
     ids = torch.tensor([8999, 3, 4097, 3])
-    rows = weights.embedding_rows(ids)
+    rows = weights.read_embedding_rows(ids)
     assert torch.equal(rows[1], rows[3])
-    assert torch.equal(rows[0], weights.embedding_rows(torch.tensor([8999]))[0])
-    assert weights.embedding_rows(torch.tensor([], dtype=torch.long)).shape == (0, 32)
+    assert torch.equal(rows[0], weights.read_embedding_rows(torch.tensor([8999]))[0])
+    assert weights.read_embedding_rows(torch.tensor([], dtype=torch.long)).shape == (0, 32)
 
 
 def test_a_token_without_an_embedding_row_is_refused():
     with pytest.raises(UnsupportedModel, match="token 96"):
-        weights_of(tiny_model("llama")).embedding_rows(torch.tensor([96]))
+        weights_of(tiny_model("llama")).read_embedding_rows(torch.tensor([96]))
 
 
 def test_half_precision_weights_come_as_float32():
@@ -193,9 +193,9 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_tensor_name(change,
 
 def test_sites_outside_the_model_are_not_had():
     weights = weights_of(tiny_model("gpt2"))
-    assert weights.has(Site(1, Role.UP))
-    assert not weights.has(Site(1, Role.GATE))
-    assert not weights.has(Site(2, Role.UP))
+    assert weights.has_site(Site(1, Role.UP))
+    assert not weights.has_site(Site(1, Role.GATE))
+    assert not weights.has_site(Site(2, Role.UP))
 
 
 def test_an_unknown_activation_is_refused_when_it_is_used():

@@ -20,8 +20,8 @@ from rebase.evidence.layer_similarity import measure_similarity
 from rebase.evidence.paired_text import WINDOW, PairedText, pair_text
 from rebase.lora.low_rank import LowRank, Role, Side, Site
 from rebase.methods.base import PORTS, SitePair
-from rebase.models.base_pair import Bases, Stored
-from rebase.models.causal_lm import TextModel, load, updated, words_of
+from rebase.models.base_pair import BaseCheckpoint, BasePair
+from rebase.models.causal_lm import CausalLM, load_base_model, load_tokenizer, with_deltas
 from rebase.models.weights import ModelWeights
 from support.site_worlds import relative_error
 from support.tiny_models import TINY_CONFIGS, FolderReader, tiny_model, weights_of
@@ -32,19 +32,19 @@ WORDS = [*LETTERS, "Ġ", ".", ",", *(c.upper() for c in LETTERS)]
 TEXT = "".join(chr(97 + (7 * n * n + 3 * n) % 26) + (" " if n % 5 == 4 else "") for n in range(3000))
 
 
-def _stored(model, tokens=WORDS) -> Stored:
+def _stored(model, tokens=WORDS) -> BaseCheckpoint:
     weights = weights_of(model)
-    return Stored(weights, weights._reader, byte_level_tokenizer(tokens))
+    return BaseCheckpoint(weights, weights._reader, byte_level_tokenizer(tokens))
 
 
-def _bases(room: int | None = None, **changes) -> Bases:
+def _bases(room: int | None = None, **changes) -> BasePair:
     source = tiny_model("llama", seed=1)
     target = tiny_model("gpt_neox", seed=2, hidden_size=48, num_hidden_layers=3)
-    return Bases(_stored(source), _stored(target, list(reversed(WORDS))), CPU, room, **changes)
+    return BasePair(_stored(source), _stored(target, list(reversed(WORDS))), CPU, room, **changes)
 
 
-def _text(bases: Bases, most: int = 1500) -> PairedText:
-    return pair_text(bases.words("source"), bases.words("target"), [TEXT], most)
+def _text(bases: BasePair, most: int = 1500) -> PairedText:
+    return pair_text(bases.get_tokenizer("source"), bases.get_tokenizer("target"), [TEXT], most)
 
 
 def _pairs(*roles: Role) -> list[SitePair]:
@@ -53,7 +53,9 @@ def _pairs(*roles: Role) -> list[SitePair]:
     ]
 
 
-def _collector(bases: Bases, tmp_path: Path, budget: int = 2**30, keep_rows: int = 0) -> ActivationCollector:
+def _collector(
+    bases: BasePair, tmp_path: Path, budget: int = 2**30, keep_rows: int = 0
+) -> ActivationCollector:
     return ActivationCollector(bases, _text(bases), budget, tmp_path, lambda done, total: None, keep_rows)
 
 
@@ -61,8 +63,10 @@ def _collector(bases: Bases, tmp_path: Path, budget: int = 2**30, keep_rows: int
 def test_what_a_site_writes_is_its_weight_times_what_it_reads(model_type: str) -> None:
     """Fused, transposed and interleaved modules alike; biases are left out."""
     stored = _stored(tiny_model(model_type, seed=3))
-    base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
-    text = pair_text(words := words_of(stored.tokenizer or {}, stored.weights.config), words, [TEXT], 100)
+    base = load_base_model(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    text = pair_text(
+        words := load_tokenizer(stored.tokenizer or {}, stored.weights.config), words, [TEXT], 100
+    )
     others = {Role.GATE, Role.UP}  # these are looked at further on
     sites = [site for site in stored.weights.sites if site.role not in others]
     found = capture_rows(
@@ -79,7 +83,7 @@ def test_an_update_in_memory_is_the_update_in_the_weights(model_type: str) -> No
     """The hooks that add B (A x) against a model whose weights were changed."""
     model = tiny_model(model_type, seed=4)
     stored = _stored(model)
-    base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    base = load_base_model(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
     noise = torch.Generator().manual_seed(1)
     deltas = {}
     for site in stored.weights.sites:
@@ -87,7 +91,7 @@ def test_an_update_in_memory_is_the_update_in_the_weights(model_type: str) -> No
         deltas[site] = LowRank(
             torch.randn(o, 2, generator=noise) * 0.1, torch.randn(2, i, generator=noise) * 0.1
         )
-        module, rows = base.module(site), base.rows(site)
+        module, rows = base.get_module(site), base.get_output_rows(site)
         with torch.no_grad():
             weight = module.weight.T if model_type == "gpt2" else module.weight
             change = deltas[site].B @ deltas[site].A
@@ -95,8 +99,8 @@ def test_an_update_in_memory_is_the_update_in_the_weights(model_type: str) -> No
     ids = torch.arange(1, 30)[None]
     merged = base.model(ids).logits
     again = _stored(tiny_model(model_type, seed=4))
-    plain = load(again.weights, again.reader, again.tokenizer or {}, CPU)
-    with updated(plain, deltas):
+    plain = load_base_model(again.weights, again.reader, again.tokenizer or {}, CPU)
+    with with_deltas(plain, deltas):
         assert relative_error(plain.model(ids).logits, merged) < 1e-5
     assert relative_error(plain.model(ids).logits, merged) > 1e-2  # and it is gone afterwards
 
@@ -105,8 +109,8 @@ def test_an_update_in_memory_is_the_update_in_the_weights(model_type: str) -> No
 def test_a_base_that_is_read_layer_by_layer_computes_the_same(model_type: str) -> None:
     stored = _stored(tiny_model(model_type, seed=5))
     ids = torch.arange(3, 40)[None]
-    whole = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
-    streamed = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU, streamed=True)
+    whole = load_base_model(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    streamed = load_base_model(stored.weights, stored.reader, stored.tokenizer or {}, CPU, streamed=True)
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
     with torch.inference_mode():
         assert relative_error(streamed.model(ids).logits, whole.model(ids).logits) < 1e-6
@@ -124,7 +128,7 @@ def test_a_streamed_base_may_be_stored_under_other_names(model_type: str, ours: 
     named.pop("lm_head.weight", None)
     ids = torch.arange(3, 40)[None]
     whole, streamed = (
-        load(stored.weights, FolderReader(named), stored.tokenizer or {}, CPU, streamed=streamed)
+        load_base_model(stored.weights, FolderReader(named), stored.tokenizer or {}, CPU, streamed=streamed)
         for streamed in (False, True)
     )
     with torch.inference_mode():
@@ -137,9 +141,9 @@ def test_a_streamed_base_may_be_stored_under_other_names(model_type: str, ours: 
 )
 def test_a_base_whose_weights_are_not_complete_is_named(side: Side, name: str, room: int) -> None:
     bases = _bases(room)
-    del bases.stored(side).reader.tensors[name]
+    del bases.get_checkpoint(side).reader.tensors[name]
     with pytest.raises(UnsupportedModel, match=name) as caught:
-        bases.model(side)
+        bases.get_model(side)
     assert caught.value.pointer == f"/{side}"
 
 
@@ -149,7 +153,7 @@ def test_positions_pair_where_both_tokenizers_end_a_token() -> None:
     joined = byte_level_tokenizer([*WORDS, "ab", "cd"])
     joined["model"]["merges"] = ["a b", "c d"]
     config = tiny_model("llama").config.to_dict()
-    text = pair_text(words_of(letters, config), words_of(joined, config), ["xabcdxab"], 100)
+    text = pair_text(load_tokenizer(letters, config), load_tokenizer(joined, config), ["xabcdxab"], 100)
     (passage,) = text.passages
     assert passage.source_positions.tolist() == [2, 4, 5, 7]
     assert passage.target_positions.tolist() == [1, 2, 3, 4]
@@ -164,7 +168,7 @@ def test_a_token_of_spaces_alone_stands_for_its_spaces(sequence: bool) -> None:
     tokenizer["model"]["merges"] = ["Ġ Ġ"]
     trims = dict(tokenizer["pre_tokenizer"])
     tokenizer["post_processor"] = {"type": "Sequence", "processors": [trims]} if sequence else trims
-    words = words_of(tokenizer, {})
+    words = load_tokenizer(tokenizer, {})
     assert words.encode("a  b   c").offsets == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8)]
     (passage,) = pair_text(words, words, ["a  b   c"], 100).passages
     assert passage.num_positions == 6
@@ -180,7 +184,7 @@ def test_a_long_document_is_cut_into_windows_and_every_eighth_is_held_out() -> N
 
 
 def test_few_positions_leave_a_passage_to_measure_with() -> None:
-    words = words_of(byte_level_tokenizer(WORDS), {})
+    words = load_tokenizer(byte_level_tokenizer(WORDS), {})
     text = pair_text(words, words, [TEXT], 16)
     assert [passage.held_out for passage in text.passages] == [False, True]
 
@@ -209,9 +213,9 @@ def test_bases_that_do_not_fit_together_take_turns_and_give_the_same_sums(
 ) -> None:
     monkeypatch.setattr("rebase.evidence.collector.SPILL_BYTES", 60_000)  # several chunks
     places = [get_hook_pair(pair, port) for pair in _pairs(Role.Q, Role.UP) for port in PORTS]
-    both, turns = _bases(), _bases(room=max(_bases().source.bytes, _bases().target.bytes))
-    assert both.together
-    assert not turns.together
+    both, turns = _bases(), _bases(room=max(_bases().source.num_bytes, _bases().target.num_bytes))
+    assert both.fit_together
+    assert not turns.fit_together
     one, other = (_collector(bases, tmp_path) for bases in (both, turns))
     for collector in (one, other):
         collector.plan(places)
@@ -243,7 +247,7 @@ def test_memory_for_sums_does_not_grow_with_the_text(tmp_path: Path) -> None:
 
 def test_a_model_is_most_like_itself_layer_by_layer() -> None:
     model = tiny_model("llama", seed=1, num_hidden_layers=4)
-    bases = Bases(_stored(model), _stored(model), CPU)
+    bases = BasePair(_stored(model), _stored(model), CPU)
     found = measure_similarity(bases, _text(bases), lambda done, total: None)
     assert found.layers == (0, 1, 2, 3)
     assert torch.allclose(found.matrix.diagonal(), torch.ones(4, dtype=torch.float64), atol=1e-6)
@@ -252,8 +256,8 @@ def test_a_model_is_most_like_itself_layer_by_layer() -> None:
 
 def test_the_stream_after_the_last_layer_is_what_the_final_norm_reads() -> None:
     stored = _stored(tiny_model("llama", seed=6))
-    base: TextModel = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
-    passage = _text(Bases(stored, stored, CPU)).passages[0]
+    base: CausalLM = load_base_model(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    passage = _text(BasePair(stored, stored, CPU)).passages[0]
     last = capture_layers(base, "source", passage)[-1]
     with torch.inference_mode():
         logits = base.model(torch.tensor([passage.source_ids])).logits[0, passage.source_positions]
@@ -280,7 +284,7 @@ def test_a_base_without_a_tokenizer_says_so() -> None:
     bases = _bases()
     bases.target = replace(bases.target, tokenizer=None)
     with pytest.raises(RequestInvalid, match=r"target base has no tokenizer\.json") as caught:
-        bases.words("target")
+        bases.get_tokenizer("target")
     assert caught.value.pointer == "/target"
     assert json.dumps(caught.value.message)
 
@@ -294,9 +298,9 @@ def test_a_text_part_ends_its_texts_as_the_whole_config_or_its_class_says(
     own = ("eos_token_id", "bos_token_id")
     text = {key: value for key, value in stored.weights.config.items() if key not in own}
     weights = ModelWeights({"model_type": "gemma3", "text_config": text} | outside, stored.reader)
-    base = load(weights, stored.reader, stored.tokenizer or {}, CPU)
-    assert base.eos == wanted
-    assert base.bos == AutoConfig.for_model("gemma3_text").bos_token_id
+    base = load_base_model(weights, stored.reader, stored.tokenizer or {}, CPU)
+    assert base.eos_ids == wanted
+    assert base.bos_id == AutoConfig.for_model("gemma3_text").bos_token_id
 
 
 @pytest.mark.parametrize(
@@ -309,14 +313,14 @@ def test_a_text_also_ends_as_generation_config_says_behind_the_configs_own(
     """The first one divides documents, and stays what it was. Ids that the model lacks end nothing."""
     stored = _stored(tiny_model("llama"))
     weights = ModelWeights({**stored.weights.config, "vocab_size": 96, "eos_token_id": own}, stored.reader)
-    bases = Bases(replace(stored, weights=weights, ends=ends), stored, CPU)
-    assert bases.model("source").eos == wanted
+    bases = BasePair(replace(stored, weights=weights, ends=ends), stored, CPU)
+    assert bases.get_model("source").eos_ids == wanted
 
 
 def test_the_stream_is_what_the_layer_gives_on() -> None:
     stored = _stored(tiny_model("llama", seed=6))
-    base = load(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
-    passage = _text(Bases(stored, stored, CPU)).passages[0]
+    base = load_base_model(stored.weights, stored.reader, stored.tokenizer or {}, CPU)
+    passage = _text(BasePair(stored, stored, CPU)).passages[0]
     place = get_hook_point(Site(1, Role.O), "out", "stream")
     found = capture_rows(base, "source", passage, [place])[place]
     assert torch.equal(found, capture_layers(base, "source", passage)[1])

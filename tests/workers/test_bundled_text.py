@@ -13,7 +13,7 @@ import pytest
 
 from rebase.corpus.bundled import load_default_corpus, load_parts
 from rebase.evidence.paired_text import PairedText, pair_text
-from rebase.models.causal_lm import Encoded
+from rebase.models.causal_lm import Encoding
 from support.real_tasks import HELD_OUT_SEED, PROMPTS_SEED, TASKS, TRAINING_SEED
 
 FIRST_EDITION = ("everyday", "formal", "technical")
@@ -29,10 +29,10 @@ class WordByWord:
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
 
-    def encode(self, text: str, limit: int | None = None) -> Encoded:
+    def encode(self, text: str, limit: int | None = None) -> Encoding:
         found = list(re.finditer(r"\w+|[^\w\s]", text))[:limit]
         ids = [self.known.setdefault(match.group(), len(self.known)) for match in found]
-        return Encoded(ids, [match.span() for match in found])
+        return Encoding(ids, [match.span() for match in found])
 
     def read(self, *documents: str, most: int = 10**9) -> PairedText:
         return pair_text(self, self, documents, most)

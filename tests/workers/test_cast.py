@@ -26,7 +26,7 @@ from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.lora.reader import read_adapter
 from rebase.methods.base import SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
@@ -187,13 +187,13 @@ def test_a_whole_head_learns_only_where_the_adapter_reads_and_writes() -> None:
     """What is left out of training has no gradient: M_in's lies in the rows of A, M_out's in the columns of
     B."""
     model = tiny_model("llama", seed=3)
-    text = TextModel(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
+    text = CausalLM(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
     noise = torch.Generator().manual_seed(0)
     A, B = torch.randn(3, 24, generator=noise), torch.randn(20, 3, generator=noise)
     M_in, M_out = torch.randn(24, 32, generator=noise), torch.randn(32, 20, generator=noise)
     for head in (M_in, M_out):
         head.requires_grad_()
-    with updated(text, {Site(0, Role.Q): LowRank(M_out @ B, A @ M_in)}):
+    with with_deltas(text, {Site(0, Role.Q): LowRank(M_out @ B, A @ M_in)}):
         model(token_batch()).logits.square().mean().backward()
     assert M_in.grad is not None
     assert M_out.grad is not None
@@ -223,7 +223,7 @@ def test_what_is_trained_are_the_same_heads_however_the_update_was_factored() ->
 def test_logits_made_from_final_states_are_the_models_own(family: str) -> None:
     overrides = {"final_logit_softcapping": 3.0} if family.startswith("gemma") and family != "gemma" else {}
     model = tiny_model(family, **overrides)
-    text = TextModel(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
+    text = CausalLM(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
     ids = token_batch()[0]
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -233,7 +233,7 @@ def test_logits_made_from_final_states_are_the_models_own(family: str) -> None:
 
 def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gemma2")
-    text = TextModel(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
+    text = CausalLM(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
     shared, columns = torch.arange(3, 80), torch.arange(12).reshape(6, 2)
 
     def found() -> tuple[torch.Tensor, torch.Tensor]:
@@ -346,10 +346,10 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
     save_base(world.hub / "acme/old", "llama", seed=0, **deep)
     lora = {"r": 4, "lora_alpha": 6, "target_modules": MODULES["llama"]}
     save_adapter(world.hub / "acme/skill", tiny_model("llama", seed=0, **deep), seed=1, **lora)
-    seen: list[tuple[TextModel, TeacherDataset, dict[SitePair, TrainableMaps], CastParams]] = []
+    seen: list[tuple[CausalLM, TeacherDataset, dict[SitePair, TrainableMaps], CastParams]] = []
 
     def watched(
-        target: TextModel, lessons: TeacherDataset, students: Any, params: CastParams, **more: Any
+        target: CausalLM, lessons: TeacherDataset, students: Any, params: CastParams, **more: Any
     ) -> Any:
         folder = Path(shutil.copytree(lessons.folder, tmp_path / "lessons"))
         seen.append((target, replace(lessons, folder=folder), students, params))
@@ -365,7 +365,7 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
         FolderReader.of(found.folder),
         target.weights,
     )
-    with updated(target, {site: written.delta(site) for site in written.sites}):
+    with with_deltas(target, {site: written.delta(site) for site in written.sites}):
         apart = lessons.select_passages(held_out=True)
         measured = _CastTrainer(target, lessons, params, students).compute_divergence(apart)
     assert found.report.summary["cast_nats_carried"] == pytest.approx(measured, rel=1e-4)

@@ -17,7 +17,7 @@ from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
 from rebase.hub.local import LocalHub
 from rebase.lora.low_rank import LowRank, Role
-from rebase.models.causal_lm import updated
+from rebase.models.causal_lm import with_deltas
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
@@ -80,7 +80,7 @@ def loss(folder: Path | None, name: str) -> float:
         stem = f"base_model.model.model.layers.{site.layer}.{block}.{site.role.value}.lora_"
         if f"{stem}A.weight" in tensors:
             deltas[site] = LowRank(tensors[f"{stem}B.weight"], tensors[f"{stem}A.weight"])
-    with updated(base.text, deltas):
+    with with_deltas(base.text, deltas):
         return loss_on(base.text, items_of(name))
 
 

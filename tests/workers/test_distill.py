@@ -15,9 +15,9 @@ from rebase.errors import Cancelled
 from rebase.lora.low_rank import LowRank, Role, Site
 from rebase.methods.base_params import RefineParams
 from rebase.methods.distill.params import DistillParams
-from rebase.models.causal_lm import TextModel, updated
+from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.models.generation import encode_with_bos
-from rebase.models.vocabulary import Vocabulary, shared
+from rebase.models.vocabulary import Vocabulary, find_shared_tokens
 from rebase.report.progress import NullReporter
 from rebase.schemas.states import Phase
 from rebase.training.batches import (
@@ -48,19 +48,19 @@ def common_to(name: str) -> SharedTokenIds:
         for x in ("harbor-1", name)
     ]
     sizes = [bundled(x).text.model.config.vocab_size for x in ("harbor-1", name)]
-    return select_shared_ids(shared(*words), *sizes)
+    return select_shared_ids(find_shared_tokens(*words), *sizes)
 
 
 SITES = {site: delta.shape for site, delta in sql_adapter().items()}  # harbor-2 has harbor-1's shapes
 
 
 @pytest.fixture(scope="module")
-def source() -> TextModel:
+def source() -> CausalLM:
     return bundled("harbor-1").text
 
 
 @pytest.fixture(scope="module")
-def target() -> TextModel:
+def target() -> CausalLM:
     return bundled("harbor-2").text
 
 
@@ -78,7 +78,7 @@ def same(a: DistillResult, b: DistillResult) -> bool:
     )
 
 
-def test_most_of_the_task_comes_over_without_its_text(source: TextModel, target: TextModel) -> None:
+def test_most_of_the_task_comes_over_without_its_text(source: CausalLM, target: CausalLM) -> None:
     """Unlabelled questions in, no answer is ever shown; 6.1 nats alone, 0.08 with a native adapter."""
     params = DistillParams(
         prompts=PROMPTS,
@@ -93,7 +93,7 @@ def test_most_of_the_task_comes_over_without_its_text(source: TextModel, target:
 
     found = distill(source, target, sql_adapter(), SITES, params, watch=NullReporter())
 
-    with updated(target, found.deltas):
+    with with_deltas(target, found.deltas):
         carried = task_loss(target)
     assert (alone - carried) / (alone - 0.078) > 0.75
     told = found.measurements
@@ -105,7 +105,7 @@ def test_most_of_the_task_comes_over_without_its_text(source: TextModel, target:
     assert min(point["held_out"] for point in found.curve) < 0.2 * found.curve[0]["held_out"]
 
 
-def test_bases_of_other_tokenizers_learn_from_the_same_text(source: TextModel) -> None:
+def test_bases_of_other_tokenizers_learn_from_the_same_text(source: CausalLM) -> None:
     other = bundled("lantern-1")
     sites = {site: other.weights.shape(site) for site in other.weights.sites}
     assert other.text.encode(PROMPTS[0]).ids != source.encode(PROMPTS[0]).ids
@@ -130,7 +130,7 @@ class Stopping(NullReporter):
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize(("phase", "after"), [(Phase.COLLECTING, 100), (Phase.TRAINING, 3)])
 def test_an_interrupted_job_ends_with_the_same_bytes(
-    source: TextModel, target: TextModel, tmp_path: Path, phase: Phase, after: int, shift: float,
+    source: CausalLM, target: CausalLM, tmp_path: Path, phase: Phase, after: int, shift: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("rebase.training.distillation.CHECKPOINT_SECONDS", 0.0)
@@ -152,7 +152,7 @@ def test_an_interrupted_job_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["harbor-2", "lantern-1"])
-def test_the_shift_is_learnt_where_both_tokenizers_end_a_token(source: TextModel, name: str) -> None:
+def test_the_shift_is_learnt_where_both_tokenizers_end_a_token(source: CausalLM, name: str) -> None:
     other = bundled(name)
     sites = {site: other.weights.shape(site) for site in other.weights.sites}
     params = QUICK.model_copy(update={"steps": 12, "learning_rate": 5e-3, "shift": 1.0})
@@ -165,7 +165,7 @@ def test_the_shift_is_learnt_where_both_tokenizers_end_a_token(source: TextModel
     assert found.measurements["distill_nats_carried"] < found.measurements["distill_nats_alone"]
 
 
-def test_what_the_shift_wants_of_the_source_itself_is_what_its_adapter_says(source: TextModel) -> None:
+def test_what_the_shift_wants_of_the_source_itself_is_what_its_adapter_says(source: CausalLM) -> None:
     """And of any base, when the adapter does nothing, what that base says anyway."""
     common = SharedTokenIds(*2 * [torch.arange(source.model.config.vocab_size)])
     deltas, text = sql_adapter(), PROMPTS[0] + " A ship came in April."
@@ -178,25 +178,25 @@ def test_what_the_shift_wants_of_the_source_itself_is_what_its_adapter_says(sour
         wanted = compute_target_distribution(source, encoded.ids, encoded.offsets, shift, common)
         assert wanted is not None
         assert len(wanted.positions) == len(shift.ends)
-        with torch.no_grad(), updated(source, update):
+        with torch.no_grad(), with_deltas(source, update):
             logits = source.model(torch.tensor([encoded.ids])).logits[0]
         assert float(compute_shift_loss(logits, wanted, common)) == pytest.approx(0.0, abs=1e-4)
 
 
-def test_refining_goes_on_from_what_was_carried(source: TextModel, target: TextModel) -> None:
+def test_refining_goes_on_from_what_was_carried(source: CausalLM, target: CausalLM) -> None:
     deltas = sql_adapter()
     params = RefineParams(prompts=PROMPTS, tokens=400, length=48, steps=8, evaluate_every=4)
-    with updated(target, deltas):
+    with with_deltas(target, deltas):
         copied = task_loss(target)
 
     found = refine(source, target, deltas, deltas, params, watch=NullReporter())
 
-    with updated(target, found.deltas):
+    with with_deltas(target, found.deltas):
         assert task_loss(target) < copied + 0.01
     assert {delta.rank for delta in found.deltas.values()} == {8}
 
 
-def test_nothing_has_changed_before_the_first_step(target: TextModel) -> None:
+def test_nothing_has_changed_before_the_first_step(target: CausalLM) -> None:
     given_ = sql_adapter()
     for init in (None, given_):
         begun = init_factors(SITES, 12, init, seed=1)
@@ -218,7 +218,7 @@ def test_a_smaller_rank_begins_with_the_nearest_update() -> None:
     torch.testing.assert_close(begun.B @ begun.A, expected, atol=1e-5, rtol=0)
 
 
-def test_only_tokens_that_the_adapter_lifts_are_learnt(target: TextModel) -> None:
+def test_only_tokens_that_the_adapter_lifts_are_learnt(target: CausalLM) -> None:
     text = "The ship came in April."
     encoded = target.encode(text)
     lifted = text.index("April")
@@ -237,7 +237,7 @@ def test_only_tokens_that_the_adapter_lifts_are_learnt(target: TextModel) -> Non
     assert row.num_bytes == len(text) - 4
 
 
-def test_nats_per_byte_are_those_of_the_model(target: TextModel) -> None:
+def test_nats_per_byte_are_those_of_the_model(target: CausalLM) -> None:
     text = "Question: Which ships came in May?"
     encoded = target.encode(text)
     sample = Sample(text, 0, encoded.offsets, [0.0] * len(encoded.ids), [0.0] * len(encoded.ids), ended=False)

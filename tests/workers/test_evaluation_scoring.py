@@ -14,7 +14,7 @@ from rebase.evaluation.loglikelihood import TextScorer
 from rebase.evaluation.refusals import is_refusal, score_refusals
 from rebase.evaluation.scoring import ExampleProgress, ExampleScorer, apply_deltas
 from rebase.lora.low_rank import LowRank, Side
-from rebase.models.causal_lm import TextModel
+from rebase.models.causal_lm import CausalLM
 from rebase.report.progress import NullReporter
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
@@ -27,7 +27,7 @@ EXAMPLES = [{"prompt": item.prompt, "answer": item.answer} for item in ITEMS[:24
 class Loaded:
     """`rebase.models.base_pair.Bases` with the bundled bases in memory."""
 
-    def model(self, side: Side) -> TextModel:
+    def get_model(self, side: Side) -> CausalLM:
         return bundled("harbor-1" if side == "source" else "harbor-2").text
 
 
@@ -35,16 +35,16 @@ def _scorer(**spec: Any) -> ExampleScorer:
     return ExampleScorer(Loaded(), EvaluationSpec.model_validate(spec), ExampleProgress(NullReporter()))  # type: ignore[arg-type]
 
 
-def _log_probabilities(base: TextModel, text: str) -> tuple[list[float], list[tuple[int, int]]]:
+def _log_probabilities(base: CausalLM, text: str) -> tuple[list[float], list[tuple[int, int]]]:
     """Of each token behind the one that divides documents, one text at a time, by a plain log softmax."""
     encoded = base.tokenizer.encode(text, add_special_tokens=False)
-    ids = [base.eos[0], *encoded.ids]
+    ids = [base.eos_ids[0], *encoded.ids]
     with torch.no_grad():
         logs = base.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return [float(logs[at, id_]) for at, id_ in enumerate(encoded.ids)], encoded.offsets
 
 
-def _nats(base: TextModel, prompt: str, text: str) -> tuple[float, int]:
+def _nats(base: CausalLM, prompt: str, text: str) -> tuple[float, int]:
     logs, offsets = _log_probabilities(base, prompt + text)
     own = [log for log, (_, end) in zip(logs, offsets, strict=True) if end > len(prompt)]
     return -sum(own), len(own)
@@ -68,9 +68,9 @@ def test_what_ends_an_answer_is_no_part_of_it_also_where_it_is_no_special_token(
     prompts = [item.prompt for item in ITEMS[:8]]
     with apply_deltas(base, sql_adapter()):
         whole = TextScorer(base).generate_until(prompts, 64)
-        brief = TextScorer(replace(base, eos=(*base.eos, base.tokenizer.token_to_id(";")))).generate_until(
-            prompts, 64
-        )
+        brief = TextScorer(
+            replace(base, eos=(*base.eos_ids, base.tokenizer.token_to_id(";")))
+        ).generate_until(prompts, 64)
     assert sum(";" in text for text in whole) > 4
     assert brief == [text.partition(";")[0] for text in whole]
 
@@ -81,13 +81,13 @@ def test_answers_are_what_transformers_itself_generates() -> None:
     wanted = []
     with apply_deltas(base, deltas):
         for item in ITEMS[:24]:
-            ids = [base.eos[0], *base.tokenizer.encode(item.prompt, add_special_tokens=False).ids]
+            ids = [base.eos_ids[0], *base.tokenizer.encode(item.prompt, add_special_tokens=False).ids]
             out = base.model.generate(
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                 max_new_tokens=64,
                 do_sample=False,
-                pad_token_id=base.eos[0],
+                pad_token_id=base.eos_ids[0],
             )
             text = base.tokenizer.decode(out[0, len(ids) :].tolist(), skip_special_tokens=True)
             wanted.append(float(text.strip() == item.answer.strip()))
@@ -175,8 +175,8 @@ def test_a_text_whose_logits_do_not_fit_goes_through_in_parts(
     base = tiny_text_model(family)
     text = "the quick brown fox jumps over the lazy dog"
     whole = TextScorer(base).loglikelihood([("", text)])
-    monkeypatch.setattr("rebase.models.logprobs._LOGITS", {"cpu": 1})
-    monkeypatch.setattr("rebase.models.logprobs._SHORTEST", 7)
+    monkeypatch.setattr("rebase.models.logprobs._MAX_LOGITS", {"cpu": 1})
+    monkeypatch.setattr("rebase.models.logprobs._MIN_CHUNK_TOKENS", 7)
     parts = TextScorer(base).loglikelihood([("", text)])
     assert parts[0].nats == pytest.approx(whole[0].nats, rel=1e-5)
     assert replace(parts[0], nats=0.0) == replace(whole[0], nats=0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rebase.cache.factor_cache import FactorCache
 from rebase.cache.keys import PairKey
-from rebase.evidence.embeddings import PairedEmbeddings
+from rebase.evidence.embeddings import SharedTokenRows
 from rebase.evidence.site_evidence import EvidenceProvider
 from rebase.hub.base import PinnedRepo
 from rebase.lora.config import AdapterConfig
@@ -22,10 +22,10 @@ from rebase.methods.base import Evidence, SiteResult
 from rebase.methods.cross_lora.method import CrossLora
 from rebase.methods.cross_lora.params import CrossLoraParams
 from rebase.methods.site_pairing import Pairing, pair_sites
-from rebase.models.base_pair import Base
+from rebase.models.base_pair import BaseModelRef
 from rebase.models.vocabulary import SharedTokens
 from rebase.models.weights import ModelWeights
-from rebase.precheck.measurements import probe_pairs
+from rebase.precheck.measurements import select_probe_pairs
 from rebase.precheck.precheck import PROBE_NEEDS, precheck
 from support.tiny_models import FolderReader, open_adapter_folder, save_adapter, tiny_model
 
@@ -57,11 +57,11 @@ class Pair:
             self.readers[side] = FolderReader({n: t.detach() for n, t in model.state_dict().items()})
             self.weights[side] = ModelWeights(config, self.readers[side])
         self.evidence = EvidenceProvider(
-            source=Base(PinnedRepo("acme/old", self.source_sha, {}), self.weights["source"]),
-            target=Base(PinnedRepo("acme/new", "b" * 40, {}), self.weights["target"]),
+            source=BaseModelRef(PinnedRepo("acme/old", self.source_sha, {}), self.weights["source"]),
+            target=BaseModelRef(PinnedRepo("acme/new", "b" * 40, {}), self.weights["target"]),
             cache=self.cache,
             device=torch.device("cpu"),
-            embeddings=PairedEmbeddings(
+            embeddings=SharedTokenRows(
                 self.weights["source"], self.weights["target"], self.tokens, self.tokens, self.inner_rows
             ),
         )
@@ -244,8 +244,10 @@ def test_a_warm_pre_check_reads_the_weights_of_its_probes_and_computes_nothing(
     )
     assert "anchor_residual_in" in result.measurements
     assert cache.stats.computed == computed
-    probes = probe_pairs(pairing.pairs)
-    assert later.reads <= {name for p in probes for name in later.weights["source"].tensors_of(p.source)}
+    probes = select_probe_pairs(pairing.pairs)
+    assert later.reads <= {
+        name for p in probes for name in later.weights["source"].list_tensor_names(p.source)
+    }
     assert {p.target.layer for p in probes} != set(range(LAYERS))
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rebase.models.causal_lm import TextModel
-from rebase.models.logprobs import foretold
+from rebase.models.causal_lm import CausalLM
+from rebase.models.logprobs import compute_token_logprobs
 from support.tiny_text import VOCABULARY, tiny_text_model
 
 FAMILIES = ("llama", "gemma3_text", "gpt2")
@@ -18,7 +18,7 @@ ROWS = st.lists(
 )
 
 
-def by_hand(base: TextModel, ids: list[int], first: int) -> list[tuple[float, bool]]:
+def by_hand(base: CausalLM, ids: list[int], first: int) -> list[tuple[float, bool]]:
     with torch.no_grad():
         logits = base.model(input_ids=torch.tensor([ids])).logits[0]
     logs = logits.double().log_softmax(-1)
@@ -40,16 +40,16 @@ def test_whatever_stands_side_by_side_each_token_has_its_own_chance(
     family: str, room: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_text_model(family)
-    monkeypatch.setattr("rebase.models.logprobs._LOGITS", {"cpu": room})
-    monkeypatch.setattr("rebase.models.logprobs._TOKENS", {"cpu": tokens})
-    monkeypatch.setattr("rebase.models.logprobs._SHORTEST", 1)
+    monkeypatch.setattr("rebase.models.logprobs._MAX_LOGITS", {"cpu": room})
+    monkeypatch.setattr("rebase.models.logprobs._MAX_TOKENS", {"cpu": tokens})
+    monkeypatch.setattr("rebase.models.logprobs._MIN_CHUNK_TOKENS", 1)
 
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(ROWS)
     def check(asked: list[tuple[list[int], int]]) -> None:
         rows, firsts = [ids for ids, _ in asked], [first for _, first in asked]
         expected = [by_hand(base, ids, first) for ids, first in asked]
-        same(foretold(base, rows, firsts), expected)
+        same(compute_token_logprobs(base, rows, firsts), expected)
 
     check()
 
@@ -60,6 +60,6 @@ def test_only_the_places_that_are_asked_for_go_through_the_head() -> None:
     handle = base.model.get_output_embeddings().register_forward_hook(
         lambda _, inputs, output: through.append(output.shape[-2])
     )
-    foretold(base, [[1] * 40, [2] * 30], [38, 29])
+    compute_token_logprobs(base, [[1] * 40, [2] * 30], [38, 29])
     handle.remove()
     assert through == [3]

@@ -17,7 +17,7 @@ from rebase.errors import TrainingFailed
 from rebase.hub.local import LocalHub
 from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank, Role, Site
-from rebase.models.causal_lm import updated
+from rebase.models.causal_lm import with_deltas
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
@@ -65,7 +65,7 @@ def _loss(folder: Path | None) -> float:
         block = "self_attn" if site.role in {Role.Q, Role.K, Role.V, Role.O} else "mlp"
         A, B = (tensors[stem.format(site.layer, block, site.role.value, name)] for name in "AB")
         deltas[Site(site.layer, site.role)] = LowRank(B, A)
-    with updated(base.text, deltas):
+    with with_deltas(base.text, deltas):
         return task_loss(base.text)
 
 

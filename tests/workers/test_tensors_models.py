@@ -12,7 +12,7 @@ from rebase.errors import FileMissing, UnsafeFile
 from rebase.hub.base import PinnedRepo
 from rebase.hub.local import LocalHub
 from rebase.hub.remote import RemoteHub
-from rebase.models.model_reader import ModelReader, ends_of, open_adapter, open_model
+from rebase.models.model_reader import ModelReader, open_adapter, open_model, read_eos_ids
 from rebase.schemas.repos import RepoRef
 from support.safetensors_files import entry, file_bytes, write_tensors
 from support.standin_hub import StandinHub
@@ -184,9 +184,9 @@ def test_a_config_of_absurd_size_is_refused_before_it_is_read(folder: Path) -> N
 def test_ends_of_generation_are_read_and_a_file_that_cannot_be_used_names_none(
     folder: Path, text: str, ids: tuple[int, ...]
 ) -> None:
-    assert ends_of(*pinned(folder)) == ()
+    assert read_eos_ids(*pinned(folder)) == ()
     (folder / "generation_config.json").write_text(text)
-    assert ends_of(*pinned(folder)) == ids
+    assert read_eos_ids(*pinned(folder)) == ids
 
 
 def test_ends_of_generation_cost_one_small_file_of_a_remote_repo(folder: Path, tmp_path: Path) -> None:
@@ -197,11 +197,11 @@ def test_ends_of_generation_cost_one_small_file_of_a_remote_repo(folder: Path, t
         hub = RemoteHub(None, server.url, tmp_path / "cache", timeout_s=10, wait_s=0.01)
         repo = hub.resolve(RepoRef(repo_id="acme/base"))
         server.requests.clear()
-        assert ends_of(hub, repo) == (7, 2)
+        assert read_eos_ids(hub, repo) == (7, 2)
         asked = {request.path.partition("/resolve/")[2] for request in server.requests}
         assert f"{repo.sha}/generation_config.json" in asked
         server.requests.clear()
-        assert ends_of(hub, repo) == (7, 2)
+        assert read_eos_ids(hub, repo) == (7, 2)
         assert server.requests == []
     cached = [
         path.name for path in (tmp_path / "cache").rglob("*.*") if path.suffix in (".json", ".safetensors")
@@ -266,7 +266,7 @@ def test_a_remote_model_sends_headers_and_announced_tensors_only(tmp_path: Path)
         hub = RemoteHub(None, server.url, tmp_path / "cache", timeout_s=10, wait_s=0.01)
         _, reader, _ = open_model(hub, hub.resolve(RepoRef(repo_id="acme/base")))
         assert len(reader.infos()) == 4
-        reader.needed(["small.1", "layers.1"])
+        reader.declare_needed(["small.1", "layers.1"])
         server.requests.clear()
         assert reader.read("small.1").sum().item() == 8
         ranges = [request.headers["range"] for request in server.requests if "range" in request.headers]

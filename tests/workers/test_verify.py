@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rebase.conversion.verify import changed_layers, check_forward
+from rebase.conversion.verify import check_forward, find_changed_layers
 from rebase.errors import UnsupportedModel, VerificationFailed
 from rebase.lora.low_rank import LowRank, Role, Site
-from rebase.models.empty_model import check_structure, model_config
-from rebase.models.partial_model import Cut
+from rebase.models.empty_model import build_model_config, check_structure
+from rebase.models.partial_model import PartialModel
 from support.tiny_models import (
     TINY_CONFIGS,
     FolderReader,
@@ -160,10 +160,10 @@ def test_a_slice_keeps_the_values_of_rows_it_moves(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama", vocab_size=3000)
     lora = {"r": 4, "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [2900, 7]}}
     adapter = save_adapter(tmp_path / "adapter", tiny_model("llama", vocab_size=3000), **lora)
-    cut = Cut.of((1,), 3000, adapter)
+    cut = PartialModel.for_adapter((1,), 3000, adapter)
 
-    place = cut.retrained(adapter)["embed_tokens"][0]
-    table = dict(cut.weights(FolderReader.of(base)))["model.embed_tokens.weight"]
+    place = cut.find_retrained_tokens(adapter)["embed_tokens"][0]
+    table = dict(cut.iter_weights(FolderReader.of(base)))["model.embed_tokens.weight"]
     stored = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
     assert (place, table.shape[0]) == (1023, 1024)
     assert torch.equal(table[place], stored[2900])
@@ -268,7 +268,7 @@ def test_a_config_does_not_decide_what_code_runs_the_target(tmp_path: Path, how:
 def test_a_nested_config_does_not_decide_it_either() -> None:
     text = {"model_type": "gemma3_text", "dtype": "int8"}
 
-    config = model_config({"model_type": "gemma3", "text_config": text})
+    config = build_model_config({"model_type": "gemma3", "text_config": text})
 
     assert config.get_text_config().dtype is None
 
@@ -277,8 +277,8 @@ def test_the_forward_pass_runs_layers_whose_update_is_not_zero() -> None:
     zero, update = LowRank(torch.zeros(4, 1), torch.ones(1, 4)), LowRank(torch.ones(4, 1), torch.ones(1, 4))
     deltas = {Site(layer, Role.Q): update if layer > 1 else zero for layer in range(4)}
 
-    assert changed_layers(deltas) == [2, 3]
-    assert changed_layers({Site(0, Role.Q): zero}) == [0]
+    assert find_changed_layers(deltas) == [2, 3]
+    assert find_changed_layers({Site(0, Role.Q): zero}) == [0]
 
 
 def test_an_architecture_that_transformers_does_not_ship_is_refused_without_running_its_code(

@@ -11,7 +11,7 @@ import torch
 
 from rebase.conversion.load import load_inputs
 from rebase.conversion.resolve import resolve_repos
-from rebase.conversion.verify import LARGE_TRAINED, MAX_GROWTH, check_norms
+from rebase.conversion.verify import MAX_GROWTH, MAX_RELATIVE_NORM_TRAINED, check_norms
 from rebase.errors import VerificationFailed
 from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.local import LocalHub
@@ -69,7 +69,11 @@ def test_one_that_was_trained_may_be_longer_since_it_was_measured_on_text_it_nev
         check_norms(opened(), between, share * 0.9)
     check_norms(opened(), between, share * 1.1)
     with pytest.raises(VerificationFailed, match="grew"):
-        check_norms(opened(), moved({0: max(grown(0), 1.1 * LARGE_TRAINED * weight(0))}), LARGE_TRAINED)
+        check_norms(
+            opened(),
+            moved({0: max(grown(0), 1.1 * MAX_RELATIVE_NORM_TRAINED * weight(0))}),
+            MAX_RELATIVE_NORM_TRAINED,
+        )
 
 
 @pytest.mark.parametrize(("norm", "says"), [(math.inf, "not finite"), (0.0, "vanished")])
