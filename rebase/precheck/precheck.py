@@ -27,8 +27,8 @@ Verdict = Literal["compatible", "uncertain", "incompatible"]
 
 @dataclass(frozen=True, slots=True)
 class PrecheckResult:
-    """`params`: those of the checked method; for `auto`, those of the chosen method. `prepared`: the result of
-    its `prepare`; `pairing`: the sites that it can transfer, and those that are left out."""
+    """`params`: those of the checked method; for `auto`, those of the chosen method. `prepared`: the result
+    of its `prepare`; `pairing`: the sites that it can transfer, and those that are left out."""
 
     verdict: Verdict
     findings: tuple[Finding, ...]
@@ -164,7 +164,7 @@ class _Move:
     def tried(
         self, params: MethodParams, ready: _Ready, measured: Mapping[str, float], *, on_text: bool
     ) -> dict[str, float]:
-        """Measurements of the method on the real update at the probe sites, and of the adapter on the text."""
+        """Measure the method on the real update at the probe sites, and the adapter on the text."""
         found: dict[str, float] = {}
         if get_method(params.name).can_probe(params, measured):
             places = measure.probe_pairs(ready.pairs)
