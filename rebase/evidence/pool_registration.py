@@ -33,8 +33,8 @@ from rebase.schemas.states import Phase
 def register_pool(request: PoolRequest, runtime: Runtime, progress: ProgressReporter) -> dict[str, Any]:
     """Register a pool; returns `pool` with every revision pinned, `sites`, `warnings` and `measurements`.
 
-    Reads every tensor of every anchor, to detect broken or empty adapters and to cache the inner products that
-    later predictions need. Raises the errors of hub and readers, pointing at the anchor.
+    Reads every tensor of every anchor, to detect broken or empty adapters and to cache the inner products
+    that later predictions need. Raises the errors of hub and readers, pointing at the anchor.
     """
     progress.update(Phase.RESOLVING, 0, 2, "bases")
     source, target = pin(runtime.hub, request.source, "/source"), pin(runtime.hub, request.target, "/target")
