@@ -76,7 +76,7 @@ class Activations:
         return LayerMaps(find_monotone_map(matrix), find_monotone_map(matrix.T))
 
     def compute_measurements(self, similar: float) -> dict[str, float]:
-        """Measurements on the whole text for the pre-check; layers with CKA above `similar` count as similar."""
+        """Measurements on the whole text for the pre-check. `similar`: CKA above which layers are similar."""
         similarity = self.similarity
         best_matches = [float(similarity.matrix[s, t]) for t, s in enumerate(similarity.layers)]
         return {

@@ -80,7 +80,7 @@ class ScopedEvidence:
         return self._require_embeddings().rows(side, self._get_site(side), port).to(self.provider.device)
 
     def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors for this pair of bases and sites and these shared tokens, from the cache or computed now."""
+        """Tensors for this pair of bases, sites and set of shared tokens, from the cache or computed now."""
         source, target = self.provider.source.repo, self.provider.target.repo
         key = PairKey(
             source_repo=source.repo_id,
