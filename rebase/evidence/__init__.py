@@ -1,1 +1,1 @@
-"""What transfer methods look at: factors, shared embeddings, activations, anchor pools; gathered lazily."""
+"""Evidence for transfer methods, gathered lazily: factors, shared embeddings, activations, anchor pools."""

@@ -1,4 +1,4 @@
-"""Paired activations as evidence: what is kept of them per pair of bases, and the layers that they pair."""
+"""Paired activations as evidence: what is cached per pair of bases, and the layer maps derived from them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from rebase.models.base_pair import BasePair
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.states import Phase
 
-# Part of every key: raise it whenever the same text may give other sums.
+# Part of every key: raise it whenever the same text may give different sums.
 ROWS_VERSION = 1
 
 
 @dataclass
 class Activations:
-    """Both bases over one text. Nothing runs before something is asked for that the cache does not have."""
+    """Activations of both bases on one text. Nothing runs until something is requested that is not cached."""
 
     source: PinnedRepo
     target: PinnedRepo
@@ -54,7 +54,7 @@ class Activations:
 
     @cached_property
     def similarity(self) -> SimilarityResult:
-        """Layer by layer; computed once per pair of bases and text."""
+        """Layer-by-layer similarity, computed once per pair of bases and text."""
 
         def compute() -> dict[str, Tensor]:
             result = measure_similarity(self.models, self.text, self.report_progress)
@@ -71,12 +71,12 @@ class Activations:
 
     @property
     def layer_maps(self) -> LayerMaps:
-        """The layer maps of greatest similarity, both ways."""
+        """The layer maps that maximise similarity, in both directions."""
         matrix = self.similarity.matrix
         return LayerMaps(find_monotone_map(matrix), find_monotone_map(matrix.T))
 
     def compute_measurements(self, similar: float) -> dict[str, float]:
-        """What the pre-check is told of the text as a whole; CKA above `similar` counts as alike."""
+        """Measurements on the whole text for the pre-check. `similar`: CKA above which layers are similar."""
         similarity = self.similarity
         best_matches = [float(similarity.matrix[s, t]) for t, s in enumerate(similarity.layers)]
         return {
@@ -89,19 +89,19 @@ class Activations:
         }
 
     def plan(self, pairs: Sequence[SitePair]) -> None:
-        """In which order sites will be asked for."""
+        """Announce the order in which sites will be requested."""
         self.collector.plan([get_hook_pair(pair, port, self.writes) for pair in pairs for port in PORTS])
 
     def moments(self, pair: SitePair, port: Port) -> Moments:
-        """Sums over what both sides read or write."""
+        """Second moments of both sides' inputs or outputs."""
         return self._collect(pair, port).moments
 
     def held_out_rows(self, pair: SitePair, port: Port) -> PairedRows:
-        """Rows that `moments` has not seen."""
+        """Held-out rows, which `moments` does not include."""
         return self._collect(pair, port).held_out
 
     def rows(self, pair: SitePair, port: Port, max_rows: int) -> PairedRows:
-        """The first rows of those that it has."""
+        """The first rows included in `moments`."""
         paired_rows = self._collect(pair, port).rows
         device = self.models.device
         return PairedRows(paired_rows.source[:max_rows].to(device), paired_rows.target[:max_rows].to(device))
@@ -109,13 +109,13 @@ class Activations:
     def cached_by_hook(
         self, pair: SitePair, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """From the cache or computed now."""
+        """Tensors from the cache, or computed now."""
         hook_pair = get_hook_pair(pair, port, self.writes)
         key = self._build_key(str(hook_pair.source), str(hook_pair.target), entry_name)
         return self.cache.get_or_compute_tensors(key, compute)
 
     def report_progress(self, done: int, total: int) -> None:
-        """Progress of a pass over the text."""
+        """Report the progress of a pass over the text."""
         self.progress.update(Phase.COLLECTING, done, total, "passages")
 
     def _collect(self, pair: SitePair, port: Port) -> CollectedActivations:

@@ -1,7 +1,7 @@
-"""An anchor pool opened for one conversion: every adapter's headers read, tensors one site at a time.
+"""An anchor pool opened for one conversion: all headers are read at once, tensors one site at a time.
 
-Inner products between anchors depend on the pool alone, so they are cached under its pinned commits; only
-those with the adapter that is moved are computed anew. The hub's access check comes before that.
+Inner products between anchors depend only on the pool, so they are cached by its pinned commits; only those
+with the adapter being transferred are computed each time. Hub access is always checked first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIDES: tuple[Side, Side] = ("source", "target")
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """One task's two adapters, open."""
+    """One task's two adapters, opened."""
 
     repos: dict[Side, PinnedRepo]
     adapters: dict[Side, SourceAdapter]
@@ -48,8 +48,8 @@ class Anchor:
 
 @dataclass(slots=True)
 class LoadedAnchorPool:
-    """Implements `rebase.methods.base.Anchors`. `pairs`: where every anchor has an update on both sides, and
-    the adapter one. `adapter`: the one that is moved; None while a pool is being registered."""
+    """Implements `rebase.methods.base.AnchorPool`. `pairs`: sites at which every anchor has an update on both
+    sides and the adapter has one. `adapter`: the one being transferred; None during pool registration."""
 
     id: str | None
     anchors: tuple[Anchor, ...]
@@ -78,11 +78,11 @@ class LoadedAnchorPool:
         return kernels
 
     def updates(self, side: Side, site: Site) -> AnchorUpdates:
-        """Every anchor's update of one site on the worker's device, each read when it is asked for."""
+        """Every anchor's update at one site on the worker's device, read lazily."""
         return AnchorUpdates(self, side, site)
 
     def pin_request(self, request: PoolRequest, source: PinnedRepo, target: PinnedRepo) -> PoolRequest:
-        """The pool with commits for revisions."""
+        """The request with every revision replaced by its commit."""
         anchors = [
             {
                 "source": {"repo_id": spec.source.repo_id, "revision": anchor.repos["source"].sha},
@@ -121,7 +121,7 @@ class LoadedAnchorPool:
     def _compute_gram(
         self, side: Side, site: Site, space: Space, load_updates: Callable[[], Sequence[LowRank]]
     ) -> Tensor:
-        """K or G of one site, from the cache or computed now, (N, N) float64."""
+        """K or G at one site, cached, (N, N) float64."""
         key = PoolKey(
             anchors=_hash_repos([self.bases[side].repo, *(anchor.repos[side] for anchor in self.anchors)]),
             count=len(self.anchors),
@@ -138,7 +138,7 @@ class LoadedAnchorPool:
 
 @dataclass(frozen=True, slots=True)
 class AnchorUpdates(Sequence[LowRank]):
-    """The anchors' updates of one site and side. An anchor that is left out of a prediction is never read."""
+    """The anchors' updates at one site and side. Anchors that a prediction does not use are never read."""
 
     pool: LoadedAnchorPool
     side: Side
@@ -180,10 +180,10 @@ def load_anchor_pool(
 ) -> LoadedAnchorPool:
     """Check access to every anchor, pin it, and check its headers against its base.
 
-    `phase` is told as progress; `pointer` names an anchor in the request, for errors; `lenient`: an anchor
-    that turns out broken later is an IncompatiblePair, so that `auto` can leave the pool aside. Raises what
-    hub and reader raise, RequestInvalid for one adapter under two names, and IncompatiblePair when no site is
-    common to all anchors and the adapter.
+    `phase` is reported as progress; `pointer` locates an anchor in the request, for errors; `lenient`: an
+    anchor that later turns out to be broken raises IncompatiblePair, so that `auto` can do without the pool.
+    Raises the errors of hub and reader, RequestInvalid if an adapter is listed twice, and IncompatiblePair if
+    no site is common to all anchors and the adapter.
     """
     anchors = []
     total = len(pool.spec.anchors)
@@ -234,7 +234,7 @@ def _load_anchor(
 
 
 def _reject_duplicates(anchors: Sequence[Anchor], pointer: Callable[[int, Side], str]) -> None:
-    """One adapter under two names, such as a branch and its commit, would count twice."""
+    """Raises RequestInvalid if an adapter is listed twice, for example by branch and by commit."""
     for side in SIDES:
         numbers: dict[str, int] = {}
         for number, anchor in enumerate(anchors):
@@ -249,31 +249,31 @@ def _reject_duplicates(anchors: Sequence[Anchor], pointer: Callable[[int, Side],
 
 
 def make_pool_unusable_error(exc: RebaseError | TransferError) -> IncompatiblePair:
-    """The same trouble as a reason to do without the pool."""
+    """Wrap an error so that `auto` does without the pool."""
     return IncompatiblePair(f"The anchor pool cannot be used. {exc.message}")
 
 
 def annotate_anchor_error(exc: RebaseError | TransferError, name: str, pointer: str) -> None:
-    """Let an error say that it is about this anchor: not about the request's own adapter or base."""
+    """Make an error say that it concerns this anchor rather than the request's adapter or base."""
     exc.message = f"Anchor {name}: {exc.message}"
     exc.args = (exc.message,)
     exc.pointer = pointer
 
 
 def _find_narrowest_anchor(anchors: Sequence[Anchor]) -> int:
-    """The anchor that adapts the fewest modules: the likeliest reason for an empty intersection."""
+    """The anchor that adapts the fewest modules: the most likely cause of an empty intersection."""
     return min(range(len(anchors)), key=lambda n: min(len(anchors[n].adapters[side].sites) for side in SIDES))
 
 
 def _hash_repos(repos: Iterable[PinnedRepo]) -> str:
-    """Which anchors of which base, in which order, at which commits. A DoRA's update depends on the base."""
+    """Hash of the base and the anchors, in order, at their commits. A DoRA update depends on the base."""
     names = [[repo.repo_id, repo.sha] for repo in repos]
     return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).hexdigest()
 
 
 def _split_float64(kernel: Tensor) -> dict[str, Tensor]:
-    """float64 as the sum of two float32 tensors, which is what the cache holds (48 bits of 53), times a power
-    of two that keeps the largest entry near 1: squares of extreme updates leave float32's range."""
+    """Split float64 into a sum of two float32 tensors, as the cache stores float32 (48 of 53 bits), times a
+    power of two that keeps the largest entry near 1: squares of extreme updates exceed float32's range."""
     _, exponent = torch.frexp(kernel.abs().max())
     scaled = torch.ldexp(kernel, -exponent)
     high = scaled.float()

@@ -1,8 +1,8 @@
 """Debiased linear CKA between two sets of paired rows [000, §4.2; Song et al. 2012, Nguyen et al. 2021].
 
-The usual (biased) estimator is near 1 for any two wide matrices of few rows: 0.98 for independent Gaussians
-at n = 65. HSIC₁ is unbiased; over minibatches its terms are averaged first and divided once at the end, so
-that any number of rows costs the memory of one batch.
+The standard (biased) estimator is near 1 for any two wide matrices with few rows: 0.98 for independent
+Gaussians at n = 65. HSIC₁ is unbiased; over minibatches its terms are averaged first and divided once at the
+end, so any number of rows needs only the memory of one batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ MIN_ROWS = 4  # HSIC₁ divides by n − 3
 
 
 def hsic1(K: Tensor, L: Tensor) -> Tensor:
-    """Unbiased HSIC of two Gram matrices (n, n), n ≥ 4; their diagonals do not matter. Batches: (…, n, n)."""
+    """Unbiased HSIC of two Gram matrices (n, n), n ≥ 4, ignoring their diagonals. Batches: (…, n, n).
+
+    Raises ValueError for n < 4.
+    """
     n = K.shape[-1]
     if n < MIN_ROWS:
         raise ValueError(f"HSIC needs {MIN_ROWS} rows or more, not {n}")
@@ -31,15 +34,15 @@ def hsic1(K: Tensor, L: Tensor) -> Tensor:
 
 
 def cka(X: Tensor, Y: Tensor) -> float:
-    """Debiased CKA of paired rows X (n, p) and Y (n, q): about 0 for independent ones, 1 for equal geometry.
+    """Debiased CKA of paired rows X (n, p) and Y (n, q): about 0 if independent, 1 for equal geometry.
 
-    It can be slightly negative. NaN when either side has no variance.
+    It can be slightly negative. NaN if either side has no variance.
     """
     return cka_from_batches([(X, Y)])
 
 
 def cka_from_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The same over minibatches of paired rows."""
+    """Debiased CKA over minibatches of paired rows."""
     cross = left = right = 0.0
     for X, Y in batches:
         K, L = _scaled_gram(X), _scaled_gram(Y)
@@ -50,7 +53,7 @@ def cka_from_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 
 def biased_cka(X: Tensor, Y: Tensor) -> float:
-    """The usual estimator, for comparison with figures in print: ‖Y_cᵀX_c‖² / (‖X_cᵀX_c‖ ‖Y_cᵀY_c‖)."""
+    """The standard estimator, for comparison with published values: ‖Y_cᵀX_c‖² / (‖X_cᵀX_c‖ ‖Y_cᵀY_c‖)."""
     X, Y = X.double() - X.double().mean(0), Y.double() - Y.double().mean(0)
     K, L = X @ X.T, Y @ Y.T
     return _ratio(float((K * L).sum()), float((K * K).sum()), float((L * L).sum()))
@@ -59,7 +62,7 @@ def biased_cka(X: Tensor, Y: Tensor) -> float:
 class LayerSimilarity:
     """Debiased CKA of every layer of one model with every layer of another, batch by batch.
 
-    Memory: the running sums and one batch's Gram matrices, (layers, n, n) on either side.
+    Memory: the running sums and one batch's Gram matrices, (layers, n, n) per side.
     """
 
     def __init__(self, source_layers: int, target_layers: int) -> None:
@@ -68,7 +71,7 @@ class LayerSimilarity:
         self._target = torch.zeros(target_layers, dtype=torch.float64)
 
     def add(self, source: list[Tensor], target: list[Tensor]) -> None:
-        """One batch: per layer the paired rows (n, width); n is the same for all, at least 4."""
+        """Add one batch: paired rows (n, width) per layer, with the same n ≥ 4 for all layers."""
         K, L = (torch.stack([_scaled_gram(rows) for rows in side]) for side in (source, target))
         self._source += hsic1(K, K).cpu()
         self._target += hsic1(L, L).cpu()
@@ -82,22 +85,22 @@ class LayerSimilarity:
 
 
 def drop_outliers(rows: Tensor, times: float = 50.0) -> Tensor:
-    """Rows (n, d) without massive-activation dimensions, whose mean square is above `times` the median's.
+    """Rows (n, d) without massive-activation dimensions, whose mean square exceeds `times` the median.
 
-    A handful of such dimensions carry nearly all of a layer's norm and say nothing of its geometry; the
-    similarity of two models would be the similarity of these.
+    A handful of such dimensions account for nearly all of a layer's norm but say nothing about its geometry;
+    they would dominate the similarity.
     """
     return rows[:, ~find_outliers(rows, times)]
 
 
 def find_outliers(rows: Tensor, times: float = 50.0) -> Tensor:
-    """Which dimensions of rows (n, d) those are: (d,) bool."""
+    """Mask of the massive-activation dimensions of rows (n, d): (d,) bool."""
     power = rows.double().square().mean(0)
     return power > times * power.median()
 
 
 def _scaled_gram(rows: Tensor) -> Tensor:
-    """X Xᵀ in float64, scaled to mean diagonal 1 so that batches weigh alike."""
+    """X Xᵀ in float64, scaled to mean diagonal 1 so that batches are weighted equally."""
     K = rows.double() @ rows.double().T
     mean = K.diagonal().mean()
     return K / mean if float(mean) > 0.0 else K
@@ -108,14 +111,14 @@ def _ratio(cross: float, left: float, right: float) -> float:
     return cross / math.sqrt(product) if left > 0.0 and right > 0.0 else math.nan
 
 
-# Which source layer belongs to which target layer, by similarity under order [000, §4.2].
+# Monotone layer matching by similarity [000, §4.2].
 
 
 def find_monotone_map(similarity: Tensor) -> tuple[int, ...]:
-    """Target layer → source layer, non-decreasing, that maximises Σ_t similarity[map(t), t].
+    """The non-decreasing map, target layer → source layer, that maximises Σ_t similarity[map(t), t].
 
-    similarity: (source layers, target layers), finite. Dynamic programming over targets; of equally good maps
-    the one with the lowest source layers wins.
+    similarity: (source layers, target layers), finite, else ValueError. Dynamic programming over target
+    layers; ties go to the lowest source layers.
     """
     scores = similarity.double()
     if not bool(torch.isfinite(scores).all()):

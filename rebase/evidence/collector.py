@@ -1,9 +1,9 @@
-"""Sums over paired activations, gathered when they are asked for and never all at once.
+"""Collects second moments of paired activations lazily, never all at once.
 
-Moments of wide sites are large (11008 wide: 3 GB for both sides), and a model has hundreds of sites. So a
-pass over the text gathers as many places as fit into a budget, beginning with the one that is asked for and
-going on in the order in which the others will be. Memory does not grow with the text: only sums and a few
-rows are kept.
+Moments of wide sites are large (width 11008: 3 GB for both sides), and a model has hundreds of sites. Each
+pass over the text therefore collects as many hook points as fit into a budget, starting with the requested
+one and continuing in the planned order. Memory does not grow with the text: only sums and a few rows are
+kept.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rebase.lora.low_rank import Side
 from rebase.methods.activation_maps import Moments, PairedRows
 from rebase.models.base_pair import BasePair
 
-HELD_OUT_ROWS = 512  # per place
-SPILL_BYTES = 2**30  # on disk, of one base's rows while the other one is not loaded
-ProgressCallback = Callable[[int, int], None]  # passages done, of how many
+HELD_OUT_ROWS = 512  # per hook point
+SPILL_BYTES = 2**30  # disk space for one base's rows while the other base is not loaded
+ProgressCallback = Callable[[int, int], None]  # passages done, total
 
 
 @dataclass(frozen=True, slots=True)
 class CollectedActivations:
-    """What the fit may see, and rows that it does not see. `rows`: the first of the fit's own."""
+    """Moments for fitting, and held-out rows. `rows`: the first rows included in the moments."""
 
     moments: Moments
     held_out: PairedRows
@@ -40,7 +40,7 @@ class CollectedActivations:
 
 @dataclass
 class ActivationCollector:
-    """Passes over one text. `budget`: bytes of sums held at a time (one place at least is held)."""
+    """Passes over one text. `budget`: maximum bytes of sums held at a time (at least one pair is held)."""
 
     models: BasePair
     text: PairedText
@@ -52,12 +52,12 @@ class ActivationCollector:
     _collected: dict[HookPair, CollectedActivations] = field(default_factory=dict)
 
     def plan(self, order: Sequence[HookPair]) -> None:
-        """In which order places will be asked for."""
+        """Announce the order in which hook points will be requested."""
         self._order = tuple(dict.fromkeys(order))
         self._collected.clear()
 
     def get(self, pair: HookPair) -> CollectedActivations:
-        """Sums at one pair of places. Asking in the planned order costs the fewest passes."""
+        """The activations of one hook pair. Requests in the planned order need the fewest passes."""
         if pair not in self._collected:
             self._collected.clear()
             self._collected.update(self._collect(self._window(pair)))
@@ -127,7 +127,7 @@ class ActivationCollector:
     def _iter_alternating(
         self, chunk: list[Passage], pairs: list[HookPair]
     ) -> Iterator[tuple[Passage, dict[HookPoint, Tensor], dict[HookPoint, Tensor]]]:
-        """The source reads the whole chunk first; its rows wait on disk for the target's."""
+        """Run the source on the whole chunk first, spilling its rows to disk, then the target."""
         source_points, target_points = _list_hook_points(pairs, "source"), _list_hook_points(pairs, "target")
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.scratch_dir, prefix="rows-") as folder:
@@ -160,7 +160,7 @@ class ActivationCollector:
 
 @dataclass
 class _RowBuffer:
-    """The first `most` pairs of rows that come by, on the CPU."""
+    """The first `max_rows` row pairs added, on the CPU."""
 
     max_rows: int
     source: list[Tensor] = field(default_factory=list)

@@ -1,13 +1,13 @@
-"""Pseudo-activations from shared tokens: paired evidence for bases whose activations were not collected.
+"""Pseudo-activations from shared tokens: paired evidence that does not require running the bases.
 
-The embedding of a token that both vocabularies have stands in for the residual stream. A layer's own norm and
-weights then give what each site would read and write if that row were its input:
+The embedding of a shared token stands in for the residual stream. A layer's norms and weights then give what
+each site would read and write if that row were the layer's input:
 
     q, k, v in      attention norm of E          o in       the values' outputs, repeated per query group
     gate, up in     MLP norm of E                down in    act(gate) · up, or act(up)
     q…up out        W·(in) + bias                o, down out  E itself: they write the residual stream
 
-One layer's rows per side are kept at a time, so memory does not grow with depth.
+Only one layer's rows per side are kept at a time, so memory does not grow with depth.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rebase.lora.low_rank import Role, Side, Site
 from rebase.methods.base import Port
 from rebase.models.weights import ModelWeights
 
-# What `down` reads costs two products with the widest weights of the layer, n·d·ff each. At 4096 rows that
-# would be the larger part of a whole conversion; 1024 rows still give three anchors per direction at k = 320.
+# The inputs of `down` cost two products with the layer's widest weights, n·d·ff each. At 4096 rows that would
+# be most of a conversion's cost; 1024 rows still give three tokens per direction at k = 320.
 INNER_ROWS = 1024
 
-# Part of `PairedEmbeddings.digest`: raise it whenever the same tokens may give other rows.
+# Part of `PairedEmbeddings.digest`: raise it whenever the same tokens may give different rows.
 ROWS_VERSION = 1
 
 _ATTENTION = frozenset({Role.Q, Role.K, Role.V})
@@ -48,8 +48,8 @@ class _BaseRows:
 class SharedTokenRows:
     """Rows of both bases for the same tokens: row j of either side belongs to shared token j.
 
-    Nothing is read before rows are asked for. `inner_rows` bounds the rows of what `down` reads; they are
-    spread evenly over the tokens.
+    Nothing is read until rows are requested. `inner_rows` limits the rows for the inputs of `down`, which are
+    spread evenly over the tokens. Raises ValueError if the two id tensors differ in shape.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class SharedTokenRows:
 
     @cached_property
     def digest(self) -> str:
-        """Tells these rows from all others of the same two bases: SHA-256, in hex, of what they depend on."""
+        """Identifies these rows among all of the same two bases: hex SHA-256 of everything they depend on."""
         sha = hashlib.sha256(f"rows v{ROWS_VERSION}, {self._inner.numel()} inner, tokens ".encode())
         for side in self._sides.values():
             sha.update(side.ids.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes())

@@ -1,4 +1,4 @@
-"""The places of a layer where activations are taken: several sites read the same, none write the same."""
+"""The hook points of a layer, where activations are captured. Several sites can share an input hook point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rebase.methods.base import Port, SitePair
 from rebase.models.weights import ModelWeights
 
 WriteMode = Literal["own", "stream"]
-RESIDUAL_STREAM = "stream"  # the residual stream behind a layer
+RESIDUAL_STREAM = "stream"  # the residual stream after a layer
 _INPUT_POINTS = {
     Role.Q: ("attention_in", Role.Q),
     Role.K: ("attention_in", Role.Q),
@@ -24,7 +24,7 @@ _INPUT_POINTS = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class HookPoint:
-    """`name`: such as `mlp_in`; `role` and `port`: a site at which it can be seen."""
+    """`name`: such as `mlp_in`; `role` and `port`: a site at which it can be captured."""
 
     layer: int
     name: str
@@ -40,31 +40,31 @@ class HookPoint:
         return f"{self.layer}.{self.name}"
 
     def width(self, base: ModelWeights) -> int:
-        """How many numbers a token has here."""
+        """Number of features per token here."""
         o, i = base.shape(self.site)
         return i if self.port == "in" else o
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class HookPair:
-    """A place of the source and the one of the target that is read or written in its stead."""
+    """A hook point of the source and the corresponding one of the target."""
 
     source: HookPoint
     target: HookPoint
 
     def on_side(self, side: Side) -> HookPoint:
-        """That side's place."""
+        """That side's hook point."""
         return self.source if side == "source" else self.target
 
 
 def get_hook_point(site: Site, port: Port, writes: WriteMode = "own") -> HookPoint:
-    """Where this site reads or writes.
+    """The hook point of a site's inputs or outputs.
 
-    What gate and up write is looked at behind the activation, where `down` reads it: the same neurons. In
-    front of it there are more of them than directions that a weight can reach (the stream is narrower), so a
-    regression would be blind to most of what an update may write there; and a turn of the stream would pass
-    for a turn among neurons, which the activation does not allow. What o and down write is their own output,
-    which spans only part of the stream, or with `stream` the whole of it behind the layer.
+    Outputs of gate and up are captured after the activation function, at the input of `down`: the neurons are
+    the same. Before it, the outputs only span as many directions as the narrower residual stream has, so a
+    regression would miss most of what an update can write; and a rotation of the stream would pass for a
+    rotation of the neurons, which the activation function does not permit. Outputs of o and down are captured
+    at the module, where they span only part of the stream, or with `stream` in the stream after the layer.
     """
     if port == "in":
         name, role = _INPUT_POINTS[site.role]
@@ -77,5 +77,5 @@ def get_hook_point(site: Site, port: Port, writes: WriteMode = "own") -> HookPoi
 
 
 def get_hook_pair(pair: SitePair, port: Port, writes: WriteMode = "own") -> HookPair:
-    """The places of both sides of a site pair."""
+    """The hook points of both sides of a site pair."""
     return HookPair(get_hook_point(pair.source, port, writes), get_hook_point(pair.target, port, writes))

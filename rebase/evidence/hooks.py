@@ -1,4 +1,4 @@
-"""Activations as a model runs: forward hooks that keep the rows of chosen positions and nothing else."""
+"""Captures activations with forward hooks that keep only the rows of the chosen positions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from rebase.models.causal_lm import CausalLM
 def capture_rows(
     base: CausalLM, side: Side, passage: Passage, hook_points: Iterable[HookPoint]
 ) -> dict[HookPoint, Tensor]:
-    """What the model reads or writes at the passage's paired positions: place → (positions, width) float32.
+    """Activations at the passage's paired positions: hook point → (positions, width) float32.
 
-    A bias is left out of what a site writes: it is the same at every token, and the update does not touch it.
+    Biases are subtracted from outputs: they are the same for every token, and the update does not change
+    them.
     """
     captured: dict[HookPoint, Tensor] = {}
     positions = passage.paired_positions(side).to(base.device)

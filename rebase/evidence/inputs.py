@@ -1,4 +1,4 @@
-"""Open the three repos: configs and tensor headers now, tensor data later and one site at a time."""
+"""The opened inputs of a conversion: configs and headers are read first, tensor data later, site by site."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rebase.models.weights import ModelWeights
 
 @dataclass(frozen=True, slots=True)
 class PinnedInputs:
-    """The three repos of a request at immutable commits."""
+    """The three repos of a request, pinned to commits."""
 
     adapter: PinnedRepo
     source: PinnedRepo
@@ -28,7 +28,7 @@ class PinnedInputs:
 
 
 def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
-    """A move from a base onto itself is a mistake in the request."""
+    """Raises RequestInvalid if source and target are the same base at the same commit."""
     if (source.repo_id, source.sha) == (target.repo_id, target.sha):
         raise RequestInvalid(
             f"Source and target are the same base at the same commit ({target}).",
@@ -39,7 +39,7 @@ def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LoadedInputs:
-    """Everything the science works on, still mostly on disk."""
+    """Everything a transfer works on; tensors are still on disk."""
 
     pinned: PinnedInputs
     source: ModelWeights

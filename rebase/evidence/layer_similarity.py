@@ -1,4 +1,4 @@
-"""How alike each layer of one base is to each layer of the other, on paired text [000, §4.2]."""
+"""Similarity of every layer of one base to every layer of the other on paired text [000, §4.2]."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rebase.evidence.paired_text import PairedText, Passage
 from rebase.models.base_pair import BasePair
 
 SIMILARITY_VERSION = 1
-MAX_POSITIONS = 2048  # with twice as many, SmolLM2-135M → Gemma-3-270M changes by 0.014 a cell, at most 0.05
+MAX_POSITIONS = 2048  # doubling it changes SmolLM2-135M → Gemma-3-270M by 0.014 per entry, at most 0.05
 BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarityResult:
-    """`matrix`: (source layers, target layers) debiased CKA, float64. `biased`: the usual estimator at the
-    chosen map's entries, on one batch, for comparison."""
+    """`matrix`: (source layers, target layers) debiased CKA, float64. `biased`: the standard estimator for
+    the layer pairs of the map, on one batch, for comparison."""
 
     matrix: Tensor
     biased: tuple[float, ...]
@@ -40,14 +40,14 @@ class SimilarityResult:
         return find_monotone_map(self.matrix)
 
     def compute_coverage(self, threshold: float) -> float:
-        """Share of target layers whose best source layer is above the threshold."""
+        """Share of target layers whose best source layer has a similarity above the threshold."""
         return compute_coverage(self.matrix, threshold)
 
 
 def measure_similarity(
     models: BasePair, text: PairedText, report_progress: Callable[[int, int], None]
 ) -> SimilarityResult:
-    """One pass over the first positions of the text, with both bases or one after the other."""
+    """One pass over the first positions of the text, with both bases in memory or one after the other."""
     passages = list(_take_passages(text, MAX_POSITIONS))
     if models.fit_together:
         source, target = models.get_model("source"), models.get_model("target")

@@ -1,4 +1,4 @@
-"""A text cut into passages that both tokenizers have read, with the positions at which they read the same."""
+"""Splits a text into passages tokenized by both tokenizers, and pairs positions where their tokens align."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rebase.models.causal_lm import Encoding
 
 @dataclass(frozen=True, slots=True)
 class PairedPositions:
-    """Token positions on either side, equally many, rising. Coverages: the paired share of those tokens that
-    stand for text."""
+    """Paired token positions, equally many per side, increasing. Coverages: the share of each side's text
+    tokens that are paired."""
 
     source: Tensor
     target: Tensor
@@ -26,10 +26,10 @@ class PairedPositions:
 
 
 def pair_positions(source: Sequence[tuple[int, int]], target: Sequence[tuple[int, int]]) -> PairedPositions:
-    """Pairs from the (start, end) offsets of each token in the text.
+    """Pair tokens that end at the same character, given each token's (start, end) offsets in the text.
 
-    Tokens of no width are special ones (BOS, EOS) and stand for no text. Several tokens with one end are the
-    bytes of one character: only the last has read all of it.
+    Tokens of zero width are special tokens (BOS, EOS) and are skipped. Several tokens with the same end are
+    the bytes of one character: only the last one has seen all of it.
     """
     ends_s, count_s = _index_by_end(source)
     ends_t, count_t = _index_by_end(target)
@@ -43,7 +43,7 @@ def pair_positions(source: Sequence[tuple[int, int]], target: Sequence[tuple[int
 
 
 def _index_by_end(offsets: Sequence[tuple[int, int]]) -> tuple[dict[int, int], int]:
-    """End → last position with that end, and how many positions stand for text."""
+    """End offset → last position with that end, and the number of text tokens."""
     position_by_end: dict[int, int] = {}
     count = 0
     for position, (start, end) in enumerate(offsets):
@@ -53,16 +53,14 @@ def _index_by_end(offsets: Sequence[tuple[int, int]]) -> tuple[dict[int, int], i
     return position_by_end, count
 
 
-WINDOW = 512  # tokens of a passage, at most; a state depends on what stands before it, not on the window
-_PIECE_CHARACTERS = (
-    1600  # characters: some 400 tokens of English, fewer than the window in nearly every language
-)
-HELD_OUT_EVERY = 8  # passages; the second, tenth, … measure what the others fitted
-MIN_PASSAGES = 2  # so that there is such a one
+WINDOW = 512  # maximum tokens per passage
+_PIECE_CHARACTERS = 1600  # about 400 English tokens; fits into the window in nearly every language
+HELD_OUT_EVERY = 8  # passages; the second, tenth, … are held out
+MIN_PASSAGES = 2  # so that at least one is held out
 
 
 class Encoder(Protocol):
-    """Whatever cuts a text into tokens as a model does."""
+    """A model's tokenizer."""
 
     @property
     def max_positions(self) -> int:
@@ -74,7 +72,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One stretch of text: each side's ids, and equally many positions on either side, rising."""
+    """One piece of text: each side's token ids, and paired positions, equally many per side, increasing."""
 
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -83,7 +81,7 @@ class Passage:
     held_out: bool
 
     def ids(self, side: Side) -> tuple[int, ...]:
-        """That side's tokens."""
+        """That side's token ids."""
         return self.source_ids if side == "source" else self.target_ids
 
     def paired_positions(self, side: Side) -> Tensor:
@@ -92,15 +90,15 @@ class Passage:
 
     @property
     def num_positions(self) -> int:
-        """How many are paired."""
+        """Number of paired positions."""
         return int(self.source_positions.numel())
 
 
 @dataclass(frozen=True, slots=True)
 class PairedText:
-    """Passages in the order of the text. Coverages: the share of either side's tokens that found a partner.
+    """Passages in text order. Coverages: the share of each side's text tokens that are paired.
 
-    `digest` tells these pairs from all others.
+    `digest` identifies these pairs.
     """
 
     passages: tuple[Passage, ...]
@@ -110,15 +108,15 @@ class PairedText:
 
     @property
     def num_positions(self) -> int:
-        """Paired positions in all."""
+        """Total number of paired positions."""
         return sum(passage.num_positions for passage in self.passages)
 
 
 def pair_text(
     source: Encoder, target: Encoder, documents: Iterable[str], max_positions: int, window: int = WINDOW
 ) -> PairedText:
-    """Read documents until `most` positions are paired and one passage is held out (the last one is kept
-    whole). `window`: tokens of a passage, at most."""
+    """Read documents until `max_positions` positions are paired and one passage is held out (the last passage
+    is kept whole). `window`: maximum tokens per passage."""
     passages: list[Passage] = []
     num_positions = 0
     tokens = {"source": 0, "target": 0}
@@ -154,7 +152,7 @@ def pair_text(
 
 
 def _split_documents(documents: Iterable[str]) -> Iterator[str]:
-    """Documents in stretches of some hundred tokens, cut between words where there are any."""
+    """Split documents into pieces of a few hundred tokens, between words if possible."""
     for document in documents:
         remaining = document.strip()
         while len(remaining) > _PIECE_CHARACTERS:
@@ -168,8 +166,8 @@ def _split_documents(documents: Iterable[str]) -> Iterator[str]:
 
 def _build_passage(source: Encoding, target: Encoding, *, held_out: bool) -> Passage:
     pairs = pair_positions(source.offsets, target.offsets)
-    # A sequence's first token serves attention as a sink; its states are of their own kind and many times as
-    # long.
+    # A sequence's first token is an attention sink, whose hidden states are atypical and have a far larger
+    # norm.
     keep = (pairs.source > 0) & (pairs.target > 0)
     return Passage(tuple(source.ids), tuple(target.ids), pairs.source[keep], pairs.target[keep], held_out)
 
@@ -177,7 +175,7 @@ def _build_passage(source: Encoding, target: Encoding, *, held_out: bool) -> Pas
 def _find_unread_text(
     text: str, source: Encoding, target: Encoding, max_source_tokens: int, max_target_tokens: int
 ) -> str:
-    """What a window was too short for: the text behind the last token that both sides still had."""
+    """The text that did not fit into a window: everything after the last token read by both sides."""
     full_ends = [
         side.offsets[-1][1]
         for side, max_tokens in ((source, max_source_tokens), (target, max_target_tokens))

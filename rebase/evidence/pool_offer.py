@@ -1,4 +1,4 @@
-"""The anchor pool that a conversion may use: found by id or by the two bases, opened when a method asks."""
+"""The anchor pool that a conversion may use: found by id or by the two bases, opened on demand."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rebase.schemas.states import Phase
 
 @dataclass(slots=True)
 class PoolOffer:
-    """Implements `transfer.precheck.Offer`. `asked`: the request names anchor_ridge, so that trouble with an
-    anchor is its own error; for `auto` it is a reason to leave the pool aside."""
+    """Implements `rebase.precheck.precheck.Offer`. `is_requested`: the request names anchor_ridge, so errors
+    with an anchor are raised; for `auto` they are a reason to do without the pool."""
 
     pool: Pool
     inputs: LoadedInputs
@@ -31,11 +31,11 @@ class PoolOffer:
 
     @property
     def count(self) -> int:
-        """How many anchors the pool has."""
+        """Number of anchors in the pool."""
         return len(self.pool.spec.anchors)
 
     def open(self) -> LoadedAnchorPool:
-        """The pool, every anchor checked; opened once. Raises IncompatiblePair and what hub and reader do."""
+        """Open the pool once, checking every anchor. Raises IncompatiblePair and errors of hub and reader."""
         if self._loaded_pool is None:
             try:
                 self._loaded_pool = load_anchor_pool(
@@ -69,11 +69,11 @@ def offer_pool(
     runtime: Runtime,
     progress: ProgressReporter,
 ) -> PoolOffer | None:
-    """The pool that `method.pool` names, or the newest one between these bases; None where there is none, and
-    for methods that use none.
+    """The pool named by `method.pool`, or the newest one for these bases; None if there is none or the method
+    does not use one.
 
-    `bases`: source and target as the request names them. Raises NotFound or StateConflict, and
-    IncompatiblePair for a pool of other bases.
+    `bases`: source and target as given in the request. Raises NotFound or StateConflict, and IncompatiblePair
+    if the pool is for other bases.
     """
     pinned, (source_ref, target_ref) = inputs.pinned, bases
     if not params.uses_pool:
@@ -110,7 +110,7 @@ def offer_pool(
 
 
 def _matches_revisions(pool: Pool, bases: tuple[RepoRef | None, RepoRef], inputs: LoadedInputs) -> bool:
-    """Where one repo holds both bases its name does not tell them apart, so that their revisions must."""
+    """If one repo holds both bases, its name does not distinguish them, so their revisions must match."""
     spec, pinned, (source_ref, target_ref) = pool.spec, inputs.pinned, bases
     if pinned.source.repo_id != pinned.target.repo_id:
         return True

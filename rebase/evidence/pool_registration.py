@@ -1,4 +1,4 @@
-"""Registering an anchor pool: names are pinned, adapters read, and what the pool can predict is measured."""
+"""Registers an anchor pool: pins revisions, reads all adapters, and measures the leave-one-out error."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from rebase.schemas.states import Phase
 
 
 def register_pool(request: PoolRequest, runtime: Runtime, progress: ProgressReporter) -> dict[str, Any]:
-    """The registering job's result: `pool` with every revision a commit, `sites`, `warnings`, `measurements`.
+    """Register a pool; returns `pool` with every revision pinned, `sites`, `warnings` and `measurements`.
 
-    Every tensor of every anchor is read: a broken or empty adapter is found here, and the inner products that
-    every later prediction needs are cached. Raises what hub and readers raise, pointing at the anchor.
+    Reads every tensor of every anchor, to detect broken or empty adapters and to cache the inner products
+    that later predictions need. Raises the errors of hub and readers, pointing at the anchor.
     """
     progress.update(Phase.RESOLVING, 0, 2, "bases")
     source, target = pin(runtime.hub, request.source, "/source"), pin(runtime.hub, request.target, "/target")
@@ -76,7 +76,7 @@ def register_pool(request: PoolRequest, runtime: Runtime, progress: ProgressRepo
 
 
 def _check_updates(pool: LoadedAnchorPool, progress: ProgressReporter) -> None:
-    """Every adapter changes something at the common sites, and no tensor of it is broken."""
+    """Check that every adapter is readable and changes something at the common sites."""
     for number, anchor in enumerate(pool.anchors):
         progress.update(Phase.PRECHECKING, number, len(pool.anchors), "anchors")
         for side in SIDES:
@@ -95,7 +95,7 @@ def _check_updates(pool: LoadedAnchorPool, progress: ProgressReporter) -> None:
 
 
 def _measure_predictions(pool: LoadedAnchorPool) -> dict[str, float]:
-    """How well the pool predicts its own anchors, each from the others."""
+    """How well the pool predicts each of its anchors from the others."""
     source, target = (pool.bases[side].weights.config for side in SIDES)
     pair = BasePairInfo(source, target, pool.pairs, pool)
     measurements = AnchorRidge().prepare(AnchorRidgeParams(), pair).measurements
@@ -104,7 +104,7 @@ def _measure_predictions(pool: LoadedAnchorPool) -> dict[str, float]:
 
 
 def _build_warnings(pool: LoadedAnchorPool, request: PoolRequest) -> list[str]:
-    """Anchors that say that they were trained on another base than the pool's."""
+    """Warnings about anchors that declare another base than the pool's."""
     base_ids = {"source": request.source.repo_id, "target": request.target.repo_id}
     return [
         escape_control_characters(

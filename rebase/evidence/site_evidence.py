@@ -1,4 +1,4 @@
-"""Evidence for one site pair, gathered when a method asks and only what it declared."""
+"""Evidence for one site pair, gathered lazily and limited to what the method declared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["BaseModelRef", "EvidenceProvider", "ScopedEvidence"]
 
 @dataclass(frozen=True, slots=True)
 class EvidenceProvider:
-    """Makes the evidence of each site; shared by the pre-check's probes and the transfer."""
+    """Creates the evidence for each site; shared by the pre-check's probes and the transfer."""
 
     source: BaseModelRef
     target: BaseModelRef
@@ -47,7 +47,7 @@ class EvidenceProvider:
 
 @dataclass(frozen=True, slots=True)
 class ScopedEvidence:
-    """Implements `rebase.methods.base.SiteEvidence`."""
+    """Implements `rebase.methods.base.SiteEvidence`. Raises LookupError for undeclared evidence."""
 
     provider: EvidenceProvider
     pair: SitePair
@@ -76,11 +76,11 @@ class ScopedEvidence:
         return _to_device(factors, self.provider.device)
 
     def embedding_rows(self, side: Side, port: Port) -> Tensor:
-        """Rows that match between the two sides, (n, width) float32."""
+        """Rows paired between the two sides, (n, width) float32."""
         return self._require_embeddings().rows(side, self._get_site(side), port).to(self.provider.device)
 
     def cached_by_site(self, entry_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors of this pair of bases, sites and shared tokens, from the cache or computed now."""
+        """Tensors for this pair of bases, sites and set of shared tokens, from the cache or computed now."""
         source, target = self.provider.source.repo, self.provider.target.repo
         key = PairKey(
             source_repo=source.repo_id,
@@ -96,21 +96,21 @@ class ScopedEvidence:
         return {name: tensor.to(self.provider.device) for name, tensor in tensors.items()}
 
     def moments(self, port: Port) -> Moments:
-        """Sums over what both sides read or write on the same text."""
+        """Second moments of both sides' inputs or outputs on the same text."""
         return self._require_activations().moments(self.pair, port)
 
     def held_out_rows(self, port: Port) -> PairedRows:
-        """Rows that `moments` has not seen."""
+        """Held-out rows, which `moments` does not include."""
         return self._require_activations().held_out_rows(self.pair, port)
 
     def rows(self, port: Port, max_rows: int) -> PairedRows:
-        """The first rows of those that it has."""
+        """The first rows included in `moments`."""
         return self._require_activations().rows(self.pair, port, max_rows)
 
     def cached_by_hook(
         self, port: Port, entry_name: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Tensors of this pair of bases, text and place, from the cache or computed now."""
+        """Tensors for this pair of bases, text and hook point, from the cache or computed now."""
         tensors = self._require_activations().cached_by_hook(self.pair, port, entry_name, compute)
         return {name: tensor.to(self.provider.device) for name, tensor in tensors.items()}
 
@@ -130,7 +130,7 @@ class ScopedEvidence:
         return self.provider.get_trained_maps(self.pair)
 
     def anchor_updates(self) -> Sequence[LowRank]:
-        """The pool's updates of this target site, each read when it is asked for."""
+        """The pool's updates at this target site, read lazily."""
         self._require_declared(Evidence.ANCHORS)
         if self.provider.offer is None:
             raise LookupError("there is no pool; the method must refuse before")

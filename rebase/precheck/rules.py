@@ -114,8 +114,8 @@ def _check_activations(
     input_r2, output_r2 = measured["read_r2_centred"], measured["write_r2_centred"]
     text = (
         f"On held-out text the target knows {max(input_r2, 0.0):.0%} of how tokens differ in what this "
-        f"adapter reads, and {max(output_r2, 0.0):.0%} of how they differ in what it would write there follows from "
-        "the source."
+        f"adapter reads, and {max(output_r2, 0.0):.0%} of how they differ in what it would write "
+        "there follows from the source."
     )
     lower = min(input_r2, output_r2)
     weight = (

@@ -45,8 +45,8 @@ def sweep_metrics(
     """What each rank k would keep: `energy_source_at_k`, `energy_target_at_k` and, if `norm_before` > 0,
     `energy_kept_at_k`. A rank above the weight's rank means all of its directions.
 
-    No alignment is needed, so each rank costs one small product. `exact_norm`: the result's norm at k is that
-    of its leading min(k_s, k_t) coordinates, as without a fitted rotation; adds `norm_ratio_at_k`.
+    Nothing is aligned, so each rank costs one small product. `exact_norm`: the result at k has the norm of
+    its leading min(k_s, k_t) coordinates, as without a fitted rotation; adds `norm_ratio_at_k`.
     """
     measured: dict[str, float] = {}
     for k in ranks:

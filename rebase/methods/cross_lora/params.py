@@ -17,10 +17,10 @@ class CrossLoraParams(MethodParams):
     alignment: Literal["anchored", "activations", "projection", "index"] = Field(
         default="anchored",
         description=(
-            "How the two k-dimensional coordinate systems are matched: `anchored` by Procrustes on "
-            "embeddings of shared tokens, `activations` by orthogonal Procrustes on both bases' activations "
-            "on the same text, `projection` by projecting onto the target's subspace (equal shapes only), "
-            "`index` by singular-value order."
+            "How the two k-dimensional coordinate systems are matched: `anchored` by orthogonal Procrustes "
+            "on embeddings of shared tokens, `activations` by orthogonal Procrustes on both bases' "
+            "activations on the same text, `projection` by projecting onto the target's subspace (equal "
+            "shapes only), `index` by singular-value order."
         ),
     )
     anchor_tokens: int = Field(

@@ -15,7 +15,7 @@ class LinearParams(MethodParams):
     name: Literal["linear"] = "linear"
     side: Literal["output", "input"] = Field(
         default="output",
-        description="`output` maps the output side (B), `input` (the paper's orientation) the input (A).",
+        description="`output` maps the output side (B); `input` (as in the paper) maps the input side (A).",
     )
     ridge: float = Field(
         default=1e-3, ge=1e-8, le=1e3, description="λ in units of the Gram matrix's mean eigenvalue."
