@@ -17,7 +17,8 @@ from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, NotAvailable, RequestInvalid, TrainingFailed
-from rebase.evaluation.lm_eval import TaskScores, load_harness
+from rebase.evaluation.prepare import load_harness
+from rebase.evaluation.tasks import TaskScores
 from rebase.evaluation.loglikelihood import TextScorer
 from rebase.evaluation.scoring import ExampleProgress, apply_deltas
 from rebase.hub.local import LocalHub
