@@ -81,22 +81,23 @@ class Kept:
 
 class Lab:
     """A hub with the bases and all adapters; the target of the last pair stays loaded. `examples`: of the
-    held-out ones, so many are scored."""
+    held-out ones, so many are scored; `trained`: where the adapter of a base and a task lies."""
 
     def __init__(
         self,
         scratch: Path,
         rows: Mapping[str, Wanted] = ALL,
         examples: int | None = None,
+        trained: Callable[[RealModel, str], Path] = real_adapter.trained_adapter,
     ) -> None:
-        self.scratch, self.rows, self.examples = scratch, rows, examples
+        self.scratch, self.rows, self.examples, self.trained = scratch, rows, examples, trained
         self._loaded: tuple[str, Any] | None = None
 
     @cached_property
     def hub(self) -> Path:
         """The hub's folder, filled at first use."""
         root = self.scratch / "hub"
-        fill_hub(root)
+        fill_hub(root, self.trained(SMOLLM2, real_adapter.HARBOUR_LOG))
         return root
 
     def _ready(self, base: RealModel) -> None:
@@ -155,7 +156,7 @@ class Lab:
             NullReporter(),
             folder,
             marker=None,
-            pools=self._pools(pair, task),
+            pools=self._pools(pair, task) if method["name"] == "anchor_ridge" else NO_ANCHOR_POOLS,
         )
         assert isinstance(outcome, ConversionResult)
         return outcome
@@ -191,7 +192,7 @@ class Lab:
         return self.scratch / f"{pair} {task} {row}"
 
     def _adapter(self, task: str, base: RealModel) -> Path:
-        return real_adapter.trained_adapter(base, task)
+        return self.trained(base, task)
 
     def _name(self, task: str, base: RealModel) -> str:
         """The trained adapter as a repo of the hub."""

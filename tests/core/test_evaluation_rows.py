@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from sqlalchemy import func, inspect, select, text
 
 import migrations
@@ -15,7 +11,6 @@ from rebase.store.records import Claim, MetricRow
 from rebase.store.store import Store
 from rebase.store.tables.jobs import EvaluationMetric
 from support.databases import a_request
-from support.postgres import a_database, a_postgres
 
 TENANT = "default"
 FIGURES = (
@@ -74,16 +69,6 @@ def test_they_go_with_their_job(store: Store) -> None:
 
     assert _rows(store) == len(FIGURES)
     assert store.jobs.get_diagnostics(TENANT, kept.job_id).metrics == FIGURES
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database in which nothing was ever migrated."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'bare.db'}"
-        return
-    with a_postgres() as server, a_database(server) as url:
-        yield url
 
 
 def test_the_way_down_and_up_loses_the_figures_and_nothing_else(bare_url: str) -> None:

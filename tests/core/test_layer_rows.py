@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from sqlalchemy import func, inspect, select, text
 
 import migrations
@@ -15,7 +11,6 @@ from rebase.store.records import Claim, LayerSimilarityMatrix
 from rebase.store.store import Store
 from rebase.store.tables.jobs import LayerSimilarity
 from support.databases import a_request
-from support.postgres import a_database, a_postgres
 
 TENANT = "default"
 ALIKE = LayerSimilarityMatrix([[0.9, 0.25, -0.01], [0.1, 0.5, 1.0]], [0, 1, 1])
@@ -79,16 +74,6 @@ def test_the_map_goes_with_its_job(store: Store) -> None:
 
     assert _rows(store) == 6
     assert store.jobs.get_diagnostics(TENANT, kept.job_id).layer_similarity == ALIKE
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database in which nothing was ever migrated."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'bare.db'}"
-        return
-    with a_postgres() as server, a_database(server) as url:
-        yield url
 
 
 def test_the_way_down_and_up_loses_the_map_and_nothing_else(bare_url: str) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
-import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, select, text
@@ -18,17 +15,6 @@ from rebase.store.audit import AuditContext, write_audit_event
 from rebase.store.database import Database
 from rebase.store.tables.base import Base
 from rebase.store.tables.tenants import ApiKey, Tenant
-from support.postgres import a_database, a_postgres
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database in which nothing was ever migrated."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'bare.db'}"
-        return
-    with a_postgres() as server, a_database(server) as url:
-        yield url
 
 
 def _tables(url: str) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,9 @@ from rebase.store.store import Store
 from rebase.store.tables.jobs import SiteDiagnostics
 from support.databases import a_request
 from support.pools import a_pool
-from support.postgres import a_database, a_postgres
 
 TABLES = ("tenants", "jobs", "outbox", "job_events", "site_diagnostics", "idempotency_keys")
 TENANT = "default"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database in which nothing was ever migrated."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'bare.db'}"
-        return
-    with a_postgres() as server, a_database(server) as url:
-        yield url
 
 
 def _rows(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:

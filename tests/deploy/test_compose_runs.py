@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rebase.schemas.callbacks import CallbackSpec
 from rebase.schemas.conversions import ConversionRequest
 from rebase.store.vault import generate_key
 from support import compose, tiny_repos
-from support.postgres import a_database, a_postgres
+from support.postgres import a_database
 from support.receivers import answers, receiver
 from support.redis_server import redis_executable
 from support.running_service import free_port
@@ -141,9 +141,9 @@ class Stack:
 
 
 @contextmanager
-def a_stack(folder: Path, hub_url: str) -> Iterator[Stack]:
+def a_stack(folder: Path, hub_url: str, postgres: str) -> Iterator[Stack]:
     """Started in the order that `depends_on` asks for."""
-    with a_postgres() as server, a_database(server) as database_url:
+    with a_database(postgres) as database_url:
         stack = Stack(
             folder, database_url.replace("+psycopg", ""), free_port(), free_port(), hub_url, running={}
         )
@@ -175,9 +175,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandinHub]:
 
 
 @pytest.fixture(scope="module")
-def stack(hub: StandinHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with ExitStack() as open_things:
-        yield open_things.enter_context(a_stack(tmp_path_factory.mktemp("stack"), hub.url))
+def stack(hub: StandinHub, postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with a_stack(tmp_path_factory.mktemp("stack"), hub.url, postgres_server) as started:
+        yield started
 
 
 def shared_entries(stack: Stack) -> list[str]:

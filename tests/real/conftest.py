@@ -1,4 +1,4 @@
-"""The real models and the trained adapter, prepared once per machine and opened once per session."""
+"""The real models, prepared once per machine and opened once per session, and the committed adapter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support import real_adapter
+from support import committed_adapters
 from support.real_models import GEMMA3, SMOLLM2
 from support.real_release import add_next_release
 from support.real_repos import Base, fill_hub, open_base
@@ -14,14 +14,14 @@ from support.real_repos import Base, fill_hub, open_base
 
 @pytest.fixture(scope="session")
 def adapter_folder() -> Path:
-    return real_adapter.trained_adapter()
+    return committed_adapters.adapter_folder()
 
 
 @pytest.fixture(scope="session")
-def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hub_root(tmp_path_factory: pytest.TempPathFactory, adapter_folder: Path) -> Path:
     """A local hub folder with both bases and the adapter."""
     root = tmp_path_factory.mktemp("hub")
-    fill_hub(root)
+    fill_hub(root, adapter_folder)
     return root
 
 

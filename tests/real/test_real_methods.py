@@ -29,15 +29,15 @@ SITES = 7 * len(PART_LAYERS)
 # release nothing beats copying; whatever projects loses what it projects away.
 METHODS: dict[str, float] = {
     "copy": 1.0,
-    "difference": 0.89,
-    "linear": 0.73,
-    "weight_average": 0.49,  # by its formula half of the adapter
-    "prolora": 0.49,
-    "ties": 0.39,
-    "cross_lora": 0.18,
-    "cross_lora alignment=projection": 0.18,
-    "cross_lora orthogonalize=true": 0.18,
-    "cross_lora alignment=index": 0.02,
+    "difference": 0.98,
+    "linear": 0.70,
+    "weight_average": 0.56,  # by its formula half of the adapter
+    "prolora": 0.30,
+    "ties": 0.56,
+    "cross_lora": 0.19,
+    "cross_lora alignment=projection": 0.20,
+    "cross_lora orthogonalize=true": 0.19,
+    "cross_lora alignment=index": 0.03,
 }
 GIVE = 0.1  # a few sequences and another machine's rounding
 

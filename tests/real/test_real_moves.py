@@ -17,7 +17,7 @@ from rebase.report.progress import NullReporter
 from rebase.report.schema import Report
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
-from support import real_adapter
+from support import committed_adapters, real_adapter
 from support.real_models import GEMMA3
 from support.real_release import NEXT_RELEASE
 from support.real_repos import ADAPTER_REPO, Base, load_model
@@ -43,7 +43,7 @@ def report_of(wanted: ConversionRequest, kind: Kind, tools: Runtime, folder: Pat
 
 
 def test_training_taught_the_adapter_its_language(adapter_folder: Path) -> None:
-    losses = real_adapter.losses(adapter_folder)
+    losses = committed_adapters.losses(adapter_folder)
     print(f"\nheld-out loss of the source: {losses['before']} -> {losses['after']} nats per token")
     assert losses["after"] < losses["before"] - 2.0
 
@@ -57,7 +57,7 @@ def test_copy_to_the_next_release_keeps_nearly_all_of_the_effect(
     alone = real_adapter.held_out_loss(model, smollm2.tokenizer)
     moved = PeftModel.from_pretrained(model, str(tmp_path / "moved"))
     with_adapter = real_adapter.held_out_loss(moved, smollm2.tokenizer)
-    losses = real_adapter.losses(adapter_folder)
+    losses = committed_adapters.losses(adapter_folder)
     recovered = (alone - with_adapter) / (losses["before"] - losses["after"])
     print(f"\nnext release: {alone:.3f} alone, {with_adapter:.3f} with the moved adapter; {recovered:.0%}")
     assert recovered > 0.9

@@ -36,13 +36,18 @@ def cache_dir() -> Path:
 
 def find(entry: str) -> Path | None:
     """The entry's `files` folder when it is there and every file hashes to what was noted."""
-    files = cache_dir() / entry / "files"
+    return intact(cache_dir() / entry)
+
+
+def intact(folder: Path) -> Path | None:
+    """`folder/files` when it is there and every file hashes to what `folder/record.json` says."""
+    files = folder / "files"
     try:
         noted: dict[str, str] = record(files)["sha256"]
-        intact = bool(noted) and all(file_sha256(files / name) == digest for name, digest in noted.items())
+        same = bool(noted) and all(file_sha256(files / name) == digest for name, digest in noted.items())
     except (OSError, ValueError, KeyError):
         return None
-    return files if intact else None
+    return files if same else None
 
 
 def make(entry: str, build: Build) -> Path:
@@ -50,7 +55,26 @@ def make(entry: str, build: Build) -> Path:
     cache_dir().mkdir(parents=True, exist_ok=True)
     with (cache_dir() / f".{entry}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # goes with the process, however that ends
-        return find(entry) or _build(cache_dir() / entry, build)
+        return find(entry) or fill(cache_dir() / entry, build)
+
+
+def fill(final: Path, build: Build) -> Path:
+    """Fill a fresh folder, hash it and rename it into place, over what was there. One caller at a time."""
+    for leftover in final.parent.glob(f".{final.name}.*"):
+        if leftover.is_dir():  # of a build that was killed
+            shutil.rmtree(leftover)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        files = scratch / "files"
+        files.mkdir()
+        noted = build(files)
+        noted["sha256"] = {path.name: file_sha256(path) for path in sorted(files.iterdir())}
+        (scratch / "record.json").write_text(json.dumps(noted, indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, or one that is made anew
+        scratch.rename(final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return final / "files"
 
 
 def prepared_by(entry: str, module: str, *arguments: str) -> Path:
@@ -86,25 +110,6 @@ def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     yield
     seconds[step] = round(time.monotonic() - started, 1)
     print(f"  {step}: {seconds[step]} s", file=sys.stderr, flush=True)
-
-
-def _build(final: Path, build: Build) -> Path:
-    """Fill a fresh folder, hash it and rename it into place. The caller holds the lock."""
-    for leftover in final.parent.glob(f".{final.name}.*"):
-        if leftover.is_dir():  # of a build that was killed
-            shutil.rmtree(leftover)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    try:
-        files = scratch / "files"
-        files.mkdir()
-        noted = build(files)
-        noted["sha256"] = {path.name: file_sha256(path) for path in sorted(files.iterdir())}
-        (scratch / "record.json").write_text(json.dumps(noted, indent=1, sort_keys=True) + "\n")
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one, else find() would have taken it
-        scratch.rename(final)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return final / "files"
 
 
 def _run_module(module: str, *arguments: str) -> None:

@@ -1,7 +1,9 @@
-"""Really trained LoRA adapters for the tasks of `real_tasks`, on SmolLM2-135M-Instruct unless told otherwise.
+"""Training of LoRA adapters for the tasks of `real_tasks`, on SmolLM2-135M-Instruct unless told otherwise.
 
     real_adapter.trained_adapter()    the folder as PEFT writes it (first time: about two minutes)
-    real_adapter.losses(folder)       held-out loss of its base before and after
+    real_adapter.train(...)           the same by any recipe, into any folder
+
+Tests take the small adapters of `committed_adapters`; these here are what benchmarks move.
 
 r = 16 on all seven modules, some dozen steps of plain AdamW on one thread. The entry is named after the
 recipe's hash (settings, training text, base weights), so a changed recipe trains anew. With
@@ -72,12 +74,6 @@ def trained_adapter(base: RealModel = SMOLLM2, task: str = HARBOUR_LOG) -> Path:
     return prepared.prepared_by(_entry(base, task), "support.real_adapter", base.name, task)
 
 
-def losses(adapter: Path) -> dict[str, float]:
-    """Held-out loss of its base in nats per token: `before` (alone) and `after` (with the adapter)."""
-    noted: dict[str, float] = prepared.record(adapter)["held_out"]
-    return noted
-
-
 def _entry(base: RealModel, task: str) -> str:
     from support.real_tasks import TASKS
 
@@ -97,15 +93,24 @@ def held_out_loss(model: Any, tokenizer: Any) -> float:
     return float(row_losses(model, tokenizer).mean())
 
 
-def _train(source: RealModel, name: str, files: Path) -> dict[str, Any]:
-    """Train by the recipe and save the adapter into `files`."""
+def train(
+    source: RealModel,
+    name: str,
+    recipe: Recipe,
+    files: Path,
+    *,
+    half: bool = False,
+    held_out: int | None = None,
+) -> dict[str, Any]:
+    """Train on the task of that name, save the adapter into `files` and tell what it learnt, measured on so
+    many held-out examples. `half`: saved, and measured, as bfloat16 holds it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from support.real_tasks import TASKS, TRAINING_SEED, score
 
-    recipe, task = RECIPES[name], TASKS[name]
+    task = TASKS[name]
     torch.set_num_threads(1)  # the sums' order, hence the bytes, must not depend on the machine's cores
     torch.manual_seed(recipe.seed)
     seconds: dict[str, float] = {}
@@ -117,23 +122,45 @@ def _train(source: RealModel, name: str, files: Path) -> dict[str, Any]:
     config = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.modules), task_type="CAUSAL_LM"
     )
-    size = HELD_OUT_ENTRIES if task.tokens is not None else task.held_out
+    size = held_out or (HELD_OUT_ENTRIES if task.tokens is not None else task.held_out)
     with timed(seconds, "loss before"):
         before = score(base, tokenizer, task, size)
     model = get_peft_model(base, config)
     with timed(seconds, f"train {recipe.steps} steps"):
         _descend(model, task.rows(tokenizer, TRAINING_SEED, recipe.entries), recipe)
+    if half:
+        _round(model)
     with timed(seconds, "loss after"):
         after = score(model, tokenizer, task, size)
     model.save_pretrained(str(files), save_embedding_layers=False)
-    held_out = {
+    if half:
+        _halve(files / "adapter_model.safetensors")
+    learnt = {
         "before": round(float(before.nats.mean()), 4),
         "after": round(float(after.nats.mean()), 4),
         "right_before": round(float(before.right.mean()), 4),
         "right_after": round(float(after.right.mean()), 4),
     }
-    print(f"  {name} on {source.name}: {held_out}", file=sys.stderr)
-    return {"recipe": asdict(recipe), "held_out": held_out, "seconds": seconds}
+    print(f"  {name} on {source.name}: {learnt}", file=sys.stderr)
+    return {"recipe": asdict(recipe), "held_out": learnt, "seconds": seconds}
+
+
+def _round(model: Any) -> None:
+    """What was trained takes the values that bfloat16 has."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
+
+
+def _halve(file: Path) -> None:
+    """The same tensors in bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _descend(model: Any, rows: list[Row], recipe: Recipe) -> None:
@@ -168,7 +195,7 @@ def _descend(model: Any, rows: list[Row], recipe: Recipe) -> None:
 def main(base: str, task: str) -> None:
     """Train one adapter into its entry."""
     model = real_models.EVERY[base]
-    prepared.make(_entry(model, task), partial(_train, model, task))
+    prepared.make(_entry(model, task), partial(train, model, task, RECIPES[task]))
 
 
 if __name__ == "__main__":

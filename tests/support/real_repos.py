@@ -34,11 +34,12 @@ class Base:
     tokenizer: Any
 
 
-def fill_hub(root: Path) -> None:
-    """Put both bases and the adapter below `root` as owner/name folders."""
+def fill_hub(root: Path, adapter: Path | None = None) -> None:
+    """Put both bases and an adapter of SmolLM2 below `root` as owner/name folders: that folder, or the one
+    that benchmarks move."""
     for model in real_models.MODELS.values():
         place(real_models.prepare(model), root / model.repo_id)
-    place(real_adapter.trained_adapter(), root / ADAPTER_REPO)
+    place(adapter or real_adapter.trained_adapter(), root / ADAPTER_REPO)
 
 
 def open_base(root: Path, model: RealModel) -> Base:

@@ -17,10 +17,10 @@ from rebase.cache.factor_cache import FactorCache
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import plan_conversion
 from rebase.errors import Cancelled, NotAvailable, RequestInvalid, TrainingFailed
-from rebase.evaluation.prepare import load_harness
-from rebase.evaluation.tasks import TaskScores
 from rebase.evaluation.loglikelihood import TextScorer
+from rebase.evaluation.prepare import load_harness
 from rebase.evaluation.scoring import ExampleProgress, apply_deltas
+from rebase.evaluation.tasks import TaskScores
 from rebase.hub.local import LocalHub
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime

@@ -54,6 +54,15 @@ def _run(
     return found
 
 
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> ConversionResult:
+    """One step on the whole of the written text, as most tests here take it."""
+    folder = tmp_path_factory.mktemp("stepped")
+    found = _run(folder, STEP)
+    assert not any((folder / "scratch" / "training").iterdir())
+    return found
+
+
 def _loss(folder: Path | None) -> float:
     """Of the written adapter, on held-out questions."""
     assert folder is not None
@@ -69,31 +78,32 @@ def _loss(folder: Path | None) -> float:
         return task_loss(base.text)
 
 
-def test_one_step_knows_part_of_the_task_and_the_report_tells_how_it_came(tmp_path: Path) -> None:
-    found = _run(tmp_path, STEP)
+def test_one_step_knows_part_of_the_task_and_the_report_tells_how_it_came(stepped: ConversionResult) -> None:
+    found = stepped
     assert _loss(found.folder) < 0.8 * task_loss(bundled("harbor-2").text)
     summary = found.report.summary
     assert summary["step_nats_carried"] < summary["step_nats_alone"]
     assert summary["step_length"] > 0.0
     assert found.report.layer_map is None  # it reads no corpus
     assert "steps" in {reason.code for reason in found.report.precheck.reasons}
-    assert not any((tmp_path / "scratch" / "training").iterdir())
 
 
-def test_sums_gathered_place_by_place_give_the_same_step(tmp_path: Path) -> None:
+def test_sums_gathered_place_by_place_give_the_same_step(tmp_path: Path, stepped: ConversionResult) -> None:
     """As many passes as a small budget asks for, and the same update."""
-    whole = _run(tmp_path / "a", STEP)
-    parted = _run(tmp_path / "b", STEP, activation_bytes=1)
+    whole, parted = stepped, _run(tmp_path, STEP, activation_bytes=1)
     assert whole.report.summary == parted.report.summary
     ours, theirs = ((one.folder or tmp_path) / "adapter_model.safetensors" for one in (whole, parted))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_step_from_what_the_maps_carry_knows_more_than_either(tmp_path: Path) -> None:
-    both, step, maps = (
-        _loss(_run(tmp_path / solve, STEP | {"solve": solve}).folder) for solve in ("both", "step", "maps")
+def test_a_step_from_what_the_maps_carry_knows_more_than_either(
+    tmp_path: Path, stepped: ConversionResult
+) -> None:
+    both, maps = (
+        _loss(_run(tmp_path / solve, STEP | {"solve": solve, "positions": 4096}).folder)
+        for solve in ("both", "maps")
     )
-    assert both < step
+    assert both < _loss(stepped.folder)
     assert both < maps
 
 
