@@ -7,6 +7,9 @@ import signal
 
 import structlog
 
+# Fixtures that tests of several folders share.
+pytest_plugins = ["support.databases", "support.commands"]
+
 # Before torch is imported, here and in programs that tests start. Tests run side by side; two threads that
 # wait for each other on a busy core took four times as long as one. Sums come in one order on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

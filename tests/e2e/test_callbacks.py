@@ -28,7 +28,7 @@ from rebase.store.vault import Vault, generate_key
 from service.callbacks.health import is_alive
 from support.callbacks import ended_job, sql_text
 from support.command import REBASE
-from support.couriers import courier_process, until, until_settled
+from support.dispatchers import courier_process, until, until_settled
 from support.receivers import Manner, answers, in_turn, never_answers, receiver
 from support.running_service import clean_environment
 

@@ -19,7 +19,6 @@ from hypothesis.errors import Unsatisfiable
 
 from rebase.schemas.api_keys import Scope
 from support.api import Api
-from support.databases import sqlite_template  # noqa: F401  (fixture)
 from support.tenants import Household
 
 EXAMPLES = 6
@@ -27,7 +26,7 @@ _STREAMS = frozenset({"/jobs/{job_id}/events"})  # a stream of a job that is not
 
 
 @pytest.fixture(scope="module")
-def guarded(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:  # noqa: F811
+def guarded(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """The app with keys; one for all examples."""
     home = tmp_path_factory.mktemp("any")
     (home / "rebase.db").write_bytes(sqlite_template.read_bytes())

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.harbour_log import page
+from support.domain_corpus import page
 
 _BATCH = 16
 TRAINING_SEED, HELD_OUT_SEED, PROMPTS_SEED = 20, 21, 22

@@ -27,7 +27,6 @@ from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
 from rebase.store.tables.jobs import Job
 from support.campaigns import a_subscription, seen
-from support.databases import sqlite_template, sqlite_url  # noqa: F401  (fixtures)
 from support.standin_hub import StandinHub
 from workers.runner import WorkerContext, run_job
 
@@ -86,7 +85,7 @@ class Office:
 
 
 @pytest.fixture(params=["local", "remote"])
-def office(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> Iterator[Office]:  # noqa: F811
+def office(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> Iterator[Office]:
     database = Database.open(sqlite_url)
     store = Store(database)
 

@@ -29,14 +29,6 @@ from rebase.store.records import JobRecord
 from rebase.store.repository import utcnow
 from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
-from support.databases import (  # noqa: F401  (fixtures)
-    database_url,
-    empty_postgres_url,
-    postgres_server,
-    postgres_url,
-    sqlite_template,
-    sqlite_url,
-)
 from support.tiny_repos import ADAPTER, NEW, OTHER, make_hub
 from workers.job_progress import JobProgress
 from workers.lease import LeaseHeartbeat
@@ -79,7 +71,7 @@ class Office:
 
 
 @pytest.fixture
-def office(prepared: Path, tmp_path: Path, database_url: str) -> Iterator[Office]:  # noqa: F811
+def office(prepared: Path, tmp_path: Path, database_url: str) -> Iterator[Office]:
     shutil.copytree(prepared, tmp_path / "hub")
     office = Office(tmp_path, database_url)
     yield office

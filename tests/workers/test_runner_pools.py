@@ -23,14 +23,6 @@ from rebase.store import api_keys as keys
 from rebase.store.database import Database
 from rebase.store.store import Store
 from rebase.store.tables.base import DEFAULT_TENANT
-from support.databases import (  # noqa: F401  (fixtures)
-    database_url,
-    empty_postgres_url,
-    postgres_server,
-    postgres_url,
-    sqlite_template,
-    sqlite_url,
-)
 from support.tiny_pools import MIXTURE, body, make_anchors, make_mixture
 from support.tiny_repos import NEW, make_hub
 from workers.runner import WorkerContext, run_job
@@ -89,7 +81,7 @@ class Office:
 
 
 @pytest.fixture
-def office(prepared: Path, tmp_path: Path, database_url: str) -> Iterator[Office]:  # noqa: F811
+def office(prepared: Path, tmp_path: Path, database_url: str) -> Iterator[Office]:
     shutil.copytree(prepared, tmp_path / "hub")
     office = Office(tmp_path, database_url)
     yield office

@@ -1,3 +1,0 @@
-"""A database server."""
-
-from support.databases import postgres_server  # noqa: F401  (fixture)
