@@ -88,7 +88,7 @@ def run_stack(config: StackConfig, out: Output) -> Iterator[Stack]:
     }
     try:
         with stack:
-            out.note("Starting the API, the worker and the courier.")
+            out.note("Starting the API, the worker and the callback dispatcher.")
             stack.start()
             yield stack
     finally:

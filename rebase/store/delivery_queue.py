@@ -214,7 +214,7 @@ def _build_lost_attempt(row: Row[Any]) -> dict[str, Any]:
         "at": row.updated_at,
         "status": None,
         "reason": DISPATCHER_LOST,
-        "detail": "The courier ended before it could say what became of this attempt.",
+        "detail": "The dispatcher ended before it could record the result of this attempt.",
         "duration_ms": None,
     }
 

@@ -39,15 +39,15 @@ def suggest_more_training(
         if curve[best - 1]["held_out"] - lowest <= _MIN_IMPROVEMENT * gain:
             return None
         return (
-            "Training was still getting better when its steps were done: more of them "
-            f"({steps_setting}) may carry more."
+            "The held-out loss was still falling when training ended: more steps "
+            f"({steps_setting}) may improve the result."
         )
     if best == 0 or final - lowest <= _MIN_RISE * gain:
         return None
     at, steps = (f"{point['steps']:.0f}" for point in (curve[best], curve[-1]))
     return (
-        f"Training was best after {at} of {steps} steps; then it learnt its text by heart and foretold other "
-        f"text worse. More text ({text_setting}) may carry more."
+        f"The held-out loss was lowest after {at} of {steps} steps; then training overfitted its text. "
+        f"More text ({text_setting}) may improve the result."
     )
 
 

@@ -96,7 +96,7 @@ class JobTrainer:
             )
         if result.measurements["step_nats_carried"] >= result.measurements["step_nats_alone"]:
             raise TrainingFailed(
-                "No step foretold the held-out text better than the target alone does.",
+                "No step predicted the held-out text better than the target alone.",
                 hint="Sample more tokens, raise the ridge, or give prompts of the adapter's task.",
                 pointer="/method",
             )
@@ -220,7 +220,7 @@ def _sample_and_train(
     )
     if not is_improved and refined_method is None:
         raise TrainingFailed(
-            "Training never foretold the held-out text better than the target alone does.",
+            "Training never predicted the held-out text better than the target alone.",
             hint="Sample more tokens, lower the learning rate, or give prompts of the adapter's task.",
             pointer="/method",
         )

@@ -174,7 +174,9 @@ class CallbackDispatcher:
         except Exception as exc:
             log.exception("unforeseen", delivery_id=delivery.id, error=type(exc).__name__)
             return Attempt(
-                AttemptResult(reason=FailureReason.INTERNAL, detail="The courier failed; its log says why.")
+                AttemptResult(
+                    reason=FailureReason.INTERNAL, detail="The dispatcher failed; its log says why."
+                )
             )
 
     async def _retry_while_busy(self, write: Callable[[], bool]) -> bool:

@@ -111,7 +111,7 @@ def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(tmp_path:
 
 
 def test_training_that_brings_nothing_publishes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TrainingFailed, match="never foretold") as caught:
+    with pytest.raises(TrainingFailed, match="never predicted") as caught:
         _run(tmp_path, "out", {**QUICK, "learning_rate": 1e-12, "steps": 2})
     assert caught.value.hint
     assert not (tmp_path / "out").exists()

@@ -135,7 +135,7 @@ def test_what_is_found_as_a_whole_is_shared_out_among_no_layers(
 
 def test_training_may_begin_with_the_step(tmp_path: Path) -> None:
     training = {"name": "distill", **WRITTEN, "learning_rate": 1e-12, "steps": 1}
-    with pytest.raises(TrainingFailed, match="never foretold"):
+    with pytest.raises(TrainingFailed, match="never predicted"):
         _run(tmp_path / "zero", training)  # nothing is learnt at such a rate
     found = _run(tmp_path / "step", training | {"init": "step"})
     assert found.report.summary["distill_nats_carried"] < found.report.summary["distill_nats_alone"]

@@ -31,7 +31,7 @@ def test_one_that_learnt_its_text_by_heart_wants_more_text() -> None:
     # SmolLM2-135M to Gemma-3-270M on a domain language, 21,463 tokens
     found = said(5.469, 3.428, 3.203, 3.162, 3.216, 3.26, 3.3)
     assert found is not None
-    assert "best after 60 of 120 steps" in found
+    assert "lowest after 60 of 120 steps" in found
     assert "(tokens)" in found
 
 

@@ -62,7 +62,7 @@ class Cast(Method[CastParams]):
         if (shared := measured.get("shared_tokens", 0.0)) < MIN_SHARED_TOKENS:
             text = (
                 f"The vocabularies share {shared:.0f} tokens; at least {MIN_SHARED_TOKENS} are needed to "
-                "compare what the bases foretell."
+                "compare what the bases predict."
             )
             yield Finding("no_shared_tokens", text, "blocking")
         if params.objective == "distribution":
