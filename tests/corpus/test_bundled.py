@@ -24,7 +24,7 @@ PARTS = sorted(load_parts())
 class WordByWord:
     """Reads words and signs; their numbers are given out as they come."""
 
-    context = 2**31
+    max_positions = 2**31
 
     def __init__(self) -> None:
         self.known: dict[str, int] = {}

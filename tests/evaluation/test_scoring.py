@@ -69,7 +69,7 @@ def test_what_ends_an_answer_is_no_part_of_it_also_where_it_is_no_special_token(
     with apply_deltas(base, sql_adapter()):
         whole = TextScorer(base).generate_until(prompts, 64)
         brief = TextScorer(
-            replace(base, eos=(*base.eos_ids, base.tokenizer.token_to_id(";")))
+            replace(base, eos_ids=(*base.eos_ids, base.tokenizer.token_to_id(";")))
         ).generate_until(prompts, 64)
     assert sum(";" in text for text in whole) > 4
     assert brief == [text.partition(";")[0] for text in whole]

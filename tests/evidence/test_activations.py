@@ -313,7 +313,7 @@ def test_a_text_also_ends_as_generation_config_says_behind_the_configs_own(
     """The first one divides documents, and stays what it was. Ids that the model lacks end nothing."""
     stored = _stored(tiny_model("llama"))
     weights = ModelWeights({**stored.weights.config, "vocab_size": 96, "eos_token_id": own}, stored.reader)
-    bases = BasePair(replace(stored, weights=weights, ends=ends), stored, CPU)
+    bases = BasePair(replace(stored, weights=weights, extra_eos_ids=ends), stored, CPU)
     assert bases.get_model("source").eos_ids == wanted
 
 

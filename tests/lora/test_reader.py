@@ -42,10 +42,10 @@ def _lora(model_type, **changes):
 
 def _expected(peft_model, weights, site):
     """PEFT's dense update of the site's module, in y = W x orientation, cut to the role."""
-    layer = peft_model.base_model.model.get_submodule(weights.architecture.module(site))
+    layer = peft_model.base_model.model.get_submodule(weights.architecture.get_module_name(site))
     dense = layer.get_delta_weight("default").detach()
     dense = dense.T if weights.architecture.family.transposed else dense
-    rows = weights.architecture.rows(site.role)
+    rows = weights.architecture.get_output_rows(site.role)
     return dense if rows is None else dense[rows]
 
 

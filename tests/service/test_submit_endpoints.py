@@ -153,7 +153,7 @@ def test_a_broker_that_is_down_keeps_no_job_out(sqlite_url: str, tmp_path: Path)
             time.sleep(0.05)
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["broker"]) == (200, "unreachable")
-        assert app.state.service.store.count_pending_notifications() == 1
+        assert app.state.service.store.outbox.count_pending() == 1
 
 
 def test_submissions_that_arrive_together_share_transactions(database_url: str) -> None:

@@ -162,7 +162,7 @@ def test_a_foreign_cursor_or_limit_is_refused(store: Store, wrong: dict[str, obj
 def test_the_newest_ready_pool_between_two_bases_is_the_one_that_covers_them(store: Store) -> None:
     first, second, unfinished = (_register(store) for _ in range(3))
     elsewhere = _register(store, target={"repo_id": "acme/base-3"})
-    pools = ScopedAnchorPools(store, TENANT)
+    pools = ScopedAnchorPools(store.pools, TENANT)
     assert pools.find_for_bases(OLD, NEW) is None
 
     for pool_id in (second, first, elsewhere):

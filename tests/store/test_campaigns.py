@@ -91,11 +91,14 @@ def test_campaigns_are_listed_by_state_and_subscription_and_belong_to_their_tena
         store.campaigns.list(DEFAULT_TENANT, cursor="no cursor")
     beta = add_tenant(store, "beta")
     assert store.campaigns.list(beta).campaigns == ()
-    moves = ("get", "pause", "resume", "cancel", "retry", "approve")
+    control = store.campaign_control
+    moves = (
+        store.campaigns.get, control.pause, control.resume, control.cancel, control.retry, control.approve
+    )  # fmt: skip
     for move in moves:
         for tenant, wanted in ((beta, campaign_id), (DEFAULT_TENANT, "f" * 32), (DEFAULT_TENANT, "x")):
             with pytest.raises(NotFound):
-                getattr(store, f"{move}_campaign")(tenant, wanted)
+                move(tenant, wanted)
     with pytest.raises(NotFound):
         store.campaigns.list_entries(beta, campaign_id)
 

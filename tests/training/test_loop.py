@@ -61,10 +61,15 @@ class Regression:
         return float((self.x @ self.W + self.b - self.y).square().mean().detach())
 
     def run(
-        self, schedule: Schedule = SCHEDULE, watch: NullReporter | None = None, **options: Any
+        self, schedule: Schedule = SCHEDULE, progress: NullReporter | None = None, **options: Any
     ) -> TrainingLog:
         return run_training_loop(
-            self.parameters, self.loss, schedule, progress=watch or NullReporter(), seed=self.seed, **options
+            self.parameters,
+            self.loss,
+            schedule,
+            progress=progress or NullReporter(),
+            seed=self.seed,
+            **options,
         )
 
 
@@ -90,14 +95,16 @@ def test_a_descent_lowers_the_loss_and_tells_every_step() -> None:
 def test_an_interrupted_descent_ends_with_the_same_bytes(tmp_path: Path, stop: int) -> None:
     whole = Regression()
     held_out = Validation(whole.whole, every=4)
-    expected = whole.run(held_out=held_out)
+    expected = whole.run(validation=held_out)
 
     first = Regression()
     saving = CheckpointPolicy(tmp_path / "descent.safetensors", every_steps=1)
     with pytest.raises(Cancelled):
-        first.run(watch=Stopping(stop), saving=saving, held_out=Validation(first.whole, every=4))
+        first.run(
+            progress=Stopping(stop), checkpoint_policy=saving, validation=Validation(first.whole, every=4)
+        )
     second = Regression()
-    found = second.run(saving=saving, held_out=Validation(second.whole, every=4))
+    found = second.run(checkpoint_policy=saving, validation=Validation(second.whole, every=4))
 
     assert found == expected
     assert torch.equal(second.W, whole.W)
@@ -108,11 +115,11 @@ def test_an_interrupted_descent_ends_with_the_same_bytes(tmp_path: Path, stop: i
 def test_a_finished_descent_is_not_run_again(tmp_path: Path) -> None:
     saving = CheckpointPolicy(tmp_path / "descent.safetensors")
     first = Regression()
-    expected = first.run(saving=saving)
+    expected = first.run(checkpoint_policy=saving)
 
     second = Regression()
 
-    assert second.run(saving=saving) == expected
+    assert second.run(checkpoint_policy=saving) == expected
     assert second.calls == 0
     assert torch.equal(second.W, first.W)
 
@@ -122,7 +129,7 @@ def test_a_damaged_or_foreign_checkpoint_starts_the_descent_afresh(tmp_path: Pat
     saving = CheckpointPolicy(tmp_path / "descent.safetensors")
     schedule = Schedule(12, 0.01) if damage == "other settings" else SCHEDULE
     identity = {"text": "other" if damage == "other text" else "ours"}
-    Regression().run(schedule, saving=saving, identity=identity)
+    Regression().run(schedule, checkpoint_policy=saving, identity=identity)
     data = bytearray(saving.path.read_bytes())
     if damage == "flipped":
         data[-3] ^= 1
@@ -131,7 +138,7 @@ def test_a_damaged_or_foreign_checkpoint_starts_the_descent_afresh(tmp_path: Pat
     fresh, model = Regression(), Regression()
     expected = fresh.run()
 
-    assert model.run(saving=saving, identity={"text": "ours"}) == expected
+    assert model.run(checkpoint_policy=saving, identity={"text": "ours"}) == expected
     assert model.calls == 12
     assert torch.equal(model.W, fresh.W)
 
@@ -151,12 +158,12 @@ def test_a_process_that_dies_while_it_saves_leaves_the_last_checkpoint(
 
     monkeypatch.setattr(checkpoint, "save_file", dying)
     with pytest.raises(KeyboardInterrupt):
-        Regression().run(saving=saving)
+        Regression().run(checkpoint_policy=saving)
     monkeypatch.undo()
     whole, second = Regression(), Regression()
     expected = whole.run()
 
-    assert second.run(saving=saving) == expected
+    assert second.run(checkpoint_policy=saving) == expected
     assert second.calls == 12 - 5
     assert torch.equal(second.W, whole.W)
 
