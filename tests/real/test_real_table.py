@@ -16,10 +16,11 @@ PAIR, TASK = (
     "harbour-log",
 )  # the other way a step of training takes several times as long
 # The benchmark's own settings would take half an hour a row here. A high rate makes up for the few steps.
-STEP = {"name": "activation", "solve": "step", "written": {"tokens": 400}}
+STEP = {"name": "activation", "solve": "step", "written": {"tokens": 400, "length": 64}}
 TRAIN = {
     "name": "distill",
     "tokens": 400,
+    "length": 64,
     "batch": 4,
     "steps": 8,
     "evaluate_every": 8,
