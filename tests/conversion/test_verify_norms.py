@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rebase.conversion.load import load_inputs
+from rebase.conversion.plan import plan_conversion
 from rebase.conversion.resolve import resolve_repos
 from rebase.conversion.verify import MAX_GROWTH, MAX_RELATIVE_NORM_TRAINED, check_norms
 from rebase.errors import VerificationFailed
@@ -27,9 +28,9 @@ HUB = LocalHub(Path(__file__).parents[2] / "examples" / "hub")
 def opened() -> LoadedInputs:
     """The bundled adapter on its way from harbor-1 to harbor-2."""
     body = {"adapter": {"repo_id": "tiny/harbor-sql-lora"}, "target": {"repo_id": "tiny/harbor-2"}}
-    request = ConversionRequest.model_validate(body)
-    pinned, config, reader = resolve_repos(request, HUB, NullReporter())
-    return load_inputs(request, HUB, pinned, config, reader, NullReporter())
+    plan = plan_conversion(ConversionRequest.model_validate(body))
+    pinned, config, reader = resolve_repos(plan, HUB, NullReporter())
+    return load_inputs(plan, HUB, pinned, config, reader, NullReporter())
 
 
 def moved(norm_of: dict[int, float]) -> dict[Site, LowRank]:

@@ -111,7 +111,7 @@ class JobMachine(RuleBasedStateMachine):
     def ask(self, ask: str) -> None:
         before = self.store.jobs.get(TENANT, self.job_id)
         try:
-            getattr(self.store, ask)(TENANT, self.job_id)
+            getattr(self.store.jobs, ask)(TENANT, self.job_id)
         except StateConflict:
             assert self.store.jobs.get(TENANT, self.job_id) == before
 
