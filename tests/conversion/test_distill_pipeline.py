@@ -89,7 +89,7 @@ def test_a_trained_adapter_knows_the_task_and_the_report_tells_how_it_came(tmp_p
     curve = found.report.training_curve
     assert [point["steps"] for point in curve] == [0.0, 16.0]
     assert curve[-1]["held_out"] < curve[0]["held_out"]
-    assert any("more of them (steps)" in line for line in found.report.caveats)
+    assert any("more steps (steps)" in line for line in found.report.caveats)
     card = (found.folder / "README.md").read_text()
     assert f'"{len(PROMPTS)} entries"' in card
     assert PROMPTS[0] not in card

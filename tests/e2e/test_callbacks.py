@@ -130,9 +130,11 @@ def test_a_real_conversion_of_the_embedded_stack_calls_back(home: Path) -> None:
 
     assert [one.event for one in told] == ["job.started", "job.succeeded"]
     assert {request.id for request in requests} == {one.id for one in told}
-    (message,) = [
+    # Either message may be the one that met the receiver while it was down, and then came twice.
+    message, *again = [
         payload for request in requests if (payload := request.verified(secret))["type"] == "job.succeeded"
     ]
+    assert all(payload == message for payload in again)
     output = ended.result["output"]
     assert message["data"] == {
         "job": job.id,
