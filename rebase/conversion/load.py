@@ -12,7 +12,7 @@ from rebase.errors import RebaseError, TransferError
 from rebase.evidence.inputs import LoadedInputs, PinnedInputs
 from rebase.hub.base import Hub
 from rebase.lora.config import AdapterConfig
-from rebase.lora.reader import read_adapter
+from rebase.lora.reader import DORA_MAX_RANK, read_adapter
 from rebase.lora.tensors import TensorReader
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
@@ -59,7 +59,12 @@ def load_inputs(
         "/target", lambda: build_empty_model(target_config)
     )  # fail now instead of in the verification at the end
     progress.update(Phase.READING, 2, 3, "repos")
-    adapter = _run_with_pointer("/adapter", lambda: read_adapter(config, adapter_reader, source))
+    adapter = _run_with_pointer(
+        "/adapter",
+        lambda: read_adapter(
+            config, adapter_reader, source, dora_max_rank=plan.output.max_rank or DORA_MAX_RANK
+        ),
+    )
     pairing = pair_sites(source, target, adapter.sites, layer_scale=plan.method.layer_scale)
     vocabularies = _find_shared_tokens(source_tokenizer, target_tokenizer)
     inputs = LoadedInputs(
@@ -93,7 +98,9 @@ def _declare_needed_tensors(inputs: LoadedInputs, plan: ConversionPlan) -> None:
         reader.declare_needed(name for site in sites for name in weights.list_tensor_names(site))
         other_tensors = [name for name in reader.infos() if name not in site_tensors]
         reader.declare_needed(
-            name for name in other_tensors if inputs.adapter.tables or not _LM_HEAD_PATTERN.search(name)
+            name
+            for name in other_tensors
+            if inputs.adapter.tables or inputs.adapter.vocabulary_loras or not _LM_HEAD_PATTERN.search(name)
         )
     if plan.needs_running_models:
         for reader in (inputs.source_reader, inputs.target_reader):

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rebase.conversion.extra_parts import ExtraPartsPlan, TransferredParts
+from rebase.conversion.lost_effect import LostEffect
 from rebase.conversion.plan import ConversionPlan
-from rebase.conversion.transfer import MethodRun, TransferResult
+from rebase.conversion.transfer import MethodRun, TransferResult, build_finding_row
 from rebase.errors import escape_control_characters
 from rebase.evidence.activations import Activations
 from rebase.evidence.anchor_pool import Anchor
@@ -17,8 +19,10 @@ from rebase.hub.base import is_folder
 from rebase.lora.low_rank import Side
 from rebase.lora.writer import BuiltAdapter
 from rebase.methods.base import Evidence, MethodState
+from rebase.methods.findings import Finding
 from rebase.methods.params import parse_params
 from rebase.methods.registry import get_method, is_trained
+from rebase.precheck.precheck import decide_verdict
 from rebase.report.schema import (
     AnchorRow,
     CorpusInfo,
@@ -59,7 +63,6 @@ def build_initial_report(
         layer_map=_build_layer_map(evidence.activations, plan.thresholds),
         dropped_sites=[str(site) for site in inputs.pairing.dropped],
         unused_source_layers=list(inputs.pairing.unused_source_layers),
-        not_carried=list(inputs.adapter.not_carried),
         warnings=[
             escape_control_characters(warning)
             for warning in (
@@ -69,6 +72,39 @@ def build_initial_report(
                 *_warn_not_compared(plan),
             )
         ],
+    )
+
+
+def add_losses(
+    report: Report, parts: ExtraPartsPlan, lost: LostEffect | None, findings: tuple[Finding, ...]
+) -> Report:
+    """The report with what is left behind, and with a verdict that takes it into account."""
+    reasons = [*report.precheck.reasons, *map(build_finding_row, findings)]
+    measured = report.precheck.measurements | (lost.to_measurements() if lost is not None else {})
+    precheck = report.precheck.model_copy(
+        update={
+            "verdict": decide_verdict(reasons),
+            "reasons": reasons,
+            "measurements": keep_finite(measured),
+        }
+    )
+    warnings = [*parts.warnings, *(part.describe() for part in parts.left_behind)]
+    return report.model_copy(
+        update={
+            "precheck": precheck,
+            "not_carried": [part.module for part in parts.left_behind],
+            "warnings": [*report.warnings, *map(escape_control_characters, warnings)],
+        }
+    )
+
+
+def add_transferred_parts(report: Report, transferred: TransferredParts) -> Report:
+    """The report with the measurements and warnings about the parts besides the sites."""
+    return report.model_copy(
+        update={
+            "summary": report.summary | transferred.summary,
+            "warnings": [*report.warnings, *map(escape_control_characters, transferred.warnings)],
+        }
     )
 
 

@@ -222,7 +222,9 @@ def transfer_sites(method_run: MethodRun, context: ConversionContext) -> Transfe
         deltas.setdefault(pair.target, []).append(LowRank(result.delta.B.cpu(), result.delta.A.cpu()))
         # What a pool predicts or a training finds is the target layer's own update, which is not shared out.
         scaled = pair.scale != 1.0 and not needs & {Evidence.ANCHORS, Evidence.TRAINED}
-        rows.append(_build_site_row(pair, result, {"layer_scale": pair.scale} if scaled else {}))
+        extra = {"layer_scale": pair.scale} if scaled else {}
+        read_losses = method_run.inputs.adapter.measurements.get(pair.source, {})
+        rows.append(_build_site_row(pair, result, extra | read_losses))
     progress.update(phase, len(pairs), len(pairs), "sites")
     folded, lost = fold_layers(deltas)
     merged_rows = merge_site_rows(rows, {str(site): share for site, share in lost.items()})

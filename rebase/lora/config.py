@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +49,20 @@ CONFIG_FILE = "adapter_config.json"
 MAX_PATTERNS = 10_000  # one per module of the deepest models; each is tested against every module
 MAX_RANK = 4096  # larger than the width of most models and the rank of any published adapter
 
+TASK_TYPES = (
+    "CAUSAL_LM",
+    "SEQ_CLS",
+    "TOKEN_CLS",
+    "QUESTION_ANS",
+    "FEATURE_EXTRACTION",
+    "SEQ_2_SEQ_LM",
+)
+# Keys that PEFT, Unsloth and Axolotl write beside LoraConfig's fields; none changes what A and B mean.
+_WRITTEN_KEYS = frozenset(
+    {"peft_type", "auto_mapping", "peft_version", "megatron_config", "megatron_core", "enable_lora"}
+    | {"merge_weights", "unsloth_fixed", "unsloth_version"}
+)
+
 # LoRA variants whose update is not s·B·A on the original base; PEFT sets each key only when it is in use.
 _UNSUPPORTED_VARIANTS = (
     "layer_replication",
@@ -85,6 +99,8 @@ class AdapterConfig:
     ensure_weight_tying: bool  # input and output tables were trained as one (`ensure_weight_tying`)
     base_model: str | None
     revision: str | None
+    task_type: str | None  # PEFT's TaskType, such as CAUSAL_LM or SEQ_CLS
+    unknown_options: tuple[str, ...]  # switched-on keys that the installed PEFT does not know
 
     @classmethod
     def parse(cls, raw: Any) -> AdapterConfig:
@@ -124,6 +140,8 @@ class AdapterConfig:
             ensure_weight_tying=_read_flag(raw, "ensure_weight_tying"),
             base_model=_read_text(raw, "base_model_name_or_path"),
             revision=_read_text(raw, "revision"),
+            task_type=_parse_task_type(raw),
+            unknown_options=_find_unknown_options(raw),
         )
 
     def get_rank(self, module: str) -> int:
@@ -254,6 +272,21 @@ def _parse_bias(value: Any) -> str:
     if bias not in ("none", "all", "lora_only"):
         raise _make_malformed_error("bias should be none, all or lora_only")
     return str(bias)
+
+
+def _parse_task_type(raw: Mapping[str, Any]) -> str | None:
+    value = _read_text(raw, "task_type")
+    if value is not None and value not in TASK_TYPES:
+        raise _make_malformed_error(f"task_type is {value[:40]!r}; PEFT knows {', '.join(TASK_TYPES)}")
+    return value
+
+
+def _find_unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of a newer or modified PEFT that are switched on, so that they may change what A and B mean."""
+    from peft import LoraConfig  # here, because reading a config should not import PEFT otherwise
+
+    known = {field.name for field in fields(LoraConfig)} | _WRITTEN_KEYS
+    return tuple(sorted(str(key)[:80] for key, value in raw.items() if key not in known and value))
 
 
 def _read_text(raw: Mapping[str, Any], key: str) -> str | None:

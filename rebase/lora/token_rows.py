@@ -114,6 +114,32 @@ def find_ids_beyond_base(stored: StoredTable, base: EmbeddingTable) -> list[int]
     return sorted({id_ for id_ in stored.ids if id_ >= base.rows})
 
 
+def iter_new_rows(
+    adapter: SourceAdapter,
+    stored: StoredTable,
+    base: EmbeddingTable,
+    target: EmbeddingTable,
+    row_map: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, D) for trained rows beyond the base's table whose token the target has, block by block.
+
+    Such a row was initialised at random or as a mean when the table grew, so there is no change to transfer:
+    D = trained − the target's row, and the target gets the trained row as it is.
+    """
+    row_by_id = {id_: row for row, id_ in enumerate(stored.ids)} if stored.ids is not None else None
+    new_ids = [id_ for id_ in find_ids_beyond_base(stored, base) if int(row_map[id_]) >= 0]
+    step = max(1, _BLOCK_SIZE // base.width)
+    for start in range(0, len(new_ids), step):
+        ids = torch.tensor(new_ids[start : start + step])
+        rows = ids if row_by_id is None else torch.tensor([row_by_id[int(id_)] for id_ in ids])
+        first = int(rows.min())
+        trained = adapter.read_table_rows(stored, first, int(rows.max()) + 1)[rows - first].float()
+        target_ids, order = row_map[ids].sort()
+        own_rows = torch.empty_like(trained)
+        own_rows[order] = target.gather(target_ids).float()
+        yield ids, trained - own_rows
+
+
 @dataclass(frozen=True, slots=True)
 class ChangedRows:
     """Which rows changed. `targets`: ascending ids in the target; `lost`: source ids with no counterpart."""

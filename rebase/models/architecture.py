@@ -52,6 +52,11 @@ class Architecture:
         return self.family.model_type
 
     @property
+    def headless_root(self) -> str:
+        """The module prefix in the model without a head, as `AutoModel` builds it."""
+        return self.root.partition(".")[2]
+
+    @property
     def roles(self) -> tuple[Role, ...]:
         """The roles this family has, in layout order; GPT-2 and GPT-NeoX have no gate."""
         return tuple(role for roles in self.family.layout.values() for role in roles)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
 from rebase.errors import UnsupportedModel, VerificationFailed
+from rebase.models.task_model import CAUSAL_LM, TaskModel
 
 # An untrusted config.json must not select code: an attention implementation may name a repo to load a kernel
 # from. We also set the dtype and the output format ourselves.
@@ -60,11 +61,12 @@ def _drop_runtime_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_empty_model(raw: Mapping[str, Any]) -> Any:
+def build_empty_model(raw: Mapping[str, Any], task_model: TaskModel = CAUSAL_LM) -> Any:
     """The model on the meta device, without weights. UnsupportedModel if transformers cannot build it."""
     try:
+        config = task_model.complete_config(build_model_config(raw))
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(build_model_config(raw))  # type: ignore[no-untyped-call]
+            return task_model.get_class(config)._from_config(config)
     except (UnsupportedModel, SoftTimeLimitExceeded):
         raise
     except Exception as exc:  # each config and model class fails in its own way
@@ -85,17 +87,25 @@ def load_adapter_config(folder: Path) -> LoraConfig:
     return config
 
 
-def check_structure(raw: Mapping[str, Any], folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def check_structure(
+    raw: Mapping[str, Any],
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    task_model: TaskModel = CAUSAL_LM,
+) -> int:
     """Check that PEFT on the target expects exactly the tensors in the file.
 
     `shapes`: the file's tensors. The target is built without weights, so its size does not matter. Returns
     the number of matching tensors. Raises VerificationFailed naming the mismatches.
     """
     try:
-        wrapped = get_peft_model(build_empty_model(raw), load_adapter_config(folder), low_cpu_mem_usage=True)
+        model = build_empty_model(raw, task_model)
+        wrapped = get_peft_model(model, load_adapter_config(folder), low_cpu_mem_usage=True)
     except ValueError as exc:
         raise VerificationFailed(f"PEFT refuses the converted adapter on the target: {exc}") from exc
-    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(wrapped).items()}
+    # Copies of the base's token tables, which PEFT saves beside LoRA on them, are not part of the adapter.
+    state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     unexpected = sorted(set(shapes) - set(expected))
     missing = sorted(set(expected) - set(shapes))
     if unexpected or missing:

@@ -119,10 +119,14 @@ def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader,
             f"{repo} is not a base model that can be read: no {_SINGLE_FILE} and no {_INDEX_FILE}.",
             hint="Name a repo that holds the full model in safetensors files.",
         )
-    tokenizer = None
-    if "tokenizer.json" in repo.files:
-        tokenizer = _read_json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
-    return config, reader, tokenizer
+    return config, reader, read_tokenizer(hub, repo)
+
+
+def read_tokenizer(hub: Hub, repo: PinnedRepo) -> dict[str, Any] | None:
+    """The repo's tokenizer.json, or None if it has none. Raises UnsafeFile if it is too large or no JSON."""
+    if "tokenizer.json" not in repo.files:
+        return None
+    return _read_json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
 
 
 def read_eos_ids(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:

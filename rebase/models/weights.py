@@ -74,6 +74,31 @@ class ModelWeights:
         rows = self.architecture.get_output_rows(site.role)
         return tensor if rows is None else tensor[rows].contiguous()
 
+    def find_tensor(self, name: str) -> str | None:
+        """The checkpoint's tensor for a parameter that an adapter or transformers names, such as
+        `model.norm.weight`, whatever prefix either uses; None if there is none."""
+        if name in self._infos:
+            return name
+        prefixes = sorted({self.architecture.root, *self.architecture.family.prefixes}, key=len, reverse=True)
+        rest = name.removeprefix(next(prefix for prefix in prefixes if name.startswith(prefix)))
+        tensor = f"{self._prefix}{rest}"
+        return tensor if tensor in self._infos else None
+
+    def get_parameter_name(self, tensor: str) -> str:
+        """The parameter's name in the causal language model that transformers builds; `tensor`: its name in
+        the checkpoint."""
+        if self._prefix and not tensor.startswith(self._prefix):
+            return tensor
+        return f"{self.architecture.root}{tensor.removeprefix(self._prefix)}"
+
+    def tensor_shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape of a tensor of the checkpoint."""
+        return self._infos[tensor].shape
+
+    def read_tensor(self, tensor: str) -> Tensor:
+        """A tensor of the checkpoint in float32."""
+        return self._reader.read(tensor).float()
+
     @property
     def embedding_shape(self) -> tuple[int, int]:
         """(rows, hidden) of the input embedding; rows may exceed the tokenizer's vocabulary (padding)."""

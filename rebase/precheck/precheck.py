@@ -43,7 +43,15 @@ class PrecheckResult:
         return self.params.name
 
 
-def decide_verdict(findings: Iterable[Finding]) -> Verdict:
+class Weighted(Protocol):
+    """A finding, or its row in a report."""
+
+    @property
+    def weight(self) -> str:
+        """`info`, `doubt` or `blocking`."""
+
+
+def decide_verdict(findings: Iterable[Weighted]) -> Verdict:
     """The most severe finding decides."""
     weights = {finding.weight for finding in findings}
     if "blocking" in weights:
