@@ -92,7 +92,7 @@ def add_losses(
     return report.model_copy(
         update={
             "precheck": precheck,
-            "not_carried": [part.module for part in parts.left_behind],
+            "not_carried": [part.module for part in parts.left_behind if not part.is_partial],
             "warnings": [*report.warnings, *map(escape_control_characters, warnings)],
         }
     )

@@ -92,7 +92,7 @@ def plan_tokens(inputs: LoadedInputs, tokens: TokenMap | None, obstacle: str | N
     lost = {part.stored.module: ids for part in tables if (ids := _find_lost_rows(inputs, part, row_map))}
     for module, ids in lost.items():
         reason = f"the target has no such token or no row for it ({tokens.describe(list(ids))})"
-        left_behind.append(LeftBehind(module, f"{len(ids)} trained token row(s)", reason))
+        left_behind.append(LeftBehind(module, f"{len(ids)} trained token row(s)", reason, is_partial=True))
     return TokenPlan(tables, row_map, tokens, lost, tuple(left_behind))
 
 

@@ -76,11 +76,13 @@ class VocabularyLora:
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """A trained part that the converted adapter does not have, what kind it is, and why."""
+    """A trained part that the converted adapter does not have, what kind it is, and why. `is_partial`: the
+    rest of the module is transferred."""
 
     module: str
     kind: str
     reason: str
+    is_partial: bool = False
 
     def describe(self) -> str:
         """One sentence for the user."""

@@ -304,7 +304,7 @@ def test_rows_go_to_the_token_with_the_same_bytes_and_the_others_are_named(
     moved[40], moved[80] = D[50], D[90]
     torch.testing.assert_close(by_peft(hub, out), by_hand(hub, out, moved, None), atol=1e-4, rtol=1e-4)
     assert report.summary["token_rows.input.without_counterpart"] == 1
-    assert any("1 trained row(s)" in warning and "'ac'" in warning for warning in report.warnings)
+    assert any("1 trained token row(s)" in warning and "'ac'" in warning for warning in report.warnings)
     assert report.not_carried == []
 
 
@@ -364,7 +364,7 @@ def test_a_target_with_fewer_rows_takes_only_the_rows_it_has(tmp_path: Path) -> 
     report, out = convert(hub)
 
     assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
-    assert any("1 trained row(s)" in warning for warning in report.warnings)
+    assert any("1 trained token row(s)" in warning for warning in report.warnings)
 
 
 def test_rows_that_were_added_behind_the_base_have_no_change_to_carry(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_rows_that_were_added_behind_the_base_have_no_change_to_carry(tmp_path: 
     report, out = convert(hub)
 
     assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
-    assert any("4 trained row(s)" in warning and "row 96" in warning for warning in report.warnings)
+    assert any("4 trained token row(s)" in warning and "row 96" in warning for warning in report.warnings)
 
 
 def _unreadable(hub: Path) -> None:
@@ -449,14 +449,15 @@ def test_a_table_that_was_saved_along_unchanged_adds_nothing(tmp_path: Path) -> 
         assert (out / name).read_bytes() == (hub.parent / "plain" / name).read_bytes()
 
 
-def test_norms_in_modules_to_save_stay_behind_while_rows_are_carried(tmp_path: Path) -> None:
+def test_norms_in_modules_to_save_are_carried_beside_rows(tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     make(hub)
     D = rows({5: 0.3})
     train(hub, add_to_tables(lm_head=D), modules_to_save=["lm_head", "model.norm"])
     report, out = convert(hub)
 
-    assert report.not_carried == ["model.norm"]
+    assert report.not_carried == []  # the norm was saved, but not trained
+    assert config_of(out)["modules_to_save"] is None
     assert config_of(out)["trainable_token_indices"] == {"lm_head": [5]}
 
 
