@@ -37,8 +37,10 @@ def command(
         check_precheck_request(request)
         evidence = run_locally(request, "precheck", folders, hub, out, pools=pools, corpus=corpus)
         result = evidence.precheck
-        out.write_json(result.model_dump(mode="json"))
+        lost = {"not_carried": evidence.not_carried, "warnings": evidence.warnings}
+        out.write_json(result.model_dump(mode="json") | lost)
         out.show(*format_verdict(result.verdict, [reason.message for reason in result.reasons]))
+        out.show(*[f"- {line}" for line in evidence.warnings])
         out.show(*format_layers(evidence.model_dump(mode="json")["layer_map"]))
         return Exit.INCOMPATIBLE if result.verdict == "incompatible" else Exit.DONE
     if pool is not None:

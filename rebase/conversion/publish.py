@@ -73,6 +73,8 @@ def build_verdict(report: Report) -> dict[str, Any]:
         "reasons": [reason.model_dump() for reason in report.precheck.reasons],
         "method": report.method_used,
         "measurements": report.precheck.measurements,
+        "not_carried": report.not_carried,
+        "warnings": report.warnings,
         "rank": report.output.get("rank"),
         "caveats": report.caveats,
         "selection": report.selection.model_dump(mode="json") if report.selection is not None else None,

@@ -75,8 +75,9 @@ def _render_summary(report: Report) -> list[str]:
     return [
         f"# {name} on {target}",
         "",
-        f"A LoRA adapter that was trained on `{_get_public_name(report.source)}` and moved to "
-        f"`{_get_public_name(report.target)}` by Rebase {report.rebase_version}, {_describe_training(method)}.",
+        f"A LoRA adapter that was trained on `{_get_public_name(report.source)}` and transferred to "
+        f"`{_get_public_name(report.target)}` by Rebase {report.rebase_version}, "
+        f"{_describe_training(method)}.",
         "",
         f"**Verdict before the move:** {_VERDICT_WORDS[report.precheck.verdict]}.",
         "",

@@ -504,3 +504,92 @@ def test_the_result_can_be_moved_on(tmp_path: Path) -> None:
     name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
     first = load_file(hub / SKILL / "adapter_model.safetensors")[name]
     torch.testing.assert_close(load_file(back / "adapter_model.safetensors")[name], first)
+
+
+def write_own_tokenizer(hub: Path, added: Mapping[str, int]) -> None:
+    write_tokenizer(hub, SKILL, tokenizer(90), dict(added))
+
+
+def test_a_token_that_only_the_adapters_tokenizer_names_goes_to_the_targets_token(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    write_tokenizer(hub, OLD, tokenizer(90))
+    write_tokenizer(hub, NEW, tokenizer(90), {"<|tool|>": 90, "<|start|>": 91})
+    D = rows({90: 0.3})
+    train(hub, add_to_tokens("model.embed_tokens", D), trainable_token_indices=[90])
+    write_own_tokenizer(hub, {"<|start|>": 90})
+    report, out = convert(hub)
+
+    moved = torch.zeros_like(D)
+    moved[91] = D[90]
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [91]}
+    torch.testing.assert_close(by_peft(hub, out), by_hand(hub, out, moved, None), atol=1e-4, rtol=1e-4)
+    assert report.not_carried == []
+
+
+def test_a_new_token_that_the_target_lacks_is_named_and_lowers_the_verdict(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    write_tokenizer(hub, OLD, tokenizer(90))
+    write_tokenizer(hub, NEW, tokenizer(92))
+    D = rows({5: 0.3, 90: 0.3})
+    train(hub, add_to_tokens("model.embed_tokens", D), trainable_token_indices=[5, 90])
+    write_own_tokenizer(hub, {"<|start|>": 90})
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
+    assert any("'<|start|>'" in warning for warning in report.warnings)
+    assert "new_tokens_lost" in {reason.code for reason in report.precheck.reasons}
+    assert report.precheck.verdict != "compatible"
+
+
+def test_rows_of_an_adapter_that_grew_its_base_are_written_as_trained(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub, new={"vocab_size": 99})
+    write_tokenizer(hub, OLD, tokenizer(96))
+    write_tokenizer(hub, NEW, tokenizer(96), {"<|tool|>": 96, "<|start|>": 97})
+    model = tiny_model("llama")
+    model.resize_token_embeddings(97, mean_resizing=False)
+    wrapped = with_adapter(model, **LORA, modules_to_save=["embed_tokens"])
+    trained = torch.linspace(-1, 1, 32)
+    with torch.no_grad():
+        wrapped.base_model.model.model.embed_tokens.modules_to_save["default"].weight[96] = trained
+    wrapped.save_pretrained(str(hub / SKILL))
+    edit_json(hub / SKILL / "adapter_config.json", base_model_name_or_path=OLD, revision=None)
+    write_tokenizer(hub, SKILL, tokenizer(96), {"<|start|>": 96})
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [97]}
+    written = load_file(out / "adapter_model.safetensors")
+    (row,) = (tensor for name, tensor in written.items() if "trainable_tokens_delta" in name)
+    torch.testing.assert_close(row[0], trained)
+    assert report.not_carried == []
+
+
+def test_a_tokenizer_that_extends_the_targets_goes_beside_the_result(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    for repo in (OLD, NEW):
+        write_tokenizer(hub, repo, tokenizer(90))
+    train(hub, add_to_tokens("model.embed_tokens", rows({93: 0.3})), trainable_token_indices=[93])
+    write_own_tokenizer(hub, {"<|start|>": 93})
+    (hub / SKILL / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": "x.Y"}, "a": 1})
+    )
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [93]}
+    assert (out / "tokenizer.json").read_bytes() == (hub / SKILL / "tokenizer.json").read_bytes()
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"a": 1}  # nothing that selects code
+    assert any("'<|start|>'" in warning for warning in report.warnings)
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_adapters_base_is_not_used(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    train(hub, add_to_tokens("model.embed_tokens", rows({5: 0.3})), trainable_token_indices=[5])
+    write_tokenizer(hub, SKILL, reordered(96, 10))
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
+    assert any("own tokenizer.json was not used" in warning for warning in report.warnings)
