@@ -126,13 +126,15 @@ def read_adapter(config: AdapterConfig, reader: TensorReader, base: ModelWeights
         checked = _check_module(name, tensors, sites, config, infos, base)
         for site in sites:
             if site in modules:
-                raise MalformedAdapter(f"{modules[site].name} and {name} are the same module of the base.")
+                raise MalformedAdapter(
+                    f"{modules[site].name} and {name} refer to the same module of the base."
+                )
             modules[site] = checked
     other_modules = sorted({*groups.not_carried, *groups.tables, *groups.token_rows})
     if not modules and other_modules:
-        raise UnsupportedAdapter(f"The adapter trained nothing but {_format_names(other_modules)}.")
+        raise UnsupportedAdapter(f"The adapter only trained {_format_names(other_modules)}.")
     if not modules:
-        raise MalformedAdapter("The adapter has no LoRA tensors for any module that its config targets.")
+        raise MalformedAdapter("The adapter has no LoRA tensors for the modules that its config targets.")
     tables = find_stored_tables(groups, config, infos, base.architecture.hidden)
     return SourceAdapter(modules, reader, base, *_describe_not_carried(groups, untargeted, config), tables)
 
@@ -145,7 +147,7 @@ def _reject_unknown_tensors(groups: TensorGroups, base: ModelWeights) -> None:
         raise MalformedAdapter(
             f"Tensors of the adapter match no module of the source base "
             f"({base.architecture.model_type}, {base.layers} layers): {_format_names(unknown)}.",
-            hint="Name the base model that the adapter was trained on as `source`.",
+            hint="Set `source` to the base model that the adapter was trained on.",
             pointer="/source",
         )
 
@@ -167,7 +169,7 @@ def _check_module(
     o = sum(base.shape(site)[0] for site in sites)
     i = base.shape(sites[0])[1]
     if rank > 4 * min(o, i):
-        raise MalformedAdapter(f"{name} has rank {rank}, far above what its {o}×{i} weight can hold.")
+        raise MalformedAdapter(f"{name} has rank {rank}, far above the maximum rank of its {o}×{i} weight.")
     _check_shape(name, "lora_A", infos[tensors.A], (rank, i), along=1)
     _check_shape(name, "lora_B", infos[tensors.B], (o, rank), along=0)
     if tensors.magnitude is not None:
@@ -180,15 +182,17 @@ def _check_module(
 def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, ...], along: int) -> None:
     """`along` is the dimension set by the base; the other one is the rank."""
     if info.dtype not in _DTYPES:
-        raise MalformedAdapter(f"{part} of {module} is stored as {info.dtype}; F32, F16 and BF16 are read.")
+        raise MalformedAdapter(
+            f"{part} of {module} is stored as {info.dtype}; only F32, F16 and BF16 are supported."
+        )
     if info.shape == expected:
         return
-    shapes = f"{part} of {module} should be {list(expected)}, but is {list(info.shape)}"
+    shapes = f"{part} of {module} should have shape {list(expected)}, but has {list(info.shape)}"
     if len(info.shape) == len(expected) and info.shape[along] == expected[along]:
         raise MalformedAdapter(f"The rank contradicts adapter_config.json: {shapes}.")
     raise MalformedAdapter(
         f"The source base does not fit this adapter: {shapes}.",
-        hint="Name the base model that the adapter was trained on as `source`.",
+        hint="Set `source` to the base model that the adapter was trained on.",
         pointer="/source",
     )
 
@@ -200,7 +204,7 @@ def _format_names(names: list[str]) -> str:
 
 def _check_finite(tensor: Tensor, name: str) -> None:
     if not bool(torch.isfinite(tensor).all()):
-        raise MalformedAdapter(f"The adapter holds NaN or Inf in {name}.")
+        raise MalformedAdapter(f"The adapter contains NaN or Inf in {name}.")
 
 
 def _describe_not_carried(
@@ -208,15 +212,17 @@ def _describe_not_carried(
 ) -> tuple[list[str], list[str]]:
     """(warnings, not_carried): what will not be transferred."""
     warnings = [
-        f"{module} ({reason}) is not carried; the converted adapter works without it."
+        f"{module} ({reason}) is not transferred; the converted adapter works without it."
         for module, reason in groups.not_carried.items()
     ]
     not_carried = list(groups.not_carried)
     if config.token_indices and not groups.token_rows:
-        warnings.append("The config names retrained tokens, but the file holds none; nothing is carried.")
+        warnings.append(
+            "The config names retrained tokens, but the file contains none, so none are transferred."
+        )
     if untargeted:
         warnings.append(
-            f"{len(untargeted)} modules have LoRA tensors that adapter_config.json does not target, so PEFT "
-            f"ignores them and they are not carried: {_format_names(untargeted)}."
+            f"{len(untargeted)} modules have LoRA tensors that adapter_config.json does not target, so "
+            f"PEFT ignores them and they are not transferred: {_format_names(untargeted)}."
         )
     return warnings, [*not_carried, *untargeted]

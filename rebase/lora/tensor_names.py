@@ -69,7 +69,7 @@ def group_tensor_names(names: Iterable[str], modules_to_save: Iterable[str]) -> 
             groups.not_carried[module] = "fully trained module"
         elif bare.endswith(".bias"):
             raise UnsupportedAdapter(
-                f"The adapter trained the bias {bare[:200]}; trained biases are not carried.",
+                f"The adapter trained the bias {bare[:200]}; trained biases are not supported.",
                 hint='Train with bias="none".',
             )
         else:
@@ -99,8 +99,8 @@ def _add_tensor(groups: TensorGroups, module: str, part: str, name: str) -> None
     existing = getattr(tensors, part)
     if existing is not None:
         raise MalformedAdapter(
-            f"Two tensors are the LoRA {part} of one module: {existing[:200]} and {name[:200]}.",
-            hint="One file should hold one adapter.",
+            f"Two tensors are the LoRA {part} of the same module: {existing[:200]} and {name[:200]}.",
+            hint="A file must contain a single adapter.",
         )
     setattr(tensors, part, name)
 
@@ -109,10 +109,10 @@ def _reject_unsupported_module(module: str) -> None:
     parts = module.split(".")
     if is_embedding_table(module):
         raise UnsupportedAdapter(
-            f"The adapter has LoRA on {module[:200]}, whose rows are tokens; that is not carried.",
+            f"The adapter has LoRA on {module[:200]}, whose rows belong to tokens; this is not supported.",
             hint="Train without the embedding and the output head among the target modules.",
         )
     if any("expert" in part for part in parts) or parts[-2:] == ["mlp", "gate"] or "router" in parts:
         raise UnsupportedAdapter(
-            f"The adapter has LoRA on {module[:200]}; mixture-of-experts modules are not carried yet."
+            f"The adapter has LoRA on {module[:200]}; mixture-of-experts modules are not supported yet."
         )

@@ -155,9 +155,11 @@ def _check_sites(target: ModelWeights, deltas: Mapping[Site, LowRank]) -> None:
         raise VerificationFailed("There is no update to write.")
     for site, delta in deltas.items():
         if not target.has_site(site) or delta.shape != target.shape(site):
-            raise VerificationFailed(f"The update of site {site} has shape {delta.shape}, unlike the target.")
+            raise VerificationFailed(
+                f"The update of site {site} has shape {delta.shape}, which differs from the target's."
+            )
         if not bool(torch.isfinite(delta.B).all() and torch.isfinite(delta.A).all()):
-            raise VerificationFailed(f"The update of site {site} holds NaN or Inf.")
+            raise VerificationFailed(f"The update of site {site} contains NaN or Inf.")
 
 
 def _fuse_modules(
@@ -186,8 +188,8 @@ def _cast(name: str, update: LowRank, dtype: str) -> LowRank:
     stored = LowRank(update.B.to(DTYPES[dtype]), update.A.to(DTYPES[dtype]))
     if not bool(torch.isfinite(stored.B).all() and torch.isfinite(stored.A).all()):
         raise VerificationFailed(
-            f"The update of {name} does not fit into {dtype}: values become infinite.",
-            hint="Ask for output.dtype bfloat16 or float32.",
+            f"The update of {name} does not fit into {dtype}: some values overflow.",
+            hint="Set output.dtype to bfloat16 or float32.",
             pointer="/output/dtype",
         )
     return stored
@@ -197,8 +199,8 @@ def _measure_storage_error(site: Site, requested: LowRank, stored: LowRank, dtyp
     norm = frobenius(stored)
     if norm == 0.0 and frobenius(requested) > 0.0:
         raise VerificationFailed(
-            f"The update of site {site} vanishes when it is stored as {dtype} within this rank.",
-            hint="Ask for output.dtype float32, or for a higher output.max_rank.",
+            f"The update of site {site} becomes zero when stored as {dtype} at this rank.",
+            hint="Set output.dtype to float32, or raise output.max_rank.",
             pointer="/output/dtype",
         )
     return {"written_norm": norm, "written_error": _compute_relative_distance(requested, stored)}
