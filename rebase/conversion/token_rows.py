@@ -82,14 +82,16 @@ def plan_tokens(inputs: LoadedInputs, hub: Hub, method: str, *, enabled: bool = 
     if not stored:
         return TokenPlan()
     reason = (
-        _find_obstacle(inputs, method) if enabled else "the request asks for a plain LoRA (output.token_rows)"
+        _find_obstacle(inputs, method)
+        if enabled
+        else "the request asks for a plain LoRA (output.token_rows=false)"
     )
     vocabularies = None if reason else _load_vocabularies(inputs, hub)
     if vocabularies is None:
-        reason = reason or "one of the two bases has no tokenizer.json that can be read"
+        reason = reason or "one of the two bases has no readable tokenizer.json"
         return _skip_tables(stored, reason)
     tables, unknown = group_tables(inputs)
-    skipped = _skip_tables(unknown, "the bases have no such table of tokens")
+    skipped = _skip_tables(unknown, "the bases have no such table")
     source, target = vocabularies
     rows = max((get_table(inputs, "source", part.roles[0]).rows for part in tables), default=0)
     target_rows = min(
@@ -154,7 +156,7 @@ def _find_obstacle(inputs: LoadedInputs, method: str) -> str | None:
     """Why this method cannot transfer token rows between these bases; None if it can."""
     source, target = inputs.source.embedding_shape[1], inputs.target.embedding_shape[1]
     if source != target:
-        return f"a token has {source} numbers in the source base and {target} in the target"
+        return f"the rows have width {source} in the source base and {target} in the target"
     if not get_method(method).keeps_coordinates:
         return f"the method {method} changes coordinates, and token rows have no map"
     return None
@@ -178,7 +180,7 @@ def _skip_tables(tables: Iterable[StoredTable], reason: str) -> TokenPlan:
     return TokenPlan(
         not_carried=modules,
         warnings=tuple(
-            f"{module} (trained token rows) is not carried: {reason}. The adapter works without it."
+            f"{module} (trained token rows) is not transferred: {reason}. The adapter works without it."
             for module in modules
         ),
     )
@@ -186,8 +188,8 @@ def _skip_tables(tables: Iterable[StoredTable], reason: str) -> TokenPlan:
 
 def _warn_lost_rows(module: str, lost: list[int], names: Mapping[int, str]) -> str:
     return (
-        f"{len(lost)} trained row(s) of {module} are not carried, because the target has no such token or no "
-        f"row for it: {_format_tokens(lost, names)}."
+        f"{len(lost)} trained row(s) of {module} are not transferred because the target has no such token "
+        f"or no row for it: {_format_tokens(lost, names)}."
     )
 
 
@@ -199,17 +201,18 @@ def _warn_unnamed_rows(stored: StoredTable, plan: TokenPlan) -> list[str]:
     if not unnamed:
         return []
     return [
-        f"{len(unnamed)} trained row(s) of {stored.module} belong to no token of the source base's tokenizer "
-        f"and were carried by their position: {_format_tokens(unnamed, plan.token_names)}. "
-        "Use the adapter's tokenizer."
+        f"{len(unnamed)} trained row(s) of {stored.module} belong to no token of the source base's "
+        f"tokenizer and kept their row numbers: {_format_tokens(unnamed, plan.token_names)}. Use the "
+        "adapter's tokenizer."
     ]
 
 
 def _warn_loaders(summary: Mapping[str, float]) -> str:
     count = sum(int(value) for name, value in summary.items() if name.endswith(".carried"))
     return (
-        f"{count} trained token row(s) were carried. PEFT loads them; vLLM and llama.cpp refuse adapters "
-        "that have any. For those, merge it with PEFT (merge_and_unload), or set output.token_rows=false."
+        f"{count} trained token row(s) were transferred. PEFT loads them; vLLM and llama.cpp refuse "
+        "adapters that have any. To use one of those, merge it with PEFT (merge_and_unload), or set "
+        "output.token_rows=false."
     )
 
 
@@ -221,7 +224,7 @@ def _format_tokens(rows: list[int], names: Mapping[int, str]) -> str:
 def _warn_rounding(module: str, error: float, dtype: str) -> str:
     return (
         f"Storing the trained rows of {module} as {dtype} changes what was trained by {error:.0%} of its "
-        "norm; ask for output.dtype float32 to keep it."
+        "norm; set output.dtype to float32 to preserve it."
     )
 
 

@@ -204,7 +204,7 @@ def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_pa
         edit_json(hub / repo / "config.json", max_position_embeddings=512)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"{n * n}" for n in range(80)))
-    with pytest.raises(IncompatiblePair, match="fills one passage") as caught:
+    with pytest.raises(IncompatiblePair, match="fills only one passage") as caught:
         _read(hub, tmp_path, "activation", text)
     assert caught.value.pointer == "/corpus"
 

@@ -418,7 +418,7 @@ def test_rows_of_another_width_are_not_carried(tmp_path: Path) -> None:
     report, _ = convert(hub, method={"name": "cross_lora", "rank": 16})
 
     assert report.not_carried == ["model.embed_tokens"]
-    assert any("32 numbers in the source base and 64 in the target" in warning for warning in report.warnings)
+    assert any("width 32 in the source base and 64 in the target" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize("method", ["difference", "linear", "weight_average", "ties", "prolora"])
@@ -488,7 +488,7 @@ def test_a_change_that_rounding_swallows_is_warned_about(tmp_path: Path) -> None
     report, _ = convert(hub, output={"dtype": "bfloat16"})
 
     assert report.summary["token_rows.input.written_error"] > 0.25
-    assert any("ask for output.dtype float32" in warning for warning in report.warnings)
+    assert any("set output.dtype to float32" in warning for warning in report.warnings)
 
 
 def test_the_result_can_be_moved_on(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_tensor_that_the_index_does_not_list_is_not_part_of_the_model(folder: 
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     reader = open_model(*pinned(folder))[1]
     assert "model.norm.weight" not in reader.infos()
-    with pytest.raises(UnsafeFile, match=r"holds no tensor 'model\.norm\.weight'"):
+    with pytest.raises(UnsafeFile, match=r"has no tensor 'model\.norm\.weight'"):
         reader.read("model.norm.weight")
 
 
@@ -123,7 +123,7 @@ def test_an_index_that_points_at_something_odd_is_refused(folder: Path, place: o
     places: dict[str, object] = {**shard(folder), "w": place}
     (folder / "pytorch_model.bin").write_bytes(b"")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    with pytest.raises(UnsafeFile, match="no safetensors file of this repo"):
+    with pytest.raises(UnsafeFile, match="not a safetensors file in this repo"):
         open_model(*pinned(folder))
 
 
@@ -219,12 +219,12 @@ def test_an_adapter_is_read(adapter: Path) -> None:
 def test_an_adapter_without_config_is_named(adapter: Path) -> None:
     write_tensors(adapter / "adapter_model.safetensors", {"w": torch.ones(2, 3)})
     (adapter / "adapter_config.json").unlink()
-    with pytest.raises(FileMissing, match=r"not a PEFT adapter: no adapter_config\.json"):
+    with pytest.raises(FileMissing, match=r"not a PEFT adapter: it has no adapter_config\.json"):
         open_adapter(*pinned(adapter))
 
 
 def test_an_adapter_without_weights_is_named(adapter: Path) -> None:
-    with pytest.raises(FileMissing, match=r"not a PEFT adapter: no adapter_model\.safetensors"):
+    with pytest.raises(FileMissing, match=r"not a PEFT adapter: it has no adapter_model\.safetensors"):
         open_adapter(*pinned(adapter))
 
 
