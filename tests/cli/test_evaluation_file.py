@@ -48,7 +48,7 @@ def test_settings_alone_can_ask_for_an_evaluation() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.jsonl", '{"text": "ab"}\n{broken\n', "no JSON in line 2"),
+        ("a.jsonl", '{"text": "ab"}\n{broken\n', "JSON in line 2"),
         ("a.json", "[1, 2]", "no JSON object"),
         ("a.json", "{", "no JSON"),
     ],

@@ -188,7 +188,7 @@ def test_a_local_run_knows_no_registered_pool(here: Path, rebase: Command) -> No
         ({"anchors": [*anchors("name", 2), *anchors("name", 1)]}, ["anchors[2].source is anchors[0].source"]),
         ({"anchors": "all"}, ["anchors", "valid tuple"]),
         ({}, ["anchors", "required"]),
-        ({"anchors": anchors("name"), "domain": "sql"}, ["domain", "no such field"]),
+        ({"anchors": anchors("name"), "domain": "sql"}, ["domain", "unknown field"]),
         ({"target": "acme/old", "anchors": anchors("name")}, ["same base model"]),
     ],
 )
