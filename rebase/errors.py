@@ -23,7 +23,7 @@
     ├── UnsafeFile              pickle, lying header, duplicate keys, absurd sizes
     ├── DiskFull                (retryable)
     ├── Rejected                the pre-check said incompatible
-    │   ├── WorseThanTarget     the moved adapter was measured, and the target does better without it
+    │   ├── WorseThanTarget     the transferred adapter was measured, and the target does better without it
     │   └── NothingBetter       no method that was tried measures better than the target alone
     ├── WorkerLost              the worker died too often on this job
     ├── TimeLimit               the job ran past its time limit
@@ -67,7 +67,7 @@ class TransferError(Exception):
 
 
 class UnsupportedAdapter(TransferError):
-    """The adapter is of a kind that is not carried; names the type or module."""
+    """The adapter is of an unsupported kind; names the type or module."""
 
     code = "unsupported_adapter"
 
@@ -313,7 +313,7 @@ def to_public_error(exc: BaseException) -> PublicError:
         return PublicError(code=exc.code, retryable=getattr(exc, "retryable", False), **fields)
     return PublicError(
         code=InternalError.code,
-        message="Something unforeseen went wrong; the log holds the cause under this job's id.",
+        message="An unexpected error occurred; the cause is in the log under this job's id.",
         hint="Retry the job; if it fails again, report it with the job id.",
     )
 

@@ -78,7 +78,7 @@ def test_a_key_is_rotated_once_and_then_the_one_that_took_its_place(
     clock.move(3600)
     with pytest.raises(StateConflict, match="rotated before") as refused:
         keys.rotate_key(store, old.record.id)
-    assert refused.value.hint == "Rotate that one, or make a new one."
+    assert refused.value.hint == "Rotate that one, or create a new one."
     assert _known(store, old.key).expires_at == clock() + timedelta(hours=23)
 
     third = keys.rotate_key(store, second.record.id)
