@@ -122,7 +122,7 @@ def test_secrets_move_from_the_key_file_to_a_key_of_the_settings(
     assert (refused.code, "hub_tokens" in refused.err) == (1, True)
 
     monkeypatch.setenv("REBASE_SECRET_KEYS", f"{fresh},{(home / 'secret.key').read_text()}")
-    assert rebase("secrets", "rotate").out == "1 secret(s) are under the newest key now.\n"
+    assert rebase("secrets", "rotate").out == "1 secret(s) are now encrypted with the newest key.\n"
     assert Vault([fresh]).decrypt("hub_token/acme", _sealed(home)) == TOKEN
 
 
