@@ -155,7 +155,7 @@ def test_a_copy_to_the_new_release_beats_nothing_and_noise(hub: Path, tmp_path: 
     assert seen.report == found.report
     assert found.folder is not None
     card = (found.folder / "README.md").read_text()
-    assert "The transferred adapter helps" in card and "target + random numbers" in card
+    assert "The transferred adapter helps" in card and "target + random noise" in card
     written = Report.model_validate_json((found.folder / "rebase_report.json").read_text())
     assert written == found.report
 

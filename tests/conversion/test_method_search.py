@@ -322,7 +322,7 @@ def test_the_card_shows_the_table(tools: Runtime, tmp_path: Path) -> None:
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in QUICK]
     assert lines[2].endswith("chosen |")
-    assert "which had no part in the choice" in section
+    assert "which were not used for the selection" in section
 
 
 def test_without_examples_rules_choose_and_nothing_is_compared(tools: Runtime, tmp_path: Path) -> None:

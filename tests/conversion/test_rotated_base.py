@@ -158,7 +158,7 @@ def test_a_second_adapter_of_the_pair_runs_neither_base(
     """Maps and layers are kept: the second run reads no text."""
     first = _moved(hub, tmp_path, {"name": "activation"})
     assert first.report.precheck.verdict == "uncertain"
-    assert any(line.startswith("What both bases make of a text") for line in first.report.caveats)
+    assert any(line.startswith("The bases' activations on a text") for line in first.report.caveats)
     monkeypatch.setattr("rebase.models.base_pair.load_base_model", None)
     (tmp_path / "out").rename(tmp_path / "first")
     second = _moved(hub, tmp_path, {"name": "activation"})

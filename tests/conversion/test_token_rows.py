@@ -406,7 +406,7 @@ def test_rows_that_cannot_be_carried_are_named_with_the_reason(
 
     assert report.not_carried == ["model.embed_tokens"]
     assert any("model.embed_tokens" in warning and reason in warning for warning in report.warnings)
-    assert any("not carried" in caveat for caveat in report.caveats)
+    assert any("not transferred" in caveat for caveat in report.caveats)
     assert "trainable_token_indices" not in config_of(out)
     assert reason in (out / "README.md").read_text().replace("\\", "")
 
