@@ -53,7 +53,7 @@ def find_stored_tables(
         rows = _count_rows(module, infos[tensor], width)
         if rows != len(ids):
             raise MalformedAdapter(
-                f"{module} has {rows} rows, but adapter_config.json names {len(ids)} tokens."
+                f"{module} has {rows} rows, but adapter_config.json names {len(ids)} token(s)."
             )
         tables.append(
             StoredTable(module, tensor, rows, ids, named_in_config=True, tied=config.ensure_weight_tying)

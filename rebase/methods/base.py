@@ -296,7 +296,7 @@ class Method(Generic[P]):
         raise NotImplementedError
 
 
-def trained_site_result(site: SitePair, delta: LowRank, trained: LowRank) -> SiteResult:
+def build_trained_site_result(site: SitePair, delta: LowRank, trained: LowRank) -> SiteResult:
     """This site's part of a jointly trained update, with its norm relative to the unscaled source update:
     trained updates are not divided among target layers that share a source layer."""
     norm_before, norm_after = frobenius(delta) / site.scale, frobenius(trained)

@@ -139,7 +139,7 @@ class Architecture:
 def get_architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture for a config.json.
 
-    Raises UnsupportedModel for unknown model types, quantised or mixture-of-experts models, invalid sizes.
+    Raises UnsupportedModel for unknown model types, quantized or mixture-of-experts models, invalid sizes.
     """
     model_type = config.get("model_type")
     _reject_quantized(config)

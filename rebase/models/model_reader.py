@@ -168,7 +168,9 @@ def _read_json(
 ) -> dict[str, Any]:
     """A JSON file of the repo; its size is checked before it is fetched."""
     if path not in repo.files:
-        raise FileMissing(f"{repo} is {missing}: no {path}.", hint="Check that this is the right repo.")
+        raise FileMissing(
+            (f"{repo} is {missing}: it has no {path}."), hint="Check that this is the right repo."
+        )
     if repo.files[path] > max_bytes:
         raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; at most {max_bytes} are allowed.")
     return load_json_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)

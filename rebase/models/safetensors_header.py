@@ -210,7 +210,7 @@ def _check_contiguous(
             name, (f"it is truncated: its header describes {position} bytes, but it has {size}")
         )
     if position < size:
-        raise _make_unsafe_error(name, f"it has {size - position} bytes after the last tensor")
+        raise _make_unsafe_error(name, f"it has {size - position} byte(s) after the last tensor")
     return ordered
 
 

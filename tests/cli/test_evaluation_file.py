@@ -50,7 +50,7 @@ def test_settings_alone_can_ask_for_an_evaluation() -> None:
     [
         ("a.jsonl", '{"text": "ab"}\n{broken\n', "JSON in line 2"),
         ("a.json", "[1, 2]", "not a JSON object"),
-        ("a.json", "{", "no JSON"),
+        ("a.json", "{", "not valid JSON"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:

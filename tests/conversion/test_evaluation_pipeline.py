@@ -286,6 +286,6 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(
 
 
 def test_a_pre_check_evaluates_nothing_and_says_so(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(RebaseError, match="converts nothing") as caught:
+    with pytest.raises(RebaseError, match="does not convert anything") as caught:
         _run(hub, tmp_path, {"examples": ITEMS[:1]}, kind="precheck")
     assert to_public_error(caught.value).pointer == "/evaluate"

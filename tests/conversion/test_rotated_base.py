@@ -212,7 +212,7 @@ def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_pa
 def test_a_text_that_nobody_would_read_is_refused(hub: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Some text.")
-    with pytest.raises(RequestInvalid, match="copy reads no text") as caught:
+    with pytest.raises(RequestInvalid, match="copy uses no text") as caught:
         _read(hub, tmp_path, "copy", text)
     assert caught.value.pointer == "/corpus"
 

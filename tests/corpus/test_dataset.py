@@ -189,7 +189,7 @@ def test_a_parquet_column_must_hold_strings(place: Place) -> None:
         ("train.jsonl", b"[" * 100_000, "not valid JSON in line 1"),
         ("train.jsonl", b"5\n", "not objects"),
         ("train.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("train.csv", b'text\n"a"b"\n', "no CSV"),
+        ("train.csv", b'text\n"a"b"\n', "not valid CSV"),
         ("train.csv", b"", "no column 'text'"),
         ("train.parquet", b"PAR1 and then nothing PAR1", "not a readable Parquet file"),
         ("train.parquet", b"", "not a readable Parquet file"),

@@ -193,7 +193,7 @@ def test_auto_uses_a_pool_that_covers_distant_bases_and_leaves_an_unusable_one_a
     perturb(hub / NEW, 1.5)
     outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
     assert outcome.report.method_used["name"] == "cross_lora", "unrelated tasks do not predict each other"
-    assert any("misses its own tasks" in reason.message for reason in outcome.report.precheck.reasons)
+    assert any("its leave-one-out error" in reason.message for reason in outcome.report.precheck.reasons)
     make_alike(hub)
     outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
     assert outcome.report.method_used["name"] == "anchor_ridge"
@@ -214,9 +214,9 @@ def test_close_bases_are_copied_between_whatever_pools_there_are(hub: Path) -> N
 
 
 def test_without_a_pool_the_verdict_says_what_to_do(hub: Path) -> None:
-    with pytest.raises(Rejected, match="No anchor pool"):
+    with pytest.raises(Rejected, match="There is no anchor pool"):
         convert(hub, NO_ANCHOR_POOLS, method="anchor_ridge", precheck={})
-    with pytest.raises(IncompatiblePair, match="No anchor pool"):
+    with pytest.raises(IncompatiblePair, match="There is no anchor pool"):
         convert(hub, NO_ANCHOR_POOLS, method="anchor_ridge")
 
 

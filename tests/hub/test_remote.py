@@ -237,7 +237,7 @@ def test_a_passing_failure_is_waited_out_and_a_lasting_one_is_retryable(
     server.fail("/api/models", status=status, times=2)
     hub.check_read("acme/base")
     server.fail("/api/models", status=status, times=3)
-    with pytest.raises(HubUnavailable, match=f"answered {status}") as caught:
+    with pytest.raises(HubUnavailable, match=f"responded with status {status}") as caught:
         hub.check_read("acme/base")
     assert caught.value.retryable
 

@@ -229,7 +229,7 @@ def test_copies_of_the_base_beside_trained_tokens_are_no_training(tied, tmp_path
 
 @pytest.mark.parametrize(
     ("indices", "rows", "complaint"),
-    [([5], (2, 32), "names 1 of them"), ([5, 6], (2, 16), "does not fit"), ([-1, 6], (2, 32), "token ids")],
+    [([5], (2, 32), "names 1 token"), ([5, 6], (2, 16), "does not fit"), ([-1, 6], (2, 32), "token ids")],
 )
 def test_rows_of_tokens_that_contradict_config_or_base_are_refused(indices, rows, complaint):
     weights, config, tensors = _plain()
@@ -249,7 +249,7 @@ def test_lora_on_the_embedding_is_listed_and_warned_about(tmp_path):
 
 def test_an_adapter_with_nothing_but_a_trained_head_is_refused():
     weights, config, _ = _plain()
-    with pytest.raises(UnsupportedAdapter, match="nothing but lm_head"):
+    with pytest.raises(UnsupportedAdapter, match="only trained lm_head"):
         _open(weights, config, {"base_model.model.lm_head.weight": torch.zeros(96, 32)})
 
 
@@ -286,7 +286,7 @@ def _set(name, tensor):
         (lambda t: t.pop(f"{Q0}.lora_B.weight"), MalformedAdapter, "lacks its lora_B"),
         (lambda t: t.pop(f"{Q0}.lora_A.weight"), MalformedAdapter, "lacks its lora_A"),
         (_set(f"{Q0}.lora_A.weight", torch.zeros(4, 31)), MalformedAdapter, "source base does not fit"),
-        (_set(f"{Q0}.lora_B.weight", torch.zeros(33, 4)), MalformedAdapter, r"\[32, 4\], but is \[33, 4\]"),
+        (_set(f"{Q0}.lora_B.weight", torch.zeros(33, 4)), MalformedAdapter, r"\[32, 4\], but has \[33, 4\]"),
         (_set(f"{Q0}.lora_A.weight", torch.zeros(5, 32)), MalformedAdapter, "rank contradicts"),
         (_set(f"{Q0}.lora_A.weight", torch.zeros(4)), MalformedAdapter, "does not fit"),
         (

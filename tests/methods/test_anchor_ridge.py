@@ -205,7 +205,7 @@ def test_raw_factors_are_combined_as_the_paper_reads_them_and_need_one_rank():
     targets = [target for _, target in pool.updates[site]]
     B, A = (sum(getattr(t, part).double() for t in targets) / N for part in "BA")
     assert relative_error(dense(carried[site].delta), B @ A) < 1e-5
-    with pytest.raises(IncompatiblePair, match="one rank"):
+    with pytest.raises(IncompatiblePair, match="equal ranks"):
         predict(params, pool, moved)
 
 

@@ -79,7 +79,7 @@ def test_a_quantised_tensor_is_listed_but_its_reading_is_refused_with_advice() -
     assert file.infos()["w"].dtype == "F8_E4M3"
     with pytest.raises(UnsupportedModel, match="F8_E4M3") as caught:
         file.read("w")
-    assert "unquantised" in (caught.value.hint or "")
+    assert "unquantized" in (caught.value.hint or "")
 
 
 GOOD = entry([2], 0, 8)
@@ -112,11 +112,17 @@ BAD = {
     "a tensor that is a number": (file_bytes({"w": 3}), "tensor 'w'"),
     "an unknown dtype": (file_bytes({"w": entry([2], 0, 8, "F31")}, bytes(8)), "unknown dtype 'F31'"),
     "a dtype that is a list": (file_bytes({"w": {**GOOD, "dtype": ["F32"]}}, bytes(8)), "unknown dtype"),
-    "a negative size": (file_bytes({"w": entry([-2], 0, 8)}, bytes(8)), "natural numbers"),
-    "a size that is true": (file_bytes({"w": entry([True], 0, 4)}, bytes(4)), "natural numbers"),
-    "a size that is a fraction": (file_bytes({"w": {**GOOD, "shape": [2.0]}}, bytes(8)), "natural numbers"),
+    "a negative size": (file_bytes({"w": entry([-2], 0, 8)}, bytes(8)), "non-negative integers"),
+    "a size that is true": (file_bytes({"w": entry([True], 0, 4)}, bytes(4)), "non-negative integers"),
+    "a size that is a fraction": (
+        file_bytes({"w": {**GOOD, "shape": [2.0]}}, bytes(8)),
+        "non-negative integers",
+    ),
     "too many dimensions": (file_bytes({"w": entry([1] * 99, 0, 4)}, bytes(4)), "short list"),
-    "an absurd shape beside a zero": (file_bytes({"w": entry([0, 2**62, 2**62], 0, 0)}), "absurdly large"),
+    "an absurd shape beside a zero": (
+        file_bytes({"w": entry([0, 2**62, 2**62], 0, 0)}),
+        "unreasonably large",
+    ),
     "offsets that descend": (file_bytes({"w": entry([2], 8, 0)}, bytes(8)), "ascending"),
     "three offsets": (file_bytes({"w": {**GOOD, "data_offsets": [0, 4, 8]}}, bytes(8)), "two ascending"),
     "a span that does not fit the shape": (file_bytes({"w": entry([3], 0, 8)}, bytes(8)), "takes 12 bytes"),
@@ -129,7 +135,7 @@ BAD = {
         "tensor 'b': its data leaves a gap",
     ),
     "a hole at the start": (file_bytes({"w": entry([2], 4, 12)}, bytes(12)), "leaves a gap"),
-    "bytes after the last tensor": (file_bytes({"w": GOOD}, bytes(9)), "1 bytes follow"),
+    "bytes after the last tensor": (file_bytes({"w": GOOD}, bytes(9)), "after the last tensor"),
     "data that ends too early": (file_bytes({"w": GOOD}, bytes(7)), "truncated"),
 }
 
@@ -148,7 +154,7 @@ def test_a_million_tensors_are_refused_before_they_become_objects() -> None:
     content = file_bytes(b"{" + b",".join(one % number for number in range(1_000_001)) + b"}")
     tracemalloc.start()
     try:
-        with pytest.raises(UnsafeFile, match="about 1000001 tensors; 1000000 are allowed"):
+        with pytest.raises(UnsafeFile, match="about 1000001 tensors; at most 1000000 are allowed"):
             opened(content).infos()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -159,7 +165,7 @@ def test_a_million_tensors_are_refused_before_they_become_objects() -> None:
 def test_the_limit_on_tensors_is_exact() -> None:
     header = {f"t{number}": entry([0], 0, 0) for number in range(5)}
     assert len(opened(file_bytes(header), max_tensors=5).infos()) == 5
-    with pytest.raises(UnsafeFile, match="about 5 tensors; 4 are allowed"):
+    with pytest.raises(UnsafeFile, match="about 5 tensors; at most 4 are allowed"):
         opened(file_bytes(header), max_tensors=4).infos()
 
 
@@ -184,7 +190,7 @@ def test_a_file_that_is_cut_while_it_is_open_is_refused(tmp_path: Path) -> None:
     file.infos()
     with path.open("r+b") as stream:
         stream.truncate(500)
-    with pytest.raises(UnsafeFile, match="became shorter"):
+    with pytest.raises(UnsafeFile, match="was shortened"):
         file.read("w")
 
 

@@ -25,7 +25,7 @@ from rebase.methods.base import (
     SiteResult,
     T,
     Trainer,
-    trained_site_result,
+    build_trained_site_result,
 )
 from rebase.methods.findings import Finding
 
@@ -78,7 +78,7 @@ class Activation(Method[ActivationParams]):
     ) -> SiteResult:
         """ΔW (o_s, i_s) → ΔW (o_t, i_t). Measures the input and output R² and the norm ratio."""
         if params.solve != "maps":
-            return trained_site_result(site, delta, evidence.trained_update())
+            return build_trained_site_result(site, delta, evidence.trained_update())
         M_in, input_rows = get_site_map(evidence, "in", params.ridge)
         M_out, output_rows = get_site_map(evidence, "out", params.ridge)
         result = apply_maps(delta, M_in, M_out)

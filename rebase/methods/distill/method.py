@@ -21,7 +21,7 @@ from rebase.methods.base import (
     SiteResult,
     T,
     Trainer,
-    trained_site_result,
+    build_trained_site_result,
 )
 from rebase.methods.distill.params import DistillParams
 from rebase.methods.findings import Finding
@@ -68,4 +68,4 @@ class Distill(Method[DistillParams]):
         self, params: DistillParams, state: None, site: SitePair, delta: LowRank, evidence: SiteEvidence
     ) -> SiteResult:
         """The trained update of this target site, and its norm relative to the source update."""
-        return trained_site_result(site, delta, evidence.trained_update())
+        return build_trained_site_result(site, delta, evidence.trained_update())
