@@ -76,7 +76,7 @@ def test_deliveries_are_listed_shown_and_replayed(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("callback.url=http://hooks.acme.example/", "https only"),
+        ("callback.url=http://hooks.acme.example/", "only sent over https"),
         ("callback.url=https://10.0.0.1/", "10.0.0.1 is private"),
         ("callback.url=https://a:b@hooks.acme.example/", "user name or password"),
         ("callback.urls=https://a.example/", "callback.url"),

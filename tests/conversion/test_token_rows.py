@@ -390,7 +390,7 @@ def _unreadable(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "changes", "reason"),
     [
-        (_unreadable, {}, "no tokenizer.json"),
+        (_unreadable, {}, "no readable tokenizer.json"),
         (None, {"method": {"name": "cross_lora", "rank": 16}}, "cross_lora changes coordinates"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_repo_without_weights_or_config_is_told_what_is_missing(folder: Path) 
     with pytest.raises(FileMissing, match=r"neither model\.safetensors"):
         open_model(*pinned(folder))
     (folder / "config.json").rename(folder / "other.json")
-    with pytest.raises(FileMissing, match=r"not a Transformers model: no config\.json"):
+    with pytest.raises(FileMissing, match=r"not a Transformers model: it has no config\.json"):
         open_model(*pinned(folder))
 
 
