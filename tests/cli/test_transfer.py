@@ -176,7 +176,7 @@ def test_an_empty_output_folder_is_filled(here: Path, rebase: Command) -> None:
         (("lora", "--source", "old", "--target", "new", "--report", "no/where.json"), 1, "no/where.json"),
         (("./none", "--source", "old", "--target", "new"), 2, "no folder './none'"),
         (("lora", "--source", "old", "--target", "/no/folder"), 2, "owner/name"),
-        (("lora", "--source", "old", "--target", ""), 2, "is not a folder"),
+        (("lora", "--source", "old", "--target", ""), 2, "no folder"),
         (("orphan", "--target", "new", "--hub", "."), 1, "--source DIR"),
         (("no/body", "--source", "old", "--target", "new", "--hub", "."), 1, "no/body"),
     ],
