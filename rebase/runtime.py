@@ -85,14 +85,14 @@ def disk_errors() -> Iterator[None]:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFull(
-                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+                "The worker's disk is full.", hint="Free disk space on the worker; the job will be retried."
             ) from exc
         raise
     except SafetensorError as exc:
         # safetensors embeds the operating system's error in its own message.
         if "os error 28" in str(exc).lower() or "os error 27" in str(exc).lower():
             raise DiskFull(
-                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+                "The worker's disk is full.", hint="Free disk space on the worker; the job will be retried."
             ) from exc
         raise
 
@@ -108,7 +108,7 @@ def pick_device(requested: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device of this worker. Raises RequestInvalid if CUDA is requested but not available."""
     if requested == "cuda" and not torch.cuda.is_available():
         raise RequestInvalid(
-            "REBASE_DEVICE is 'cuda' but this machine offers no CUDA device.",
+            "REBASE_DEVICE is 'cuda' but this machine has no CUDA device.",
             hint="Set REBASE_DEVICE=auto or cpu, or start the worker on a GPU machine.",
         )
     if requested == "cuda" or (requested == "auto" and torch.cuda.is_available()):

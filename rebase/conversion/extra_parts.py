@@ -27,7 +27,7 @@ from rebase.lora.extra_parts import LeftBehind, StoredParameter, VocabularyLora
 from rebase.lora.writer import BuiltAdapter
 from rebase.schemas.conversions import OutputSpec
 
-_PLAIN = "the request asks for a plain LoRA (output.token_rows)"
+_PLAIN = "the request asks for a plain LoRA (output.token_rows=false)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def find_coordinate_obstacle(inputs: LoadedInputs, method: str) -> str | None:
     """Why this method cannot transfer vectors and token rows between these bases; None if it can."""
     source, target = inputs.source.embedding_shape[1], inputs.target.embedding_shape[1]
     if source != target:
-        return f"a token has {source} numbers in the source base and {target} in the target"
+        return f"the hidden size is {source} in the source base and {target} in the target"
     if not get_method(method).keeps_coordinates:
         return f"the method {method} changes coordinates, and there is no map for this part"
     return None

@@ -92,7 +92,7 @@ def run_conversion(
     output = None
     if marker is not None and plan.kind == "convert":
         repo_id = choose_output_repo(runtime.hub, plan.adapter, plan.target, plan.output)
-        # In this order: a commit that an earlier attempt makes after the search then finds the parent moved.
+        # Read `latest` before the search: a commit made in between then fails the parent check.
         latest = runtime.hub.get_latest(repo_id)
         published = runtime.hub.find_commit(repo_id, marker)
         if published is not None:

@@ -23,7 +23,7 @@ def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: st
     Then the commit with the marker is looked up before giving up. Raises ParentMoved if there is none.
     """
     if conversion.folder is None or conversion.output is None:
-        raise ValueError("this conversion was not meant to be published")
+        raise ValueError("this conversion's plan does not publish")
     output, report = conversion.output, conversion.report
     if spec.create_pr:
         # A pull request does not move a branch, so the hub would accept a second one: check as late as
@@ -31,7 +31,7 @@ def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: st
         published = hub.find_commit(output.repo_id, marker)
         if published is not None:
             return published
-    title = f"Move {report.adapter.repo_id} to {report.target.repo_id} ({report.method_used['name']})"
+    title = f"Transfer {report.adapter.repo_id} to {report.target.repo_id} ({report.method_used['name']})"
     try:
         return hub.publish(
             output.repo_id,

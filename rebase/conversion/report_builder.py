@@ -112,7 +112,7 @@ def _warn_not_compared(plan: ConversionPlan) -> list[str]:
     """Warn if `auto` has an evaluation without examples to choose by."""
     if not plan.method.chooses_method or plan.evaluation is None or plan.has_examples:
         return []
-    return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
+    return ["Comparing methods requires examples and 'evaluate' has none, so rules chose the method."]
 
 
 def _build_layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
@@ -191,16 +191,17 @@ def build_selection_caveats(selection: Selection | None) -> list[str]:
         return []
     if selection.shared:
         lines = [
-            f"The {selection.choosing} example(s) that chose among methods are also those that it is "
-            "measured on, being too few to split: its figures flatter it."
+            f"There were too few examples to split: the same {selection.choosing} example(s) selected the "
+            "method and evaluate it, so its scores are optimistic."
         ]
     else:
         lines = [
-            f"{selection.choosing} of the examples chose among methods, so figures over all of them flatter "
-            f"a little; 'selection' has those of the other {selection.confirming}."
+            f"{selection.choosing} of the examples were also used to select the method, so scores over all "
+            "examples are slightly optimistic; 'selection' has the scores on the other "
+            f"{selection.confirming}."
         ]
     if selection.ending != "better":
-        lines.insert(0, "Measured on the examples, it is not better than the target alone.")
+        lines.insert(0, "On the examples, it does not score better than the target alone.")
     return lines
 
 
@@ -244,7 +245,7 @@ def _warn_left_out(offer: PoolOffer) -> list[str]:
     remainder = f" and {len(dropped) - _MAX_LISTED} more" if len(dropped) > _MAX_LISTED else ""
     listed = f"{', '.join(dropped[:_MAX_LISTED])}{remainder}"
     return (
-        [f"{len(dropped)} module(s) get no update, as not every anchor has them: {listed}."]
+        [f"{len(dropped)} module(s) get no update because not every anchor adapts them: {listed}."]
         if dropped
         else []
     )
@@ -254,7 +255,7 @@ def _warn_other_commits(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
     """Warn about bases that have changed since the pool was registered."""
     spec, pinned = offer.pool.spec, inputs.pinned
     return [
-        f"The pool was registered with {repo.repo_id} at {ref.revision}; this job reads {repo.sha}."
+        f"The pool was registered with {repo.repo_id} at {ref.revision}; this job uses {repo.sha}."
         for ref, repo in ((spec.source, pinned.source), (spec.target, pinned.target))
         if _COMMIT_PATTERN.fullmatch(ref.revision)
         and not is_folder(repo.repo_id)
@@ -266,7 +267,8 @@ def _warn_if_member(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
     """Warn if the adapter is itself an anchor of the pool."""
     adapter = inputs.pinned.adapter
     return [
-        f"The adapter is itself an anchor of the pool; its own counterpart there is {anchor.repos['target']}."
+        "The adapter is itself an anchor of the pool; its counterpart on the target is "
+        f"{anchor.repos['target']}."
         for anchor in offer.open().anchors
         if (anchor.repos["source"].repo_id, anchor.repos["source"].sha) == (adapter.repo_id, adapter.sha)
     ]

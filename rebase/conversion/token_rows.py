@@ -76,7 +76,7 @@ def plan_tokens(inputs: LoadedInputs, tokens: TokenMap | None, obstacle: str | N
     if not stored:
         return TokenPlan()
     if obstacle is None and tokens is None:
-        obstacle = "one of the two bases has no tokenizer.json that can be read"
+        obstacle = "one of the two bases has no readable tokenizer.json"
     tables, unknown = group_tables(inputs)
     if obstacle is not None or tokens is None:
         changed = [part.stored for part in tables if _is_changed(inputs, part)]
@@ -182,9 +182,9 @@ def _warn_unnamed_rows(stored: StoredTable, plan: TokenPlan) -> list[str]:
     warnings = []
     if unnamed:
         warnings.append(
-            f"{len(unnamed)} trained row(s) of {stored.module} belong to no token of any tokenizer and were "
-            f"carried by their position: {plan.tokens.describe(unnamed)}. Use the tokenizer that the adapter "
-            "was trained with."
+            f"{len(unnamed)} trained row(s) of {stored.module} belong to no token of any tokenizer and kept "
+            f"their row numbers: {plan.tokens.describe(unnamed)}. Use the tokenizer that the adapter was "
+            "trained with."
         )
     if own:
         warnings.append(
@@ -197,13 +197,14 @@ def _warn_unnamed_rows(stored: StoredTable, plan: TokenPlan) -> list[str]:
 def _warn_loaders(summary: Mapping[str, float]) -> str:
     count = sum(int(value) for name, value in summary.items() if name.endswith(".carried"))
     return (
-        f"{count} trained token row(s) were carried. PEFT loads them; vLLM and llama.cpp refuse adapters "
-        "that have any. For those, merge it with PEFT (merge_and_unload), or set output.token_rows=false."
+        f"{count} trained token row(s) were transferred. PEFT loads them; vLLM and llama.cpp refuse "
+        "adapters that have any. To use one of those, merge it with PEFT (merge_and_unload), or set "
+        "output.token_rows=false."
     )
 
 
 def _warn_rounding(module: str, error: float, dtype: str) -> str:
     return (
         f"Storing the trained rows of {module} as {dtype} changes what was trained by {error:.0%} of its "
-        "norm; ask for output.dtype float32 to keep it."
+        "norm; set output.dtype to float32 to preserve it."
     )

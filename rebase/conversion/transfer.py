@@ -202,7 +202,7 @@ def transfer_sites(method_run: MethodRun, context: ConversionContext) -> Transfe
     state, pairs = _prepare_state(method_run)
     if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
         raise IncompatiblePair(
-            "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",
+            "The two bases share no tokens (or have no readable tokenizer.json), so they cannot be aligned.",
             hint="Use a method or alignment that needs no shared vocabulary.",
             pointer="/method",
         )

@@ -105,7 +105,7 @@ def can_run_whole(reader: TensorReader, whole_model_bytes: int = WHOLE_MODEL_BYT
 
 def _compare_logits(scope: str, base_logits: Tensor, adapter_logits: Tensor) -> ForwardCheck:
     if not (torch.isfinite(base_logits).all() and torch.isfinite(adapter_logits).all()):
-        raise VerificationFailed("A forward pass of the target gives values that are not finite.")
+        raise VerificationFailed("A forward pass of the target produces values that are not finite.")
     change = float((adapter_logits - base_logits).norm() / base_logits.norm().clamp_min(1e-30))
     if change == 0.0:
         raise VerificationFailed("The converted adapter changes nothing in a forward pass of the target.")
@@ -176,8 +176,8 @@ def check_norms(
             raise VerificationFailed(f"The update at site {pair.target} is not finite.")
         if norm_before > 0.0 and norm_after == 0.0:
             raise VerificationFailed(
-                f"The update at site {pair.target} vanished: the method kept nothing of site {pair.source}.",
-                hint="Try another method; see /diagnostics for what each site kept.",
+                f"The update at site {pair.target} is zero: the method kept nothing of site {pair.source}.",
+                hint="Try another method; /diagnostics shows how much each site kept.",
             )
         if (
             0.0 < MAX_GROWTH * norm_before < norm_after

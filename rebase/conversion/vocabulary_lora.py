@@ -45,7 +45,7 @@ def plan_vocabulary_loras(
         if obstacle is not None:
             left_behind.append(LeftBehind(stored.module, _KIND, obstacle))
         elif tokens is None:
-            reason = "one of the two bases has no tokenizer.json that can be read"
+            reason = "one of the two bases has no readable tokenizer.json"
             left_behind.append(LeftBehind(stored.module, _KIND, reason))
         elif role is None or not has_both_tables(inputs, role):
             left_behind.append(LeftBehind(stored.module, _KIND, "the bases have no such table of tokens"))

@@ -79,7 +79,7 @@ class TextScorer:
             ids = self._encode(prompt, bool(prompt)).ids
             rows.append(
                 self._truncate_left(
-                    ids, self.max_positions - max_new_tokens, "prompt(s) lost their beginning"
+                    ids, self.max_positions - max_new_tokens, "prompt(s) were cut at the beginning"
                 )
             )
         texts: list[str] = [""] * len(rows)
@@ -103,10 +103,10 @@ class TextScorer:
         if len(encoded.ids) <= self.max_positions:
             return encoded, False
         if not prompt:
-            self._add_note("text(s) lost their end")
+            self._add_note("text(s) were cut at the end")
             return Encoding(encoded.ids[: self.max_positions], encoded.offsets[: self.max_positions]), True
         kept = slice(len(encoded.ids) - self.max_positions + self._prefix_length, None)
-        self._add_note("prompt(s) lost their beginning")
+        self._add_note("prompt(s) were cut at the beginning")
         return (
             Encoding(
                 [*encoded.ids[: self._prefix_length], *encoded.ids[kept]],
@@ -135,7 +135,7 @@ class TextScorer:
         return 0 if bos is None else 1
 
     def _add_note(self, event: str) -> None:
-        self.notes[f"{event}, because the model reads {self.max_positions} tokens"] = None
+        self.notes[f"{event}, because the model's context is {self.max_positions} tokens"] = None
 
 
 def _find_text_positions(row: Encoding, start: int) -> list[int]:

@@ -98,13 +98,14 @@ def _load_oracle(spec: EvaluationSpec, inputs: LoadedInputs, hub: Hub, notes: li
         if declared_base == pinned.source.repo_id != pinned.target.repo_id:
             raise RequestInvalid(
                 f"The oracle {repo} was trained on the source, {pinned.source.repo_id}.",
-                hint=f"Name an adapter that was trained on {pinned.target.repo_id}, or leave it out.",
+                hint=f"Use an adapter that was trained on {pinned.target.repo_id}, or leave it out.",
                 pointer="/evaluate/oracle",
             )
         adapter = read_adapter(AdapterConfig.parse(raw_config), reader, inputs.target)
     if isinstance(declared_base, str) and declared_base and declared_base != pinned.target.repo_id:
         notes.append(
-            f"The oracle names '{declared_base[:200]}' as its base; it was put on {pinned.target.repo_id}."
+            f"The oracle names '{declared_base[:200]}' as its base; it was evaluated on "
+            f"{pinned.target.repo_id}."
         )
     if adapter.tables:
         notes.append("The oracle's trained token rows were not applied.")
@@ -146,7 +147,10 @@ def load_harness(spec: EvaluationSpec, tasks_dir: Path | None) -> Harness:
     except ImportError as exc:
         raise NotAvailable(
             "Named tasks need lm-evaluation-harness, which this worker does not have.",
-            hint="Install the extra there: pip install 'rebase-lora[worker,evaluation]'; or give examples.",
+            hint=(
+                "Install the extra on the worker (pip install 'rebase-lora[worker,evaluation]'), or "
+                "provide examples."
+            ),
             pointer="/evaluate/tasks",
         ) from exc
     return SelectedTasks.load(spec, tasks_dir)

@@ -201,8 +201,8 @@ def load_anchor_pool(
     )
     if not pairs:
         raise IncompatiblePair(
-            "No module is adapted by every anchor of the pool and by the adapter.",
-            hint="Leave anchors out that adapt other modules than the rest.",
+            "No module is adapted by the adapter and by every anchor of the pool.",
+            hint="Remove the anchors that adapt different modules from the rest.",
             pointer=pointer(_find_narrowest_anchor(anchors), "source"),
         )
     progress.update(phase, total, total, "anchors")
@@ -225,7 +225,7 @@ def _load_anchor(
             adapters[side] = read_adapter(AdapterConfig.parse(config), reader, bases[side].weights)
         except (RebaseError, TransferError) as exc:
             if exc.pointer == "/source":
-                exc.hint = f"An anchor's {side} adapter must be one of the pool's {side} base."
+                exc.hint = f"An anchor's {side} adapter must be an adapter of the pool's {side} base."
             annotate_anchor_error(exc, str(ref), pointer(side))
             raise
         base: Any = config.get("base_model_name_or_path")
@@ -242,7 +242,7 @@ def _reject_duplicates(anchors: Sequence[Anchor], pointer: Callable[[int, Side],
             if name in numbers:
                 raise RequestInvalid(
                     f"Anchors {numbers[name]} and {number} have the same {side} adapter, {name}.",
-                    hint="Name every adapter once.",
+                    hint="List every adapter once.",
                     pointer=pointer(number, side),
                 )
             numbers[name] = number

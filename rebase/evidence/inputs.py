@@ -32,7 +32,7 @@ def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
     if (source.repo_id, source.sha) == (target.repo_id, target.sha):
         raise RequestInvalid(
             f"Source and target are the same base at the same commit ({target}).",
-            hint="Name the new base in 'target'. The adapter already fits this one.",
+            hint="Set 'target' to the new base; the adapter already works on this one.",
             pointer="/target",
         )
 

@@ -53,7 +53,7 @@ def validate_repo_reference(text: str) -> str:
         check_repo_id(text.partition("@")[0])
     except ValueError as exc:
         raise RequestInvalid(
-            f"There is no folder '{text}', and it is no Hub repo id.",
+            f"There is no folder '{text}', and it is not a Hub repo id.",
             hint="A Hub repo is written owner/name or owner/name@revision.",
         ) from exc
     return text
@@ -143,4 +143,4 @@ class AliasedHub:
 
     def _reject_input_folder(self, repo_id: str) -> None:
         if repo_id in self._by_alias:
-            raise OutputForbidden(f"'{repo_id}' is a folder that was named as an input.")
+            raise OutputForbidden(f"'{repo_id}' is a folder that is used as an input.")

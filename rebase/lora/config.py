@@ -36,7 +36,7 @@ def _match_in_time(pattern: str, name: str) -> bool:
     except (regex.error, TimeoutError, RecursionError) as exc:
         raise MalformedAdapter(
             f"adapter_config.json: the pattern {pattern[:80]!r} cannot be evaluated.",
-            hint="Name the modules as a list instead.",
+            hint="List the modules by name instead.",
         ) from exc
 
 
@@ -186,18 +186,20 @@ def _reject_unsupported_types(raw: Mapping[str, Any]) -> None:
         raise _make_malformed_error("has no peft_type")
     if peft_type.upper() != "LORA":
         raise UnsupportedAdapter(
-            f"Adapters of PEFT type {peft_type[:40]} are not carried; LoRA (with rsLoRA or DoRA) is.",
+            f"Adapters of PEFT type {peft_type[:40]} are not supported; LoRA is, also with rsLoRA or DoRA.",
             pointer=CONFIG_FILE,
         )
     for key in _UNSUPPORTED_VARIANTS:
         if raw.get(key):
-            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not carried.", pointer=CONFIG_FILE)
+            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not supported.", pointer=CONFIG_FILE)
     init_name = raw.get("init_lora_weights")
     if isinstance(init_name, str) and init_name.lower().startswith(_BASE_CHANGING_INITS):
         raise UnsupportedAdapter(
             f"This LoRA was initialised with {init_name[:40]!r}, which also changes the base weights.",
-            hint="Save it again with PEFT's `path_initial_model_for_weight_conversion`; "
-            "that makes it a plain LoRA on the published base.",
+            hint=(
+                "Save it again with PEFT's `path_initial_model_for_weight_conversion`, which turns it into "
+                "a plain LoRA on the published base."
+            ),
             pointer=CONFIG_FILE,
         )
 
@@ -206,7 +208,7 @@ def _parse_rank(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _make_malformed_error(f"{name} should be an integer")
     if not 1 <= value <= MAX_RANK:
-        raise _make_malformed_error(f"{name} is {value}; a rank lies between 1 and {MAX_RANK}")
+        raise _make_malformed_error(f"{name} is {value}; it must be between 1 and {MAX_RANK}")
     return value
 
 
@@ -245,7 +247,7 @@ def _parse_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or any(
         isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < 2**31 for id_ in value
     ):
-        raise _make_malformed_error("trainable_token_indices should hold lists of token ids")
+        raise _make_malformed_error("trainable_token_indices should contain lists of token ids")
     return tuple(value)
 
 

@@ -111,7 +111,7 @@ def find_parameters(
             raise MalformedAdapter(
                 f"The source base does not fit this adapter: {name} has shape {list(info.shape)}, but the "
                 f"base's is {list(base.tensor_shape(base_name))}.",
-                hint="Name the base model that the adapter was trained on as `source`.",
+                hint="Set `source` to the base model that the adapter was trained on.",
                 pointer="/source",
             )
         kind: Literal["weight", "bias"] = "bias" if parameter == "bias" else "weight"
@@ -163,7 +163,7 @@ def _check_vocabulary_lora(
         raise MalformedAdapter(
             f"The LoRA on {module} has the shapes {list(A.shape)} and {list(B.shape)}, which do not fit rank "
             f"{rank} and tokens of {width} numbers.",
-            hint="Name the base model that the adapter was trained on as `source`.",
+            hint="Set `source` to the base model that the adapter was trained on.",
             pointer="/source",
         )
     rows = A.shape[1] if is_embedding else B.shape[0]

@@ -200,7 +200,9 @@ def read_adapter(
         checked = _check_module(name, tensors, sites, config, infos, base)
         for site in sites:
             if site in modules:
-                raise MalformedAdapter(f"{modules[site].name} and {name} are the same module of the base.")
+                raise MalformedAdapter(
+                    f"{modules[site].name} and {name} refer to the same module of the base."
+                )
             modules[site] = checked
     width = base.architecture.hidden
     vocabulary_loras, left_behind = find_vocabulary_loras(groups, config, infos, width)
@@ -218,11 +220,11 @@ def read_adapter(
     )
     if not modules and other_modules:
         raise UnsupportedAdapter(
-            f"The adapter trained nothing but {_format_names(other_modules)}.",
+            f"The adapter only trained {_format_names(other_modules)}.",
             hint="An adapter with LoRA on at least one attention or MLP module can be converted.",
         )
     if not modules:
-        raise MalformedAdapter("The adapter has no LoRA tensors for any module that its config targets.")
+        raise MalformedAdapter("The adapter has no LoRA tensors for the modules that its config targets.")
     return SourceAdapter(
         modules,
         reader,
@@ -268,9 +270,9 @@ def _reject_unknown_tensors(names: Iterable[str], groups: TensorGroups, base: Mo
     ]
     if unknown:
         raise MalformedAdapter(
-            f"The source base ({base.architecture.model_type}, {base.layers} layers) has no module for these "
-            f"tensors of the adapter: {_format_names(unknown)}.",
-            hint="Name the base model that the adapter was trained on as `source`.",
+            f"Tensors of the adapter match no module of the source base "
+            f"({base.architecture.model_type}, {base.layers} layers): {_format_names(unknown)}.",
+            hint="Set `source` to the base model that the adapter was trained on.",
             pointer="/source",
         )
 
@@ -292,7 +294,7 @@ def _check_module(
     o = sum(base.shape(site)[0] for site in sites)
     i = base.shape(sites[0])[1]
     if rank > 4 * min(o, i):
-        raise MalformedAdapter(f"{name} has rank {rank}, far above what its {o}×{i} weight can hold.")
+        raise MalformedAdapter(f"{name} has rank {rank}, far above the maximum rank of its {o}×{i} weight.")
     _check_shape(name, "lora_A", infos[tensors.A], (rank, i), along=1)
     _check_shape(name, "lora_B", infos[tensors.B], (o, rank), along=0)
     if tensors.magnitude is not None:
@@ -305,15 +307,17 @@ def _check_module(
 def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, ...], along: int) -> None:
     """`along` is the dimension set by the base; the other one is the rank."""
     if info.dtype not in _DTYPES:
-        raise MalformedAdapter(f"{part} of {module} is stored as {info.dtype}; F32, F16 and BF16 are read.")
+        raise MalformedAdapter(
+            f"{part} of {module} is stored as {info.dtype}; only F32, F16 and BF16 are supported."
+        )
     if info.shape == expected:
         return
-    shapes = f"{part} of {module} should be {list(expected)}, but is {list(info.shape)}"
+    shapes = f"{part} of {module} should have shape {list(expected)}, but has {list(info.shape)}"
     if len(info.shape) == len(expected) and info.shape[along] == expected[along]:
         raise MalformedAdapter(f"The rank contradicts adapter_config.json: {shapes}.")
     raise MalformedAdapter(
         f"The source base does not fit this adapter: {shapes}.",
-        hint="Name the base model that the adapter was trained on as `source`.",
+        hint="Set `source` to the base model that the adapter was trained on.",
         pointer="/source",
     )
 
@@ -325,17 +329,19 @@ def _format_names(names: list[str]) -> str:
 
 def _check_finite(tensor: Tensor, name: str) -> None:
     if not bool(torch.isfinite(tensor).all()):
-        raise MalformedAdapter(f"The adapter holds NaN or Inf in {name}.")
+        raise MalformedAdapter(f"The adapter contains NaN or Inf in {name}.")
 
 
 def _describe_ignored(groups: TensorGroups, untargeted: list[str], config: AdapterConfig) -> list[str]:
     """Warnings about what PEFT itself does not apply."""
     warnings = []
     if config.token_indices and not groups.token_rows:
-        warnings.append("The config names retrained tokens, but the file holds none; nothing is carried.")
+        warnings.append(
+            "The config names retrained tokens, but the file contains none, so none are transferred."
+        )
     if untargeted:
         warnings.append(
-            f"{len(untargeted)} modules have LoRA tensors that adapter_config.json does not target. PEFT "
-            f"ignores them, so they are not carried: {_format_names(untargeted)}."
+            f"{len(untargeted)} modules have LoRA tensors that adapter_config.json does not target, so "
+            f"PEFT ignores them and they are not transferred: {_format_names(untargeted)}."
         )
     return warnings

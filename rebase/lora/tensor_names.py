@@ -132,8 +132,8 @@ def _add_tensor(modules: dict[str, ModuleTensors], module: str, part: str, name:
     existing = getattr(tensors, part)
     if existing is not None:
         raise MalformedAdapter(
-            f"Two tensors are the LoRA {part} of one module: {existing[:200]} and {name[:200]}.",
-            hint="One file should hold one adapter.",
+            f"Two tensors are the LoRA {part} of the same module: {existing[:200]} and {name[:200]}.",
+            hint="A file must contain a single adapter.",
         )
     setattr(tensors, part, name)
 
@@ -142,5 +142,5 @@ def _reject_unsupported_module(module: str) -> None:
     parts = module.split(".")
     if any("expert" in part for part in parts) or parts[-2:] == ["mlp", "gate"] or "router" in parts:
         raise UnsupportedAdapter(
-            f"The adapter has LoRA on {module[:200]}; mixture-of-experts modules are not carried yet."
+            f"The adapter has LoRA on {module[:200]}; mixture-of-experts modules are not supported yet."
         )

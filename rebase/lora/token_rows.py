@@ -194,8 +194,8 @@ def build_transferred_rows(
         squared_norm += float(D.square().sum())
     if not all(bool(torch.isfinite(block).all()) for block in torch.split(out, step)):
         raise VerificationFailed(
-            f"The trained rows of {target.name} do not fit into {dtype}: values become infinite.",
-            hint="Ask for output.dtype bfloat16 or float32.",
+            f"The trained rows of {target.name} do not fit into {dtype}: some values overflow.",
+            hint="Set output.dtype to bfloat16 or float32.",
             pointer="/output/dtype",
         )
     return out, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0

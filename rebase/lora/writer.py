@@ -259,8 +259,8 @@ def set_task(built: BuiltAdapter, task_type: str | None, *, headless_prefix: str
 
 def _make_overflow_error(name: str, dtype: str) -> VerificationFailed:
     return VerificationFailed(
-        f"The values of {name} do not fit into {dtype}: they become infinite.",
-        hint="Ask for output.dtype bfloat16 or float32.",
+        f"{name[:1].upper()}{name[1:]} does not fit into {dtype}: some values overflow.",
+        hint="Set output.dtype to bfloat16 or float32.",
         pointer="/output/dtype",
     )
 
@@ -274,9 +274,11 @@ def _check_sites(target: ModelWeights, deltas: Mapping[Site, LowRank]) -> None:
         raise VerificationFailed("There is no update to write.")
     for site, delta in deltas.items():
         if not target.has_site(site) or delta.shape != target.shape(site):
-            raise VerificationFailed(f"The update of site {site} has shape {delta.shape}, unlike the target.")
+            raise VerificationFailed(
+                f"The update of site {site} has shape {delta.shape}, which differs from the target's."
+            )
         if not bool(torch.isfinite(delta.B).all() and torch.isfinite(delta.A).all()):
-            raise VerificationFailed(f"The update of site {site} holds NaN or Inf.")
+            raise VerificationFailed(f"The update of site {site} contains NaN or Inf.")
 
 
 def _fuse_modules(
@@ -312,8 +314,8 @@ def _measure_storage_error(site: Site, requested: LowRank, stored: LowRank, dtyp
     norm = frobenius(stored)
     if norm == 0.0 and frobenius(requested) > 0.0:
         raise VerificationFailed(
-            f"The update of site {site} vanishes when it is stored as {dtype} within this rank.",
-            hint="Ask for output.dtype float32, or for a higher output.max_rank.",
+            f"The update of site {site} becomes zero when stored as {dtype} at this rank.",
+            hint="Set output.dtype to float32, or raise output.max_rank.",
             pointer="/output/dtype",
         )
     return {"written_norm": norm, "written_error": _compute_relative_distance(requested, stored)}

@@ -45,8 +45,8 @@ def build_model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     model_type = str(raw.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModel(
-            f"The installed transformers does not know the architecture '{model_type}'.",
-            hint="Upgrade the worker, or ask for a base of a known architecture.",
+            f"The installed transformers version does not support the architecture '{model_type}'.",
+            hint="Upgrade transformers on the worker, or use a base with a supported architecture.",
         )
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(_drop_runtime_keys(raw))
     return config
@@ -71,9 +71,9 @@ def build_empty_model(raw: Mapping[str, Any], task_model: TaskModel = CAUSAL_LM)
         raise
     except Exception as exc:  # each config and model class fails in its own way
         raise UnsupportedModel(
-            f"The installed transformers cannot build this model from its config.json: "
+            "The installed transformers version cannot build this model from its config.json: "
             f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}",
-            hint="Name a revision of the base whose config.json suits its weights.",
+            hint="Use a revision of the base whose config.json matches its weights.",
         ) from exc
 
 
@@ -81,7 +81,7 @@ def load_adapter_config(folder: Path) -> LoraConfig:
     """The written adapter_config.json, read by PEFT itself."""
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
-        raise VerificationFailed("The written adapter is not read as a LoRA adapter by PEFT.")
+        raise VerificationFailed("PEFT does not recognize the written adapter as a LoRA adapter.")
     # PEFT warns if the model's name differs, and a model built from a config has no name.
     config.base_model_name_or_path = None
     return config
@@ -102,7 +102,7 @@ def check_structure(
         model = build_empty_model(raw, task_model)
         wrapped = get_peft_model(model, load_adapter_config(folder), low_cpu_mem_usage=True)
     except ValueError as exc:
-        raise VerificationFailed(f"PEFT refuses the converted adapter on the target: {exc}") from exc
+        raise VerificationFailed(f"PEFT cannot load the converted adapter on the target: {exc}") from exc
     # Copies of the base's token tables, which PEFT saves beside LoRA on them, are not part of the adapter.
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -110,8 +110,8 @@ def check_structure(
     missing = sorted(set(expected) - set(shapes))
     if unexpected or missing:
         raise VerificationFailed(
-            f"The target would ignore {len(unexpected)} of the adapter's tensors {unexpected[:3]} "
-            f"and miss {len(missing)} {missing[:3]}."
+            f"The target would ignore {len(unexpected)} of the adapter's tensors {unexpected[:3]} and lack "
+            f"{len(missing)} that it expects {missing[:3]}."
         )
     mismatched = sorted(name for name, shape in shapes.items() if expected[name] != shape)
     if mismatched:

@@ -64,8 +64,8 @@ def load_streamed_model(
 def _make_missing_weight_error(name: str, pointer: str | None = None) -> UnsupportedModel:
     owner = f"{pointer.removeprefix('/')}'s " if pointer else ""
     return UnsupportedModel(
-        f"The {owner}weights lack '{name}' in the shape that its config.json implies.",
-        hint="Name a revision of the base whose config.json suits its weights.",
+        f"The {owner}weights have no '{name}' with the shape that config.json implies.",
+        hint="Use a revision of the base whose config.json matches its weights.",
         pointer=pointer,
     )
 

@@ -78,8 +78,9 @@ class ModelReader:
         for name, shard in self._index.items():
             if name not in self._open_header(shard).spans:
                 raise UnsafeFile(
-                    f"The index of {self._repo.repo_id} says that '{name[:200]}' is in '{shard}'; it is not.",
-                    hint="Upload the model again, with the index that belongs to its files.",
+                    f"The index of {self._repo.repo_id} says that '{name[:200]}' is in '{shard}'; it is "
+                    "not there.",
+                    hint="Upload the model again with an index that matches its files.",
                 )
         return self._index
 
@@ -87,7 +88,7 @@ class ModelReader:
         try:
             return self._shard_by_tensor[name]
         except KeyError:
-            raise UnsafeFile(f"{self._repo} holds no tensor '{name}'.") from None
+            raise UnsafeFile(f"{self._repo} has no tensor '{name}'.") from None
 
     def _open_header(self, shard: str) -> SafetensorsFile:
         if shard not in self._headers:
@@ -116,8 +117,8 @@ def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader,
     else:
         _reject_pickle(repo, repo.files)
         raise FileMissing(
-            f"{repo} is not a base model that can be read: no {_SINGLE_FILE} and no {_INDEX_FILE}.",
-            hint="Name a repo that holds the full model in safetensors files.",
+            f"{repo} is not a readable base model: it has neither {_SINGLE_FILE} nor {_INDEX_FILE}.",
+            hint="Use a repo with the full model in safetensors files.",
         )
     return config, reader, read_tokenizer(hub, repo)
 
@@ -159,7 +160,7 @@ def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], Safetensor
     if _ADAPTER_FILE not in repo.files:
         _reject_pickle(repo, repo.files)
         raise FileMissing(
-            f"{repo} is not a PEFT adapter: no {_ADAPTER_FILE}.",
+            f"{repo} is not a PEFT adapter: it has no {_ADAPTER_FILE}.",
             hint="Save the adapter with save_pretrained and upload the whole folder.",
         )
     source = hub.open(repo, _ADAPTER_FILE)
@@ -171,9 +172,11 @@ def _read_json(
 ) -> dict[str, Any]:
     """A JSON file of the repo; its size is checked before it is fetched."""
     if path not in repo.files:
-        raise FileMissing(f"{repo} is {missing}: no {path}.", hint="Check that the right repo is named.")
+        raise FileMissing(
+            (f"{repo} is {missing}: it has no {path}."), hint="Check that this is the right repo."
+        )
     if repo.files[path] > max_bytes:
-        raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; {max_bytes} are allowed.")
+        raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; at most {max_bytes} are allowed.")
     return load_json_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)
 
 
@@ -185,9 +188,9 @@ def _read_index(hub: Hub, repo: PinnedRepo) -> dict[str, str]:
     for shard in sorted({str(shard) for shard in weight_map.values()}):
         if not _SHARD_PATTERN.match(shard) or shard not in repo.files:
             raise UnsafeFile(
-                f"'{_INDEX_FILE}' of {repo} points at '{shard[:200]}', "
-                "which is no safetensors file of this repo.",
-                hint="Upload the model again, with the index that belongs to its files.",
+                f"'{_INDEX_FILE}' of {repo} points at '{shard[:200]}', which is not a safetensors file in "
+                "this repo.",
+                hint="Upload the model again with an index that matches its files.",
             )
     return weight_map
 
@@ -196,6 +199,6 @@ def _reject_pickle(repo: PinnedRepo, paths: Iterable[str]) -> None:
     pickles = sorted(path for path in paths if _PICKLE_PATTERN.search(path))
     if pickles:
         raise UnsafeFile(
-            f"{repo} keeps its weights in a pickle ('{pickles[0]}'), which can run code when it is loaded.",
-            hint="Convert the weights to safetensors and upload them; pickles are never opened here.",
+            f"{repo} stores its weights in a pickle file ('{pickles[0]}'), which can run code when loaded.",
+            hint="Convert the weights to safetensors and upload them; Rebase never opens pickle files.",
         )

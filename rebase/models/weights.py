@@ -113,7 +113,7 @@ class ModelWeights:
         total, width = self.embedding_shape
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= total):
             raise UnsupportedModel(
-                f"The tokenizer names token {int(ids.max())}, but the embedding has {total} rows.",
+                f"The tokenizer uses token id {int(ids.max())}, but the embedding has {total} rows.",
                 hint="tokenizer.json and the weights belong to different models.",
             )
         out = torch.empty(ids.numel(), width)
@@ -157,7 +157,7 @@ class ModelWeights:
                 return prefix
         raise UnsupportedModel(
             f"The checkpoint has no tensor named {self.architecture.root}{family.embedding}.weight.",
-            hint=f"config.json says {family.model_type}; the weights look like something else.",
+            hint=f"config.json says {family.model_type}; the weights look like another architecture.",
         )
 
     def _check_tensors(self) -> None:
@@ -166,7 +166,7 @@ class ModelWeights:
         expert = next((name for name in sorted(self._infos) if ".experts." in name), None)
         if expert is not None:
             raise UnsupportedModel(
-                f"The checkpoint holds {expert}: mixture-of-experts models are not carried yet."
+                f"The checkpoint holds {expert}: mixture-of-experts models are not supported yet."
             )
         if len(self._infos[self._embedding_name].shape) != 2:
             raise UnsupportedModel(f"The tensor {self._embedding_name} should have two dimensions.")
@@ -189,8 +189,8 @@ class ModelWeights:
             raise UnsupportedModel(f"The checkpoint has no tensor named {name}, which config.json implies.")
         if info.dtype not in READABLE_DTYPES:
             raise UnsupportedModel(
-                f"The tensor {name} is stored as {info.dtype}, which is not read here.",
-                hint="Name the unquantised repo of the same model.",
+                f"The tensor {name} is stored as {info.dtype}, which is not supported.",
+                hint="Use the unquantized repo of the same model.",
             )
         if info.shape != shape:
             raise UnsupportedModel(

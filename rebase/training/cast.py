@@ -72,8 +72,8 @@ def train_cast_maps(
     train_passages, held_out = dataset.select_passages(held_out=False), dataset.select_passages(held_out=True)
     if not held_out:
         raise TrainingFailed(
-            "The text is too short to train on: no sequence is left to measure with.",
-            hint="Give a longer corpus, or ask for shorter sequences (tokens).",
+            "The text is too short to train on: no sequence is left to evaluate on.",
+            hint="Use a longer corpus or shorter sequences (tokens).",
             pointer="/corpus",
         )
     trainer = _CastTrainer(target, dataset, params, trainable_maps)
@@ -109,8 +109,9 @@ def train_cast_maps(
         final = trainer.compute_divergence(held_out)
     if final >= baseline:
         raise TrainingFailed(
-            "On held-out text the target alone is as near to what is wanted as with the trained update.",
-            hint="Train for more steps, on more text (positions, corpus), or at another learning rate.",
+            "On held-out text, the trained update brings the target no closer to the objective than the "
+            "target alone.",
+            hint="Train for more steps, on more text (positions, corpus) or with another learning rate.",
             pointer="/method",
         )
     trained_maps = {pair: site_maps.to_trained_maps() for pair, site_maps in trainable_maps.items()}
@@ -216,7 +217,7 @@ def _fit_initial_projection(dataset: TeacherDataset, ridge: float) -> Tensor:
         moments = moments or Moments.zeros(source.shape[1], target.shape[1])
         moments.add(source, target)
     if moments is None:
-        raise LookupError("no passage to learn from")
+        raise LookupError("no passage to train on")
     return fit_input_map(moments, ridge).float()
 
 

@@ -26,7 +26,10 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Same key, same request: the same job. Different request: 422. First in progress: 409.",
+        description=(
+            "Repeating a request with the same key returns the same job. Another request with that key: "
+            "422. First request still in progress: 409."
+        ),
     ),
 ]
 
@@ -123,7 +126,7 @@ def _check_pool(
     ):
         if requested is not None and requested.repo_id != expected.repo_id:
             raise RequestInvalid(
-                f"This anchor pool is about the {side} base '{expected.repo_id}', not '{requested.repo_id}'.",
-                hint="Name a pool between these two bases; GET /anchor-pools lists yours.",
+                f"This anchor pool is for the {side} base '{expected.repo_id}', not '{requested.repo_id}'.",
+                hint="Use a pool for these two bases; GET /anchor-pools lists yours.",
                 pointer=pointer,
             )

@@ -158,7 +158,7 @@ def test_a_second_adapter_of_the_pair_runs_neither_base(
     """Maps and layers are kept: the second run reads no text."""
     first = _moved(hub, tmp_path, {"name": "activation"})
     assert first.report.precheck.verdict == "uncertain"
-    assert any(line.startswith("What both bases make of a text") for line in first.report.caveats)
+    assert any(line.startswith("The bases' activations on a text") for line in first.report.caveats)
     monkeypatch.setattr("rebase.models.base_pair.load_base_model", None)
     (tmp_path / "out").rename(tmp_path / "first")
     second = _moved(hub, tmp_path, {"name": "activation"})
@@ -204,7 +204,7 @@ def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_pa
         edit_json(hub / repo / "config.json", max_position_embeddings=512)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"{n * n}" for n in range(80)))
-    with pytest.raises(IncompatiblePair, match="fills one passage") as caught:
+    with pytest.raises(IncompatiblePair, match="fills only one passage") as caught:
         _read(hub, tmp_path, "activation", text)
     assert caught.value.pointer == "/corpus"
 
@@ -212,7 +212,7 @@ def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_pa
 def test_a_text_that_nobody_would_read_is_refused(hub: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Some text.")
-    with pytest.raises(RequestInvalid, match="copy reads no text") as caught:
+    with pytest.raises(RequestInvalid, match="copy uses no text") as caught:
         _read(hub, tmp_path, "copy", text)
     assert caught.value.pointer == "/corpus"
 

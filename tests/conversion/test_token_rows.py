@@ -390,7 +390,7 @@ def _unreadable(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "changes", "reason"),
     [
-        (_unreadable, {}, "no tokenizer.json"),
+        (_unreadable, {}, "no readable tokenizer.json"),
         (None, {"method": {"name": "cross_lora", "rank": 16}}, "cross_lora changes coordinates"),
     ],
 )
@@ -406,7 +406,7 @@ def test_rows_that_cannot_be_carried_are_named_with_the_reason(
 
     assert report.not_carried == ["model.embed_tokens"]
     assert any("model.embed_tokens" in warning and reason in warning for warning in report.warnings)
-    assert any("not carried" in caveat for caveat in report.caveats)
+    assert any("not transferred" in caveat for caveat in report.caveats)
     assert "trainable_token_indices" not in config_of(out)
     assert reason in (out / "README.md").read_text().replace("\\", "")
 
@@ -418,7 +418,7 @@ def test_rows_of_another_width_are_not_carried(tmp_path: Path) -> None:
     report, _ = convert(hub, method={"name": "cross_lora", "rank": 16})
 
     assert report.not_carried == ["model.embed_tokens"]
-    assert any("32 numbers in the source base and 64 in the target" in warning for warning in report.warnings)
+    assert any("width 32 in the source base and 64 in the target" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize("method", ["difference", "linear", "weight_average", "ties", "prolora"])
@@ -489,7 +489,7 @@ def test_a_change_that_rounding_swallows_is_warned_about(tmp_path: Path) -> None
     report, _ = convert(hub, output={"dtype": "bfloat16"})
 
     assert report.summary["token_rows.input.written_error"] > 0.25
-    assert any("ask for output.dtype float32" in warning for warning in report.warnings)
+    assert any("set output.dtype to float32" in warning for warning in report.warnings)
 
 
 def test_the_result_can_be_moved_on(tmp_path: Path) -> None:

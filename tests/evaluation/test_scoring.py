@@ -109,7 +109,7 @@ def test_an_answer_is_cut_at_the_first_stop_and_trimmed() -> None:
 def test_an_answer_that_is_longer_than_what_is_written_is_noted() -> None:
     scorer = _scorer(examples=EXAMPLES[:2], max_tokens=4)
     assert scorer.measure(sql_adapter()) == (0.0, 0.0)
-    assert any("more than the 4 tokens that are written" in note for note in scorer.notes)
+    assert any("longer than the 4 tokens that are generated" in note for note in scorer.notes)
     whole = _scorer(examples=EXAMPLES[:2])
     whole.measure(sql_adapter())
     assert not whole.notes
@@ -188,12 +188,12 @@ def test_what_is_longer_than_the_context_is_cut_with_a_word_about_it() -> None:
     prompt, answer = "a" + "bc" * 100, "cd" * 5
     cost = reader.loglikelihood([(prompt, answer)])[0]
     assert cost.num_bytes == 10
-    assert [note for note in reader.notes if "lost their beginning" in note and "64" in note]
+    assert [note for note in reader.notes if "cut at the beginning" in note and "64" in note]
     assert cost.nats == pytest.approx(reader.loglikelihood([("c" + "bc" * 26, answer)])[0].nats, rel=1e-5)
 
     long = reader.loglikelihood([("", "ab" * 100)])[0]
     assert (long.num_tokens, long.num_bytes) == (63, 63)
-    assert any("lost their end" in note for note in reader.notes)
+    assert any("cut at the end" in note for note in reader.notes)
     assert len(reader.generate_until(["ab" * 100], 8)[0]) <= 8
 
 

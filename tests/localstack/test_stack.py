@@ -104,7 +104,7 @@ def test_a_child_that_is_killed_comes_back(up: Up) -> None:
     for module, pid in before.items():
         until(lambda module=module, pid=pid: up.child(module) not in (None, pid))  # type: ignore[misc]
     until(lambda: ready(up.url))
-    assert up.err.read_text().count("is started again") == 3
+    assert up.err.read_text().count("is being restarted") == 3
     assert up.stop(signal.SIGINT) == 0
     until(lambda: not members(up.home), 5)
 

@@ -244,7 +244,7 @@ def test_copies_of_the_base_beside_trained_tokens_are_no_training(tied, tmp_path
 
 @pytest.mark.parametrize(
     ("indices", "rows", "complaint"),
-    [([5], (2, 32), "names 1 of them"), ([5, 6], (2, 16), "does not fit"), ([-1, 6], (2, 32), "token ids")],
+    [([5], (2, 32), "names 1 token"), ([5, 6], (2, 16), "does not fit"), ([-1, 6], (2, 32), "token ids")],
 )
 def test_rows_of_tokens_that_contradict_config_or_base_are_refused(indices, rows, complaint):
     weights, config, tensors = _plain()
@@ -272,7 +272,7 @@ def test_lora_on_the_embedding_and_the_head_is_read_as_pefts_change_of_the_table
 
 def test_an_adapter_with_nothing_but_a_trained_head_is_refused():
     weights, config, _ = _plain()
-    with pytest.raises(UnsupportedAdapter, match="nothing but lm_head"):
+    with pytest.raises(UnsupportedAdapter, match="only trained lm_head"):
         _open(weights, config, {"base_model.model.lm_head.weight": torch.zeros(96, 32)})
 
 
@@ -309,7 +309,7 @@ def _set(name, tensor):
         (lambda t: t.pop(f"{Q0}.lora_B.weight"), MalformedAdapter, "lacks its lora_B"),
         (lambda t: t.pop(f"{Q0}.lora_A.weight"), MalformedAdapter, "lacks its lora_A"),
         (_set(f"{Q0}.lora_A.weight", torch.zeros(4, 31)), MalformedAdapter, "source base does not fit"),
-        (_set(f"{Q0}.lora_B.weight", torch.zeros(33, 4)), MalformedAdapter, r"\[32, 4\], but is \[33, 4\]"),
+        (_set(f"{Q0}.lora_B.weight", torch.zeros(33, 4)), MalformedAdapter, r"\[32, 4\], but has \[33, 4\]"),
         (_set(f"{Q0}.lora_A.weight", torch.zeros(5, 32)), MalformedAdapter, "rank contradicts"),
         (_set(f"{Q0}.lora_A.weight", torch.zeros(4)), MalformedAdapter, "does not fit"),
         (
@@ -322,9 +322,9 @@ def _set(name, tensor):
             MalformedAdapter,
             "llama, 2 layers.*layers.7",
         ),
-        (_set("base_model.model.encoder.weight", torch.zeros(1)), MalformedAdapter, "no module for these"),
+        (_set("base_model.model.encoder.weight", torch.zeros(1)), MalformedAdapter, "match no module"),
         (_set("base_model.model.model.norm.weight", torch.zeros(7)), MalformedAdapter, "does not fit"),
-        (_set(f"{Q0}.bias", torch.zeros(32)), MalformedAdapter, "no module for these"),
+        (_set(f"{Q0}.bias", torch.zeros(32)), MalformedAdapter, "match no module"),
         (_set(f"{Q0}.lora_B.weight", torch.zeros(0)), MalformedAdapter, "ZeRO-3"),
         (
             _set("base_model.model.model.layers.0.mlp.experts.3.w1.lora_A.weight", torch.zeros(1)),
@@ -404,6 +404,6 @@ def test_too_many_tensors_are_refused_before_anything_is_looked_at(monkeypatch):
 
 def test_an_adapter_of_another_family_is_refused_with_the_source_as_pointer():
     _, config, tensors = _plain("gpt2")
-    with pytest.raises(MalformedAdapter, match="has no module for these tensors") as caught:
+    with pytest.raises(MalformedAdapter, match="match no module of the source base") as caught:
         _open(weights_of(tiny_model("llama")), config, tensors)
     assert caught.value.pointer == "/source"
