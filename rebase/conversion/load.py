@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from rebase.conversion.plan import ConversionPlan
@@ -12,13 +12,15 @@ from rebase.errors import RebaseError, TransferError
 from rebase.evidence.inputs import LoadedInputs, PinnedInputs
 from rebase.hub.base import Hub
 from rebase.lora.config import AdapterConfig
-from rebase.lora.reader import DORA_MAX_RANK, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import DENSE_MAX_RANK, SourceAdapter
 from rebase.lora.tensors import TensorReader
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import pair_sites
 from rebase.models.empty_model import build_empty_model
+from rebase.models.expanded_adapter import read_expanded_adapter
 from rebase.models.model_reader import open_model
 from rebase.models.vocabulary import SharedTokens, Vocabulary, find_shared_tokens
 from rebase.models.weights import ModelWeights
@@ -61,8 +63,8 @@ def load_inputs(
     progress.update(Phase.READING, 2, 3, "repos")
     adapter = _run_with_pointer(
         "/adapter",
-        lambda: read_adapter(
-            config, adapter_reader, source, dora_max_rank=plan.output.max_rank or DORA_MAX_RANK
+        lambda: open_source_adapter(
+            config, adapter_config, adapter_reader, source, plan.output.max_rank or DENSE_MAX_RANK
         ),
     )
     pairing = pair_sites(source, target, adapter.sites, layer_scale=plan.method.layer_scale)
@@ -82,6 +84,15 @@ def load_inputs(
     _declare_needed_tensors(inputs, plan)
     progress.update(Phase.READING, 3, 3, "repos")
     return inputs
+
+
+def open_source_adapter(
+    config: AdapterConfig, raw: Mapping[str, Any], reader: TensorReader, base: ModelWeights, max_rank: int
+) -> SourceAdapter:
+    """The adapter as updates of its base, whatever PEFT type it has. `raw`: the whole adapter_config.json."""
+    if config.peft_type == "LORA":
+        return read_adapter(config, reader, base, max_rank=max_rank)
+    return read_expanded_adapter(config, raw, reader, base, max_rank=max_rank)
 
 
 def _declare_needed_tensors(inputs: LoadedInputs, plan: ConversionPlan) -> None:

@@ -56,7 +56,7 @@ def measure_lost_effect(
     """None if nothing is lost, or only LoRA modules without a place in the target, which the pre-check weighs
     by itself. Reads base weights at a few sites only, unless the source is small enough to
     run."""
-    if not (plan.left_behind or inputs.adapter.dora_sites):
+    if not (plan.left_behind or inputs.adapter.dense_sites):
         return None
     return LostEffect(_measure_by_norm(inputs, plan), measure_on_logits(inputs, plan, device))
 
@@ -84,8 +84,8 @@ def find_losses(plan: ExtraPartsPlan, lost: LostEffect | None, inputs: LoadedInp
 def _describe_losses(plan: ExtraPartsPlan, inputs: LoadedInputs) -> Iterator[str]:
     if inputs.pairing.dropped:
         yield f"LoRA on {len(inputs.pairing.dropped)} module(s) without a place in the target"
-    if inputs.adapter.dora_sites:
-        yield "the part of its DoRA updates beyond their rank"
+    if inputs.adapter.dense_sites:
+        yield "what its dense updates (DoRA or another type than LoRA) have beyond their rank"
     kinds: dict[str, list[LeftBehind]] = {}
     for part in plan.left_behind:
         kinds.setdefault(part.kind, []).append(part)

@@ -51,7 +51,7 @@ def measure_on_logits(inputs: LoadedInputs, plan: ExtraPartsPlan, device: torch.
     for site in inputs.adapter.sites:
         if site not in paired:
             model.add_to_weight(site, inputs.adapter.exact_update(site))
-        elif site in inputs.adapter.dora_sites:
+        elif site in inputs.adapter.dense_sites:
             delta = inputs.adapter.delta(site)
             model.add_to_weight(site, inputs.adapter.exact_update(site) - delta.B @ delta.A)
     model.add_parts(carried, plan.tokens.row_map, lost_rows=True, loras=_map_loras(plan))

@@ -24,7 +24,7 @@ from rebase.conversion.token_tables import (
 )
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.extra_parts import LeftBehind
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.lora.token_rows import (
     EmbeddingTable,
     build_transferred_rows,

@@ -27,7 +27,8 @@ from rebase.lora.config import AdapterConfig
 from rebase.lora.fold_layers import fold_layers
 from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank, Side, Site
-from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.lora.tensors import TensorInfo
 from rebase.lora.writer import BuiltAdapter
 from rebase.methods.copy.method import Copy

@@ -18,7 +18,8 @@ from rebase.evaluation.tasks import Harness
 from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.lora.config import AdapterConfig
-from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.models.base_pair import BasePair
 from rebase.models.model_reader import open_adapter
 from rebase.report.progress import ProgressReporter

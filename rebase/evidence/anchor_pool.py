@@ -23,7 +23,8 @@ from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.lora.config import AdapterConfig
 from rebase.lora.linalg import FACTORS_VERSION
 from rebase.lora.low_rank import LowRank, Side, Site
-from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.base import Kernels, SitePair, Space
 from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
 from rebase.methods.site_pairing import Pairing

@@ -10,7 +10,7 @@ import torch
 from rebase.errors import RequestInvalid
 from rebase.evidence.embeddings import SharedTokenRows
 from rebase.hub.base import PinnedRepo
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.site_pairing import Pairing
 from rebase.models.model_reader import ModelReader
 from rebase.models.vocabulary import SharedTokens

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import regex  # type: ignore[import-untyped]
 
@@ -76,13 +76,27 @@ _UNSUPPORTED_VARIANTS = (
     "alora_invocation_tokens",
 )
 # Initialisations that modify the base weights, so A and B are relative to an unpublished base.
-_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# PiSSA and OLoRA take a part away that follows from the base alone; these depend on data or on rounding.
+_BASE_CHANGING_INITS = ("corda", "loftq", "lora_ga")
+
+
+# PEFT types whose effect is a change of linear weights, which PEFT itself computes.
+EXPANDED_TYPES = frozenset(
+    {"ADALORA", "LOHA", "LOKR", "VERA", "IA3", "OFT", "BOFT", "HRA", "FOURIERFT", "SHIRA", "VBLORA"}
+    | {"ROAD", "MISS", "C3A", "DELORA", "WAVEFT"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """The fields of a LoRA config that determine its update. Patterns match the adapter's module names."""
+    """The fields of a PEFT config that determine its update. Patterns match the adapter's module names.
 
+    `rank`: 0 for types without one. `initial_update`: the adapter is relative to a base from which PEFT took
+    this update away (PiSSA, OLoRA).
+    """
+
+    peft_type: str
+    initial_update: Literal["pissa", "olora"] | None
     rank: int
     alpha: float
     rslora: bool
@@ -111,22 +125,25 @@ class AdapterConfig:
         if not isinstance(raw, Mapping):
             raise _make_malformed_error("is not a JSON object")
         _reject_unsupported_types(raw)
-        if "r" not in raw:
+        peft_type = str(raw["peft_type"]).upper()
+        if "r" not in raw and peft_type == "LORA":
             raise _make_malformed_error("has no rank (`r`)")
         modules = raw.get("target_modules")
         layers = raw.get("layers_to_transform")
         return cls(
-            rank=_parse_rank(raw["r"], "r"),
+            peft_type=peft_type,
+            initial_update=_parse_initial_update(raw),
+            rank=_parse_rank(raw["r"], "r") if peft_type == "LORA" else 0,
             alpha=_parse_alpha(raw.get("lora_alpha", 8), "lora_alpha"),  # 8 is PEFT's own default
             rslora=_read_flag(raw, "use_rslora"),
             dora=_read_flag(raw, "use_dora"),
             rank_pattern={
                 key: _parse_rank(value, f"rank_pattern of {key}")
-                for key, value in _read_items(raw, "rank_pattern")
+                for key, value in (_read_items(raw, "rank_pattern") if peft_type == "LORA" else ())
             },
             alpha_pattern={
                 key: _parse_alpha(value, f"alpha_pattern of {key}")
-                for key, value in _read_items(raw, "alpha_pattern")
+                for key, value in (_read_items(raw, "alpha_pattern") if peft_type == "LORA" else ())
             },
             target_modules=modules
             if isinstance(modules, str)
@@ -184,9 +201,12 @@ def _reject_unsupported_types(raw: Mapping[str, Any]) -> None:
     peft_type = raw.get("peft_type")
     if not isinstance(peft_type, str):
         raise _make_malformed_error("has no peft_type")
-    if peft_type.upper() != "LORA":
+    if peft_type.upper() not in {"LORA", *EXPANDED_TYPES}:
         raise UnsupportedAdapter(
-            f"Adapters of PEFT type {peft_type[:40]} are not supported; LoRA is, also with rsLoRA or DoRA.",
+            f"Adapters of PEFT type {peft_type[:40]} are not a fixed change of linear weights, so they "
+            "cannot be written as a LoRA.",
+            hint="Use the method `distill`, which trains a LoRA on text that the source writes with its "
+            "adapter, as soon as it supports this type; or train the adapter on the new base.",
             pointer=CONFIG_FILE,
         )
     for key in _UNSUPPORTED_VARIANTS:
@@ -276,6 +296,13 @@ def _parse_bias(value: Any) -> str:
     return str(bias)
 
 
+def _parse_initial_update(raw: Mapping[str, Any]) -> Literal["pissa", "olora"] | None:
+    name = raw.get("init_lora_weights")
+    if not isinstance(name, str):
+        return None
+    return "pissa" if name.lower().startswith("pissa") else "olora" if name.lower() == "olora" else None
+
+
 def _parse_task_type(raw: Mapping[str, Any]) -> str | None:
     value = _read_text(raw, "task_type")
     if value is not None and value not in TASK_TYPES:
@@ -285,9 +312,11 @@ def _parse_task_type(raw: Mapping[str, Any]) -> str | None:
 
 def _find_unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of a newer or modified PEFT that are switched on, so that they may change what A and B mean."""
-    from peft import LoraConfig  # here, because reading a config should not import PEFT otherwise
+    # Here, because reading a config should not import PEFT otherwise.
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    known = {field.name for field in fields(LoraConfig)} | _WRITTEN_KEYS
+    config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[str(raw["peft_type"]).upper()]  # type: ignore[index]
+    known = {field.name for field in fields(config_class)} | _WRITTEN_KEYS
     return tuple(sorted(str(key)[:80] for key, value in raw.items() if key not in known and value))
 
 

@@ -9,44 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
 from rebase.lora.config import AdapterConfig
-from rebase.lora.extra_parts import (
-    LeftBehind,
-    StoredParameter,
-    VocabularyLora,
-    find_parameters,
-    find_vocabulary_loras,
-)
+from rebase.lora.extra_parts import LeftBehind, find_parameters, find_vocabulary_loras
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank, Site
+from rebase.lora.source_adapter import (
+    DENSE_MAX_RANK,
+    AdapterContents,
+    SourceAdapter,
+    check_finite,
+)
 from rebase.lora.tensor_names import ModuleTensors, TensorGroups, group_tensor_names
 from rebase.lora.tensors import TensorInfo, TensorReader
-from rebase.lora.trained_tables import StoredTable, find_stored_tables
+from rebase.lora.trained_tables import find_stored_tables
 
 if TYPE_CHECKING:
     from rebase.models.weights import ModelWeights
 
 MAX_TENSORS = 100_000  # 1,000 layers of 7 modules with magnitudes have 21,000
-_TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_DTYPES = frozenset(_TORCH_DTYPES)
+_DTYPES = frozenset({"F32", "F16", "BF16"})
 _MAX_LISTED = 5  # how many offending names an error lists
-# Share of a DoRA update's energy that its low-rank form keeps: 3 % of the norm is lost, less than the 5 %
-# above which a verdict is never `compatible`.
-DORA_ENERGY = 0.999
-# The default limit of a DoRA update's rank. vLLM accepts ranks of up to 512, and a file of rank 256 is
-# already a few percent of its base.
-DORA_MAX_RANK = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _CheckedModule:
-    """One adapted module with validated names and shapes."""
+class _LoraModule:
+    """One module with LoRA: validated tensor names and shapes."""
 
     name: str
     A: str
@@ -56,119 +49,79 @@ class _CheckedModule:
     scale: float
 
 
-class SourceAdapter:
-    """Updates of one adapter on one base. `delta` reads on every call and stores only measurements.
-
-    `warnings`: messages for users. `left_behind`: trained parts that cannot be transferred in any case.
-    `tables`, `vocabulary_loras`, `parameters`: what was trained besides the sites; the caller decides whether
-    to transfer it. `task_type`: PEFT's, or None. `is_headless`: trained on the model that `AutoModel` loads.
-    `unknown_options`: switched-on config keys that PEFT does not know. `measurements`: filled as sites are
-    read; DoRA sites get `dora_lost_energy`.
-    """
+class LoraAdapter(SourceAdapter):
+    """LoRA, with rsLoRA, DoRA, and the initialisations that take a part of the base away."""
 
     def __init__(
         self,
-        modules: Mapping[Site, _CheckedModule],
+        modules: Mapping[Site, _LoraModule],
+        initial_update: Literal["pissa", "olora"] | None,
         reader: TensorReader,
         base: ModelWeights,
-        *,
-        warnings: list[str],
-        left_behind: list[LeftBehind],
-        tables: tuple[StoredTable, ...],
-        vocabulary_loras: tuple[VocabularyLora, ...],
-        parameters: tuple[StoredParameter, ...],
-        task_type: str | None,
-        is_headless: bool,
-        unknown_options: tuple[str, ...],
-        dora_max_rank: int,
+        contents: AdapterContents,
+        max_rank: int,
     ) -> None:
+        rank = max(module.rank for module in modules.values())
+        super().__init__(modules, rank, reader, base, contents, max_rank)
         self._modules = modules
-        self._reader = reader
-        self._base = base
-        self.sites: tuple[Site, ...] = tuple(site for site in base.sites if site in modules)
-        self.rank: int = max(module.rank for module in modules.values())
-        self.warnings = warnings
-        self.left_behind = left_behind
-        self.tables = tables
-        self.vocabulary_loras = vocabulary_loras
-        self.parameters = parameters
-        self.task_type = task_type
-        self.is_headless = is_headless
-        self.unknown_options = unknown_options
-        self._dora_max_rank = dora_max_rank
-        self.measurements: dict[Site, dict[str, float]] = {}
+        self._initial_update = initial_update
 
     def delta(self, site: Site) -> LowRank:
-        """The site's update in float32, scale folded into B. Raises MalformedAdapter on NaN or Inf."""
+        """See SourceAdapter."""
         module = self._modules[site]
-        A = self._read(module.A)
-        B = self._slice_role_rows(site, self._read(module.B)) * module.scale
-        _check_finite(B, f"{module.B} times its scale {module.scale:g}")
-        if module.magnitude is None:
-            return LowRank(B.contiguous(), A)
-        return self._truncate_dora_update(site, self._compute_dora_update(site, module, B, A), module.rank)
+        if module.magnitude is not None:
+            return self._truncate(site, self.exact_update(site), module.rank, "dora_lost_energy")
+        return self._read_factors(site)
 
     @property
-    def dora_sites(self) -> tuple[Site, ...]:
-        """The sites whose update has full rank, so that `delta` loses a part of it."""
+    def dense_sites(self) -> tuple[Site, ...]:
+        """Those with DoRA."""
         return tuple(site for site in self.sites if self._modules[site].magnitude is not None)
 
     def exact_update(self, site: Site) -> Tensor:
-        """The site's whole update, dense (o, i) float32; differs from `delta` for DoRA."""
+        """See SourceAdapter."""
+        factors = self._read_factors(site)
+        if self._modules[site].magnitude is None:
+            return factors.B @ factors.A
+        return self._compute_dora_update(site, factors)
+
+    def _read_factors(self, site: Site) -> LowRank:
         module = self._modules[site]
         A = self._read(module.A)
         B = self._slice_role_rows(site, self._read(module.B)) * module.scale
-        return B @ A if module.magnitude is None else self._compute_dora_update(site, module, B, A)
+        check_finite(B, f"{module.B} times its scale {module.scale:g}")
+        factors = LowRank(B.contiguous(), A)
+        if self._initial_update is None:
+            return factors
+        start = self._compute_initial_update(site, module)
+        return LowRank.cat([factors, LowRank(-start.B, start.A)])
 
-    def read_parameter(self, parameter: StoredParameter) -> Tensor:
-        """A fully trained parameter in float32. MalformedAdapter on NaN or Inf."""
-        return self._read(parameter.tensor_name)
+    def _compute_initial_update(self, site: Site, module: _LoraModule) -> LowRank:
+        """What PEFT took from the weight W (o, i) when training began: the leading part of its SVD (PiSSA,
+        Meng et al. 2024), or s·Q·R of its QR decomposition (OLoRA, Büyükakyüz 2024)."""
+        name = f"{module.name}.weight"
+        tensor = self._base.find_tensor(name)
+        weight = self._base.read_tensor(tensor) if tensor is not None else self._base.weight(site)
+        if self._base.architecture.family.transposed and tensor is not None:
+            weight = weight.T
+        if self._initial_update == "olora":
+            Q, R = torch.linalg.qr(weight)
+            B, A = Q[:, : module.rank] * module.scale, R[: module.rank]
+        else:
+            factors = factorize(weight, module.rank)
+            B, A = factors.U * factors.S, factors.V.T
+        return LowRank(self._slice_role_rows(site, B).contiguous(), A.contiguous())
 
-    def round_like(self, parameter: StoredParameter, tensor: Tensor) -> Tensor:
-        """A float32 tensor rounded to the dtype in which the adapter stores this parameter."""
-        stored = self._reader.infos()[parameter.tensor_name].dtype
-        return tensor.to(_TORCH_DTYPES[stored]).float()
-
-    def read_vocabulary_lora(self, lora: VocabularyLora) -> LowRank:
-        """The change of a token table, (tokens, width), as factors in float32 with the scale folded in."""
-        A, B = self._read(lora.A), self._read(lora.B)
-        return LowRank(A.T * lora.scale, B.T) if lora.is_embedding else LowRank(B * lora.scale, A)
-
-    def read_table_rows(self, table: StoredTable, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of a trained table in the stored dtype. MalformedAdapter on NaN or Inf."""
-        rows = self._reader.read_rows(table.tensor_name, start, stop)
-        _check_finite(rows, table.tensor_name)
-        return rows
-
-    def _compute_dora_update(self, site: Site, module: _CheckedModule, B: Tensor, A: Tensor) -> Tensor:
-        assert module.magnitude is not None
-        magnitude = self._slice_role_rows(site, self._read(module.magnitude).reshape(-1))
+    def _compute_dora_update(self, site: Site, factors: LowRank) -> Tensor:
+        name = self._modules[site].magnitude
+        assert name is not None
+        magnitude = self._slice_role_rows(site, self._read(name).reshape(-1))
         weight = self._base.weight(site)
-        adapted = torch.addmm(weight, B, A)
+        adapted = torch.addmm(weight, factors.B, factors.A)
         gain = magnitude / adapted.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         update = adapted.mul_(gain[:, None]).sub_(weight)
-        _check_finite(update, f"the DoRA update of {site}")
+        check_finite(update, f"the DoRA update of {site}")
         return update
-
-    def _truncate_dora_update(self, site: Site, update: Tensor, rank: int) -> LowRank:
-        """At the adapter's rank or the one that keeps DORA_ENERGY, whichever is larger and allowed."""
-        factors = factorize(update, max(rank, self._dora_max_rank))
-        squares = factors.S.double().square()
-        total = float(update.double().square().sum())
-        shares = squares.cumsum(0) / total if total > 0.0 else torch.ones_like(squares)
-        kept = min(max(rank, int((shares < DORA_ENERGY).sum()) + 1), factors.S.numel())
-        lost_energy = max(0.0, 1.0 - float(shares[kept - 1])) if kept < min(update.shape) else 0.0
-        self.measurements[site] = {"dora_lost_energy": lost_energy}
-        return LowRank(factors.U[:, :kept] * factors.S[:kept], factors.V[:, :kept].T.contiguous())
-
-    def _slice_role_rows(self, site: Site, tensor: Tensor) -> Tensor:
-        rows = self._base.architecture.get_output_rows(site.role)
-        return tensor if rows is None else tensor[rows]
-
-    def _read(self, name: str) -> Tensor:
-        tensor = self._reader.read(name).float()
-        _check_finite(tensor, name)
-        return tensor
 
 
 def read_adapter(
@@ -176,21 +129,21 @@ def read_adapter(
     reader: TensorReader,
     base: ModelWeights,
     *,
-    dora_max_rank: int = DORA_MAX_RANK,
+    max_rank: int = DENSE_MAX_RANK,
 ) -> SourceAdapter:
     """Validate every tensor name, dtype and shape against config and base, without reading tensor data.
 
-    `dora_max_rank`: the most that a DoRA update may grow to. Raises MalformedAdapter or UnsupportedAdapter,
-    naming the tensors and modules.
+    `max_rank`: the most that the rank of a DoRA update may grow to. Raises MalformedAdapter or
+    UnsupportedAdapter, naming the tensors and modules.
     """
     infos = reader.infos()
     if len(infos) > MAX_TENSORS:
         raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {MAX_TENSORS} are read.")
-    _reject_empty_tensors(infos)
+    reject_empty_tensors(infos)
     groups = group_tensor_names(infos, config.modules_to_save)
     parameters, unknown = find_parameters(groups, config, infos, base)
-    _reject_unknown_tensors([*groups.unknown, *unknown], groups, base)
-    modules: dict[Site, _CheckedModule] = {}
+    reject_unknown_tensors([*groups.unknown, *unknown], groups, base)
+    modules: dict[Site, _LoraModule] = {}
     untargeted: list[str] = []
     for name, tensors in groups.modules.items():
         sites = base.architecture.find_module_sites(name)
@@ -225,32 +178,27 @@ def read_adapter(
         )
     if not modules:
         raise MalformedAdapter("The adapter has no LoRA tensors for the modules that its config targets.")
-    return SourceAdapter(
-        modules,
-        reader,
-        base,
-        warnings=_describe_ignored(groups, untargeted, config),
-        left_behind=left_behind,
+    contents = AdapterContents(
+        warnings=tuple(_describe_ignored(groups, untargeted, config)),
+        left_behind=tuple(left_behind),
         tables=find_stored_tables(groups, config, infos, width),
         vocabulary_loras=vocabulary_loras,
         parameters=parameters,
         task_type=config.task_type,
-        is_headless=_is_headless(modules.values(), config, base),
+        is_headless=is_headless({module.name for module in modules.values()}, config, base),
         unknown_options=config.unknown_options,
-        dora_max_rank=dora_max_rank,
     )
+    return LoraAdapter(modules, config.initial_update, reader, base, contents, max_rank)
 
 
-def _is_headless(modules: Iterable[_CheckedModule], config: AdapterConfig, base: ModelWeights) -> bool:
+def is_headless(modules: Iterable[str], config: AdapterConfig, base: ModelWeights) -> bool:
     """Was it trained on the model without a head? Then names start inside it (`layers.0`, not
     `model.layers.0`), and PEFT finds nothing under the names of a causal language model."""
-    return config.task_type in (None, "FEATURE_EXTRACTION") and all(
-        module.name.startswith(f"{base.architecture.headless_root}{base.architecture.family.layers}.")
-        for module in modules
-    )
+    root = f"{base.architecture.headless_root}{base.architecture.family.layers}."
+    return config.task_type in (None, "FEATURE_EXTRACTION") and all(name.startswith(root) for name in modules)
 
 
-def _reject_empty_tensors(infos: Mapping[str, TensorInfo]) -> None:
+def reject_empty_tensors(infos: Mapping[str, TensorInfo]) -> None:
     """Raises MalformedAdapter for tensors without values."""
     empty = sorted(name for name, info in infos.items() if 0 in info.shape)
     if empty:
@@ -263,7 +211,7 @@ def _reject_empty_tensors(infos: Mapping[str, TensorInfo]) -> None:
         )
 
 
-def _reject_unknown_tensors(names: Iterable[str], groups: TensorGroups, base: ModelWeights) -> None:
+def reject_unknown_tensors(names: Iterable[str], groups: TensorGroups, base: ModelWeights) -> None:
     unknown = [
         *names,
         *(name for name in groups.modules if not base.architecture.find_module_sites(name)),
@@ -284,7 +232,7 @@ def _check_module(
     config: AdapterConfig,
     infos: Mapping[str, TensorInfo],
     base: ModelWeights,
-) -> _CheckedModule:
+) -> _LoraModule:
     if tensors.A is None or tensors.B is None:
         raise MalformedAdapter(f"{name} lacks its lora_{'A' if tensors.A is None else 'B'} tensor.")
     if config.dora != (tensors.magnitude is not None):
@@ -301,7 +249,7 @@ def _check_module(
         info = infos[tensors.magnitude]
         flat = TensorInfo(info.dtype, tuple(size for size in info.shape if size != 1) or (1,))
         _check_shape(name, "lora_magnitude_vector", flat, (o,), along=0)
-    return _CheckedModule(name, tensors.A, tensors.B, tensors.magnitude, rank, config.compute_scale(name))
+    return _LoraModule(name, tensors.A, tensors.B, tensors.magnitude, rank, config.compute_scale(name))
 
 
 def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, ...], along: int) -> None:
@@ -325,11 +273,6 @@ def _check_shape(module: str, part: str, info: TensorInfo, expected: tuple[int, 
 def _format_names(names: list[str]) -> str:
     shown = ", ".join(name[:120] for name in names[:_MAX_LISTED])
     return shown if len(names) <= _MAX_LISTED else f"{shown} and {len(names) - _MAX_LISTED} more"
-
-
-def _check_finite(tensor: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise MalformedAdapter(f"The adapter contains NaN or Inf in {name}.")
 
 
 def _describe_ignored(groups: TensorGroups, untargeted: list[str], config: AdapterConfig) -> list[str]:

@@ -14,6 +14,7 @@ from rebase.errors import MalformedAdapter, UnsupportedAdapter
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.[^.]+)*\.weight")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.[^.]+)*")
 _EMBEDDING_LORA = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>[AB])(\.[^.]+)*")
+_LAYER_NORM = re.compile(r"(?P<module>.+)\.ln_tuning_layers(\.[^.]+)*\.(?P<parameter>weight|bias)")
 _TOKENS = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta(\.[^.]+)?")
 _PARAMETER = re.compile(
     r"(?P<module>.+?)(\.base_layer|\.modules_to_save(\.[^.]+)*?)?\.(?P<parameter>weight|bias)"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebase.errors import VerificationFailed
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.lora.tensors import READABLE_DTYPES, TensorInfo, TensorReader
 from rebase.lora.trained_tables import StoredTable
 from rebase.lora.writer import DTYPES

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from rebase.errors import IncompatiblePair
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.auto.rules import choose
 from rebase.methods.base import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
 from rebase.methods.base_params import MethodParams

@@ -418,7 +418,9 @@ def test_rows_of_another_width_are_not_carried(tmp_path: Path) -> None:
     report, _ = convert(hub, method={"name": "cross_lora", "rank": 16})
 
     assert report.not_carried == ["model.embed_tokens"]
-    assert any("hidden size is 32 in the source base and 64 in the target" in warning for warning in report.warnings)
+    assert any(
+        "hidden size is 32 in the source base and 64 in the target" in warning for warning in report.warnings
+    )
 
 
 @pytest.mark.parametrize("method", ["difference", "linear", "weight_average", "ties", "prolora"])

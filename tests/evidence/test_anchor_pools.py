@@ -151,7 +151,7 @@ def test_a_second_prediction_computes_no_inner_products_and_gives_the_same_bytes
 def test_a_warm_second_prediction_reads_each_anchor_once_and_target_anchors_only_where_they_weigh(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rebase.lora.reader import SourceAdapter
+    from rebase.lora.source_adapter import SourceAdapter
 
     register_pool(pool_request(), tools_of(hub), NullReporter())
     read: list[tuple[int, Any]] = []

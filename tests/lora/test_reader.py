@@ -49,9 +49,9 @@ def _expected(peft_model, weights, site):
     return dense if rows is None else dense[rows]
 
 
-def _read(tmp_path, model, weights, *, dora_max_rank=256, **lora):
+def _read(tmp_path, model, weights, *, max_rank=256, **lora):
     config, reader = open_adapter_folder(save_adapter(tmp_path, model, **lora))
-    return read_adapter(AdapterConfig.parse(config), reader, weights, dora_max_rank=dora_max_rank)
+    return read_adapter(AdapterConfig.parse(config), reader, weights, max_rank=max_rank)
 
 
 def _plain(model_type="llama", **changes):
@@ -178,7 +178,7 @@ def test_a_dora_update_grows_to_the_allowed_rank_and_reports_what_the_best_trunc
     model = tiny_model("qwen2")
     weights = weights_of(model)
     lora = _lora("qwen2", use_dora=True)
-    adapter = _read(tmp_path, model, weights, dora_max_rank=max_rank, **lora)
+    adapter = _read(tmp_path, model, weights, max_rank=max_rank, **lora)
     merged = weights_of(with_adapter(tiny_model("qwen2"), **lora).merge_and_unload())
     site = Site(1, Role.DOWN)
     delta = adapter.delta(site)

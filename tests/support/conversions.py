@@ -48,7 +48,7 @@ class AdapterWorld:
         if distance:
             perturb(hub / NEW, distance)
         else:  # other bytes, the same function: the same commit would be refused
-            edit_json(hub / NEW / "config.json", max_position_embeddings=63)
+            edit_json(hub / NEW / "config.json", transformers_version="5")
         return cls(hub, family)
 
     def train(self, change: Callable[[PeftModel], None] = lambda _: None, **lora: Any) -> PeftModel:
