@@ -106,14 +106,16 @@ class SourceAdapter:
         return tensor
 
 
-def read_adapter(config: AdapterConfig, reader: TensorReader, base: ModelWeights) -> SourceAdapter:
+def read_adapter(
+    config: AdapterConfig, reader: TensorReader, base: ModelWeights, *, max_tensors: int = MAX_TENSORS
+) -> SourceAdapter:
     """Validate every tensor name, dtype and shape against config and base, without reading tensor data.
 
     Raises MalformedAdapter or UnsupportedAdapter, naming the tensors and modules.
     """
     infos = reader.infos()
-    if len(infos) > MAX_TENSORS:
-        raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {MAX_TENSORS} are read.")
+    if len(infos) > max_tensors:
+        raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {max_tensors} are read.")
     groups = group_tensor_names(infos, config.modules_to_save)
     _reject_unknown_tensors(groups, base)
     modules: dict[Site, _CheckedModule] = {}

@@ -28,7 +28,7 @@ from rebase.methods.base import SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
 from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import NullReporter
-from rebase.runtime import Runtime
+from rebase.runtime import CHECKPOINT_S, Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from rebase.training.cast import _CastTrainer, train_cast_maps
@@ -77,7 +77,7 @@ class World:
         """The target as transformers loads it."""
         return AutoModelForCausalLM.from_pretrained(self.hub / "acme/new").eval()
 
-    def tools(self, home: Path, model_bytes: int | None) -> Runtime:
+    def tools(self, home: Path, model_bytes: int | None, checkpoint_s: float = CHECKPOINT_S) -> Runtime:
         """Cache and scratch in `home`."""
         return Runtime(
             LocalHub(self.hub),
@@ -85,6 +85,7 @@ class World:
             torch.device("cpu"),
             scratch_dir=home / "scratch",
             model_bytes=model_bytes,
+            checkpoint_s=checkpoint_s,
         )
 
     def cast(
@@ -95,6 +96,7 @@ class World:
         watch: NullReporter | None = None,
         *,
         model_bytes: int | None = None,
+        checkpoint_s: float = CHECKPOINT_S,
         **settings: Any,
     ) -> ConversionResult:
         """As `rebase transfer` runs it; warnings of the pre-check do not stop it."""
@@ -108,7 +110,7 @@ class World:
         }
         text = self.hub.parent / "text.txt"
         plan = plan_conversion(ConversionRequest.model_validate(body), "convert", corpus_file=text)
-        tools = self.tools(home, model_bytes)
+        tools = self.tools(home, model_bytes, checkpoint_s)
         found = run_conversion(plan, tools, watch or NullReporter(), home / out, marker=None)
         assert isinstance(found, ConversionResult)
         return found
@@ -231,21 +233,19 @@ def test_logits_made_from_final_states_are_the_models_own(family: str) -> None:
         )
 
 
-def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_made_in_parts_have_the_gradient_of_the_whole() -> None:
     model = tiny_model("gemma2")
     text = CausalLM(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
     shared, columns = torch.arange(3, 80), torch.arange(12).reshape(6, 2)
 
-    def found() -> tuple[torch.Tensor, torch.Tensor]:
+    def found(max_logits: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         states = torch.linspace(-1, 1, 6 * 32).reshape(6, 32).requires_grad_()
-        said = compute_listed_logprobs(text, states, shared, columns, 2.0)
+        said = compute_listed_logprobs(text, states, shared, columns, 2.0, max_logits=max_logits)
         (said.exp() * torch.arange(3)).sum().backward()  # type: ignore[no-untyped-call]
         assert states.grad is not None
         return said.detach(), states.grad
 
-    whole = found()
-    monkeypatch.setattr("rebase.training.vocab_chunks._MAX_LOGITS", {"cpu": 2 * 96})
-    for ours, theirs in zip(found(), whole, strict=True):
+    for ours, theirs in zip(found(max_logits=2 * 96), found(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -262,12 +262,10 @@ class StopsAt(NullReporter):
 
 @pytest.mark.parametrize(("phase", "after"), [(Phase.COLLECTING, 60), (Phase.TRAINING, 7)])
 def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(
-    phase: Phase, after: int, llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("rebase.training.cast.CHECKPOINT_SECONDS", 0.0)
+    phase: Phase, after: int, llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path
+) -> None:
     with pytest.raises(Cancelled):
-        llamas.cast(tmp_path, "first", watch=StopsAt(phase, after))
+        llamas.cast(tmp_path, "first", watch=StopsAt(phase, after), checkpoint_s=0.0)
     left = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "scratch").rglob("source-*")}
     assert left
     again = llamas.cast(tmp_path, "out")
