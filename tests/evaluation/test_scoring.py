@@ -23,6 +23,7 @@ from support.tiny_text import tiny_text_model
 
 ITEMS = read_task(Path(__file__).parents[2] / "examples" / "tasks" / "harbor-sql.jsonl")
 EXAMPLES = [{"prompt": item.prompt, "answer": item.answer} for item in ITEMS[:24]]
+FEW = 12  # of which some are answered rightly and some not
 
 
 class Loaded:
@@ -81,7 +82,7 @@ def test_answers_are_what_transformers_itself_generates() -> None:
     deltas = sql_adapter()
     wanted = []
     with apply_deltas(base, deltas):
-        for item in ITEMS[:24]:
+        for item in ITEMS[:FEW]:
             ids = [base.eos_ids[0], *base.tokenizer.encode(item.prompt, add_special_tokens=False).ids]
             out = base.model.generate(
                 input_ids=torch.tensor([ids]),
@@ -92,7 +93,7 @@ def test_answers_are_what_transformers_itself_generates() -> None:
             )
             text = base.tokenizer.decode(out[0, len(ids) :].tolist(), skip_special_tokens=True)
             wanted.append(float(text.strip() == item.answer.strip()))
-    found = _scorer(examples=EXAMPLES).measure(deltas)
+    found = _scorer(examples=EXAMPLES[:FEW]).measure(deltas)
     assert found == tuple(wanted)
     assert 0 < sum(found) < len(found)
 

@@ -172,7 +172,7 @@ def test_the_folded_adapter_computes_what_the_papers_wrapper_computes(
 ) -> None:
     """Other widths, depths and ways to store a weight; PEFT serves the one, plain modules the other."""
     world = make_world(tmp_path, source, target)
-    found = world.cast(tmp_path, "out", init=init, steps=40)
+    found = world.cast(tmp_path, "out", init=init)
     assert found.report.summary["cast_nats_carried"] < found.report.summary["cast_nats_begun"]
     ids = token_batch(len(CHARACTERS))
     with torch.inference_mode():
@@ -371,7 +371,7 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
 
 def test_final_states_may_take_part(llamas: World, tmp_path: Path) -> None:
     both = [
-        llamas.cast(tmp_path, objective, w_mse=1e-3, objective=objective, steps=40)
+        llamas.cast(tmp_path, objective, w_mse=1e-3, objective=objective)
         for objective in ("shift", "distribution")
     ]
     for found in both:
