@@ -20,6 +20,9 @@ from rebase.conversion.plan import plan_conversion
 from rebase.corpus.load import load_corpus
 from rebase.errors import NotFound, NothingBetter
 from rebase.hub.local import LocalHub
+from rebase.methods.activation.method import Activation
+from rebase.methods.activation.params import ActivationParams
+from rebase.methods.base_params import SamplingParams
 from rebase.report.progress import NullReporter
 from rebase.report.schema import Report
 from rebase.report.selection import CandidateRow, Selection
@@ -153,6 +156,16 @@ def test_a_dataset_is_for_those_candidates_that_read_a_text(
     assert scores(found.report.selection).keys() == {"copy", "activation"}
 
 
+@pytest.fixture
+def short_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step among the usual candidates learns from 800 tokens instead of 20,000, which took a minute."""
+    maps, step = Activation().default_candidates(has_pool=False, allow_text=True, allow_training=False)
+    assert (maps, step) == (ActivationParams(), ActivationParams(solve="step"))
+    brief = step.model_copy(update={"written": SamplingParams(tokens=800, length=48)})
+    monkeypatch.setattr(Activation, "default_candidates", lambda _self, **_: (maps, brief))
+
+
+@pytest.mark.usefixtures("short_step")
 def test_every_method_that_fits_is_run_and_the_best_is_kept_and_confirmed(
     tools: Runtime, tmp_path: Path
 ) -> None:
@@ -166,6 +179,7 @@ def test_every_method_that_fits_is_run_and_the_best_is_kept_and_confirmed(
         *("copy", "linear", "prolora", "difference", "weight_average", "ties", "cross_lora"),
         *("geometric", "activation"),
     ]
+    assert [row.method["solve"] for row in selection.candidates[-2:]] == ["maps", "step"]
     best = max(scores(selection), key=scores(selection).__getitem__)
     assert found.report.method_requested["name"] == "auto"
     assert found.report.method_used["name"] == best == "copy"
