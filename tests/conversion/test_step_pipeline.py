@@ -104,7 +104,7 @@ def test_a_step_from_what_the_maps_carry_knows_more_than_either(
     tmp_path: Path, stepped: ConversionResult
 ) -> None:
     both, maps = (
-        _loss(_run(tmp_path / solve, STEP | {"solve": solve, "positions": 4096}).folder)
+        _loss(_run(tmp_path / solve, STEP | {"solve": solve, "positions": 2048}).folder)
         for solve in ("both", "maps")
     )
     assert both < _loss(stepped.folder)

@@ -84,9 +84,10 @@ def test_the_best_training_free_method_is_above_every_control_beyond_chance(tabl
     against = [line.best_against for line in table.lines if line.row in CONTROLS]
     assert len(against) == 2
     assert all(found is not None and found.low > 0.0 for found in against)
-    # 0.19 was seen. A step keeps the adapter's rank, which is 1; from one of rank 16 it was 0.46.
+    # 0.21 was seen. A step has the adapter's rank, here 1: told to take one of rank 16 from the same text it
+    # reached 0.33; an adapter trained with rank 16 had given 0.46.
     assert share(table, "activation step").low > 0.12
 
 
 def test_training_on_what_the_source_writes_carries_part_of_the_skill(table: Comparison) -> None:
-    assert share(table, "distill").low > 0.2  # 0.46 was seen
+    assert share(table, "distill").low > 0.2  # 0.33 was seen, after eight steps instead of six 0.42

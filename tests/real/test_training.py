@@ -16,7 +16,7 @@ from support.real_models import GEMMA3, SMOLLM2
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-BRIEF = Recipe(steps=10, batch=2, rank=1, alpha=2, learning_rate=5e-3, warmup=2, entries=60)
+BRIEF = Recipe(steps=7, batch=2, rank=1, alpha=2, learning_rate=5e-3, warmup=2, entries=60)
 
 
 def test_a_few_steps_teach_an_adapter_some_of_a_language(tmp_path: Path) -> None:
