@@ -39,13 +39,16 @@ def make_hub(settings: Settings) -> Hub:
     return RemoteHub(token, endpoint, Path(constants.HF_HUB_CACHE))
 
 
+CHECKPOINT_S = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """The hub, the factor cache and the device.
 
     `activation_bytes`: memory for sums over activations. `model_bytes`: memory for running models; None: most
     of what is free. `scratch_dir`: where a run may store temporary rows. `tasks_dir`: evaluation tasks in
-    addition to those of the harness.
+    addition to those of the harness. `checkpoint_s`: seconds between checkpoints of a training run.
     """
 
     hub: Hub
@@ -55,6 +58,7 @@ class Runtime:
     model_bytes: int | None = None
     scratch_dir: Path = Path(tempfile.gettempdir())
     tasks_dir: Path | None = None
+    checkpoint_s: float = CHECKPOINT_S
 
 
 def make_runtime(settings: Settings) -> Runtime:

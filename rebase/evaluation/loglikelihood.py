@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rebase.models.causal_lm import CausalLM, Encoding
 from rebase.models.generation import encode_with_bos, generate, get_bos_id, get_max_positions
-from rebase.models.logprobs import compute_token_logprobs
+from rebase.models.logprobs import PassLimits, compute_token_logprobs
 
 _BATCH_SIZE = 32  # prompts
 
@@ -40,10 +40,14 @@ class Loglikelihood:
 
 class TextScorer:
     """Scores texts with a model in its current state. `notes`: what was truncated. Without
-    `separator_as_bos`, only a BOS is put before a prompt, as in lm-evaluation-harness."""
+    `separator_as_bos`, only a BOS is put before a prompt, as in lm-evaluation-harness. `limits`: of one
+    forward pass; default what suits the device."""
 
-    def __init__(self, base: CausalLM, *, separator_as_bos: bool = True) -> None:
+    def __init__(
+        self, base: CausalLM, *, separator_as_bos: bool = True, limits: PassLimits | None = None
+    ) -> None:
         self.base = base
+        self.limits = limits
         self.separator_as_bos = separator_as_bos
         self.max_positions = get_max_positions(base)
         self.notes: dict[str, None] = {}
@@ -59,7 +63,8 @@ class TextScorer:
         first_positions = [
             own[0] if own else len(row.ids) for own, (row, _) in zip(text_positions, encodings, strict=True)
         ]
-        row_logprobs = compute_token_logprobs(self.base, [row.ids for row, _ in encodings], first_positions)
+        rows = [row.ids for row, _ in encodings]
+        row_logprobs = compute_token_logprobs(self.base, rows, first_positions, limits=self.limits)
         results = []
         for (prompt, text), (row, cut), own, logprobs in zip(
             pairs, encodings, text_positions, row_logprobs, strict=True

@@ -130,6 +130,7 @@ def read_adapter(
     base: ModelWeights,
     *,
     max_rank: int = DENSE_MAX_RANK,
+    max_tensors: int = MAX_TENSORS,
 ) -> SourceAdapter:
     """Validate every tensor name, dtype and shape against config and base, without reading tensor data.
 
@@ -137,8 +138,8 @@ def read_adapter(
     UnsupportedAdapter, naming the tensors and modules.
     """
     infos = reader.infos()
-    if len(infos) > MAX_TENSORS:
-        raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {MAX_TENSORS} are read.")
+    if len(infos) > max_tensors:
+        raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {max_tensors} are read.")
     reject_empty_tensors(infos)
     groups = group_tensor_names(infos, config.modules_to_save)
     parameters, unknown = find_parameters(groups, config, infos, base)

@@ -80,14 +80,14 @@ def get_embedding_role(architecture: Architecture, module: str) -> EmbeddingRole
 
 
 def iter_row_deltas(
-    adapter: SourceAdapter, stored: StoredTable, base: EmbeddingTable
+    adapter: SourceAdapter, stored: StoredTable, base: EmbeddingTable, *, block_size: int = _BLOCK_SIZE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, D) block by block, for rows that differ from the base: ids (n,) int64, D (n, width) float32.
 
     A row counts as unchanged if it equals the base's row rounded to the adapter's dtype. Rows beyond the
-    base's table have nothing to compare with and are left out.
+    base's table have nothing to compare with and are left out. `block_size`: numbers per block.
     """
-    step = max(1, _BLOCK_SIZE // base.width)
+    step = max(1, block_size // base.width)
     if stored.ids is None:
         for start in range(0, min(stored.rows, base.rows), step):
             stop = min(start + step, stored.rows, base.rows)

@@ -24,6 +24,7 @@ from rebase.methods.base import SitePair
 from rebase.methods.cast.params import CastParams
 from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import ProgressReporter
+from rebase.runtime import CHECKPOINT_S
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates, TrainedMaps
 from rebase.training.loop import (
     CheckpointPolicy,
@@ -37,7 +38,6 @@ from rebase.training.losses import kl_divergence, projection_loss
 from rebase.training.teacher_dataset import TeacherDataset, TeacherExample
 from rebase.training.vocab_chunks import compute_final_states, compute_listed_logprobs
 
-CHECKPOINT_SECONDS = 60.0  # between checkpoints
 MEASUREMENT_NAMES = (  # in the order in which they are stored with the maps
     "cast_coverage",
     "cast_positions",
@@ -66,6 +66,7 @@ def train_cast_maps(
     coverage: float,
     progress: ProgressReporter,
     checkpoint_path: Path | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
 ) -> CastMaps:
     """Train `trainable_maps` in place. Raises TrainingFailed if the update does not improve on the target
     alone on held-out text, or if there is too little text."""
@@ -97,7 +98,7 @@ def train_cast_maps(
             ),
             progress=progress,
             seed=params.seed,
-            checkpoint_policy=CheckpointPolicy(checkpoint_path, every_seconds=CHECKPOINT_SECONDS)
+            checkpoint_policy=CheckpointPolicy(checkpoint_path, every_seconds=checkpoint_s)
             if checkpoint_path
             else None,
             validation=Validation(

@@ -146,6 +146,7 @@ class _CastJob:
             coverage=coverage,
             progress=self.progress,
             checkpoint_path=folder / "descent.safetensors",
+            checkpoint_s=self.runtime.checkpoint_s,
         )
         if self._can_store():
             self._store(maps)

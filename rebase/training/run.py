@@ -211,6 +211,7 @@ def _sample_and_train(
             params,
             progress=progress,
             checkpoint_dir=folder,
+            checkpoint_s=runtime.checkpoint_s,
             shared_tokens=shared_tokens,
         )
     measurements = result.measurements

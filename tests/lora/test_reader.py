@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
-from rebase.lora import reader as read_module
 from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import Role, Site
 from rebase.lora.reader import read_adapter
@@ -68,8 +67,8 @@ def _plain(model_type="llama", **changes):
     return weights, config, tensors
 
 
-def _open(weights, config, tensors):
-    return read_adapter(AdapterConfig.parse(config), FolderReader(tensors), weights)
+def _open(weights, config, tensors, **limits):
+    return read_adapter(AdapterConfig.parse(config), FolderReader(tensors), weights, **limits)
 
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -395,11 +394,10 @@ def test_an_error_names_at_most_five_strangers():
     assert caught.value.message.count("stranger") == 5
 
 
-def test_too_many_tensors_are_refused_before_anything_is_looked_at(monkeypatch):
+def test_too_many_tensors_are_refused_before_anything_is_looked_at():
     weights, config, tensors = _plain()
-    monkeypatch.setattr(read_module, "MAX_TENSORS", 3)
     with pytest.raises(MalformedAdapter, match="at most 3"):
-        _open(weights, config, tensors)
+        _open(weights, config, tensors, max_tensors=3)
 
 
 def test_an_adapter_of_another_family_is_refused_with_the_source_as_pointer():
