@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rebase.conversion.expert_lora import plan_expert_loras, transfer_expert_loras
 from rebase.conversion.parameters import (
     PlannedParameter,
     find_coordinate_obstacle,
@@ -23,7 +24,7 @@ from rebase.conversion.vocabulary_lora import (
     transfer_vocabulary_loras,
 )
 from rebase.evidence.inputs import LoadedInputs
-from rebase.lora.extra_parts import LeftBehind, StoredParameter, VocabularyLora
+from rebase.lora.extra_parts import ExpertLora, LeftBehind, StoredParameter, VocabularyLora
 from rebase.lora.writer import BuiltAdapter
 from rebase.schemas.conversions import OutputSpec
 
@@ -37,6 +38,7 @@ class ExtraPartsPlan:
     tokens: TokenPlan
     vocabulary_loras: tuple[PlannedVocabularyLora, ...]
     parameters: tuple[PlannedParameter, ...]
+    expert_loras: tuple[ExpertLora, ...]
     left_behind: tuple[LeftBehind, ...]
     warnings: tuple[str, ...] = ()
 
@@ -90,11 +92,13 @@ def plan_extra_parts(
     tokens = plan_tokens(inputs, token_map, obstacle)
     loras, lost_loras = plan_vocabulary_loras(inputs, token_map, obstacle)
     parameters, lost_parameters = plan_parameters(inputs, obstacle)
+    expert_loras, lost_experts = plan_expert_loras(inputs, obstacle)
     return ExtraPartsPlan(
         tokens,
         loras,
         parameters,
-        (*adapter.left_behind, *tokens.left_behind, *lost_loras, *lost_parameters),
+        expert_loras,
+        (*adapter.left_behind, *tokens.left_behind, *lost_loras, *lost_parameters, *lost_experts),
         token_map.warnings if token_map is not None and has_rows else (),
     )
 
@@ -107,18 +111,22 @@ def transfer_extra_parts(
         plan.vocabulary_loras, inputs, built, output.dtype, output.max_rank
     )
     built, parameter_summary = transfer_parameters(plan.parameters, inputs, built, output.dtype)
+    built, expert_summary = transfer_expert_loras(plan.expert_loras, inputs, built, output.dtype)
     tokens = transfer_tokens(plan.tokens, inputs, built, output.dtype)
     return TransferredParts(
         tokens.built,
-        {**lora_summary, **parameter_summary, **tokens.summary},
-        (*tokens.warnings, *_warn_loaders(lora_summary, parameter_summary)),
+        {**lora_summary, **parameter_summary, **expert_summary, **tokens.summary},
+        (*tokens.warnings, *_warn_loaders(lora_summary, parameter_summary, expert_summary)),
     )
 
 
-def _warn_loaders(lora_summary: dict[str, float], parameter_summary: dict[str, float]) -> list[str]:
+def _warn_loaders(
+    lora_summary: dict[str, float], parameter_summary: dict[str, float], expert_summary: dict[str, float]
+) -> list[str]:
     parts = [
         *(["LoRA on token rows"] if lora_summary else []),
         *(["fully trained parameters"] if parameter_summary else []),
+        *(["LoRA on expert parameters"] if expert_summary else []),
     ]
     if not parts:
         return []

@@ -67,7 +67,7 @@ def load_inputs(
             config, adapter_config, adapter_reader, source, plan.output.max_rank or DENSE_MAX_RANK
         ),
     )
-    pairing = pair_sites(source, target, adapter.sites, layer_scale=plan.method.layer_scale)
+    pairing = pair_sites(source, target, adapter.sites, layer_scale=plan.method.layer_scale, by_name=True)
     vocabularies = _find_shared_tokens(source_tokenizer, target_tokenizer)
     inputs = LoadedInputs(
         pinned,

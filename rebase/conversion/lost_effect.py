@@ -72,6 +72,9 @@ def find_losses(plan: ExtraPartsPlan, lost: LostEffect | None, inputs: LoadedInp
     if plan.tokens.has_lost_new_tokens:
         text = "The adapter added tokens that the target does not have; prompts that use them will not work."
         yield Finding("new_tokens_lost", text, "doubt")
+    if experts := [part for part in plan.left_behind if part.kind == "LoRA on experts"]:
+        text = f"LoRA on the experts of {len(experts)} module(s) is lost ({experts[0].reason})."
+        yield Finding("experts_lost", text, "doubt")
     if lost is None:
         return
     where = "on the source's logits" if lost.on_logits is not None else "by norm"

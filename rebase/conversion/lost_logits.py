@@ -102,7 +102,7 @@ class _SourceModel:
         """Add a dense update (o, i) to a site's weight."""
         architecture = self._inputs.source.architecture
         weight = self._get_parameter(f"{architecture.get_module_name(site)}.weight")
-        rows = architecture.get_output_rows(site.role)
+        rows = architecture.get_output_rows(site)
         update = update.to(weight)
         with torch.no_grad():
             view = weight.T if architecture.family.transposed else weight

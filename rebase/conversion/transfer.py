@@ -126,7 +126,7 @@ def prepare_method(
     """
     inputs, progress = context.inputs, context.progress
     activations = prepare_activations(plan, inputs, context.models, context.runtime, progress)
-    pool_inputs = replace(inputs, pairing=pair_all_sites(inputs, activations))
+    pool_inputs = replace(inputs, pairing=pair_all_sites(inputs, activations, by_name=True))
     evidence = EvidenceProvider(
         source=BaseModelRef(inputs.pinned.source, inputs.source),
         target=BaseModelRef(inputs.pinned.target, inputs.target),
@@ -152,9 +152,15 @@ def prepare_method(
 
 
 def pair_all_sites(
-    inputs: LoadedInputs, activations: Activations | None, *, layer_scale: bool = True, fold: bool = False
+    inputs: LoadedInputs,
+    activations: Activations | None,
+    *,
+    layer_scale: bool = True,
+    fold: bool = False,
+    by_name: bool = False,
 ) -> Pairing:
-    """Sites by similarity of layers where both bases read a text, else by relative depth."""
+    """Sites by similarity of layers where both bases read a text, else by relative depth. `by_name`: see
+    `pair_sites`."""
     return pair_sites(
         inputs.source,
         inputs.target,
@@ -162,13 +168,15 @@ def pair_all_sites(
         layer_scale,
         fold=fold,
         layer_maps=activations.layer_maps if activations is not None else None,
+        by_name=by_name,
     )
 
 
 def _pair_and_plan(inputs: LoadedInputs, params: MethodParams, activations: Activations | None) -> Pairing:
     """Sites as this method pairs them; the pass over the text knows which ones the pre-check will ask for."""
     fold = params.fold if params.chooses_method else get_method(params.name).folds_layers(params)
-    pairing = pair_all_sites(inputs, activations, layer_scale=params.layer_scale, fold=fold)
+    by_name = params.chooses_method or get_method(params.name).keeps_coordinates
+    pairing = pair_all_sites(inputs, activations, layer_scale=params.layer_scale, fold=fold, by_name=by_name)
     if activations is not None:
         activations.plan(select_probe_pairs(pairing.pairs))
     return pairing

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rebase.lora.low_rank import Role, Side, Site
+from rebase.lora.low_rank import Role, RoleName, Side, Site
 from rebase.methods.base import Port, SitePair
 from rebase.models.weights import ModelWeights
 
 WriteMode = Literal["own", "stream"]
 RESIDUAL_STREAM = "stream"  # the residual stream after a layer
-_INPUT_POINTS = {
+_INPUT_POINTS: dict[RoleName, tuple[str, RoleName]] = {
     Role.Q: ("attention_in", Role.Q),
     Role.K: ("attention_in", Role.Q),
     Role.V: ("attention_in", Role.Q),
@@ -28,7 +28,7 @@ class HookPoint:
 
     layer: int
     name: str
-    role: Role
+    role: RoleName
     port: Port
 
     @property
@@ -67,7 +67,7 @@ def get_hook_point(site: Site, port: Port, writes: WriteMode = "own") -> HookPoi
     at the module, where they span only part of the stream, or with `stream` in the stream after the layer.
     """
     if port == "in":
-        name, role = _INPUT_POINTS[site.role]
+        name, role = _INPUT_POINTS.get(site.role, (f"{site.role.value}_in", site.role))
         return HookPoint(site.layer, name, role, port)
     if site.role in {Role.GATE, Role.UP}:
         return HookPoint(site.layer, "down_in", Role.DOWN, "in")

@@ -67,7 +67,6 @@ _WRITTEN_KEYS = frozenset(
 _UNSUPPORTED_VARIANTS = (
     "layer_replication",
     "lora_bias",
-    "target_parameters",
     "use_qalora",
     "use_bdlora",
     "arrow_config",
@@ -104,6 +103,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     target_modules: tuple[str, ...] | str | None
+    target_parameters: tuple[str, ...]
     layers_to_transform: tuple[int, ...] | None
     layers_pattern: tuple[str, ...]
     fan_in_fan_out: bool
@@ -148,6 +148,7 @@ class AdapterConfig:
             target_modules=modules
             if isinstance(modules, str)
             else _read_names(raw, "target_modules") or None,
+            target_parameters=_read_names(raw, "target_parameters"),
             layers_to_transform=_parse_layers(layers),
             layers_pattern=_read_names(raw, "layers_pattern"),
             fan_in_fan_out=_read_flag(raw, "fan_in_fan_out"),

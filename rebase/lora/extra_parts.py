@@ -75,6 +75,20 @@ class VocabularyLora:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertLora:
+    """LoRA on a parameter that holds one matrix for each expert of a mixture (`target_parameters`).
+
+    `module`: PEFT's name, which ends with `.base_layer` for each further parameter of the same module. A is
+    (rank · experts, i), B (o, rank · experts).
+    """
+
+    module: str
+    A: str
+    B: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class LeftBehind:
     """A trained part that the converted adapter does not have, what kind it is, and why. `is_partial`: the
     rest of the module is transferred."""
@@ -117,6 +131,32 @@ def find_parameters(
         kind: Literal["weight", "bias"] = "bias" if parameter == "bias" else "weight"
         found.append(StoredParameter(module, kind, tensor, info.shape, base_name))
     return tuple(found), unknown
+
+
+def take_expert_loras(
+    groups: TensorGroups, config: AdapterConfig, infos: Mapping[str, TensorInfo]
+) -> tuple[ExpertLora, ...]:
+    """LoRA on the parameters that the config targets, which is taken out of the groups' modules.
+
+    Raises MalformedAdapter if a factor is missing or is no matrix.
+    """
+    owners = {name.rpartition(".")[0] for name in config.target_parameters}
+    loras: list[ExpertLora] = []
+    for name in sorted(groups.modules):
+        module = name
+        while module.endswith(".base_layer"):
+            module = module.removesuffix(".base_layer")
+        if not any(owner and f".{module}".endswith(f".{owner}") for owner in owners):
+            continue
+        tensors = groups.modules.pop(name)
+        if tensors.A is None or tensors.B is None:
+            raise MalformedAdapter(f"{name} lacks its LoRA {'A' if tensors.A is None else 'B'} tensor.")
+        for tensor in (tensors.A, tensors.B):
+            _check_dtype(name, infos[tensor])
+            if len(infos[tensor].shape) != 2:
+                raise MalformedAdapter(f"The LoRA on {name} should be matrices, but {tensor} is not.")
+        loras.append(ExpertLora(name, tensors.A, tensors.B, config.compute_scale(module)))
+    return tuple(loras)
 
 
 def find_vocabulary_loras(

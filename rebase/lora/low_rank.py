@@ -34,12 +34,28 @@ class Role(StrEnum):
     DOWN = "down_proj"
 
 
+class ModuleRole(str):
+    """A linear module of a layer outside the seven roles (an expert, a state-space projection, …), named by
+    its path inside the layer. Only methods that keep coordinates transfer it, to the module of the same name
+    and shape."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        """The path, as `Role.value` is the role's name."""
+        return str(self)
+
+
+RoleName = Role | ModuleRole
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
     """One linear role in one layer of one model."""
 
     layer: int
-    role: Role
+    role: RoleName
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.role.value}"

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from rebase.errors import MalformedAdapter, UnsupportedAdapter
 from rebase.lora.config import AdapterConfig
-from rebase.lora.extra_parts import LeftBehind, find_parameters, find_vocabulary_loras
+from rebase.lora.extra_parts import (
+    LeftBehind,
+    find_parameters,
+    find_vocabulary_loras,
+    take_expert_loras,
+)
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank, Site
 from rebase.lora.source_adapter import (
@@ -142,6 +147,7 @@ def read_adapter(
         raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {max_tensors} are read.")
     reject_empty_tensors(infos)
     groups = group_tensor_names(infos, config.modules_to_save)
+    expert_loras = take_expert_loras(groups, config, infos)
     parameters, unknown = find_parameters(groups, config, infos, base)
     reject_unknown_tensors([*groups.unknown, *unknown], groups, base)
     modules: dict[Site, _LoraModule] = {}
@@ -170,6 +176,7 @@ def read_adapter(
             *groups.vocabulary_loras,
             *groups.parameters,
             *groups.value_heads,
+            *(lora.module for lora in expert_loras),
         }
     )
     if not modules and other_modules:
@@ -185,6 +192,9 @@ def read_adapter(
         tables=find_stored_tables(groups, config, infos, width),
         vocabulary_loras=vocabulary_loras,
         parameters=parameters,
+        expert_loras=expert_loras,
+        target_parameters=config.target_parameters,
+        rank=config.rank,
         task_type=config.task_type,
         is_headless=is_headless({module.name for module in modules.values()}, config, base),
         unknown_options=config.unknown_options,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rebase.errors import MalformedAdapter
-from rebase.lora.extra_parts import LeftBehind, StoredParameter, VocabularyLora
+from rebase.lora.extra_parts import ExpertLora, LeftBehind, StoredParameter, VocabularyLora
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank, Site
 from rebase.lora.tensors import TensorReader
@@ -35,8 +35,9 @@ class AdapterContents:
     """What an adapter has besides its updates of sites.
 
     `warnings`: messages for users. `left_behind`: trained parts that cannot be transferred in any case.
-    `tables`, `vocabulary_loras`, `parameters`: what was trained besides the sites; the caller decides whether
-    to transfer it. `task_type`: PEFT's, or None. `is_headless`: trained on the model that `AutoModel` loads.
+    `tables`, `vocabulary_loras`, `parameters`, `expert_loras`: what was trained besides the sites; the caller
+    decides whether to transfer it. `target_parameters`, `rank`: PEFT's options for the last of them.
+    `task_type`: PEFT's, or None. `is_headless`: trained on the model that `AutoModel` loads.
     `unknown_options`: switched-on config keys that PEFT does not know.
     """
 
@@ -45,6 +46,9 @@ class AdapterContents:
     tables: tuple[StoredTable, ...] = ()
     vocabulary_loras: tuple[VocabularyLora, ...] = ()
     parameters: tuple[StoredParameter, ...] = ()
+    expert_loras: tuple[ExpertLora, ...] = ()
+    target_parameters: tuple[str, ...] = ()
+    rank: int = 0
     task_type: str | None = "CAUSAL_LM"
     is_headless: bool = False
     unknown_options: tuple[str, ...] = ()
@@ -77,6 +81,7 @@ class SourceAdapter(ABC):
         self.tables = contents.tables
         self.vocabulary_loras = contents.vocabulary_loras
         self.parameters = contents.parameters
+        self.contents = contents
         self.task_type = contents.task_type
         self.is_headless = contents.is_headless
         self.unknown_options = contents.unknown_options
@@ -109,6 +114,10 @@ class SourceAdapter(ABC):
         A, B = self._read(lora.A), self._read(lora.B)
         return LowRank(A.T * lora.scale, B.T) if lora.is_embedding else LowRank(B * lora.scale, A)
 
+    def read_expert_lora(self, lora: ExpertLora) -> LowRank:
+        """The factors as PEFT stores them, in float32, with the scale folded into B."""
+        return LowRank(self._read(lora.B) * lora.scale, self._read(lora.A))
+
     def read_table_rows(self, table: StoredTable, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a trained table in the stored dtype. MalformedAdapter on NaN or Inf."""
         rows = self._reader.read_rows(table.tensor_name, start, stop)
@@ -133,7 +142,7 @@ class SourceAdapter(ABC):
         return LowRank(factors.U[:, :kept] * factors.S[:kept], factors.V[:, :kept].T.contiguous())
 
     def _slice_role_rows(self, site: Site, tensor: Tensor) -> Tensor:
-        rows = self._base.architecture.get_output_rows(site.role)
+        rows = self._base.architecture.get_output_rows(site)
         return tensor if rows is None else tensor[rows]
 
     def _read(self, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from rebase.errors import MalformedAdapter, UnsupportedAdapter
+from rebase.errors import MalformedAdapter
 
 # `base_model.model.<module>.lora_A[.<adapter>].weight`; raw training checkpoints include the adapter's name,
 # which may itself contain dots.
@@ -59,8 +59,7 @@ class TensorGroups:
 def group_tensor_names(names: Iterable[str], modules_to_save: Iterable[str]) -> TensorGroups:
     """Group tensor names by module.
 
-    Raises UnsupportedAdapter for LoRA on experts, MalformedAdapter when a module has two tensors of one kind
-    (two adapters in one file).
+    Raises MalformedAdapter when a module has two tensors of one kind (two adapters in one file).
     """
     groups, saved_modules = TensorGroups(), tuple(modules_to_save)
     for name in sorted(names):
@@ -70,7 +69,6 @@ def group_tensor_names(names: Iterable[str], modules_to_save: Iterable[str]) -> 
             if is_embedding_table(module):
                 _add_tensor(groups.vocabulary_loras, module, match["part"], name)
             else:
-                _reject_unsupported_module(module)
                 _add_tensor(groups.modules, module, match["part"], name)
         elif match := _MAGNITUDE.fullmatch(bare):
             _add_tensor(_get_group(groups, match["module"]), match["module"], "magnitude", name)
@@ -137,11 +135,3 @@ def _add_tensor(modules: dict[str, ModuleTensors], module: str, part: str, name:
             hint="A file must contain a single adapter.",
         )
     setattr(tensors, part, name)
-
-
-def _reject_unsupported_module(module: str) -> None:
-    parts = module.split(".")
-    if any("expert" in part for part in parts) or parts[-2:] == ["mlp", "gate"] or "router" in parts:
-        raise UnsupportedAdapter(
-            f"The adapter has LoRA on {module[:200]}; mixture-of-experts modules are not supported yet."
-        )

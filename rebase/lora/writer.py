@@ -6,7 +6,8 @@ a factor of 1 whether it reads global or per-module values and whether or not it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,35 +16,35 @@ from torch import Tensor
 
 from rebase.errors import VerificationFailed
 from rebase.lora.linalg import frobenius, truncate
-from rebase.lora.low_rank import LowRank, Role, Site
+from rebase.lora.low_rank import LowRank, Site
 
 if TYPE_CHECKING:
     from rebase.models.architecture import Architecture
     from rebase.models.weights import ModelWeights
 
 
-def fuse_roles(architecture: Architecture, roles: Sequence[Role], blocks: Mapping[Role, LowRank]) -> LowRank:
-    """Stack role updates into their module's rows: A concatenated, B block by block, zeros for absent roles.
+def fuse_sites(architecture: Architecture, sites: Sequence[Site], blocks: Mapping[Site, LowRank]) -> LowRank:
+    """Stack the updates of a module's `sites` into its rows: A concatenated, B block by block, zeros for
+    absent sites.
 
     Lossless. The rank is the sum of the blocks' ranks, except that roles with an identical A (a fused adapter
     transferred unchanged) keep sharing it. Without any block the result has rank 0.
     """
-    if len(roles) == 1 and blocks:
-        return blocks[roles[0]]
-    o = sum(architecture.out_features(role) for role in roles)
-    i = architecture.in_features(roles[0])
+    if len(sites) == 1 and blocks:
+        return blocks[sites[0]]
+    o, i = architecture.module_shape(sites[0].layer, architecture.get_submodule_name(sites[0]))
     A_parts: list[torch.Tensor] = []
     B_parts: list[torch.Tensor] = []
-    for role in roles:
-        if role not in blocks:
+    for site in sites:
+        if site not in blocks:
             continue
-        block = blocks[role]
+        block = blocks[site]
         index = next((k for k, A in enumerate(A_parts) if torch.equal(A, block.A)), None)
         if index is None:
             index = len(A_parts)
             A_parts.append(block.A)
             B_parts.append(torch.zeros(o, block.rank, dtype=block.B.dtype))
-        B_parts[index][architecture.get_output_rows(role)] = block.B
+        B_parts[index][architecture.get_output_rows(site)] = block.B
     if not A_parts:
         return LowRank(torch.zeros(o, 0), torch.zeros(0, i))
     return LowRank(torch.cat(B_parts, 1), torch.cat(A_parts, 0))
@@ -227,6 +228,31 @@ def add_vocabulary_lora(
     return replace(built, tensors=dict(sorted({**built.tensors, **added}.items())), config=config)
 
 
+def add_expert_loras(
+    built: BuiltAdapter,
+    loras: Mapping[str, LowRank],
+    *,
+    target_parameters: Sequence[str],
+    rank: int,
+    dtype: str,
+) -> BuiltAdapter:
+    """The adapter with LoRA on parameters that hold one matrix for each expert. `loras`: PEFT's module name →
+    factors as PEFT stores them; `rank`: that of each expert, which patterns keep apart from the others'."""
+    added: dict[str, Tensor] = {}
+    for module, factors in loras.items():
+        stored = _cast(module, factors, dtype)
+        added[f"{_PREFIX}{module}{_LORA_A}"] = stored.A.contiguous()
+        added[f"{_PREFIX}{module}{_LORA_B}"] = stored.B.contiguous()
+    patterns = {re.escape(name): rank for name in target_parameters}
+    config = {
+        **built.config,
+        "target_parameters": sorted(target_parameters),
+        "rank_pattern": {**built.config["rank_pattern"], **patterns},
+        "alpha_pattern": {**built.config["alpha_pattern"], **patterns},
+    }
+    return replace(built, tensors=dict(sorted({**built.tensors, **added}.items())), config=config)
+
+
 def _pad_to_rank(built: BuiltAdapter, rank: int) -> BuiltAdapter:
     pad = rank - built.rank
     if pad == 0:
@@ -286,19 +312,20 @@ def _fuse_modules(
 ) -> dict[str, tuple[tuple[Site, ...], LowRank]]:
     """Module name → its updated sites and its update; zeros in layers where a used module has no update."""
     arch = target.architecture
-    parts = [part for part, roles in arch.family.layout.items() if any(site.role in roles for site in deltas)]
+    used_roles = {site.role for site in deltas}
     modules: dict[str, tuple[tuple[Site, ...], LowRank]] = {}
     for layer in range(target.layers):
-        for part in parts:
-            roles = arch.family.layout[part]
-            blocks = {role: deltas[Site(layer, role)] for role in roles if Site(layer, role) in deltas}
-            name = arch.get_module_name(Site(layer, roles[0]))
-            modules[name] = (tuple(Site(layer, role) for role in blocks), fuse_roles(arch, roles, blocks))
+        for roles in arch.get_layout(layer).values():
+            if used_roles.isdisjoint(roles):
+                continue
+            sites = tuple(Site(layer, role) for role in roles)
+            blocks = {site: deltas[site] for site in sites if site in deltas}
+            modules[arch.get_module_name(sites[0])] = (tuple(blocks), fuse_sites(arch, sites, blocks))
     return modules
 
 
 def _slice_site(target: ModelWeights, site: Site, fused: LowRank) -> LowRank:
-    rows = target.architecture.get_output_rows(site.role)
+    rows = target.architecture.get_output_rows(site)
     B = fused.B if rows is None else fused.B[rows]
     return LowRank(B.float(), fused.A.float())
 
@@ -362,6 +389,8 @@ def _build_target_modules(target: ModelWeights, modules: tuple[str, ...]) -> lis
     In a larger model (Gemma 3 with vision) other towers use the same suffixes, so full names are listed.
     """
     arch = target.architecture
+    if arch.found is not None:
+        return _find_suffixes(frozenset(modules), arch.found.module_names)
     if arch.root != arch.family.root:
         return sorted(modules)
     first_layer_prefix = f"{arch.root}{arch.get_layer_name(0)}."
@@ -369,3 +398,14 @@ def _build_target_modules(target: ModelWeights, modules: tuple[str, ...]) -> lis
     other_leaves = {part.rpartition(".")[2] for part in arch.family.layout if part not in used}
     short = ((part, part.rpartition(".")[2]) for part in used)
     return sorted({part if leaf in other_leaves else leaf for part, leaf in short})
+
+
+def _find_suffixes(modules: frozenset[str], all_modules: Iterable[str]) -> list[str]:
+    """The shortest endings of one or two parts that match exactly these modules of the model; full names
+    where another module ends alike."""
+    others = [f".{name}" for name in all_modules if name not in modules]
+    for parts in (1, 2):
+        suffixes = {".".join(name.split(".")[-parts:]) for name in modules}
+        if not any(name.endswith(f".{suffix}") for name in others for suffix in suffixes):
+            return sorted(suffixes)
+    return sorted(modules)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rebase.errors import IncompatiblePair
-from rebase.lora.low_rank import Site
+from rebase.lora.low_rank import Role, Site
 from rebase.methods.base import SitePair
 from rebase.models.weights import ModelWeights
 
@@ -65,13 +65,16 @@ def pair_sites(
     *,
     fold: bool = False,
     layer_maps: LayerMaps | None = None,
+    by_name: bool = False,
 ) -> Pairing:
     """Pair every adapted source site with the target sites that receive its update; layers are matched by
     relative depth unless `layer_maps` is given.
 
     With `layer_scale`, an update is divided by the number of target layers that share its source layer, so
     their sum keeps its size. With `fold`, if the source is deeper, every source layer is used: a target site
-    then receives several updates, as consecutive pairs. Raises IncompatiblePair if no site can be paired.
+    then receives several updates, as consecutive pairs. `by_name`: modules outside the seven roles are paired
+    too, where name and shape are equal; only methods that keep coordinates can transfer them. Raises
+    IncompatiblePair if no site can be paired.
     """
     sorted_sites = sorted(adapted_sites := set(adapter_sites))
     maps = layer_maps or build_proportional_maps(source.layers, target.layers)
@@ -94,11 +97,17 @@ def pair_sites(
         for target_site in target.sites
         for layer in sources_by_target[target_site.layer]
         if (site := Site(layer, target_site.role)) in adapted_sites
+        and (
+            isinstance(target_site.role, Role)
+            or (by_name and source.shape(site) == target.shape(target_site))
+        )
     )
     used_sources = {pair.source for pair in pairs}
     if not pairs:
         adapted_roles = ", ".join(sorted({site.role.value for site in sorted_sites})) or "nothing"
-        available_roles = ", ".join(role.value for role in target.architecture.roles)
+        available_roles = ", ".join(
+            role.value for role in target.architecture.roles if isinstance(role, Role)
+        )
         raise IncompatiblePair(
             "No adapted module of the source has a counterpart in the target.",
             hint=(

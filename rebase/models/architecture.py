@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from rebase.errors import UnsupportedModel
-from rebase.lora.low_rank import Role, Site
+from rebase.lora.low_rank import Role, RoleName, Site
 from rebase.models.families import FAMILIES, NESTED_TEXT_PREFIXES, Family
 
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MAX_LAYERS = 1024  # ten times the deepest published model; anything above is a bogus config
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -31,8 +30,26 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class FoundModules:
+    """Modules found by looking at a model.
+
+    `layouts`: for each layer, module → its roles. `shapes`: each linear module's (o, i), by its name from the
+    layers on. `expert_shapes`: parameters that hold one matrix for each expert, in the same way.
+    `module_names`: all modules of the model, with the root.
+    """
+
+    layouts: tuple[Mapping[str, tuple[RoleName, ...]], ...]
+    shapes: Mapping[str, tuple[int, int]]
+    expert_shapes: Mapping[str, tuple[int, ...]]
+    module_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
-    """A family with one model's sizes. `root`: the module prefix in the model that transformers builds."""
+    """A family with one model's sizes. `root`: the module prefix in the model that transformers builds.
+
+    `found`: what was seen of a model that the table of families does not describe; its layers may differ.
+    """
 
     family: Family
     root: str
@@ -45,6 +62,7 @@ class Architecture:
     vocab: int
     eps: float
     activation: str
+    found: FoundModules | None = None
 
     @property
     def model_type(self) -> str:
@@ -57,9 +75,14 @@ class Architecture:
         return self.root.partition(".")[2]
 
     @property
-    def roles(self) -> tuple[Role, ...]:
-        """The roles this family has, in layout order; GPT-2 and GPT-NeoX have no gate."""
-        return tuple(role for roles in self.family.layout.values() for role in roles)
+    def roles(self) -> tuple[RoleName, ...]:
+        """The roles that any layer has, in layout order; GPT-2 and GPT-NeoX have no gate."""
+        layers = range(self.layers) if self.found is not None else range(1)
+        return tuple(
+            dict.fromkeys(
+                role for layer in layers for roles in self.get_layout(layer).values() for role in roles
+            )
+        )
 
     @property
     def is_gated(self) -> bool:
@@ -69,18 +92,27 @@ class Architecture:
     @property
     def sites(self) -> tuple[Site, ...]:
         """Every site, layer by layer."""
-        return tuple(Site(layer, role) for layer in range(self.layers) for role in self.roles)
+        return tuple(
+            Site(layer, role)
+            for layer in range(self.layers)
+            for roles in self.get_layout(layer).values()
+            for role in roles
+        )
 
-    def get_submodule_name(self, role: Role) -> str:
-        """The module inside a layer that computes this role, such as `self_attn.qkv_proj`."""
-        for part, roles in self.family.layout.items():
-            if role in roles:
+    def get_layout(self, layer: int) -> Mapping[str, tuple[RoleName, ...]]:
+        """Module inside this layer → the roles it computes, in order."""
+        return self.family.layout if self.found is None else self.found.layouts[layer]
+
+    def get_submodule_name(self, site: Site) -> str:
+        """The module inside its layer that computes this site, such as `self_attn.qkv_proj`."""
+        for part, roles in self.get_layout(site.layer).items():
+            if site.role in roles:
                 return part
-        raise UnsupportedModel(f"{self.model_type} models have no {role.value}.")
+        raise UnsupportedModel(f"Layer {site.layer} of {self.model_type} models has no {site.role.value}.")
 
     def get_module_name(self, site: Site) -> str:
         """The module's full name in the causal language model, such as `model.layers.3.mlp.up_proj`."""
-        return f"{self.root}{self.get_layer_name(site.layer)}.{self.get_submodule_name(site.role)}"
+        return f"{self.root}{self.get_layer_name(site.layer)}.{self.get_submodule_name(site)}"
 
     def get_layer_name(self, layer: int) -> str:
         """A layer's name without any prefix."""
@@ -88,19 +120,33 @@ class Architecture:
 
     def find_module_sites(self, name: str) -> tuple[Site, ...]:
         """The sites that a module computes, under any known prefix; empty for other modules."""
-        match = re.fullmatch(rf"(.*?){self.family.layers}\.(\d{{1,4}})\.(.+)", name)
+        match = re.fullmatch(rf"(.*?){re.escape(self.family.layers)}\.(\d{{1,4}})\.(.+)", name)
         if match is None or match[1] not in {self.root, *self.family.prefixes}:
             return ()
         layer = int(match[2])
-        roles = self.family.layout.get(match[3], ()) if layer < self.layers else ()
+        roles = self.get_layout(layer).get(match[3], ()) if layer < self.layers else ()
         return tuple(Site(layer, role) for role in roles)
 
-    def list_fused_roles(self, role: Role) -> tuple[Role, ...]:
-        """All roles of the module that computes this role, in the module's order."""
-        return self.family.layout[self.get_submodule_name(role)]
+    def list_fused_roles(self, site: Site) -> tuple[RoleName, ...]:
+        """All roles of the module that computes this site, in the module's order."""
+        return self.get_layout(site.layer)[self.get_submodule_name(site)]
 
-    def out_features(self, role: Role) -> int:
-        """Rows of the role's weight."""
+    def module_shape(self, layer: int, part: str) -> tuple[int, int]:
+        """(o, i) of a whole module."""
+        if self.found is not None:
+            return self.found.shapes[f"{self.get_layer_name(layer)}.{part}"]
+        roles = self.family.layout[part]
+        return sum(self.out_features(role) for role in roles), self.in_features(roles[0])
+
+    def shape(self, site: Site) -> tuple[int, int]:
+        """(o, i) of the site's weight."""
+        if self.found is None:
+            return self.out_features(site.role), self.in_features(site.role)
+        o, i = self.module_shape(site.layer, self.get_submodule_name(site))
+        return (o if len(self.list_fused_roles(site)) == 1 else self.out_features(site.role)), i
+
+    def out_features(self, role: RoleName) -> int:
+        """Rows of the role's weight, by the config's sizes."""
         match role:
             case Role.Q:
                 return self.n_heads * self.head_dim
@@ -111,8 +157,8 @@ class Architecture:
             case _:
                 return self.hidden
 
-    def in_features(self, role: Role) -> int:
-        """Columns of the role's weight."""
+    def in_features(self, role: RoleName) -> int:
+        """Columns of the role's weight, by the config's sizes."""
         match role:
             case Role.O:
                 return self.n_heads * self.head_dim
@@ -121,18 +167,21 @@ class Architecture:
             case _:
                 return self.hidden
 
-    def get_output_rows(self, role: Role) -> slice | Tensor | None:
-        """Output rows of its module that belong to this role: None = all, a slice, or indices (per head)."""
-        fused_roles = self.list_fused_roles(role)
+    def get_output_rows(self, site: Site) -> slice | Tensor | None:
+        """Output rows of its module that belong to this site: None = all, a slice, or indices."""
+        fused_roles = self.list_fused_roles(site)
         if len(fused_roles) == 1:
             return None
-        if not self.family.per_head:
-            start = sum(self.out_features(other) for other in fused_roles[: fused_roles.index(role)])
-            return slice(start, start + self.out_features(role))
-        grid = torch.arange(self.n_heads * len(fused_roles) * self.head_dim)
-        return grid.view(self.n_heads, len(fused_roles), self.head_dim)[:, fused_roles.index(role)].reshape(
-            -1
-        )
+        index = fused_roles.index(site.role)
+        if not self.family.per_group:
+            start = sum(self.out_features(other) for other in fused_roles[:index])
+            return slice(start, start + self.out_features(site.role))
+        # For each key-value head: the query heads that share it, then the key, then the value.
+        shared = self.n_heads // self.n_kv_heads
+        grid = torch.arange(self.n_kv_heads * (shared + 2) * self.head_dim)
+        grid = grid.view(self.n_kv_heads, shared + 2, self.head_dim)
+        rows = grid[:, :shared] if index == 0 else grid[:, shared + index - 1]
+        return rows.reshape(-1)
 
     def activate(self, x: Tensor) -> Tensor:
         """Apply the MLP's activation. Raises UnsupportedModel for an unknown one."""
@@ -142,27 +191,29 @@ class Architecture:
 
 
 def get_architecture(config: Mapping[str, Any]) -> Architecture:
-    """The architecture for a config.json.
+    """The architecture for a config.json: by the table of families, or by looking at the model that
+    transformers builds.
 
-    Raises UnsupportedModel for unknown model types, quantized or mixture-of-experts models, invalid sizes.
+    Raises UnsupportedModel for model types that transformers does not know or in which no layers are found,
+    quantized models, invalid sizes.
     """
     model_type = config.get("model_type")
     _reject_quantized(config)
     root = None
+    text_config = config
     if isinstance(model_type, str) and model_type in NESTED_TEXT_PREFIXES:
         root = NESTED_TEXT_PREFIXES[model_type]
-        text_config = config.get("text_config")
-        config = text_config if isinstance(text_config, Mapping) else {}
-        model_type = config.get("model_type", f"{model_type}_text")
-    _reject_quantized(config)
-    _reject_experts(config)
+        nested = config.get("text_config")
+        text_config = nested if isinstance(nested, Mapping) else {}
+        model_type = text_config.get("model_type", f"{model_type}_text")
+    _reject_quantized(text_config)
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        raise UnsupportedModel(
-            f"The model_type {str(model_type)[:80]!r} is not supported.",
-            hint=(f"Supported: {', '.join(FAMILIES)}."),
-        )
-    return _bind_config(family, family.root if root is None else root, config)
+        # Here, because looking needs the classes of this file.
+        from rebase.models.found_architecture import find_architecture
+
+        return find_architecture(config)
+    return _bind_config(family, family.root if root is None else root, text_config)
 
 
 def _bind_config(family: Family, root: str, config: Mapping[str, Any]) -> Architecture:
@@ -218,13 +269,3 @@ def _reject_quantized(config: Mapping[str, Any]) -> None:
         f"The base model is quantized ({str(name or 'unnamed method')[:40]}), which is not supported.",
         hint="Use the unquantized repo of the same model.",
     )
-
-
-def _reject_experts(config: Mapping[str, Any]) -> None:
-    for key in _EXPERT_KEYS:
-        if config.get(key):
-            raise UnsupportedModel(
-                f"Mixture-of-experts models are not supported yet: config.json has {key}, so the modules "
-                "`mlp.experts` of each layer have no dense counterpart.",
-                hint="Use dense base models on both sides.",
-            )

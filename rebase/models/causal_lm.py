@@ -102,7 +102,7 @@ class CausalLM:
 
     def get_output_rows(self, site: Site) -> slice | Tensor | None:
         """The module's output rows that belong to the site; None for all."""
-        return self.architecture.get_output_rows(site.role)
+        return self.architecture.get_output_rows(site)
 
 
 def load_base_model(

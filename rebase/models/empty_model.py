@@ -53,12 +53,17 @@ def build_model_config(raw: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def _drop_runtime_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without the keys in `_HOW_TO_RUN`, at any depth."""
-    return {
-        key: _drop_runtime_keys(value) if isinstance(value, Mapping) else value
-        for key, value in raw.items()
-        if key not in _RUNTIME_KEYS
-    }
+    """The config without `_RUNTIME_KEYS`, at any depth, and with the numbers that JSON cannot express."""
+    return {key: _decode(value) for key, value in raw.items() if key not in _RUNTIME_KEYS}
+
+
+def _decode(value: Any) -> Any:
+    """A nested value; transformers writes infinity as `{"__float__": "Infinity"}`."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(str(value["__float__"]))
+        return _drop_runtime_keys(value)
+    return [_decode(item) for item in value] if isinstance(value, list) else value
 
 
 def build_empty_model(raw: Mapping[str, Any], task_model: TaskModel = CAUSAL_LM) -> Any:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from rebase.lora.low_rank import Role
+from rebase.lora.low_rank import Role, RoleName
 
 
 class NormKind(StrEnum):
@@ -22,6 +22,7 @@ class NormKind(StrEnum):
     RMS = "rms"  # x / rms(x) · w
     RMS_PLUS_ONE = "rms_plus_one"  # x / rms(x) · (1 + w), Gemma
     LAYER = "layer"  # (x − mean) / std · w + b
+    NONE = "none"  # not at all: the layer normalises its outputs instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Family:
     """How one family is laid out. `layout`: module inside a layer → the roles it computes, in order."""
 
     model_type: str
-    layout: Mapping[str, tuple[Role, ...]]
+    layout: Mapping[str, tuple[RoleName, ...]]
     keys: ConfigKeys = field(default_factory=ConfigKeys)
     defaults: Mapping[str, Any] = field(default_factory=dict)  # config key → transformers' default
     root: str = "model."  # prefix in the causal language model as transformers builds it
@@ -53,10 +54,11 @@ class Family:
     embedding: str = "embed_tokens"
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
-    norm_kind: NormKind = NormKind.RMS
+    norm_kind: NormKind | None = NormKind.RMS  # None: of another kind, which is not computed here
     scale_embeddings: bool = False  # rows are multiplied by √hidden before layer 0
     transposed: bool = False  # weights stored (in, out): GPT-2's Conv1D
-    per_head: bool = False  # fused rows are ordered [head, (q, k, v), head_dim] instead of [q | k | v]
+    # Fused rows are ordered [key-value head, (its q…, k, v), head_dim] instead of [q | k | v].
+    per_group: bool = False
 
 
 Q, K, V, O = Role.Q, Role.K, Role.V, Role.O  # noqa: E741
@@ -164,7 +166,7 @@ _ALL_FAMILIES = (
         prefixes=("gpt_neox.", ""),
         embedding="embed_in",
         norm_kind=NormKind.LAYER,
-        per_head=True,
+        per_group=True,
     ),
 )
 

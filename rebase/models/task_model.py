@@ -47,6 +47,8 @@ class TaskModel:
             else _MAPPINGS.get(str(self.task_type), _MAPPINGS["CAUSAL_LM"])
         )
         mapping: Any = getattr(transformers, name)
+        if type(config) not in mapping and name == _MAPPINGS["CAUSAL_LM"]:
+            mapping = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         if type(config) not in mapping:
             raise UnsupportedModel(
                 f"transformers has no model of type {config.model_type} for the task {self.task_type}.",

@@ -40,24 +40,38 @@ class ModelWeights:
         """Every site of the model, layer by layer."""
         return self.architecture.sites
 
+    @cached_property
+    def _site_set(self) -> frozenset[Site]:
+        return frozenset(self.sites)
+
+    def has_weight(self, site: Site) -> bool:
+        """Whether the checkpoint stores the site's module under its own name; older checkpoints of some
+        architectures fuse or split modules."""
+        return f"{self._get_module_name(site)}.weight" in self._infos
+
     def has_site(self, site: Site) -> bool:
         """Whether the model has this site."""
-        return 0 <= site.layer < self.layers and site.role in self.architecture.roles
+        return site in self._site_set
 
     def shape(self, site: Site) -> tuple[int, int]:
         """(o, i) of the site's weight."""
-        return self.architecture.out_features(site.role), self.architecture.in_features(site.role)
+        return self.architecture.shape(site)
 
     def list_tensor_names(self, site: Site) -> tuple[str, ...]:
         """Names of the checkpoint tensors that `weight` and `bias` read."""
         name = self._get_module_name(site)
-        bias = f"{name}.bias"
-        return (f"{name}.weight", bias) if bias in self._infos else (f"{name}.weight",)
+        return tuple(tensor for tensor in (f"{name}.weight", f"{name}.bias") if tensor in self._infos)
 
     def weight(self, site: Site) -> Tensor:
         """The site's weight, (o, i) float32, sliced from a fused module and un-transposed as needed."""
         name = f"{self._get_module_name(site)}.weight"
-        rows = self.architecture.get_output_rows(site.role)
+        if name not in self._infos:
+            raise UnsupportedModel(
+                f"The checkpoint has no tensor named {name}; it stores this module in another form.",
+                hint="The method `copy` does not need it. For other methods, save the model again with "
+                "save_pretrained of the installed transformers.",
+            )
+        rows = self.architecture.get_output_rows(site)
         if isinstance(rows, slice) and not self.architecture.family.transposed:
             return self._reader.read_rows(name, rows.start, rows.stop).float()
         tensor = self._reader.read(name)
@@ -71,7 +85,7 @@ class ModelWeights:
         if name not in self._infos:
             return None
         tensor = self._reader.read(name).float()
-        rows = self.architecture.get_output_rows(site.role)
+        rows = self.architecture.get_output_rows(site)
         return tensor if rows is None else tensor[rows].contiguous()
 
     def find_tensor(self, name: str) -> str | None:
@@ -101,7 +115,10 @@ class ModelWeights:
 
     @property
     def embedding_shape(self) -> tuple[int, int]:
-        """(rows, hidden) of the input embedding; rows may exceed the tokenizer's vocabulary (padding)."""
+        """(rows, hidden) of the input embedding; rows may exceed the tokenizer's vocabulary (padding). By the
+        config where the checkpoint names the embedding in a way of its own."""
+        if self._embedding_name not in self._infos:
+            return self.architecture.vocab, self.architecture.hidden
         rows, width = self._infos[self._embedding_name].shape
         return rows, width
 
@@ -133,6 +150,13 @@ class ModelWeights:
         """The layer's norm before attention or MLP, as a function on (n, hidden) float32."""
         family, eps = self.architecture.family, self.architecture.eps
         part = family.attention_norm if before == "attention" else family.mlp_norm
+        if family.norm_kind is NormKind.NONE or (family.norm_kind is not None and not part):
+            return lambda x: x
+        if family.norm_kind is None:
+            raise UnsupportedModel(
+                f"The norms of {family.model_type} models are not computed here, which this method needs.",
+                hint="Use `copy`, or a method that reads a text with both models (`linear`, `distill`).",
+            )
         name = f"{self._prefix}{self.architecture.get_layer_name(layer)}.{part}"
         weight = self._reader.read(f"{name}.weight").float()
         shape = (self.architecture.hidden,)
@@ -148,40 +172,63 @@ class ModelWeights:
 
     def _get_module_name(self, site: Site) -> str:
         arch = self.architecture
-        return f"{self._prefix}{arch.get_layer_name(site.layer)}.{arch.get_submodule_name(site.role)}"
+        return f"{self._prefix}{arch.get_layer_name(site.layer)}.{arch.get_submodule_name(site)}"
 
     def _find_prefix(self) -> str:
         family = self.architecture.family
         for prefix in dict.fromkeys((self.architecture.root, *family.prefixes)):
             if f"{prefix}{family.embedding}.weight" in self._infos:
                 return prefix
+        prefix_of_layers = self._find_prefix_of_layers()
+        if prefix_of_layers is not None:
+            return prefix_of_layers
         raise UnsupportedModel(
             f"The checkpoint has no tensor named {self.architecture.root}{family.embedding}.weight.",
             hint=f"config.json says {family.model_type}; the weights look like another architecture.",
         )
 
+    def _find_prefix_of_layers(self) -> str | None:
+        """What stands before the first layer, for an architecture that was found by looking: checkpoints may
+        name the embedding in another way than transformers does."""
+        if self.architecture.found is None:
+            return None
+        first_layer = f"{self.architecture.get_layer_name(0)}."
+        prefixes = (self.architecture.root, *self.architecture.family.prefixes)
+        return next(
+            (p for p in prefixes if any(name.startswith(f"{p}{first_layer}") for name in self._infos)), None
+        )
+
     def _check_tensors(self) -> None:
         """Check that all tensors for sites and norms exist, are readable and have the config's shapes."""
         arch, family = self.architecture, self.architecture.family
-        expert = next((name for name in sorted(self._infos) if ".experts." in name), None)
-        if expert is not None:
-            raise UnsupportedModel(
-                f"The checkpoint holds {expert}: mixture-of-experts models are not supported yet."
-            )
+        if arch.found is not None:
+            self._check_found_modules()
+            return
         if len(self._infos[self._embedding_name].shape) != 2:
             raise UnsupportedModel(f"The tensor {self._embedding_name} should have two dimensions.")
         self._check_tensor(self._embedding_name, (self._infos[self._embedding_name].shape[0], arch.hidden))
         norm_parts = ("weight", "bias") if family.norm_kind is NormKind.LAYER else ("weight",)
         for layer in range(self.layers):
             stem = f"{self._prefix}{arch.get_layer_name(layer)}."
-            for part, roles in family.layout.items():
-                o, i = sum(arch.out_features(role) for role in roles), arch.in_features(roles[0])
+            for part in family.layout:
+                o, i = arch.module_shape(layer, part)
                 self._check_tensor(f"{stem}{part}.weight", (i, o) if family.transposed else (o, i))
                 if f"{stem}{part}.bias" in self._infos:
                     self._check_tensor(f"{stem}{part}.bias", (o,))
             for norm in (family.attention_norm, family.mlp_norm):
                 for kind in norm_parts:
                     self._check_tensor(f"{stem}{norm}.{kind}", (arch.hidden,))
+
+    def _check_found_modules(self) -> None:
+        """Check what the checkpoint stores under the names of the modules that were found; it may store some
+        in another form, which transformers converts when it loads them."""
+        arch = self.architecture
+        for layer in range(self.layers):
+            for part in arch.get_layout(layer):
+                name = f"{self._prefix}{arch.get_layer_name(layer)}.{part}.weight"
+                if name in self._infos:
+                    o, i = arch.module_shape(layer, part)
+                    self._check_tensor(name, (i, o) if arch.family.transposed else (o, i))
 
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         info = self._infos.get(name)

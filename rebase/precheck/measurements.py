@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rebase.errors import UnsupportedModel
 from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank
 from rebase.lora.source_adapter import SourceAdapter
@@ -60,13 +61,17 @@ def measure_weights(adapter: SourceAdapter, pairs: Sequence[SitePair], probes: P
     ratio: list[float] = []
     for pair in pairs:
         evidence = probes(pair)
-        source = evidence.weight("source")
+        try:
+            source = evidence.weight("source")
+            target = evidence.weight("target") if pair.source_shape == pair.target_shape else None
+        except UnsupportedModel:  # a checkpoint that stores this module in another form says nothing here
+            continue
         weight_norm = float(torch.linalg.vector_norm(source))
         if weight_norm == 0.0:
             continue
         ratio.append(frobenius(adapter.delta(pair.source)) / weight_norm)
-        if pair.source_shape == pair.target_shape:
-            distance = float(torch.linalg.vector_norm(source - evidence.weight("target")))
+        if target is not None:
+            distance = float(torch.linalg.vector_norm(source - target))
             relative.append(distance / weight_norm)
             paper.append(distance / source.numel())
     return {
