@@ -40,8 +40,7 @@ def transfer_expert_loras(
     built = add_expert_loras(
         built,
         {lora.module: inputs.adapter.read_expert_lora(lora) for lora in planned},
-        target_parameters=contents.target_parameters,
-        rank=contents.rank,
+        ranks=contents.expert_ranks,
         dtype=dtype,
     )
     return built, {"expert_loras.carried": float(len(planned))}

@@ -13,7 +13,7 @@ from rebase.conversion.transfer import MethodRun, TransferResult, build_finding_
 from rebase.errors import escape_control_characters
 from rebase.evidence.activations import Activations
 from rebase.evidence.anchor_pool import Anchor
-from rebase.evidence.inputs import LoadedInputs
+from rebase.evidence.inputs import LoadedInputs, warn_quantized
 from rebase.evidence.pool_offer import PoolOffer
 from rebase.hub.base import is_folder
 from rebase.lora.low_rank import Side
@@ -67,6 +67,7 @@ def build_initial_report(
             escape_control_characters(warning)
             for warning in (
                 *pinned.warnings,
+                *warn_quantized(inputs),
                 *inputs.adapter.warnings,
                 *pool_warnings,
                 *_warn_not_compared(plan),

@@ -12,7 +12,7 @@ from rebase.evidence.embeddings import SharedTokenRows
 from rebase.hub.base import PinnedRepo
 from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.site_pairing import Pairing
-from rebase.models.model_reader import ModelReader
+from rebase.models.quantization.reader import DequantizingReader, WeightReader
 from rebase.models.vocabulary import SharedTokens
 from rebase.models.weights import ModelWeights
 
@@ -44,13 +44,24 @@ class LoadedInputs:
     pinned: PinnedInputs
     source: ModelWeights
     target: ModelWeights
-    source_reader: ModelReader
-    target_reader: ModelReader
+    source_reader: WeightReader
+    target_reader: WeightReader
     adapter: SourceAdapter
     pairing: Pairing
     vocabularies: SharedTokens | None
     source_tokenizer: dict[str, Any] | None  # tokenizer.json
     target_tokenizer: dict[str, Any] | None
+
+
+def warn_quantized(inputs: LoadedInputs) -> list[str]:
+    """A warning for each base whose weights were dequantized."""
+    sides = (("source", inputs.source_reader), ("target", inputs.target_reader))
+    return [
+        f"The {side} base is quantized ({reader.description}); everything here was computed with its "
+        "dequantized weights."
+        for side, reader in sides
+        if isinstance(reader, DequantizingReader)
+    ]
 
 
 def build_shared_token_rows(inputs: LoadedInputs, max_tokens: int) -> SharedTokenRows | None:

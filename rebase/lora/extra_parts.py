@@ -134,28 +134,36 @@ def find_parameters(
 
 
 def take_expert_loras(
-    groups: TensorGroups, config: AdapterConfig, infos: Mapping[str, TensorInfo]
+    groups: TensorGroups, config: AdapterConfig, infos: Mapping[str, TensorInfo], base: ModelWeights
 ) -> tuple[ExpertLora, ...]:
-    """LoRA on the parameters that the config targets, which is taken out of the groups' modules.
+    """LoRA on parameters with one matrix for each expert, which is taken out of the groups' modules.
 
-    Raises MalformedAdapter if a factor is missing or is no matrix.
+    Raises MalformedAdapter if a factor is missing, is no matrix, or fits none of the base's parameters.
     """
-    owners = {name.rpartition(".")[0] for name in config.target_parameters}
     loras: list[ExpertLora] = []
     for name in sorted(groups.modules):
         module = name
         while module.endswith(".base_layer"):
             module = module.removesuffix(".base_layer")
-        if not any(owner and f".{module}".endswith(f".{owner}") for owner in owners):
+        parameters = base.architecture.find_expert_parameters(module)
+        if not parameters:
             continue
         tensors = groups.modules.pop(name)
         if tensors.A is None or tensors.B is None:
             raise MalformedAdapter(f"{name} lacks its LoRA {'A' if tensors.A is None else 'B'} tensor.")
-        for tensor in (tensors.A, tensors.B):
-            _check_dtype(name, infos[tensor])
-            if len(infos[tensor].shape) != 2:
-                raise MalformedAdapter(f"The LoRA on {name} should be matrices, but {tensor} is not.")
-        loras.append(ExpertLora(name, tensors.A, tensors.B, config.compute_scale(module)))
+        A, B = infos[tensors.A], infos[tensors.B]
+        _check_dtype(name, A)
+        _check_dtype(name, B)
+        sizes = {A.shape[-1], B.shape[0]} if len(A.shape) == len(B.shape) == 2 else set()
+        matching = [leaf for leaf, shape in parameters.items() if {shape[-1], shape[-2]} == sizes]
+        if not matching:
+            raise MalformedAdapter(
+                f"The LoRA on {name} has the shapes {list(A.shape)} and {list(B.shape)}, which fit no expert "
+                "of the source base.",
+                hint="Set `source` to the base model that the adapter was trained on.",
+                pointer="/source",
+            )
+        loras.append(ExpertLora(name, tensors.A, tensors.B, config.compute_scale(f"{module}.{matching[0]}")))
     return tuple(loras)
 
 

@@ -147,7 +147,7 @@ def read_adapter(
         raise MalformedAdapter(f"The adapter has {len(infos)} tensors; at most {max_tensors} are read.")
     reject_empty_tensors(infos)
     groups = group_tensor_names(infos, config.modules_to_save)
-    expert_loras = take_expert_loras(groups, config, infos)
+    expert_loras = take_expert_loras(groups, config, infos, base)
     parameters, unknown = find_parameters(groups, config, infos, base)
     reject_unknown_tensors([*groups.unknown, *unknown], groups, base)
     modules: dict[Site, _LoraModule] = {}
@@ -193,8 +193,7 @@ def read_adapter(
         vocabulary_loras=vocabulary_loras,
         parameters=parameters,
         expert_loras=expert_loras,
-        target_parameters=config.target_parameters,
-        rank=config.rank,
+        expert_ranks={name: config.get_rank(f"x.{name}") for name in config.target_parameters},
         task_type=config.task_type,
         is_headless=is_headless({module.name for module in modules.values()}, config, base),
         unknown_options=config.unknown_options,

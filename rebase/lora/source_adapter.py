@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +36,7 @@ class AdapterContents:
 
     `warnings`: messages for users. `left_behind`: trained parts that cannot be transferred in any case.
     `tables`, `vocabulary_loras`, `parameters`, `expert_loras`: what was trained besides the sites; the caller
-    decides whether to transfer it. `target_parameters`, `rank`: PEFT's options for the last of them.
+    decides whether to transfer it. `expert_ranks`: PEFT's `target_parameters`, each with its rank.
     `task_type`: PEFT's, or None. `is_headless`: trained on the model that `AutoModel` loads.
     `unknown_options`: switched-on config keys that PEFT does not know.
     """
@@ -47,8 +47,7 @@ class AdapterContents:
     vocabulary_loras: tuple[VocabularyLora, ...] = ()
     parameters: tuple[StoredParameter, ...] = ()
     expert_loras: tuple[ExpertLora, ...] = ()
-    target_parameters: tuple[str, ...] = ()
-    rank: int = 0
+    expert_ranks: Mapping[str, int] = field(default_factory=dict)
     task_type: str | None = "CAUSAL_LM"
     is_headless: bool = False
     unknown_options: tuple[str, ...] = ()

@@ -232,21 +232,21 @@ def add_expert_loras(
     built: BuiltAdapter,
     loras: Mapping[str, LowRank],
     *,
-    target_parameters: Sequence[str],
-    rank: int,
+    ranks: Mapping[str, int],
     dtype: str,
 ) -> BuiltAdapter:
     """The adapter with LoRA on parameters that hold one matrix for each expert. `loras`: PEFT's module name →
-    factors as PEFT stores them; `rank`: that of each expert, which patterns keep apart from the others'."""
+    factors as PEFT stores them; `ranks`: PEFT's `target_parameters` → the rank of each expert, which patterns
+    keep apart from that of the modules."""
     added: dict[str, Tensor] = {}
     for module, factors in loras.items():
         stored = _cast(module, factors, dtype)
         added[f"{_PREFIX}{module}{_LORA_A}"] = stored.A.contiguous()
         added[f"{_PREFIX}{module}{_LORA_B}"] = stored.B.contiguous()
-    patterns = {re.escape(name): rank for name in target_parameters}
+    patterns = {rf".*\.{re.escape(name)}": rank for name, rank in ranks.items()}
     config = {
         **built.config,
-        "target_parameters": sorted(target_parameters),
+        "target_parameters": sorted(ranks),
         "rank_pattern": {**built.config["rank_pattern"], **patterns},
         "alpha_pattern": {**built.config["alpha_pattern"], **patterns},
     }

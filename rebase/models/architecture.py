@@ -127,6 +127,19 @@ class Architecture:
         roles = self.get_layout(layer).get(match[3], ()) if layer < self.layers else ()
         return tuple(Site(layer, role) for role in roles)
 
+    def find_expert_parameters(self, module: str) -> dict[str, tuple[int, ...]]:
+        """Parameters of a module, under any known prefix, with one matrix for each expert: name → shape."""
+        if self.found is None:
+            return {}
+        prefixes = sorted({self.root, *self.family.prefixes}, key=len, reverse=True)
+        prefix = next(prefix for prefix in prefixes if module.startswith(prefix) or prefix == "")
+        rest = f"{module.removeprefix(prefix)}."
+        return {
+            name.removeprefix(rest): shape
+            for name, shape in self.found.expert_shapes.items()
+            if name.startswith(rest) and "." not in name.removeprefix(rest)
+        }
+
     def list_fused_roles(self, site: Site) -> tuple[RoleName, ...]:
         """All roles of the module that computes this site, in the module's order."""
         return self.get_layout(site.layer)[self.get_submodule_name(site)]
@@ -198,7 +211,6 @@ def get_architecture(config: Mapping[str, Any]) -> Architecture:
     quantized models, invalid sizes.
     """
     model_type = config.get("model_type")
-    _reject_quantized(config)
     root = None
     text_config = config
     if isinstance(model_type, str) and model_type in NESTED_TEXT_PREFIXES:
@@ -206,7 +218,6 @@ def get_architecture(config: Mapping[str, Any]) -> Architecture:
         nested = config.get("text_config")
         text_config = nested if isinstance(nested, Mapping) else {}
         model_type = text_config.get("model_type", f"{model_type}_text")
-    _reject_quantized(text_config)
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         # Here, because looking needs the classes of this file.
@@ -258,14 +269,3 @@ def _get_size(
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
         raise UnsupportedModel(f"config.json: {key} should be a positive integer.")
     return value
-
-
-def _reject_quantized(config: Mapping[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if not quantization:
-        return
-    name = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-    raise UnsupportedModel(
-        f"The base model is quantized ({str(name or 'unnamed method')[:40]}), which is not supported.",
-        hint="Use the unquantized repo of the same model.",
-    )

@@ -12,6 +12,7 @@ from torch import Tensor
 from rebase.errors import FileMissing, UnsafeFile
 from rebase.hub.base import Hub, PinnedRepo
 from rebase.lora.tensors import TensorInfo
+from rebase.models.quantization.reader import DequantizingReader
 from rebase.models.safetensors_file import SafetensorsFile
 from rebase.models.safetensors_header import MAX_ADAPTER_TENSORS, load_json_object
 
@@ -24,6 +25,7 @@ _HEADER_GUESS = 256 * 2**10
 _SINGLE_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _GENERATION_CONFIG_FILE = "generation_config.json"
 _ADAPTER_FILE, _ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 _SHARD_PATTERN = re.compile(r"^[A-Za-z0-9_][\w.-]*\.safetensors$", re.ASCII)
 _PICKLE_PATTERN = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$")
 
@@ -104,8 +106,11 @@ class ModelReader:
         return self._shards[shard]
 
 
-def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader, dict[str, Any] | None]:
-    """(config.json, reader, tokenizer.json or None). Only the JSON files are read at this point.
+def open_model(
+    hub: Hub, repo: PinnedRepo
+) -> tuple[dict[str, Any], ModelReader | DequantizingReader, dict[str, Any] | None]:
+    """(config.json, reader, tokenizer.json or None). Only the JSON files are read at this point. Quantized
+    weights come dequantized, and the config then no longer mentions them.
 
     Raises FileMissing if a required file is missing, UnsafeFile for pickles and invalid indexes.
     """
@@ -120,7 +125,20 @@ def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader,
             f"{repo} is not a readable base model: it has neither {_SINGLE_FILE} nor {_INDEX_FILE}.",
             hint="Use a repo with the full model in safetensors files.",
         )
-    return config, reader, read_tokenizer(hub, repo)
+    config, quantization = _split_quantization(config)
+    opened = DequantizingReader(reader, quantization, repo.repo_id) if quantization else reader
+    return config, opened, read_tokenizer(hub, repo)
+
+
+def _split_quantization(config: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """(the config without it, `quantization_config` of the model or of its text part)."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    rest = {key: value for key, value in config.items() if key not in _QUANTIZATION_KEYS}
+    text_config = rest.get("text_config")
+    if isinstance(text_config, Mapping):
+        found = found or text_config.get("quantization_config")
+        rest["text_config"] = {k: v for k, v in text_config.items() if k not in _QUANTIZATION_KEYS}
+    return rest, found if isinstance(found, Mapping) else None
 
 
 def read_tokenizer(hub: Hub, repo: PinnedRepo) -> dict[str, Any] | None:

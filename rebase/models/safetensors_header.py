@@ -106,6 +106,8 @@ _DTYPE_BITS = {
 TORCH_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I8": torch.int8,
     "I16": torch.int16,
     "U16": torch.uint16,
