@@ -8,10 +8,18 @@ from pathlib import PurePath
 from typing import Any
 
 from rebase.conversion.plan import ConversionPlan
-from rebase.errors import FileMissing, MalformedAdapter, OutputExists, RequestInvalid, UnsafeFile
+from rebase.errors import (
+    FileMissing,
+    MalformedAdapter,
+    OutputExists,
+    RebaseError,
+    RequestInvalid,
+    TransferError,
+    UnsafeFile,
+)
 from rebase.evidence.inputs import PinnedInputs, require_distinct_bases
-from rebase.hub.aliases import find_origin
-from rebase.hub.base import Hub, PinnedRepo, is_folder, is_local_path, is_named, pin
+from rebase.hub.base import Hub, PinnedRepo, is_folder, pin
+from rebase.hub.folder_names import find_origin, is_local_path, is_named
 from rebase.lora.tensors import TensorReader
 from rebase.models.adapter_reader import open_adapter
 from rebase.report.progress import ProgressReporter
@@ -74,7 +82,7 @@ def warn_other_base(source: PinnedRepo, adapter_config: dict[str, Any]) -> tuple
     name = origin.repo_id if origin is not None else declared_base
     declared = f"a folder '{PurePath(name).name[:200]}'" if is_local_path(name) else f"'{name[:200]}'"
     public = source.public.repo_id
-    used = "the folder that was given" if is_folder(public) else f"'{public}'"
+    used = "the folder given as source" if is_folder(public) else f"'{public}'"
     return (f"The adapter names {declared} as its base; {used} was used.",)
 
 
@@ -130,7 +138,11 @@ def resolve_repos(
     """Pin adapter, source and target. Reads the adapter's config, which may name the source."""
     progress.update(Phase.RESOLVING, 0, 3, "repos")
     adapter = pin(hub, plan.adapter, "/adapter")
-    config, reader = open_adapter(hub, adapter)
+    try:
+        config, reader = open_adapter(hub, adapter)
+    except (RebaseError, TransferError) as exc:
+        exc.pointer = exc.pointer or "/adapter"
+        raise
     progress.update(Phase.RESOLVING, 1, 3, "repos")
     source = pin(hub, choose_source_ref(plan.source, config), "/source")
     warnings = warn_other_base(source, config)

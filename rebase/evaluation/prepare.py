@@ -16,7 +16,8 @@ from rebase.errors import NotAvailable, RebaseError, RequestInvalid, TransferErr
 from rebase.evaluation.scoring import ExampleProgress, ExampleScorer, Measure, get_primary_metric
 from rebase.evaluation.tasks import Harness
 from rebase.evidence.inputs import LoadedInputs
-from rebase.hub.base import Hub, PinnedRepo, is_named, pin
+from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.hub.folder_names import is_named
 from rebase.lora.config import AdapterConfig
 from rebase.lora.reader import SourceAdapter, read_adapter
 from rebase.models.adapter_reader import open_adapter

@@ -29,7 +29,7 @@ class PinnedInputs:
 
 def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
     """Raises RequestInvalid if source and target are the same base at the same commit."""
-    if (source.repo_id, source.identity) == (target.repo_id, target.identity):
+    if source.public == target.public:
         raise RequestInvalid(
             f"Source and target are the same base at the same commit ({target}).",
             hint="Name the new base in 'target'. The adapter already fits this one.",

@@ -15,7 +15,6 @@ from rebase.errors import OutputForbidden, RequestInvalid
 from rebase.hub.base import (
     ByteSource,
     Hub,
-    HubRevision,
     ListedModel,
     PinnedRepo,
     Published,
@@ -23,6 +22,7 @@ from rebase.hub.base import (
     is_repo_id,
 )
 from rebase.hub.content_hash import HashCache
+from rebase.hub.folder_names import find_origin
 from rebase.hub.plain_folder import PlainFolder
 from rebase.schemas.references import RepoKind, split_reference
 from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
@@ -61,7 +61,8 @@ class FolderAliases:
 
 
 def find_folder(text: str) -> Path | None:
-    """The directory that `text` names, as a path or as `folder:subfolder`; None if there is none."""
+    """The directory that `text` names, as a path or as `folder:subfolder`; None if there is none. For a repo
+    in the Hub's download cache it is the snapshot of `main`."""
     candidates = [text]
     if ":" in text:
         folder, _, subfolder = text.rpartition(":")
@@ -69,7 +70,7 @@ def find_folder(text: str) -> Path | None:
     for candidate in candidates:
         try:
             if candidate and Path(candidate).is_dir():
-                return Path(candidate)
+                return _enter_snapshot(Path(candidate))
         except (OSError, ValueError):  # a name that the operating system rejects, such as one too long
             continue
     return None
@@ -88,19 +89,13 @@ def validate_repo_reference(text: str) -> str:
     return text
 
 
-# <cache>/models--owner--name/snapshots/<commit>[/subfolder], as huggingface_hub lays its download cache out.
-_SNAPSHOT = re.compile(
-    r"(?:^|/)models--(?P<name>[^/]+)/snapshots/(?P<sha>[0-9a-f]{40})(?:/(?P<subfolder>[^/].*?))?/?$"
-)
-
-
-def find_origin(folder: str) -> HubRevision | None:
-    """The repo and commit that a folder of the Hub's download cache holds; None for any other folder."""
-    match = _SNAPSHOT.search(folder) or _SNAPSHOT.search(str(Path(folder).resolve()))
-    repo_id = match["name"].replace("--", "/") if match is not None else ""
-    if match is None or not is_repo_id(repo_id):
-        return None
-    return HubRevision(repo_id, match["sha"], match["subfolder"])
+def _enter_snapshot(folder: Path) -> Path:
+    """The snapshot of main, for a folder models--owner--name of the download cache; else the folder."""
+    head = folder / "refs" / "main"
+    if not folder.absolute().name.startswith("models--") or not head.is_file():
+        return folder
+    snapshot = folder / "snapshots" / head.read_text("utf-8", errors="replace").strip()
+    return snapshot if snapshot.is_dir() and find_origin(str(snapshot.absolute())) is not None else folder
 
 
 class AliasedHub:

@@ -128,19 +128,6 @@ def is_folder(repo_id: str) -> bool:
     return repo_id.startswith("/")
 
 
-def is_local_path(name: str) -> bool:
-    """Whether a base is named by a path of some machine, as PEFT writes it for a model from a folder."""
-    return name.startswith(("/", "./", "../", "~", "\\")) or "\\" in name or name.count("/") > 1
-
-
-def is_named(repo: PinnedRepo, name: str) -> bool:
-    """Whether `name`, such as an adapter's base_model_name_or_path, means this repo: its id, the id of what
-    it is a copy of, or its path."""
-    if name in (repo.repo_id, repo.public.repo_id):
-        return True
-    return is_folder(repo.repo_id) and str(Path(name).absolute()) == repo.repo_id
-
-
 @dataclass(frozen=True, slots=True)
 class Published:
     """A published commit and where to find it."""

@@ -6,6 +6,7 @@ named in the error, with the way to the one that can be read.
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +21,7 @@ from rebase.models.safetensors_file import SafetensorsFile
 from rebase.models.safetensors_header import MAX_ADAPTER_TENSORS
 
 _FILE, _INDEX_FILE = "adapter_model.safetensors", "adapter_model.safetensors.index.json"
+_SHARD_PATTERN = re.compile(r"adapter_model-\d+-of-\d+\.safetensors")
 _PICKLE_FILE, _MLX_FILE = "adapter_model.bin", "adapters.safetensors"
 # Of a trainer's checkpoint; none of them holds the adapter.
 _TRAINER_FILES = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
@@ -57,14 +59,16 @@ def _open_file(hub: Hub, repo: PinnedRepo, path: str) -> SafetensorsFile:
 def _open_shards(hub: Hub, repo: PinnedRepo) -> ModelReader:
     """A reader over the shards. A tensor that the index leaves out would be lost silently: it is refused."""
     index = read_index(hub, repo, _INDEX_FILE)
-    for shard in sorted(set(index.values())):
-        unlisted = sorted(name for name in _open_file(hub, repo, shard).infos() if index.get(name) != shard)
+    reader = ModelReader(hub, repo, index)
+    listed = reader.infos().keys()
+    for shard in sorted({*index.values(), *filter(_SHARD_PATTERN.fullmatch, repo.files)}):
+        unlisted = sorted(_open_file(hub, repo, shard).infos().keys() - listed)
         if unlisted:
             raise UnsafeFile(
                 f"'{shard}' of {repo} holds '{unlisted[0][:200]}', which the index does not say.",
                 hint="Upload the adapter again, with the index that belongs to its files.",
             )
-    return ModelReader(hub, repo, index)
+    return reader
 
 
 def _make_missing_error(repo: PinnedRepo, problem: str) -> RebaseError | TransferError:

@@ -1,0 +1,38 @@
+"""What the path of a model folder tells: adapters name their base by one, and caches have a layout."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rebase.hub.base import HubRevision, PinnedRepo, is_folder, is_repo_id
+
+# <cache>/models--owner--name/snapshots/<commit>[/subfolder], as huggingface_hub lays its download cache out.
+_SNAPSHOT = re.compile(
+    r"(?:^|/)models--(?P<name>[^/]+)/snapshots/(?P<sha>[0-9a-f]{40})(?:/(?P<subfolder>[^/].*?))?/?$"
+)
+
+
+def find_origin(folder: str) -> HubRevision | None:
+    """The repo and commit that a folder of the Hub's download cache holds; None for any other folder."""
+    match = _SNAPSHOT.search(folder) or _SNAPSHOT.search(str(Path(folder).resolve()))
+    repo_id = match["name"].replace("--", "/") if match is not None else ""
+    if match is None or not is_repo_id(repo_id):
+        return None
+    return HubRevision(repo_id, match["sha"], match["subfolder"])
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a base is named by a path of some machine, as PEFT writes it for a model from a folder."""
+    return name.startswith(("/", "./", "../", "~", "\\")) or "\\" in name or name.count("/") > 1
+
+
+def is_named(repo: PinnedRepo, name: str) -> bool:
+    """Whether `name`, such as an adapter's base_model_name_or_path, means this repo: its id, the id of what
+    it is a copy of, its path, or the path of a copy of it in a download cache."""
+    if name in (repo.repo_id, repo.public.repo_id):
+        return True
+    origin = find_origin(name)
+    if origin is not None and origin.repo_id == repo.public.repo_id:
+        return True
+    return is_folder(repo.repo_id) and str(Path(name).absolute()) == repo.repo_id
