@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import PureWindowsPath  # splits at both kinds of slash
 from typing import Any
 
 from rebase.conversion.plan import ConversionPlan
@@ -80,7 +80,7 @@ def warn_other_base(source: PinnedRepo, adapter_config: dict[str, Any]) -> tuple
         return ()
     origin = find_origin(declared_base)
     name = origin.repo_id if origin is not None else declared_base
-    declared = f"a folder '{PurePath(name).name[:200]}'" if is_local_path(name) else f"'{name[:200]}'"
+    declared = f"a folder '{PureWindowsPath(name).name[:200]}'" if is_local_path(name) else f"'{name[:200]}'"
     public = source.public.repo_id
     used = "the folder given as source" if is_folder(public) else f"'{public}'"
     return (f"The adapter names {declared} as its base; {used} was used.",)

@@ -24,7 +24,7 @@ def find_origin(folder: str) -> HubRevision | None:
 
 def is_local_path(name: str) -> bool:
     """Whether a base is named by a path of some machine, as PEFT writes it for a model from a folder."""
-    return name.startswith(("/", "./", "../", "~", "\\")) or "\\" in name or name.count("/") > 1
+    return name.startswith(("/", "./", "../", "~")) or "\\" in name
 
 
 def is_named(repo: PinnedRepo, name: str) -> bool:
