@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import PureWindowsPath  # splits at both kinds of slash
 from typing import Any
 
 from rebase.conversion.plan import ConversionPlan
@@ -19,7 +18,7 @@ from rebase.errors import (
 )
 from rebase.evidence.inputs import PinnedInputs, require_distinct_bases
 from rebase.hub.base import Hub, PinnedRepo, is_folder, pin
-from rebase.hub.folder_names import find_origin, is_local_path, is_named
+from rebase.hub.folder_names import describe_base, describe_repo, find_origin, is_named
 from rebase.lora.tensors import TensorReader
 from rebase.models.adapter_reader import open_adapter
 from rebase.report.progress import ProgressReporter
@@ -78,12 +77,8 @@ def warn_other_base(source: PinnedRepo, adapter_config: dict[str, Any]) -> tuple
     declared_base = adapter_config.get("base_model_name_or_path")
     if not isinstance(declared_base, str) or not declared_base or is_named(source, declared_base):
         return ()
-    origin = find_origin(declared_base)
-    name = origin.repo_id if origin is not None else declared_base
-    declared = f"a folder '{PureWindowsPath(name).name[:200]}'" if is_local_path(name) else f"'{name[:200]}'"
-    public = source.public.repo_id
-    used = "the folder given as source" if is_folder(public) else f"'{public}'"
-    return (f"The adapter names {declared} as its base; {used} was used.",)
+    names, used = describe_base(declared_base), describe_repo(source, "source")
+    return (f"The adapter names {names} as its base; {used} was used.",)
 
 
 def choose_output_repo(hub: Hub, adapter: RepoRef, target: RepoRef, output: OutputSpec) -> str:

@@ -17,7 +17,7 @@ from rebase.evaluation.scoring import ExampleProgress, ExampleScorer, Measure, g
 from rebase.evaluation.tasks import Harness
 from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub, PinnedRepo, pin
-from rebase.hub.folder_names import is_named
+from rebase.hub.folder_names import describe_base, describe_repo, is_named
 from rebase.lora.config import AdapterConfig
 from rebase.lora.reader import SourceAdapter, read_adapter
 from rebase.models.adapter_reader import open_adapter
@@ -110,7 +110,8 @@ def _load_oracle(spec: EvaluationSpec, inputs: LoadedInputs, hub: Hub, notes: li
         adapter = read_adapter(AdapterConfig.parse(raw_config), reader, inputs.target)
     if base is not None:
         notes.append(
-            f"The oracle names '{base[:200]}' as its base; it was put on {pinned.target.public.repo_id}."
+            f"The oracle names {describe_base(base)} as its base; it was put on "
+            f"{describe_repo(pinned.target, 'target')}."
         )
     if adapter.tables:
         notes.append("The oracle's trained token rows were not applied.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath  # the latter splits at both kinds of slash
 
 from rebase.hub.base import HubRevision, PinnedRepo, is_folder, is_repo_id
 
@@ -22,9 +22,22 @@ def find_origin(folder: str) -> HubRevision | None:
     return HubRevision(repo_id, match["sha"], match["subfolder"])
 
 
-def is_local_path(name: str) -> bool:
-    """Whether a base is named by a path of some machine, as PEFT writes it for a model from a folder."""
-    return name.startswith(("/", "./", "../", "~")) or "\\" in name
+def describe_base(name: str) -> str:
+    """A base as an adapter names it, for a sentence. Of a path, which PEFT writes for a model from a folder,
+    it shows the last part or the repo that it is a copy of: the rest belongs to the machine of the training.
+    """
+    origin = find_origin(name)
+    if origin is not None:
+        name = origin.repo_id
+    elif name.startswith(("/", "./", "../", "~")) or "\\" in name:
+        return f"a folder '{PureWindowsPath(name).name[:200]}'"
+    return f"'{name[:200]}'"
+
+
+def describe_repo(repo: PinnedRepo, role: str) -> str:
+    """A repo for a sentence that others read: its public name, or for a plain folder its `role`."""
+    name = repo.public.repo_id
+    return f"the folder given as {role}" if is_folder(name) else f"'{name}'"
 
 
 def is_named(repo: PinnedRepo, name: str) -> bool:
