@@ -55,10 +55,10 @@ def choose_source_ref(source: RepoRef | None, adapter_config: dict[str, Any]) ->
             pointer="/source",
         )
     origin = find_origin(declared_base)
-    if origin is not None:
-        return RepoRef(repo_id=origin.repo_id, revision=origin.sha, subfolder=origin.subfolder)
     revision = adapter_config.get("revision")
     try:
+        if origin is not None:
+            return RepoRef(repo_id=origin.repo_id, revision=origin.sha, subfolder=origin.subfolder)
         check_repo_id(declared_base)
         return RepoRef(
             repo_id=declared_base, revision=revision if isinstance(revision, str) and revision else "main"

@@ -116,7 +116,7 @@ class AliasedHub:
                 folder,
                 cache,
                 link_root=Path(Path(folder).resolve().anchor),
-                origin=find_origin(folder),
+                origin=find_origin(folder) or find_origin(str(Path(folder).resolve())),
             )
             for alias, folder in folders.items()
         }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path, PureWindowsPath  # the latter splits at both kinds of slash
 
-from rebase.hub.base import HubRevision, PinnedRepo, is_folder, is_repo_id
+from rebase.hub.base import HubRevision, PinnedRepo, is_folder
+from rebase.schemas.references import check_subfolder
+from rebase.schemas.repos import check_repo_id
 
 # <cache>/models--owner--name/snapshots/<commit>[/subfolder], as huggingface_hub lays its download cache out.
 _SNAPSHOT = re.compile(
@@ -14,12 +16,17 @@ _SNAPSHOT = re.compile(
 
 
 def find_origin(folder: str) -> HubRevision | None:
-    """The repo and commit that a folder of the Hub's download cache holds; None for any other folder."""
-    match = _SNAPSHOT.search(folder) or _SNAPSHOT.search(str(Path(folder).resolve()))
-    repo_id = match["name"].replace("--", "/") if match is not None else ""
-    if match is None or not is_repo_id(repo_id):
+    """The repo and commit that a folder of the Hub's download cache holds; None for any other folder. Only
+    the text is looked at: the path may be one of another machine, or a stranger's."""
+    match = _SNAPSHOT.search(folder)
+    if match is None:
         return None
-    return HubRevision(repo_id, match["sha"], match["subfolder"])
+    try:
+        repo_id = check_repo_id(match["name"].replace("--", "/"))
+        subfolder = check_subfolder(match["subfolder"]) if match["subfolder"] else None
+    except ValueError:
+        return None
+    return HubRevision(repo_id, match["sha"], subfolder)
 
 
 def describe_base(name: str) -> str:

@@ -189,6 +189,21 @@ def test_a_base_that_the_adapter_names_by_a_path_in_a_cache_is_found_on_the_hub(
         convert(LORA, tmp_path / "never")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/x/models--acme--old/snapshots/{SHA}/../../y",
+        f"/x/models--acme--old/snapshots/{SHA}/a\x00",
+        "a\x00b",
+    ],
+)
+def test_a_path_that_leads_elsewhere_is_no_base(hub: Path, tmp_path: Path, path: str) -> None:
+    edit_json(hub / LORA / "adapter_config.json", base_model_name_or_path=path)
+    with pytest.raises(MalformedAdapter, match="is not a Hub repo id"):
+        convert(LORA, tmp_path / "out")
+    assert convert(LORA, tmp_path / "named", source=OLD).report.warnings
+
+
 def test_a_warning_about_another_base_shows_no_alias_and_no_path_of_this_machine(
     hub: Path, tmp_path: Path
 ) -> None:
