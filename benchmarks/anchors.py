@@ -38,8 +38,9 @@ from rebase.methods.anchor_ridge.method import AnchorRidge
 from rebase.methods.anchor_ridge.params import AnchorRidgeParams
 from rebase.methods.base import BasePairInfo
 from rebase.methods.site_pairing import pair_sites
+from rebase.models.adapter_reader import open_adapter
 from rebase.models.base_pair import BaseModelRef
-from rebase.models.model_reader import open_adapter, open_model
+from rebase.models.model_reader import open_model
 from rebase.models.weights import ModelWeights
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime

@@ -32,6 +32,7 @@ def build_campaign_report(campaign: CampaignRecord, entries: Sequence[CampaignEn
     adapters = []
     for position, adapter in enumerate(campaign.request["adapters"]):
         adapter_fields = {"adapter": adapter["repo_id"], "revision": adapter["revision"]}
+        adapter_fields["subfolder"] = adapter.get("subfolder")
         adapter_fields["planned_output"] = outputs.get(str(position))
         matched_entry = by_position.get(position)
         adapters.append(
@@ -173,8 +174,9 @@ def _render_section(heading: str, sentence: str, rows: Sequence[AdapterReport]) 
 
 def _render_row(row: AdapterReport) -> str:
     revision = "" if row.revision == "main" else f"@{row.revision}"
+    subfolder = f":{row.subfolder}" if row.subfolder else ""
     cells = (
-        f"<code>{escape(row.adapter + revision)}</code>",
+        f"<code>{escape(row.adapter + revision + subfolder)}</code>",
         escape(row.verdict or ""),
         _render_output(row),
         _render_list([*row.why, *_format_figures(row)]),

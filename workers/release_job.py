@@ -122,7 +122,7 @@ def plan_outputs(
         violation: GuardViolation | None = None
         name = ""
         try:
-            name = hub.make_output_name(fill_template(spec.output.repo_id, adapter.repo_id, target))
+            name = hub.make_output_name(fill_template(spec.output.repo_id, adapter.output_stem, target))
         except RequestInvalid as exc:
             violation = GuardViolation(code="output_name", message=exc.message)
         if violation is None and name.casefold() in {output.casefold() for output in outputs.values()}:

@@ -196,8 +196,9 @@ def _build_report_table(report: CampaignReport) -> Table:
     for row in report.adapters:
         outcome = Text(row.outcome.replace("_", " "), style=_OUTCOME_STYLES.get(row.outcome, ""))
         output = f"{row.output.repo_id}@{row.output.commit[:12]}" if row.output is not None else ""
+        adapter = f"{row.adapter}:{row.subfolder}" if row.subfolder else row.adapter
         table.add_row(
-            outcome, *map(Text, (row.adapter, row.verdict or "", output, row.why[0] if row.why else ""))
+            outcome, *map(Text, (adapter, row.verdict or "", output, row.why[0] if row.why else ""))
         )
     return table
 

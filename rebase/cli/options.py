@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 Adapter = Annotated[
-    str, typer.Argument(metavar="ADAPTER", help="The adapter: owner/name or owner/name@revision.")
+    str,
+    typer.Argument(
+        metavar="ADAPTER", help="The adapter: owner/name[@revision][:subfolder], or its address on the Hub."
+    ),
 ]
 Target = Annotated[str, typer.Option("--target", metavar="REPO", help="The base model to transfer it to.")]
 Source = Annotated[

@@ -134,7 +134,8 @@ def _format_state(pool: AnchorPool) -> Text:
 def _format_repo(repo: Repo) -> str:
     """A repo with its branch, or with its abbreviated commit."""
     revision = repo.revision[:_SHORT_COMMIT_LENGTH] if len(repo.revision) == _COMMIT_LENGTH else repo.revision
-    return repo.repo_id if revision == "main" else f"{repo.repo_id}@{revision}"
+    name = repo.repo_id if revision == "main" else f"{repo.repo_id}@{revision}"
+    return f"{name}:{repo.subfolder}" if repo.subfolder else name
 
 
 def _exit_for_pool(pool: AnchorPool) -> Exit:

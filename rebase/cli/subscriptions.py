@@ -14,7 +14,7 @@ from rebase.cli.exit_codes import Exit
 from rebase.cli.follow import open_client
 from rebase.cli.output import Output
 from rebase.cli.request import merge_evaluation, merge_field, parse_settings
-from rebase.cli.tables import format_field, make_id_table
+from rebase.cli.tables import format_field, format_repo, make_id_table
 from rebase.client.models import Subscription
 from rebase.errors import RequestInvalid
 from rebase.methods.params import DEFAULT_METHOD
@@ -191,7 +191,7 @@ def _show_subscription(subscription: Subscription, out: Output) -> int:
 
 def _format_subscription(subscription: Subscription) -> list[RenderableType]:
     request = subscription.request
-    adapters = [adapter["repo_id"] for adapter in request.get("adapters", [])]
+    adapters = [format_repo(adapter) for adapter in request.get("adapters", [])]
     more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
     lines: list[RenderableType] = [
         format_field("id", f"{subscription.id}  {subscription.name or ''}".rstrip()),

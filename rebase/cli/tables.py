@@ -75,8 +75,8 @@ def build_jobs_table(jobs: Sequence[Job]) -> Table:
             job.id,
             job.kind,
             Text(job.status, style=_STATE_STYLES.get(job.status, "")),
-            Text(_format_repo(job.request.get("adapter" if job.kind != "pool" else "source"))),
-            Text(_format_repo(job.request.get("target"))),
+            Text(format_repo(job.request.get("adapter" if job.kind != "pool" else "source"))),
+            Text(format_repo(job.request.get("target"))),
             Text(str(job.created_at or "")[:19]),
         )
     return table
@@ -112,11 +112,13 @@ def format_field(label: str, text: str, style: str = "") -> Text:
     return Text.assemble((f"{label:<9} ", "dim"), (text, style))
 
 
-def _format_repo(ref: Any) -> str:
+def format_repo(ref: Any) -> str:
+    """A reference of a stored request as people write it; an empty text for anything else."""
     if not isinstance(ref, dict):
         return ""
-    revision = ref.get("revision", "main")
-    return str(ref.get("repo_id", "")) + ("" if revision == "main" else f"@{revision}")
+    revision, subfolder = ref.get("revision", "main"), ref.get("subfolder")
+    name = str(ref.get("repo_id", "")) + ("" if revision == "main" else f"@{revision}")
+    return f"{name}:{subfolder}" if subfolder else name
 
 
 _MODEL_LABELS = {

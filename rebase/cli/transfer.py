@@ -22,7 +22,7 @@ from rebase.cli.tables import (
 )
 from rebase.conversion.pool_files import read_local_pool
 from rebase.errors import CommandFailed, HubError, MalformedAdapter, Rejected, RequestInvalid
-from rebase.hub.aliases import FolderAliases
+from rebase.hub.aliases import FolderAliases, find_folder
 from rebase.schemas.anchor_pools import NO_ANCHOR_POOLS, AnchorPools
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.validation import read_evaluation
@@ -43,7 +43,10 @@ HubFolderOption = Annotated[
 
 def command(
     adapter: Annotated[
-        str, typer.Argument(metavar="ADAPTER", help="A folder, owner/name or owner/name@revision.")
+        str,
+        typer.Argument(
+            metavar="ADAPTER", help="A folder, owner/name[@revision][:subfolder], or its address on the Hub."
+        ),
     ],
     target: options.Target,
     out_dir: Annotated[
@@ -104,11 +107,11 @@ def build_local_request(
     """The request, with the folders among its repos and anchors under aliases: (request, alias → folder,
     what `pool` names)."""
     aliases = FolderAliases()
-    if source is None and Path(adapter).is_dir():
+    if source is None and (folder := find_folder(adapter)) is not None:
         with exit_on_interrupt():
             from rebase.conversion.api import find_local_base
 
-        source = find_local_base(adapter)
+        source = find_local_base(folder)
     request = build_request(
         adapter=aliases.to_reference(adapter),
         target=aliases.to_reference(target),
@@ -134,7 +137,7 @@ def _read_evaluation_file(file: Path, aliases: FolderAliases) -> dict[str, Any]:
     if (
         isinstance(oracle, dict)
         and isinstance(repo_id := oracle.get("repo_id"), str)
-        and Path(repo_id).is_dir()
+        and find_folder(repo_id) is not None
     ):
         evaluation["oracle"] = {**oracle, "repo_id": aliases.to_reference(repo_id)}
     return evaluation

@@ -59,6 +59,7 @@ class Repo(ResponseModel):
 
     repo_id: str
     revision: str = "main"
+    subfolder: str | None = None
 
 
 class Anchor(ResponseModel):
@@ -238,6 +239,7 @@ class AdapterReport(ResponseModel):
 
     adapter: str
     revision: str = "main"
+    subfolder: str | None = None
     outcome: str
     job_id: str | None = None
     verdict: str | None = None

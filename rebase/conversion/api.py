@@ -19,8 +19,8 @@ from typing import Any
 from rebase.conversion.output_folder import remove_stale
 from rebase.conversion.pipeline import ConversionResult, run_conversion
 from rebase.conversion.plan import ConversionPlan, plan_conversion
-from rebase.errors import CommandFailed, FileMissing, RequestInvalid
-from rebase.hub.aliases import AliasedHub, FolderAliases
+from rebase.errors import CommandFailed, RequestInvalid
+from rebase.hub.aliases import AliasedHub, FolderAliases, find_folder
 from rebase.methods.params import DEFAULT_METHOD
 from rebase.report.progress import NullReporter, ProgressReporter
 from rebase.runtime import make_runtime
@@ -90,15 +90,13 @@ def run_locally(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def find_local_base(adapter: str) -> str | None:
+def find_local_base(adapter: Path) -> str | None:
     """The base that a local adapter folder names, when that is itself a folder here; PEFT writes such
     paths."""
     try:
-        base = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8"))[
-            "base_model_name_or_path"
-        ]
-    except FileNotFoundError as exc:
-        raise FileMissing(f"{adapter} has no adapter_config.json.", pointer="/adapter") from exc
+        # Editors on Windows put a byte order mark at the start.
+        text = (adapter / "adapter_config.json").read_text("utf-8-sig")
+        base = json.loads(text)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # the pipeline reads the file again and says what is wrong with it
     return base if isinstance(base, str) and base and Path(base).is_dir() else None
@@ -122,12 +120,12 @@ def convert(
 ) -> ConversionResult:
     """Transfer a LoRA adapter to another base model and write the result as a PEFT folder.
 
-    adapter, target, source: a folder of this machine, or `owner/name[@revision]` on the Hub; `source`
-    defaults to the base that the adapter names. method: a name from `rebase.methods()`; `auto` chooses one.
-    out: the new folder, which must not exist or be empty. evaluate: examples to measure the result on, as a
-    file, a list of objects, or the whole `evaluate` object of the HTTP API. progress: called with (phase,
-    done, total). parameters: those of the method (`rank=64`), and the request's objects `output`,
-    `precheck` and `corpus`.
+    adapter, target, source: a folder of this machine, `owner/name[@revision][:subfolder]` on the Hub, or the
+    address of its page there; `source` defaults to the base that the adapter names. method: a name from
+    `rebase.methods()`; `auto` chooses one. out: the new folder, which must not exist or be empty. evaluate:
+    examples to measure the result on, as a file, a list of objects, or the whole `evaluate` object of the
+    HTTP API. progress: called with (phase, done, total). parameters: those of the method (`rank=64`), and the
+    request's objects `output`, `precheck` and `corpus`.
 
     Raises `rebase.errors.Rejected` when the verdict is `incompatible` and the request does not say
     `precheck={"on_incompatible": "warn"}`; RequestInvalid, HubError, MalformedAdapter, UnsupportedModel and
@@ -189,8 +187,8 @@ def _build_request(
     aliases: FolderAliases,
 ) -> ConversionRequest:
     """The request, with folders under aliases, since a request names repos and never paths."""
-    if source is None and Path(adapter).is_dir():
-        source = find_local_base(str(adapter))
+    if source is None and (folder := find_folder(str(adapter))) is not None:
+        source = find_local_base(folder)
     objects = {name: parameters[name] for name in _OBJECTS if name in parameters}
     body: dict[str, Any] = {
         **objects,

@@ -132,8 +132,8 @@ def run_conversion(
         result.deltas,
         dtype=plan.output.dtype,
         max_rank=plan.output.max_rank,
-        base_model=pinned.target.repo_id,
-        revision=None if is_folder(pinned.target.repo_id) else pinned.target.sha,
+        base_model=pinned.target.public.repo_id,
+        revision=None if is_folder(pinned.target.public.repo_id) else pinned.target.public.sha,
     )
     transferred = transfer_extra_parts(parts, inputs, built, plan.output)
     built = set_task(
@@ -159,7 +159,7 @@ def run_conversion(
     if evaluation is not None:
         report = _evaluate_written(evaluation, report, built, progress)
     licenses = {
-        repo.repo_id: read_license(runtime.hub, repo)
+        repo.public.repo_id: read_license(runtime.hub, repo)
         for repo in (pinned.adapter, pinned.source, pinned.target)
     }
     write_card_and_report(folder, report, licenses)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from rebase.errors import NotFound, RequestInvalid
-from rebase.hub.aliases import FolderAliases, validate_repo_reference
+from rebase.hub.aliases import FolderAliases, find_folder, validate_repo_reference
 from rebase.schemas.anchor_pools import Pool, PoolRequest
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.repos import parse_repo
@@ -47,8 +47,8 @@ def read_pool(file: str) -> PoolRequest:
 def read_local_pool(file: str, request: ConversionRequest, aliases: FolderAliases) -> FilePool:
     """The pool in `file` for a run without a service.
 
-    A reference is an object, `owner/name[@revision]`, or a folder (relative to the file's own), which gets an
-    alias. Bases missing in the file default to the request's. Raises RequestInvalid.
+    A reference is an object, `owner/name[@revision][:subfolder]`, or a folder (relative to the file's own),
+    which gets an alias. Bases missing in the file default to the request's. Raises RequestInvalid.
     """
     method = request.method
     if not method.uses_pool:
@@ -88,22 +88,14 @@ def _resolve_reference(value: Any, field: str, file: str, base_dir: Path, aliase
     if not isinstance(value, str):
         return value
     try:
-        folder = base_dir / value
+        folder = find_folder(str(base_dir / value)) if value else None
         reference = (
-            aliases.to_reference(str(folder)) if value and _is_dir(folder) else validate_repo_reference(value)
+            aliases.to_reference(str(folder)) if folder is not None else validate_repo_reference(value)
         )
         return parse_repo(reference, field=field)
     except RequestInvalid as exc:
         exc.message = f"{file}: {exc.message}" if exc.pointer else f"{file}: {field}: {exc.message}"
         raise
-
-
-def _is_dir(path: Path) -> bool:
-    """False also if the operating system rejects the name, for example as too long."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def _read_json(file: str) -> dict[str, Any]:

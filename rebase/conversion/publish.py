@@ -31,7 +31,9 @@ def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: st
         published = hub.find_commit(output.repo_id, marker)
         if published is not None:
             return published
-    title = f"Transfer {report.adapter.repo_id} to {report.target.repo_id} ({report.method_used['name']})"
+    adapter = report.adapter
+    name = f"{adapter.repo_id}:{adapter.subfolder}" if adapter.subfolder else adapter.repo_id
+    title = f"Transfer {name} to {report.target.repo_id} ({report.method_used['name']})"
     try:
         return hub.publish(
             output.repo_id,

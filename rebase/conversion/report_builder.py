@@ -52,9 +52,9 @@ def build_initial_report(
     return Report(
         rebase_version=get_rebase_version(),
         libraries=get_library_versions(),
-        adapter=RepoRevision(repo_id=pinned.adapter.repo_id, sha=pinned.adapter.sha),
-        source=RepoRevision(repo_id=pinned.source.repo_id, sha=pinned.source.sha),
-        target=RepoRevision(repo_id=pinned.target.repo_id, sha=pinned.target.sha),
+        adapter=RepoRevision.from_pinned(pinned.adapter),
+        source=RepoRevision.from_pinned(pinned.source),
+        target=RepoRevision.from_pinned(pinned.target),
         method_requested=plan.method.model_dump(mode="json"),
         method_used=outcome.params.model_dump(mode="json"),
         precheck=outcome.precheck,
@@ -236,8 +236,7 @@ def build_pool_report(
 
 
 def _make_repo_revision(anchor: Anchor, side: Side) -> RepoRevision:
-    repo = anchor.repos[side]
-    return RepoRevision(repo_id=repo.repo_id, sha=repo.sha)
+    return RepoRevision.from_pinned(anchor.repos[side])
 
 
 def _warn_left_out(offer: PoolOffer) -> list[str]:
@@ -271,5 +270,6 @@ def _warn_if_member(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
         "The adapter is itself an anchor of the pool; its counterpart on the target is "
         f"{anchor.repos['target']}."
         for anchor in offer.open().anchors
-        if (anchor.repos["source"].repo_id, anchor.repos["source"].sha) == (adapter.repo_id, adapter.sha)
+        if (anchor.repos["source"].repo_id, anchor.repos["source"].identity)
+        == (adapter.repo_id, adapter.identity)
     ]

@@ -22,7 +22,7 @@ from rebase.corpus.dataset_rows import ByteSourceStream, ReadBudget, iter_docume
 from rebase.errors import FileMissing, RebaseError, RequestInvalid
 from rebase.hub.base import Hub, PinnedRepo
 from rebase.hub.repo_metadata import read_license
-from rebase.schemas.repos import CorpusSpec
+from rebase.schemas.repos import CorpusSpec, RepoRef
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".txt")  # in order of preference
 _NON_DATA_PATTERN = re.compile(
@@ -96,7 +96,7 @@ def read_dataset(spec: CorpusSpec, hub: Hub) -> Corpus:
     or NotAvailable, all pointing into `corpus`."""
     try:
         hub.check_read(spec.repo_id, kind="dataset")
-        pinned = hub.resolve(spec, kind="dataset")
+        pinned = hub.resolve(RepoRef(repo_id=spec.repo_id, revision=spec.revision), kind="dataset")
         selected = tuple(_iter_selected(spec, hub, pinned))
     except RebaseError as exc:
         exc.pointer = exc.pointer or "/corpus"

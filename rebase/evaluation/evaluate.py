@@ -165,7 +165,7 @@ def _run_evaluation(prepared: PreparedEvaluation, transferred: Deltas, notes: Se
         examples=_count_examples(spec),
         digest=compute_digest([example.model_dump() for example in spec.examples]),
         prompts=_summarize_prompts(prepared),
-        oracle=RepoRevision(repo_id=oracle.repo.repo_id, sha=oracle.repo.sha) if oracle is not None else None,
+        oracle=RepoRevision.from_pinned(oracle.repo) if oracle is not None else None,
         tasks=list(prepared.harness.tasks) if prepared.harness is not None else [],
         settings=_describe_settings(spec),
         figures=[

@@ -17,11 +17,12 @@ from rebase.evaluation.scoring import ExampleProgress, ExampleScorer, Measure, g
 from rebase.evaluation.tasks import Harness
 from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub, PinnedRepo, pin
+from rebase.hub.folder_names import describe_base, describe_repo, is_named
 from rebase.lora.config import AdapterConfig
 from rebase.lora.reader import read_adapter
 from rebase.lora.source_adapter import SourceAdapter
+from rebase.models.adapter_reader import open_adapter
 from rebase.models.base_pair import BasePair
-from rebase.models.model_reader import open_adapter
 from rebase.report.progress import ProgressReporter
 from rebase.runtime import Runtime
 from rebase.schemas.evaluation import EvaluationSpec, RefusalSpec
@@ -95,18 +96,23 @@ def _load_oracle(spec: EvaluationSpec, inputs: LoadedInputs, hub: Hub, notes: li
     with _errors_at("/evaluate/oracle"):
         repo = pin(hub, spec.oracle, "/evaluate/oracle")
         raw_config, reader = open_adapter(hub, repo)
-        declared_base, pinned = raw_config.get("base_model_name_or_path"), inputs.pinned
-        if declared_base == pinned.source.repo_id != pinned.target.repo_id:
+        declared, pinned = raw_config.get("base_model_name_or_path"), inputs.pinned
+        base = (
+            declared
+            if isinstance(declared, str) and declared and not is_named(pinned.target, declared)
+            else None
+        )
+        if base is not None and is_named(pinned.source, base):
             raise RequestInvalid(
-                f"The oracle {repo} was trained on the source, {pinned.source.repo_id}.",
-                hint=f"Use an adapter that was trained on {pinned.target.repo_id}, or leave it out.",
+                f"The oracle {repo} was trained on the source, {pinned.source.public.repo_id}.",
+                hint=f"Use an adapter that was trained on {pinned.target.public.repo_id}, or leave it out.",
                 pointer="/evaluate/oracle",
             )
         adapter = read_adapter(AdapterConfig.parse(raw_config), reader, inputs.target)
-    if isinstance(declared_base, str) and declared_base and declared_base != pinned.target.repo_id:
+    if base is not None:
         notes.append(
-            f"The oracle names '{declared_base[:200]}' as its base; it was evaluated on "
-            f"{pinned.target.repo_id}."
+            f"The oracle names {describe_base(base)} as its base; it was evaluated on "
+            f"{describe_repo(pinned.target, 'target')}."
         )
     if adapter.tables:
         notes.append("The oracle's trained token rows were not applied.")

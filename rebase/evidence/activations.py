@@ -125,10 +125,10 @@ class Activations:
     def _build_key(self, source: str, target: str, entry_name: str) -> PairKey:
         return PairKey(
             source_repo=self.source.repo_id,
-            source_sha=self.source.sha,
+            source_sha=self.source.identity,
             source_site=source,
             target_repo=self.target.repo_id,
-            target_sha=self.target.sha,
+            target_sha=self.target.identity,
             target_site=target,
             what=f"{entry_name} rows v{ROWS_VERSION}",
             anchors=self.text.digest,

@@ -28,10 +28,11 @@ from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.base import Kernels, SitePair, Space
 from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
 from rebase.methods.site_pairing import Pairing
+from rebase.models.adapter_reader import open_adapter
 from rebase.models.base_pair import BaseModelRef
-from rebase.models.model_reader import open_adapter
 from rebase.report.progress import ProgressReporter
 from rebase.schemas.anchor_pools import AnchorSpec, Pool, PoolRequest
+from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import Phase
 
 SIDES: tuple[Side, Side] = ("source", "target")
@@ -86,8 +87,8 @@ class LoadedAnchorPool:
         """The request with every revision replaced by its commit."""
         anchors = [
             {
-                "source": {"repo_id": spec.source.repo_id, "revision": anchor.repos["source"].sha},
-                "target": {"repo_id": spec.target.repo_id, "revision": anchor.repos["target"].sha},
+                "source": _pin_ref(spec.source, anchor.repos["source"]),
+                "target": _pin_ref(spec.target, anchor.repos["target"]),
                 "domain": spec.domain,
             }
             for spec, anchor in zip(request.anchors, self.anchors, strict=True)
@@ -95,8 +96,8 @@ class LoadedAnchorPool:
         return PoolRequest.model_validate(
             {
                 "name": request.name,
-                "source": {"repo_id": request.source.repo_id, "revision": source.sha},
-                "target": {"repo_id": request.target.repo_id, "revision": target.sha},
+                "source": _pin_ref(request.source, source),
+                "target": _pin_ref(request.target, target),
                 "anchors": anchors,
             }
         )
@@ -266,9 +267,13 @@ def _find_narrowest_anchor(anchors: Sequence[Anchor]) -> int:
     return min(range(len(anchors)), key=lambda n: min(len(anchors[n].adapters[side].sites) for side in SIDES))
 
 
+def _pin_ref(ref: RepoRef, repo: PinnedRepo) -> RepoRef:
+    return ref.model_copy(update={"revision": repo.sha})
+
+
 def _hash_repos(repos: Iterable[PinnedRepo]) -> str:
     """Hash of the base and the anchors, in order, at their commits. A DoRA update depends on the base."""
-    names = [[repo.repo_id, repo.sha] for repo in repos]
+    names = [[repo.repo_id, repo.identity] for repo in repos]
     return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -29,7 +29,7 @@ class PinnedInputs:
 
 def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
     """Raises RequestInvalid if source and target are the same base at the same commit."""
-    if (source.repo_id, source.sha) == (target.repo_id, target.sha):
+    if source.public == target.public:
         raise RequestInvalid(
             f"Source and target are the same base at the same commit ({target}).",
             hint="Set 'target' to the new base; the adapter already works on this one.",

@@ -102,16 +102,19 @@ def offer_pool(
         if not is_requested:
             return None
         raise IncompatiblePair(
-            "The anchor pool is for other commits of this repo, which contains both bases.",
-            hint="Use a pool for these two revisions.",
+            "The anchor pool is for other commits or subfolders of the same repos.",
+            hint="Use a pool for these two revisions and subfolders.",
             pointer="/method/pool",
         )
     return PoolOffer(pool, inputs, runtime, progress, is_requested)
 
 
 def _matches_revisions(pool: Pool, bases: tuple[RepoRef | None, RepoRef], inputs: LoadedInputs) -> bool:
-    """If one repo holds both bases, its name does not distinguish them, so their revisions must match."""
+    """If one repo holds both bases, its name does not distinguish them, so their revisions must match. Their
+    subfolders must match in any case."""
     spec, pinned, (source_ref, target_ref) = pool.spec, inputs.pinned, bases
+    if (spec.source.subfolder, spec.target.subfolder) != (pinned.source.subfolder, pinned.target.subfolder):
+        return False
     if pinned.source.repo_id != pinned.target.repo_id:
         return True
     source_revision = source_ref.revision if source_ref else None

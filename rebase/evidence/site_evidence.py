@@ -65,7 +65,7 @@ class ScopedEvidence:
         o, i = base.weights.shape(site)
         key = FactorKey(
             repo_id=base.repo.repo_id,
-            sha=base.repo.sha,
+            sha=base.repo.identity,
             tensor=f"{'+'.join(base.weights.list_tensor_names(site))}#{site.role.value}",
             rank=min(rank, o, i),
             version=FACTORS_VERSION,
@@ -84,10 +84,10 @@ class ScopedEvidence:
         source, target = self.provider.source.repo, self.provider.target.repo
         key = PairKey(
             source_repo=source.repo_id,
-            source_sha=source.sha,
+            source_sha=source.identity,
             source_site=str(self.pair.source),
             target_repo=target.repo_id,
-            target_sha=target.sha,
+            target_sha=target.identity,
             target_site=str(self.pair.target),
             what=entry_name,
             anchors=self._require_embeddings().digest,

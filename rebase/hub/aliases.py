@@ -12,10 +12,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rebase.errors import OutputForbidden, RequestInvalid
-from rebase.hub.base import ByteSource, Hub, ListedModel, PinnedRepo, Published, RepoInfo, RepoKind
+from rebase.hub.base import (
+    ByteSource,
+    Hub,
+    ListedModel,
+    PinnedRepo,
+    Published,
+    RepoInfo,
+    is_repo_id,
+)
 from rebase.hub.content_hash import HashCache
+from rebase.hub.folder_names import find_origin
 from rebase.hub.plain_folder import PlainFolder
+from rebase.schemas.references import RepoKind, split_reference
 from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
+
+_REFERENCE_HINT = "A Hub repo is written owner/name, owner/name@revision or owner/name@revision:subfolder."
 
 
 class FolderAliases:
@@ -26,19 +38,20 @@ class FolderAliases:
         self.folders: dict[str, str] = {}  # alias → the folder's absolute path
 
     def to_reference(self, text: str) -> str:
-        """The reference to use in the request: an alias for a directory, else `text` itself.
+        """The reference to use in the request: an alias for a directory, else `text` itself. A directory may
+        be written `folder:subfolder`, as a repo is.
 
         Raises RequestInvalid if `text` is neither a directory nor a repo id.
         """
-        if not text or not Path(text).is_dir():
+        folder = find_folder(text)
+        if folder is None:
             return validate_repo_reference(text)
-        path = str(Path(text).absolute())  # links are not resolved: their target may change
-        for alias, folder in self.folders.items():
-            if folder == path:
+        path = str(folder.absolute())  # links are not resolved: their target may change
+        for alias, known_path in self.folders.items():
+            if known_path == path:
                 return alias
         stem = (
-            re.sub(r"[^A-Za-z0-9_-]+", "-", Path(text).resolve().name).strip("-")[: MAX_REPO_ID - 8]
-            or "folder"
+            re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-")[: MAX_REPO_ID - 8] or "folder"
         )
         alias = stem if re.match(r"[A-Za-z0-9_]", stem) else f"folder-{stem}"
         while alias in self.folders:
@@ -47,23 +60,52 @@ class FolderAliases:
         return alias
 
 
+def find_folder(text: str) -> Path | None:
+    """The directory that `text` names, as a path or as `folder:subfolder`; None if there is none. For a repo
+    in the Hub's download cache it is the snapshot of `main`."""
+    candidates = [text]
+    if ":" in text:
+        folder, _, subfolder = text.rpartition(":")
+        candidates.append(f"{folder}/{subfolder}" if folder and subfolder else "")
+    for candidate in candidates:
+        try:
+            if candidate and Path(candidate).is_dir():
+                return _enter_snapshot(Path(candidate))
+        except (OSError, ValueError):  # a name that the operating system rejects, such as one too long
+            continue
+    return None
+
+
 def validate_repo_reference(text: str) -> str:
-    """`text` itself if it can be a repo on the Hub. Raises RequestInvalid otherwise."""
+    """`text` itself if it can be a repo on the Hub, or an address of one. Raises RequestInvalid otherwise."""
     try:
-        check_repo_id(text.partition("@")[0])
+        repo_id = split_reference(text)["repo_id"]
     except ValueError as exc:
+        # An address is not repeated: it may contain a password.
+        subject = "The reference" if "://" in text else f"There is no folder '{text}', and as a repo it"
+        raise RequestInvalid(f"{subject} {exc}.", hint=_REFERENCE_HINT) from exc
+    if not is_repo_id(repo_id):
         raise RequestInvalid(
-            f"There is no folder '{text}', and it is not a Hub repo id.",
-            hint="A Hub repo is written owner/name or owner/name@revision.",
-        ) from exc
+            f"There is no folder '{text}', and it is not a Hub repo id.", hint=_REFERENCE_HINT
+        )
     return text
+
+
+def _enter_snapshot(folder: Path) -> Path:
+    """The snapshot of main, for a folder models--owner--name of the download cache; else the folder."""
+    head = folder / "refs" / "main"
+    if not folder.absolute().name.startswith("models--") or not head.is_file():
+        return folder
+    snapshot = folder / "snapshots" / head.read_text("utf-8", errors="replace").strip()
+    return snapshot if snapshot.is_dir() and find_origin(str(snapshot.absolute())) is not None else folder
 
 
 class AliasedHub:
     """A `Hub` on top of `inner` that also reads local folders under their aliases.
 
     The repo id of a pinned folder is its absolute path, so that PEFT can find the base through
-    `base_model_name_or_path` from any working directory.
+    `base_model_name_or_path` from any working directory. A folder of the Hub's download cache also has an
+    `origin`, under which everybody else finds it.
     """
 
     def __init__(self, inner: Hub, folders: Mapping[str, str], hash_cache_dir: Path) -> None:
@@ -71,7 +113,13 @@ class AliasedHub:
         # Links may point anywhere: the user who gave the path can read their targets anyway, and download
         # caches are full of links.
         self._by_alias = {
-            alias: PlainFolder(Path(folder), folder, cache, link_root=Path(Path(folder).resolve().anchor))
+            alias: PlainFolder(
+                Path(folder),
+                folder,
+                cache,
+                link_root=Path(Path(folder).resolve().anchor),
+                origin=find_origin(folder) or find_origin(str(Path(folder).resolve())),
+            )
             for alias, folder in folders.items()
         }
         self._by_path = {folder: self._by_alias[alias] for alias, folder in folders.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from rebase.errors import RebaseError, RepoNotFound, RequestInvalid
+from rebase.errors import FileMissing, RebaseError, RepoNotFound, RequestInvalid
+from rebase.schemas.references import RepoKind
 from rebase.schemas.repos import MAX_REPO_ID, RepoRef, check_repo_id
 
 
@@ -22,20 +23,82 @@ def pin(hub: Hub, ref: RepoRef, pointer: str) -> PinnedRepo:
         raise
 
 
-RepoKind = Literal["model", "dataset"]
+_MAX_LISTED_FOLDERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HubRevision:
+    """A repo's id, its commit, and the folder inside it where that is not the top one."""
+
+    repo_id: str
+    sha: str
+    subfolder: str | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.repo_id}@{self.sha}:{self.subfolder}" if self.subfolder else f"{self.repo_id}@{self.sha}"
+        )
+
+    @property
+    def identity(self) -> str:
+        """The commit, and the subfolder if there is one: two folders of one commit are different models."""
+        return f"{self.sha}:{self.subfolder}" if self.subfolder else self.sha
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedRepo:
-    """A repo at one immutable revision."""
+    """A repo, or one folder of it, at one immutable revision.
+
+    `files`: path → size in bytes, relative to `subfolder`. `origin`: for the folder of a download cache, what
+    it holds. `root`: the whole repo, for a subfolder.
+    """
 
     repo_id: str
     sha: str  # 40 lowercase hex digits
-    files: dict[str, int]  # path inside the repo → size in bytes
+    files: dict[str, int]
     kind: RepoKind = "model"
+    subfolder: str | None = None
+    origin: HubRevision | None = None
+    root: PinnedRepo | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.repo_id}@{self.sha}"
+        return str(self.public)
+
+    @property
+    def public(self) -> HubRevision:
+        """The names under which others find it. For a plain folder: its path and the hash of its content."""
+        return self.origin or HubRevision(self.repo_id, self.sha, self.subfolder)
+
+    @property
+    def identity(self) -> str:
+        """What distinguishes its content from that of other revisions and folders of the same repo id."""
+        return HubRevision(self.repo_id, self.sha, self.subfolder).identity
+
+    def enter(self, subfolder: str | None) -> PinnedRepo:
+        """One folder of the repo, read as if it were a repo itself. Raises FileMissing if there is none."""
+        if subfolder is None:
+            return self
+        prefix = f"{subfolder}/"
+        files = {
+            path.removeprefix(prefix): size for path, size in self.files.items() if path.startswith(prefix)
+        }
+        if not files:
+            folders = sorted({path.rpartition("/")[0] for path in self.files} - {""})
+            listed = ", ".join(folders[:_MAX_LISTED_FOLDERS])
+            raise FileMissing(
+                f"{self} has no folder '{subfolder}'.",
+                hint=f"It has {listed}." if folders else "It has no folders; leave the subfolder out.",
+            )
+        origin = self.origin
+        if origin is not None:
+            origin = replace(
+                origin, subfolder=f"{origin.subfolder}/{subfolder}" if origin.subfolder else subfolder
+            )
+        return replace(self, files=files, subfolder=subfolder, origin=origin, root=self)
+
+    def get_full_path(self, path: str) -> str:
+        """A file's path from the repo's top folder."""
+        return f"{self.subfolder}/{path}" if self.subfolder else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +166,8 @@ class Hub(Protocol):
         """Check that our token can read this repo now. Called once per repo and job, before any cache use."""
 
     def resolve(self, ref: RepoRef, *, kind: RepoKind = "model") -> PinnedRepo:
-        """Pin a ref to a commit sha and list its files."""
+        """Pin a ref to a commit sha and list the files of its folder. Raises FileMissing for a subfolder that
+        is not there."""
 
     def get_info(self, repo_id: str) -> RepoInfo:
         """The model at `main` with its card's metadata. Raises as `resolve` does."""
@@ -113,7 +177,7 @@ class Hub(Protocol):
         exist."""
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
-        """Path to a local, read-only copy of a file (cached by content). Raises FileMissing."""
+        """Path to a local, read-only copy of a file of the repo (cached by content). Raises FileMissing."""
 
     def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> ByteSource:
         """Random access to a file. `expected_bytes` estimates how many bytes will be read: if less than half

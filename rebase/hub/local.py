@@ -31,16 +31,16 @@ from rebase.hub.base import (
     PinnedRepo,
     Published,
     RepoInfo,
-    RepoKind,
     is_repo_id,
     validate_output_name,
     validate_repo_id,
 )
 from rebase.hub.content_hash import HashCache, compute_model_digest
 from rebase.hub.files import FileSource
-from rebase.hub.local_store import RepoStore
+from rebase.hub.local_store import STORE_FOLDERS, RepoStore
 from rebase.hub.plain_folder import PlainFolder
 from rebase.hub.repo_metadata import CARD_FILE, get_licenses, get_tags, read_metadata
+from rebase.schemas.references import RepoKind
 from rebase.schemas.repos import RepoRef
 
 _OWNER_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*\Z", re.ASCII)
@@ -72,7 +72,7 @@ class LocalHub:
                 f"{ref.repo_id} has no revision '{ref.revision}'.",
                 hint="Use a branch or a full commit sha of this repo; the default branch is 'main'.",
             )
-        return replace(self._pin_commit(folder, sha), kind=kind)
+        return replace(self._pin_commit(folder, sha), kind=kind).enter(ref.subfolder)
 
     def get_info(self, repo_id: str) -> RepoInfo:
         """The model at main. The creation time is the file time of its first commit."""
@@ -102,9 +102,10 @@ class LocalHub:
         folder = self._find_repo(repo.repo_id, repo.kind)
         if isinstance(folder, PlainFolder):
             return folder.fetch(repo, path)
-        if path not in folder.read_commit(repo.sha).files:
-            raise FileMissing(f"{repo.repo_id} has no file '{path}' at {repo.sha}.")
-        return folder.get_file(repo.sha, path)
+        full_path = repo.get_full_path(path)
+        if full_path not in folder.read_commit(repo.sha).files:
+            raise FileMissing(f"{repo.repo_id} has no file '{full_path}' at {repo.sha}.")
+        return folder.get_file(repo.sha, full_path)
 
     def open(self, repo: PinnedRepo, path: str, *, expected_bytes: int | None = None) -> FileSource:
         """Random access; `expected_bytes` is ignored for local files."""
@@ -185,9 +186,8 @@ class LocalHub:
             return store
         try:
             entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-            # A dataset may contain only folders; so does an owner's folder, but its id has no slash.
-            if any(entry.is_file() for entry in entries) or (
-                entries and kind == "dataset" and "/" in repo_id
+            if any(entry.is_file() for entry in entries) or self._may_hold_only_folders(
+                repo_id, kind, {entry.name for entry in entries}
             ):
                 return PlainFolder(folder, repo_id, self._hashes, link_root=self._root)
         except (FileNotFoundError, NotADirectoryError):
@@ -201,6 +201,13 @@ class LocalHub:
                 f"{('datasets/' if kind == 'dataset' else '')}owner/name."
             ),
         )
+
+    def _may_hold_only_folders(self, repo_id: str, kind: RepoKind, names: set[str]) -> bool:
+        """Datasets and libraries of adapters may. So does an owner's folder, but its id has no slash, and a
+        repo whose first commit never ended."""
+        if not names or "/" not in repo_id:
+            return False
+        return kind == "dataset" or not (repo_id.startswith("datasets/") or names <= STORE_FOLDERS)
 
     def _require_writable(self, repo_id: str) -> Path:
         folder = self._get_folder(repo_id)

@@ -25,6 +25,7 @@ from rebase.hub.files import list_files, write_errors
 
 _BRANCH_PATTERN = re.compile(r"^[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*$", re.ASCII)
 _INCOMING_PREFIX = ".incoming-"
+STORE_FOLDERS = frozenset({"refs", "commits", "revisions"})  # of a repo that the hub manages
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rebase.errors import FileMissing, HubUnavailable, RevisionNotFound
-from rebase.hub.base import PinnedRepo
+from rebase.hub.base import HubRevision, PinnedRepo
 from rebase.hub.content_hash import SHA_PATTERN, FileRecord, HashCache, compute_commit_sha
 from rebase.hub.files import FileSource, list_files
 from rebase.schemas.repos import RepoRef
@@ -19,13 +19,21 @@ class PlainFolder:
     """One folder read as a repo with a single revision, called `main`."""
 
     def __init__(
-        self, folder: Path, repo_id: str, hashes: HashCache, *, link_root: Path | None = None
+        self,
+        folder: Path,
+        repo_id: str,
+        hashes: HashCache,
+        *,
+        link_root: Path | None = None,
+        origin: HubRevision | None = None,
     ) -> None:
-        """Links may point anywhere below `link_root`, by default the folder itself."""
+        """Links may point anywhere below `link_root`, by default the folder itself. `origin`: what the folder
+        is a copy of."""
         self._folder = folder.resolve()
         self._repo_id = repo_id
         self._hashes = hashes
         self._link_root = (link_root or folder).resolve()
+        self._origin = origin
 
     def pin(self) -> PinnedRepo:
         """Pin the folder's current content. Raises HubUnavailable if it cannot be read."""
@@ -38,18 +46,19 @@ class PlainFolder:
         except OSError as exc:
             raise HubUnavailable(f"The folder of {self._repo_id} cannot be read.") from exc
         sizes = {path: file.size for path, file in files.items()}
-        return PinnedRepo(self._repo_id, compute_commit_sha(None, "", files), sizes)
+        return PinnedRepo(self._repo_id, compute_commit_sha(None, "", files), sizes, origin=self._origin)
 
     def resolve(self, ref: RepoRef) -> PinnedRepo:
-        """The folder at `main` or at its current sha. Raises RevisionNotFound for anything else."""
+        """The folder at `main` or at its current sha, or the commit that it is a copy of. Raises
+        RevisionNotFound for anything else."""
         pinned = self.pin()
-        if ref.revision not in ("main", pinned.sha):
+        if ref.revision not in ("main", pinned.sha, pinned.public.sha):
             description = "an older version" if SHA_PATTERN.match(ref.revision) else f"'{ref.revision}'"
             raise RevisionNotFound(
                 f"{self._repo_id} is a plain folder at revision {pinned.sha}; it has no {description}.",
                 hint="Leave out the revision.",
             )
-        return pinned
+        return pinned.enter(ref.subfolder)
 
     def fetch(self, repo: PinnedRepo, path: str) -> Path:
         """A file of the pinned content. Raises FileMissing, or RevisionNotFound if the content changed."""
@@ -60,7 +69,7 @@ class PlainFolder:
                 f"The files of {repo.repo_id} changed while they were being read.",
                 hint="Try again when nothing is writing to that folder.",
             )
-        return self._folder / path
+        return self._folder / repo.get_full_path(path)
 
     def open(self, repo: PinnedRepo, path: str) -> FileSource:
         """Random access to a file of the pinned content."""

@@ -39,7 +39,6 @@ from rebase.hub.base import (
     PinnedRepo,
     Published,
     RepoInfo,
-    RepoKind,
     validate_output_name,
     validate_repo_id,
 )
@@ -49,6 +48,7 @@ from rebase.hub.history import CommitHistory
 from rebase.hub.remote_errors import WRITE_HINT, hub_errors
 from rebase.hub.repo_metadata import get_licenses, get_tags
 from rebase.hub.transport import RangeSource, install_client, retry_read
+from rebase.schemas.references import RepoKind
 from rebase.schemas.repos import RepoRef
 
 _WRITE_ROLES = frozenset({"admin", "write", "contributor"})
@@ -147,12 +147,16 @@ class RemoteHub:
         size = repo.files.get(path)
         name = f"'{path}' of {repo}"
         if size is None:
-            raise FileMissing(f"{repo.repo_id} has no file '{path}' at {repo.sha}.")
+            raise FileMissing(f"{repo.repo_id} has no file '{repo.get_full_path(path)}' at {repo.sha}.")
         cached = self._find_cached(repo, path)
         if isinstance(cached, str) or expected_bytes is None or 2 * expected_bytes >= size:
             return FileSource(self.fetch(repo, path), name)
         url = hf_hub_url(
-            repo.repo_id, path, repo_type=repo.kind, revision=repo.sha, endpoint=self._api.endpoint
+            repo.repo_id,
+            repo.get_full_path(path),
+            repo_type=repo.kind,
+            revision=repo.sha,
+            endpoint=self._api.endpoint,
         )
         return RangeSource(url, self._headers, size, name, lambda: self.fetch(repo, path), self._wait_s)
 
@@ -270,7 +274,7 @@ class RemoteHub:
         sizes = {file.rfilename: file.size for file in siblings if file.size is not None}
         if not SHA_PATTERN.match(sha) or len(sizes) != len(siblings):
             raise HubError(f"{ref}: the Hub's response has no commit, or files without sizes.")
-        return PinnedRepo(ref.repo_id, sha, sizes, kind)
+        return PinnedRepo(ref.repo_id, sha, sizes, kind).enter(ref.subfolder)
 
     def _download(self, repo: PinnedRepo, path: str) -> Path:
         name = f"'{path}' of {repo}"
@@ -280,7 +284,7 @@ class RemoteHub:
             return Path(
                 hf_hub_download(
                     repo.repo_id,
-                    path,
+                    repo.get_full_path(path),
                     repo_type=repo.kind,
                     revision=repo.sha,
                     cache_dir=self._cache_dir,
@@ -292,7 +296,7 @@ class RemoteHub:
     def _find_cached(self, repo: PinnedRepo, path: str) -> object:
         """The file's path in the client's cache (a str); any other value if it is not cached."""
         return try_to_load_from_cache(
-            repo.repo_id, path, self._cache_dir, revision=repo.sha, repo_type=repo.kind
+            repo.repo_id, repo.get_full_path(path), self._cache_dir, revision=repo.sha, repo_type=repo.kind
         )
 
     def _check_space(self, size: int, name: str) -> None:

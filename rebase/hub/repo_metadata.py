@@ -15,7 +15,12 @@ _MAX_CARD_BYTES = 2**20  # long cards have some ten thousand bytes
 
 
 def read_license(hub: Hub, repo: PinnedRepo) -> str | None:
-    """The licence named in the repo's card, or None."""
+    """The licence named in the repo's card, or None. A subfolder without one of its own has the repo's."""
+    own = _read_license(hub, repo)
+    return own if own is not None or repo.root is None else _read_license(hub, repo.root)
+
+
+def _read_license(hub: Hub, repo: PinnedRepo) -> str | None:
     if not 0 < repo.files.get("README.md", 0) <= _MAX_CARD_BYTES:
         return None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal
@@ -130,21 +130,24 @@ class AdapterConfig:
             raise _make_malformed_error("has no rank (`r`)")
         modules = raw.get("target_modules")
         layers = raw.get("layers_to_transform")
+        alpha = _parse_alpha(raw.get("lora_alpha", 8), "lora_alpha")  # 8 is PEFT's own default
+        alpha_pattern = {
+            key: _parse_alpha(value, f"alpha_pattern of {key}")
+            for key, value in _read_items(raw, "alpha_pattern")
+        }
+        _require_an_effect((alpha, *alpha_pattern.values()))
         return cls(
             peft_type=peft_type,
             initial_update=_parse_initial_update(raw),
             rank=_parse_rank(raw["r"], "r") if peft_type == "LORA" else 0,
-            alpha=_parse_alpha(raw.get("lora_alpha", 8), "lora_alpha"),  # 8 is PEFT's own default
+            alpha=alpha,
             rslora=_read_flag(raw, "use_rslora"),
             dora=_read_flag(raw, "use_dora"),
             rank_pattern={
                 key: _parse_rank(value, f"rank_pattern of {key}")
                 for key, value in (_read_items(raw, "rank_pattern") if peft_type == "LORA" else ())
             },
-            alpha_pattern={
-                key: _parse_alpha(value, f"alpha_pattern of {key}")
-                for key, value in (_read_items(raw, "alpha_pattern") if peft_type == "LORA" else ())
-            },
+            alpha_pattern=alpha_pattern,
             target_modules=modules
             if isinstance(modules, str)
             else _read_names(raw, "target_modules") or None,
@@ -234,9 +237,20 @@ def _parse_rank(value: Any, name: str) -> int:
 
 
 def _parse_alpha(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise _make_malformed_error(f"{name} should be a positive number")
+    """Any finite number; a negative one subtracts the update, as it does in PEFT."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
+        raise _make_malformed_error(f"{name} should be a number between -1e9 and 1e9")
     return float(value)
+
+
+def _require_an_effect(alphas: Iterable[float]) -> None:
+    """Raises MalformedAdapter if every alpha is zero, which switches the whole adapter off."""
+    if not any(alphas):
+        raise MalformedAdapter(
+            f"{CONFIG_FILE}: lora_alpha is 0, so the adapter does nothing: its update is scaled by it.",
+            hint="Set lora_alpha to the value that the adapter was trained with.",
+            pointer=CONFIG_FILE,
+        )
 
 
 def _read_items(raw: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:

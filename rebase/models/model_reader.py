@@ -1,8 +1,7 @@
-"""Opens a base model or an adapter in a repo: config, tokenizer, and a reader over its safetensors files."""
+"""Opens a base model in a repo: config, tokenizer, and a reader over its safetensors files."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -13,21 +12,23 @@ from rebase.errors import FileMissing, UnsafeFile
 from rebase.hub.base import Hub, PinnedRepo
 from rebase.lora.tensors import TensorInfo
 from rebase.models.quantization.reader import DequantizingReader
+from rebase.models.repo_files import (
+    MAX_CONFIG_BYTES,
+    MAX_INDEX_BYTES,
+    SHARD_PATTERN,
+    read_index,
+    read_json,
+    reject_pickle,
+)
 from rebase.models.safetensors_file import SafetensorsFile
-from rebase.models.safetensors_header import MAX_ADAPTER_TENSORS, load_json_object
 
-MAX_CONFIG_BYTES = 8 * 2**20
 MAX_GENERATION_BYTES = 2**20  # typically a few hundred bytes
-MAX_INDEX_BYTES = 64 * 2**20
 MAX_TOKENIZER_BYTES = 128 * 2**20  # the largest in use, Gemma 3's, has 33 MB
 # Estimated bytes to read a header: 8 + n, where n is below 100 kB for a shard of a large model.
 _HEADER_GUESS = 256 * 2**10
 _SINGLE_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _GENERATION_CONFIG_FILE = "generation_config.json"
-_ADAPTER_FILE, _ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config")
-_SHARD_PATTERN = re.compile(r"^[A-Za-z0-9_][\w.-]*\.safetensors$", re.ASCII)
-_PICKLE_PATTERN = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$")
 
 
 class ModelReader:
@@ -114,13 +115,13 @@ def open_model(
 
     Raises FileMissing if a required file is missing, UnsafeFile for pickles and invalid indexes.
     """
-    config = _read_json(hub, repo, "config.json", MAX_CONFIG_BYTES, missing="not a Transformers model")
+    config = read_json(hub, repo, "config.json", MAX_CONFIG_BYTES, missing="not a Transformers model")
     if _SINGLE_FILE in repo.files:
         reader = ModelReader(hub, repo, None)
     elif _INDEX_FILE in repo.files:
-        reader = ModelReader(hub, repo, _read_index(hub, repo))
+        reader = ModelReader(hub, repo, read_index(hub, repo, _INDEX_FILE))
     else:
-        _reject_pickle(repo, repo.files)
+        reject_pickle(repo, repo.files)
         raise FileMissing(
             f"{repo} is not a readable base model: it has neither {_SINGLE_FILE} nor {_INDEX_FILE}.",
             hint="Use a repo with the full model in safetensors files.",
@@ -145,7 +146,7 @@ def read_tokenizer(hub: Hub, repo: PinnedRepo) -> dict[str, Any] | None:
     """The repo's tokenizer.json, or None if it has none. Raises UnsafeFile if it is too large or no JSON."""
     if "tokenizer.json" not in repo.files:
         return None
-    return _read_json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
+    return read_json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
 
 
 def read_eos_ids(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
@@ -155,7 +156,7 @@ def read_eos_ids(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
     if _GENERATION_CONFIG_FILE not in repo.files:
         return ()
     try:
-        eos = _read_json(hub, repo, _GENERATION_CONFIG_FILE, MAX_GENERATION_BYTES).get("eos_token_id")
+        eos = read_json(hub, repo, _GENERATION_CONFIG_FILE, MAX_GENERATION_BYTES).get("eos_token_id")
     except (FileMissing, UnsafeFile):
         return ()
     return tuple(id_ for id_ in (eos if isinstance(eos, list) else [eos]) if type(id_) is int)
@@ -164,59 +165,6 @@ def read_eos_ids(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:
 def find_missing_shards(hub: Hub, repo: PinnedRepo) -> list[str]:
     """Shards that the model's index names but the repo does not have. Illegal names are left to
     `open_model`."""
-    weight_map = _read_json(hub, repo, _INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
+    weight_map = read_json(hub, repo, _INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
     listed = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
-    return sorted(shard for shard in listed - repo.files.keys() if _SHARD_PATTERN.match(shard))
-
-
-def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], SafetensorsFile]:
-    """(adapter_config.json, reader over adapter_model.safetensors). Pickles are never opened.
-
-    Raises FileMissing if a required file is missing, UnsafeFile if the weights are only in a pickle.
-    """
-    config = _read_json(hub, repo, _ADAPTER_CONFIG_FILE, MAX_CONFIG_BYTES, missing="not a PEFT adapter")
-    if _ADAPTER_FILE not in repo.files:
-        _reject_pickle(repo, repo.files)
-        raise FileMissing(
-            f"{repo} is not a PEFT adapter: it has no {_ADAPTER_FILE}.",
-            hint="Save the adapter with save_pretrained and upload the whole folder.",
-        )
-    source = hub.open(repo, _ADAPTER_FILE)
-    return config, SafetensorsFile(source, f"'{_ADAPTER_FILE}' of {repo}", max_tensors=MAX_ADAPTER_TENSORS)
-
-
-def _read_json(
-    hub: Hub, repo: PinnedRepo, path: str, max_bytes: int, *, missing: str | None = None
-) -> dict[str, Any]:
-    """A JSON file of the repo; its size is checked before it is fetched."""
-    if path not in repo.files:
-        raise FileMissing(
-            (f"{repo} is {missing}: it has no {path}."), hint="Check that this is the right repo."
-        )
-    if repo.files[path] > max_bytes:
-        raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; at most {max_bytes} are allowed.")
-    return load_json_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)
-
-
-def _read_index(hub: Hub, repo: PinnedRepo) -> dict[str, str]:
-    """The index's weight_map: tensor → shard; every shard must be a file in the repo's root folder."""
-    weight_map = _read_json(hub, repo, _INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UnsafeFile(f"'{_INDEX_FILE}' of {repo} has no weight_map.")
-    for shard in sorted({str(shard) for shard in weight_map.values()}):
-        if not _SHARD_PATTERN.match(shard) or shard not in repo.files:
-            raise UnsafeFile(
-                f"'{_INDEX_FILE}' of {repo} points at '{shard[:200]}', which is not a safetensors file in "
-                "this repo.",
-                hint="Upload the model again with an index that matches its files.",
-            )
-    return weight_map
-
-
-def _reject_pickle(repo: PinnedRepo, paths: Iterable[str]) -> None:
-    pickles = sorted(path for path in paths if _PICKLE_PATTERN.search(path))
-    if pickles:
-        raise UnsafeFile(
-            f"{repo} stores its weights in a pickle file ('{pickles[0]}'), which can run code when loaded.",
-            hint="Convert the weights to safetensors and upload them; Rebase never opens pickle files.",
-        )
+    return sorted(shard for shard in listed - repo.files.keys() if SHARD_PATTERN.match(shard))

@@ -21,6 +21,19 @@ import torch
 from rebase.errors import HubUnavailable, UnsafeFile
 from rebase.hub.base import ByteSource
 
+# The first line of the small text file that Git keeps in place of one in large file storage.
+# Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+def make_pointer_error(name: str) -> UnsafeFile:
+    """The error for a Git LFS pointer in place of the file called `name`."""
+    return UnsafeFile(
+        f"{name} is a Git LFS pointer, not the file itself: the repo was cloned without its large files.",
+        hint="Run `git lfs install` and `git lfs pull` in the clone, or download the repo with "
+        "`hf download`; if the pointer itself was uploaded, upload the file in its place.",
+    )
+
 
 class InvalidJson(ValueError):
     """The text is not acceptable JSON; the message briefly says why."""
@@ -29,7 +42,7 @@ class InvalidJson(ValueError):
 def parse_json_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw`. Raises InvalidJson."""
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")  # editors on Windows put a byte order mark at the start
         value = json.loads(text, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
     except UnicodeDecodeError as exc:
         raise InvalidJson("it is not UTF-8") from exc
@@ -45,8 +58,8 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
 
 
 def load_json_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]:
-    """The JSON object in a file, called `name` in errors. Raises UnsafeFile if it is too large or invalid,
-    HubUnavailable if it cannot be read.
+    """The JSON object in a file, called `name` in errors. Raises UnsafeFile if it is too large, invalid or a
+    Git LFS pointer, HubUnavailable if it cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -55,6 +68,8 @@ def load_json_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]
         raise HubUnavailable(f"{name} cannot be read.") from exc
     if len(raw) > max_bytes:
         raise UnsafeFile(f"{name} is larger than the limit of {max_bytes} bytes.")
+    if raw.startswith(LFS_POINTER):
+        raise make_pointer_error(name)
     try:
         return parse_json_object(raw)
     except InvalidJson as exc:
@@ -138,6 +153,8 @@ def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS
     if source.size < 8:
         raise _make_unsafe_error(name, f"it has {source.size} bytes, too few for a safetensors file")
     length = int.from_bytes(source.read(0, 8), "little")
+    if length > MAX_HEADER_BYTES and source.read(0, min(len(LFS_POINTER), source.size)) == LFS_POINTER:
+        raise make_pointer_error(name)
     if length > MAX_HEADER_BYTES:
         raise _make_unsafe_error(
             name, f"its header length is {length} bytes; the format allows {MAX_HEADER_BYTES}"

@@ -66,14 +66,14 @@ def _render_metadata(report: Report) -> list[str]:
 
 
 def _render_summary(report: Report) -> list[str]:
-    name = report.adapter.repo_id.split("/")[-1]
+    name = "/".join(filter(None, (report.adapter.repo_id.split("/")[-1], report.adapter.subfolder)))
     target = report.target.repo_id.split("/")[-1]
     method = report.method_used
     parameters = ", ".join(
         f"`{key}={json.dumps(_abbreviate(value))}`" for key, value in sorted(method.items()) if key != "name"
     )
     return [
-        f"# {name} on {target}",
+        f"# {_escape_markup(name)} on {target}",
         "",
         f"A LoRA adapter that was trained on `{_get_public_name(report.source)}` and transferred to "
         f"`{_get_public_name(report.target)}` by Rebase {report.rebase_version}, "
@@ -278,7 +278,9 @@ def _format_repo(repo: RepoRevision) -> str:
     """A repo at its commit; for a folder, the hash of its content."""
     if is_folder(repo.repo_id):
         return f"local folder `{_get_public_name(repo)}` (content `{repo.sha}`)"
-    return f"`{repo.repo_id}@{repo.sha}`"
+    # A code span has no escapes.
+    subfolder = f":{_MARKUP_PATTERN.sub('_', repo.subfolder)}" if repo.subfolder else ""
+    return f"`{repo.repo_id}@{repo.sha}{subfolder}`"
 
 
 def _escape_markup(text: str) -> str:

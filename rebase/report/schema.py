@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from rebase.hub.base import PinnedRepo
 from rebase.report.selection import Selection
 
 REPORT_FILE = "rebase_report.json"
@@ -28,10 +29,22 @@ class _ReportModel(BaseModel):
 
 
 class RepoRevision(_ReportModel):
-    """A repo at a pinned commit."""
+    """A repo, or one folder of it, at a pinned commit."""
 
     repo_id: str
     sha: str
+    subfolder: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def identity(self) -> str:
+        """The commit, and the subfolder if there is one."""
+        return f"{self.sha}:{self.subfolder}" if self.subfolder else self.sha
+
+    @classmethod
+    def from_pinned(cls, repo: PinnedRepo) -> RepoRevision:
+        """Under the names by which others find it."""
+        public = repo.public
+        return cls(repo_id=public.repo_id, sha=public.sha, subfolder=public.subfolder)
 
 
 class FindingRow(_ReportModel):

@@ -37,6 +37,7 @@ class AdapterReport(BaseModel):
 
     adapter: str
     revision: str
+    subfolder: str | None = None
     outcome: AdapterOutcome
     state: str | None = Field(description="The state of its job.")
     job_id: str | None

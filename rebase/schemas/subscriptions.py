@@ -2,7 +2,7 @@
 
 Fields of an output template, filled in per adapter and release:
 {owner}         the adapter's owner
-{adapter}       the adapter's name
+{adapter}       the adapter's name; with a subfolder, `name-subfolder`
 {target_owner}  the new base's owner
 {target}        the new base's name
 """
@@ -59,7 +59,7 @@ def check_distinct_outputs(template: str, adapters: Iterable[RepoRef]) -> None:
     """Raises ValueError, naming both, if two adapters of one release would get the same output repo."""
     seen: dict[str, RepoRef] = {}
     for adapter in adapters:
-        name = fill_template(template, adapter.repo_id, _SAMPLE_REPO_ID).casefold()
+        name = fill_template(template, adapter.output_stem, _SAMPLE_REPO_ID).casefold()
         if name in seen:
             raise ValueError(
                 f"gives {seen[name]} and {adapter} the same output repo; use {adapter} and {{owner}} to "
@@ -69,7 +69,7 @@ def check_distinct_outputs(template: str, adapters: Iterable[RepoRef]) -> None:
 
 
 def fill_template(template: str, adapter: str, target: str) -> str:
-    """The output name for one adapter and one base, both given as repo ids; not checked."""
+    """The output name for one adapter (its `output_stem`) and one base (its repo id); not checked."""
     owner, _, name = adapter.rpartition("/")
     target_owner, _, target_name = target.rpartition("/")
     values = {"owner": owner, "adapter": name, "target_owner": target_owner, "target": target_name}

@@ -96,7 +96,8 @@ class _CastJob:
     @property
     def adapter(self) -> RepoRevision:
         """The adapter being transferred."""
-        return RepoRevision(repo_id=self.inputs.pinned.adapter.repo_id, sha=self.inputs.pinned.adapter.sha)
+        adapter = self.inputs.pinned.adapter
+        return RepoRevision(repo_id=adapter.repo_id, sha=adapter.sha, subfolder=adapter.subfolder)
 
     def load_cached(self) -> tuple[CastMaps, RepoRevision] | None:
         """Maps cached by an earlier job for the same bases, text and settings, if this job may use them."""
@@ -201,15 +202,16 @@ class _CastJob:
     def _compute_identity(self) -> str:
         """Digest of everything this training depends on: adapter, bases, text and settings."""
         return compute_identity(
-            key=self._build_key("all").fields, adapter=[self.adapter.repo_id, self.adapter.sha]
+            key=self._build_key("all").fields, adapter=[self.adapter.repo_id, self.adapter.identity]
         )
 
     def _read_index(self) -> _CacheIndex | None:
         entry = self.runtime.cache.get(self._build_key("all"))
         if entry is None:
             return None
+        sha, _, subfolder = _decode_text(entry["sha"]).partition(":")
         return _CacheIndex(
-            RepoRevision(repo_id=_decode_text(entry["repo_id"]), sha=_decode_text(entry["sha"])),
+            RepoRevision(repo_id=_decode_text(entry["repo_id"]), sha=sha, subfolder=subfolder or None),
             frozenset(_decode_text(entry["places"]).split("\n")),
             dict(zip(MEASUREMENT_NAMES, entry["measured"].tolist(), strict=False)),
         )
@@ -239,7 +241,7 @@ class _CastJob:
         measurements = torch.tensor([maps.measurements[name] for name in MEASUREMENT_NAMES])
         entry = {
             "repo_id": _encode_text(self.adapter.repo_id),
-            "sha": _encode_text(self.adapter.sha),
+            "sha": _encode_text(self.adapter.identity),
             "places": _encode_text("\n".join(map(_format_pair, maps.maps))),
             "measured": measurements,
         }
@@ -250,13 +252,13 @@ class _CastJob:
         no map is read before access to that adapter has been checked."""
         pinned = self.inputs.pinned
         settings = compute_identity(**self.params.model_dump(mode="json", exclude=_IGNORED_SETTINGS))
-        suffix = f" of {trained_on.repo_id}@{trained_on.sha}" if trained_on is not None else ""
+        suffix = f" of {trained_on.repo_id}@{trained_on.identity}" if trained_on is not None else ""
         return PairKey(
             source_repo=pinned.source.repo_id,
-            source_sha=pinned.source.sha,
+            source_sha=pinned.source.identity,
             source_site=source,
             target_repo=pinned.target.repo_id,
-            target_sha=pinned.target.sha,
+            target_sha=pinned.target.identity,
             target_site=target,
             what=f"heads v{CAST_MAPS_VERSION}.{_LAYOUT_VERSION} {settings}{suffix}",
             anchors=self._activations.text.digest,

@@ -282,10 +282,10 @@ def _get_checkpoint_dir(
     pinned = inputs.pinned
     identity = [
         pinned.adapter.repo_id,
-        pinned.adapter.sha,
-        pinned.source.sha,
+        pinned.adapter.identity,
+        pinned.source.identity,
         pinned.target.repo_id,
-        pinned.target.sha,
+        pinned.target.identity,
         params.model_dump(mode="json"),
         refined_method.model_dump(mode="json") if refined_method is not None else None,
     ]

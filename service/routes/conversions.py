@@ -13,6 +13,7 @@ from rebase.errors import NotFound, RequestInvalid, StateConflict
 from rebase.methods.base_params import MethodParams
 from rebase.schemas.conversions import ConversionRequest, check_precheck_request, check_selection_examples
 from rebase.schemas.jobs import JobOut
+from rebase.schemas.repos import RepoRef
 from rebase.schemas.states import ConversionKind
 from rebase.store.job_events import SubmissionContext
 from service.auth import Caller, CallerDep
@@ -124,9 +125,15 @@ def _check_pool(
         ("source", request.source, spec.source),
         ("target", request.target, spec.target),
     ):
-        if requested is not None and requested.repo_id != expected.repo_id:
+        if requested is not None and _name_base(requested) != _name_base(expected):
             raise RequestInvalid(
-                f"This anchor pool is for the {side} base '{expected.repo_id}', not '{requested.repo_id}'.",
+                f"This anchor pool is for the {side} base '{_name_base(expected)}', not "
+                f"'{_name_base(requested)}'.",
                 hint="Use a pool for these two bases; GET /anchor-pools lists yours.",
                 pointer=pointer,
             )
+
+
+def _name_base(ref: RepoRef) -> str:
+    """The base without its revision."""
+    return f"{ref.repo_id}:{ref.subfolder}" if ref.subfolder else ref.repo_id

@@ -283,3 +283,32 @@ def test_any_method_can_be_thinned_out_from_the_command_line(here: Path, rebase:
     found = json.loads(report.read_text())
     assert found["method_used"]["dare"] == {"p": 0.8, "mode": "random", "rank": None, "seed": 3}
     assert all(0.0 < row["measurements"]["dare_lost_energy"] < 1.0 for row in found["sites"])
+
+
+def test_a_folder_inside_the_adapters_folder_may_be_named_after_a_colon(
+    here: Path, models: Path, rebase: Command
+) -> None:
+    shutil.copytree(models / "lora", here / "run" / "checkpoint-500")
+    refused = rebase("transfer", str(here / "run"), *COPY[1:], "--out", str(here / "never"), "--json")
+    assert refused.code == 1
+    assert "it holds adapters in checkpoint-500" in json.loads(refused.out)["error"]["message"]
+    done = rebase("transfer", f"{here}/run:checkpoint-500", *COPY[1:], "--out", str(here / "out"))
+    assert done.code == 0, done.err
+
+
+def test_a_pasted_address_names_a_repo_of_the_hub_in_use(here: Path, models: Path, rebase: Command) -> None:
+    for name in ("old", "new"):
+        shutil.copytree(models / name, here / "hub" / "acme" / name)
+    shutil.copytree(models / "lora", here / "hub" / "acme" / "library" / "sql")
+    tree = "https://huggingface.co/acme/library/tree/main/sql"
+    command = ("--source", "hf.co/acme/old", "--target", "acme/new", "--method", "copy", *WARN)
+    done = rebase(
+        "transfer", tree, *command, "--hub", str(here / "hub"), "--out", str(here / "out"), "--json"
+    )
+    assert done.code == 0, done.err
+    report = json.loads(done.out)["report"]
+    assert (report["adapter"]["repo_id"], report["adapter"]["subfolder"]) == ("acme/library", "sql")
+    assert "subfolder" not in report["target"]
+    twice = rebase("transfer", tree, *command, "--set", "adapter.revision=v2", "--out", str(here / "two"))
+    assert twice.code == 2
+    assert "'main'" in twice.err and "'v2'" in twice.err

@@ -344,3 +344,49 @@ def test_an_output_repo_with_other_content_is_refused_before_the_work(hub: Path)
         convert(hub, output={"repo_id": "acme/taken"}, marker="Rebase-Job: 1", watch=watch)
     assert caught.value.pointer == "/output/repo_id"
     assert watch.phases == [Phase.RESOLVING]
+
+
+def _move_into(hub: Path, *subfolders: str) -> None:
+    """Copies of the adapter in folders of its repo, and nothing at the top."""
+    shutil.move(hub / ADAPTER, hub / "one")
+    for subfolder in subfolders:
+        shutil.copytree(hub / "one", hub / ADAPTER / subfolder)
+
+
+def test_the_default_name_of_the_output_tells_the_folders_of_a_repo_apart(hub: Path) -> None:
+    _move_into(hub, "runs/sql", "my poems")
+    names = {
+        subfolder: convert(
+            hub,
+            marker="Rebase-Job: 1",
+            out=hub.parent / subfolder.replace("/", "-"),
+            adapter={"repo_id": ADAPTER, "subfolder": subfolder},
+        ).output
+        for subfolder in ("runs/sql", "my poems")
+    }
+    assert {subfolder: output and output.repo_id for subfolder, output in names.items()} == {
+        "runs/sql": "acme/skill-runs-sql--new",
+        "my poems": "acme/skill-my-poems--new",
+    }
+
+
+def test_an_output_of_one_folder_is_not_replaced_by_that_of_another(hub: Path) -> None:
+    _move_into(hub, "sql", "poems")
+    changes: dict[str, Any] = {"marker": "Rebase-Job: 1", "output": {"repo_id": "acme/moved"}}
+    first = convert(hub, adapter={"repo_id": ADAPTER, "subfolder": "sql"}, **changes)
+    assert first.folder is not None
+    LocalHub(hub).publish("acme/moved", first.folder, message="m", parent=None, private=True, create_pr=False)
+    again = convert(hub, adapter={"repo_id": ADAPTER, "subfolder": "sql"}, out=hub.parent / "2", **changes)
+    assert again.output is not None and again.output.parent is not None
+    with pytest.raises(OutputExists):
+        convert(hub, adapter={"repo_id": ADAPTER, "subfolder": "poems"}, out=hub.parent / "3", **changes)
+
+
+def test_a_library_of_adapters_is_refused_with_its_folders(hub: Path) -> None:
+    _move_into(hub, "sql", "poems")
+    with pytest.raises(FileMissing, match="it holds adapters in sql, poems") as caught:
+        convert(hub)
+    assert caught.value.pointer == "/adapter"
+    with pytest.raises(FileMissing, match="no folder 'prose'") as missing:
+        convert(hub, adapter={"repo_id": ADAPTER, "subfolder": "prose"})
+    assert missing.value.pointer == "/adapter"

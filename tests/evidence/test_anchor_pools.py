@@ -308,6 +308,20 @@ def test_one_adapter_under_two_names_counts_once(hub: Path) -> None:
     assert raised.value.pointer == "/anchors/2/source"
 
 
+def test_anchors_may_lie_in_the_subfolders_of_one_repo(hub: Path) -> None:
+    usual = register_pool(pool_request(), tools_of(hub), NullReporter())["measurements"]
+    anchors = body()["anchors"]
+    for number, anchor in enumerate(anchors):
+        shutil.move(hub / f"acme/task-{number}-old", hub / f"acme/library/task-{number}")
+        anchor["source"] = {"repo_id": "acme/library", "subfolder": f"task-{number}"}
+    found = register_pool(pool_request(anchors=anchors), tools_of(hub), NullReporter())
+    assert found["measurements"] == usual
+    assert [anchor["source"]["subfolder"] for anchor in found["pool"]["anchors"]] == [
+        f"task-{number}" for number in range(4)
+    ]
+    assert len({anchor["source"]["revision"] for anchor in found["pool"]["anchors"]}) == 1
+
+
 @pytest.mark.parametrize("size", [1e15, 1e-15])
 def test_the_size_of_updates_does_not_change_how_well_a_pool_predicts(hub: Path, size: float) -> None:
     """Their inner products leave the range of float32, in which the cache keeps them."""

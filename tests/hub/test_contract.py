@@ -122,6 +122,40 @@ def test_reading_past_the_end_is_unsafe(
         source.read(offset, length)
 
 
+def test_a_folder_of_a_repo_is_read_as_a_repo(place: Place, model: Path) -> None:
+    (model / "sub" / "deep").mkdir()
+    (model / "sub" / "deep" / "model.safetensors").write_bytes(bytes(range(250)))
+    place.add("acme/base", model)
+    whole = place.hub.resolve(RepoRef(repo_id="acme/base"))
+    folder = place.hub.resolve(RepoRef(repo_id="acme/base", subfolder="sub"))
+    assert (folder.sha, folder.subfolder) == (whole.sha, "sub")
+    assert folder.files == {"notes.txt": 5, "deep/model.safetensors": 250}
+    assert place.hub.fetch(folder, "notes.txt").read_text() == "notes"
+    assert place.hub.open(folder, "deep/model.safetensors", expected_bytes=10).read(5, 3) == bytes([5, 6, 7])
+    assert folder.identity != whole.identity
+    for ask in (
+        lambda: place.hub.fetch(folder, "config.json"),
+        lambda: place.hub.open(folder, "config.json"),
+    ):
+        with pytest.raises(FileMissing, match=r"config\.json"):
+            ask()
+
+
+@pytest.mark.parametrize("subfolder", ["nope", "su", "config.json"])
+def test_a_folder_that_is_not_in_the_repo_is_named_with_those_that_are(
+    place: Place, model: Path, subfolder: str
+) -> None:
+    place.add("acme/base", model)
+    with pytest.raises(FileMissing, match=f"no folder '{subfolder}'") as caught:
+        place.hub.resolve(RepoRef(repo_id="acme/base", subfolder=subfolder))
+    assert "sub" in (caught.value.hint or "")
+
+
+def test_a_repo_may_hold_nothing_but_folders(place: Place, model: Path) -> None:
+    place.add("acme/library", model.parent)
+    assert "config.json" in place.hub.resolve(RepoRef(repo_id="acme/library", subfolder="model")).files
+
+
 def test_a_missing_file_is_named(place: Place, model: Path) -> None:
     place.add("acme/base", model)
     pinned = place.hub.resolve(RepoRef(repo_id="acme/base"))

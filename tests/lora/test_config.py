@@ -97,7 +97,6 @@ def test_all_linear_targets_everything():
         ({"r": "8"}, "r should be an integer"),
         ({"r": True}, "r should be an integer"),
         ({"lora_alpha": 0}, "lora_alpha"),
-        ({"lora_alpha": -2}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "lora_alpha"),
         ({"lora_alpha": "big"}, "lora_alpha"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj"),

@@ -12,7 +12,8 @@ from rebase.errors import FileMissing, UnsafeFile
 from rebase.hub.base import PinnedRepo
 from rebase.hub.local import LocalHub
 from rebase.hub.remote import RemoteHub
-from rebase.models.model_reader import ModelReader, open_adapter, open_model, read_eos_ids
+from rebase.models.adapter_reader import open_adapter
+from rebase.models.model_reader import ModelReader, open_model, read_eos_ids
 from rebase.schemas.repos import RepoRef
 from support.safetensors_files import entry, file_bytes, write_tensors
 from support.standin_hub import StandinHub

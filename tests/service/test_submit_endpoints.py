@@ -204,3 +204,48 @@ def test_a_transaction_that_fails_is_told_to_everybody_in_it(sqlite_url: str) ->
     db.close()
 
     assert [type(answer) for answer in answers] == [Busy] * 5
+
+
+def test_a_pasted_address_is_recorded_as_repo_revision_and_subfolder(client: TestClient) -> None:
+    address = "https://huggingface.co/acme/library/tree/refs%2Fpr%2F3/sql/checkpoint-500"
+    job = client.post("/convert", json={**BODY, "adapter": {"repo_id": address}}).json()
+
+    fields = {"repo_id": "acme/library", "revision": "refs/pr/3", "subfolder": "sql/checkpoint-500"}
+    assert job["request"]["adapter"] == fields
+    assert client.get("/jobs", params={"adapter": "acme/library"}).json()["jobs"][0]["id"] == job["id"]
+
+
+def test_another_subfolder_is_another_request(client: TestClient) -> None:
+    headers = {"Idempotency-Key": "a-key"}
+    adapters = [{"repo_id": "acme/library", "subfolder": name} for name in ("sql", "sql/", "poems")]
+    first, again, other = (
+        client.post("/convert", json={**BODY, "adapter": adapter}, headers=headers) for adapter in adapters
+    )
+
+    assert first.json()["id"] == again.json()["id"]
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "pointer", "cause"),
+    [
+        ({"repo_id": "acme/x", "subfolder": "../y"}, "/adapter/subfolder", "without '..'"),
+        ({"repo_id": "acme/x", "subfolder": "/etc"}, "/adapter/subfolder", "relative folder"),
+        ({"repo_id": "acme/x", "subfolder": "a\\b"}, "/adapter/subfolder", "backslash"),
+        ({"repo_id": "acme/x", "subfolder": 7}, "/adapter/subfolder", "string"),
+        ({"repo_id": "https://github.com/acme/x"}, "/adapter", "'github.com', which is not the Hub"),
+        (
+            {"repo_id": "https://huggingface.co/acme/x/tree/v1", "revision": "v2"},
+            "/adapter",
+            "names the revision 'v1', but revision is 'v2'",
+        ),
+    ],
+)
+def test_a_reference_that_is_wrong_is_refused_with_its_cause(
+    client: TestClient, adapter: dict[str, object], pointer: str, cause: str
+) -> None:
+    answer = client.post("/convert", json={**BODY, "adapter": adapter})
+
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["pointer"]) == (422, pointer)
+    assert cause in error["detail"]

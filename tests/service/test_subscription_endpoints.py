@@ -169,6 +169,18 @@ def test_an_adapter_whose_job_was_deleted_after_its_time_was_not_left_out(report
     assert "Not known any more (1)" in page
 
 
+def test_a_report_tells_the_subfolders_of_a_library_apart(api: Api) -> None:
+    adapters = [{"repo_id": "acme/library", "subfolder": name} for name in ("sql", "poems")]
+    subscription, _ = api.store.subscriptions.create(DEFAULT_TENANT, a_subscription(adapters=adapters))
+    where = f"/campaigns/{opened(api.store, subscription)}/report"
+    rows = api.client.get(where).json()["adapters"]
+    assert [(row["adapter"], row["subfolder"]) for row in rows] == [
+        ("acme/library", "sql"),
+        ("acme/library", "poems"),
+    ]
+    assert "<code>acme/library:sql</code>" in api.client.get(where, params={"format": "html"}).text
+
+
 def test_a_browser_gets_a_page_that_runs_and_loads_nothing(reported: tuple[Api, str]) -> None:
     api, campaign_id = reported
     where = f"/campaigns/{campaign_id}/report"

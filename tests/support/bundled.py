@@ -15,8 +15,9 @@ from rebase.hub.local import LocalHub
 from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import LowRank, Site
 from rebase.lora.reader import read_adapter
+from rebase.models.adapter_reader import open_adapter
 from rebase.models.causal_lm import CausalLM, load_base_model
-from rebase.models.model_reader import open_adapter, open_model
+from rebase.models.model_reader import open_model
 from rebase.models.weights import ModelWeights
 from rebase.schemas.repos import RepoRef
 

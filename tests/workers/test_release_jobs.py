@@ -242,6 +242,20 @@ def test_an_output_name_that_is_too_long_leaves_its_adapter_out(harness: Release
     assert campaign.tallies["convert"].total == 1
 
 
+def test_every_subfolder_of_a_library_is_an_adapter_with_an_output_of_its_own(
+    harness: ReleaseHarness,
+) -> None:
+    library = [{"repo_id": "tiny/library", "subfolder": name} for name in ("sql", "poems")]
+    harness.subscribe(adapters=library)
+    harness.add("tiny/harbor-2", files_of("harbor-2"))
+    harness.release()
+    outputs = [name.replace("--", "-") for name in harness.campaign().decision["outputs"].values()]
+    assert outputs == ["tiny/library-sql-harbor-2", "tiny/library-poems-harbor-2"]
+    with harness.store.db.read() as connection:
+        requests = connection.scalars(select(Job.request).where(Job.kind == "convert").order_by(Job.id)).all()
+    assert sorted(request["adapter"]["subfolder"] for request in requests) == ["poems", "sql"]
+
+
 def test_an_adapter_that_a_pattern_means_too_is_passed_over_without_a_row(harness: ReleaseHarness) -> None:
     harness.subscribe(bases="tiny/*")
     harness.add("tiny/harbor-sql-lora", files_of("harbor-sql-lora"))
