@@ -21,7 +21,7 @@ from support.tiny_repos import edit_json
 MAX_PARAMETERS = 50_000_000
 # PEFT refuses LoRA on these modules of state-space models.
 _REFUSED_LEAVES = ("out_proj", "conv1d")
-_PEFT_MAMBA_TYPES = ("mamba", "mamba2", "falcon_mamba", "falcon_h1")
+_PEFT_MAMBA_TYPES = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h", "zamba", "zamba2")
 
 
 @dataclass(frozen=True)
