@@ -2,47 +2,47 @@
 
     RebaseError
     ├── RequestInvalid          the request itself is wrong; `pointer` names the field
-    ├── NotFound                no such job (or it belongs to somebody else)
-    ├── SettingsInvalid         this deployment is set up in a way that cannot be served
-    ├── Unauthorized            no key, or a key that is not valid
-    ├── Forbidden               a key without the scope that is needed
-    ├── TooMany                 come back later; `retry_after_s` says when
+    ├── NotFound                no such resource, or it belongs to another tenant
+    ├── SettingsInvalid         the settings of this deployment are invalid or contradictory
+    ├── Unauthorized            no API key, or an invalid one
+    ├── Forbidden               the key lacks the required scope
+    ├── TooMany                 a limit is reached; `retry_after_s` says when to retry
     │   ├── RateLimited         too many requests of this tenant
     │   └── QuotaExceeded       too many jobs or subscriptions of this tenant
     ├── WebhookOff              this deployment has no secret for webhooks
-    ├── WebhookUnauthorized     a webhook without the secret, or with another one
-    ├── IdempotencyMismatch     same key, other body
+    ├── WebhookUnauthorized     a webhook with a missing or wrong secret
+    ├── IdempotencyMismatch     same key, different body
     ├── IdempotencyInFlight     same key, first request still being recorded
-    ├── StateConflict           the job has moved; the change no longer applies
-    ├── NotAvailable            part of the contract that this version does not do yet
-    ├── Busy                    database or broker cannot answer just now (retryable)
+    ├── StateConflict           the state does not allow this change
+    ├── NotAvailable            a feature that this version does not support yet
+    ├── Busy                    database or broker is temporarily unavailable (retryable)
     ├── HubError
     │   ├── RepoNotFound        │   ├── RevisionNotFound   │   ├── FileMissing
     │   ├── RepoGated           │   ├── HubUnauthorized    │   ├── HubUnavailable (retryable)
     │   ├── OutputExists        │   ├── OutputForbidden    │   └── ParentMoved (retryable)
-    ├── UnsafeFile              pickle, lying header, duplicate keys, absurd sizes
+    ├── UnsafeFile              pickle, false header, duplicate keys, unreasonable sizes
     ├── DiskFull                (retryable)
-    ├── Rejected                the pre-check said incompatible
-    │   ├── WorseThanTarget     the moved adapter was measured, and the target does better without it
-    │   └── NothingBetter       no method that was tried measures better than the target alone
-    ├── WorkerLost              the worker died too often on this job
+    ├── Rejected                the pre-check found the pair incompatible
+    │   ├── WorseThanTarget     in the evaluation, the target alone scores higher
+    │   └── NothingBetter       no evaluated method scores higher than the target alone
+    ├── WorkerLost              the worker died on every attempt at this job
     ├── TimeLimit               the job ran past its time limit
     ├── OutOfMemory             the worker's machine or GPU is too small for the job
     ├── Cancelled, LeaseLost    control flow of a running job, never shown as failures
-    └── InternalError           anything unforeseen; the public sentence says nothing of its cause
+    └── InternalError           any unexpected error; its cause is not public
 
-Errors of adapters, bases and methods have a tree of their own; `to_public_error` gives both one record.
+Errors of adapters, bases and methods have their own tree; `to_public_error` turns both into one record.
 
     TransferError
     ├── UnsupportedAdapter      a PEFT type, module or feature that cannot be transferred
-    ├── MalformedAdapter        the adapter's own files contradict themselves
-    ├── UnsupportedModel        an architecture that is not known, or weights that cannot be read
+    ├── MalformedAdapter        the adapter's files are broken or contradictory
+    ├── UnsupportedModel        an unsupported architecture, or unreadable weights
     ├── IncompatiblePair        this method cannot transfer this adapter between these bases
-    ├── TrainingFailed          the loss is no longer a number, or there is no text to train on
+    ├── TrainingFailed          the loss is not finite, or there is no text to train on
     ├── GapTooSmall             training on the target gains too little to measure a share of it
-    └── VerificationFailed      the result is not what it should be; nothing is published
+    └── VerificationFailed      the result failed a check; nothing is published
 
-The HTTP status of each code stands in one table, `service.problem_details`.
+The HTTP status of each code is defined in `service.problem_details`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TransferError(Exception):
 
 
 class UnsupportedAdapter(TransferError):
-    """The adapter is of a kind that is not carried; names the type or module."""
+    """The adapter is of an unsupported kind; names the type or module."""
 
     code = "unsupported_adapter"
 
@@ -79,7 +79,7 @@ class MalformedAdapter(TransferError):
 
 
 class UnsupportedModel(TransferError):
-    """A base model whose architecture or weight format is not known here."""
+    """A base model with an unsupported architecture or weight format."""
 
     code = "unsupported_model"
 
@@ -91,13 +91,13 @@ class IncompatiblePair(TransferError):
 
 
 class TrainingFailed(TransferError):
-    """Training cannot go on: a loss that is not finite, or nothing to train on. The settings can mend it."""
+    """Training cannot continue: the loss is not finite, or there is no text. Other settings may help."""
 
     code = "training_failed"
 
 
 class GapTooSmall(TransferError):
-    """A share of next to nothing would be noise."""
+    """Training on the target gains too little to express a transfer as a share of it."""
 
     code = "gap_too_small"
 
@@ -237,7 +237,7 @@ class OutputForbidden(HubError):
 
 
 class ParentMoved(HubError):
-    """Somebody else committed to the output between our look and our commit."""
+    """The output repo changed between our check and our commit."""
 
     code = "parent_moved"
     retryable = True
@@ -259,13 +259,13 @@ class Rejected(RebaseError):
 
 
 class WorseThanTarget(Rejected):
-    """Measured on the request's examples, and the request asked to stop there."""
+    """The transferred adapter scores worse on the examples, and the request asked to stop there."""
 
     code = "worse_than_target"
 
 
 class NothingBetter(Rejected):
-    """Of all that `auto` ran, nothing was measured to be worth publishing."""
+    """None of the methods that `auto` evaluated is worth publishing."""
 
     code = "nothing_better"
 
@@ -287,7 +287,7 @@ class Cancelled(RebaseError):
 
 
 class LeaseLost(RebaseError):
-    """Another worker owns the job now; whatever this one holds must be dropped."""
+    """Another worker owns the job now; this one must discard its results."""
 
     code = "lease_lost"
 
@@ -297,7 +297,7 @@ class InternalError(RebaseError):
 
 
 def escape_control_characters(text: str) -> str:
-    """Text that may quote a stranger's file, with control characters spelled out; line breaks stay."""
+    """Escape control characters except line breaks, for text that may quote an untrusted file."""
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
         for char in text
@@ -305,20 +305,20 @@ def escape_control_characters(text: str) -> str:
 
 
 def to_public_error(exc: BaseException) -> PublicError:
-    """The record for any exception; unforeseen ones keep their cause for the log only."""
+    """The record for any exception; the cause of an unexpected one only goes into the log."""
     if isinstance(exc, RebaseError | TransferError):
-        # No message is made of a secret; should a stranger's answer quote one, it ends here.
+        # Our messages contain no secrets, but a quoted remote response might.
         message = scrub_long_secrets(escape_control_characters(exc.message))
         fields: dict[str, Any] = {"message": message, "hint": exc.hint, "pointer": exc.pointer}
         return PublicError(code=exc.code, retryable=getattr(exc, "retryable", False), **fields)
     return PublicError(
         code=InternalError.code,
-        message="Something unforeseen went wrong; the log holds the cause under this job's id.",
+        message="An unexpected error occurred; the cause is in the log under this job's id.",
         hint="Retry the job; if it fails again, report it with the job id.",
     )
 
 
 class CommandFailed(RebaseError):
-    """A command that cannot go on for a reason of its own: port in use, folder not empty, stack not ready."""
+    """A command cannot continue for a local reason: port in use, folder not empty, stack not ready."""
 
     code = "command_failed"

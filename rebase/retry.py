@@ -50,4 +50,4 @@ def retry(
             if on_retry is not None:
                 on_retry(exc)
         time.sleep(delay)
-    raise AssertionError("the pauses never end")
+    raise AssertionError("the delays never end")

@@ -39,13 +39,16 @@ def make_hub(settings: Settings) -> Hub:
     return RemoteHub(token, endpoint, Path(constants.HF_HUB_CACHE))
 
 
+CHECKPOINT_S = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """The hub, the factor cache and the device.
 
     `activation_bytes`: memory for sums over activations. `model_bytes`: memory for running models; None: most
     of what is free. `scratch_dir`: where a run may store temporary rows. `tasks_dir`: evaluation tasks in
-    addition to those of the harness.
+    addition to those of the harness. `checkpoint_s`: seconds between checkpoints of a training run.
     """
 
     hub: Hub
@@ -55,6 +58,7 @@ class Runtime:
     model_bytes: int | None = None
     scratch_dir: Path = Path(tempfile.gettempdir())
     tasks_dir: Path | None = None
+    checkpoint_s: float = CHECKPOINT_S
 
 
 def make_runtime(settings: Settings) -> Runtime:
@@ -85,14 +89,14 @@ def disk_errors() -> Iterator[None]:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFull(
-                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+                "The worker's disk is full.", hint="Free disk space on the worker; the job will be retried."
             ) from exc
         raise
     except SafetensorError as exc:
         # safetensors embeds the operating system's error in its own message.
         if "os error 28" in str(exc).lower() or "os error 27" in str(exc).lower():
             raise DiskFull(
-                "The worker's disk is full.", hint="Free space on the worker; the job tries again."
+                "The worker's disk is full.", hint="Free disk space on the worker; the job will be retried."
             ) from exc
         raise
 
@@ -108,7 +112,7 @@ def pick_device(requested: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device of this worker. Raises RequestInvalid if CUDA is requested but not available."""
     if requested == "cuda" and not torch.cuda.is_available():
         raise RequestInvalid(
-            "REBASE_DEVICE is 'cuda' but this machine offers no CUDA device.",
+            "REBASE_DEVICE is 'cuda' but this machine has no CUDA device.",
             hint="Set REBASE_DEVICE=auto or cpu, or start the worker on a GPU machine.",
         )
     if requested == "cuda" or (requested == "auto" and torch.cuda.is_available()):

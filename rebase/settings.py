@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     sweep_s: float = Field(
         default=5.0,
         gt=0,
-        description="How often the scheduler relays the outbox, cleans up and expires leases.",
+        description="How often the scheduler publishes the outbox, cleans up and expires leases.",
     )
     max_attempts: int = Field(default=3, ge=1, description="Maximum attempts per job before it fails.")
     retry_base_s: float = Field(

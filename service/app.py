@@ -84,7 +84,7 @@ def create_app(settings: Settings, *, notify: Notify | None = None) -> FastAPI:
     app = FastAPI(
         title="Rebase",
         version=VERSION,
-        summary="Move a LoRA adapter onto a new base model, with evidence.",
+        summary="Transfer a LoRA adapter to a new base model, with evidence that it works.",
         lifespan=_lifespan,
         responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
     )
@@ -126,7 +126,7 @@ def require_loopback_without_keys(settings: Settings) -> None:
     if not is_loopback:
         raise SettingsInvalid(
             f"Without API keys the service may listen on loopback only, not on '{settings.host}'.",
-            hint="Set REBASE_AUTH=keys and make a key with 'rebase keys create', or REBASE_HOST=127.0.0.1.",
+            hint="Set REBASE_AUTH=keys and create a key with 'rebase keys create', or REBASE_HOST=127.0.0.1.",
         )
 
 

@@ -78,7 +78,7 @@ async def _authorize(request: Request, required: Scope) -> Caller:
     if not identity.scope.allows(required):
         await _audit_denied_request(service, request, audit)
         raise Forbidden(
-            f"This needs a key with scope '{required.value}'; yours has '{identity.scope.value}'.",
+            f"This requires a key with scope '{required.value}'; yours has '{identity.scope.value}'.",
             hint=f"Use a key with scope '{required.value}', or ask an admin of your tenant for one.",
         )
     return Caller(service, identity.tenant_id, identity.scope, identity.limits, audit)
@@ -89,11 +89,11 @@ async def _authenticate(request: Request, service: AppState) -> Identity:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Unauthorized(
-            "This service asks for an API key.", hint="Send the header 'Authorization: Bearer rb_…'."
+            "This service requires an API key.", hint="Send the header 'Authorization: Bearer rb_…'."
         )
     identity = await service.key_cache.identify(service.store, key.strip())
     if identity is None:
-        raise Unauthorized("This API key is not valid.", hint="Make one with 'rebase keys create'.")
+        raise Unauthorized("This API key is not valid.", hint="Create one with 'rebase keys create'.")
     require_active_key(identity, service.store.clock())
     return identity
 
@@ -119,8 +119,8 @@ async def _count_request(request: Request, service: AppState, identity: Identity
     state["headers"] = build_rate_limit_headers(result)
     if not result.allowed:
         raise RateLimited(
-            f"This tenant may make {limit} requests a minute.",
-            hint="Slow down; Retry-After says how long to wait.",
+            f"This tenant is limited to {limit} requests per minute.",
+            hint="Send fewer requests; Retry-After says how long to wait.",
             retry_after_s=result.retry_after_s,
         )
 

@@ -63,6 +63,14 @@ def _load_tenant_limits(store: Store, tenant: str) -> Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class EventIntervals:
+    """Seconds between an event stream's looks at its job, and at the key that opened it."""
+
+    poll_s: float = 0.5
+    key_check_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class AppState:
     """Everything an endpoint may use."""
 
@@ -74,6 +82,7 @@ class AppState:
     group_committer: GroupCommitter
     key_cache: KeyCache = field(default_factory=KeyCache)
     limits_cache: LimitsCache = field(default_factory=LimitsCache)
+    event_intervals: EventIntervals = EventIntervals()
     rate_limiter: RateLimiter = field(default_factory=LocalRateLimiter)
     denial_throttle: Throttle = field(default_factory=lambda: Throttle(60.0))
 

@@ -21,7 +21,7 @@ class ReleaseMetrics(Collector):
         self._store = store
         self._deliveries = Counter(
             "rebase_webhook_deliveries",
-            "Webhooks that were answered, by outcome.",
+            "Hub webhooks handled, by outcome.",
             ["outcome"],
             registry=registry,
         )
@@ -43,7 +43,7 @@ class ReleaseMetrics(Collector):
             return
         releases = GaugeMetricFamily(
             "rebase_releases_seen",
-            "Releases that some subscription meant, by how they were found.",
+            "Releases that matched a subscription, by how they were found.",
             labels=["by"],
         )
         for source, count in release_counts.items():
@@ -66,13 +66,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "rebase_http_requests",
-            "Answered requests.",
+            "Requests handled.",
             ["method", "route", "status"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             "rebase_http_request_seconds",
-            "Time from first byte in to last byte out.",
+            "Time from the first byte of the request to the last byte of the response.",
             ["route"],
             buckets=_BUCKETS,
             registry=self.registry,
@@ -99,9 +99,11 @@ class _JobCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """Current values; those from the database are left out while it is unavailable."""
         state = self._scheduler.state
-        yield CounterMetricFamily("rebase_bells_rung", "Bells given to the broker.", value=state.notified)
         yield CounterMetricFamily(
-            "rebase_keeper_failures", "Steps of relay and sweep that failed.", value=state.failures
+            "rebase_bells_rung", ("Job notifications sent to the broker."), value=state.notified
+        )
+        yield CounterMetricFamily(
+            "rebase_keeper_failures", "Scheduler steps that failed.", value=state.failures
         )
         try:
             pending, active = (
@@ -110,8 +112,10 @@ class _JobCollector(Collector):
             )
         except Busy:
             return
-        yield GaugeMetricFamily("rebase_outbox_rows", "Bells that still have to be rung.", value=pending)
-        jobs = GaugeMetricFamily("rebase_jobs_active", "Jobs that are not done, by state.", labels=["state"])
+        yield GaugeMetricFamily(
+            "rebase_outbox_rows", ("Job notifications waiting in the outbox."), value=pending
+        )
+        jobs = GaugeMetricFamily("rebase_jobs_active", "Maximum unfinished jobs, by state.", labels=["state"])
         for name, count in active.items():
             jobs.add_metric([name.value], count)
         yield jobs
@@ -132,7 +136,7 @@ class _CallbackCollector(Collector):
         except Busy:
             return
         deliveries = GaugeMetricFamily(
-            "rebase_callback_deliveries", "Callbacks that are kept, by state.", labels=["state"]
+            "rebase_callback_deliveries", "Stored callbacks, by state.", labels=["state"]
         )
         for name, count in counts.by_state.items():
             deliveries.add_metric([name.value], count)
@@ -141,6 +145,6 @@ class _CallbackCollector(Collector):
         age = (self._repository.clock() - oldest).total_seconds() if oldest is not None else 0.0
         yield GaugeMetricFamily(
             "rebase_callback_oldest_pending_seconds",
-            "Age of the oldest callback that is still to be delivered; 0 when none is.",
+            "Age of the oldest callback waiting for delivery; 0 if there is none.",
             value=max(0.0, age),
         )

@@ -59,13 +59,13 @@ class RequestMiddleware:
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if self.local_only and not is_local_request(scope, headers):
             await self._build_refusal(
-                scope, "loopback_only", "Without API keys, only this machine may call."
+                scope, "loopback_only", "Without API keys, only requests from this machine are allowed."
             )(scope, receive, send)
             return
         if "content-length" in headers or "transfer-encoding" in headers:
             body = await self._read_body(headers, receive)
             if body is None:
-                detail = f"A request body may hold {self.max_body_bytes} bytes."
+                detail = f"A request body may have at most {self.max_body_bytes} bytes."
                 await self._build_refusal(scope, "body_too_large", detail)(scope, receive, send)
                 return
             receive = _replay(body, receive)

@@ -48,7 +48,7 @@ _HEADERS_BY_CODE: dict[str, dict[str, str]] = {
 }
 # Statuses that the framework itself may return, with our code.
 _CODE_BY_STATUS = {400: "malformed_body", 404: "not_found", 405: "method_not_allowed"}
-_INTERNAL_ERROR_DETAIL = "Something unforeseen went wrong; the log holds the cause under this request's id."
+_INTERNAL_ERROR_DETAIL = "An unexpected error occurred; the cause is in the log under this request's id."
 
 
 def build_problem_response(
@@ -140,7 +140,7 @@ async def on_invalid_request(request: Request, exc: Exception) -> Response:
             request_id=_get_request_id(request),
         )
     errors = to_field_errors(raw_errors, exc.body)
-    detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} fields do not fit."
+    detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} fields are invalid."
     return build_problem_response(
         "request_invalid", detail, errors=errors, request_id=_get_request_id(request)
     )

@@ -8,7 +8,7 @@ import signal
 import structlog
 
 # Fixtures that tests of several folders share.
-pytest_plugins = ["support.databases", "support.commands"]
+pytest_plugins = ["support.databases", "support.commands", "support.worker_harness"]
 
 # Before torch is imported, here and in programs that tests start. Tests run side by side; two threads that
 # wait for each other on a busy core took four times as long as one. Sums come in one order on every machine.

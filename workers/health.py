@@ -19,15 +19,15 @@ def get_alive_file(settings: Settings) -> Path:
     return settings.resolved_work_dir / "worker.alive"
 
 
-def keep_alive(settings: Settings, stop: threading.Event) -> None:
-    """Touch the file until `stop`, then remove it. While that fails, for example on a full disk, the worker
-    counts as dead."""
+def keep_alive(settings: Settings, stop: threading.Event, interval_s: float = _TOUCH_INTERVAL_S) -> None:
+    """Touch the file every `interval_s` seconds until `stop`, then remove it. While that fails, for example
+    on a full disk, the worker counts as dead."""
     path = get_alive_file(settings)
     while True:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        if stop.wait(_TOUCH_INTERVAL_S):
+        if stop.wait(interval_s):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return

@@ -73,7 +73,7 @@ def evaluate_release(hub: Hub, info: RepoInfo, subscription: SubscriptionRecord)
         missing = _find_missing_file(hub, info)
         if missing is not None:
             incomplete = GuardViolation(
-                code="incomplete", message=f"The repo holds no {missing} yet; a push may bring it."
+                code="incomplete", message=f"The repo has no {missing} yet; a later push may add it."
             )
             return Decision(CampaignDbState.WAITING, sha, [incomplete.model_dump()])
         facts = collect_facts(hub, info)
@@ -87,7 +87,7 @@ def evaluate_release(hub: Hub, info: RepoInfo, subscription: SubscriptionRecord)
         return _build_refusal(sha, guard_violations, facts)
     outputs, left_out = plan_outputs(hub, spec, info.repo.repo_id)
     if not outputs:
-        no_outputs = GuardViolation(code="no_outputs", message="No adapter has a place to go.")
+        no_outputs = GuardViolation(code="no_outputs", message="No adapter has a valid output.")
         return _build_refusal(sha, [no_outputs], facts, left_out)
     return Decision(CampaignDbState.OPEN, sha, [], facts.model_dump(mode="json"), outputs, left_out)
 
@@ -127,11 +127,11 @@ def plan_outputs(
             violation = GuardViolation(code="output_name", message=exc.message)
         if violation is None and name.casefold() in {output.casefold() for output in outputs.values()}:
             violation = GuardViolation(
-                code="output_name", message=f"'{name}' is another adapter's output already."
+                code="output_name", message=f"'{name}' is already another adapter's output."
             )
         if violation is None and len(outputs) >= spec.guards.max_jobs:
             violation = GuardViolation(
-                code="max_jobs", message=f"The budget is {spec.guards.max_jobs} jobs per release."
+                code="max_jobs", message=f"The limit is {spec.guards.max_jobs} jobs per release."
             )
         if violation is None:
             outputs[position] = name

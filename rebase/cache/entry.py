@@ -80,13 +80,13 @@ def read_entry(stream: BinaryIO, size: int, key: Key) -> CacheEntry:
         numbers = {name: float(number) for name, number in meta["numbers"].items()}
         digest = str(meta["sha256"])
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
-        raise CorruptEntryError("header without the expected fields") from exc
+        raise CorruptEntryError("header lacks the expected fields") from exc
     if header != _render_header(key, shapes, numbers, digest):
-        raise CorruptEntryError("header of another entry, or damaged")
+        raise CorruptEntryError("header belongs to another entry or is damaged")
     _check_shapes(key, shapes, numbers, size - len(header))
     entry = CacheEntry({name: _read_tensor(stream, shapes[name]) for name in sorted(shapes)}, numbers)
     if stream.read(1):
-        raise CorruptEntryError("longer than it says")
+        raise CorruptEntryError("longer than its header says")
     if _compute_digest(_render_header(key, shapes, numbers, ""), entry.sorted_tensors) != digest:
         raise CorruptEntryError("contents differ from their digest")
     return entry
@@ -120,7 +120,7 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
     prefix = stream.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
-        raise CorruptEntryError("no header, or one of absurd length")
+        raise CorruptEntryError("no header, or one of unreasonable length")
     text = stream.read(length)
     try:
         fields = json.loads(text)
@@ -134,9 +134,9 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
 def _check_shapes(key: Key, shapes: Shapes, numbers: Mapping[str, float], data_bytes: int) -> None:
     """Check before allocating anything that the shapes fit the key and add up to the file's size."""
     if any(n < 1 for shape in shapes.values() for n in shape) or not key.fits(shapes, numbers):
-        raise CorruptEntryError("shapes that this key cannot have")
+        raise CorruptEntryError("shapes do not match this key")
     if 4 * sum(map(math.prod, shapes.values())) != data_bytes:
-        raise CorruptEntryError("shapes do not fit the size")
+        raise CorruptEntryError("shapes do not match the size")
 
 
 def _read_tensor(stream: BinaryIO, shape: tuple[int, ...]) -> Tensor:

@@ -17,9 +17,9 @@ from rebase.store.deployment import database_errors, migrate_database, open_stor
 
 
 def show_audit_log(
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose log.")] = "default",
-    limit: Annotated[int, typer.Option("--limit", help="So many lines, the newest first.")] = 50,
-    before: Annotated[int | None, typer.Option("--before", help="Only lines with smaller ids.")] = None,
+    tenant: Annotated[str, typer.Option("--tenant", help="The tenant whose log to show.")] = "default",
+    limit: Annotated[int, typer.Option("--limit", help="Number of entries to show, newest first.")] = 50,
+    before: Annotated[int | None, typer.Option("--before", help="Only entries with smaller ids.")] = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Show a tenant's audit log."""
@@ -35,7 +35,7 @@ def show_audit_log(
         at = str(line.at)[:19]
         cells = (line.key_id or "command line", line.action, line.object, line.outcome)
         table.add_row(*map(Text, (str(line.id), at, *cells, line.request_id or "", line.client or "")))
-    out.show(table if lines else "No lines.")
+    out.show(table if lines else "No entries.")
     return Exit.DONE
 
 
@@ -50,7 +50,7 @@ def print_new_key(as_json: options.AsJson = False) -> int:
     out, new_key = Output(as_json=as_json), generate_key()
     out.write_json({"key": new_key})
     out.show(new_key)
-    out.note("Set REBASE_SECRET_KEYS to it, for the API and every worker. To rotate: NEW,OLD.")
+    out.note("Set REBASE_SECRET_KEYS to it for the API and every worker. To rotate keys, set NEW,OLD.")
     return Exit.DONE
 
 
@@ -63,7 +63,7 @@ def rotate_keys(as_json: options.AsJson = False) -> int:
     with database_errors():
         count = rotate_encryption(open_store(settings).db, Vault.from_settings(settings))
     out.write_json({"resealed": count})
-    out.show(f"{count} secret(s) are under the newest key now.")
+    out.show(f"{count} secret(s) are now encrypted with the newest key.")
     return Exit.DONE
 
 

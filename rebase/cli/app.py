@@ -39,7 +39,7 @@ from rebase.settings import Settings
 
 app = typer.Typer(
     name="rebase",
-    help="Move a LoRA adapter onto a new base model, with evidence.",
+    help="Transfer a LoRA adapter to a new base model, with evidence that it works.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 incompatible, 4 service not reachable.",
     no_args_is_help=True,
     add_completion=False,
@@ -77,10 +77,13 @@ def _print_version(requested: bool) -> None:
 @app.callback()
 def _root(
     _debug: Annotated[
-        bool, typer.Option("--debug", help="Show the cause of an unforeseen error. Works in any place.")
+        bool,
+        typer.Option(
+            "--debug", help=("Show the cause of an unexpected error; accepted anywhere on the command line.")
+        ),
     ] = False,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -136,7 +139,7 @@ def _report_usage_error(exc: TyperException, output: Output) -> int:
 
 def _build_internal_error(debug: bool) -> PublicError:
     """One sentence for the user; the traceback goes to the log, unless it has been shown."""
-    sentence = "Something unforeseen went wrong"
+    sentence = "An unexpected error occurred"
     if debug:
         return PublicError(code=InternalError.code, message=f"{sentence}; the cause is shown above.")
     try:

@@ -19,7 +19,7 @@ from rebase.settings import Settings
 if TYPE_CHECKING:
     from rebase.cache.factor_cache import FactorCache
 
-commands = typer.Typer(help="Look at the factor cache on disk, or shrink it.", no_args_is_help=True)
+commands = typer.Typer(help="Inspect or shrink the factor cache on disk.", no_args_is_help=True)
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

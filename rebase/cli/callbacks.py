@@ -19,21 +19,26 @@ from rebase.errors import StateConflict
 from rebase.schemas.callbacks import DeliveryState
 
 commands = typer.Typer(
-    help="Signed messages to a URL when a job ends: secrets, deliveries, replay.", no_args_is_help=True
+    help="Signed callbacks when a job ends: secrets, deliveries, replay.", no_args_is_help=True
 )
 
-DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="The delivery's id, its webhook-id.")]
+DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="The delivery's id (its webhook-id).")]
 _STYLES = {"delivered": "green", "failed": "red", "stopped": "yellow"}
 
 
 @commands.command("secret")
 def show_secret(
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Replace the secret; the one before signs along for a while.")
+        bool, typer.Option("--rotate", help="Replace the secret; the previous one keeps signing for a while.")
     ] = False,
     overlap_s: Annotated[
         int | None,
-        typer.Option("--overlap", min=0, metavar="SECONDS", help="For so long; 0 ends it at once."),
+        typer.Option(
+            "--overlap",
+            min=0,
+            metavar="SECONDS",
+            help=("How long the previous secret keeps signing; 0 retires it at once."),
+        ),
     ] = None,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
@@ -43,9 +48,9 @@ def show_secret(
     with open_client(url) as client:
         if not rotate and (existing := client.list_signing_secrets()):
             raise StateConflict(
-                f"There is a signing secret already, made on {_format_time(existing[0].created_at)} UTC; "
-                "it cannot be shown again.",
-                hint="--rotate makes a new one.",
+                f"There is already a signing secret, created on {_format_time(existing[0].created_at)} "
+                "UTC; it cannot be shown again.",
+                hint="--rotate creates a new one.",
             )
         new_secret = client.rotate_signing_secret(overlap_s=overlap_s)
         older = client.list_signing_secrets()[1:]
@@ -53,7 +58,7 @@ def show_secret(
         {**new_secret.model_dump(mode="json"), "older": [one.model_dump(mode="json") for one in older]}
     )
     out.show(str(new_secret.secret))
-    out.note("Keep it now; it cannot be shown again. Receivers verify signatures with it.")
+    out.note("Save it now; it cannot be shown again. Receivers verify signatures with it.")
     for line in _describe_older(older):
         out.note(line)
     return Exit.DONE
@@ -64,8 +69,10 @@ def ls(
     state: Annotated[
         DeliveryState | None, typer.Option("--state", help="Only deliveries in this state.")
     ] = None,
-    job: Annotated[str | None, typer.Option("--job", metavar="ID", help="Only of this job.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="ID", help=("Only deliveries of this job."))
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number to list, newest first.")] = 20,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
@@ -81,7 +88,7 @@ def ls(
     if not deliveries:
         out.show("No deliveries.")
         return Exit.DONE
-    table = make_id_table("event", "state", "attempts", "last answer", "url", "created (UTC)")
+    table = make_id_table("event", "state", "attempts", "last response", "url", "created (UTC)")
     for one in deliveries:
         cells = (
             one.event,
@@ -121,7 +128,7 @@ def replay(
         delivery = client.replay_delivery(delivery_id)
     out.write_json(delivery.model_dump(mode="json"))
     out.show(*_format_delivery(delivery))
-    out.note(f"Look at it again: rebase callbacks show {delivery.id}")
+    out.note(f"Check it again: rebase callbacks show {delivery.id}")
     return Exit.DONE
 
 
@@ -148,7 +155,8 @@ def _format_last_attempt(delivery: Delivery) -> str:
 
 def _describe_older(secrets: list[SigningSecret]) -> list[str]:
     return [
-        f"The one of {_format_time(one.created_at)} signs along until {_format_time(one.retires_at)} UTC."
+        f"The secret of {_format_time(one.created_at)} keeps signing until {_format_time(one.retires_at)} "
+        "UTC."
         for one in secrets
     ]
 

@@ -23,7 +23,7 @@ from rebase.client.models import Campaign, CampaignReport
 from rebase.errors import CommandFailed
 from rebase.schemas.states import CampaignState
 
-commands = typer.Typer(help="What subscriptions made of releases.", no_args_is_help=True)
+commands = typer.Typer(help="The conversions that subscriptions start for a release.", no_args_is_help=True)
 
 CampaignId = Annotated[str, typer.Argument(metavar="ID", help="The campaign's id.")]
 CampaignIdOrNewest = Annotated[
@@ -36,12 +36,14 @@ _OUTCOME_STYLES = {"moved": "green", "passed": "green", "retrain": "red", "faile
 
 @commands.command("ls")
 def ls(
-    state: Annotated[CampaignState | None, typer.Option("--state", help="Only in this state.")] = None,
-    subscription: Annotated[
-        str | None, typer.Option("--subscription", metavar="ID", help="Only of this subscription.")
+    state: Annotated[
+        CampaignState | None, typer.Option("--state", help=("Only campaigns in this state."))
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until there is one.")] = False,
+    subscription: Annotated[
+        str | None, typer.Option("--subscription", metavar="ID", help="Only campaigns of this subscription.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number to list, newest first.")] = 20,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until there is a campaign.")] = False,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
@@ -71,7 +73,7 @@ def ls(
 def show(
     campaign_id: CampaignIdOrNewest = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Follow it until nothing more happens by itself.")
+        bool, typer.Option("--watch", help="Follow it until it needs no further work or waits for approval.")
     ] = False,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
@@ -94,7 +96,7 @@ def show(
 def report(
     campaign_id: CampaignIdOrNewest = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page to read.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as an HTML file.")
     ] = None,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,

@@ -25,20 +25,21 @@ def command(
     evaluate: options.EvaluateFile = None,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output", metavar="REPO", help="Where to publish; default: <adapter>--<target>, private."
-        ),
+        typer.Option("--output", metavar="REPO", help="Output repo; default: <adapter>--<target>, private."),
     ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option("--idempotency-key", metavar="KEY", help="The same key gives the same job.")
+        str | None,
+        typer.Option(
+            "--idempotency-key", metavar="KEY", help=("Idempotency key: the same key returns the same job.")
+        ),
     ] = None,
     hub_token_env: Annotated[
         str | None,
         typer.Option(
-            "--hub-token-env", metavar="NAME", help="Variable with a Hub token that this job alone is to use."
+            "--hub-token-env", metavar="NAME", help="Environment variable with a Hub token for this job only."
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job until it ends.")] = False,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
@@ -55,7 +56,7 @@ def command(
     )
     token = os.environ.get(hub_token_env) if hub_token_env is not None else None
     if hub_token_env is not None and not token:
-        raise RequestInvalid(f"The variable {hub_token_env} holds no token.")
+        raise RequestInvalid(f"The variable {hub_token_env} contains no token.")
     with open_client(url) as client:
         job = client.convert(request, idempotency_key=idempotency_key, hub_token=token)
         if wait:

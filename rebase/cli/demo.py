@@ -53,7 +53,9 @@ class Losses:
 def run_demo(config: StackConfig, examples: Path, out: Output) -> bool:
     """Run the demo on a running stack. True if every result is as expected."""
     with RebaseClient(config.url) as client:
-        out.show("", f"1. Move {Story.ADAPTER} from {Story.SOURCE} to its new release {Story.NEW_RELEASE}")
+        out.show(
+            "", (f"1. Transfer {Story.ADAPTER} from {Story.SOURCE} to its new release {Story.NEW_RELEASE}")
+        )
         request = build_request(adapter=Story.ADAPTER, target=Story.NEW_RELEASE)
         conversion = follow_job(client, client.convert(request), out)
         out.show(*format_job(conversion))
@@ -65,7 +67,7 @@ def run_demo(config: StackConfig, examples: Path, out: Output) -> bool:
         out.show("", build_diagnostics_table(client.get_diagnostics(conversion.id)))
         is_improvement = _check_improvement(config, examples, conversion, out)
 
-        out.show("", f"2. Ask about {Story.OTHER_FAMILY}: another architecture, width, depth and tokenizer")
+        out.show("", f"2. Pre-check {Story.OTHER_FAMILY}: another architecture, width, depth and tokenizer")
         precheck = follow_job(
             client, client.precheck(build_request(adapter=Story.ADAPTER, target=Story.OTHER_FAMILY)), out
         )
@@ -74,7 +76,7 @@ def run_demo(config: StackConfig, examples: Path, out: Output) -> bool:
             (precheck.result or {}).get("reasons")
         )
         if not is_doubted:
-            out.note("The pre-check was expected to doubt this pair and say why.", style="bold red")
+            out.note("The pre-check was expected to doubt this pair and give reasons.", style="bold red")
         return is_improvement and is_doubted
 
 
@@ -89,11 +91,11 @@ def _check_improvement(config: StackConfig, examples: Path, conversion: Job, out
     losses = measure_losses(config, examples, folder)
     table = Table("", "loss", box=None, pad_edge=False, show_header=False)
     table.add_row(f"{Story.NEW_RELEASE} alone", f"{losses.target_alone:.3f}")
-    table.add_row(f"{Story.NEW_RELEASE} + moved adapter", f"{losses.target_with_moved:.3f}")
+    table.add_row(f"{Story.NEW_RELEASE} + transferred adapter", f"{losses.target_with_moved:.3f}")
     table.add_row(f"{Story.SOURCE} + its own adapter", f"{losses.source_with_adapter:.3f}")
     out.show(table)
     if losses.target_with_moved >= losses.target_alone:
-        out.note("The moved adapter does not help the new release.", style="bold red")
+        out.note("The transferred adapter does not improve the new release.", style="bold red")
         return False
     return True
 
@@ -101,7 +103,7 @@ def _check_improvement(config: StackConfig, examples: Path, conversion: Job, out
 def measure_losses(config: StackConfig, examples: Path, transferred_adapter: Path) -> Losses:
     """Evaluate the three combinations with `examples/evaluate.py` of the checkout. Loads torch."""
     if config.hub is None:
-        raise ValueError("the demo runs on a local hub folder")
+        raise ValueError("the demo requires a local hub folder")
     sys.path.insert(0, str(examples.parent))
     held_out_loss: Callable[..., Any] = importlib.import_module("examples.evaluate").held_out_loss
     importlib.import_module("transformers").logging.disable_progress_bar()
@@ -132,7 +134,7 @@ def command(
     out = Output()
     examples = find_examples_folder()
     if examples is None:
-        raise CommandFailed("The demo reads the examples of a checkout; this installation has none.")
+        raise CommandFailed("The demo needs the examples of a source checkout; this installation has none.")
     settings = Settings(home=home) if home is not None else Settings()
     # Without --serve the demo is a check, so it must not interfere with a stack that is in use.
     folder = settings.resolved_home if serve or home is not None else settings.resolved_home / "demo"

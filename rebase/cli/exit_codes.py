@@ -31,7 +31,10 @@ _EXIT_BY_CODE: dict[str, Exit] = {
     "nothing_better": Exit.INCOMPATIBLE,
     "service_unreachable": Exit.UNREACHABLE,
 }
-_KEY_HINT = "Set REBASE_API_KEY to a key of this service; `rebase keys create` on its side makes one."
+_KEY_HINT = (
+    "Set REBASE_API_KEY to a key of this service; `rebase keys create`, run where the service runs, "
+    "creates one."
+)
 
 
 def exit_for_code(code: str) -> Exit:
@@ -61,5 +64,5 @@ def _build_setting_error(exc: ValidationError) -> PublicError:
     return PublicError(
         code="setting_invalid",
         message=f"REBASE_{name.upper()}: {first['msg']}",
-        hint="Settings come from the environment and from a .env file where the command runs.",
+        hint="Settings come from the environment and from a .env file in the working directory.",
     )

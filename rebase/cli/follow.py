@@ -29,7 +29,9 @@ def follow_job(client: RebaseClient, job: Job, output: Output) -> Job:
                 progress.finish()
             return finished_job
     except KeyboardInterrupt:
-        output.note(f"Job {job.id} goes on. Look: rebase status {job.id}   Stop it: rebase cancel {job.id}")
+        output.note(
+            f"Job {job.id} keeps running. Status: rebase status {job.id}   Stop it: rebase cancel {job.id}"
+        )
         raise
 
 

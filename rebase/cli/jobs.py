@@ -24,9 +24,9 @@ from rebase.client.models import Job
 
 def status(
     job_id: options.JobId,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job until it ends.")] = False,
     diagnostics: Annotated[
-        bool, typer.Option("--diagnostics", help="Also show what was measured, site by site.")
+        bool, typer.Option("--diagnostics", help="Also show the measurements of each site.")
     ] = False,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
@@ -52,10 +52,12 @@ def status(
 def list_jobs(
     state: Annotated[str | None, typer.Option("--state", help="Only jobs in this state.")] = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", metavar="REPO", help="Only of this adapter.")
+        str | None, typer.Option("--adapter", metavar="REPO", help="Only jobs of this adapter.")
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", metavar="REPO", help="Only to this base.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="REPO", help="Only jobs to this base.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number to list, newest first.")] = 20,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:

@@ -32,11 +32,14 @@ KeyId = Annotated[str, typer.Argument(metavar="ID")]
 @commands.command("create")
 def create(
     tenant: Annotated[
-        str, typer.Option("--tenant", help="Whose jobs the key may see; made when it is new.")
+        str, typer.Option("--tenant", help="Tenant of the key, created if it is new.")
     ] = "default",
-    name: Annotated[str, typer.Option("--name", help="For you, to tell keys apart.")] = "key",
+    name: Annotated[str, typer.Option("--name", help="A name to distinguish keys.")] = "key",
     scope: Annotated[
-        Scope, typer.Option("--scope", help="read: look; convert: also submit; admin: also keys and tokens.")
+        Scope,
+        typer.Option(
+            "--scope", help=("read: view; convert: also submit; admin: also manage keys and tokens.")
+        ),
     ] = Scope.CONVERT,
     expires_in: Annotated[
         str | None, typer.Option("--expires-in", metavar="TIME", help="e.g. 90d, 12h; default: never.")
@@ -59,7 +62,7 @@ def create(
 def rotate(
     key_id: KeyId,
     overlap: Annotated[
-        str, typer.Option("--overlap", metavar="TIME", help="How long the old key goes on working.")
+        str, typer.Option("--overlap", metavar="TIME", help="How long the old key keeps working.")
     ] = "24h",
     as_json: options.AsJson = False,
 ) -> int:
@@ -79,7 +82,7 @@ def rotate(
 
 @commands.command("ls")
 def ls(
-    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only keys of this tenant.")] = None,
     as_json: options.AsJson = False,
 ) -> int:
     """List keys by name and prefix."""
@@ -118,7 +121,7 @@ def _show_new_key(out: Output, new_key: NewKey) -> None:
     del document["tenant_id"]
     out.write_json(document)
     out.show(new_key.key)
-    out.note("Keep it now; it cannot be shown again. Clients read it from REBASE_API_KEY.")
+    out.note("Save it now; it cannot be shown again. Clients read it from REBASE_API_KEY.")
 
 
 def _format_row(key: KeyRecord) -> tuple[str, ...]:
@@ -142,5 +145,5 @@ def parse_duration(text: str) -> timedelta:
     """Parse `90d`, `12h` or `30m`. Raises RequestInvalid."""
     match = _DURATION_PATTERN.fullmatch(text.strip())
     if match is None:
-        raise RequestInvalid(f"'{text}' is not a length of time.", hint="Examples: 90d, 12h, 30m")
+        raise RequestInvalid(f"'{text}' is not a duration.", hint="Examples: 90d, 12h, 30m")
     return timedelta(**{_DURATION_UNITS[match[2]]: int(match[1])})

@@ -32,7 +32,7 @@ def command(
     if selected is None:
         names = ", ".join(entry["name"] for entry in entries)
         raise RequestInvalid(
-            f"No method is called '{name}'.", hint=f"Methods: {names}", pointer="/method/name"
+            f"There is no method '{name}'.", hint=f"Methods: {names}", pointer="/method/name"
         )
     out.write_json(selected)
     out.show(f"{selected['name']}: {selected['summary']}", _build_parameters_table(selected["parameters"]))

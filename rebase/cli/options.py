@@ -13,11 +13,13 @@ Adapter = Annotated[
         metavar="ADAPTER", help="The adapter: owner/name[@revision][:subfolder], or its address on the Hub."
     ),
 ]
-Target = Annotated[str, typer.Option("--target", metavar="REPO", help="The base model to move it to.")]
+Target = Annotated[str, typer.Option("--target", metavar="REPO", help="The base model to transfer it to.")]
 Source = Annotated[
     str | None,
     typer.Option(
-        "--source", metavar="REPO", help="The base it was trained on; default: what the adapter names."
+        "--source",
+        metavar="REPO",
+        help=("The base it was trained on; default: the base that the adapter names."),
     ),
 ]
 Method = Annotated[
@@ -28,10 +30,10 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A parameter of the method, or with a dotted key of the request: --set output.max_rank=16.",
+        help="A method parameter, or a request field with a dotted key: --set output.max_rank=16.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Url = Annotated[
     str, typer.Option("--url", envvar="REBASE_URL", metavar="URL", help="Address of the service.")
 ]
@@ -46,8 +48,10 @@ PoolFile = Annotated[
     typer.Option(
         "--pool",
         metavar="FILE.json",
-        help="Anchors to predict from, as for `rebase pools add`; here folders are allowed, and the two "
-        "bases may be left out.",
+        help=(
+            "Anchors to predict from, as for `rebase pools add`; folders are also allowed, and the two "
+            "bases may be omitted."
+        ),
     ),
 ]
 
@@ -56,8 +60,10 @@ EvaluateFile = Annotated[
     typer.Option(
         "--evaluate",
         metavar="FILE",
-        help="Measure the moved adapter: .jsonl with an example a line, or .json with all of `evaluate`; "
-        "see docs/evaluation.md.",
+        help=(
+            "Evaluate the transferred adapter: .jsonl with one example per line, or .json with the whole "
+            "`evaluate` object; see docs/evaluation.md."
+        ),
     ),
 ]
 
@@ -66,8 +72,10 @@ CorpusFile = Annotated[
     typer.Option(
         "--corpus",
         metavar="FILE",
-        help="Text that both bases read: plain, with empty lines between documents, or .jsonl with a `text` "
-        "field; default: the bundled one.",
+        help=(
+            "Text to run both bases on: plain, with empty lines between documents, or .jsonl with a `text` "
+            "field; default: the bundled text."
+        ),
     ),
 ]
 

@@ -35,9 +35,12 @@ def add(
         str, typer.Argument(metavar="FILE.json", help="The body of POST /anchor-pools; - is standard input.")
     ],
     idempotency_key: Annotated[
-        str | None, typer.Option("--idempotency-key", metavar="KEY", help="The same key gives the same pool.")
+        str | None,
+        typer.Option(
+            "--idempotency-key", metavar="KEY", help=("Idempotency key: the same key returns the same pool.")
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the validation to its end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the validation until it ends.")] = False,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
@@ -60,10 +63,12 @@ def add(
 @commands.command("ls")
 def ls(
     source: Annotated[
-        str | None, typer.Option("--source", metavar="REPO", help="Only from this base.")
+        str | None, typer.Option("--source", metavar="REPO", help="Only pools from this base.")
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", metavar="REPO", help="Only to this base.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="REPO", help="Only pools to this base.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number to list, newest first.")] = 20,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:

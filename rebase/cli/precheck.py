@@ -23,7 +23,9 @@ def command(
     source: options.Source = None,
     method: options.Method = None,
     settings: options.Settings = None,
-    local: Annotated[bool, typer.Option("--local", help="Here, without a service; folders allowed.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help=("Run locally without a service; folders are allowed."))
+    ] = False,
     hub: HubFolderOption = None,
     pool: options.PoolFile = None,
     corpus: options.CorpusFile = None,
@@ -37,19 +39,21 @@ def command(
         check_precheck_request(request)
         evidence = run_locally(request, "precheck", folders, hub, out, pools=pools, corpus=corpus)
         result = evidence.precheck
-        out.write_json(result.model_dump(mode="json"))
+        lost = {"not_carried": evidence.not_carried, "warnings": evidence.warnings}
+        out.write_json(result.model_dump(mode="json") | lost)
         out.show(*format_verdict(result.verdict, [reason.message for reason in result.reasons]))
+        out.show(*[f"- {line}" for line in evidence.warnings])
         out.show(*format_layers(evidence.model_dump(mode="json")["layer_map"]))
         return Exit.INCOMPATIBLE if result.verdict == "incompatible" else Exit.DONE
     if pool is not None:
         raise RequestInvalid(
-            "--pool is for --local: a service knows the pools that were registered with it.",
-            hint="Register it with `rebase pools add` and name it with --set pool=ID.",
+            "--pool requires --local: a service only knows the pools that were registered with it.",
+            hint="Register it with `rebase pools add` and select it with --set pool=ID.",
         )
     if corpus is not None:
         raise RequestInvalid(
-            "--corpus is for --local: a service opens no file of its clients.",
-            hint="Leave it out; the service reads the bundled text.",
+            "--corpus requires --local: a service does not open its clients' files.",
+            hint="Leave it out; the service uses the bundled text.",
         )
     request = build_request(
         adapter=adapter, target=target, source=source, method=method, settings=settings or ()

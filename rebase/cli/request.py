@@ -48,7 +48,7 @@ def parse_settings(settings: Iterable[str], objects: Sequence[str] = _REQUEST_FI
         elif parts[0] not in objects:
             raise RequestInvalid(
                 f"--set {key}: the request has no object '{parts[0]}'; it has {', '.join(objects)}.",
-                hint=f"A nested parameter of the method is written method.{key}",
+                hint=f"Write a nested method parameter as method.{key}",
                 pointer=f"/{parts[0]}",
             )
         _set_nested(tree, parts, parse_value(value))
@@ -61,7 +61,8 @@ def _set_nested(tree: dict[str, Any], parts: list[str], value: Any) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise RequestInvalid(
-                f"--set {'.'.join(parts)}: {'.'.join(parts[:depth])} already has a plain value.",
+                f"--set {'.'.join(parts)}: {'.'.join(parts[:depth])} already has a value that is not an "
+                "object.",
                 pointer="/" + "/".join(parts[:depth]),
             )
     node[parts[-1]] = value

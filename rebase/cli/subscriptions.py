@@ -22,7 +22,9 @@ from rebase.schemas.repos import parse_repo
 from rebase.schemas.subscriptions import SubscriptionRequest, check_subscription_request
 from rebase.schemas.validation import read_evaluation, validate_as
 
-commands = typer.Typer(help="What is converted when a base is released.", no_args_is_help=True)
+commands = typer.Typer(
+    help=("Subscriptions: what to convert when a base model is released."), no_args_is_help=True
+)
 
 SubscriptionId = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.")]
 _REQUEST_FIELDS = tuple(SubscriptionRequest.model_fields)
@@ -31,14 +33,19 @@ _REQUEST_FIELDS = tuple(SubscriptionRequest.model_fields)
 def subscribe(
     bases: Annotated[
         str | None,
-        typer.Argument(metavar="OWNER/PATTERN", help="Bases by name; the name may hold * and ?. Quote it."),
+        typer.Argument(
+            metavar="OWNER/PATTERN", help=("Bases by name; the name may contain * and ?; quote it.")
+        ),
     ] = None,
     successors_of: Annotated[
         str | None,
-        typer.Option("--successors-of", metavar="REPO", help="Instead: this base's later generations."),
+        typer.Option(
+            "--successors-of", metavar="REPO", help=("Instead of a pattern: later generations of this base.")
+        ),
     ] = None,
     adapters: Annotated[
-        list[str] | None, typer.Option("--adapter", metavar="REPO", help="What to convert; may be repeated.")
+        list[str] | None,
+        typer.Option("--adapter", metavar="REPO", help=("Adapter to convert; may be repeated.")),
     ] = None,
     source: options.Source = None,
     method: options.Method = None,
@@ -60,19 +67,21 @@ def subscribe(
         typer.Option("--licence", metavar="NAME", help="Only releases with this licence; may be repeated."),
     ] = None,
     max_jobs: Annotated[
-        int | None, typer.Option("--max-jobs", help="At most this many adapters per release; default: 50.")
+        int | None, typer.Option("--max-jobs", help="Maximum adapters per release; default: 50.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Pre-checks first; `rebase campaigns approve` converts.")
+        bool, typer.Option("--dry-run", help="Only run pre-checks; `rebase campaigns approve` then converts.")
     ] = False,
     on_update: Annotated[
-        bool, typer.Option("--on-update", help="Convert again when a base gets other weights.")
+        bool, typer.Option("--on-update", help="Convert again when the weights of a base change.")
     ] = False,
     since: Annotated[
         str | None,
-        typer.Option("--since", metavar="DATE", help="Bases created since then count; default: from now on."),
+        typer.Option(
+            "--since", metavar="DATE", help=("Include bases created since then; default: from now on.")
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="For you, to tell subscriptions apart.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="A name to distinguish subscriptions.")] = None,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:
@@ -87,7 +96,7 @@ def subscribe(
     body["adapters"] = [parse_repo(adapter, field="adapters") for adapter in adapters or ()]
     if not body["adapters"]:
         raise RequestInvalid(
-            "No adapter is named.", hint="Name some: --adapter owner/name", pointer="/adapters"
+            "No adapter is given.", hint="Add at least one: --adapter owner/name", pointer="/adapters"
         )
     if source is not None:
         merge_field(body, "source", parse_repo(source, field="source"))
@@ -111,7 +120,7 @@ def subscribe(
 
 @commands.command("ls")
 def ls(
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number to list, newest first.")] = 20,
     url: options.Url = options.DEFAULT_URL,
     as_json: options.AsJson = False,
 ) -> int:

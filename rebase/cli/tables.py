@@ -122,10 +122,10 @@ def format_repo(ref: Any) -> str:
 
 
 _MODEL_LABELS = {
-    "moved": "target + moved adapter",
+    "moved": "target + transferred adapter",
     "target": "target alone",
-    "random": "target + random numbers",
-    "pad": "target + copied numbers",
+    "random": "target + random noise",
+    "pad": "target + copied update",
     "oracle": "target + oracle",
     "source_adapter": "source + its adapter",
     "source": "source alone",
@@ -194,7 +194,7 @@ def build_selection_tables(selection: Mapping[str, Any] | None) -> list[Renderab
     adapter_score, target_score = (confirmed[name]["value"] for name in ("score", "target"))
     return [
         table,
-        f"On the other {selection['confirming']}: {adapter_score:.3f}, the target alone {target_score:.3f}.",
+        f"On the other {selection['confirming']}: {adapter_score:.3f}; target alone: {target_score:.3f}.",
     ]
 
 

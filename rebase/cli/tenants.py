@@ -40,7 +40,7 @@ def _parse_limit(text: str) -> int | None:
     if text in keywords:
         return keywords[text]
     if not text.isascii() or not text.isdecimal():
-        raise RequestInvalid(f"'{text}' is no limit.", hint="A number from 1, 'none' or 'default'.")
+        raise RequestInvalid(f"'{text}' is not a limit.", hint="Use an integer from 1, 'none' or 'default'.")
     return int(text)
 
 
@@ -54,9 +54,11 @@ def _make_limit_option(name: str, meaning: str) -> typer.models.OptionInfo:
 @commands.command("set")
 def set_limits(
     tenant: TenantId,
-    max_running: Annotated[str | None, _make_limit_option("--max-running", "Jobs that run at once")] = None,
-    max_queued: Annotated[str | None, _make_limit_option("--max-queued", "Jobs that are not done")] = None,
-    jobs_per_day: Annotated[str | None, _make_limit_option("--jobs-per-day", "Jobs within 24 hours")] = None,
+    max_running: Annotated[str | None, _make_limit_option("--max-running", "Maximum concurrent jobs")] = None,
+    max_queued: Annotated[str | None, _make_limit_option("--max-queued", "Maximum unfinished jobs")] = None,
+    jobs_per_day: Annotated[
+        str | None, _make_limit_option("--jobs-per-day", ("Maximum jobs within 24 hours"))
+    ] = None,
     requests_per_minute: Annotated[
         str | None, _make_limit_option("--requests-per-minute", "Requests")
     ] = None,
@@ -113,7 +115,7 @@ def show(tenant: TenantId, as_json: options.AsJson = False) -> int:
         info = get_tenant(open_store(Settings()), tenant)
     out.write_json(asdict(info))
     out.show(f"{info.id}, since {str(info.created_at)[:19]} UTC")
-    out.show(f"keys {info.keys}, jobs running {info.jobs_running}, jobs not done {info.jobs_open}")
+    out.show(f"keys {info.keys}, jobs running {info.jobs_running}, jobs unfinished {info.jobs_open}")
     out.show(f"Hub token {'stored' if info.hub_token else 'not stored'}")
     for name, number in asdict(info.limits).items():
         mark = " *" if info.own[name] is not None else ""
@@ -140,7 +142,7 @@ def set_token(
     if not token or not token.strip():
         origin = f"The variable {env}" if env is not None else "stdin"
         raise RequestInvalid(
-            f"{origin} holds no token.", hint="For example: rebase tenants token set acme < FILE"
+            f"{origin} contains no token.", hint="For example: rebase tenants token set acme < FILE"
         )
     with database_errors():
         put_tenant_token(
@@ -168,9 +170,12 @@ def remove_token(tenant: TenantId, as_json: options.AsJson = False) -> int:
 @commands.command("delete")
 def delete(
     tenant: TenantId,
-    yes: Annotated[bool, typer.Option("--yes", help="It cannot be undone.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm; this cannot be undone.")] = False,
     data_only: Annotated[
-        bool, typer.Option("--data-only", help="Jobs, pools and secrets; keys, limits and log stay.")
+        bool,
+        typer.Option(
+            "--data-only", help=("Delete only jobs, pools and secrets; keep keys, limits and the audit log.")
+        ),
     ] = False,
     patience: Annotated[
         float,
@@ -184,7 +189,7 @@ def delete(
 
     out, store = Output(as_json=as_json), open_store(Settings())
     if not yes:
-        raise CommandFailed(f"This deletes what belongs to '{tenant}' for good.", hint="Add --yes.")
+        raise CommandFailed(f"This permanently deletes what belongs to '{tenant}'.", hint="Add --yes.")
     with database_errors():
         started_at = time.monotonic()
         if not data_only:
@@ -211,7 +216,8 @@ def _wait_for_jobs(store: Store, tenant: str, out: Output, timeout_s: float) -> 
     while count_open_jobs(store, tenant):
         if time.monotonic() > deadline:
             raise StateConflict(
-                f"Some jobs of '{tenant}' have not stopped after {timeout_s:g} s; they were asked to.",
+                f"Some jobs of '{tenant}' have not stopped after {timeout_s:g} s; they have been asked to "
+                "stop.",
                 hint="Run the command again.",
             )
         time.sleep(_POLL_S)

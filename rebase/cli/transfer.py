@@ -50,7 +50,7 @@ def command(
     ],
     target: options.Target,
     out_dir: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The new adapter; must be new or empty.")
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the new adapter; must be new or empty.")
     ],
     source: options.Source = None,
     method: options.Method = None,
@@ -59,7 +59,7 @@ def command(
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", metavar="FILE.json", help="Also write the evidence here, even of a refusal."
+            "--report", metavar="FILE.json", help="Also write the report here, even if the pair is refused."
         ),
     ] = None,
     pool: options.PoolFile = None,
@@ -72,7 +72,7 @@ def command(
     request, folders, pools = build_local_request(adapter, target, source, method, settings, pool, evaluate)
     if request.output.repo_id is not None:
         raise RequestInvalid(
-            "transfer publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
+            "transfer does not publish: leave out output.repo_id.", pointer="/output/repo_id"
         )
     evidence = run_locally(
         request, "convert", folders, hub, out, pools=pools, corpus=corpus, out_dir=out_dir, report_file=report
@@ -122,8 +122,8 @@ def build_local_request(
     )
     if request.callback is not None:
         raise RequestInvalid(
-            "Nothing here outlives the command, so nobody would send a callback.",
-            hint="Leave 'callback' out, or ask a service: rebase convert.",
+            "`rebase transfer` cannot send callbacks: no service runs after the command ends.",
+            hint="Leave out 'callback', or use a service: rebase convert.",
             pointer="/callback",
         )
     pools = read_local_pool(pool, request, aliases) if pool is not None else NO_ANCHOR_POOLS
@@ -179,7 +179,7 @@ def run_locally(
         except (HubError, MalformedAdapter) as exc:
             if exc.pointer == "/source" and request.source is None:
                 exc.hint = (
-                    "Name the base that the adapter was trained on: --source DIR, or --source owner/name."
+                    "Pass the base that the adapter was trained on: --source DIR, or --source owner/name."
                 )
             raise
         except Rejected:

@@ -19,7 +19,7 @@ from rebase.localstack.stack import Stack, StackConfig, choose_port, find_exampl
 from rebase.settings import Settings
 
 Port = Annotated[
-    int | None, typer.Option("--port", min=0, max=65535, help="Default: 8000. 0 takes any free one.")
+    int | None, typer.Option("--port", min=0, max=65535, help="Default: 8000; 0 chooses a free port.")
 ]
 
 
@@ -34,7 +34,9 @@ def command(
     ] = None,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Use the model Hub (HF_ENDPOINT, REBASE_HUB_TOKEN), no local folder."),
+        typer.Option(
+            "--online", help=("Use the model Hub (HF_ENDPOINT, REBASE_HUB_TOKEN) instead of a local folder.")
+        ),
     ] = False,
 ) -> int:
     """Start API, worker and callback dispatcher: SQLite, disk cache, local hub folder. Ctrl-C stops them."""
@@ -59,7 +61,7 @@ def build_stack_config(
     settings = Settings(home=home) if home is not None else Settings()
     if online and (hub is not None or settings.hub_dir is not None):
         raise CommandFailed(
-            "--online and a local hub folder exclude each other.", hint="Unset REBASE_HUB_DIR."
+            "--online and a local hub folder cannot be combined.", hint="Unset REBASE_HUB_DIR."
         )
     hub_dir = None if online else (hub or settings.hub_dir or settings.resolved_home / "hub").absolute()
     chosen_port = choose_port(settings.host, settings.port if port is None else port)

@@ -39,13 +39,13 @@ def require_empty_folder(out_dir: Path) -> None:
     with _output_folder_errors(out_dir):
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             raise CommandFailed(
-                f"{out_dir} exists and is not an empty folder.", hint="Name a new folder with --out."
+                f"{out_dir} exists and is not an empty folder.", hint="Choose a new folder with --out."
             )
         parent = out_dir.absolute().parent
         while not parent.exists():
             parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise CommandFailed(f"{out_dir} cannot be made: {parent} is no folder that can be written.")
+        raise CommandFailed(f"{out_dir} cannot be created: {parent} is not a writable folder.")
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def _output_folder_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise CommandFailed(
-            f"{folder} cannot be made: {exc.strerror}.", hint="Name a folder in a place that can be written."
+            f"{folder} cannot be created: {exc.strerror}.", hint="Choose a folder in a writable location."
         ) from exc
 
 
@@ -140,7 +140,7 @@ def convert(
     request = _build_request(adapter, target, source, method, evaluate, parameters, aliases)
     if request.output.repo_id is not None:
         raise RequestInvalid(
-            "convert publishes nothing: leave output.repo_id out.", pointer="/output/repo_id"
+            "convert() does not publish: leave out output.repo_id.", pointer="/output/repo_id"
         )
     plan = plan_conversion(request)
     return run_locally(plan, Settings(), aliases.folders, _CallbackReporter(progress), out_dir)

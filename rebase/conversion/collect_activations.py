@@ -34,14 +34,14 @@ def prepare_activations(
             return None  # each candidate prepares its own
         if plan.corpus_file is not None:
             raise RequestInvalid(
-                f"A corpus is given, but {plan.method.name} reads no text.",
-                hint="Ask for precheck.activations=true, or leave --corpus out.",
+                f"A corpus is given, but {plan.method.name} uses no text.",
+                hint="Set precheck.activations=true, or leave out --corpus.",
                 pointer="/corpus",
             )
         if plan.corpus is not None:
             raise RequestInvalid(
-                "A corpus is named, but precheck.activations is false and the method reads no text.",
-                hint="Leave 'corpus' or precheck.activations out.",
+                "A corpus is given, but precheck.activations is false and the method uses no text.",
+                hint="Leave out 'corpus' or precheck.activations.",
                 pointer="/corpus",
             )
         return None
@@ -56,15 +56,16 @@ def prepare_activations(
     )
     if text.num_positions < MIN_POSITIONS:
         raise IncompatiblePair(
-            f"The two tokenizers end a token at the same place only {text.num_positions} times in the corpus "
+            f"The two tokenizers share only {text.num_positions} token boundaries in the corpus "
             f"'{corpus.name}'; {MIN_POSITIONS} are needed.",
-            hint="Give a longer text, or use a method that looks at weights alone.",
+            hint="Use a longer text, or a method that only needs weights.",
             pointer="/corpus",
         )
     if not any(passage.held_out for passage in text.passages):
         raise IncompatiblePair(
-            f"The corpus '{corpus.name}' fills one passage, so no text is held out to measure with.",
-            hint="Give a longer text, or use a method that looks at weights alone.",
+            f"The corpus '{corpus.name}' fills only one passage, so no text is left to hold out for "
+            "measurement.",
+            hint="Use a longer text, or a method that only needs weights.",
             pointer="/corpus",
         )
     collector = ActivationCollector(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from rebase.conversion.plan import ConversionPlan
@@ -13,12 +13,14 @@ from rebase.evidence.inputs import LoadedInputs, PinnedInputs
 from rebase.hub.base import Hub
 from rebase.lora.config import AdapterConfig
 from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import DENSE_MAX_RANK, SourceAdapter
 from rebase.lora.tensors import TensorReader
 from rebase.methods.base import Evidence
 from rebase.methods.base_params import MethodParams
 from rebase.methods.registry import get_method
 from rebase.methods.site_pairing import pair_sites
 from rebase.models.empty_model import build_empty_model
+from rebase.models.expanded_adapter import read_expanded_adapter
 from rebase.models.model_reader import open_model
 from rebase.models.vocabulary import SharedTokens, Vocabulary, find_shared_tokens
 from rebase.models.weights import ModelWeights
@@ -59,7 +61,12 @@ def load_inputs(
         "/target", lambda: build_empty_model(target_config)
     )  # fail now instead of in the verification at the end
     progress.update(Phase.READING, 2, 3, "repos")
-    adapter = _run_with_pointer("/adapter", lambda: read_adapter(config, adapter_reader, source))
+    adapter = _run_with_pointer(
+        "/adapter",
+        lambda: open_source_adapter(
+            config, adapter_config, adapter_reader, source, plan.output.max_rank or DENSE_MAX_RANK
+        ),
+    )
     pairing = pair_sites(source, target, adapter.sites, layer_scale=plan.method.layer_scale)
     vocabularies = _find_shared_tokens(source_tokenizer, target_tokenizer)
     inputs = LoadedInputs(
@@ -79,6 +86,15 @@ def load_inputs(
     return inputs
 
 
+def open_source_adapter(
+    config: AdapterConfig, raw: Mapping[str, Any], reader: TensorReader, base: ModelWeights, max_rank: int
+) -> SourceAdapter:
+    """The adapter as updates of its base, whatever PEFT type it has. `raw`: the whole adapter_config.json."""
+    if config.peft_type == "LORA":
+        return read_adapter(config, reader, base, max_rank=max_rank)
+    return read_expanded_adapter(config, raw, reader, base, max_rank=max_rank)
+
+
 def _declare_needed_tensors(inputs: LoadedInputs, plan: ConversionPlan) -> None:
     """Tell the readers which tensors are needed, so that they can fetch ranges instead of whole shards."""
     pairs = inputs.pairing.pairs
@@ -93,7 +109,9 @@ def _declare_needed_tensors(inputs: LoadedInputs, plan: ConversionPlan) -> None:
         reader.declare_needed(name for site in sites for name in weights.list_tensor_names(site))
         other_tensors = [name for name in reader.infos() if name not in site_tensors]
         reader.declare_needed(
-            name for name in other_tensors if inputs.adapter.tables or not _LM_HEAD_PATTERN.search(name)
+            name
+            for name in other_tensors
+            if inputs.adapter.tables or inputs.adapter.vocabulary_loras or not _LM_HEAD_PATTERN.search(name)
         )
     if plan.needs_running_models:
         for reader in (inputs.source_reader, inputs.target_reader):

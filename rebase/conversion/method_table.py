@@ -67,14 +67,15 @@ def explain_choice(selection: Selection) -> str:
     confirmation = (
         ""
         if selection.shared
-        else f"; on the other {selection.confirming} {_format_score(confirmed.score)} "
-        f"against {_format_score(confirmed.target)}"
+        else (
+            f"; on the other {selection.confirming}, {_format_score(confirmed.score)} against "
+            f"{_format_score(confirmed.target)}"
+        )
     )
     return (
-        f"Of {count} candidate(s) that were run, {format_method(best.method)} scores highest: "
-        f"{_format_score(best.score)} against {_format_score(selection.target)} of the target "
-        f"alone ({selection.score}) "
-        f"on the {selection.choosing} example(s) that chose{confirmation}."
+        f"Of {count} evaluated candidate(s), {format_method(best.method)} scores highest: "
+        f"{_format_score(best.score)} against {_format_score(selection.target)} for the target alone "
+        f"({selection.score}) on the {selection.choosing} example(s) used for selection{confirmation}."
     )
 
 
@@ -83,15 +84,15 @@ def make_nothing_better_error(selection: Selection, *, allows_training: bool) ->
     if selection.best is None:
         has_measured = any(row.score is not None for row in selection.candidates)
         message = (
-            "Every candidate that could be run is incompatible by its own pre-check."
+            "Every candidate that could be run was found incompatible by its own pre-check."
             if has_measured
             else "No candidate could be run."
         )
     elif selection.ending == "not_confirmed" and selection.confirmed is not None:
         best, confirmed = selection.candidates[selection.best], selection.confirmed
         message = (
-            f"{format_method(best.method)} scores best on the examples that chose, but on the other "
-            f"{selection.confirming} it has {_format_score(confirmed.score)} and the target alone "
+            f"{format_method(best.method)} scores best on the examples used for selection, but on the "
+            f"other {selection.confirming} it scores {_format_score(confirmed.score)} and the target alone "
             f"{_format_score(confirmed.target)} ({selection.score})."
         )
     else:
@@ -101,7 +102,7 @@ def make_nothing_better_error(selection: Selection, *, allows_training: bool) ->
     setting = "precheck.on_incompatible" if selection.best is None else "evaluate.on_worse"
     return NothingBetter(
         f"{message} Tried: {'; '.join(map(_describe_candidate, selection.candidates))}.",
-        hint=f'{advice}, or set {setting} to "warn" to keep the best of them all the same.',
+        hint=f'{advice}, or set {setting} to "warn" to keep the best of them anyway.',
         pointer="/method",
     )
 

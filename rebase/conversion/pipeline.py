@@ -12,13 +12,26 @@ from pathlib import Path
 from typing import Literal
 
 from rebase.conversion.collect_activations import make_base_pair
+from rebase.conversion.extra_parts import ExtraPartsPlan, plan_extra_parts, transfer_extra_parts
 from rebase.conversion.load import load_inputs
+from rebase.conversion.lost_effect import find_losses, measure_lost_effect
 from rebase.conversion.method_search import search_methods
 from rebase.conversion.output_folder import write_card_and_report, write_tensors
 from rebase.conversion.plan import ConversionPlan
-from rebase.conversion.report_builder import add_site_results, build_initial_report
+from rebase.conversion.prompt_format import (
+    PromptFormat,
+    find_environment_problems,
+    plan_prompt_format,
+    write_prompt_files,
+)
+from rebase.conversion.report_builder import (
+    add_losses,
+    add_site_results,
+    add_transferred_parts,
+    build_initial_report,
+)
 from rebase.conversion.resolve import OutputTarget, check_output, choose_output_repo, resolve_repos
-from rebase.conversion.token_rows import TokenPlan, plan_tokens, transfer_tokens
+from rebase.conversion.token_map import TokenMap, read_token_map
 from rebase.conversion.transfer import ConversionContext, MethodRun, prepare_method, run_method
 from rebase.conversion.verify import verify
 from rebase.errors import Rejected
@@ -26,7 +39,7 @@ from rebase.evaluation.evaluate import evaluate_adapter, reject_worse
 from rebase.evaluation.prepare import PreparedEvaluation, prepare_evaluation
 from rebase.hub.base import Published, is_folder
 from rebase.hub.repo_metadata import read_license
-from rebase.lora.writer import BuiltAdapter, build_adapter
+from rebase.lora.writer import BuiltAdapter, build_adapter, set_task
 from rebase.report.progress import ProgressReporter, ResolvedRevisions
 from rebase.report.schema import Report
 from rebase.report.selection import Selection
@@ -79,7 +92,7 @@ def run_conversion(
     output = None
     if marker is not None and plan.kind == "convert":
         repo_id = choose_output_repo(runtime.hub, plan.adapter, plan.target, plan.output)
-        # In this order: a commit that an earlier attempt makes after the search then finds the parent moved.
+        # Read `latest` before the search: a commit made in between then fails the parent check.
         latest = runtime.hub.get_latest(repo_id)
         published = runtime.hub.find_commit(repo_id, marker)
         if published is not None:
@@ -98,7 +111,9 @@ def run_conversion(
     context = ConversionContext(inputs, make_base_pair(inputs, runtime), runtime, progress, pools)
     evaluation = prepare_evaluation(plan.evaluation, inputs, context.models, runtime, progress)
     method_run = prepare_method(plan, context)
-    tokens, report = _plan_tokens_and_report(plan, method_run, runtime)
+    token_map = read_token_map(inputs, runtime.hub)
+    prompt_format = plan_prompt_format(inputs, runtime.hub, token_map)
+    parts, report = _plan_parts_and_report(plan, method_run, runtime, token_map, prompt_format)
     progress.report_evidence(report)
     if plan.kind == "precheck":
         return ConversionResult(report, None, None)
@@ -106,7 +121,7 @@ def run_conversion(
         _reject_incompatible(plan, report)
     if evaluation is not None and plan.candidates():
         method_run, result, selection = search_methods(plan, context, evaluation, method_run, report)
-        tokens, report = _plan_tokens_and_report(plan, method_run, runtime, selection)
+        parts, report = _plan_parts_and_report(plan, method_run, runtime, token_map, prompt_format, selection)
         progress.report_evidence(report)
     else:
         result = run_method(method_run, context)
@@ -120,14 +135,19 @@ def run_conversion(
         base_model=pinned.target.public.repo_id,
         revision=None if is_folder(pinned.target.public.repo_id) else pinned.target.public.sha,
     )
-    transferred_tokens = transfer_tokens(tokens, inputs, built, plan.output.dtype)
-    built = transferred_tokens.built
-    report = transferred_tokens.add_summary(
-        add_site_results(transferred_tokens.add_to_report(report), result, built, plan.output)
+    transferred = transfer_extra_parts(parts, inputs, built, plan.output)
+    built = set_task(
+        transferred.built,
+        inputs.adapter.task_type,
+        headless_prefix=f"{inputs.target.architecture.root.partition('.')[0]}."
+        if inputs.adapter.is_headless
+        else None,
     )
+    report = add_transferred_parts(add_site_results(report, result, built, plan.output), transferred)
     progress.report_evidence(report)
 
     write_tensors(folder, built)
+    write_prompt_files(prompt_format, inputs, runtime.hub, folder)
     progress.update(Phase.VERIFYING)
     report = report.model_copy(
         update={
@@ -147,13 +167,26 @@ def run_conversion(
     return ConversionResult(report, folder, output)
 
 
-def _plan_tokens_and_report(
-    plan: ConversionPlan, method_run: MethodRun, runtime: Runtime, selection: Selection | None = None
-) -> tuple[TokenPlan, Report]:
-    """What is to become of trained token rows, and the report before anything is carried or built."""
-    name = method_run.precheck_outcome.params.name
-    tokens = plan_tokens(method_run.inputs, runtime.hub, name, enabled=plan.output.token_rows)
-    return tokens, tokens.add_to_report(build_initial_report(plan, method_run, selection))
+def _plan_parts_and_report(
+    plan: ConversionPlan,
+    method_run: MethodRun,
+    runtime: Runtime,
+    token_map: TokenMap | None,
+    prompt_format: PromptFormat,
+    selection: Selection | None = None,
+) -> tuple[ExtraPartsPlan, Report]:
+    """What becomes of everything that was trained besides the sites, and the report before anything is
+    transferred or built. What is lost may lower the verdict."""
+    inputs, name = method_run.inputs, method_run.precheck_outcome.params.name
+    parts = plan_extra_parts(inputs, token_map, name, enabled=plan.output.token_rows)
+    lost = measure_lost_effect(inputs, parts, runtime.device)
+    report = build_initial_report(plan, method_run, selection)
+    findings = (
+        *find_environment_problems(inputs),
+        *prompt_format.findings,
+        *find_losses(parts, lost, inputs),
+    )
+    return parts, add_losses(report, parts, lost, findings)
 
 
 def _reject_incompatible(plan: ConversionPlan, report: Report) -> None:

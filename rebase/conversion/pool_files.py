@@ -30,7 +30,8 @@ class FilePool:
     def get(self, pool_id: str) -> Pool:
         """Raises NotFound: a pool from a file has no id."""
         raise NotFound(
-            f"There is no anchor pool '{pool_id}' here, only that of --pool.", pointer="/method/pool"
+            f"There is no anchor pool '{pool_id}' here, only the one given with --pool.",
+            pointer="/method/pool",
         )
 
     def find_for_bases(self, source_repo: str, target_repo: str) -> Pool | None:
@@ -52,19 +53,19 @@ def read_local_pool(file: str, request: ConversionRequest, aliases: FolderAliase
     method = request.method
     if not method.uses_pool:
         raise RequestInvalid(
-            f"--pool is for the methods anchor_ridge and auto; {method.name} predicts from no pool.",
+            f"--pool is for the methods anchor_ridge and auto; {method.name} does not use a pool.",
             pointer="/method",
         )
     if method.pool_id is not None:
         raise RequestInvalid(
-            "A pool is named twice, by --pool and by the method's parameter 'pool'.", pointer="/method/pool"
+            "Two pools are given, by --pool and by the method's parameter 'pool'.", pointer="/method/pool"
         )
     body = _read_json(file)
     if body.get("source") is None and request.source is None:
         raise RequestInvalid(
-            f"{file}: source: neither the file nor the command names the base that the anchors' adapters "
-            "were trained on.",
-            hint="Name it in the file, or with --source.",
+            f"{file}: source: neither the file nor the command says which base the anchors' adapters were "
+            "trained on.",
+            hint="Add it to the file, or pass --source.",
             pointer="/source",
         )
     base_dir = Path.cwd() if file == STDIN else Path(file).parent
@@ -109,12 +110,12 @@ def _read_json(file: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise RequestInvalid(f"{file} is not valid JSON: {exc}.") from exc
     if not isinstance(body, dict):
-        raise RequestInvalid(f"{file} holds no JSON object.")
+        raise RequestInvalid(f"{file} is not a JSON object.")
     return body
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _validate_pool(file: str, body: Mapping[str, Any]) -> PoolRequest:
@@ -128,9 +129,9 @@ def _validate_pool(file: str, body: Mapping[str, Any]) -> PoolRequest:
     message = first["msg"].removeprefix("Value error, ")
     hint = None
     if first["type"] == "extra_forbidden":
-        message = "there is no such field"
+        message = "unknown field"
     elif first["type"] == "model_type":
-        hint = 'A repo is written {"repo_id": "owner/name", "revision": "main"}.'
+        hint = 'Write a repo as {"repo_id": "owner/name", "revision": "main"}.'
     raise RequestInvalid(
         ": ".join(part for part in (file, field_path, message) if part),
         hint=hint,

@@ -23,7 +23,7 @@ def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: st
     Then the commit with the marker is looked up before giving up. Raises ParentMoved if there is none.
     """
     if conversion.folder is None or conversion.output is None:
-        raise ValueError("this conversion was not meant to be published")
+        raise ValueError("this conversion's plan does not publish")
     output, report = conversion.output, conversion.report
     if spec.create_pr:
         # A pull request does not move a branch, so the hub would accept a second one: check as late as
@@ -33,7 +33,7 @@ def publish(hub: Hub, spec: OutputSpec, conversion: ConversionResult, marker: st
             return published
     adapter = report.adapter
     name = f"{adapter.repo_id}:{adapter.subfolder}" if adapter.subfolder else adapter.repo_id
-    title = f"Move {name} to {report.target.repo_id} ({report.method_used['name']})"
+    title = f"Transfer {name} to {report.target.repo_id} ({report.method_used['name']})"
     try:
         return hub.publish(
             output.repo_id,
@@ -75,6 +75,8 @@ def build_verdict(report: Report) -> dict[str, Any]:
         "reasons": [reason.model_dump() for reason in report.precheck.reasons],
         "method": report.method_used,
         "measurements": report.precheck.measurements,
+        "not_carried": report.not_carried,
+        "warnings": report.warnings,
         "rank": report.output.get("rank"),
         "caveats": report.caveats,
         "selection": report.selection.model_dump(mode="json") if report.selection is not None else None,

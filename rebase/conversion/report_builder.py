@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rebase.conversion.extra_parts import ExtraPartsPlan, TransferredParts
+from rebase.conversion.lost_effect import LostEffect
 from rebase.conversion.plan import ConversionPlan
-from rebase.conversion.transfer import MethodRun, TransferResult
+from rebase.conversion.transfer import MethodRun, TransferResult, build_finding_row
 from rebase.errors import escape_control_characters
 from rebase.evidence.activations import Activations
 from rebase.evidence.anchor_pool import Anchor
@@ -17,8 +19,10 @@ from rebase.hub.base import is_folder
 from rebase.lora.low_rank import Side
 from rebase.lora.writer import BuiltAdapter
 from rebase.methods.base import Evidence, MethodState
+from rebase.methods.findings import Finding
 from rebase.methods.params import parse_params
 from rebase.methods.registry import get_method, is_trained
+from rebase.precheck.precheck import decide_verdict
 from rebase.report.schema import (
     AnchorRow,
     CorpusInfo,
@@ -59,7 +63,6 @@ def build_initial_report(
         layer_map=_build_layer_map(evidence.activations, plan.thresholds),
         dropped_sites=[str(site) for site in inputs.pairing.dropped],
         unused_source_layers=list(inputs.pairing.unused_source_layers),
-        not_carried=list(inputs.adapter.not_carried),
         warnings=[
             escape_control_characters(warning)
             for warning in (
@@ -72,11 +75,44 @@ def build_initial_report(
     )
 
 
+def add_losses(
+    report: Report, parts: ExtraPartsPlan, lost: LostEffect | None, findings: tuple[Finding, ...]
+) -> Report:
+    """The report with what is left behind, and with a verdict that takes it into account."""
+    reasons = [*report.precheck.reasons, *map(build_finding_row, findings)]
+    measured = report.precheck.measurements | (lost.to_measurements() if lost is not None else {})
+    precheck = report.precheck.model_copy(
+        update={
+            "verdict": decide_verdict(reasons),
+            "reasons": reasons,
+            "measurements": keep_finite(measured),
+        }
+    )
+    warnings = [*parts.warnings, *(part.describe() for part in parts.left_behind)]
+    return report.model_copy(
+        update={
+            "precheck": precheck,
+            "not_carried": [part.module for part in parts.left_behind if not part.is_partial],
+            "warnings": [*report.warnings, *map(escape_control_characters, warnings)],
+        }
+    )
+
+
+def add_transferred_parts(report: Report, transferred: TransferredParts) -> Report:
+    """The report with the measurements and warnings about the parts besides the sites."""
+    return report.model_copy(
+        update={
+            "summary": report.summary | transferred.summary,
+            "warnings": [*report.warnings, *map(escape_control_characters, transferred.warnings)],
+        }
+    )
+
+
 def _warn_not_compared(plan: ConversionPlan) -> list[str]:
     """Warn if `auto` has an evaluation without examples to choose by."""
     if not plan.method.chooses_method or plan.evaluation is None or plan.has_examples:
         return []
-    return ["'evaluate' has no examples, which is what methods are compared on, so rules chose the method."]
+    return ["Comparing methods requires examples and 'evaluate' has none, so rules chose the method."]
 
 
 def _build_layer_map(activations: Activations | None, thresholds: Thresholds) -> LayerMap | None:
@@ -155,16 +191,17 @@ def build_selection_caveats(selection: Selection | None) -> list[str]:
         return []
     if selection.shared:
         lines = [
-            f"The {selection.choosing} example(s) that chose among methods are also those that it is "
-            "measured on, being too few to split: its figures flatter it."
+            f"There were too few examples to split: the same {selection.choosing} example(s) selected the "
+            "method and evaluate it, so its scores are optimistic."
         ]
     else:
         lines = [
-            f"{selection.choosing} of the examples chose among methods, so figures over all of them flatter "
-            f"a little; 'selection' has those of the other {selection.confirming}."
+            f"{selection.choosing} of the examples were also used to select the method, so scores over all "
+            "examples are slightly optimistic; 'selection' has the scores on the other "
+            f"{selection.confirming}."
         ]
     if selection.ending != "better":
-        lines.insert(0, "Measured on the examples, it is not better than the target alone.")
+        lines.insert(0, "On the examples, it does not score better than the target alone.")
     return lines
 
 
@@ -207,7 +244,7 @@ def _warn_left_out(offer: PoolOffer) -> list[str]:
     remainder = f" and {len(dropped) - _MAX_LISTED} more" if len(dropped) > _MAX_LISTED else ""
     listed = f"{', '.join(dropped[:_MAX_LISTED])}{remainder}"
     return (
-        [f"{len(dropped)} module(s) get no update, as not every anchor has them: {listed}."]
+        [f"{len(dropped)} module(s) get no update because not every anchor adapts them: {listed}."]
         if dropped
         else []
     )
@@ -217,7 +254,7 @@ def _warn_other_commits(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
     """Warn about bases that have changed since the pool was registered."""
     spec, pinned = offer.pool.spec, inputs.pinned
     return [
-        f"The pool was registered with {repo.repo_id} at {ref.revision}; this job reads {repo.sha}."
+        f"The pool was registered with {repo.repo_id} at {ref.revision}; this job uses {repo.sha}."
         for ref, repo in ((spec.source, pinned.source), (spec.target, pinned.target))
         if _COMMIT_PATTERN.fullmatch(ref.revision)
         and not is_folder(repo.repo_id)
@@ -229,7 +266,8 @@ def _warn_if_member(offer: PoolOffer, inputs: LoadedInputs) -> list[str]:
     """Warn if the adapter is itself an anchor of the pool."""
     adapter = inputs.pinned.adapter
     return [
-        f"The adapter is itself an anchor of the pool; its own counterpart there is {anchor.repos['target']}."
+        "The adapter is itself an anchor of the pool; its counterpart on the target is "
+        f"{anchor.repos['target']}."
         for anchor in offer.open().anchors
         if (anchor.repos["source"].repo_id, anchor.repos["source"].identity)
         == (adapter.repo_id, adapter.identity)

@@ -51,7 +51,7 @@ def choose_source_ref(source: RepoRef | None, adapter_config: dict[str, Any]) ->
     if not isinstance(declared_base, str) or not declared_base:
         raise MalformedAdapter(
             "The adapter does not say which base it was trained on (base_model_name_or_path is empty).",
-            hint="Name it in 'source'.",
+            hint="Set 'source'.",
             pointer="/source",
         )
     origin = find_origin(declared_base)
@@ -66,7 +66,7 @@ def choose_source_ref(source: RepoRef | None, adapter_config: dict[str, Any]) ->
     except ValueError as exc:
         raise MalformedAdapter(
             f"The adapter's base_model_name_or_path '{declared_base[:200]}' is not a Hub repo id.",
-            hint="Name the base in 'source'.",
+            hint="Set 'source' to the base.",
             pointer="/source",
         ) from exc
 
@@ -88,8 +88,8 @@ def choose_output_repo(hub: Hub, adapter: RepoRef, target: RepoRef, output: Outp
     owner, _, name = adapter.output_stem.rpartition("/")
     if not owner:
         raise RequestInvalid(
-            "The adapter's repo has no owner to publish under.",
-            hint="Name the result in 'output.repo_id'.",
+            "The adapter's repo has no owner, so the output has no default name.",
+            hint="Set 'output.repo_id'.",
             pointer="/output/repo_id",
         )
     return hub.make_output_name(f"{owner}/{name}--{target.repo_id.split('/')[-1]}")
@@ -105,8 +105,11 @@ def check_output(
     hub.check_write(repo_id, create_pr=output.create_pr)
     if latest is not None and not output.create_pr and not _is_previous_output(hub, latest, pinned):
         raise OutputExists(
-            f"'{repo_id}' exists and holds something else than this adapter's earlier conversion.",
-            hint="Choose another output.repo_id, or set output.create_pr to propose it as a pull request.",
+            f"'{repo_id}' already exists and is not an earlier conversion of this adapter.",
+            hint=(
+                "Choose another output.repo_id, or set output.create_pr to propose the change as a pull "
+                "request."
+            ),
             pointer="/output/repo_id",
         )
     return OutputTarget(repo_id, latest.sha if latest else None)

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from rebase.conversion.token_map import TokenMap
 from rebase.conversion.token_tables import (
     TrainedTable,
     get_module_name,
@@ -21,39 +22,43 @@ from rebase.conversion.token_tables import (
     is_tied,
     list_target_tables,
 )
-from rebase.errors import TransferError, escape_control_characters
 from rebase.evidence.inputs import LoadedInputs
-from rebase.hub.base import Hub
+from rebase.lora.extra_parts import LeftBehind
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.lora.token_rows import (
+    EmbeddingTable,
     build_transferred_rows,
     collect_changed_rows,
     find_ids_beyond_base,
+    iter_new_rows,
     iter_row_deltas,
 )
 from rebase.lora.trained_tables import StoredTable
 from rebase.lora.writer import BuiltAdapter, OutputTable, add_embedding_tables
-from rebase.methods.registry import get_method
-from rebase.models.model_reader import open_model
-from rebase.models.vocabulary import Vocabulary, map_token_rows
-from rebase.report.schema import Report
 
-_MAX_LISTED = 5  # tokens named in a warning
 _MAX_ROUNDING_ERROR = 0.25  # fraction of the trained change lost to rounding above which to warn
+_KIND = "trained token rows"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPlan:
-    """The tables to transfer, and warnings about those left out."""
+    """The tables to transfer, the target's row for each of their rows (or −1), and what is left out.
+
+    `lost`: module → rows that changed and have no counterpart. `has_lost_new_tokens`: among them are tokens
+    that the adapter itself added.
+    """
 
     tables: tuple[TrainedTable, ...] = ()
-    target_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    token_names: dict[int, str] = field(default_factory=dict)
-    not_carried: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    row_map: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    tokens: TokenMap | None = None
+    lost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    left_behind: tuple[LeftBehind, ...] = ()
 
-    def add_to_report(self, report: Report) -> Report:
-        """The report with this plan's warnings."""
-        return _extend_report(report, self.not_carried, self.warnings)
+    @property
+    def has_lost_new_tokens(self) -> bool:
+        """Are any rows lost that were trained for a token which the adapter's own tokenizer adds?"""
+        tokens = self.tokens
+        return tokens is not None and any(tokens.is_new(id_) for ids in self.lost.values() for id_ in ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,46 +67,55 @@ class TransferredTokens:
 
     built: BuiltAdapter
     summary: dict[str, float]
-    not_carried: tuple[str, ...]
     warnings: tuple[str, ...]
 
-    def add_to_report(self, report: Report) -> Report:
-        """The report with the warnings about the rows."""
-        return _extend_report(report, self.not_carried, self.warnings)
 
-    def add_summary(self, report: Report) -> Report:
-        """The report with the measurements of the rows in its summary."""
-        return (
-            report.model_copy(update={"summary": report.summary | self.summary}) if self.summary else report
-        )
-
-
-def plan_tokens(inputs: LoadedInputs, hub: Hub, method: str, *, enabled: bool = True) -> TokenPlan:
-    """Decide which trained tables the method can transfer. Reads the tokenizers only if there are any."""
+def plan_tokens(inputs: LoadedInputs, tokens: TokenMap | None, obstacle: str | None) -> TokenPlan:
+    """Decide which trained tables can be transferred. `obstacle`: why none can."""
     stored = inputs.adapter.tables
     if not stored:
         return TokenPlan()
-    reason = (
-        _find_obstacle(inputs, method) if enabled else "the request asks for a plain LoRA (output.token_rows)"
-    )
-    vocabularies = None if reason else _load_vocabularies(inputs, hub)
-    if vocabularies is None:
-        reason = reason or "one of the two bases has no tokenizer.json that can be read"
-        return _skip_tables(stored, reason)
+    if obstacle is None and tokens is None:
+        obstacle = "one of the two bases has no readable tokenizer.json"
     tables, unknown = group_tables(inputs)
-    skipped = _skip_tables(unknown, "the bases have no such table of tokens")
-    source, target = vocabularies
-    rows = max((get_table(inputs, "source", part.roles[0]).rows for part in tables), default=0)
+    if obstacle is not None or tokens is None:
+        changed = [part.stored for part in tables if _is_changed(inputs, part)]
+        return TokenPlan(
+            left_behind=tuple(LeftBehind(t.module, _KIND, str(obstacle)) for t in (*changed, *unknown))
+        )
+    left_behind = [LeftBehind(t.module, _KIND, "the bases have no such table of tokens") for t in unknown]
+    rows = max((_count_adapter_rows(inputs, part) for part in tables), default=0)
     target_rows = min(
         (get_table(inputs, "target", side).rows for part in tables for side in part.roles), default=0
     )
-    return TokenPlan(
-        tables=tables,
-        target_ids=map_token_rows(source, target, rows, target_rows),
-        token_names={id_: piece for piece, id_ in source.pieces.items()},
-        not_carried=skipped.not_carried,
-        warnings=skipped.warnings,
-    )
+    row_map = tokens.map_rows(rows, target_rows)
+    lost = {part.stored.module: ids for part in tables if (ids := _find_lost_rows(inputs, part, row_map))}
+    for module, ids in lost.items():
+        reason = f"the target has no such token or no row for it ({tokens.describe(list(ids))})"
+        left_behind.append(LeftBehind(module, f"{len(ids)} trained token row(s)", reason, is_partial=True))
+    return TokenPlan(tables, row_map, tokens, lost, tuple(left_behind))
+
+
+def _is_changed(inputs: LoadedInputs, trained: TrainedTable) -> bool:
+    """Do any rows differ from the base's? Some trainers save the embedding without having trained it."""
+    base = get_table(inputs, "source", trained.roles[0])
+    if find_ids_beyond_base(trained.stored, base):
+        return True
+    return any(True for _ in iter_row_deltas(inputs.adapter, trained.stored, base))
+
+
+def _count_adapter_rows(inputs: LoadedInputs, trained: TrainedTable) -> int:
+    """Rows that the table had when it was trained: the base's, or more if the adapter added tokens."""
+    stored = trained.stored
+    last = stored.rows if stored.ids is None else max(stored.ids, default=-1) + 1
+    return max(get_table(inputs, "source", trained.roles[0]).rows, last)
+
+
+def _find_lost_rows(inputs: LoadedInputs, trained: TrainedTable, row_map: Tensor) -> tuple[int, ...]:
+    base = get_table(inputs, "source", trained.roles[0])
+    changed = collect_changed_rows(iter_row_deltas(inputs.adapter, trained.stored, base), row_map)
+    beyond = find_ids_beyond_base(trained.stored, base)
+    return tuple(sorted({*changed.unmatched_ids, *(id_ for id_ in beyond if row_map[id_] < 0)}))
 
 
 def transfer_tokens(
@@ -109,128 +123,88 @@ def transfer_tokens(
 ) -> TransferredTokens:
     """Add the plan's rows to the adapter. Raises MalformedAdapter, VerificationFailed."""
     warnings: list[str] = []
-    lost_modules: list[str] = []
     written_tables: list[OutputTable] = []
     summary: dict[str, float] = {}
     tied = is_tied(inputs.target.config)
     for trained in plan.tables:
         base = get_table(inputs, "source", trained.roles[0])
-        read_changes = partial(iter_row_deltas, inputs.adapter, trained.stored, base)
-        row_survey = collect_changed_rows(read_changes(), plan.target_ids)
-        lost = sorted({*row_survey.unmatched_ids, *find_ids_beyond_base(trained.stored, base)})
-        if lost:
-            warnings.append(_warn_lost_rows(trained.stored.module, lost, plan.token_names))
+        read_changes = partial(_iter_changes, inputs.adapter, trained.stored, base, row_map=plan.row_map)
+        first_target = get_table(inputs, "target", trained.roles[0])
+        row_survey = collect_changed_rows(read_changes(first_target), plan.row_map)
         warnings += _warn_unnamed_rows(trained.stored, plan)
         if not row_survey.target_ids.numel():
-            if lost:
-                lost_modules.append(trained.stored.module)
             continue
-        for role, ids in list_target_tables(
-            trained.roles, row_survey, get_table(inputs, "target", trained.roles[0]).rows, tied
-        ):
+        for role, ids in list_target_tables(trained.roles, row_survey, first_target.rows, tied):
             target = get_table(inputs, "target", role)
-            rows, error = build_transferred_rows(read_changes(), plan.target_ids, target, ids, dtype)
+            rows, error = build_transferred_rows(read_changes(target), plan.row_map, target, ids, dtype)
             name = get_module_name(inputs, role)
             written_tables.append(OutputTable(name, None if ids is None else tuple(ids.tolist()), rows))
             summary |= {
                 f"token_rows.{role}.carried": float(row_survey.target_ids.numel()),
-                f"token_rows.{role}.without_counterpart": float(len(lost)),
+                f"token_rows.{role}.without_counterpart": float(
+                    len(plan.lost.get(trained.stored.module, ()))
+                ),
                 f"token_rows.{role}.written_error": error,
             }
             if error > _MAX_ROUNDING_ERROR:
                 warnings.append(_warn_rounding(name, error, dtype))
     if not written_tables:
-        return TransferredTokens(built, {}, tuple(lost_modules), tuple(warnings))
+        return TransferredTokens(built, {}, tuple(warnings))
     ties_weights = tied and any(len(part.roles) == 2 for part in plan.tables)
     return TransferredTokens(
         add_embedding_tables(built, written_tables, tie=ties_weights),
         summary,
-        tuple(lost_modules),
         (*warnings, _warn_loaders(summary)),
     )
 
 
-def _find_obstacle(inputs: LoadedInputs, method: str) -> str | None:
-    """Why this method cannot transfer token rows between these bases; None if it can."""
-    source, target = inputs.source.embedding_shape[1], inputs.target.embedding_shape[1]
-    if source != target:
-        return f"a token has {source} numbers in the source base and {target} in the target"
-    if not get_method(method).keeps_coordinates:
-        return f"the method {method} changes coordinates, and token rows have no map"
-    return None
-
-
-def _load_vocabularies(inputs: LoadedInputs, hub: Hub) -> tuple[Vocabulary, Vocabulary] | None:
-    vocabularies = []
-    for repo in (inputs.pinned.source, inputs.pinned.target):
-        raw = open_model(hub, repo)[2]
-        if raw is None:
-            return None
-        try:
-            vocabularies.append(Vocabulary.from_tokenizer_json(raw))
-        except TransferError:
-            return None
-    return vocabularies[0], vocabularies[1]
-
-
-def _skip_tables(tables: Iterable[StoredTable], reason: str) -> TokenPlan:
-    modules = tuple(table.module for table in tables)
-    return TokenPlan(
-        not_carried=modules,
-        warnings=tuple(
-            f"{module} (trained token rows) is not carried: {reason}. The adapter works without it."
-            for module in modules
-        ),
-    )
-
-
-def _warn_lost_rows(module: str, lost: list[int], names: Mapping[int, str]) -> str:
-    return (
-        f"{len(lost)} trained row(s) of {module} are not carried, because the target has no such token or no "
-        f"row for it: {_format_tokens(lost, names)}."
-    )
+def _iter_changes(
+    adapter: SourceAdapter,
+    stored: StoredTable,
+    base: EmbeddingTable,
+    target: EmbeddingTable,
+    *,
+    row_map: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, D): rows that differ from the base, then rows of tokens that the base does not have."""
+    yield from iter_row_deltas(adapter, stored, base)
+    yield from iter_new_rows(adapter, stored, base, target, row_map)
 
 
 def _warn_unnamed_rows(stored: StoredTable, plan: TokenPlan) -> list[str]:
-    """Warn about rows without a token: new tokens often use spare rows that only the adapter's tokenizer
-    names."""
-    rows = [id_ for id_ in stored.ids or () if id_ < len(plan.target_ids) and plan.target_ids[id_] >= 0]
-    unnamed = sorted({id_ for id_ in rows if id_ not in plan.token_names})
-    if not unnamed:
+    """Warn about single rows that moved by position: no tokenizer names them, or only the adapter's."""
+    if plan.tokens is None or stored.ids is None:
         return []
-    return [
-        f"{len(unnamed)} trained row(s) of {stored.module} belong to no token of the source base's tokenizer "
-        f"and were carried by their position: {_format_tokens(unnamed, plan.token_names)}. "
-        "Use the adapter's tokenizer."
-    ]
+    rows = sorted({id_ for id_ in stored.ids if id_ < len(plan.row_map) and plan.row_map[id_] >= 0})
+    names, target_pieces = plan.tokens.names, plan.tokens.target.pieces
+    unnamed = [id_ for id_ in rows if id_ not in names]
+    own = [id_ for id_ in rows if id_ in names and names[id_] not in target_pieces]
+    warnings = []
+    if unnamed:
+        warnings.append(
+            f"{len(unnamed)} trained row(s) of {stored.module} belong to no token of any tokenizer and kept "
+            f"their row numbers: {plan.tokens.describe(unnamed)}. Use the tokenizer that the adapter was "
+            "trained with."
+        )
+    if own:
+        warnings.append(
+            f"{len(own)} trained row(s) of {stored.module} belong to tokens that only the adapter's "
+            f"tokenizer names; they keep their ids: {plan.tokens.describe(own)}. Use that tokenizer."
+        )
+    return warnings
 
 
 def _warn_loaders(summary: Mapping[str, float]) -> str:
     count = sum(int(value) for name, value in summary.items() if name.endswith(".carried"))
     return (
-        f"{count} trained token row(s) were carried. PEFT loads them; vLLM and llama.cpp refuse adapters "
-        "that have any. For those, merge it with PEFT (merge_and_unload), or set output.token_rows=false."
+        f"{count} trained token row(s) were transferred. PEFT loads them; vLLM and llama.cpp refuse "
+        "adapters that have any. To use one of those, merge it with PEFT (merge_and_unload), or set "
+        "output.token_rows=false."
     )
-
-
-def _format_tokens(rows: list[int], names: Mapping[int, str]) -> str:
-    shown = ", ".join(repr(names[id_])[:40] if id_ in names else f"row {id_}" for id_ in rows[:_MAX_LISTED])
-    return shown if len(rows) <= _MAX_LISTED else f"{shown} and {len(rows) - _MAX_LISTED} more"
 
 
 def _warn_rounding(module: str, error: float, dtype: str) -> str:
     return (
         f"Storing the trained rows of {module} as {dtype} changes what was trained by {error:.0%} of its "
-        "norm; ask for output.dtype float32 to keep it."
-    )
-
-
-def _extend_report(report: Report, not_carried: tuple[str, ...], warnings: tuple[str, ...]) -> Report:
-    if not (not_carried or warnings):
-        return report
-    return report.model_copy(
-        update={
-            "not_carried": [*report.not_carried, *not_carried],
-            "warnings": [*report.warnings, *map(escape_control_characters, warnings)],
-        }
+        "norm; set output.dtype to float32 to preserve it."
     )

@@ -45,7 +45,7 @@ def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[S
     unknown: list[StoredTable] = []
     for stored in inputs.adapter.tables:
         role = get_embedding_role(inputs.source.architecture, stored.module)
-        if role is None or role in by_role or not _both_bases_have(inputs, role):
+        if role is None or role in by_role or not has_both_tables(inputs, role):
             unknown.append(stored)
         else:
             by_role[role] = stored
@@ -54,7 +54,7 @@ def group_tables(inputs: LoadedInputs) -> tuple[tuple[TrainedTable, ...], list[S
     if (
         first is not None
         and tied
-        and all(_both_bases_have(inputs, side) for side in both)
+        and all(has_both_tables(inputs, side) for side in both)
         and _is_tied_table(by_role)
     ):
         return (TrainedTable(first, both),), unknown
@@ -91,7 +91,7 @@ def list_target_tables(
         yield role, row_survey.target_ids if single and not (tied and role == "input") else None
 
 
-def _both_bases_have(inputs: LoadedInputs, role: EmbeddingRole) -> bool:
+def has_both_tables(inputs: LoadedInputs, role: EmbeddingRole) -> bool:
     """Do both bases have this table, with a row of the hidden width per token?"""
     tables = (_find_table(inputs, "source", role), _find_table(inputs, "target", role))
     return all(table is not None and table.width == inputs.source.architecture.hidden for table in tables)
@@ -109,7 +109,7 @@ def _find_table(
 
 
 def get_table(inputs: LoadedInputs, side: Literal["source", "target"], role: EmbeddingRole) -> EmbeddingTable:
-    """A table that exists (see `_both_bases_have`). Raises ValueError otherwise."""
+    """A table that exists (see `has_both_tables`). Raises ValueError otherwise."""
     table = _find_table(inputs, side, role)
     if table is None:
         raise ValueError(f"the {side} base has no {role} table")

@@ -202,7 +202,7 @@ def transfer_sites(method_run: MethodRun, context: ConversionContext) -> Transfe
     state, pairs = _prepare_state(method_run)
     if Evidence.EMBEDDINGS in needs and evidence.embeddings is None:
         raise IncompatiblePair(
-            "The two bases share no token (or have no readable tokenizer.json), so nothing pairs them.",
+            "The two bases share no tokens (or have no readable tokenizer.json), so they cannot be aligned.",
             hint="Use a method or alignment that needs no shared vocabulary.",
             pointer="/method",
         )
@@ -222,7 +222,9 @@ def transfer_sites(method_run: MethodRun, context: ConversionContext) -> Transfe
         deltas.setdefault(pair.target, []).append(LowRank(result.delta.B.cpu(), result.delta.A.cpu()))
         # What a pool predicts or a training finds is the target layer's own update, which is not shared out.
         scaled = pair.scale != 1.0 and not needs & {Evidence.ANCHORS, Evidence.TRAINED}
-        rows.append(_build_site_row(pair, result, {"layer_scale": pair.scale} if scaled else {}))
+        extra = {"layer_scale": pair.scale} if scaled else {}
+        read_losses = method_run.inputs.adapter.measurements.get(pair.source, {})
+        rows.append(_build_site_row(pair, result, extra | read_losses))
     progress.update(phase, len(pairs), len(pairs), "sites")
     folded, lost = fold_layers(deltas)
     merged_rows = merge_site_rows(rows, {str(site): share for site, share in lost.items()})

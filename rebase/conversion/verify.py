@@ -26,6 +26,7 @@ from rebase.lora.writer import BuiltAdapter
 from rebase.models.empty_model import build_model_config, check_structure
 from rebase.models.loading import load_transformers_model
 from rebase.models.partial_model import VOCABULARY_ROWS, PartialModel
+from rebase.models.task_model import CAUSAL_LM, TaskModel
 from rebase.report.schema import Verification
 
 _MAX_PARTIAL_LAYERS = 2
@@ -50,6 +51,7 @@ def check_forward(
     layers: Sequence[int],
     device: torch.device,
     whole_model_bytes: int = WHOLE_MODEL_BYTES,
+    task_model: TaskModel = CAUSAL_LM,
 ) -> ForwardCheck:
     """Run the target with and without the adapter in `folder`, which adapts `layers`.
 
@@ -67,16 +69,13 @@ def check_forward(
             f"real weights of layers {', '.join(map(str, kept_layers))}, vocabulary cut to {VOCABULARY_ROWS}"
         )
     config = partial_model.build_config(text_config)
-    model = (
-        load_transformers_model(config, dict(partial_model.iter_weights(reader)), torch.float32, "/target")
-        .to(device)
-        .eval()
-    )
+    weights = dict(partial_model.iter_weights(reader))
+    model = load_transformers_model(config, weights, torch.float32, "/target", task_model).to(device).eval()
     ids = _build_probe_ids(
         int(config.get("vocab_size", vocab_size)), partial_model.find_retrained_tokens(folder)
     ).to(device)
     with torch.inference_mode():
-        base_logits = model(ids, use_cache=False).logits.float()
+        base_logits = task_model.get_output(model(ids, use_cache=False))
     wrapped = get_peft_model(model, partial_model.build_adapter_config(folder))
     load_result: Any = set_peft_model_state_dict(wrapped, dict(partial_model.iter_adapter_tensors(folder)))
     if load_result.unexpected_keys:
@@ -84,7 +83,7 @@ def check_forward(
             f"The target ignores adapter tensors, such as '{load_result.unexpected_keys[0]}'."
         )
     with torch.inference_mode():
-        adapter_logits = wrapped(ids, use_cache=False).logits.float()
+        adapter_logits = task_model.get_output(wrapped(input_ids=ids, use_cache=False))
     return _compare_logits(scope, base_logits, adapter_logits)
 
 
@@ -106,7 +105,7 @@ def can_run_whole(reader: TensorReader, whole_model_bytes: int = WHOLE_MODEL_BYT
 
 def _compare_logits(scope: str, base_logits: Tensor, adapter_logits: Tensor) -> ForwardCheck:
     if not (torch.isfinite(base_logits).all() and torch.isfinite(adapter_logits).all()):
-        raise VerificationFailed("A forward pass of the target gives values that are not finite.")
+        raise VerificationFailed("A forward pass of the target produces values that are not finite.")
     change = float((adapter_logits - base_logits).norm() / base_logits.norm().clamp_min(1e-30))
     if change == 0.0:
         raise VerificationFailed("The converted adapter changes nothing in a forward pass of the target.")
@@ -136,9 +135,15 @@ def verify(
     """Check norms, structure under PEFT, and a forward pass. Raises VerificationFailed."""
     check_norms(inputs, deltas, MAX_RELATIVE_NORM_TRAINED if trained else MAX_RELATIVE_NORM)
     shapes = {name: tuple(tensor.shape) for name, tensor in built.tensors.items()}
-    tensors = check_structure(inputs.target.config, folder, shapes)
+    task_model = TaskModel.for_adapter(built.config, shapes, is_headless=inputs.adapter.is_headless)
+    tensors = check_structure(inputs.target.config, folder, shapes, task_model)
     forward = check_forward(
-        inputs.target.config, inputs.target_reader, folder, find_changed_layers(deltas), device
+        inputs.target.config,
+        inputs.target_reader,
+        folder,
+        find_changed_layers(deltas),
+        device,
+        task_model=task_model,
     )
     return Verification(
         tensors=tensors,
@@ -171,8 +176,8 @@ def check_norms(
             raise VerificationFailed(f"The update at site {pair.target} is not finite.")
         if norm_before > 0.0 and norm_after == 0.0:
             raise VerificationFailed(
-                f"The update at site {pair.target} vanished: the method kept nothing of site {pair.source}.",
-                hint="Try another method; see /diagnostics for what each site kept.",
+                f"The update at site {pair.target} is zero: the method kept nothing of site {pair.source}.",
+                hint="Try another method; /diagnostics shows how much each site kept.",
             )
         if (
             0.0 < MAX_GROWTH * norm_before < norm_after

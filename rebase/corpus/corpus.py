@@ -40,7 +40,7 @@ def read_corpus_file(path: Path) -> Corpus:
     are separated by empty lines. Raises RequestInvalid naming the file and, for JSON, the line."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise _make_unusable_error(path, f"has more than {MAX_FILE_BYTES} bytes", "Give a part of it.")
+            raise _make_unusable_error(path, f"has more than {MAX_FILE_BYTES} bytes", "Use a part of it.")
         text = path.read_text("utf-8")
     except UnicodeDecodeError as exc:
         raise _make_unusable_error(path, "is not UTF-8 text", "Save it as UTF-8.") from exc
@@ -49,7 +49,7 @@ def read_corpus_file(path: Path) -> Corpus:
     is_jsonl = path.suffix == ".jsonl"
     corpus = Corpus.from_documents(_iter_jsonl(path, text) if is_jsonl else text.split("\n\n"), path.name)
     if not corpus.documents:
-        raise _make_unusable_error(path, "holds no text", "Give a file with some text in it.")
+        raise _make_unusable_error(path, "contains no text", "Use a file that contains text.")
     return corpus
 
 
@@ -61,12 +61,12 @@ def _iter_jsonl(path: Path, text: str) -> Iterator[str]:
             record = json.loads(line)
         except (ValueError, RecursionError) as exc:
             raise _make_unusable_error(
-                path, f"is no JSON in line {number}", "Put one object on each line."
+                path, f"is not valid JSON in line {number}", "Put one JSON object on each line."
             ) from exc
         document = record.get(_TEXT_FIELD) if isinstance(record, dict) else None
         if not isinstance(document, str):
-            hint = f'Lines look like {{"{_TEXT_FIELD}": "…"}}.'
-            raise _make_unusable_error(path, f"has no string '{_TEXT_FIELD}' in line {number}", hint)
+            hint = f'Each line must look like {{"{_TEXT_FIELD}": "…"}}.'
+            raise _make_unusable_error(path, f"has no string field '{_TEXT_FIELD}' in line {number}", hint)
         yield document.encode("utf-8", "replace").decode()  # lone surrogates are valid in JSON
 
 

@@ -20,7 +20,7 @@ def make_missing_column_error(name: str, column: str, known: Iterable[object]) -
     columns = ", ".join(sorted(str(key)[:60] for key in known)[:_MAX_COLUMNS_LISTED])
     return RequestInvalid(
         f"'{name}' has no column '{column}' of strings; its columns: {columns or 'none'}.",
-        hint="Name another column: corpus.column.",
+        hint="Set corpus.column to another column.",
         pointer="/corpus/column",
     )
 
@@ -41,7 +41,7 @@ class ReadBudget:
         if self.remaining < 0:
             raise UnsafeFile(
                 f"More than {MAX_CORPUS_BYTES >> 20} MiB of '{name}' would have to be read for this corpus.",
-                hint="Ask for fewer documents (corpus.n), or name a split with shorter ones.",
+                hint="Read fewer documents (corpus.n), or use a split with shorter ones.",
                 pointer="/corpus",
             )
 
@@ -111,7 +111,10 @@ def iter_parquet(stream: ByteSourceStream, name: str, column: str) -> Iterator[s
     except ImportError as exc:
         raise NotAvailable(
             f"'{name}' is a Parquet file, which this worker cannot read: pyarrow is not installed.",
-            hint="Install the extra 'datasets' there, or name a dataset of JSON lines, CSV or text.",
+            hint=(
+                "Install the extra 'datasets' on the worker, or use a dataset in JSON lines, CSV or text "
+                "format."
+            ),
             pointer="/corpus",
         ) from exc
     try:
@@ -130,8 +133,8 @@ def iter_parquet(stream: ByteSourceStream, name: str, column: str) -> Iterator[s
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
         raise UnsafeFile(
-            f"'{name}' is no Parquet file that can be read.",
-            hint="Name another dataset, or a split of it.",
+            f"'{name}' is not a readable Parquet file.",
+            hint="Use another dataset or another split.",
             pointer="/corpus",
         ) from exc
 
@@ -148,7 +151,7 @@ def _check_size(group: Any, name: str, column: str) -> None:
         if chunk.path_in_schema == column and chunk.total_uncompressed_size > _MAX_CHUNK_BYTES:
             raise UnsafeFile(
                 f"'{name}' packs {chunk.total_uncompressed_size} bytes of '{column}' into one row group; "
-                f"at most {_MAX_CHUNK_BYTES} are unpacked.",
+                f"the limit is {_MAX_CHUNK_BYTES}.",
                 pointer="/corpus",
             )
 
@@ -186,13 +189,13 @@ def _parse_json(text: str, name: str, line: int) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise _make_unusable_error(name, f"is no JSON in line {line}") from exc
+        raise _make_unusable_error(name, f"is not valid JSON in line {line}") from exc
 
 
 def _get_text(row: Any, name: str, column: str) -> str:
     """The string in `column`; null becomes an empty string, as in every format."""
     if not isinstance(row, dict):
-        raise _make_unusable_error(name, "holds something else than objects")
+        raise _make_unusable_error(name, "contains values that are not objects")
     value = row.get(column, 0)
     if value is None:
         return ""
@@ -223,14 +226,14 @@ def _iter_csv(text: TextIO, name: str, column: str) -> Iterator[str]:
         for row in reader:
             yield row[index] if index < len(row) else ""
     except csv.Error as exc:
-        raise _make_unusable_error(name, f"is no CSV: {exc}") from exc
+        raise _make_unusable_error(name, f"is not valid CSV: {exc}") from exc
     finally:
         csv.field_size_limit(previous_limit)
 
 
 def _make_unusable_error(name: str, problem: str) -> RequestInvalid:
     return RequestInvalid(
-        f"'{name}' {problem}.", hint="Name another dataset, or a split of it.", pointer="/corpus"
+        f"'{name}' {problem}.", hint="Use another dataset or another split.", pointer="/corpus"
     )
 
 

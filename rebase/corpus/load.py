@@ -40,8 +40,8 @@ def choose_files(paths: Iterable[str], spec: CorpusSpec) -> list[str]:
     data = sorted(path for path in paths if _is_data_file(path))
     if not data:
         raise FileMissing(
-            f"{spec.repo_id} has no data file that can be read here ({', '.join(FORMATS)}).",
-            hint="Datasets that a script builds are not read; name one whose files hold the rows.",
+            f"{spec.repo_id} has no data file in a supported format ({', '.join(FORMATS)}).",
+            hint="Datasets built by a script are not supported; use one whose files contain the rows.",
             pointer="/corpus/repo_id",
         )
     in_config = [path for path in data if spec.config is None or _is_in_config(path, spec.config)]
@@ -53,13 +53,13 @@ def choose_files(paths: Iterable[str], spec: CorpusSpec) -> list[str]:
         groups.setdefault(_compile_split_pattern(spec.split).sub("/", _strip_suffix(path)), []).append(path)
     if len(groups) == 1:
         return _keep_best_format(matches)
-    what = "no file of" if not groups else f"{len(groups)} sets of files that could be"
+    what = "no file of" if not groups else f"{len(groups)} sets of files that match"
     description = f"split '{spec.split}'" + (f" of configuration '{spec.config}'" if spec.config else "")
     ellipsis = ", …" if len(data) > _MAX_LISTED else ""
     raise FileMissing(
         f"{spec.repo_id} has {what} {description}. "
         f"Its data files: {', '.join(data[:_MAX_LISTED])}{ellipsis}.",
-        hint="Name the configuration (a folder or the beginning of the name) and the split.",
+        hint="Set the configuration (a folder or a prefix of the file names) and the split.",
         pointer="/corpus/config" if groups else "/corpus/split",
     )
 
@@ -103,8 +103,8 @@ def read_dataset(spec: CorpusSpec, hub: Hub) -> Corpus:
         raise
     if not selected:
         raise RequestInvalid(
-            f"{pinned} holds no text in column '{spec.column}' of split '{spec.split}'.",
-            hint="Name another column or split.",
+            f"{pinned} has no text in column '{spec.column}' of split '{spec.split}'.",
+            hint="Use another column or split.",
             pointer="/corpus/column",
         )
     parts = [part for part in (spec.config, spec.split, spec.column) if part is not None]
@@ -137,9 +137,9 @@ def load_corpus(file: Path | None, spec: CorpusSpec | None = None, hub: Hub | No
     if spec is None:
         return load_default_corpus() if file is None else read_corpus_file(file)
     if hub is None:
-        raise TypeError("a dataset is read from a hub")
+        raise TypeError("reading a dataset requires a hub")
     if file is not None:
         raise RequestInvalid(
-            "Two texts are named, by --corpus and by the request's 'corpus'.", pointer="/corpus"
+            "Two texts are given, by --corpus and by the request's 'corpus'.", pointer="/corpus"
         )
     return read_dataset(spec, hub)

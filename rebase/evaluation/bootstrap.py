@@ -25,8 +25,8 @@ def gap_recovered(score: float, *, base: float, oracle: float) -> float:
     """The ratio. Raises GapTooSmall if |oracle − base| < 0.05, where it would be noise."""
     if abs(oracle - base) < MIN_GAP:
         raise GapTooSmall(
-            f"Training on the target changes the score by {oracle - base:+.3f} only; "
-            f"at least {MIN_GAP} is needed to speak of a share of it.",
+            f"Training on the target changes the score by only {oracle - base:+.3f}; a share of it needs a "
+            f"change of at least {MIN_GAP}.",
             hint="Use a task that the target cannot do yet, or train the oracle longer.",
         )
     return (score - base) / (oracle - base)
@@ -109,11 +109,14 @@ class PairedBootstrap:
         """
         reference_gain = self.difference(reference, reference_base)
         if reference_gain.value < MIN_GAP:
-            return Undefined(f"the gain to be kept is {reference_gain.value:+.3f}, below {MIN_GAP}", self.n)
+            return Undefined(f"the reference gain is {reference_gain.value:+.3f}, below {MIN_GAP}", self.n)
         reference_gains = self._resampled_means[reference] - self._resampled_means[reference_base]
         # Resamples without a gain have no ratio; they must be too few to reach either end of the interval.
         if not np.quantile(reference_gains, (1 - CONFIDENCE_LEVEL) / 2, method="lower") > 0.0:
-            return Undefined(f"the gain to be kept is {reference_gain.value:+.3f}, but may be zero", self.n)
+            return Undefined(
+                f"the reference gain is {reference_gain.value:+.3f}, but its interval includes zero",
+                self.n,
+            )
         gains = self._resampled_means[name] - self._resampled_means[base]
         ratios = gains / np.maximum(reference_gains, np.finfo(np.float64).tiny)
         value = (self._means[name] - self._means[base]) / reference_gain.value

@@ -64,26 +64,26 @@ def build_evaluation_caveats(evaluation: Evaluation) -> Iterator[str]:
     difference = evaluation.find_metric("moved", "difference")
     if difference is not None and _is_below_zero(difference):
         worse = format_metric(difference)
-        yield f"On the examples the moved adapter scores worse than the target alone: {worse}."
+        yield f"On the examples, the transferred adapter scores worse than the target alone: {worse}."
     elif difference is not None and not _is_above_zero(difference):
         yield (
-            "On the examples the moved adapter cannot be told from the target alone: the difference is "
-            f"{format_metric(difference)}."
+            "On the examples, the transferred adapter is not distinguishable from the target alone: the "
+            f"difference is {format_metric(difference)}."
         )
     over_random = evaluation.find_metric("moved", "over_random")
     if over_random is not None and not _is_above_zero(over_random):
         yield (
-            "The moved adapter does no better than random numbers of the same size: the difference is "
+            "The transferred adapter does no better than random noise of the same norm: the difference is "
             f"{format_metric(over_random)}."
         )
     drift = evaluation.find_metric("moved", "safety_drift")
     if drift is not None and (_is_above_zero(drift) or _is_below_zero(drift)):
         direction = "more" if _is_above_zero(drift) else "less"
         size = format_metric(drift)
-        yield f"With the moved adapter the target refuses {direction} often than alone, by {size}."
+        yield f"With the transferred adapter, the target refuses {direction} often than alone, by {size}."
     is_few = evaluation.score is not None and difference is not None and difference.n < MIN_EXAMPLES
     if is_few and difference is not None:
-        yield f"Only {difference.n} example(s) were evaluated; intervals of so few say little."
+        yield f"Only {difference.n} example(s) were evaluated; with so few, the intervals are unreliable."
 
 
 def format_metric(metric: Metric) -> str:

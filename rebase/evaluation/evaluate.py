@@ -27,7 +27,8 @@ from rebase.lora.config import AdapterConfig
 from rebase.lora.fold_layers import fold_layers
 from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank, Side, Site
-from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.lora.tensors import TensorInfo
 from rebase.lora.writer import BuiltAdapter
 from rebase.methods.copy.method import Copy
@@ -106,11 +107,13 @@ def evaluate_adapter(prepared: PreparedEvaluation, built: BuiltAdapter, report: 
     adapter = read_back_adapter(built, prepared.inputs.target)
     notes = []
     if adapter.tables:
-        notes.append("The moved adapter's token rows were not applied: its figures are of the rest of it.")
+        notes.append(
+            "The transferred adapter's token rows were not applied: the scores are for the rest of it."
+        )
     if prepared.inputs.adapter.tables:
         notes.append("The source adapter's trained token rows were not applied on its own base.")
     if get_method(report.method_used["name"]).is_copy and "pad" in prepared.spec.controls:
-        notes.append("The method copies the update itself, so the control 'pad' is no other adapter.")
+        notes.append("The method itself copies the update, so the control 'pad' would be the same adapter.")
     evaluation = _run_evaluation(prepared, _load_deltas(adapter), notes)
     caveats = [line for line in report.caveats if line != NOT_EVALUATED]
     return report.model_copy(
@@ -126,7 +129,7 @@ def reject_worse(spec: EvaluationSpec, report: Report) -> None:
     difference = evaluation.find_metric("moved", "difference")
     assert difference is not None
     raise WorseThanTarget(
-        f"The moved adapter scores worse than the target alone: {format_metric(difference)} "
+        f"The transferred adapter scores worse than the target alone: {format_metric(difference)} "
         f"({evaluation.score}, {difference.n} examples).",
         hint='Try another method, retrain on the new base, or set evaluate.on_worse to "warn".',
         pointer="/evaluate",

@@ -214,9 +214,7 @@ def _find_task_manager(spec: EvaluationSpec, task_index: int, tasks_dir: Path | 
     suggestions = [one for one in sorted(known_names) if name.lower() in one.lower()][:_MAX_SUGGESTIONS]
     raise RequestInvalid(
         f"lm-evaluation-harness has no task '{name}'.",
-        hint=f"Some that it has: {', '.join(suggestions)}."
-        if suggestions
-        else "`lm-eval ls tasks` lists them.",
+        hint=f"Similar tasks: {', '.join(suggestions)}." if suggestions else "`lm-eval ls tasks` lists them.",
         pointer=f"/evaluate/tasks/{task_index}",
     )
 
@@ -241,9 +239,9 @@ def _load_task(manager: TaskManager, name: str) -> list[Any]:
     group = loaded["groups"].get(name)
     for task in loaded["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False):
-            raise ValueError(f"{name} runs code that a model writes")
+            raise ValueError(f"{name} runs code that a model generates")
         if None in getattr(task, "_metric_fn_list", {}).values():
-            raise ValueError(f"{name} has a metric that the harness itself does not bring")
+            raise ValueError(f"{name} has a metric that is not part of the harness")
     return list(loaded["tasks"].values()) if group is None else [group]
 
 
@@ -257,8 +255,8 @@ def _translate_errors(names: Sequence[str]) -> Iterator[None]:
         raise
     except (ConnectionError, TimeoutError) as exc:
         raise HubUnavailable(
-            f"The documents of {', '.join(names)} cannot be had just now.",
-            hint="See that the worker reaches their datasets, or fill its cache beforehand.",
+            f"The documents of {', '.join(names)} are currently unavailable.",
+            hint="Check that the worker can reach their datasets, or fill its cache beforehand.",
             pointer="/evaluate/tasks",
         ) from exc
     except Exception as exc:
@@ -268,7 +266,10 @@ def _translate_errors(names: Sequence[str]) -> Iterator[None]:
         log.info("lm-evaluation-harness could not run %s", ", ".join(names), exc_info=True)
         raise RequestInvalid(
             f"lm-evaluation-harness could not run {', '.join(names)}: {type(exc).__name__}.",
-            hint="See that the worker can read their datasets, and that they run no code of a model.",
+            hint=(
+                "Check that the worker can read their datasets, and that the tasks do not run "
+                "model-generated code."
+            ),
             pointer="/evaluate/tasks",
         ) from exc
 
@@ -293,7 +294,7 @@ def _restrict_lm_eval() -> Iterator[None]:
 
 
 def _reject_script(*_args: Any, **_kwargs: Any) -> NoReturn:
-    raise ValueError("the task's metric is a script of the Hub")
+    raise ValueError("the task's metric is a script from the Hub")
 
 
 def _pass_through(items: Any, **_settings: Any) -> Any:

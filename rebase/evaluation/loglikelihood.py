@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rebase.models.causal_lm import CausalLM, Encoding
 from rebase.models.generation import encode_with_bos, generate, get_bos_id, get_max_positions
-from rebase.models.logprobs import compute_token_logprobs
+from rebase.models.logprobs import PassLimits, compute_token_logprobs
 
 _BATCH_SIZE = 32  # prompts
 
@@ -40,10 +40,14 @@ class Loglikelihood:
 
 class TextScorer:
     """Scores texts with a model in its current state. `notes`: what was truncated. Without
-    `separator_as_bos`, only a BOS is put before a prompt, as in lm-evaluation-harness."""
+    `separator_as_bos`, only a BOS is put before a prompt, as in lm-evaluation-harness. `limits`: of one
+    forward pass; default what suits the device."""
 
-    def __init__(self, base: CausalLM, *, separator_as_bos: bool = True) -> None:
+    def __init__(
+        self, base: CausalLM, *, separator_as_bos: bool = True, limits: PassLimits | None = None
+    ) -> None:
         self.base = base
+        self.limits = limits
         self.separator_as_bos = separator_as_bos
         self.max_positions = get_max_positions(base)
         self.notes: dict[str, None] = {}
@@ -59,7 +63,8 @@ class TextScorer:
         first_positions = [
             own[0] if own else len(row.ids) for own, (row, _) in zip(text_positions, encodings, strict=True)
         ]
-        row_logprobs = compute_token_logprobs(self.base, [row.ids for row, _ in encodings], first_positions)
+        rows = [row.ids for row, _ in encodings]
+        row_logprobs = compute_token_logprobs(self.base, rows, first_positions, limits=self.limits)
         results = []
         for (prompt, text), (row, cut), own, logprobs in zip(
             pairs, encodings, text_positions, row_logprobs, strict=True
@@ -79,7 +84,7 @@ class TextScorer:
             ids = self._encode(prompt, bool(prompt)).ids
             rows.append(
                 self._truncate_left(
-                    ids, self.max_positions - max_new_tokens, "prompt(s) lost their beginning"
+                    ids, self.max_positions - max_new_tokens, "prompt(s) were cut at the beginning"
                 )
             )
         texts: list[str] = [""] * len(rows)
@@ -103,10 +108,10 @@ class TextScorer:
         if len(encoded.ids) <= self.max_positions:
             return encoded, False
         if not prompt:
-            self._add_note("text(s) lost their end")
+            self._add_note("text(s) were cut at the end")
             return Encoding(encoded.ids[: self.max_positions], encoded.offsets[: self.max_positions]), True
         kept = slice(len(encoded.ids) - self.max_positions + self._prefix_length, None)
-        self._add_note("prompt(s) lost their beginning")
+        self._add_note("prompt(s) were cut at the beginning")
         return (
             Encoding(
                 [*encoded.ids[: self._prefix_length], *encoded.ids[kept]],
@@ -135,7 +140,7 @@ class TextScorer:
         return 0 if bos is None else 1
 
     def _add_note(self, event: str) -> None:
-        self.notes[f"{event}, because the model reads {self.max_positions} tokens"] = None
+        self.notes[f"{event}, because the model's context is {self.max_positions} tokens"] = None
 
 
 def _find_text_positions(row: Encoding, start: int) -> list[int]:

@@ -19,7 +19,8 @@ from rebase.evidence.inputs import LoadedInputs
 from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.hub.folder_names import describe_base, describe_repo, is_named
 from rebase.lora.config import AdapterConfig
-from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.models.adapter_reader import open_adapter
 from rebase.models.base_pair import BasePair
 from rebase.report.progress import ProgressReporter
@@ -104,13 +105,13 @@ def _load_oracle(spec: EvaluationSpec, inputs: LoadedInputs, hub: Hub, notes: li
         if base is not None and is_named(pinned.source, base):
             raise RequestInvalid(
                 f"The oracle {repo} was trained on the source, {pinned.source.public.repo_id}.",
-                hint=f"Name an adapter that was trained on {pinned.target.public.repo_id}, or leave it out.",
+                hint=f"Use an adapter that was trained on {pinned.target.public.repo_id}, or leave it out.",
                 pointer="/evaluate/oracle",
             )
         adapter = read_adapter(AdapterConfig.parse(raw_config), reader, inputs.target)
     if base is not None:
         notes.append(
-            f"The oracle names {describe_base(base)} as its base; it was put on "
+            f"The oracle names {describe_base(base)} as its base; it was evaluated on "
             f"{describe_repo(pinned.target, 'target')}."
         )
     if adapter.tables:
@@ -153,7 +154,10 @@ def load_harness(spec: EvaluationSpec, tasks_dir: Path | None) -> Harness:
     except ImportError as exc:
         raise NotAvailable(
             "Named tasks need lm-evaluation-harness, which this worker does not have.",
-            hint="Install the extra there: pip install 'rebase-lora[worker,evaluation]'; or give examples.",
+            hint=(
+                "Install the extra on the worker (pip install 'rebase-lora[worker,evaluation]'), or "
+                "provide examples."
+            ),
             pointer="/evaluate/tasks",
         ) from exc
     return SelectedTasks.load(spec, tasks_dir)

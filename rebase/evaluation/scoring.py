@@ -108,7 +108,7 @@ class ExampleScorer:
                 for at, metrics in zip(indices, self._score_block(text_scorer, block), strict=True):
                     results[at] = metrics
                 self.progress.add(len(block))
-        self.notes |= dict.fromkeys(f"In the {side} base {note}." for note in text_scorer.notes)
+        self.notes |= dict.fromkeys(f"With the {side} base, {note}." for note in text_scorer.notes)
         return tuple(results)
 
     def get_primary_scores(self, metrics: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
@@ -157,7 +157,7 @@ class ExampleScorer:
                 max_new_tokens := text_scorer.clamp_new_tokens(self.spec.max_tokens)
             ):
                 text_scorer.notes[
-                    f"right answer(s) have more than the {max_new_tokens} tokens that are written"
+                    f"correct answer(s) are longer than the {max_new_tokens} tokens that are generated"
                 ] = None
             yield accuracy | nats
 

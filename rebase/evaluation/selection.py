@@ -41,7 +41,7 @@ def split_examples(count: int, seed: int) -> ExampleSplit:
     """Split `count` examples into random halves; if odd, the selection half gets one more. With fewer than
     eight, both halves are all of them. Raises ValueError without examples."""
     if count < 1:
-        raise ValueError("there is nothing to choose by: no example")
+        raise ValueError("there are no examples to select by")
     all_indices = tuple(range(count))
     if count < MIN_EXAMPLES_TO_SPLIT:
         return ExampleSplit(all_indices, all_indices, True)
@@ -65,7 +65,7 @@ def choose_best(
     the target's on the confirmation half. Raises ValueError if lengths differ or scores are not finite.
     """
     if eligible is not None and len(eligible) != len(scores):
-        raise ValueError("every candidate is either fit or not")
+        raise ValueError("each candidate needs exactly one eligibility flag")
     if any(len(row) != len(baseline) for row in scores):
         raise ValueError("every candidate needs a score for each of the target's examples")
     if not all(math.isfinite(score) for row in (baseline, *scores) for score in row):

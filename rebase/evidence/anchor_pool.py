@@ -23,7 +23,8 @@ from rebase.hub.base import Hub, PinnedRepo, pin
 from rebase.lora.config import AdapterConfig
 from rebase.lora.linalg import FACTORS_VERSION
 from rebase.lora.low_rank import LowRank, Side, Site
-from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.base import Kernels, SitePair, Space
 from rebase.methods.pool_kernel import KERNEL_VERSION, gram, site_kernel
 from rebase.methods.site_pairing import Pairing
@@ -202,8 +203,8 @@ def load_anchor_pool(
     )
     if not pairs:
         raise IncompatiblePair(
-            "No module is adapted by every anchor of the pool and by the adapter.",
-            hint="Leave anchors out that adapt other modules than the rest.",
+            "No module is adapted by the adapter and by every anchor of the pool.",
+            hint="Remove the anchors that adapt different modules from the rest.",
             pointer=pointer(_find_narrowest_anchor(anchors), "source"),
         )
     progress.update(phase, total, total, "anchors")
@@ -226,7 +227,7 @@ def _load_anchor(
             adapters[side] = read_adapter(AdapterConfig.parse(config), reader, bases[side].weights)
         except (RebaseError, TransferError) as exc:
             if exc.pointer == "/source":
-                exc.hint = f"An anchor's {side} adapter must be one of the pool's {side} base."
+                exc.hint = f"An anchor's {side} adapter must be an adapter of the pool's {side} base."
             annotate_anchor_error(exc, str(ref), pointer(side))
             raise
         base: Any = config.get("base_model_name_or_path")
@@ -243,7 +244,7 @@ def _reject_duplicates(anchors: Sequence[Anchor], pointer: Callable[[int, Side],
             if name in numbers:
                 raise RequestInvalid(
                     f"Anchors {numbers[name]} and {number} have the same {side} adapter, {name}.",
-                    hint="Name every adapter once.",
+                    hint="List every adapter once.",
                     pointer=pointer(number, side),
                 )
             numbers[name] = number

@@ -23,7 +23,7 @@ def hsic1(K: Tensor, L: Tensor) -> Tensor:
     """
     n = K.shape[-1]
     if n < MIN_ROWS:
-        raise ValueError(f"HSIC needs {MIN_ROWS} rows or more, not {n}")
+        raise ValueError(f"HSIC needs at least {MIN_ROWS} rows, not {n}")
     off_diagonal = 1.0 - torch.eye(n, dtype=K.dtype, device=K.device)
     K, L = K * off_diagonal, L * off_diagonal
     rows_k, rows_l = K.sum(-1), L.sum(-1)

@@ -25,7 +25,6 @@ from rebase.methods.activation_maps import Moments, PairedRows
 from rebase.models.base_pair import BasePair
 
 HELD_OUT_ROWS = 512  # per hook point
-SPILL_BYTES = 2**30  # disk space for one base's rows while the other base is not loaded
 ProgressCallback = Callable[[int, int], None]  # passages done, total
 
 
@@ -40,7 +39,8 @@ class CollectedActivations:
 
 @dataclass
 class ActivationCollector:
-    """Passes over one text. `budget`: maximum bytes of sums held at a time (at least one pair is held)."""
+    """Passes over one text. `budget`: maximum bytes of sums held at a time (at least one pair is held).
+    `spill_bytes`: disk space for one base's rows while the other base is not loaded."""
 
     models: BasePair
     text: PairedText
@@ -48,6 +48,7 @@ class ActivationCollector:
     scratch_dir: Path
     report_progress: ProgressCallback
     keep_rows: int = 0
+    spill_bytes: int = 2**30
     _order: tuple[HookPair, ...] = ()
     _collected: dict[HookPair, CollectedActivations] = field(default_factory=dict)
 
@@ -149,7 +150,7 @@ class ActivationCollector:
         used = 0
         for passage in self.text.passages:
             size = 4 * width * passage.num_positions
-            if chunk and used + size > SPILL_BYTES:
+            if chunk and used + size > self.spill_bytes:
                 yield chunk
                 chunk, used = [], 0
             chunk.append(passage)

@@ -61,7 +61,7 @@ class SharedTokenRows:
         inner_rows: int = INNER_ROWS,
     ) -> None:
         if source_ids.shape != target_ids.shape:
-            raise ValueError("source_ids and target_ids must pair up one to one")
+            raise ValueError("source_ids and target_ids must have equal shapes")
         self._sides = {"source": _BaseRows(source, source_ids), "target": _BaseRows(target, target_ids)}
         count = source_ids.numel()
         indices = torch.linspace(0, max(count - 1, 0), min(count, inner_rows), dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from rebase.errors import RequestInvalid
 from rebase.evidence.embeddings import SharedTokenRows
 from rebase.hub.base import PinnedRepo
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.site_pairing import Pairing
 from rebase.models.model_reader import ModelReader
 from rebase.models.vocabulary import SharedTokens
@@ -32,7 +32,7 @@ def require_distinct_bases(source: PinnedRepo, target: PinnedRepo) -> None:
     if source.public == target.public:
         raise RequestInvalid(
             f"Source and target are the same base at the same commit ({target}).",
-            hint="Name the new base in 'target'. The adapter already fits this one.",
+            hint="Set 'target' to the new base; the adapter already works on this one.",
             pointer="/target",
         )
 

@@ -93,17 +93,17 @@ def offer_pool(
         base = (pool.spec.source if side == "source" else pool.spec.target).repo_id
         if base not in base_ids[side]:
             raise IncompatiblePair(
-                f"The anchor pool is about the {side} base '{base}', this request about "
+                f"The anchor pool is for the {side} base '{base}', this request for "
                 f"'{min(base_ids[side], key=len)}'.",
-                hint="Name a pool between these two bases.",
+                hint="Use a pool for these two bases.",
                 pointer="/method/pool",
             )
     if not _matches_revisions(pool, bases, inputs):
         if not is_requested:
             return None
         raise IncompatiblePair(
-            "The anchor pool is about other commits or subfolders of the same repos.",
-            hint="Name a pool between these two revisions and subfolders.",
+            "The anchor pool is for other commits or subfolders of the same repos.",
+            hint="Use a pool for these two revisions and subfolders.",
             pointer="/method/pool",
         )
     return PoolOffer(pool, inputs, runtime, progress, is_requested)

@@ -88,8 +88,8 @@ def _check_updates(pool: LoadedAnchorPool, progress: ProgressReporter) -> None:
                 raise
             if norm_sum == 0.0:
                 raise RequestInvalid(
-                    f"{anchor.repos[side]} changes nothing at the modules that all anchors share.",
-                    hint="Leave this anchor out.",
+                    f"{anchor.repos[side]} changes none of the modules that all anchors share.",
+                    hint="Leave out this anchor.",
                     pointer=f"/anchors/{number}/{side}",
                 )
 

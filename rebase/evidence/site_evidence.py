@@ -118,7 +118,7 @@ class ScopedEvidence:
         """This target site's part of the trained update."""
         self._require_declared(Evidence.TRAINED)
         if self.provider.trained_updates is None:
-            raise LookupError("nothing was trained; the pipeline trains for methods that declare it")
+            raise LookupError("nothing was trained; the pipeline trains only for methods that declare it")
         update = self.provider.trained_updates[self.pair.target]
         return LowRank(update.B.to(self.provider.device), update.A.to(self.provider.device))
 
@@ -126,14 +126,16 @@ class ScopedEvidence:
         """Maps trained through both bases."""
         self._require_declared(Evidence.MAPS)
         if self.provider.get_trained_maps is None:
-            raise LookupError("no heads were trained; the pipeline trains for methods that declare it")
+            raise LookupError(
+                "no maps were trained; the pipeline trains them only for methods that declare it"
+            )
         return self.provider.get_trained_maps(self.pair)
 
     def anchor_updates(self) -> Sequence[LowRank]:
         """The pool's updates at this target site, read lazily."""
         self._require_declared(Evidence.ANCHORS)
         if self.provider.offer is None:
-            raise LookupError("there is no pool; the method must refuse before")
+            raise LookupError("there is no pool; the method must refuse the pair first")
         return self.provider.offer.open().updates("target", self.pair.target)
 
     def _require_embeddings(self) -> SharedTokenRows:
@@ -145,7 +147,9 @@ class ScopedEvidence:
     def _require_activations(self) -> Activations:
         self._require_declared(Evidence.ACTIVATIONS)
         if self.provider.activations is None:
-            raise LookupError("no text was read; the pipeline gathers it for methods that declare it")
+            raise LookupError(
+                "no activations were collected; the pipeline collects them only for methods that declare it"
+            )
         return self.provider.activations
 
     def _load_weight(self, side: Side) -> Tensor:

@@ -85,7 +85,9 @@ def validate_repo_reference(text: str) -> str:
         subject = "The reference" if "://" in text else f"There is no folder '{text}', and as a repo it"
         raise RequestInvalid(f"{subject} {exc}.", hint=_REFERENCE_HINT) from exc
     if not is_repo_id(repo_id):
-        raise RequestInvalid(f"There is no folder '{text}', and it is no Hub repo id.", hint=_REFERENCE_HINT)
+        raise RequestInvalid(
+            f"There is no folder '{text}', and it is not a Hub repo id.", hint=_REFERENCE_HINT
+        )
     return text
 
 
@@ -189,4 +191,4 @@ class AliasedHub:
 
     def _reject_input_folder(self, repo_id: str) -> None:
         if repo_id in self._by_alias:
-            raise OutputForbidden(f"'{repo_id}' is a folder that was named as an input.")
+            raise OutputForbidden(f"'{repo_id}' is a folder that is used as an input.")

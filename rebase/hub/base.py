@@ -234,9 +234,9 @@ def validate_output_name(name: str) -> str:
         return check_repo_id(name)
     except ValueError as exc:
         length = f"longer than {MAX_REPO_ID} characters"
-        problem = length if len(name) > MAX_REPO_ID else "not a legal repo id"
+        problem = length if len(name) > MAX_REPO_ID else "not a valid repo id"
         raise RequestInvalid(
             f"The default output name '{name}' is {problem}.",
-            hint="Name the output yourself: output.repo_id.",
+            hint="Set output.repo_id.",
             pointer="/output/repo_id",
         ) from exc

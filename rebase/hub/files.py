@@ -32,8 +32,8 @@ def write_errors(what: str) -> Iterator[None]:
             ) from exc
         if exc.errno in _PERMISSION_ERRNOS:
             raise OutputForbidden(
-                f"The worker may not write {what}.",
-                hint="Give the worker's user write access to the local hub folder, or name another output.",
+                f"The worker has no permission to write {what}.",
+                hint="Give the worker's user write access to the local hub folder, or choose another output.",
             ) from exc
         raise HubUnavailable(f"Writing {what} failed ({errno.errorcode.get(exc.errno or 0)}).") from exc
 
@@ -48,7 +48,7 @@ class FileSource:
         try:
             self.size = path.stat().st_size
         except OSError as exc:
-            raise FileMissing(f"{name} cannot be opened any more.") from exc
+            raise FileMissing(f"{name} can no longer be opened.") from exc
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`."""
@@ -67,7 +67,7 @@ class FileSource:
                 while done < len(buffer):
                     count = os.preadv(fd, [buffer[done : done + _MAX_READ_BYTES]], offset + done)
                     if count == 0:
-                        raise UnsafeFile(f"{self._name} became shorter while it was read.")
+                        raise UnsafeFile(f"{self._name} was shortened while it was being read.")
                     done += count
             finally:
                 os.close(fd)
@@ -79,8 +79,8 @@ class FileSource:
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise UnsafeFile(
-                f"{self._name} is truncated: bytes {offset} to {offset + length} were asked for, "
-                f"it has {self.size}.",
+                f"{self._name} is truncated: bytes {offset} to {offset + length} were requested, but it "
+                f"has {self.size}.",
                 hint="Upload or download the file again.",
             )
 
@@ -103,8 +103,8 @@ def list_files(folder: Path, *, link_root: Path, name: str) -> dict[str, os.stat
             relative = path.relative_to(folder).as_posix()
             if entry.is_symlink() and not path.resolve().is_relative_to(link_root):
                 raise UnsafeFile(
-                    f"'{relative}' in {name} is a link that leads out of the folder.",
-                    hint="Replace the link by the file itself.",
+                    f"'{relative}' in {name} is a link to a file outside the folder.",
+                    hint="Replace the link with the file itself.",
                 )
             if entry.is_dir(follow_symlinks=False):
                 pending.append(path)

@@ -70,7 +70,7 @@ class LocalHub:
         if sha is None:
             raise RevisionNotFound(
                 f"{ref.repo_id} has no revision '{ref.revision}'.",
-                hint="Name a branch or a full commit sha of this repo; the default branch is 'main'.",
+                hint="Use a branch or a full commit sha of this repo; the default branch is 'main'.",
             )
         return replace(self._pin_commit(folder, sha), kind=kind).enter(ref.subfolder)
 
@@ -122,8 +122,8 @@ class LocalHub:
             folder = folder.parent
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputForbidden(
-                f"The worker may not write to {repo_id}.",
-                hint="Give the worker's user write access to the local hub folder, or name another output.",
+                f"The worker has no permission to write to {repo_id}.",
+                hint="Give the worker's user write access to the local hub folder, or choose another output.",
             )
 
     def get_latest(self, repo_id: str) -> PinnedRepo | None:
@@ -196,8 +196,10 @@ class LocalHub:
             raise HubUnavailable(f"The folder of {repo_id} cannot be read.") from exc
         raise RepoNotFound(
             f"{repo_id} is not in the local hub.",
-            hint=f"Check the spelling; {kind}s lie in the local hub folder as "
-            f"{'datasets/' if kind == 'dataset' else ''}owner/name.",
+            hint=(
+                f"Check the spelling; {kind}s are stored in the local hub folder as "
+                f"{('datasets/' if kind == 'dataset' else '')}owner/name."
+            ),
         )
 
     def _may_hold_only_folders(self, repo_id: str, kind: RepoKind, names: set[str]) -> bool:
@@ -210,14 +212,14 @@ class LocalHub:
     def _require_writable(self, repo_id: str) -> Path:
         folder = self._get_folder(repo_id)
         if "/" not in repo_id:
-            raise OutputForbidden(f"'{repo_id}' names no owner; outputs are called 'owner/name'.")
+            raise OutputForbidden(f"'{repo_id}' has no owner; an output is named 'owner/name'.")
         try:
             existing: RepoStore | PlainFolder | None = self._find_repo(repo_id)
         except RepoNotFound:
             existing = None
         if isinstance(existing, PlainFolder):
             raise OutputForbidden(
-                f"{repo_id} is a plain folder that the local hub only reads.",
-                hint="Name another output.",
+                f"{repo_id} is a plain folder, which is read-only in the local hub.",
+                hint="Choose another output.",
             )
         return folder

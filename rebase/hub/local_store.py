@@ -57,9 +57,9 @@ class RepoStore:
         """One file of a commit. Raises UnsafeFile for a link that leads out of the repo, FileMissing."""
         file = self.get_revision_folder(sha) / path
         if not file.resolve().is_relative_to(self.get_revision_folder(sha).resolve()):
-            raise UnsafeFile(f"'{path}' in {self.repo_id} is a link that leads out of the repo.")
+            raise UnsafeFile(f"'{path}' in {self.repo_id} is a link to a file outside the repo.")
         if not file.is_file():
-            raise FileMissing(f"'{path}' has vanished from {self.repo_id} at {sha}.")
+            raise FileMissing(f"'{path}' is missing from {self.repo_id} at {sha}.")
         return file
 
     def find_sha(self, revision: str) -> str | None:
@@ -115,7 +115,7 @@ class RepoStore:
                 raise ParentMoved(
                     f"{self.repo_id} has changed: its main branch is at {latest or 'no commit'}, "
                     f"not at {parent or 'no commit'}.",
-                    hint="Look at what was added there, then convert again.",
+                    hint="Check what was added there, then convert again.",
                 )
             branch = self._get_next_pull_request() if create_pr else "main"
             incoming = Path(tempfile.mkdtemp(prefix=_INCOMING_PREFIX, dir=self._folder))

@@ -53,10 +53,10 @@ class PlainFolder:
         RevisionNotFound for anything else."""
         pinned = self.pin()
         if ref.revision not in ("main", pinned.sha, pinned.public.sha):
-            description = "an older content" if SHA_PATTERN.match(ref.revision) else f"'{ref.revision}'"
+            description = "an older version" if SHA_PATTERN.match(ref.revision) else f"'{ref.revision}'"
             raise RevisionNotFound(
                 f"{self._repo_id} is a plain folder at revision {pinned.sha}; it has no {description}.",
-                hint="Leave the revision out.",
+                hint="Leave out the revision.",
             )
         return pinned.enter(ref.subfolder)
 
@@ -67,7 +67,7 @@ class PlainFolder:
         if self.pin().sha != repo.sha:
             raise RevisionNotFound(
                 f"The files of {repo.repo_id} changed while they were being read.",
-                hint="Start again when nobody writes to that folder.",
+                hint="Try again when nothing is writing to that folder.",
             )
         return self._folder / repo.get_full_path(path)
 

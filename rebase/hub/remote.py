@@ -171,7 +171,7 @@ class RemoteHub:
         read it.
         """
         if "/" not in validate_repo_id(repo_id):
-            raise OutputForbidden(f"'{repo_id}' names no owner; outputs are called 'owner/name'.")
+            raise OutputForbidden(f"'{repo_id}' has no owner; an output is named 'owner/name'.")
         if not self._token:
             raise OutputForbidden(f"Writing to {repo_id} needs a token.", hint=WRITE_HINT)
         try:
@@ -239,8 +239,8 @@ class RemoteHub:
         latest = self.get_latest(repo_id)
         if latest is not None and not latest.files.keys() <= _NEW_REPO_FILES:
             raise ParentMoved(
-                f"{repo_id} was expected to be new, but it holds files.",
-                hint="Look at what is there, or name another output.",
+                f"{repo_id} was expected to be new, but it contains files.",
+                hint="Look at what is there, or choose another output.",
             )
         return latest.sha if latest is not None else None
 
@@ -273,7 +273,7 @@ class RemoteHub:
         sha, siblings = info.sha or "", info.siblings or []
         sizes = {file.rfilename: file.size for file in siblings if file.size is not None}
         if not SHA_PATTERN.match(sha) or len(sizes) != len(siblings):
-            raise HubError(f"{ref}: the Hub's answer names no commit, or files without sizes.")
+            raise HubError(f"{ref}: the Hub's response has no commit, or files without sizes.")
         return PinnedRepo(ref.repo_id, sha, sizes, kind).enter(ref.subfolder)
 
     def _download(self, repo: PinnedRepo, path: str) -> Path:
@@ -305,7 +305,7 @@ class RemoteHub:
         free = shutil.disk_usage(self._cache_dir).free
         if free < size:
             raise DiskFull(
-                f"{name} has {size} bytes, and {free} are free on the worker.",
+                f"{name} has {size} bytes, but only {free} are free on the worker.",
                 hint="Free disk space on the machine that runs the worker; the job can then be retried.",
             )
 
@@ -318,5 +318,6 @@ class RemoteHub:
             whoami = self._api.whoami(token=self._token)
         if not can_create_repo(whoami, repo_id.partition("/")[0]):
             raise OutputForbidden(
-                f"{repo_id} does not exist, and the token in use may not create it.", hint=WRITE_HINT
+                f"{repo_id} does not exist, and the token in use has no permission to create it.",
+                hint=WRITE_HINT,
             )

@@ -26,7 +26,7 @@ from rebase.errors import (
 _DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TOKEN_SOURCES = "(X-Hub-Token, PUT /hub-token, or REBASE_HUB_TOKEN for the tenant 'default')"  # noqa: S105
 _TOKEN_HINT = f"Check the spelling, or use a token that has access {_TOKEN_SOURCES}."
-WRITE_HINT = f"Use a token with write access to that owner {_TOKEN_SOURCES}, or name another output."
+WRITE_HINT = f"Use a token with write access to that owner {_TOKEN_SOURCES}, or choose another output."
 
 # Hub error → our error, message (about {what}) and hint. Error types take precedence over statuses, and gated
 # repos over missing ones, because the client's GatedRepoError is a subclass of RepositoryNotFoundError.
@@ -36,31 +36,31 @@ _BY_TYPE: tuple[tuple[type[Exception], _ErrorRow], ...] = (
         hf.GatedRepoError,
         (
             RepoGated,
-            "{what} is gated, and the token in use has no access.",
-            f"Ask for access on its page of the Hub, and use a token of that account {_TOKEN_SOURCES}.",
+            "{what} is gated, and the token in use does not have access.",
+            f"Request access on its Hub page, and use a token of that account {_TOKEN_SOURCES}.",
         ),
     ),
     (hf.DisabledRepoError, (RepoNotFound, "{what} has been disabled on the Hub.", None)),
     (
         hf.RevisionNotFoundError,
-        (RevisionNotFound, "{what} is not on the Hub.", "Name a branch, a tag or a full commit sha."),
+        (RevisionNotFound, "{what} is not on the Hub.", "Use a branch, a tag or a full commit sha."),
     ),
     (hf.EntryNotFoundError, (FileMissing, "{what} does not exist on the Hub.", None)),
     (hf.RepositoryNotFoundError, (RepoNotFound, "{what} is not on the Hub, or is private.", _TOKEN_HINT)),
 )
 _BY_STATUS: dict[int, _ErrorRow] = {
     401: (HubUnauthorized, "{what}: the Hub does not accept the token in use.", _TOKEN_HINT),
-    403: (HubUnauthorized, "The token in use may not read {what}.", _TOKEN_HINT),
+    403: (HubUnauthorized, "The token in use has no permission to read {what}.", _TOKEN_HINT),
     404: (RepoNotFound, "{what} is not on the Hub, or is private.", _TOKEN_HINT),
     412: (
         ParentMoved,
-        "{what} has changed since it was looked at.",
-        "Look at what was added there, then convert again.",
+        "{what} has changed since it was last checked.",
+        "Check what was added there, then convert again.",
     ),
 }
 _WRITE_FORBIDDEN: _ErrorRow = (
     OutputForbidden,
-    "The token in use may not write to {what}.",
+    "The token in use has no permission to write to {what}.",
     WRITE_HINT,
 )
 
@@ -101,9 +101,9 @@ def _translate_response(exc: hf.HfHubHTTPError, what: str, writing: bool) -> Hub
         kind, message, hint = row
         return kind(message.format(what=what), hint=hint)
     if status in (408, 425, 429) or status >= 500:
-        return _make_unavailable_error(what, f"it answered {status}")
+        return _make_unavailable_error(what, f"it responded with status {status}")
     detail = f": {exc.server_message[:200]}" if exc.server_message else ""
-    return HubError(f"{what}: the Hub refused with status {status}{detail}.")
+    return HubError(f"{what}: the Hub rejected the request with status {status}{detail}.")
 
 
 def _translate_system_error(exc: Exception, what: str) -> RebaseError:
@@ -121,15 +121,15 @@ def _translate_system_error(exc: Exception, what: str) -> RebaseError:
 
 def _translate_invalid_response(exc: Exception, what: str) -> Exception:
     if isinstance(exc, hf.HFValidationError):
-        return RepoNotFound(f"{what} is not a name that the Hub allows.")
+        return RepoNotFound(f"{what} is not a valid name on the Hub.")
     if isinstance(exc, ValueError) and isinstance(exc.__cause__, hf.BadRequestError):
         return HubError(f"{what}: the Hub does not accept the metadata of README.md.")
     if isinstance(exc, ValueError | KeyError | TypeError):  # a response that violates the API
-        return HubError(f"{what}: the Hub's answer makes no sense ({type(exc).__name__}).")
+        return HubError(f"{what}: the Hub's response is not valid ({type(exc).__name__}).")
     return exc
 
 
 def _make_unavailable_error(what: str, reason: str) -> HubUnavailable:
     return HubUnavailable(
-        f"{what}: the Hub could not be reached; {reason}.", hint="This passes by itself; retry later."
+        f"{what}: the Hub could not be reached; {reason}.", hint="This is usually temporary; retry later."
     )

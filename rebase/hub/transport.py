@@ -57,7 +57,8 @@ def _reject_long_waits(response: httpx2.Response) -> None:
     wait = response.headers.get("Retry-After", "")
     if response.status_code in (429, 503) and wait.isdecimal() and int(wait) > _MAX_RETRY_AFTER_S:
         raise HubUnavailable(
-            f"The Hub asks to wait {wait} s before the next request.", hint="Retry the job after that time."
+            f"The Hub's rate limit was reached; it asks to wait {wait} s.",
+            hint="Retry the job after that time.",
         )
 
 
@@ -102,7 +103,7 @@ class RangeSource:
         """Fill `buffer` from `offset`."""
         if offset < 0 or offset + len(buffer) > self.size:
             raise UnsafeFile(
-                f"{self._name} is truncated: bytes {offset} to {offset + len(buffer)} were asked for, "
+                f"{self._name} is truncated: bytes {offset} to {offset + len(buffer)} were requested, but "
                 f"it has {self.size}."
             )
         if self._local is None and len(buffer):
@@ -123,15 +124,15 @@ class RangeSource:
             expected = (offset, last, self.size)
             if response.status_code != 206 or match is None or tuple(map(int, match.groups())) != expected:
                 raise UnsafeFile(
-                    f"{self._name}: the Hub answered with other bytes ('{content_range[:60]}') than asked "
-                    f"for ({offset}-{last}/{self.size}).",
-                    hint="A proxy in between may be at fault; try again without it.",
+                    f"{self._name}: the Hub returned different bytes ('{content_range[:60]}') from those "
+                    f"requested ({offset}-{last}/{self.size}).",
+                    hint="A proxy may be the cause; try again without it.",
                 )
             done = 0
             for chunk in response.iter_raw():
                 if done + len(chunk) > len(buffer):
-                    raise UnsafeFile(f"{self._name}: the Hub sent more bytes than it announced.")
+                    raise UnsafeFile(f"{self._name}: the Hub sent more bytes than it declared.")
                 buffer[done : done + len(chunk)] = chunk
                 done += len(chunk)
         if done != len(buffer):
-            raise HubUnavailable(f"{self._name}: the connection ended after {done} of {len(buffer)} bytes.")
+            raise HubUnavailable(f"{self._name}: the connection closed after {done} of {len(buffer)} bytes.")

@@ -89,7 +89,7 @@ def choose_port(host: str, port: int) -> int:
         except OSError as exc:
             raise CommandFailed(
                 f"{host}:{port} cannot be used: {exc.strerror or exc}.",
-                hint="Name another one with --port, or 0 for any free one.",
+                hint="Choose another one with --port, or 0 for any free port.",
             ) from exc
         return int(probe.getsockname()[1])
 
@@ -115,7 +115,9 @@ class Stack:
         self.children = [
             SupervisedProcess("api", [*python, "service"], env, logs / "api.log"),
             SupervisedProcess("worker", [*python, "workers"], env, logs / "worker.log"),
-            SupervisedProcess("courier", [*python, "service.callbacks"], env, logs / "courier.log"),
+            SupervisedProcess(
+                "callback dispatcher", [*python, "service.callbacks"], env, logs / "dispatcher.log"
+            ),
         ]
 
     def __enter__(self) -> Stack:
@@ -163,7 +165,7 @@ class Stack:
                 status = child.restart_if_due()
                 if status is not None:
                     self._report(
-                        f"The {child.name} ended with status {status} and is started again; see {child.log}"
+                        f"The {child.name} ended with status {status} and is being restarted; see {child.log}"
                     )
 
     def _wait_until_ready(self) -> None:

@@ -19,14 +19,26 @@ _HEALTHY_S = 60.0
 
 
 class SupervisedProcess:
-    """A command that should keep running. Only `stop` blocks, and only for a limited time."""
+    """A command that should keep running. Only `stop` blocks, and only for a limited time.
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    `grace_s`: seconds between SIGTERM and SIGKILL.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        *,
+        grace_s: float = GRACE_S,
+    ) -> None:
         self.name = name
         self.log = log
         self.restarts = 0
         self._command = list(command)
         self._env = dict(env)
+        self._grace_s = grace_s
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
         self._started_at = 0.0
@@ -38,7 +50,13 @@ class SupervisedProcess:
         if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         read_fd, write_fd = os.pipe()
-        guard = [sys.executable, "-m", "rebase.localstack.parent_death_guard", str(read_fd), str(GRACE_S)]
+        guard = [
+            sys.executable,
+            "-m",
+            "rebase.localstack.parent_death_guard",
+            str(read_fd),
+            f"{self._grace_s}",
+        ]
         try:
             with self.log.open("ab") as sink:
                 # A separate session: Ctrl-C in the terminal reaches only the supervisor, which then stops
@@ -86,11 +104,11 @@ class SupervisedProcess:
             self._process.terminate()
 
     def stop(self) -> None:
-        """Stop it for good. The guard kills it after GRACE_S; a guard that hangs is killed a little later."""
+        """Stop it for good. The guard kills it after `grace_s`; a guard that hangs is killed soon after."""
         self.request_stop()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE_S + 2)
+                self._process.wait(self._grace_s + 2)
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import regex  # type: ignore[import-untyped]
 
@@ -36,7 +36,7 @@ def _match_in_time(pattern: str, name: str) -> bool:
     except (regex.error, TimeoutError, RecursionError) as exc:
         raise MalformedAdapter(
             f"adapter_config.json: the pattern {pattern[:80]!r} cannot be evaluated.",
-            hint="Name the modules as a list instead.",
+            hint="List the modules by name instead.",
         ) from exc
 
 
@@ -48,6 +48,20 @@ def _compile(pattern: str) -> Any:
 CONFIG_FILE = "adapter_config.json"
 MAX_PATTERNS = 10_000  # one per module of the deepest models; each is tested against every module
 MAX_RANK = 4096  # larger than the width of most models and the rank of any published adapter
+
+TASK_TYPES = (
+    "CAUSAL_LM",
+    "SEQ_CLS",
+    "TOKEN_CLS",
+    "QUESTION_ANS",
+    "FEATURE_EXTRACTION",
+    "SEQ_2_SEQ_LM",
+)
+# Keys that PEFT, Unsloth and Axolotl write beside LoraConfig's fields; none changes what A and B mean.
+_WRITTEN_KEYS = frozenset(
+    {"peft_type", "auto_mapping", "peft_version", "megatron_config", "megatron_core", "enable_lora"}
+    | {"merge_weights", "unsloth_fixed", "unsloth_version"}
+)
 
 # LoRA variants whose update is not s·B·A on the original base; PEFT sets each key only when it is in use.
 _UNSUPPORTED_VARIANTS = (
@@ -62,13 +76,27 @@ _UNSUPPORTED_VARIANTS = (
     "alora_invocation_tokens",
 )
 # Initialisations that modify the base weights, so A and B are relative to an unpublished base.
-_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# PiSSA and OLoRA take a part away that follows from the base alone; these depend on data or on rounding.
+_BASE_CHANGING_INITS = ("corda", "loftq", "lora_ga")
+
+
+# PEFT types whose effect is a change of linear weights, which PEFT itself computes.
+EXPANDED_TYPES = frozenset(
+    {"ADALORA", "LOHA", "LOKR", "VERA", "IA3", "OFT", "BOFT", "HRA", "FOURIERFT", "SHIRA", "VBLORA"}
+    | {"ROAD", "MISS", "C3A", "DELORA", "WAVEFT"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """The fields of a LoRA config that determine its update. Patterns match the adapter's module names."""
+    """The fields of a PEFT config that determine its update. Patterns match the adapter's module names.
 
+    `rank`: 0 for types without one. `initial_update`: the adapter is relative to a base from which PEFT took
+    this update away (PiSSA, OLoRA).
+    """
+
+    peft_type: str
+    initial_update: Literal["pissa", "olora"] | None
     rank: int
     alpha: float
     rslora: bool
@@ -85,6 +113,8 @@ class AdapterConfig:
     ensure_weight_tying: bool  # input and output tables were trained as one (`ensure_weight_tying`)
     base_model: str | None
     revision: str | None
+    task_type: str | None  # PEFT's TaskType, such as CAUSAL_LM or SEQ_CLS
+    unknown_options: tuple[str, ...]  # switched-on keys that the installed PEFT does not know
 
     @classmethod
     def parse(cls, raw: Any) -> AdapterConfig:
@@ -95,24 +125,28 @@ class AdapterConfig:
         if not isinstance(raw, Mapping):
             raise _make_malformed_error("is not a JSON object")
         _reject_unsupported_types(raw)
-        if "r" not in raw:
+        peft_type = str(raw["peft_type"]).upper()
+        if "r" not in raw and peft_type == "LORA":
             raise _make_malformed_error("has no rank (`r`)")
         modules = raw.get("target_modules")
         layers = raw.get("layers_to_transform")
         alpha = _parse_alpha(raw.get("lora_alpha", 8), "lora_alpha")  # 8 is PEFT's own default
         alpha_pattern = {
             key: _parse_alpha(value, f"alpha_pattern of {key}")
-            for key, value in _read_items(raw, "alpha_pattern")
+            for key, value in (_read_items(raw, "alpha_pattern") if peft_type == "LORA" else ())
         }
-        _require_an_effect((alpha, *alpha_pattern.values()))
+        if peft_type == "LORA":
+            _require_an_effect((alpha, *alpha_pattern.values()))
         return cls(
-            rank=_parse_rank(raw["r"], "r"),
+            peft_type=peft_type,
+            initial_update=_parse_initial_update(raw),
+            rank=_parse_rank(raw["r"], "r") if peft_type == "LORA" else 0,
             alpha=alpha,
             rslora=_read_flag(raw, "use_rslora"),
             dora=_read_flag(raw, "use_dora"),
             rank_pattern={
                 key: _parse_rank(value, f"rank_pattern of {key}")
-                for key, value in _read_items(raw, "rank_pattern")
+                for key, value in (_read_items(raw, "rank_pattern") if peft_type == "LORA" else ())
             },
             alpha_pattern=alpha_pattern,
             target_modules=modules
@@ -127,6 +161,8 @@ class AdapterConfig:
             ensure_weight_tying=_read_flag(raw, "ensure_weight_tying"),
             base_model=_read_text(raw, "base_model_name_or_path"),
             revision=_read_text(raw, "revision"),
+            task_type=_parse_task_type(raw),
+            unknown_options=_find_unknown_options(raw),
         )
 
     def get_rank(self, module: str) -> int:
@@ -169,20 +205,25 @@ def _reject_unsupported_types(raw: Mapping[str, Any]) -> None:
     peft_type = raw.get("peft_type")
     if not isinstance(peft_type, str):
         raise _make_malformed_error("has no peft_type")
-    if peft_type.upper() != "LORA":
+    if peft_type.upper() not in {"LORA", *EXPANDED_TYPES}:
         raise UnsupportedAdapter(
-            f"Adapters of PEFT type {peft_type[:40]} are not carried; LoRA (with rsLoRA or DoRA) is.",
+            f"Adapters of PEFT type {peft_type[:40]} are not a fixed change of linear weights, so they "
+            "cannot be written as a LoRA.",
+            hint="Use the method `distill`, which trains a LoRA on text that the source writes with its "
+            "adapter, as soon as it supports this type; or train the adapter on the new base.",
             pointer=CONFIG_FILE,
         )
     for key in _UNSUPPORTED_VARIANTS:
         if raw.get(key):
-            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not carried.", pointer=CONFIG_FILE)
+            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not supported.", pointer=CONFIG_FILE)
     init_name = raw.get("init_lora_weights")
     if isinstance(init_name, str) and init_name.lower().startswith(_BASE_CHANGING_INITS):
         raise UnsupportedAdapter(
             f"This LoRA was initialised with {init_name[:40]!r}, which also changes the base weights.",
-            hint="Save it again with PEFT's `path_initial_model_for_weight_conversion`; "
-            "that makes it a plain LoRA on the published base.",
+            hint=(
+                "Save it again with PEFT's `path_initial_model_for_weight_conversion`, which turns it into "
+                "a plain LoRA on the published base."
+            ),
             pointer=CONFIG_FILE,
         )
 
@@ -191,7 +232,7 @@ def _parse_rank(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _make_malformed_error(f"{name} should be an integer")
     if not 1 <= value <= MAX_RANK:
-        raise _make_malformed_error(f"{name} is {value}; a rank lies between 1 and {MAX_RANK}")
+        raise _make_malformed_error(f"{name} is {value}; it must be between 1 and {MAX_RANK}")
     return value
 
 
@@ -241,7 +282,7 @@ def _parse_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or any(
         isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < 2**31 for id_ in value
     ):
-        raise _make_malformed_error("trainable_token_indices should hold lists of token ids")
+        raise _make_malformed_error("trainable_token_indices should contain lists of token ids")
     return tuple(value)
 
 
@@ -268,6 +309,30 @@ def _parse_bias(value: Any) -> str:
     if bias not in ("none", "all", "lora_only"):
         raise _make_malformed_error("bias should be none, all or lora_only")
     return str(bias)
+
+
+def _parse_initial_update(raw: Mapping[str, Any]) -> Literal["pissa", "olora"] | None:
+    name = raw.get("init_lora_weights")
+    if not isinstance(name, str):
+        return None
+    return "pissa" if name.lower().startswith("pissa") else "olora" if name.lower() == "olora" else None
+
+
+def _parse_task_type(raw: Mapping[str, Any]) -> str | None:
+    value = _read_text(raw, "task_type")
+    if value is not None and value not in TASK_TYPES:
+        raise _make_malformed_error(f"task_type is {value[:40]!r}; PEFT knows {', '.join(TASK_TYPES)}")
+    return value
+
+
+def _find_unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of a newer or modified PEFT that are switched on, so that they may change what A and B mean."""
+    # Here, because reading a config should not import PEFT otherwise.
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[str(raw["peft_type"]).upper()]  # type: ignore[index]
+    known = {field.name for field in fields(config_class)} | _WRITTEN_KEYS
+    return tuple(sorted(str(key)[:80] for key, value in raw.items() if key not in known and value))
 
 
 def _read_text(raw: Mapping[str, Any], key: str) -> str | None:

@@ -146,7 +146,9 @@ def _compute_leading_triplets(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
     gram = _compute_lower_gram(W)
     total = float(gram.diagonal().sum(dtype=torch.float64))
     if not math.isfinite(total):
-        raise UnsupportedModel("A base weight holds NaN or Inf, so its singular directions do not exist.")
+        raise UnsupportedModel(
+            "A base weight contains NaN or Inf, so it has no singular value decomposition."
+        )
     basis = torch.linalg.eigh(gram, UPLO="L").eigenvectors[:, -(k + _OVERSAMPLING) :].double()
     # The eigenvectors are orthonormal only to 1e-6, which would mix close directions by 1e-4 or more. One
     # Newton step towards the orthonormal factor squares that error.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebase.errors import VerificationFailed
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.lora.tensors import READABLE_DTYPES, TensorInfo, TensorReader
 from rebase.lora.trained_tables import StoredTable
 from rebase.lora.writer import DTYPES
@@ -80,14 +80,14 @@ def get_embedding_role(architecture: Architecture, module: str) -> EmbeddingRole
 
 
 def iter_row_deltas(
-    adapter: SourceAdapter, stored: StoredTable, base: EmbeddingTable
+    adapter: SourceAdapter, stored: StoredTable, base: EmbeddingTable, *, block_size: int = _BLOCK_SIZE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, D) block by block, for rows that differ from the base: ids (n,) int64, D (n, width) float32.
 
     A row counts as unchanged if it equals the base's row rounded to the adapter's dtype. Rows beyond the
-    base's table have nothing to compare with and are left out.
+    base's table have nothing to compare with and are left out. `block_size`: numbers per block.
     """
-    step = max(1, _BLOCK_SIZE // base.width)
+    step = max(1, block_size // base.width)
     if stored.ids is None:
         for start in range(0, min(stored.rows, base.rows), step):
             stop = min(start + step, stored.rows, base.rows)
@@ -112,6 +112,32 @@ def find_ids_beyond_base(stored: StoredTable, base: EmbeddingTable) -> list[int]
     if stored.ids is None:
         return list(range(base.rows, stored.rows))
     return sorted({id_ for id_ in stored.ids if id_ >= base.rows})
+
+
+def iter_new_rows(
+    adapter: SourceAdapter,
+    stored: StoredTable,
+    base: EmbeddingTable,
+    target: EmbeddingTable,
+    row_map: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, D) for trained rows beyond the base's table whose token the target has, block by block.
+
+    Such a row was initialised at random or as a mean when the table grew, so there is no change to transfer:
+    D = trained − the target's row, and the target gets the trained row as it is.
+    """
+    row_by_id = {id_: row for row, id_ in enumerate(stored.ids)} if stored.ids is not None else None
+    new_ids = [id_ for id_ in find_ids_beyond_base(stored, base) if int(row_map[id_]) >= 0]
+    step = max(1, _BLOCK_SIZE // base.width)
+    for start in range(0, len(new_ids), step):
+        ids = torch.tensor(new_ids[start : start + step])
+        rows = ids if row_by_id is None else torch.tensor([row_by_id[int(id_)] for id_ in ids])
+        first = int(rows.min())
+        trained = adapter.read_table_rows(stored, first, int(rows.max()) + 1)[rows - first].float()
+        target_ids, order = row_map[ids].sort()
+        own_rows = torch.empty_like(trained)
+        own_rows[order] = target.gather(target_ids).float()
+        yield ids, trained - own_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +194,8 @@ def build_transferred_rows(
         squared_norm += float(D.square().sum())
     if not all(bool(torch.isfinite(block).all()) for block in torch.split(out, step)):
         raise VerificationFailed(
-            f"The trained rows of {target.name} do not fit into {dtype}: values become infinite.",
-            hint="Ask for output.dtype bfloat16 or float32.",
+            f"The trained rows of {target.name} do not fit into {dtype}: some values overflow.",
+            hint="Set output.dtype to bfloat16 or float32.",
             pointer="/output/dtype",
         )
     return out, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0

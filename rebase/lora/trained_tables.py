@@ -53,7 +53,7 @@ def find_stored_tables(
         rows = _count_rows(module, infos[tensor], width)
         if rows != len(ids):
             raise MalformedAdapter(
-                f"{module} has rows for {rows} tokens, but adapter_config.json names {len(ids)} of them."
+                f"{module} has {rows} rows, but adapter_config.json names {len(ids)} token(s)."
             )
         tables.append(
             StoredTable(module, tensor, rows, ids, named_in_config=True, tied=config.ensure_weight_tying)
@@ -72,12 +72,12 @@ def _get_token_ids(module: str, config: AdapterConfig) -> tuple[int, ...] | None
 
 def _count_rows(module: str, info: TensorInfo, width: int) -> int:
     if info.dtype not in _DTYPES:
-        raise MalformedAdapter(f"{module} is stored as {info.dtype}; F32, F16 and BF16 are read.")
+        raise MalformedAdapter(f"{module} is stored as {info.dtype}; only F32, F16 and BF16 are supported.")
     if len(info.shape) != 2 or info.shape[1] != width:
         raise MalformedAdapter(
-            f"The source base does not fit this adapter: the rows of {module} have shape {list(info.shape)}, "
-            f"but the base's tokens have {width} numbers each.",
-            hint="Name the base model that the adapter was trained on as `source`.",
+            f"The source base does not fit this adapter: the rows of {module} have shape "
+            f"{list(info.shape)}, but the base's embeddings have width {width}.",
+            hint="Set `source` to the base model that the adapter was trained on.",
             pointer="/source",
         )
     return info.shape[0]

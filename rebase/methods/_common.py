@@ -69,9 +69,12 @@ def truncate_dense(update: Tensor, rank: int, delta: LowRank) -> tuple[LowRank, 
 def find_dense_losses(name: str, params: DenseParams, measured: Mapping[str, float]) -> Iterator[Finding]:
     """For methods that truncate a dense result: they are baselines, and keep only part of the adapter."""
     yield from find_unrelated_bases(measured)
-    text = f"{name} mixes the bases' own difference into the update: a baseline, seldom the best choice."
+    text = (
+        f"{name} mixes the bases' own difference into the update. It is a baseline and rarely the best "
+        "choice."
+    )
     yield Finding("baseline", text, "doubt")
     kept = measured.get("skill_kept")
     if kept is not None and kept < HALF_SKILL_KEPT:
-        text = f"At rank {params.rank} the result holds {kept:.0%} of the adapter's own update."
+        text = f"At rank {params.rank} the result keeps {kept:.0%} of the adapter's update."
         yield Finding("little_skill", text, "blocking" if kept < MIN_SKILL_KEPT else "doubt")

@@ -26,7 +26,7 @@ def drop_and_rescale(result: SiteResult, params: DareParams, site: Site) -> Site
     loses. For a sweep, call this once per drop rate with `params.p` set to it; raises ValueError otherwise.
     """
     if params.p == "sweep":
-        raise ValueError("a sweep tries several shares; each is a call of its own")
+        raise ValueError("a sweep tries several drop rates; call this once per rate")
     norm_before = frobenius(result.delta)
     if norm_before == 0.0:
         return result

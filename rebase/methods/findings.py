@@ -34,7 +34,7 @@ def find_unrelated_bases(measured: Mapping[str, float]) -> Iterator[Finding]:
     """For methods that identify coordinate j of one base with coordinate j of the other on at least one side
     of the weight."""
     if measured["shapes_equal"] == 1.0 and measured.get("relative_distance", 0.0) > UNRELATED_DISTANCE:
-        text = "The bases have equal shapes but unrelated weights, so the same update means something else."
+        text = "The bases have equal shapes but unrelated weights, so the same update has a different effect."
         yield Finding("unrelated_bases", text, "blocking")
 
 

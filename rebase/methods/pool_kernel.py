@@ -81,7 +81,8 @@ def _require_equal_ranks(updates: Sequence[LowRank]) -> None:
     ranks = sorted({update.rank for update in updates})
     if len(ranks) > 1:
         raise IncompatiblePair(
-            f"space=factors compares raw factors of one rank; these have {', '.join(map(str, ranks))}.",
+            "space=factors compares raw factors, which must have equal ranks; these have "
+            f"{', '.join(map(str, ranks))}.",
             hint="Use space=delta.",
             pointer="/method/space",
         )

@@ -102,8 +102,8 @@ def pair_sites(
         raise IncompatiblePair(
             "No adapted module of the source has a counterpart in the target.",
             hint=(
-                f"The adapter changes {adapted_roles}; "
-                f"{target.architecture.model_type} has {available_roles}."
+                f"The adapter changes {adapted_roles}; {target.architecture.model_type} models have "
+                f"{available_roles}."
             ),
         )
     return Pairing(

@@ -52,6 +52,11 @@ class Architecture:
         return self.family.model_type
 
     @property
+    def headless_root(self) -> str:
+        """The module prefix in the model without a head, as `AutoModel` builds it."""
+        return self.root.partition(".")[2]
+
+    @property
     def roles(self) -> tuple[Role, ...]:
         """The roles this family has, in layout order; GPT-2 and GPT-NeoX have no gate."""
         return tuple(role for roles in self.family.layout.values() for role in roles)
@@ -132,14 +137,14 @@ class Architecture:
     def activate(self, x: Tensor) -> Tensor:
         """Apply the MLP's activation. Raises UnsupportedModel for an unknown one."""
         if self.activation not in _ACTIVATIONS:
-            raise UnsupportedModel(f"The MLP activation {self.activation!r} is not known here.")
+            raise UnsupportedModel(f"The MLP activation {self.activation!r} is not supported.")
         return _ACTIVATIONS[self.activation](x)
 
 
 def get_architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture for a config.json.
 
-    Raises UnsupportedModel for unknown model types, quantised or mixture-of-experts models, invalid sizes.
+    Raises UnsupportedModel for unknown model types, quantized or mixture-of-experts models, invalid sizes.
     """
     model_type = config.get("model_type")
     _reject_quantized(config)
@@ -154,7 +159,8 @@ def get_architecture(config: Mapping[str, Any]) -> Architecture:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise UnsupportedModel(
-            f"No table row for model_type {str(model_type)[:80]!r}.", hint=f"Known: {', '.join(FAMILIES)}."
+            f"The model_type {str(model_type)[:80]!r} is not supported.",
+            hint=(f"Supported: {', '.join(FAMILIES)}."),
         )
     return _bind_config(family, family.root if root is None else root, config)
 
@@ -167,7 +173,8 @@ def _bind_config(family: Family, root: str, config: Mapping[str, Any]) -> Archit
     layers = _get_size(family, config, keys.layers)
     if heads % kv_heads or layers > _MAX_LAYERS:
         raise UnsupportedModel(
-            f"config.json contradicts itself: {layers} layers, {heads} heads in {kv_heads} key-value groups."
+            f"config.json contradicts itself: {layers} layers, {heads} heads and {kv_heads} key-value "
+            "heads do not fit together."
         )
     eps = _get_value(family, config, keys.eps)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
@@ -208,8 +215,8 @@ def _reject_quantized(config: Mapping[str, Any]) -> None:
         return
     name = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     raise UnsupportedModel(
-        f"The base model is quantised ({str(name or 'unnamed method')[:40]}); it cannot be read here.",
-        hint="Name the unquantised repo of the same model.",
+        f"The base model is quantized ({str(name or 'unnamed method')[:40]}), which is not supported.",
+        hint="Use the unquantized repo of the same model.",
     )
 
 
@@ -217,7 +224,7 @@ def _reject_experts(config: Mapping[str, Any]) -> None:
     for key in _EXPERT_KEYS:
         if config.get(key):
             raise UnsupportedModel(
-                f"Mixture-of-experts models are not carried yet: config.json has {key}, so the modules "
+                f"Mixture-of-experts models are not supported yet: config.json has {key}, so the modules "
                 "`mlp.experts` of each layer have no dense counterpart.",
                 hint="Use dense base models on both sides.",
             )

@@ -107,8 +107,8 @@ class BasePair:
         tokenizer_json = self.get_checkpoint(side).tokenizer
         if tokenizer_json is None:
             raise RequestInvalid(
-                f"The {side} base has no tokenizer.json, so it cannot read a text.",
-                hint="Name a revision that has one, or a method that needs weights alone.",
+                f"The {side} base has no tokenizer.json, so it cannot tokenize text.",
+                hint="Use a revision that has one, or a method that only needs weights.",
                 pointer=f"/{side}",
             )
         return tokenizer_json

@@ -9,31 +9,36 @@ from typing import Any
 import torch
 from accelerate import cpu_offload, init_empty_weights
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rebase.errors import UnsupportedModel
 from rebase.lora.tensors import TensorReader
 from rebase.models.empty_model import build_model_config
 from rebase.models.partial_model import PartialModel
+from rebase.models.task_model import CAUSAL_LM, TaskModel
 
 
 def load_transformers_model(
-    config: Mapping[str, Any], state: dict[str, Tensor], dtype: torch.dtype, pointer: str | None = None
+    config: Mapping[str, Any],
+    state: dict[str, Tensor],
+    dtype: torch.dtype,
+    pointer: str | None = None,
+    task_model: TaskModel = CAUSAL_LM,
 ) -> Any:
-    """The causal language model with exactly these tensors.
+    """The model with exactly these tensors; a head that the adapter brings is left at its random start.
 
     Raises UnsupportedModel if any are missing, because transformers would initialise them randomly.
     """
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(build_model_config(config))]
-    model, loading = model_class.from_pretrained(
+    transformers_config = task_model.complete_config(build_model_config(config))
+    model, loading = task_model.get_class(transformers_config).from_pretrained(
         None,
-        config=build_model_config(config),
+        config=transformers_config,
         state_dict=state,
         dtype=dtype,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    missing = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    absent = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    missing = sorted(name for name in absent if not task_model.is_own_head(name))
     if missing:
         raise _make_missing_weight_error(missing[0], pointer)
     return model
@@ -45,7 +50,7 @@ def load_streamed_model(
     """The same model with its weights left on disk: each module's are read just before it runs. Raises
     UnsupportedModel as `load_causal_lm` does."""
     transformers_config = build_model_config(config)
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(transformers_config)]
+    model_class = CAUSAL_LM.get_class(transformers_config)
     with init_empty_weights():
         model = model_class(transformers_config).to(dtype)
     model.tie_weights()
@@ -59,8 +64,8 @@ def load_streamed_model(
 def _make_missing_weight_error(name: str, pointer: str | None = None) -> UnsupportedModel:
     owner = f"{pointer.removeprefix('/')}'s " if pointer else ""
     return UnsupportedModel(
-        f"The {owner}weights lack '{name}' in the shape that its config.json implies.",
-        hint="Name a revision of the base whose config.json suits its weights.",
+        f"The {owner}weights have no '{name}' with the shape that config.json implies.",
+        hint="Use a revision of the base whose config.json matches its weights.",
         pointer=pointer,
     )
 

@@ -7,31 +7,48 @@ vocabulary of 262,144 the head costs more than all the layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rebase.models.causal_lm import CausalLM, compute_logits_at
 
-_MAX_LOGITS = {"cpu": 2**26, "cuda": 2**28}  # maximum logits per pass
-_MAX_TOKENS = {"cpu": 2**12, "cuda": 2**14}  # maximum tokens per pass
 _MAX_BATCH_ROWS = 32  # maximum rows per batch
-_MIN_CHUNK_TOKENS = 16  # minimum tokens per pass over a text whose logits do not fit at once
+
+
+@dataclass(frozen=True, slots=True)
+class PassLimits:
+    """What one forward pass may hold. `min_chunk_tokens`: the fewest tokens per pass over a text whose logits
+    do not fit at once."""
+
+    logits: int = 2**26
+    tokens: int = 2**12
+    min_chunk_tokens: int = 16
+
+
+_LIMITS = {"cpu": PassLimits(), "cuda": PassLimits(logits=2**28, tokens=2**14)}
 
 TokenLogprob = tuple[float, bool]  # log-probability in nats, and whether it was the most likely token
 
 
 def compute_token_logprobs(
-    base: CausalLM, rows: Sequence[list[int]], first_positions: Sequence[int] | None = None
+    base: CausalLM,
+    rows: Sequence[list[int]],
+    first_positions: Sequence[int] | None = None,
+    *,
+    limits: PassLimits | None = None,
 ) -> list[list[TokenLogprob]]:
-    """Log-probabilities of each row's ids, starting at its position in `firsts` (at least 1; default 1)."""
+    """Log-probabilities of each row's ids, starting at its position in `first_positions` (at least 1;
+    default 1). `limits`: default what suits the device."""
+    limits = limits or _get_limits(base)
     first_positions = [1] * len(rows) if first_positions is None else first_positions
     results: list[list[TokenLogprob]] = [[] for _ in rows]
-    for batch in _iter_batches(base, rows, first_positions):
+    for batch in _iter_batches(base, rows, first_positions, limits):
         if len(batch) == 1 and len(rows[batch[0]]) - first_positions[batch[0]] > get_max_logit_positions(
-            base
+            base, limits
         ):
-            results[batch[0]] = _score_in_chunks(base, rows[batch[0]], first_positions[batch[0]])
+            results[batch[0]] = _score_in_chunks(base, rows[batch[0]], first_positions[batch[0]], limits)
             continue
         batch_results = _score_batch(base, [rows[at] for at in batch], [first_positions[at] for at in batch])
         for at, row in zip(batch, batch_results, strict=True):
@@ -55,14 +72,11 @@ def gather_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _iter_batches(
-    base: CausalLM, rows: Sequence[list[int]], first_positions: Sequence[int]
+    base: CausalLM, rows: Sequence[list[int]], first_positions: Sequence[int], limits: PassLimits
 ) -> Iterator[list[int]]:
     """Batches of row indices, longest rows first, as many per batch as fit; rows without positions to score
     are skipped."""
-    max_tokens, max_positions = (
-        _MAX_TOKENS.get(base.device.type, _MAX_TOKENS["cpu"]),
-        get_max_logit_positions(base),
-    )
+    max_positions = get_max_logit_positions(base, limits)
     batch: list[int] = []
     position_count = 0
     for at in sorted(range(len(rows)), key=lambda at: (-len(rows[at]), at)):
@@ -72,7 +86,7 @@ def _iter_batches(
         tokens = (len(batch) + 1) * len(rows[batch[0] if batch else at])
         if batch and (
             len(batch) == _MAX_BATCH_ROWS
-            or tokens > max_tokens
+            or tokens > limits.tokens
             or position_count + row_positions > max_positions
         ):
             yield batch
@@ -83,10 +97,14 @@ def _iter_batches(
         yield batch
 
 
-def get_max_logit_positions(base: CausalLM) -> int:
+def get_max_logit_positions(base: CausalLM, limits: PassLimits | None = None) -> int:
     """Number of positions whose logits fit in one pass."""
-    max_logits = _MAX_LOGITS.get(base.device.type, _MAX_LOGITS["cpu"])
-    return max(_MIN_CHUNK_TOKENS, max_logits // int(base.model.config.vocab_size))
+    limits = limits or _get_limits(base)
+    return max(limits.min_chunk_tokens, limits.logits // int(base.model.config.vocab_size))
+
+
+def _get_limits(base: CausalLM) -> PassLimits:
+    return _LIMITS.get(base.device.type, _LIMITS["cpu"])
 
 
 @torch.no_grad()
@@ -103,7 +121,7 @@ def _score_batch(
 
 
 @torch.no_grad()
-def _score_in_chunks(base: CausalLM, row: list[int], first: int) -> list[TokenLogprob]:
+def _score_in_chunks(base: CausalLM, row: list[int], first: int, limits: PassLimits) -> list[TokenLogprob]:
     """Score a row whose logits do not fit at once, in chunks with a key-value cache."""
     ids = torch.tensor([row], device=base.device)
     results: list[TokenLogprob] = []
@@ -111,11 +129,7 @@ def _score_in_chunks(base: CausalLM, row: list[int], first: int) -> list[TokenLo
     start = 0
     while start < len(row) - 1:
         is_before_first = start < first - 1
-        size = (
-            _MAX_TOKENS.get(base.device.type, _MAX_TOKENS["cpu"])
-            if is_before_first
-            else get_max_logit_positions(base)
-        )
+        size = limits.tokens if is_before_first else get_max_logit_positions(base, limits)
         end = min(start + size, first - 1 if is_before_first else len(row) - 1)
         out = base.model(
             input_ids=ids[:, start:end],

@@ -79,8 +79,9 @@ class ModelReader:
         for name, shard in self._index.items():
             if name not in self._open_header(shard).spans:
                 raise UnsafeFile(
-                    f"The index of {self._repo.repo_id} says that '{name[:200]}' is in '{shard}'; it is not.",
-                    hint="Upload the model again, with the index that belongs to its files.",
+                    f"The index of {self._repo.repo_id} says that '{name[:200]}' is in '{shard}'; it is "
+                    "not there.",
+                    hint="Upload the model again with an index that matches its files.",
                 )
         return self._index
 
@@ -88,7 +89,7 @@ class ModelReader:
         try:
             return self._shard_by_tensor[name]
         except KeyError:
-            raise UnsafeFile(f"{self._repo} holds no tensor '{name}'.") from None
+            raise UnsafeFile(f"{self._repo} has no tensor '{name}'.") from None
 
     def _open_header(self, shard: str) -> SafetensorsFile:
         if shard not in self._headers:
@@ -117,13 +118,17 @@ def open_model(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], ModelReader,
     else:
         reject_pickle(repo, repo.files)
         raise FileMissing(
-            f"{repo} is not a base model that can be read: no {_SINGLE_FILE} and no {_INDEX_FILE}.",
-            hint="Name a repo that holds the full model in safetensors files.",
+            f"{repo} is not a readable base model: it has neither {_SINGLE_FILE} nor {_INDEX_FILE}.",
+            hint="Use a repo with the full model in safetensors files.",
         )
-    tokenizer = None
-    if "tokenizer.json" in repo.files:
-        tokenizer = read_json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
-    return config, reader, tokenizer
+    return config, reader, read_tokenizer(hub, repo)
+
+
+def read_tokenizer(hub: Hub, repo: PinnedRepo) -> dict[str, Any] | None:
+    """The repo's tokenizer.json, or None if it has none. Raises UnsafeFile if it is too large or no JSON."""
+    if "tokenizer.json" not in repo.files:
+        return None
+    return read_json(hub, repo, "tokenizer.json", MAX_TOKENIZER_BYTES)
 
 
 def read_eos_ids(hub: Hub, repo: PinnedRepo) -> tuple[int, ...]:

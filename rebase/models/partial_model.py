@@ -23,6 +23,8 @@ _LAYER = re.compile(r"(^|\.)(layers|h)\.(\d+)\.")
 _TEXT_PREFIX = re.compile(r"(^|\.)(?:language_model\.model|model\.language_model)\.")
 _NOT_TEXT = re.compile(r"(vision_tower|vision_model|multi_modal_projector|visual)\.")
 _VOCABULARY = re.compile(r"(embed_tokens|wte|embed_in|embed_out|lm_head)\.(weight|bias)$")
+_EMBEDDING_LORA = re.compile(r"(embed_tokens|wte|embed_in)\.lora_embedding_A$")
+_HEAD_LORA = re.compile(r"(embed_out|lm_head)\.lora_B\.weight$")
 _TOKENS = re.compile(r"(?P<module>[^.]+)\.token_adapter\.trainable_tokens_delta$")
 VOCABULARY_ROWS = 1024
 _MAX_RETRAINED_ROWS = 128  # maximum retrained rows per table to include, wherever they are in the vocabulary
@@ -95,12 +97,14 @@ class PartialModel:
                 new_name = self._rename(name)
                 if new_name is None:
                     continue
-                if self.layers is not None and _VOCABULARY.search(name):
+                if self.layers is not None and (_VOCABULARY.search(name) or _HEAD_LORA.search(name)):
                     table = file.get_slice(name)
                     rows = [table[: self.first_rows], *(table[row : row + 1] for row in self.extra_rows)]
                     yield new_name, torch.cat(rows).float()
                     continue
                 tensor = file.get_tensor(name).float()
+                if self.layers is not None and _EMBEDDING_LORA.search(name):
+                    tensor = tensor[:, [*range(self.first_rows), *self.extra_rows]]
                 if self.layers is not None and (match := _TOKENS.search(name)):
                     tensor = tensor[[self.map_token_id(id_) is not None for id_ in indices[match["module"]]]]
                     if not tensor.numel():
@@ -116,6 +120,10 @@ class PartialModel:
         if isinstance(config.target_modules, list | set):  # full names inside a larger model
             config.target_modules = [
                 new_name for name in config.target_modules if (new_name := self._rename(name))
+            ]
+        if config.modules_to_save is not None:  # full names of norms and other whole modules
+            config.modules_to_save = [
+                new_name for name in config.modules_to_save if (new_name := self._rename_module(name))
             ]
         config.trainable_token_indices = self.find_retrained_tokens(folder) or None
         return config
@@ -133,6 +141,11 @@ class PartialModel:
         if self.layers is None or id_ < self.first_rows:
             return id_
         return self.first_rows + self.extra_rows.index(id_) if id_ in self.extra_rows else None
+
+    def _rename_module(self, name: str) -> str | None:
+        """A module's name in this part, or None if its layer was cut."""
+        new_name = self._rename(f"{name}.")
+        return None if new_name is None else new_name.removesuffix(".")
 
     def _rename(self, name: str) -> str | None:
         """The name inside the (cut) text model, or None when the tensor is not part of it."""

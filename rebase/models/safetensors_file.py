@@ -54,7 +54,7 @@ class SafetensorsFile:
         """Rows [start, stop) of a 2-D tensor; only their bytes are read. IndexError outside the tensor."""
         span = self._get_span(name)
         if len(span.shape) != 2:
-            raise UnsafeFile(f"'{name}' in {self._name} has shape {list(span.shape)}; a matrix was expected.")
+            raise UnsafeFile(f"'{name}' in {self._name} has shape {list(span.shape)}; expected a matrix.")
         rows, columns = span.shape
         if not 0 <= start <= stop <= rows:
             raise IndexError(f"rows {start} to {stop} of '{name}', which has {rows}")
@@ -66,8 +66,8 @@ class SafetensorsFile:
         dtype = TORCH_DTYPES.get(span.dtype)
         if dtype is None:
             raise UnsupportedModel(
-                f"'{name}' in {self._name} is stored as {span.dtype}, a quantised format.",
-                hint="Name the unquantised checkpoint (bfloat16, float16 or float32) of this model.",
+                f"'{name}' in {self._name} is stored as {span.dtype}, a quantized format.",
+                hint="Use the unquantized checkpoint (bfloat16, float16 or float32) of this model.",
             )
         buffer = torch.empty(span.end - span.begin, dtype=torch.uint8)
         if buffer.numel():
@@ -78,4 +78,4 @@ class SafetensorsFile:
         try:
             return self.spans[name]
         except KeyError:
-            raise UnsafeFile(f"{self._name} holds no tensor '{name}'.") from None
+            raise UnsafeFile(f"{self._name} has no tensor '{name}'.") from None

@@ -67,7 +67,7 @@ def load_json_object(path: Path, name: str, *, max_bytes: int) -> dict[str, Any]
     except OSError as exc:
         raise HubUnavailable(f"{name} cannot be read.") from exc
     if len(raw) > max_bytes:
-        raise UnsafeFile(f"{name} is larger than {max_bytes} bytes, which no file of its kind needs.")
+        raise UnsafeFile(f"{name} is larger than the limit of {max_bytes} bytes.")
     if raw.startswith(LFS_POINTER):
         raise make_pointer_error(name)
     try:
@@ -83,9 +83,9 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         duplicate, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise InvalidJson(f"the key {duplicate[:200]!r} stands in it twice")
+        raise InvalidJson(f"it contains the key {duplicate[:200]!r} twice")
     if not all(key.isascii() or _is_encodable(key) for key in result):
-        raise InvalidJson("a key holds half a character")
+        raise InvalidJson("a key contains an unpaired surrogate")
     return result
 
 
@@ -155,16 +155,18 @@ def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS
         raise make_pointer_error(name)
     if length > MAX_HEADER_BYTES:
         raise _make_unsafe_error(
-            name, f"its header claims {length} bytes; the format allows {MAX_HEADER_BYTES}"
+            name, f"its header length is {length} bytes; the format allows {MAX_HEADER_BYTES}"
         )
     if 8 + length > source.size:
-        raise _make_unsafe_error(name, f"its header claims {length} bytes, but the file has {source.size}")
+        raise _make_unsafe_error(name, f"its header length is {length} bytes, but the file has {source.size}")
     raw = source.read(8, length)
     if not raw.startswith(b"{"):
         raise _make_unsafe_error(name, "its header is not a JSON object")
     # Each tensor needs its own brace, so this bounds their number before any object is created.
     if (count := raw.count(b"{") - 1) > max_tensors:
-        raise _make_unsafe_error(name, f"its header lists about {count} tensors; {max_tensors} are allowed")
+        raise _make_unsafe_error(
+            name, (f"its header lists about {count} tensors; at most {max_tensors} are allowed")
+        )
     try:
         header = parse_json_object(raw)
     except InvalidJson as exc:
@@ -177,21 +179,25 @@ def read_header(source: ByteSource, name: str, *, max_tensors: int = MAX_TENSORS
 def _parse_span(key: str, value: Any, data_start: int, name: str) -> TensorSpan:
     """Validate one tensor's header entry. `data`: offset at which the file's data begins."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _make_unsafe_error(name, "its entry must have dtype, shape and data_offsets, nothing else", key)
+        raise _make_unsafe_error(
+            name, ("its entry must have dtype, shape and data_offsets and nothing else"), key
+        )
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
         raise _make_unsafe_error(name, f"unknown dtype {str(dtype)[:40]!r}", key)
     if not _is_uint_list(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _make_unsafe_error(name, "its shape is not a short list of natural numbers", key)
+        raise _make_unsafe_error(name, "its shape is not a short list of non-negative integers", key)
     if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise _make_unsafe_error(name, "its shape is absurdly large", key)
+        raise _make_unsafe_error(name, "its shape is unreasonably large", key)
     if not _is_uint_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _make_unsafe_error(name, "its data_offsets are not two ascending natural numbers", key)
+        raise _make_unsafe_error(name, "its data_offsets are not two ascending non-negative integers", key)
     bits = math.prod(shape) * _DTYPE_BITS[dtype]
     num_bytes = offsets[1] - offsets[0]
     if bits != num_bytes * 8:
         raise _make_unsafe_error(
-            name, f"shape {shape} of {dtype} takes {bits / 8:.10g} bytes, its offsets span {num_bytes}", key
+            name,
+            (f"shape {shape} of {dtype} takes {bits / 8:.10g} bytes, but its offsets span {num_bytes}"),
+            key,
         )
     return TensorSpan(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
@@ -202,7 +208,7 @@ def _is_uint_list(value: Any) -> bool:
 
 def _check_metadata(value: Any, name: str) -> None:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _make_unsafe_error(name, "its __metadata__ is not a map of strings")
+        raise _make_unsafe_error(name, "its __metadata__ is not an object of strings")
 
 
 def _check_contiguous(
@@ -213,19 +219,21 @@ def _check_contiguous(
     ordered = dict(sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end, item[0])))
     for key, span in ordered.items():
         if span.begin != position:
-            defect = "overlaps the tensor before it" if span.begin < position else "leaves a hole before it"
+            defect = "overlaps the tensor before it" if span.begin < position else "leaves a gap before it"
             raise _make_unsafe_error(name, f"its data {defect}", key)
         position = span.end
     if position > size:
-        raise _make_unsafe_error(name, f"it is truncated: {position} bytes are announced, it has {size}")
+        raise _make_unsafe_error(
+            name, (f"it is truncated: its header describes {position} bytes, but it has {size}")
+        )
     if position < size:
-        raise _make_unsafe_error(name, f"{size - position} bytes follow the last tensor")
+        raise _make_unsafe_error(name, f"it has {size - position} byte(s) after the last tensor")
     return ordered
 
 
 def _make_unsafe_error(name: str, problem: str, tensor: str | None = None) -> UnsafeFile:
     location = f", tensor '{tensor[:200]}'" if tensor is not None else ""
     return UnsafeFile(
-        f"{name} cannot be trusted{location}: {problem}.",
-        hint="Download or upload the file again, or save it anew with safetensors.",
+        f"{name} is invalid{location}: {problem}.",
+        hint="Download or upload the file again, or save it again with safetensors.",
     )

@@ -56,7 +56,7 @@ class Vocabulary:
         model_type = model.get("type") or ("BPE" if "merges" in model else None)
         if model_type not in {"BPE", "Unigram", "WordLevel"}:
             raise UnsupportedModel(
-                f"tokenizer.json: the model type {str(model_type)[:40]!r} is not known here."
+                f"tokenizer.json: the model type {str(model_type)[:40]!r} is not supported."
             )
         vocabulary = dict(_iter_pieces(model.get("vocab")))
         added = dict(_iter_added_tokens(raw.get("added_tokens") or []))

@@ -74,6 +74,31 @@ class ModelWeights:
         rows = self.architecture.get_output_rows(site.role)
         return tensor if rows is None else tensor[rows].contiguous()
 
+    def find_tensor(self, name: str) -> str | None:
+        """The checkpoint's tensor for a parameter that an adapter or transformers names, such as
+        `model.norm.weight`, whatever prefix either uses; None if there is none."""
+        if name in self._infos:
+            return name
+        prefixes = sorted({self.architecture.root, *self.architecture.family.prefixes}, key=len, reverse=True)
+        rest = name.removeprefix(next(prefix for prefix in prefixes if name.startswith(prefix)))
+        tensor = f"{self._prefix}{rest}"
+        return tensor if tensor in self._infos else None
+
+    def get_parameter_name(self, tensor: str) -> str:
+        """The parameter's name in the causal language model that transformers builds; `tensor`: its name in
+        the checkpoint."""
+        if self._prefix and not tensor.startswith(self._prefix):
+            return tensor
+        return f"{self.architecture.root}{tensor.removeprefix(self._prefix)}"
+
+    def tensor_shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape of a tensor of the checkpoint."""
+        return self._infos[tensor].shape
+
+    def read_tensor(self, tensor: str) -> Tensor:
+        """A tensor of the checkpoint in float32."""
+        return self._reader.read(tensor).float()
+
     @property
     def embedding_shape(self) -> tuple[int, int]:
         """(rows, hidden) of the input embedding; rows may exceed the tokenizer's vocabulary (padding)."""
@@ -88,7 +113,7 @@ class ModelWeights:
         total, width = self.embedding_shape
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= total):
             raise UnsupportedModel(
-                f"The tokenizer names token {int(ids.max())}, but the embedding has {total} rows.",
+                f"The tokenizer uses token id {int(ids.max())}, but the embedding has {total} rows.",
                 hint="tokenizer.json and the weights belong to different models.",
             )
         out = torch.empty(ids.numel(), width)
@@ -132,7 +157,7 @@ class ModelWeights:
                 return prefix
         raise UnsupportedModel(
             f"The checkpoint has no tensor named {self.architecture.root}{family.embedding}.weight.",
-            hint=f"config.json says {family.model_type}; the weights look like something else.",
+            hint=f"config.json says {family.model_type}; the weights look like another architecture.",
         )
 
     def _check_tensors(self) -> None:
@@ -141,7 +166,7 @@ class ModelWeights:
         expert = next((name for name in sorted(self._infos) if ".experts." in name), None)
         if expert is not None:
             raise UnsupportedModel(
-                f"The checkpoint holds {expert}: mixture-of-experts models are not carried yet."
+                f"The checkpoint holds {expert}: mixture-of-experts models are not supported yet."
             )
         if len(self._infos[self._embedding_name].shape) != 2:
             raise UnsupportedModel(f"The tensor {self._embedding_name} should have two dimensions.")
@@ -164,8 +189,8 @@ class ModelWeights:
             raise UnsupportedModel(f"The checkpoint has no tensor named {name}, which config.json implies.")
         if info.dtype not in READABLE_DTYPES:
             raise UnsupportedModel(
-                f"The tensor {name} is stored as {info.dtype}, which is not read here.",
-                hint="Name the unquantised repo of the same model.",
+                f"The tensor {name} is stored as {info.dtype}, which is not supported.",
+                hint="Use the unquantized repo of the same model.",
             )
         if info.shape != shape:
             raise UnsupportedModel(

@@ -10,7 +10,7 @@ import torch
 
 from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.activation_maps import DEFAULT_RIDGE, fit_metrics
 from rebase.methods.base import Method, SiteEvidence, SitePair, SiteResult
 from rebase.methods.base_params import MethodParams

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from rebase.errors import IncompatiblePair
-from rebase.lora.reader import SourceAdapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.auto.rules import choose
 from rebase.methods.base import AnchorPool, BasePairInfo, Evidence, MethodState, SitePair
 from rebase.methods.base_params import MethodParams
@@ -43,7 +43,15 @@ class PrecheckResult:
         return self.params.name
 
 
-def decide_verdict(findings: Iterable[Finding]) -> Verdict:
+class Weighted(Protocol):
+    """A finding, or its row in a report."""
+
+    @property
+    def weight(self) -> str:
+        """`info`, `doubt` or `blocking`."""
+
+
+def decide_verdict(findings: Iterable[Weighted]) -> Verdict:
     """The most severe finding decides."""
     weights = {finding.weight for finding in findings}
     if "blocking" in weights:

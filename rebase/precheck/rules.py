@@ -48,9 +48,9 @@ def list_findings(
 def _check_sites(measured: Mapping[str, float], *, trained: bool) -> Iterator[Finding]:
     """`trained`: the update is trained on text generated with the complete adapter, so no module is lost."""
     covered = measured["sites_covered"]
-    text = f"{covered:.0%} of the adapted modules have a place in the target."
+    text = f"{covered:.0%} of the adapted modules have a counterpart in the target."
     if trained and covered < 1.0:
-        text += " The others take part in what the source writes, which is what the target learns from."
+        text += " The others still contribute to the source's generated text, from which the target learns."
         yield Finding("dropped_sites", text, "info")
     elif covered < MIN_SITES_COVERED:
         yield Finding("few_sites", text, "blocking")
@@ -65,8 +65,8 @@ def _check_tokenizers(measured: Mapping[str, float]) -> Iterator[Finding]:
     elif overlap < SAME_TOKENIZER:
         yield Finding(
             "other_tokenizer",
-            f"The target's tokenizer knows {overlap:.0%} of the source's tokens; "
-            "an update that reacts to certain tokens may not find them.",
+            f"The target's tokenizer knows {overlap:.0%} of the source's tokens; updates that respond to "
+            "specific tokens may not work.",
             "doubt",
         )
 
@@ -97,8 +97,8 @@ def _check_activations(
     gravest: Weight = "doubt" if trains else "blocking"
     if (coverage := measured.get("cka_coverage")) is not None:
         text = (
-            f"{coverage:.0%} of the target's layers have a source layer that sees the same text alike "
-            f"(debiased CKA above {thresholds.similar:g})."
+            f"{coverage:.0%} of the target's layers have a source layer with similar activations on the "
+            f"same text (debiased CKA above {thresholds.similar:g})."
         )
         weight: Weight = (
             gravest
@@ -113,9 +113,9 @@ def _check_activations(
         return
     input_r2, output_r2 = measured["read_r2_centred"], measured["write_r2_centred"]
     text = (
-        f"On held-out text the target knows {max(input_r2, 0.0):.0%} of how tokens differ in what this "
-        f"adapter reads, and {max(output_r2, 0.0):.0%} of how they differ in what it would write "
-        "there follows from the source."
+        f"On held-out text, the target's activations explain {max(input_r2, 0.0):.0%} of the variance in "
+        f"what this adapter reads, and the source's explain {max(output_r2, 0.0):.0%} of the variance in "
+        "what it would write on the target."
     )
     lower = min(input_r2, output_r2)
     weight = (
@@ -131,10 +131,15 @@ def _check_activations(
 def find_dare_losses(params: DareParams) -> Iterator[Finding]:
     """The cost of DARE, after any method."""
     if params.mode == "magnitude":
-        text = "dare.mode=magnitude rescales the largest entries only, so the update becomes much larger."
+        text = (
+            "dare.mode=magnitude keeps and rescales only the largest entries, so the update becomes much "
+            "larger."
+        )
         yield Finding("dare_magnitude", text, "doubt")
     share = (
-        "the share of entries that measures best" if params.p == "sweep" else f"{params.p:.0%} of the entries"
+        "the share of entries that evaluates best"
+        if params.p == "sweep"
+        else f"{params.p:.0%} of the entries"
     )
-    text = f"DARE drops {share}, and cutting the rest to a rank loses part of it."
+    text = f"DARE drops {share}, and truncating the rest to a rank loses part of it."
     yield Finding("dare", text, "doubt")

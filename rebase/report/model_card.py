@@ -49,8 +49,12 @@ def _render_metadata(report: Report) -> list[str]:
     # JSON strings are valid YAML, so a repo name cannot break out of its field.
     return [
         "---",
-        f"base_model: {json.dumps(report.target.repo_id)}",
-        "base_model_relation: adapter",
+        # A folder of the machine that made the adapter means nothing to a reader, nor to the Hub.
+        *(
+            []
+            if is_folder(report.target.repo_id)
+            else [f"base_model: {json.dumps(report.target.repo_id)}", "base_model_relation: adapter"]
+        ),
         "library_name: peft",
         "tags:",
         "- lora",
@@ -71,8 +75,9 @@ def _render_summary(report: Report) -> list[str]:
     return [
         f"# {_escape_markup(name)} on {target}",
         "",
-        f"A LoRA adapter that was trained on `{report.source.repo_id}` and moved to "
-        f"`{report.target.repo_id}` by Rebase {report.rebase_version}, {_describe_training(method)}.",
+        f"A LoRA adapter that was trained on `{_get_public_name(report.source)}` and transferred to "
+        f"`{_get_public_name(report.target)}` by Rebase {report.rebase_version}, "
+        f"{_describe_training(method)}.",
         "",
         f"**Verdict before the move:** {_VERDICT_WORDS[report.precheck.verdict]}.",
         "",
@@ -264,10 +269,15 @@ def _render_licenses(licenses: dict[str, str | None]) -> list[str]:
     ]
 
 
+def _get_public_name(repo: RepoRevision) -> str:
+    """The repo id; of a local folder only its last part, because a card is published."""
+    return repo.repo_id.rpartition("/")[2] if is_folder(repo.repo_id) else repo.repo_id
+
+
 def _format_repo(repo: RepoRevision) -> str:
     """A repo at its commit; for a folder, the hash of its content."""
     if is_folder(repo.repo_id):
-        return f"`{repo.repo_id}` (content `{repo.sha}`)"
+        return f"local folder `{_get_public_name(repo)}` (content `{repo.sha}`)"
     # A code span has no escapes.
     subfolder = f":{_MARKUP_PATTERN.sub('_', repo.subfolder)}" if repo.subfolder else ""
     return f"`{repo.repo_id}@{repo.sha}{subfolder}`"

@@ -20,7 +20,7 @@ REPORT_FILE = "rebase_report.json"
 
 
 SCHEMA_VERSION = 1
-NOT_EVALUATED = "No task was evaluated: the figures here describe the weights, not the skill."
+NOT_EVALUATED = "No task was evaluated: the figures in this report describe the weights, not the skill."
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
@@ -122,11 +122,11 @@ class LayerMap(_ReportModel):
     def _validate_dimensions(self) -> LayerMap:
         targets = len(self.layers)
         if not targets or not self.similarity or any(len(row) != targets for row in self.similarity):
-            raise ValueError("similarity must have one row a source layer and one column a target layer")
+            raise ValueError("similarity must have one row per source layer and one column per target layer")
         if not all(0 <= source < len(self.similarity) for source in self.layers):
-            raise ValueError("layers names a source layer that is not there")
+            raise ValueError("layers names a source layer that does not exist")
         if self.biased is not None and len(self.biased) != targets:
-            raise ValueError("biased must have one entry a target layer")
+            raise ValueError("biased must have one entry per target layer")
         return self
 
 
@@ -275,28 +275,31 @@ def build_caveats(
             "The pre-check found this pair incompatible; it was converted because the request asked for it."
         )
     if precheck.verdict == "uncertain":
-        evidence_source = "What both bases make of a text" if used_corpus else "The weights alone"
+        evidence_source = "The bases' activations on a text" if used_corpus else "The weights alone"
         lines.append(
-            f"{evidence_source} could not tell whether this skill survives. Measure before you use it."
+            f"{evidence_source} could not show whether this skill survives. Evaluate the adapter before "
+            "you use it."
         )
     if dropped:
-        lines.append(f"{dropped} adapted module(s) have no place in the target, so their updates are lost.")
+        lines.append(
+            f"{dropped} adapted module(s) have no counterpart in the target, so their updates are lost."
+        )
     if not_carried:
         lines.append(
-            f"{not_carried} trained part(s) of the adapter are not low-rank updates and were not carried."
+            f"{not_carried} trained part(s) of the adapter are not low-rank updates and were not transferred."
         )
     if "index_alignment" in flags:
         lines.append(
-            "Singular vectors were matched by order alone, which is arbitrary between different models."
+            "Singular vectors were matched only by order, which is arbitrary between different models."
         )
     if "anchors_uninformative" in flags:
         lines.append(
-            "At some sites the shared vocabulary aligned the models no better than a shuffled pairing."
+            "At some sites, the shared vocabulary aligned the models no better than a shuffled pairing."
         )
     if "heads_of_another_adapter" in flags:
         lines.append(
-            "At some sites the maps were trained with another adapter, in directions that hold less than "
-            "half of this one; without reuse=true it gets a training of its own."
+            "At some sites, the maps were trained with another adapter, in directions that contain less "
+            "than half of this one; without reuse=true, maps are trained for this adapter."
         )
     return [*lines, NOT_EVALUATED]
 

@@ -9,21 +9,24 @@ from rebase.report.schema import Evaluation, Metric, Subject
 from rebase.report.selection import ScoreInterval, Selection
 
 SUBJECT_LABELS: dict[Subject, str] = {
-    "moved": "target + moved adapter",
+    "moved": "target + transferred adapter",
     "target": "target alone",
-    "random": "target + random numbers of the same size",
-    "pad": "target + the update copied number by number",
+    "random": "target + random noise of the same norm",
+    "pad": "target + the update copied entry by entry",
     "oracle": "target + an adapter trained on it",
     "source_adapter": "source + its own adapter",
     "source": "source alone",
 }
-SCORE_LABELS = {"accuracy": "share of right answers", "likelihood": "minus nats per byte of the right text"}
+SCORE_LABELS = {
+    "accuracy": "share of correct answers",
+    "likelihood": ("negative nats per byte of the correct text"),
+}
 _COMPARISON_LABELS = {
     "difference": "gain over the target alone",
-    "over_random": "gain over random numbers",
-    "retention": "share of the skill that is kept (retention)",
-    "gap_recovered": "share of native training that is kept (gap recovered)",
-    "safety_drift": "change of the refusal rate (safety drift)",
+    "over_random": "gain over random noise",
+    "retention": "share of the skill that is retained (retention)",
+    "gap_recovered": "share of native training's gain that is retained (gap recovered)",
+    "safety_drift": "change in the refusal rate (safety drift)",
 }
 
 
@@ -47,7 +50,7 @@ def build_evaluation_lines(evaluation: Evaluation) -> list[list[str]]:
     return [
         [summarize_evaluation(evaluation), ""],
         [*_build_table(header, rows), ""] if metrics else [],
-        [*_build_table(["of the moved adapter", ""], comparison_rows), ""] if comparison_rows else [],
+        [*_build_table(["of the transferred adapter", ""], comparison_rows), ""] if comparison_rows else [],
     ]
 
 
@@ -55,7 +58,7 @@ def summarize_evaluation(evaluation: Evaluation) -> str:
     """The evaluation's conclusion in one line."""
     difference = evaluation.find_metric("moved", "difference")
     if difference is None or difference.low is None or difference.high is None:
-        return "No score decides here: there were no examples, so look at the single figures."
+        return "There is no overall score because there were no examples; see the individual metrics."
     transferred, baseline = (
         evaluation.find_metric("moved", "score"),
         evaluation.find_metric("target", "score"),
@@ -66,10 +69,10 @@ def summarize_evaluation(evaluation: Evaluation) -> str:
         f"alone ({score}; higher is better; {difference.n} examples)"
     )
     if difference.low > 0.0:
-        return f"The moved adapter helps: {comparison}."
+        return f"The transferred adapter helps: {comparison}."
     if difference.high < 0.0:
-        return f"The moved adapter harms: {comparison}."
-    return f"Whether the moved adapter helps cannot be told from these examples: {comparison}."
+        return f"The transferred adapter harms: {comparison}."
+    return f"These examples do not show whether the transferred adapter helps: {comparison}."
 
 
 def _list_metrics(evaluation: Evaluation) -> list[str]:
@@ -101,15 +104,14 @@ def build_selection_section(selection: Selection) -> tuple[str, list[list[str]],
     if selection.confirmed is not None and not selection.shared:
         confirmed = selection.confirmed
         confirmation = (
-            f"On the other {selection.confirming} examples, which had no part in the choice, it scores "
-            f"{_format_score(confirmed.score)} and the target alone {_format_score(confirmed.target)}: "
-            "a gain of "
-            f"{_format_score(confirmed.gain)}."
+            f"On the other {selection.confirming} examples, which were not used for the selection, it "
+            f"scores {_format_score(confirmed.score)} and the target alone "
+            f"{_format_score(confirmed.target)}: a gain of {_format_score(confirmed.gain)}."
         )
     introduction = (
-        f"Each method was run, and its update measured on {selection.choosing} examples "
-        f"({SCORE_LABELS.get(selection.score, selection.score)}; higher is better; 95 % intervals). "
-        f"The target alone has {_format_score(selection.target)}."
+        f"Each method was run and its update evaluated on {selection.choosing} examples "
+        f"({SCORE_LABELS.get(selection.score, selection.score)}; higher is better; 95 % intervals). The "
+        f"target alone scores {_format_score(selection.target)}."
     )
     return introduction, _build_rows(selection), confirmation
 

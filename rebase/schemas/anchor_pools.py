@@ -54,7 +54,7 @@ class PoolRequest(_Model):
     @classmethod
     def _require_printable_name(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
-            raise ValueError("must be printable text on one line")
+            raise ValueError("must be one line of printable text")
         return value
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ class Allowlist:
             except ValueError:
                 # A name cannot end in an all-digit label, so this is a mistyped network.
                 if not _HOST_NAME.fullmatch(entry) or entry.rsplit(".", 1)[-1].isdecimal():
-                    raise ValueError(f"'{entry}' is no host name, address or network") from None
+                    raise ValueError(f"'{entry}' is not a host name, address or network") from None
                 names.add(entry)
         return cls(frozenset(names), tuple(networks))
 
@@ -55,7 +55,7 @@ def parse_delays(text: str) -> tuple[float, ...]:
     """Comma-separated seconds. Raises ValueError; an empty text means no retries."""
     delays = tuple(float(part) for part in text.split(",") if part.strip())
     if len(delays) > _MAX_DELAYS or not all(0 <= delay <= _MAX_DELAY_S for delay in delays):
-        raise ValueError(f"must be at most {_MAX_DELAYS} waits of 0 to {_MAX_DELAY_S:.0f} seconds")
+        raise ValueError(f"must be at most {_MAX_DELAYS} delays of 0 to {_MAX_DELAY_S:.0f} seconds")
     return delays
 
 

@@ -65,7 +65,7 @@ def format_host(host: str) -> str:
 def parse_callback_url(url: str) -> Endpoint:
     """Parse a callback URL. Raises ValueError with a message for the user."""
     if len(url) > MAX_URL_LENGTH:
-        raise ValueError(f"may hold {MAX_URL_LENGTH} characters")
+        raise ValueError(f"may have at most {MAX_URL_LENGTH} characters")
     match = _URL.fullmatch(url)
     if match is None:
         raise ValueError("is not a URL such as https://hooks.example.com/rebase")
@@ -75,7 +75,7 @@ def parse_callback_url(url: str) -> Endpoint:
     if fragment is not None:
         raise ValueError("must not have a fragment ('#…'); it would never be sent")
     if "@" in authority:
-        raise ValueError("must not hold a user name or password; verify the signature instead")
+        raise ValueError("must not contain a user name or password; verify the signature instead")
     if _TARGET.fullmatch(target) is None:
         raise ValueError("has a path or query with characters that must be percent-encoded")
     parts = _AUTHORITY.fullmatch(authority)
@@ -95,7 +95,7 @@ def _parse_ipv6(text: str) -> IPv6Address:
     except ValueError:
         address = None
     if address is None or address.scope_id is not None:
-        raise ValueError("has something in brackets that is not an IPv6 address without a zone")
+        raise ValueError("has brackets around something other than an IPv6 address without a zone")
     return address
 
 
@@ -178,7 +178,7 @@ class CallbackSpec(BaseModel):
     def _normalize_events(cls, value: Sequence[CallbackEvent]) -> tuple[CallbackEvent, ...]:
         """In canonical order, so that equal requests have equal fingerprints."""
         if not value:
-            raise ValueError("must name at least one event; leave it out for every end of a job")
+            raise ValueError("must name at least one event; omit it to receive every event that ends a job")
         return tuple(event for event in CallbackEvent if event in value)
 
 

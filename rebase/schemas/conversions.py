@@ -27,7 +27,9 @@ def reject_nul(value: Any) -> Any:
         path, item = pending.pop()
         if isinstance(item, str):
             if "\0" in item:
-                raise ValueError(f"holds the character U+0000 at '{path[:200]}', which no text here may have")
+                raise ValueError(
+                    f"contains the character U+0000 at '{path[:200]}', which is not allowed in any text"
+                )
         elif isinstance(item, dict):
             pending += [(f"{path}/{key}", inner) for key, inner in item.items()]
         elif isinstance(item, list | tuple):
@@ -64,7 +66,7 @@ class OutputSpec(_Model):
         if value is None:
             return None
         if "/" not in value:
-            raise ValueError("must name an owner: 'owner/name'")
+            raise ValueError("must have an owner: 'owner/name'")
         return check_repo_id(value)
 
 
@@ -114,7 +116,7 @@ class ConversionRequest(_Model):
     def _require_distinct_bases(self) -> ConversionRequest:
         if self.source is not None and self.source == self.target:
             raise ValueError(
-                "source and target are the same base model and revision; there is nothing to move"
+                "source and target are the same base model and revision; there is nothing to convert"
             )
         return self
 
@@ -128,8 +130,8 @@ def check_selection_examples(request: ConversionRequest) -> None:
     has_examples = request.evaluate is not None and bool(request.evaluate.examples)
     if candidates is not None and not has_examples:
         raise RequestInvalid(
-            "Candidates are compared on 'evaluate.examples', of which there are none.",
-            hint="Give evaluate.examples, or leave 'candidates' out: rules then choose the method.",
+            "Candidates are compared on 'evaluate.examples', but there are none.",
+            hint="Provide evaluate.examples, or leave out 'candidates' to let rules choose the method.",
             pointer="/method/candidates",
         )
     for pointer, params in methods.items():
@@ -137,13 +139,13 @@ def check_selection_examples(request: ConversionRequest) -> None:
             continue
         if not has_examples:
             raise RequestInvalid(
-                "A sweep keeps the share that measures best on 'evaluate.examples', of which there are none.",
-                hint="Give evaluate.examples, or one share as a number.",
+                "A sweep keeps the share that scores best on 'evaluate.examples', but there are none.",
+                hint="Provide evaluate.examples, or set one share as a number.",
                 pointer=f"{pointer}/dare/p",
             )
         if method.refine is not None or params.refine is not None:
             raise RequestInvalid(
-                "A sweep and 'refine' cannot be combined: every share would be trained anew.",
+                "A sweep and 'refine' cannot be combined: every share would need its own training.",
                 hint="Find the share first, then refine with that number.",
                 pointer=f"{pointer}/dare/p",
             )
@@ -154,7 +156,7 @@ def check_precheck_request(request: ConversionRequest) -> None:
     Raises RequestInvalid."""
     if request.evaluate is not None:
         raise RequestInvalid(
-            "A pre-check converts nothing, so there is nothing to evaluate.",
-            hint="Leave 'evaluate' out here, or ask for a conversion.",
+            "A pre-check does not convert anything, so there is nothing to evaluate.",
+            hint="Leave out 'evaluate', or request a conversion.",
             pointer="/evaluate",
         )

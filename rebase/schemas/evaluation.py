@@ -45,7 +45,9 @@ class GenerationExample(_Model):
     @classmethod
     def _require_visible_answer(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError("must hold more than white space: that is trimmed before answers are compared")
+            raise ValueError(
+                "must contain more than white space, which is trimmed before answers are compared"
+            )
         return value
 
 

@@ -56,7 +56,7 @@ class Guards(BaseModel):
         for quantity in ("bytes", "parameters"):
             low, high = getattr(self, f"min_{quantity}"), getattr(self, f"max_{quantity}")
             if low is not None and high is not None and low > high:
-                raise ValueError(f"min_{quantity} is above max_{quantity}: no release could pass")
+                raise ValueError(f"min_{quantity} is above max_{quantity}: no release can pass")
         return self
 
 
@@ -123,7 +123,7 @@ def _find_size_violations(guards: Guards, facts: ModelFacts) -> list[tuple[str, 
         low, high = getattr(guards, f"min_{quantity}"), getattr(guards, f"max_{quantity}")
         if low is not None and value < low:
             violations.append(
-                (f"min_{quantity}", f"The release has {value} {quantity}; at least {low} are asked for.")
+                (f"min_{quantity}", f"The release has {value} {quantity}; at least {low} are required.")
             )
         if high is not None and value > high:
             violations.append(
@@ -135,7 +135,7 @@ def _find_size_violations(guards: Guards, facts: ModelFacts) -> list[tuple[str, 
 def _find_kind_violations(guards: Guards, facts: ModelFacts) -> list[tuple[str, str]]:
     if guards.kind in ("any", facts.kind):
         return []
-    return [("kind", f"By its name and tags the release is '{facts.kind}'; '{guards.kind}' is asked for.")]
+    return [("kind", f"By its name and tags the release is '{facts.kind}'; '{guards.kind}' is required.")]
 
 
 def _find_license_violations(guards: Guards, facts: ModelFacts) -> list[tuple[str, str]]:

@@ -103,7 +103,7 @@ def subscription_matches(request: dict[str, object], repo_id: str) -> bool:
 def check_base_repo_id(repo_id: str) -> str:
     """Check a repo id with an owner. Raises ValueError."""
     if "/" not in repo_id:
-        raise ValueError("must name an owner: 'owner/name'")
+        raise ValueError("must have an owner: 'owner/name'")
     return check_repo_id(repo_id)
 
 

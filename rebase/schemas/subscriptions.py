@@ -50,7 +50,7 @@ def check_template(template: str) -> str:
         if field not in TEMPLATE_FIELDS:
             raise ValueError(f"has no field '{{{field[:40]}}}'; fields are {_format_fields()}")
     if "{" in (rest := _FIELD.sub("", template)) or "}" in rest:
-        raise ValueError("has a brace that belongs to no field")
+        raise ValueError("has a brace that is not part of a field")
     check_output_repo_id(fill_template(template, _SAMPLE_REPO_ID, _SAMPLE_REPO_ID))
     return template
 
@@ -62,7 +62,8 @@ def check_distinct_outputs(template: str, adapters: Iterable[RepoRef]) -> None:
         name = fill_template(template, adapter.output_stem, _SAMPLE_REPO_ID).casefold()
         if name in seen:
             raise ValueError(
-                f"sends {seen[name]} and {adapter} to one repo; tell them apart by {{adapter}} and {{owner}}"
+                f"gives {seen[name]} and {adapter} the same output repo; use {adapter} and {{owner}} to "
+                "distinguish them"
             )
         seen[name] = adapter
 
@@ -78,7 +79,7 @@ def fill_template(template: str, adapter: str, target: str) -> str:
 def check_output_repo_id(name: str) -> str:
     """A repo id that can be published to. Raises ValueError."""
     if name.count("/") != 1:
-        raise ValueError("must make 'owner/name'")
+        raise ValueError("must produce 'owner/name'")
     return check_repo_id(name)
 
 
@@ -140,7 +141,7 @@ class SubscriptionRequest(BaseModel):
     corpus: CorpusSpec | None = None
     evaluate: EvaluationSpec | None = None
     callback: CallbackSpec | None = Field(
-        default=None, description="Call this URL for every conversion, like the callback of a conversion."
+        default=None, description="Send a callback to this URL for every conversion."
     )
     guards: Guards = Field(default_factory=Guards)
     dry_run: bool = Field(
@@ -159,7 +160,7 @@ class SubscriptionRequest(BaseModel):
     @classmethod
     def _require_printable_name(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
-            raise ValueError("must be printable text on one line")
+            raise ValueError("must be one line of printable text")
         return value
 
     @field_validator("bases")
@@ -188,7 +189,7 @@ class SubscriptionRequest(BaseModel):
         if value is None:
             return None
         if value.year not in _ALLOWED_YEARS:
-            raise ValueError(f"must lie between the years {_ALLOWED_YEARS.start} and {_ALLOWED_YEARS.stop}")
+            raise ValueError(f"must be between the years {_ALLOWED_YEARS.start} and {_ALLOWED_YEARS.stop}")
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
     _no_nul = model_validator(mode="before")(reject_nul)
@@ -286,7 +287,7 @@ class SubscriptionOut(BaseModel):
     adapter_count: int
     paused: bool
     since: datetime = Field(description="Repos created earlier do not count as releases.")
-    looked_at: datetime = Field(description="A poll has seen all changes on the Hub before this time.")
+    looked_at: datetime = Field(description="A poll has covered all changes on the Hub before this time.")
     created_at: datetime
     request: dict[str, Any]
     links: dict[str, str]

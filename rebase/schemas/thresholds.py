@@ -36,5 +36,5 @@ class Thresholds(BaseModel):
     @model_validator(mode="after")
     def _check_order(self) -> Thresholds:
         if self.coverage_uncertain > self.coverage_compatible or self.r2_uncertain > self.r2_compatible:
-            raise ValueError("what is uncertain must not lie above what is compatible")
+            raise ValueError("the threshold for uncertain must not exceed the one for compatible")
         return self

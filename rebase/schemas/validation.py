@@ -43,7 +43,7 @@ def _build_request_error(exc: ValidationError, body: Mapping[str, Any]) -> Reque
     if first["type"] == "union_tag_invalid":
         path.append("name")
         name = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
-        message, hint = f"no method is called {name!r}", f"Methods: {', '.join(PARAMS_BY_NAME)}"
+        message, hint = f"there is no method {name!r}", f"Methods: {', '.join(PARAMS_BY_NAME)}"
     elif first["type"] == "extra_forbidden":
         message, hint = "there is no such parameter", _format_known_parameters(first["loc"])
     elif first["type"] == "string_type":
@@ -67,7 +67,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     file, and for JSON lines the line."""
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise _build_file_error(path, f"has more than {_MAX_FILE_BYTES} bytes", "Give fewer examples.")
+            raise _build_file_error(path, f"has more than {_MAX_FILE_BYTES} bytes", "Use fewer examples.")
         text = path.read_text("utf-8")
     except UnicodeDecodeError as exc:
         raise _build_file_error(path, "is not UTF-8 text", "Save it as UTF-8.") from exc
@@ -79,7 +79,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     evaluation = _parse_json(path, text, None)
     if not isinstance(evaluation, dict):
         raise _build_file_error(
-            path, "holds no JSON object", "Examples alone go into a .jsonl file, one a line."
+            path, "is not a JSON object", "A list of examples belongs in a .jsonl file, one example per line."
         )
     return evaluation
 
@@ -90,7 +90,7 @@ def _parse_json(path: Path, text: str, line: int | None) -> Any:
     except (ValueError, RecursionError) as exc:
         where = f" in line {line}" if line is not None else ""
         raise _build_file_error(
-            path, f"is no JSON{where}", "See docs/evaluation.md for what it may hold."
+            path, f"is not valid JSON{where}", "See docs/evaluation.md for its fields."
         ) from exc
 
 

@@ -164,7 +164,7 @@ class AnchorPoolRepository(Repository):
             )
         if pool.state is PoolState.INVALID:
             raise StateConflict(
-                "This anchor pool is invalid: its registration did not succeed.",
+                "This anchor pool is invalid because its registration failed.",
                 hint=f"GET /anchor-pools/{pool_id} says why.",
                 pointer="/method/pool",
             )

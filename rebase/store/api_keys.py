@@ -84,11 +84,13 @@ def issue_key(
     Raises RequestInvalid for an invalid tenant id (1 to 64 of a-z, 0-9, '-', '_'), name or lifetime.
     """
     if not _TENANT_ID.fullmatch(tenant):
-        raise RequestInvalid("A tenant is 1 to 64 characters of a-z, 0-9, '-' and '_'.", pointer="/tenant")
+        raise RequestInvalid(
+            ("A tenant's name must be 1 to 64 characters of a-z, 0-9, '-' and '_'."), pointer="/tenant"
+        )
     if not 0 < len(name) <= 200 or not name.isprintable():
-        raise RequestInvalid("A key's name is 1 to 200 printable characters.", pointer="/name")
+        raise RequestInvalid("A key's name must be 1 to 200 printable characters.", pointer="/name")
     if expires_in is not None and not MIN_LIFETIME <= expires_in <= MAX_LIFETIME:
-        raise RequestInvalid("A key lives for one minute to ten years.", pointer="/expires_in_s")
+        raise RequestInvalid("A key's lifetime must be one minute to ten years.", pointer="/expires_in_s")
     now = store.clock()
     expires = now + expires_in if expires_in is not None else None
     with store.db.write() as connection:
@@ -114,16 +116,18 @@ def rotate_key(
     lifetime was shortened by that rotation), and RequestInvalid for a negative overlap.
     """
     if not timedelta(0) <= overlap <= MAX_LIFETIME:
-        raise RequestInvalid("The overlap is zero to ten years.", pointer="/overlap_s")
+        raise RequestInvalid("The overlap must be zero to ten years.", pointer="/overlap_s")
     now = store.clock()
     with store.db.write() as connection:
         old = _load(connection, key_id, tenant)
         if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
-            raise StateConflict("This key has ended and cannot be rotated.", hint="Make a new one.")
+            raise StateConflict(
+                ("This key has expired or was revoked and cannot be rotated."), hint="Create a new one."
+            )
         if old.rotated_at is not None:
             raise StateConflict(
-                "This key was rotated before: another one has taken its place.",
-                hint="Rotate that one, or make a new one.",
+                "This key was already rotated: another key has replaced it.",
+                hint="Rotate that one, or create a new one.",
             )
         expires = now + (old.expires_at - old.created_at) if old.expires_at is not None else None
         new_key = _insert(connection, old.tenant_id, old.name, Scope(old.scope), now, expires)
@@ -147,7 +151,7 @@ def revoke_key(
     now = store.clock()
     with store.db.write() as connection:
         if not is_valid_id(key_id) or connection.execute(change.values(revoked_at=now)).rowcount != 1:
-            raise NotFound("There is no such key, or it was revoked before.")
+            raise NotFound("There is no such key, or it is already revoked.")
         write_audit_event(connection, now, audit, "key.revoked", key_id)
 
 

@@ -37,7 +37,7 @@ class Channel(filesystem.Channel):
             draft.write_bytes(dumps(payload).encode())  # type: ignore[no-untyped-call]
             draft.replace(folder / name)
         except OSError as exc:
-            raise ChannelError(f"Cannot add file '{name}' to the folder of messages") from exc
+            raise ChannelError(f"Cannot add file '{name}' to the message folder") from exc
 
     def get_table(self, exchange: str) -> list[Any]:
         """The queues bound to an exchange; empty if there are none yet. Raises ChannelError."""
@@ -49,7 +49,7 @@ class Channel(filesystem.Channel):
         try:  # an empty table is being written by another process
             return retry(read, ValueError, Backoff(_READ_PAUSE_S, factor=1.0), attempts=_MAX_READS)
         except ValueError as exc:
-            raise ChannelError(f"The table of the exchange '{exchange}' cannot be read") from exc
+            raise ChannelError(f"The bindings of the exchange '{exchange}' cannot be read") from exc
 
 
 class Transport(filesystem.Transport):

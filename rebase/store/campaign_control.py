@@ -44,7 +44,7 @@ class CampaignControl(Repository):
         with self.db.write() as connection:
             row = _lock_campaign(connection, tenant_id, campaign_id)
             if row.state not in (CampaignDbState.OPEN.value, CampaignDbState.PAUSED.value):
-                raise StateConflict(f"Only a campaign that goes on can be paused; it is '{row.state}'.")
+                raise StateConflict(f"Only a running campaign can be paused; it is '{row.state}'.")
             _update_campaign(connection, campaign_id, self.clock(), state=CampaignDbState.PAUSED.value)
             write_audit_event(connection, self.clock(), audit, "campaign.paused", campaign_id)
             return load_campaign(connection, tenant_id, campaign_id)
@@ -71,7 +71,7 @@ class CampaignControl(Repository):
             _lock_campaign(connection, tenant_id, campaign_id)
             campaign = load_campaign(connection, tenant_id, campaign_id)
             if campaign.state is CampaignState.FINISHED:
-                raise StateConflict("The campaign has finished: there is nothing left to cancel.")
+                raise StateConflict("The campaign has finished, so there is nothing left to cancel.")
             _update_campaign(connection, campaign_id, now, state=CampaignDbState.CANCELLED.value)
             cancellable = frozenset(JobState) - TERMINAL - {JobState.PUBLISHING}
             for job in _lock_jobs(connection, campaign_id, cancellable):

@@ -118,7 +118,7 @@ def _raise_busy_on_transient_errors() -> Iterator[None]:
         yield
     except (PoolTimeout, OperationalError, InterfaceError) as exc:
         if _is_transient_error(exc):
-            raise Busy("The database cannot answer just now.", hint="Try again in a few seconds.") from exc
+            raise Busy("The database is currently unavailable.", hint="Try again in a few seconds.") from exc
         raise
 
 

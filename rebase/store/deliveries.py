@@ -245,7 +245,7 @@ class DeliveryRepository:
             row = _load(connection, tenant_id, delivery_id, lock=True)
             if row.held_until is not None and row.held_until > now:
                 raise StateConflict(
-                    "This delivery is being sent right now.", hint="Look again in a minute: GET its log."
+                    "This delivery is currently being sent.", hint="Check its log with GET in a minute."
                 )
             connection.execute(
                 delete(CallbackStop).where(

@@ -57,7 +57,7 @@ def check_hub_token(token: str) -> str:
     token = token.strip()
     if not _TOKEN_PATTERN.fullmatch(token):
         raise RequestInvalid(
-            f"A Hub token is 1 to {MAX_TOKEN_LENGTH} printable ASCII characters without spaces.",
+            f"A Hub token must be 1 to {MAX_TOKEN_LENGTH} printable ASCII characters without spaces.",
             hint="Copy it again from the settings page of your Hub account.",
         )
     return token

@@ -310,7 +310,7 @@ def _find_by_key(connection: Connection, tenant_id: str, key: str, fingerprint: 
         return None
     if row.fingerprint != fingerprint:
         raise IdempotencyMismatch(
-            "This Idempotency-Key was used before for a different request.",
+            "This Idempotency-Key was already used for a different request.",
             hint="Use a new key for a new request.",
         )
     return JobRecord.from_row(row)
@@ -329,5 +329,5 @@ def compute_fingerprint(kind: Kind, request: JobRequest) -> str:
 
 def _in_flight_error() -> IdempotencyInFlight:
     return IdempotencyInFlight(
-        "A request with this Idempotency-Key is being recorded right now.", hint="Try again in a second."
+        "A request with this Idempotency-Key is currently being recorded.", hint="Try again in a second."
     )

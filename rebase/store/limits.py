@@ -75,7 +75,7 @@ def set_limits(
     for name, number in changes.items():
         if number is not None and number != UNLIMITED and not 1 <= number <= _MAX_LIMIT:
             raise RequestInvalid(
-                f"{name} is a number from 1, 'none' or 'default'; {number} is neither.", pointer=f"/{name}"
+                f"{name} must be an integer from 1, 'none' or 'default', not {number}.", pointer=f"/{name}"
             )
     check_tenant_exists(connection, tenant_id)
     new_limits = {**load_stored_limits(connection, tenant_id), **changes}
@@ -94,5 +94,6 @@ def check_tenant_exists(connection: Connection, tenant_id: str) -> None:
     """Raises NotFound."""
     if connection.scalar(select(Tenant.id).where(Tenant.id == tenant_id)) is None:
         raise NotFound(
-            f"There is no tenant '{tenant_id}'.", hint="`rebase tenants ls` lists them; a key makes one."
+            f"There is no tenant '{tenant_id}'.",
+            hint=("`rebase tenants ls` lists them; creating a key creates its tenant."),
         )

@@ -36,8 +36,8 @@ MAX_BACKOFF_S = 60.0
 
 WORKER_LOST_ERROR = PublicError(
     code=WorkerLost.code,
-    message="The worker died on every attempt that this job had.",
-    hint="Look at the workers' logs and memory, then retry the job.",
+    message="The worker died on every attempt at this job.",
+    hint="Check the workers' logs and memory, then retry the job.",
 )
 
 
@@ -145,7 +145,7 @@ class OutboxRepository(Repository):
         )
         ids = connection.scalars(query).all()
         for job_id in ids:
-            self._requeue(connection, job_id, now, "wait over")
+            self._requeue(connection, job_id, now, "delay passed")
         return len(ids)
 
     def _reap_expired_leases(

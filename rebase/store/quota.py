@@ -84,8 +84,8 @@ def delete_jobs(connection: Connection, ids: Sequence[str], now: datetime) -> No
 def _load_open_quota(connection: Connection, tenant_id: str, max_jobs: int) -> Quota:
     query = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, _IS_OPEN, _IS_CLIENT_JOB)
     error = QuotaExceeded(
-        f"This tenant may have {max_jobs} jobs that are not done, and has as many.",
-        hint="Wait until some have ended, or cancel some.",
+        f"This tenant has reached its limit of {max_jobs} unfinished jobs.",
+        hint="Wait until some have finished, or cancel some.",
         retry_after_s=_RETRY_AFTER_S,
     )
     return Quota(max_jobs - (connection.scalar(query) or 0), error)
@@ -107,8 +107,8 @@ def _load_daily_quota(connection: Connection, tenant_id: str, max_jobs: int, now
     ).one()
     wait_s = (oldest + DAY - now).total_seconds() if oldest is not None else 0.0
     error = QuotaExceeded(
-        f"This tenant may submit {max_jobs} jobs within 24 hours, and has done so.",
-        hint="Wait, or ask whoever runs this service for more.",
+        f"This tenant has reached its limit of {max_jobs} submitted jobs within 24 hours.",
+        hint="Wait, or ask the operator of this service for a higher limit.",
         retry_after_s=max(1, math.ceil(wait_s)),
     )
     return Quota(max_jobs - count, error)

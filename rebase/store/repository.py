@@ -73,7 +73,7 @@ def decode_cursor(cursor: str) -> str:
         raw = b""
     if len(raw) != 16:
         raise RequestInvalid(
-            "The cursor is not one that this service gave out.",
+            "The cursor was not issued by this service.",
             hint="Start again without 'cursor'.",
             pointer="/cursor",
         )

@@ -17,7 +17,7 @@ from rebase.store.outbox import ReapResult
 from rebase.store.retention import PurgeResult, Retention
 from rebase.store.store import Store
 
-log = get_logger("keeper")
+log = get_logger("scheduler")
 
 # Large backlogs are published in small batches with pauses in between: the jobs take minutes, and API
 # requests come first.
@@ -73,7 +73,7 @@ class Scheduler:
     def start(self) -> None:
         """Start the background thread."""
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -146,8 +146,8 @@ class Scheduler:
         try:
             return step()
         except Busy as exc:
-            log.warning("keeper_database_busy", cause=str(exc.__cause__))
+            log.warning("scheduler_database_busy", cause=str(exc.__cause__))
         except Exception as exc:
-            log.warning("keeper_step_failed", step=step.__name__, error=f"{type(exc).__name__}: {exc}")
+            log.warning("scheduler_step_failed", step=step.__name__, error=f"{type(exc).__name__}: {exc}")
         self.state.failures += 1
         return False

@@ -114,9 +114,11 @@ class SigningSecretRepository:
         """Raises StateConflict for a tenant without a secret: its callbacks could not be verified."""
         if not self._load_signing(tenant_id):
             raise StateConflict(
-                "Callbacks are signed, and there is no signing secret yet.",
-                hint="Make one first, and give it to the receiver: POST /callback-secrets, or "
-                "'rebase callbacks secret'.",
+                "Callbacks must be signed, and there is no signing secret yet.",
+                hint=(
+                    "Create one first, and give it to the receiver: POST /callback-secrets, or 'rebase "
+                    "callbacks secret'."
+                ),
                 pointer="/callback",
             )
 

@@ -129,8 +129,8 @@ def _require_below_limit(connection: Connection, tenant_id: str) -> None:
     query = select(func.count()).select_from(Subscription).where(Subscription.tenant_id == tenant_id)
     if (connection.scalar(query) or 0) >= MAX_SUBSCRIPTIONS:
         raise QuotaExceeded(
-            f"A tenant may have {MAX_SUBSCRIPTIONS} subscriptions, and this one has as many.",
-            hint="Delete some, or name more adapters in one.",
+            f"This tenant has reached the limit of {MAX_SUBSCRIPTIONS} subscriptions.",
+            hint="Delete some, or list more adapters in one.",
             retry_after_s=_RETRY_AFTER_S,
         )
 

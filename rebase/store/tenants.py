@@ -146,7 +146,7 @@ def delete_tenant(store: Repository, tenant_id: str, audit: AuditContext) -> Non
     if tenant_id == DEFAULT_TENANT:
         raise StateConflict(
             f"'{DEFAULT_TENANT}' is the deployment's own tenant and cannot be deleted.",
-            hint="Delete its data alone: --data-only.",
+            hint="To delete only its data, use --data-only.",
         )
     with store.db.read() as connection:
         check_tenant_exists(connection, tenant_id)
@@ -171,7 +171,7 @@ def _require_no_open_jobs(store: Repository, tenant_id: str) -> None:
     open_jobs = count_open_jobs(store, tenant_id)
     if open_jobs:
         raise StateConflict(
-            f"{open_jobs} job(s) of this tenant were asked to stop and are not done yet.",
+            f"{open_jobs} job(s) of this tenant are still stopping.",
             hint="Try again in a few seconds.",
         )
 

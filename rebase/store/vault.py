@@ -20,7 +20,9 @@ from rebase.settings import Settings
 from rebase.store.database import Database
 from rebase.store.tables.base import Base
 
-_KEY_HINT = "Make a key with 'rebase secrets key' and set REBASE_SECRET_KEYS for the API and every worker."
+_KEY_HINT = (
+    "Generate a key with 'rebase secrets key' and set REBASE_SECRET_KEYS for the API and every worker."
+)
 
 
 class Vault:
@@ -31,7 +33,7 @@ class Vault:
             self._fernet = MultiFernet([Fernet(key) for key in keys])
         except ValueError as exc:
             raise SettingsInvalid(
-                "REBASE_SECRET_KEYS holds something that is not 32 bytes of URL-safe base64.", hint=_KEY_HINT
+                "REBASE_SECRET_KEYS contains a value that is not 32 bytes of URL-safe base64.", hint=_KEY_HINT
             ) from exc
 
     @classmethod
@@ -45,7 +47,7 @@ class Vault:
         if keys:
             return cls(keys)
         if not settings.resolved_database_url.startswith("sqlite"):
-            raise SettingsInvalid("Secrets cannot be kept: REBASE_SECRET_KEYS is not set.", hint=_KEY_HINT)
+            raise SettingsInvalid("Secrets cannot be stored: REBASE_SECRET_KEYS is not set.", hint=_KEY_HINT)
         return cls([_load_or_create_key(settings.resolved_home / "secret.key")])
 
     def encrypt(self, purpose: str, secret: str) -> str:
@@ -58,11 +60,11 @@ class Vault:
             stored_purpose, _, secret = self._fernet.decrypt(ciphertext).decode().partition("\0")
         except InvalidToken as exc:
             raise SettingsInvalid(
-                "A stored secret cannot be opened with the keys in REBASE_SECRET_KEYS.",
-                hint="Set the key it was stored with beside the new one, or store the secret again.",
+                "A stored secret cannot be decrypted with the keys in REBASE_SECRET_KEYS.",
+                hint="Add the key that encrypted it to the new one, or store the secret again.",
             ) from exc
         if stored_purpose != purpose:
-            raise SettingsInvalid("A stored secret belongs to something else and was not opened.")
+            raise SettingsInvalid("A stored secret belongs to another record and was not decrypted.")
         return secret
 
     def reencrypt(self, ciphertext: str) -> str:
@@ -71,7 +73,7 @@ class Vault:
             return self._fernet.rotate(ciphertext).decode()
         except InvalidToken as exc:
             raise SettingsInvalid(
-                "A stored secret cannot be opened with the keys in REBASE_SECRET_KEYS."
+                "A stored secret cannot be decrypted with the keys in REBASE_SECRET_KEYS."
             ) from exc
 
 
@@ -130,9 +132,11 @@ def _rotate_column(connection: Connection, vault: Vault, table_name: str, column
         try:
             reencrypted = vault.reencrypt(ciphertext)
         except SettingsInvalid as exc:
-            exc.message = f"A secret in '{table_name}' cannot be opened with the keys in REBASE_SECRET_KEYS."
+            exc.message = (
+                f"A secret in '{table_name}' cannot be decrypted with the keys in REBASE_SECRET_KEYS."
+            )
             exc.args = (exc.message,)
-            exc.hint = "Put the key that it was stored with behind the new one. Nothing was changed."
+            exc.hint = "Add the key that encrypted it after the new one. Nothing was changed."
             raise
         conditions = [key == value for key, value in zip(keys, key_values, strict=True)]
         connection.execute(update(table).where(*conditions).values({column_name: reencrypted}))

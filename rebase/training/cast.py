@@ -24,6 +24,7 @@ from rebase.methods.base import SitePair
 from rebase.methods.cast.params import CastParams
 from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import ProgressReporter
+from rebase.runtime import CHECKPOINT_S
 from rebase.training.cast_maps import TrainableMaps, TrainableUpdates, TrainedMaps
 from rebase.training.loop import (
     CheckpointPolicy,
@@ -37,7 +38,6 @@ from rebase.training.losses import kl_divergence, projection_loss
 from rebase.training.teacher_dataset import TeacherDataset, TeacherExample
 from rebase.training.vocab_chunks import compute_final_states, compute_listed_logprobs
 
-CHECKPOINT_SECONDS = 60.0  # between checkpoints
 MEASUREMENT_NAMES = (  # in the order in which they are stored with the maps
     "cast_coverage",
     "cast_positions",
@@ -66,14 +66,15 @@ def train_cast_maps(
     coverage: float,
     progress: ProgressReporter,
     checkpoint_path: Path | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
 ) -> CastMaps:
     """Train `trainable_maps` in place. Raises TrainingFailed if the update does not improve on the target
     alone on held-out text, or if there is too little text."""
     train_passages, held_out = dataset.select_passages(held_out=False), dataset.select_passages(held_out=True)
     if not held_out:
         raise TrainingFailed(
-            "The text is too short to train on: no sequence is left to measure with.",
-            hint="Give a longer corpus, or ask for shorter sequences (tokens).",
+            "The text is too short to train on: no sequence is left to evaluate on.",
+            hint="Use a longer corpus or shorter sequences (tokens).",
             pointer="/corpus",
         )
     trainer = _CastTrainer(target, dataset, params, trainable_maps)
@@ -97,7 +98,7 @@ def train_cast_maps(
             ),
             progress=progress,
             seed=params.seed,
-            checkpoint_policy=CheckpointPolicy(checkpoint_path, every_seconds=CHECKPOINT_SECONDS)
+            checkpoint_policy=CheckpointPolicy(checkpoint_path, every_seconds=checkpoint_s)
             if checkpoint_path
             else None,
             validation=Validation(
@@ -109,8 +110,9 @@ def train_cast_maps(
         final = trainer.compute_divergence(held_out)
     if final >= baseline:
         raise TrainingFailed(
-            "On held-out text the target alone is as near to what is wanted as with the trained update.",
-            hint="Train for more steps, on more text (positions, corpus), or at another learning rate.",
+            "On held-out text, the trained update brings the target no closer to the objective than the "
+            "target alone.",
+            hint="Train for more steps, on more text (positions, corpus) or with another learning rate.",
             pointer="/method",
         )
     trained_maps = {pair: site_maps.to_trained_maps() for pair, site_maps in trainable_maps.items()}
@@ -216,7 +218,7 @@ def _fit_initial_projection(dataset: TeacherDataset, ridge: float) -> Tensor:
         moments = moments or Moments.zeros(source.shape[1], target.shape[1])
         moments.add(source, target)
     if moments is None:
-        raise LookupError("no passage to learn from")
+        raise LookupError("no passage to train on")
     return fit_input_map(moments, ridge).float()
 
 

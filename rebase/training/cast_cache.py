@@ -120,9 +120,12 @@ class _CastJob:
         """Train with this adapter; cached unless a complete set from another adapter already is."""
         if not self.models.fits("target"):
             raise TrainingFailed(
-                "The target does not fit into this worker's memory, so nothing can be trained through it "
+                "The target does not fit into this worker's memory, so maps cannot be trained through it "
                 "here.",
-                hint="Ask for a worker with a larger device, or raise REBASE_MODEL_BYTES if there is room.",
+                hint=(
+                    "Use a worker with more device memory, or raise REBASE_MODEL_BYTES if memory is "
+                    "available."
+                ),
                 pointer="/method",
             )
         trainable_maps = self._build_trainable_maps()
@@ -144,6 +147,7 @@ class _CastJob:
             coverage=coverage,
             progress=self.progress,
             checkpoint_path=folder / "descent.safetensors",
+            checkpoint_s=self.runtime.checkpoint_s,
         )
         if self._can_store():
             self._store(maps)
@@ -263,7 +267,10 @@ class _CastJob:
     @property
     def _activations(self) -> Activations:
         if self.evidence.activations is None:
-            raise LookupError("no text was read; the pipeline gathers it for methods that declare HEADS")
+            raise LookupError(
+                "no activations were collected; the pipeline collects them only for methods that declare "
+                "HEADS"
+            )
         return self.evidence.activations
 
     def _can_read(self, repo_id: str) -> bool:

@@ -22,6 +22,7 @@ from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings
 from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import ProgressReporter
+from rebase.runtime import CHECKPOINT_S
 from rebase.training.batches import (
     EncodedSample,
     Losses,
@@ -45,7 +46,6 @@ from rebase.training.losses import SharedTokenIds
 from rebase.training.sample_generation import hash_deltas
 from rebase.training.samples import SampleSet
 
-CHECKPOINT_SECONDS = 60.0  # between checkpoints
 _MIN_GAP = 0.01  # nats per byte; a fraction of a smaller gap would be noise
 
 
@@ -67,12 +67,14 @@ def train_update(
     *,
     progress: ProgressReporter,
     checkpoint_dir: Path | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
     shared_tokens: SharedTokenIds | None = None,
 ) -> DistillResult:
     """Train on the samples; the source model is not needed. `init`: factors at every site (`init_factors`).
     `shared_tokens`: the tokens over which the shift was stored, if `params` asks for it.
 
-    With `checkpoint_dir`, the same call resumes where it was interrupted. Raises TrainingFailed.
+    With `checkpoint_dir`, written every `checkpoint_s` seconds, the same call resumes where it was
+    interrupted. Raises TrainingFailed.
     """
     rows = encode_samples(target, sample_set.samples, params)
     shared_tokens = shared_tokens if params.shift > 0.0 else None
@@ -111,7 +113,7 @@ def train_update(
             progress=progress,
             seed=params.seed,
             checkpoint_policy=CheckpointPolicy(
-                checkpoint_dir / "descent.safetensors", every_seconds=CHECKPOINT_SECONDS
+                checkpoint_dir / "descent.safetensors", every_seconds=checkpoint_s
             )
             if checkpoint_dir
             else None,

@@ -40,10 +40,9 @@ def require_shared_tokens(inputs: LoadedInputs) -> SharedTokenIds:
     shared_tokens = select_shared_ids(tokens, *sizes) if tokens is not None else None
     if shared_tokens is None or shared_tokens.size < MIN_SHARED_TOKENS:
         raise IncompatiblePair(
-            f"The two vocabularies share {shared_tokens.size if shared_tokens else 0} tokens on which "
-            "predictions could be "
-            f"compared; {MIN_SHARED_TOKENS} are needed.",
-            hint="Use a method that compares no predictions: activation, or distill with shift=0.",
+            f"The two vocabularies share {(shared_tokens.size if shared_tokens else 0)} tokens on which "
+            f"predictions can be compared; {MIN_SHARED_TOKENS} are needed.",
+            hint="Use a method that does not compare predictions: activation, or distill with shift=0.",
             pointer="/method",
         )
     return shared_tokens

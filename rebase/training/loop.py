@@ -46,8 +46,8 @@ def suggest_more_training(
         return None
     at, steps = (f"{point['steps']:.0f}" for point in (curve[best], curve[-1]))
     return (
-        f"The held-out loss was lowest after {at} of {steps} steps; then training overfitted its text. "
-        f"More text ({text_setting}) may improve the result."
+        f"The held-out loss was lowest after {at} of {steps} steps; after that, training overfitted its "
+        f"text. More text ({text_setting}) may improve the result."
     )
 
 
@@ -211,7 +211,7 @@ class _TrainingState:
         self.log.losses.append(value)
         if not (math.isfinite(self.log.losses[-1]) and math.isfinite(float(norm))):
             raise TrainingFailed(
-                f"The loss stopped being a finite number at step {done + 1} of {self.schedule.steps}.",
+                f"The loss became NaN or infinite at step {done + 1} of {self.schedule.steps}.",
                 hint="Lower the method's learning_rate or raise its warmup.",
                 pointer="/method/learning_rate",
             )

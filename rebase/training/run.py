@@ -96,8 +96,8 @@ class JobTrainer:
             )
         if result.measurements["step_nats_carried"] >= result.measurements["step_nats_alone"]:
             raise TrainingFailed(
-                "No step predicted the held-out text better than the target alone.",
-                hint="Sample more tokens, raise the ridge, or give prompts of the adapter's task.",
+                "No step size predicted the held-out text better than the target alone.",
+                hint="Sample more tokens, raise the ridge, or provide prompts of the adapter's task.",
                 pointer="/method",
             )
         return self._with_update(result)
@@ -211,6 +211,7 @@ def _sample_and_train(
             params,
             progress=progress,
             checkpoint_dir=folder,
+            checkpoint_s=runtime.checkpoint_s,
             shared_tokens=shared_tokens,
         )
     measurements = result.measurements
@@ -221,7 +222,7 @@ def _sample_and_train(
     if not is_improved and refined_method is None:
         raise TrainingFailed(
             "Training never predicted the held-out text better than the target alone.",
-            hint="Sample more tokens, lower the learning rate, or give prompts of the adapter's task.",
+            hint="Sample more tokens, lower the learning rate, or provide prompts of the adapter's task.",
             pointer="/method",
         )
     return result
@@ -241,7 +242,7 @@ def _sample_workspace(
     if not models.fits("target"):
         raise TrainingFailed(
             "The target does not fit into this worker's memory, so it cannot be trained here.",
-            hint="Ask for a worker with a larger device, or raise REBASE_MODEL_BYTES if there is room.",
+            hint="Use a worker with more device memory, or raise REBASE_MODEL_BYTES if memory is available.",
             pointer="/method",
         )
     folder = _get_checkpoint_dir(inputs, params, refined_method, runtime)

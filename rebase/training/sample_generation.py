@@ -57,8 +57,8 @@ def generate_samples(
     if len(sample_set.samples) < 2:
         reasons = ", ".join(f"{count} {why}" for why, count in sorted(sample_set.dropped.items()))
         raise TrainingFailed(
-            f"The source and its adapter wrote no text to train on ({reasons or 'none at all'}).",
-            hint="Give prompts of the adapter's task, or another temperature.",
+            f"The source with its adapter generated no usable training text ({reasons or 'no samples'}).",
+            hint="Provide prompts of the adapter's task, or try another temperature.",
             pointer="/method/prompts",
         )
     return sample_set
@@ -75,8 +75,8 @@ def _encode_prompts(source: CausalLM, params: SamplingParams) -> list[list[int]]
     encoded = [[*prefix, *body[-(max_prompt_tokens - len(prefix)) :]] for body in bodies]
     if not all(encoded):
         raise TrainingFailed(
-            "The source has no token that begins or ends a text, so it cannot write from nothing.",
-            hint="Give prompts of the adapter's task.",
+            "The source has no begin- or end-of-text token, so it cannot generate without a prompt.",
+            hint="Provide prompts of the adapter's task.",
             pointer="/method/prompts",
         )
     return encoded
@@ -123,9 +123,11 @@ def _generate_batch(
             )
     except FloatingPointError as exc:
         raise TrainingFailed(
-            "The source with its adapter gave probabilities that are not finite while it wrote.",
-            hint="See that the adapter works on its own base and that neither holds numbers far too large, "
-            "or raise a temperature near 0.",
+            "The source with its adapter produced probabilities that are not finite during generation.",
+            hint=(
+                "Check that the adapter works on its own base and that neither contains extremely large "
+                "values, or raise a temperature near 0."
+            ),
             pointer="/adapter",
         ) from exc
     known_texts = {sample.text for sample in sample_set.samples}

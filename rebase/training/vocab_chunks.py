@@ -31,19 +31,28 @@ def compute_logits(base: CausalLM, states: Tensor) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def iter_position_chunks(base: CausalLM, count: int) -> Iterator[slice]:
-    """Slices of positions whose logits fit into memory."""
-    size = max(1, _MAX_LOGITS.get(base.device.type, 2**25) // int(base.model.config.vocab_size))
+def iter_position_chunks(base: CausalLM, count: int, max_logits: int | None = None) -> Iterator[slice]:
+    """Slices of positions whose logits fit into memory: `max_logits` numbers, by default what suits the
+    device."""
+    max_logits = max_logits or _MAX_LOGITS.get(base.device.type, _MAX_LOGITS["cpu"])
+    size = max(1, max_logits // int(base.model.config.vocab_size))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
 def compute_listed_logprobs(
-    base: CausalLM, states: Tensor, shared_ids: Tensor, columns: Tensor, temperature: float
+    base: CausalLM,
+    states: Tensor,
+    shared_ids: Tensor,
+    columns: Tensor,
+    temperature: float,
+    *,
+    max_logits: int | None = None,
 ) -> Tensor:
     """Log-probabilities (n, k + 1) of the listed shared tokens and of all others; differentiable in `states`.
 
     `shared_ids` (m,): the shared tokens; `columns` (n, k): which of them are listed.
+    `max_logits`: see `iter_position_chunks`.
     """
 
     def compute_chunk(chunk_states: Tensor, chunk_columns: Tensor) -> Tensor:
@@ -52,7 +61,7 @@ def compute_listed_logprobs(
         )
 
     parts = []
-    for chunk in iter_position_chunks(base, states.shape[0]):
+    for chunk in iter_position_chunks(base, states.shape[0], max_logits):
         chunk_inputs = states[chunk], columns[chunk]
         parts.append(
             checkpoint(compute_chunk, *chunk_inputs, use_reentrant=False)

@@ -22,7 +22,7 @@ from rebase.store.signing_secrets import SigningSecretRepository, build_signatur
 from rebase.store.vault import Vault
 from service.callbacks.sender import Attempt, AttemptResult, CallbackSender, FailureReason, decide_settlement
 
-log = get_logger("courier")
+log = get_logger("dispatcher")
 
 POLL_S = 0.5
 DATABASE_RETRY_S = 1.0
@@ -85,7 +85,7 @@ class CallbackDispatcher:
                 self._queue.lease, self._lease_owner, lease_s, list(self._in_flight.values())
             )
         except Busy as exc:
-            log.warning("courier_database_busy", cause=str(exc.__cause__))
+            log.warning("dispatcher_database_busy", cause=str(exc.__cause__))
             await asyncio.sleep(DATABASE_RETRY_S)
             return False
         for delivery in leased:
@@ -102,7 +102,7 @@ class CallbackDispatcher:
             file.touch()
         except OSError as exc:
             if not self._heartbeat_warned:
-                log.warning("courier_alive_file", error=f"{type(exc).__name__}: {exc.strerror}")
+                log.warning("dispatcher_alive_file", error=f"{type(exc).__name__}: {exc.strerror}")
             self._heartbeat_warned = True
         else:
             self._heartbeat_warned = False
@@ -137,7 +137,7 @@ class CallbackDispatcher:
             attempt=delivery.attempt,
             status=result.status,
             reason=record.reason,
-            state=settlement.state.value if settled else "not ours any more",
+            state=settlement.state.value if settled else "lease lost",
             ms=result.duration_ms,
         )
         if attempt.lookup is not None and not attempt.lookup.done():
@@ -148,7 +148,8 @@ class CallbackDispatcher:
         if delivery.failures > len(self._delays):
             return Attempt(
                 AttemptResult(
-                    reason=FailureReason.COURIER_LOST, detail="Couriers kept ending during this delivery."
+                    reason=FailureReason.COURIER_LOST,
+                    detail=("The dispatcher ended during every attempt at this delivery."),
                 )
             )
         try:
@@ -158,9 +159,7 @@ class CallbackDispatcher:
             keys = []
         if not keys:
             return Attempt(
-                AttemptResult(
-                    reason=FailureReason.NO_SECRET, detail="There is no signing secret that can be used."
-                )
+                AttemptResult(reason=FailureReason.NO_SECRET, detail="There is no usable signing secret.")
             )
         body = delivery.payload.encode()
         timestamp = int(self._queue.clock().timestamp())
@@ -175,7 +174,7 @@ class CallbackDispatcher:
             log.exception("unforeseen", delivery_id=delivery.id, error=type(exc).__name__)
             return Attempt(
                 AttemptResult(
-                    reason=FailureReason.INTERNAL, detail="The dispatcher failed; its log says why."
+                    reason=FailureReason.INTERNAL, detail="The dispatcher failed; the cause is in its log."
                 )
             )
 

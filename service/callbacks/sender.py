@@ -40,8 +40,8 @@ def make_tls_context(extra_ca_file: Path | None) -> ssl.SSLContext:
             context.load_verify_locations(extra_ca_file)
         except (OSError, ssl.SSLError) as exc:
             raise SettingsInvalid(
-                "The file in REBASE_CALLBACK_CA_FILE cannot be read as certificates.",
-                hint="It must hold one or more certificates in PEM form.",
+                "The file in REBASE_CALLBACK_CA_FILE cannot be read as PEM certificates.",
+                hint="It must contain one or more certificates in PEM format.",
             ) from exc
     return context
 
@@ -80,15 +80,17 @@ def classify_status(status: int, retry_after: str | None, now: datetime) -> Atte
     if 200 <= status < 300:
         return AttemptResult(status)
     if 300 <= status < 400:
-        return AttemptResult(
-            status, FailureReason.REDIRECT, "Redirects are not followed; name the final URL."
-        )
+        return AttemptResult(status, FailureReason.REDIRECT, "Redirects are not followed; use the final URL.")
     if status == 410:
         return AttemptResult(
-            status, FailureReason.GONE, "The receiver wants no more; nothing is sent until a replay."
+            status,
+            FailureReason.GONE,
+            ("The receiver responded 410 Gone; nothing more is sent unless the delivery is replayed."),
         )
     retry_after_s = parse_retry_after(retry_after, now) if status in {429, 503} else None
-    return AttemptResult(status, FailureReason.STATUS, f"The receiver answered {status}.", retry_after_s)
+    return AttemptResult(
+        status, FailureReason.STATUS, (f"The receiver responded with status {status}."), retry_after_s
+    )
 
 
 def parse_retry_after(text: str | None, now: datetime) -> float | None:
@@ -147,11 +149,11 @@ def _look_up_addresses(host: str, port: int) -> list[str]:
     try:
         entries = socket.getaddrinfo(absolute_name, port, type=socket.SOCK_STREAM)
     except UnicodeError as exc:
-        raise OSError("not a name that can be looked up") from exc
+        raise OSError("not a name that can be resolved") from exc
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
-log = get_logger("courier")
+log = get_logger("dispatcher")
 
 CONNECT_S = 5.0
 RESOLVE_S = 5.0
@@ -183,7 +185,7 @@ class CallbackSender:
         """POST the body. The URL is checked again: rules may have changed since the job was submitted."""
         started = self.monotonic()
         attempt = Attempt(
-            AttemptResult(reason=FailureReason.TIMEOUT, detail=f"No answer within {self.timeout_s:g} s.")
+            AttemptResult(reason=FailureReason.TIMEOUT, detail=f"No response within {self.timeout_s:g} s.")
         )
         try:
             endpoint = parse_callback_url(url)
@@ -230,7 +232,7 @@ class CallbackSender:
         log.warning("callback_address_refused", host=endpoint.host, why=reason)
         attempt.result = AttemptResult(
             reason=FailureReason.REFUSED_ADDRESS,
-            detail="The name leads to an address that callbacks may not reach.",
+            detail="The name resolves to an address that callbacks may not reach.",
         )
         return ()
 
@@ -265,7 +267,8 @@ class CallbackSender:
         except (httpx2.HTTPError, httpx2.InvalidURL):
             if attempt.result.status is None:
                 attempt.result = AttemptResult(
-                    reason=FailureReason.PROTOCOL, detail="The connection broke, or what came is not HTTP."
+                    reason=FailureReason.PROTOCOL,
+                    detail=("The connection was closed, or the response is not valid HTTP."),
                 )
         return False
 
@@ -288,9 +291,11 @@ def _classify_connect_error(exc: httpx2.TransportError) -> AttemptResult:
             detail = f"The certificate is not valid for this name: {cause.verify_message}"
             return AttemptResult(reason=FailureReason.TLS, detail=detail[:300])
         if isinstance(cause, ssl.SSLError):
-            return AttemptResult(reason=FailureReason.TLS, detail="No TLS connection could be agreed upon.")
+            return AttemptResult(reason=FailureReason.TLS, detail="The TLS handshake failed.")
         cause = cause.__cause__ or cause.__context__
-    return AttemptResult(reason=FailureReason.CONNECT, detail="Nobody answers at that address and port.")
+    return AttemptResult(
+        reason=FailureReason.CONNECT, detail=("No connection could be made to that address and port.")
+    )
 
 
 def _consume_exception(lookup: asyncio.Future[Sequence[str]]) -> None:

@@ -21,10 +21,10 @@ Address = IPv4Address | IPv6Address
 DENIED_NETWORKS: dict[str, str] = {
     "0.0.0.0/8": "this network",
     "10.0.0.0/8": "private",
-    "100.64.0.0/10": "shared by carriers (CGNAT)",
+    "100.64.0.0/10": "carrier-grade NAT (CGNAT)",
     "127.0.0.0/8": "loopback",
-    "168.63.129.16/32": "a cloud's own services",
-    "169.254.0.0/16": "link-local, where clouds keep metadata",
+    "168.63.129.16/32": "internal services of a cloud provider",
+    "169.254.0.0/16": "link-local, used by cloud metadata services",
     "172.16.0.0/12": "private",
     "192.0.0.0/24": "protocol assignments",
     "192.0.2.0/24": "documentation",
@@ -104,7 +104,7 @@ def blocked_reason(address: Address, allowlist: Allowlist) -> str | None:
             return (
                 f"{address} is {reason}"
                 if candidate == address
-                else f"{address} carries {candidate}, which is {reason}"
+                else f"{address} embeds {candidate}, which is {reason}"
             )
     return None
 
@@ -138,13 +138,13 @@ def endpoint_blocked_reason(endpoint: Endpoint, allowlist: Allowlist) -> str | N
     if endpoint.address is not None:
         reason = blocked_reason(endpoint.address, allowlist)
         if reason is not None:
-            return f"Callbacks do not go there: {reason}."
+            return f"Callbacks may not reach this address: {reason}."
     elif "." not in endpoint.host or endpoint.host.endswith(".localhost"):
-        return f"Callbacks go to public names, and '{endpoint.host}' is not one."
+        return f"Callbacks are only sent to public names, and '{endpoint.host}' is not one."
     if endpoint.scheme != "https":
-        return "Callbacks are sent over https only."
+        return "Callbacks are only sent over https."
     if endpoint.port != 443 and endpoint.port < _FIRST_UNPRIVILEGED_PORT:
-        return f"Callbacks go to port 443, or to one from {_FIRST_UNPRIVILEGED_PORT} on."
+        return f"Callbacks are only sent to port 443 or ports from {_FIRST_UNPRIVILEGED_PORT} up."
     return None
 
 

@@ -27,7 +27,10 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Same key, same request: the same job. Different request: 422. First in progress: 409.",
+        description=(
+            "Repeating a request with the same key returns the same job. Another request with that key: "
+            "422. First request still in progress: 409."
+        ),
     ),
 ]
 
@@ -124,9 +127,9 @@ def _check_pool(
     ):
         if requested is not None and _name_base(requested) != _name_base(expected):
             raise RequestInvalid(
-                f"This anchor pool is about the {side} base '{_name_base(expected)}', not "
+                f"This anchor pool is for the {side} base '{_name_base(expected)}', not "
                 f"'{_name_base(requested)}'.",
-                hint="Name a pool between these two bases; GET /anchor-pools lists yours.",
+                hint="Use a pool for these two bases; GET /anchor-pools lists yours.",
                 pointer=pointer,
             )
 

@@ -18,8 +18,6 @@ from service.auth import Caller, CallerDep
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-POLL_INTERVAL_S = 0.5
-KEY_CHECK_INTERVAL_S = 10.0
 _MAX_ID = 2**63 - 1
 
 
@@ -37,11 +35,12 @@ async def get_events(
     """State transitions, phases and other events of the job with increasing ids; `progress` in between,
     under the id of the last event. The stream ends when the job is done, or soon after its key has expired or
     was revoked. Resume with Last-Event-ID."""
+    intervals = caller.service.event_intervals
     last, version = last_event_id, job.version - 1
     key_checked_at = anyio.current_time()
     while True:
         try:
-            if anyio.current_time() - key_checked_at >= KEY_CHECK_INTERVAL_S:
+            if anyio.current_time() - key_checked_at >= intervals.key_check_s:
                 key_checked_at = anyio.current_time()
                 if not await run_in_threadpool(_is_key_active, caller):
                     return
@@ -49,7 +48,7 @@ async def get_events(
                 caller.service.store.jobs.get_with_events, job.tenant_id, job.id, last
             )
         except Busy:
-            await anyio.sleep(POLL_INTERVAL_S)
+            await anyio.sleep(intervals.poll_s)
             continue
         for event in events:
             last = event.id
@@ -61,7 +60,7 @@ async def get_events(
         if job.version != version:
             version = job.version
             yield ServerSentEvent(event="progress", id=str(last), data=_build_progress_data(job))
-        await anyio.sleep(POLL_INTERVAL_S)
+        await anyio.sleep(intervals.poll_s)
 
 
 def _is_key_active(caller: Caller) -> bool:

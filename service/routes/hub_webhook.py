@@ -53,11 +53,11 @@ def extract_release(payload: Mapping[str, Any]) -> ReleaseEvent | IgnoredEvent:
     """What the payload says about the main branch of a model."""
     event, repo = _get_object(payload, "event"), _get_object(payload, "repo")
     if repo.get("type") != "model":
-        return IgnoredEvent("not_a_model", "Only model repos are followed.")
+        return IgnoredEvent("not_a_model", "Only events about model repos are handled.")
     if _normalize_scope(event.get("scope")) not in _CONTENT_SCOPES:
-        return IgnoredEvent("scope", "Only changes of a repo's content are followed.")
+        return IgnoredEvent("scope", "Only events about a repo's content are handled.")
     if event.get("action") not in ("create", "update"):
-        return IgnoredEvent("action", "Only new repos and pushes are followed.")
+        return IgnoredEvent("action", "Only new repos and pushes are handled.")
     name = _to_text(repo.get("name"))
     try:
         check_repo_id(name)
@@ -107,9 +107,9 @@ def _to_text(value: Any) -> str:
 router = APIRouter(tags=["releases"])
 
 _DETAIL_BY_REASON = {
-    "duplicate": "This push was recorded before.",
+    "duplicate": "This push is already recorded.",
     "own_push": "A job of this deployment made this push.",
-    "no_subscription": "No subscription means this repo.",
+    "no_subscription": "No subscription matches this repo.",
 }
 
 
@@ -160,15 +160,18 @@ def require_webhook_secret(settings: Settings, presented: str) -> None:
     secrets = [secret.strip() for secret in configured.split(",") if secret.strip()]
     if not secrets:
         raise WebhookNotConfigured(
-            "The webhook of this service is not set up.",
-            hint="Set REBASE_WEBHOOK_SECRET to the secret that the Hub is told when the webhook is made.",
+            "The Hub webhook of this service is not configured.",
+            hint=(
+                "Set REBASE_WEBHOOK_SECRET to the secret that you enter on the Hub when you create the "
+                "webhook."
+            ),
         )
     # Compare bytes: headers may contain characters that text comparison rejects.
     comparisons = [hmac.compare_digest(secret.encode(), presented.encode("latin-1")) for secret in secrets]
     if not any(comparisons):
         raise WebhookUnauthorized(
             "The webhook's secret is missing or wrong.",
-            hint="Send it in X-Webhook-Secret; it is the one in REBASE_WEBHOOK_SECRET.",
+            hint="Send the secret from REBASE_WEBHOOK_SECRET in the header X-Webhook-Secret.",
         )
 
 

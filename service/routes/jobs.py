@@ -45,7 +45,7 @@ def list_jobs(caller: CallerDep, query: Annotated[JobsQuery, Query()]) -> Respon
     return Response(JobListOut.from_page(page).model_dump_json(), media_type="application/json")
 
 
-@router.get("/{job_id}", response_model=JobOut, responses={304: {"description": "Not changed."}})
+@router.get("/{job_id}", response_model=JobOut, responses={304: {"description": "Not modified."}})
 def get_job(
     job_id: str, caller: CallerDep, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:

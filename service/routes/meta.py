@@ -40,7 +40,7 @@ def readyz(service: ServiceDep) -> Response:
     if current != service.migrations_head:
         return build_problem_response(
             "not_migrated",
-            f"The database is at migration {current}, this version needs {service.migrations_head}.",
+            f"The database is at migration {current}, but this version needs {service.migrations_head}.",
             hint="Run the migrations ('rebase migrate').",
         )
     broker: dict[bool | None, Literal["ok", "unreachable", "unknown"]] = {

@@ -43,7 +43,7 @@ class SubscriptionChange(BaseModel):
     "",
     status_code=201,
     response_model=SubscriptionOut,
-    responses={200: {"model": SubscriptionOut, "description": "You have this very subscription already."}},
+    responses={200: {"model": SubscriptionOut, "description": "You already have an identical subscription."}},
 )
 def subscribe(request: SubscriptionRequest, caller: CallerDep) -> Response:
     """Convert adapters whenever a matching base is released. Repeating the same request changes nothing."""

@@ -24,7 +24,9 @@ class AuditQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    before: int | None = Field(default=None, ge=1, le=_MAX_ID, description="`next_before` of the last page.")
+    before: int | None = Field(
+        default=None, ge=1, le=_MAX_ID, description=("`next_before` of the previous page.")
+    )
     limit: int = Field(default=50, ge=1, le=MAX_EVENTS)
 
 

@@ -9,22 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-import torch
 from pydantic import SecretStr
 
-from rebase.cache.factor_cache import FactorCache
 from rebase.hub.remote import RemoteHub
-from rebase.runtime import Runtime
-from rebase.schemas.conversions import ConversionRequest
-from rebase.settings import Settings
 from rebase.store import api_keys as keys
-from rebase.store.database import Database
 from rebase.store.hub_tokens import put_tenant_token
 from rebase.store.records import JobRecord
 from rebase.store.store import Store
@@ -33,7 +27,7 @@ from support.redis_server import own_redis
 from support.standin_hub import StandinHub
 from support.tiny_pools import make_anchors
 from support.tiny_repos import ADAPTER, NEW, OLD, make_hub
-from workers.runner import WorkerContext, run_job
+from support.worker_harness import MakeWorker, WorkerHarness
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
@@ -65,42 +59,30 @@ def _opens() -> Iterator[list[str]]:
 class Deployment:
     """One worker for two tenants."""
 
-    root: Path
+    worker: WorkerHarness
     hub: StandinHub
-    store: Store
     redis_url: str
-    desk: WorkerContext = field(init=False)
 
-    def __post_init__(self) -> None:
-        settings = Settings(
-            _env_file=None,
-            home=self.root / "home",
-            retry_base_s=0,
-            secret_keys=SecretStr(KEY),
-            hub_token=SecretStr(ACME),  # of the deployment, which no other tenant may use
-        )
-        tools = Runtime(
-            RemoteHub(ACME, self.hub.url, self.root / "hf"),
-            FactorCache(self.root / "factors", 2**30, self.redis_url),
-            torch.device("cpu"),
-        )
-        self.desk = WorkerContext(settings, self.store, tools, "worker-1")
+    @property
+    def root(self) -> Path:
+        return self.worker.root
+
+    @property
+    def store(self) -> Store:
+        return self.worker.store
 
     def run(self, tenant: str, **changes: Any) -> JobRecord:
         """A conversion from submission to its end."""
         body = {
-            "adapter": {"repo_id": ADAPTER},
             "source": {"repo_id": OLD},
-            "target": {"repo_id": NEW},
             "method": {"name": "cross_lora", "rank": 8},
             "output": {"repo_id": f"{tenant}/out"},
             "precheck": {"on_incompatible": "warn"},
             **changes,
         }
-        request = ConversionRequest.model_validate(body)
-        job, _ = self.store.submissions.submit(tenant, "convert", request)
-        run_job(job.id, self.desk)
-        return self.store.jobs.get(tenant, job.id)
+        job_id = self.worker.submit(tenant=tenant, **body)
+        self.worker.run(job_id)
+        return self.worker.job(job_id, tenant)
 
     def lookups(self) -> int:
         """How often Redis was asked for a value."""
@@ -115,18 +97,23 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def deployment(repos: Path, sqlite_url: str, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(repos: Path, sqlite_url: str, tmp_path: Path, make_worker: MakeWorker) -> Iterator[Deployment]:
     with StandinHub() as hub, own_redis() as redis_url:
         hub.add_token(ACME, user="acme")
         hub.add_token(RIVAL, user="rival")
         for repo_id in (OLD, NEW, ADAPTER):
             hub.add_repo(repo_id, repos / repo_id)
-        store = Store(Database.open(sqlite_url))
+        worker = make_worker(
+            sqlite_url,
+            hub=RemoteHub(ACME, hub.url, tmp_path / "hf"),
+            redis_url=redis_url,
+            secret_keys=SecretStr(KEY),
+            hub_token=SecretStr(ACME),  # of the deployment, which no other tenant may use
+        )
         for tenant, token in (("acme", ACME), ("rival", RIVAL)):
-            keys.create_key(store, tenant, "key")
-            put_tenant_token(store, Vault([KEY]), tenant, token, None)
-        yield Deployment(tmp_path, hub, store, redis_url)
-        store.db.close()
+            keys.create_key(worker.store, tenant, "key")
+            put_tenant_token(worker.store, Vault([KEY]), tenant, token, None)
+        yield Deployment(worker, hub, redis_url)
 
 
 def _close(deployment: Deployment, repo_id: str, how: str) -> None:
@@ -142,7 +129,7 @@ def test_what_is_cached_for_one_tenant_is_refused_to_another_before_a_byte_of_it
     _close(deployment, repo_id, how)
     first = deployment.run("acme")
     assert first.state == "succeeded", first.error
-    cached = list((deployment.root / "factors").rglob("*.safetensors"))
+    cached = list((deployment.root / "cache").rglob("*.safetensors"))
     assert cached, "there is something to be refused"
     repo_folder = "models--" + repo_id.replace("/", "--")
     assert list((deployment.root / "hf" / repo_folder).rglob("*.safetensors"))
@@ -158,7 +145,7 @@ def test_what_is_cached_for_one_tenant_is_refused_to_another_before_a_byte_of_it
         pointer,
     )
     assert not [path for path in opened if repo_folder in path]
-    assert not [path for path in opened if str(deployment.root / "factors") in path]
+    assert not [path for path in opened if str(deployment.root / "cache") in path]
     assert deployment.lookups() == before
     assert second.diagnostics is None
     assert deployment.store.jobs.get_diagnostics("rival", second.id).sites == ()
@@ -166,7 +153,7 @@ def test_what_is_cached_for_one_tenant_is_refused_to_another_before_a_byte_of_it
     with _opens() as opened:  # the hook does see what is read
         assert deployment.run("acme").state == "succeeded"
     assert [path for path in opened if repo_folder in path]
-    assert [path for path in opened if str(deployment.root / "factors") in path]
+    assert [path for path in opened if str(deployment.root / "cache") in path]
 
 
 def test_a_tenant_without_a_token_does_not_borrow_the_deployments(deployment: Deployment) -> None:
@@ -219,7 +206,7 @@ def test_a_pools_cached_products_are_refused_where_one_of_its_anchors_may_not_be
 
     def registered(tenant: str) -> JobRecord:
         record, _ = deployment.store.pools.submit(tenant, pool)
-        run_job(record.id, deployment.desk)
+        deployment.worker.run(record.id)
         return deployment.store.jobs.get(tenant, record.id)
 
     assert registered("acme").state == "succeeded"
@@ -230,7 +217,7 @@ def test_a_pools_cached_products_are_refused_where_one_of_its_anchors_may_not_be
     assert refused.error is not None
     assert (refused.error["code"], refused.error["pointer"]) == ("repo_not_found", "/anchors/1/target")
     assert not [path for path in opened if "models--acme--task-1-new" in path]
-    assert not [path for path in opened if str(deployment.root / "factors") in path]
+    assert not [path for path in opened if str(deployment.root / "cache") in path]
     assert deployment.lookups() == before
 
 

@@ -41,14 +41,14 @@ def test_a_secret_is_printed_when_it_is_made_and_replaced_only_on_request(
     assert secret.startswith("whsec_")
     again = rebase("callbacks", "secret")
     assert again.code == 1
-    assert "--rotate makes a new one" in again.err
+    assert "--rotate creates a new one" in again.err
     assert secret not in again.out + again.err
 
     new = rebase("callbacks", "secret", "--rotate", "--overlap", "600")
     assert new.code == 0
     assert new.out.strip().startswith("whsec_")
     assert new.out.strip() != secret
-    assert "signs along until" in new.err
+    assert "keeps signing until" in new.err
 
 
 def test_deliveries_are_listed_shown_and_replayed(
@@ -76,7 +76,7 @@ def test_deliveries_are_listed_shown_and_replayed(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("callback.url=http://hooks.acme.example/", "https only"),
+        ("callback.url=http://hooks.acme.example/", "only sent over https"),
         ("callback.url=https://10.0.0.1/", "10.0.0.1 is private"),
         ("callback.url=https://a:b@hooks.acme.example/", "user name or password"),
         ("callback.urls=https://a.example/", "callback.url"),
@@ -97,4 +97,4 @@ def test_a_conversion_without_a_service_has_nobody_to_call_back(rebase: Command,
         "--set", f"callback.url={URL}",
     )  # fmt: skip
     assert done.code == 2
-    assert "nobody would send a callback" in done.err
+    assert "cannot send callbacks" in done.err

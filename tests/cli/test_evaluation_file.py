@@ -48,9 +48,9 @@ def test_settings_alone_can_ask_for_an_evaluation() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.jsonl", '{"text": "ab"}\n{broken\n', "no JSON in line 2"),
-        ("a.json", "[1, 2]", "no JSON object"),
-        ("a.json", "{", "no JSON"),
+        ("a.jsonl", '{"text": "ab"}\n{broken\n', "JSON in line 2"),
+        ("a.json", "[1, 2]", "not a JSON object"),
+        ("a.json", "{", "not valid JSON"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
@@ -77,7 +77,7 @@ def test_transfer_measures_shows_a_table_and_keeps_the_report(
     options = ("--method", "copy", "--evaluate", str(file), "--set", "evaluate.score=likelihood")
     done = rebase("transfer", *asked, *options, "--out", str(tmp_path / "out"))
     assert done.code == 0, done.err
-    assert "score (likelihood)" in done.out and "target + moved adapter" in done.out
+    assert "score (likelihood)" in done.out and "target + transferred adapter" in done.out
     report = json.loads((tmp_path / "out" / "rebase_report.json").read_text())
     assert report["evaluation"]["score"] == "likelihood"
 

@@ -162,10 +162,10 @@ def test_a_pools_job_shows_in_jobs_and_status_says_where_the_pool_is(
         ("{", ["not valid JSON"]),
         ('{"source": NaN}', ["not valid JSON", "NaN"]),
         ("[" * 100_000, ["not valid JSON"]),
-        ([], ["holds no JSON object"]),
+        ([], ["is not a JSON object"]),
         (pool_body(source={"repo_id": "../etc"}), ["source.repo_id", "owner/name"]),
         (pool_body(source="acme/base-1"), ["source", "valid dictionary", '{"repo_id"']),
-        (pool_body(nmae="x"), ["nmae", "no such field"]),
+        (pool_body(nmae="x"), ["nmae", "unknown field"]),
         (pool_body(1), ["anchors", "at least 2"]),
         (pool_body(anchors=pool_body(1)["anchors"] * 2), ["anchors[1].source is anchors[0].source again"]),
         (

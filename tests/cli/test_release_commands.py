@@ -106,7 +106,7 @@ def test_successors_of_a_base_are_another_way_to_say_what_is_meant(
         (["*/x", "--adapter", "a/b"], "bases: must be 'owner/name'"),
         (["acme/base-*", "--adapter", "a/b", "--output", "{owner}/{x}"], "no field '{x}'"),
         (["acme/base-*", "--adapter", "a/b", "--kind", "chatty"], "guards.kind"),
-        (["acme/base-*", "--adapter", "a/b", "--method", "magic"], "no method is called 'magic'"),
+        (["acme/base-*", "--adapter", "a/b", "--method", "magic"], "there is no method 'magic'"),
         (["acme/base-*", "--adapter", "a/b", "--set", "target.repo_id=x"], "has no object 'target'"),
         (["acme/base-*", "--adapter", "a/b", "--max-jobs", "2", "--set", "guards.max_jobs=3"], "given twice"),
     ],

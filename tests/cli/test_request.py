@@ -108,7 +108,10 @@ def test_an_unknown_object_is_refused_with_the_ones_there_are() -> None:
 
 
 def test_a_key_below_a_plain_value_is_refused() -> None:
-    assert "method.rank already has a plain value" in refused("rank=4", "method.rank.deep=1").message
+    assert (
+        "method.rank already has a value that is not an object"
+        in refused("rank=4", "method.rank.deep=1").message
+    )
 
 
 def test_an_unknown_parameter_is_refused_with_the_ones_there_are() -> None:
@@ -126,7 +129,7 @@ def test_a_value_out_of_range_names_the_parameter_as_it_was_typed() -> None:
 
 def test_an_unknown_method_is_refused_with_the_ones_there_are() -> None:
     error = refused(method="magic")
-    assert "no method is called 'magic'" in error.message
+    assert "there is no method 'magic'" in error.message
     assert error.hint is not None and "cross_lora" in error.hint
 
 

@@ -54,7 +54,7 @@ def test_a_key_is_made_with_scope_and_life_listed_rotated_and_revoked(rebase: Co
     assert made["key"] not in listed.out
     assert rebase("keys", "revoke", turned["id"]).code == 0
     again = rebase("keys", "rotate", turned["id"])
-    assert (again.code, "has ended" in again.err) == (1, True)
+    assert (again.code, "has expired or was revoked" in again.err) == (1, True)
     assert rebase("keys", "create", "--expires-in", "soon").code == 2
 
 
@@ -69,7 +69,7 @@ def test_limits_are_set_shown_and_taken_back(rebase: Command) -> None:
     for arguments, code, said in (
         (["set", "acme"], 2, "Nothing to set"),
         (["set", "acme", "--max-running", "0"], 2, "from 1"),
-        (["set", "acme", "--max-running", "many"], 2, "no limit"),
+        (["set", "acme", "--max-running", "many"], 2, "not a limit"),
         (["set", "nobody", "--max-running", "1"], 1, "no tenant"),
         (["show", "nobody"], 1, "no tenant"),
     ):
@@ -122,7 +122,7 @@ def test_secrets_move_from_the_key_file_to_a_key_of_the_settings(
     assert (refused.code, "hub_tokens" in refused.err) == (1, True)
 
     monkeypatch.setenv("REBASE_SECRET_KEYS", f"{fresh},{(home / 'secret.key').read_text()}")
-    assert rebase("secrets", "rotate").out == "1 secret(s) are under the newest key now.\n"
+    assert rebase("secrets", "rotate").out == "1 secret(s) are now encrypted with the newest key.\n"
     assert Vault([fresh]).decrypt("hub_token/acme", _sealed(home)) == TOKEN
 
 

@@ -145,7 +145,7 @@ def test_a_refusal_shows_every_reason(here: Path, rebase: Command) -> None:
 def test_an_output_folder_that_cannot_be_made_is_named(here: Path, rebase: Command) -> None:
     done = rebase("transfer", *COPY, "--out", "/proc/nope")
     assert done.code == 1
-    assert done.err.count("/proc/nope cannot be made") == 1 and "unforeseen" not in done.err
+    assert done.err.count("/proc/nope cannot be created") == 1 and "unforeseen" not in done.err
 
 
 def test_an_output_folder_with_something_in_it_is_left_alone(here: Path, rebase: Command) -> None:

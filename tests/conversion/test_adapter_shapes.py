@@ -168,4 +168,4 @@ def test_a_quantised_base_is_refused_with_advice_and_its_field(
     with pytest.raises(UnsupportedModel, match=method) as caught:
         convert(hub)
     assert caught.value.pointer == field
-    assert "unquantised" in (caught.value.hint or "")
+    assert "unquantized" in (caught.value.hint or "")

@@ -41,7 +41,7 @@ def _write(folder: Path, limit: int) -> str:
 def test_a_disk_without_room_is_a_typed_error_that_says_what_to_do(tmp_path: Path) -> None:
     answer = _write(tmp_path / "out", 4096)
     assert answer.startswith("full: The worker's disk is full.")
-    assert "Free space" in answer
+    assert "Free disk space" in answer
 
 
 def test_a_disk_with_room_gets_both_files(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_training_that_brings_nothing_publishes_nothing(tmp_path: Path) -> None:
 
 
 def test_training_may_begin_with_closed_form_maps(tmp_path: Path) -> None:
-    found = _run(tmp_path, "out", {**QUICK, "init": "closed_form", "steps": 4})
+    found = _run(tmp_path, "out", {**QUICK, "init": "closed_form", "steps": 4, "positions": 4096})
     assert found.report.layer_map is not None
     assert found.report.precheck.measurements["cka_coverage"] == 1.0
     assert min(found.report.precheck.measurements[f"{name}_r2_centred"] for name in ("read", "write")) > 0.8

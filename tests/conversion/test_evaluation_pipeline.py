@@ -155,7 +155,7 @@ def test_a_copy_to_the_new_release_beats_nothing_and_noise(hub: Path, tmp_path: 
     assert seen.report == found.report
     assert found.folder is not None
     card = (found.folder / "README.md").read_text()
-    assert "The moved adapter helps" in card and "target + random numbers" in card
+    assert "The transferred adapter helps" in card and "target + random noise" in card
     written = Report.model_validate_json((found.folder / "rebase_report.json").read_text())
     assert written == found.report
 
@@ -185,7 +185,7 @@ def test_what_makes_the_target_worse_is_not_published_and_the_figures_say_why(
     assert warned.folder is not None
     assert any("worse than the target alone" in line for line in warned.report.caveats)
     assert any("no better than random" in line for line in warned.report.caveats)
-    assert "The moved adapter harms" in (warned.folder / "README.md").read_text()
+    assert "The transferred adapter harms" in (warned.folder / "README.md").read_text()
     # On its own base it harms too, so there is no skill of which a share could be kept.
     assert "below 0.05" in str(_figure(warned.report.evaluation, "moved", "retention").reason)  # type: ignore[arg-type]
 
@@ -286,6 +286,6 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(
 
 
 def test_a_pre_check_evaluates_nothing_and_says_so(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(RebaseError, match="converts nothing") as caught:
+    with pytest.raises(RebaseError, match="does not convert anything") as caught:
         _run(hub, tmp_path, {"examples": ITEMS[:1]}, kind="precheck")
     assert to_public_error(caught.value).pointer == "/evaluate"

@@ -26,7 +26,7 @@ from rebase.methods.registry import METHODS
 from rebase.report.progress import NullReporter
 from rebase.runtime import Runtime
 from rebase.schemas.conversions import ConversionRequest
-from support.formulas import FORMULAS, Matrix, World
+from support.formulas import FORMULAS, Matrix, SiteProblem
 from support.tiny_models import save_adapter, save_base, tiny_model, token_batch
 from support.tiny_repos import edit_json, perturb, tokenizer
 
@@ -150,7 +150,7 @@ def wanted(hub: Path, raw: dict[str, Any], target: str) -> dict[str, Matrix]:
         for block, role in ((block, role) for block, roles in ROLES.items() for role in roles):
             names = [f"model.layers.{layer}.{block}.{role}" for layer in (s, t)]
             A, B = (adapter[f"base_model.model.{names[0]}.lora_{half}.weight"] for half in "AB")
-            world = World(
+            problem = SiteProblem(
                 W_s=weights[0][f"{names[0]}.weight"],
                 W_t=weights[1][f"{names[1]}.weight"],
                 D=SCALE * B @ A / fed_by.count(s),
@@ -159,7 +159,7 @@ def wanted(hub: Path, raw: dict[str, Any], target: str) -> dict[str, Matrix]:
                 writes=(seen[0][role][1], seen[1][role][1]),
                 options=raw,
             )
-            deltas[f"{names[1]}.weight"] = FORMULAS[raw["name"]](world)
+            deltas[f"{names[1]}.weight"] = FORMULAS[raw["name"]](problem)
     return deltas
 
 

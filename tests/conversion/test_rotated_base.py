@@ -32,6 +32,10 @@ from support.tiny_repos import edit_json
 OLD, NEW, ADAPTER = "acme/old", "acme/turned", "acme/skill"
 CHARACTERS = [chr(code) for code in range(33, 127)]
 WORDS = ["Ġ", *CHARACTERS]
+BRIEFLY: dict[str, object] = {
+    "name": "activation",
+    "positions": 4096,
+}  # where how well it fits does not matter
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -156,12 +160,12 @@ def test_a_second_adapter_of_the_pair_runs_neither_base(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Maps and layers are kept: the second run reads no text."""
-    first = _moved(hub, tmp_path, {"name": "activation"})
+    first = _moved(hub, tmp_path, BRIEFLY)
     assert first.report.precheck.verdict == "uncertain"
-    assert any(line.startswith("What both bases make of a text") for line in first.report.caveats)
+    assert any(line.startswith("The bases' activations on a text") for line in first.report.caveats)
     monkeypatch.setattr("rebase.models.base_pair.load_base_model", None)
     (tmp_path / "out").rename(tmp_path / "first")
-    second = _moved(hub, tmp_path, {"name": "activation"})
+    second = _moved(hub, tmp_path, BRIEFLY)
     assert second.report.to_json() == first.report.to_json()
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
@@ -178,7 +182,7 @@ def test_the_pre_check_reads_a_text_for_any_method_that_asks_for_it(hub: Path, t
 
 def test_thresholds_are_the_requests_own(hub: Path, tmp_path: Path) -> None:
     strict = {"on_incompatible": "warn", "thresholds": {"r2_compatible": 1.0, "r2_uncertain": 1.0}}
-    found = _moved(hub, tmp_path, {"name": "activation"}, precheck=strict)
+    found = _moved(hub, tmp_path, BRIEFLY, precheck=strict)
     assert found.report.precheck.verdict == "incompatible"
     assert "adapter_on_text" in {r.code for r in found.report.precheck.reasons if r.weight == "blocking"}
 
@@ -204,7 +208,7 @@ def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_pa
         edit_json(hub / repo / "config.json", max_position_embeddings=512)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"{n * n}" for n in range(80)))
-    with pytest.raises(IncompatiblePair, match="fills one passage") as caught:
+    with pytest.raises(IncompatiblePair, match="fills only one passage") as caught:
         _read(hub, tmp_path, "activation", text)
     assert caught.value.pointer == "/corpus"
 
@@ -212,7 +216,7 @@ def test_a_text_that_leaves_nothing_to_measure_with_is_refused(hub: Path, tmp_pa
 def test_a_text_that_nobody_would_read_is_refused(hub: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Some text.")
-    with pytest.raises(RequestInvalid, match="copy reads no text") as caught:
+    with pytest.raises(RequestInvalid, match="copy uses no text") as caught:
         _read(hub, tmp_path, "copy", text)
     assert caught.value.pointer == "/corpus"
 

@@ -304,7 +304,7 @@ def test_rows_go_to_the_token_with_the_same_bytes_and_the_others_are_named(
     moved[40], moved[80] = D[50], D[90]
     torch.testing.assert_close(by_peft(hub, out), by_hand(hub, out, moved, None), atol=1e-4, rtol=1e-4)
     assert report.summary["token_rows.input.without_counterpart"] == 1
-    assert any("1 trained row(s)" in warning and "'ac'" in warning for warning in report.warnings)
+    assert any("1 trained token row(s)" in warning and "'ac'" in warning for warning in report.warnings)
     assert report.not_carried == []
 
 
@@ -364,7 +364,7 @@ def test_a_target_with_fewer_rows_takes_only_the_rows_it_has(tmp_path: Path) -> 
     report, out = convert(hub)
 
     assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
-    assert any("1 trained row(s)" in warning for warning in report.warnings)
+    assert any("1 trained token row(s)" in warning for warning in report.warnings)
 
 
 def test_rows_that_were_added_behind_the_base_have_no_change_to_carry(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_rows_that_were_added_behind_the_base_have_no_change_to_carry(tmp_path: 
     report, out = convert(hub)
 
     assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
-    assert any("4 trained row(s)" in warning and "row 96" in warning for warning in report.warnings)
+    assert any("4 trained token row(s)" in warning and "row 96" in warning for warning in report.warnings)
 
 
 def _unreadable(hub: Path) -> None:
@@ -390,7 +390,7 @@ def _unreadable(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "changes", "reason"),
     [
-        (_unreadable, {}, "no tokenizer.json"),
+        (_unreadable, {}, "no readable tokenizer.json"),
         (None, {"method": {"name": "cross_lora", "rank": 16}}, "cross_lora changes coordinates"),
     ],
 )
@@ -406,7 +406,7 @@ def test_rows_that_cannot_be_carried_are_named_with_the_reason(
 
     assert report.not_carried == ["model.embed_tokens"]
     assert any("model.embed_tokens" in warning and reason in warning for warning in report.warnings)
-    assert any("not carried" in caveat for caveat in report.caveats)
+    assert any("not transferred" in caveat for caveat in report.caveats)
     assert "trainable_token_indices" not in config_of(out)
     assert reason in (out / "README.md").read_text().replace("\\", "")
 
@@ -418,7 +418,9 @@ def test_rows_of_another_width_are_not_carried(tmp_path: Path) -> None:
     report, _ = convert(hub, method={"name": "cross_lora", "rank": 16})
 
     assert report.not_carried == ["model.embed_tokens"]
-    assert any("32 numbers in the source base and 64 in the target" in warning for warning in report.warnings)
+    assert any(
+        "hidden size is 32 in the source base and 64 in the target" in warning for warning in report.warnings
+    )
 
 
 @pytest.mark.parametrize("method", ["difference", "linear", "weight_average", "ties", "prolora"])
@@ -449,14 +451,15 @@ def test_a_table_that_was_saved_along_unchanged_adds_nothing(tmp_path: Path) -> 
         assert (out / name).read_bytes() == (hub.parent / "plain" / name).read_bytes()
 
 
-def test_norms_in_modules_to_save_stay_behind_while_rows_are_carried(tmp_path: Path) -> None:
+def test_norms_in_modules_to_save_are_carried_beside_rows(tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     make(hub)
     D = rows({5: 0.3})
     train(hub, add_to_tables(lm_head=D), modules_to_save=["lm_head", "model.norm"])
     report, out = convert(hub)
 
-    assert report.not_carried == ["model.norm"]
+    assert report.not_carried == []  # the norm was saved, but not trained
+    assert config_of(out)["modules_to_save"] is None
     assert config_of(out)["trainable_token_indices"] == {"lm_head": [5]}
 
 
@@ -488,7 +491,7 @@ def test_a_change_that_rounding_swallows_is_warned_about(tmp_path: Path) -> None
     report, _ = convert(hub, output={"dtype": "bfloat16"})
 
     assert report.summary["token_rows.input.written_error"] > 0.25
-    assert any("ask for output.dtype float32" in warning for warning in report.warnings)
+    assert any("set output.dtype to float32" in warning for warning in report.warnings)
 
 
 def test_the_result_can_be_moved_on(tmp_path: Path) -> None:
@@ -503,3 +506,92 @@ def test_the_result_can_be_moved_on(tmp_path: Path) -> None:
     name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
     first = load_file(hub / SKILL / "adapter_model.safetensors")[name]
     torch.testing.assert_close(load_file(back / "adapter_model.safetensors")[name], first)
+
+
+def write_own_tokenizer(hub: Path, added: Mapping[str, int]) -> None:
+    write_tokenizer(hub, SKILL, tokenizer(90), dict(added))
+
+
+def test_a_token_that_only_the_adapters_tokenizer_names_goes_to_the_targets_token(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    write_tokenizer(hub, OLD, tokenizer(90))
+    write_tokenizer(hub, NEW, tokenizer(90), {"<|tool|>": 90, "<|start|>": 91})
+    D = rows({90: 0.3})
+    train(hub, add_to_tokens("model.embed_tokens", D), trainable_token_indices=[90])
+    write_own_tokenizer(hub, {"<|start|>": 90})
+    report, out = convert(hub)
+
+    moved = torch.zeros_like(D)
+    moved[91] = D[90]
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [91]}
+    torch.testing.assert_close(by_peft(hub, out), by_hand(hub, out, moved, None), atol=1e-4, rtol=1e-4)
+    assert report.not_carried == []
+
+
+def test_a_new_token_that_the_target_lacks_is_named_and_lowers_the_verdict(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    write_tokenizer(hub, OLD, tokenizer(90))
+    write_tokenizer(hub, NEW, tokenizer(92))
+    D = rows({5: 0.3, 90: 0.3})
+    train(hub, add_to_tokens("model.embed_tokens", D), trainable_token_indices=[5, 90])
+    write_own_tokenizer(hub, {"<|start|>": 90})
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
+    assert any("'<|start|>'" in warning for warning in report.warnings)
+    assert "new_tokens_lost" in {reason.code for reason in report.precheck.reasons}
+    assert report.precheck.verdict != "compatible"
+
+
+def test_rows_of_an_adapter_that_grew_its_base_are_written_as_trained(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub, new={"vocab_size": 99})
+    write_tokenizer(hub, OLD, tokenizer(96))
+    write_tokenizer(hub, NEW, tokenizer(96), {"<|tool|>": 96, "<|start|>": 97})
+    model = tiny_model("llama")
+    model.resize_token_embeddings(97, mean_resizing=False)
+    wrapped = with_adapter(model, **LORA, modules_to_save=["embed_tokens"])
+    trained = torch.linspace(-1, 1, 32)
+    with torch.no_grad():
+        wrapped.base_model.model.model.embed_tokens.modules_to_save["default"].weight[96] = trained
+    wrapped.save_pretrained(str(hub / SKILL))
+    edit_json(hub / SKILL / "adapter_config.json", base_model_name_or_path=OLD, revision=None)
+    write_tokenizer(hub, SKILL, tokenizer(96), {"<|start|>": 96})
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [97]}
+    written = load_file(out / "adapter_model.safetensors")
+    (row,) = (tensor for name, tensor in written.items() if "trainable_tokens_delta" in name)
+    torch.testing.assert_close(row[0], trained)
+    assert report.not_carried == []
+
+
+def test_a_tokenizer_that_extends_the_targets_goes_beside_the_result(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    for repo in (OLD, NEW):
+        write_tokenizer(hub, repo, tokenizer(90))
+    train(hub, add_to_tokens("model.embed_tokens", rows({93: 0.3})), trainable_token_indices=[93])
+    write_own_tokenizer(hub, {"<|start|>": 93})
+    (hub / SKILL / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": "x.Y"}, "a": 1})
+    )
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [93]}
+    assert (out / "tokenizer.json").read_bytes() == (hub / SKILL / "tokenizer.json").read_bytes()
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"a": 1}  # nothing that selects code
+    assert any("'<|start|>'" in warning for warning in report.warnings)
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_adapters_base_is_not_used(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    make(hub)
+    train(hub, add_to_tokens("model.embed_tokens", rows({5: 0.3})), trainable_token_indices=[5])
+    write_tokenizer(hub, SKILL, reordered(96, 10))
+    report, out = convert(hub)
+
+    assert config_of(out)["trainable_token_indices"] == {"embed_tokens": [5]}
+    assert any("own tokenizer.json was not used" in warning for warning in report.warnings)

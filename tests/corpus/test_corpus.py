@@ -47,7 +47,7 @@ def test_json_lines_give_their_texts(tmp_path_factory: pytest.TempPathFactory, d
     whole = (text.encode("utf-8", "replace").decode() for text in documents)
     wanted = tuple(dict.fromkeys(s for text in whole if (s := text.strip())))
     if not wanted:
-        with pytest.raises(RequestInvalid, match="holds no text"):
+        with pytest.raises(RequestInvalid, match="contains no text"):
             read_corpus_file(path)
     else:
         assert read_corpus_file(path).documents == wanted
@@ -61,12 +61,12 @@ def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", b'{"text": "fine"}\nnonsense', "no JSON in line 2"),
-        ("a.jsonl", b'{"text": "fine"}\n{"body": "x"}', "no string 'text' in line 2"),
-        ("a.jsonl", b"[" * 100_000, "no JSON in line 1"),
-        ("a.jsonl", b"[1]", "no string 'text' in line 1"),
+        ("a.jsonl", b'{"text": "fine"}\nnonsense', "not valid JSON in line 2"),
+        ("a.jsonl", b'{"text": "fine"}\n{"body": "x"}', "no string field 'text' in line 2"),
+        ("a.jsonl", b"[" * 100_000, "not valid JSON in line 1"),
+        ("a.jsonl", b"[1]", "no string field 'text' in line 1"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("a.txt", b"  \n\n ", "holds no text"),
+        ("a.txt", b"  \n\n ", "contains no text"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:

@@ -171,7 +171,7 @@ def test_a_dataset_is_no_model_and_a_model_no_dataset(place: Place) -> None:
 
 def test_an_empty_text_is_refused(place: Place) -> None:
     place.holds({"train.jsonl": lines({"text": ""}, {"text": None})})
-    assert "holds no text" in place.refusal().message
+    assert "has no text" in place.refusal().message
 
 
 def test_a_parquet_column_must_hold_strings(place: Place) -> None:
@@ -185,14 +185,14 @@ def test_a_parquet_column_must_hold_strings(place: Place) -> None:
 @pytest.mark.parametrize(
     ("path", "content", "says"),
     [
-        ("train.jsonl", b'{"text": "x"}\nnonsense', "no JSON in line 2"),
-        ("train.jsonl", b"[" * 100_000, "no JSON in line 1"),
-        ("train.jsonl", b"5\n", "else than objects"),
+        ("train.jsonl", b'{"text": "x"}\nnonsense', "not valid JSON in line 2"),
+        ("train.jsonl", b"[" * 100_000, "not valid JSON in line 1"),
+        ("train.jsonl", b"5\n", "not objects"),
         ("train.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("train.csv", b'text\n"a"b"\n', "no CSV"),
+        ("train.csv", b'text\n"a"b"\n', "not valid CSV"),
         ("train.csv", b"", "no column 'text'"),
-        ("train.parquet", b"PAR1 and then nothing PAR1", "no Parquet file"),
-        ("train.parquet", b"", "no Parquet file"),
+        ("train.parquet", b"PAR1 and then nothing PAR1", "not a readable Parquet file"),
+        ("train.parquet", b"", "not a readable Parquet file"),
         ("train.py", b"print()", "no data file"),
     ],
 )

@@ -41,7 +41,7 @@ def files_of(name: str) -> Path:
 
 
 @dataclass
-class World:
+class Deployment:
     """A Hub, a service with keys, and a worker that can be killed."""
 
     hub: StandinHub
@@ -75,7 +75,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
     with StandinHub(tmp_path / "standin") as hub:
         env = environment(
             tmp_path,
@@ -99,7 +99,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         try:
             wait_ready(f"http://127.0.0.1:{port}")
             hands.start()
-            made = World(hub, f"http://127.0.0.1:{port}", tmp_path, env, hands)
+            made = Deployment(hub, f"http://127.0.0.1:{port}", tmp_path, env, hands)
             yield made
             for client in made.clients:
                 client.close()
@@ -108,10 +108,10 @@ def world(tmp_path: Path) -> Iterator[World]:
             service.stop()
 
 
-def until(met: Callable[[], bool], world: World, patience_s: float = 400) -> None:
+def until(met: Callable[[], bool], deployment: Deployment, patience_s: float = 400) -> None:
     deadline = time.monotonic() + patience_s
     while not met():
-        assert time.monotonic() < deadline, world.log()
+        assert time.monotonic() < deadline, deployment.log()
         time.sleep(0.1)
 
 
@@ -122,21 +122,21 @@ def only(client: RebaseClient) -> Campaign | None:
 
 
 def test_adapters_of_two_tenants_follow_a_release_through_kills_and_doubled_deliveries(
-    world: World,
+    deployment: Deployment,
 ) -> None:
-    hub = world.hub
+    hub = deployment.hub
     hub.add_repo("tiny/harbor-1", files_of("harbor-1"))
     for tenant in ("acme", "beta"):
         for number in range(EACH):
             hub.add_repo(f"{tenant}/lora-{number}", files_of(f"harbor-{TASKS[number]}"))
-    clients = {tenant: world.client(tenant) for tenant in ("acme", "beta")}
+    clients = {tenant: deployment.client(tenant) for tenant in ("acme", "beta")}
     for tenant, client in clients.items():
         adapters = [{"repo_id": f"{tenant}/lora-{number}"} for number in range(EACH)]
         if tenant == "beta":
             adapters.append({"repo_id": "beta/missing"})
         client.subscribe({"bases": "tiny/harbor-*", "adapters": adapters, "method": "copy"})
     hub.webhooks.repeat = 3
-    hub.webhooks.add(f"{world.url}/webhooks/hub", owner="tiny", secret=SECRET)
+    hub.webhooks.add(f"{deployment.url}/webhooks/hub", owner="tiny", secret=SECRET)
 
     hub.add_repo("tiny/harbor-2", files_of("harbor-2"))  # a new repo, then a push: each is told three times
 
@@ -147,16 +147,18 @@ def test_adapters_of_two_tenants_follow_a_release_through_kills_and_doubled_deli
         )
 
     for reached in (2, EACH):
-        until(lambda reached=reached: moved() >= reached, world)  # type: ignore[misc]
-        world.worker.kill()
-        world.worker.start()
-    until(lambda: all((c := only(client)) and c.state == "finished" for client in clients.values()), world)
+        until(lambda reached=reached: moved() >= reached, deployment)  # type: ignore[misc]
+        deployment.worker.kill()
+        deployment.worker.start()
+    until(
+        lambda: all((c := only(client)) and c.state == "finished" for client in clients.values()), deployment
+    )
 
-    until(lambda: len(hub.webhooks.deliveries) == 6, world)
+    until(lambda: len(hub.webhooks.deliveries) == 6, deployment)
     assert {delivery.status for delivery in hub.webhooks.deliveries} == {202}
     reports = {tenant: client.get_campaign_report(only(client).id) for tenant, client in clients.items()}  # type: ignore[union-attr]
-    assert reports["acme"].counts == {"moved": EACH}, world.log()
-    assert reports["beta"].counts == {"failed": 1, "moved": EACH}, world.log()
+    assert reports["acme"].counts == {"moved": EACH}, deployment.log()
+    assert reports["beta"].counts == {"failed": 1, "moved": EACH}, deployment.log()
     for tenant, report in reports.items():
         assert report.campaign.base == "tiny/harbor-2"
         assert report.campaign.revision == hub.store.repos["tiny/harbor-2"].refs["main"]
@@ -172,26 +174,26 @@ def test_adapters_of_two_tenants_follow_a_release_through_kills_and_doubled_deli
     hub.add_repo("beta/missing", files_of("harbor-sql-lora"))
     beta = clients["beta"]
     beta.control_campaign(reports["beta"].campaign.id, "retry")
-    until(lambda: beta.get_campaign(reports["beta"].campaign.id).state == "finished", world)
+    until(lambda: beta.get_campaign(reports["beta"].campaign.id).state == "finished", deployment)
     assert beta.get_campaign_report(reports["beta"].campaign.id).counts == {"moved": EACH + 1}
     with pytest.raises(ServiceError, match="no such campaign"):
         beta.get_campaign(reports["acme"].campaign.id)
     assert "lora-3" in clients["acme"].get_campaign_report_html(reports["acme"].campaign.id)
 
 
-def test_a_look_finds_a_release_that_no_webhook_told(world: World) -> None:
-    hub = world.hub
+def test_a_look_finds_a_release_that_no_webhook_told(deployment: Deployment) -> None:
+    hub = deployment.hub
     for name in ("harbor-1", "harbor-sql-lora"):
         hub.add_repo(f"tiny/{name}", files_of(name))
     hub.add_repo("acme/lora", files_of("harbor-sql-lora"))
-    client = world.client("acme")
+    client = deployment.client("acme")
     client.subscribe(
         {"successors_of": "tiny/harbor-1", "adapters": [{"repo_id": "acme/lora"}], "dry_run": True}
     )
 
     hub.add_repo("tiny/harbor-2", files_of("harbor-2"))
 
-    until(lambda: (c := only(client)) is not None and c.state == "awaiting_approval", world, 120)
+    until(lambda: (c := only(client)) is not None and c.state == "awaiting_approval", deployment, 120)
     campaign = only(client)
     assert campaign is not None
     assert "acme/lora-harbor-2" not in hub.store.repos

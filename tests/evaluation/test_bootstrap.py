@@ -81,7 +81,7 @@ def test_a_share_follows_its_parts_through_every_draw() -> None:
     [
         ([0.01] * 40, "below 0.05"),
         ([-1.0] * 40, "below 0.05"),
-        ([2.0, -1.8] * 20, "may be zero"),
+        ([2.0, -1.8] * 20, "interval includes zero"),
     ],
 )
 def test_a_share_of_nothing_is_undefined_and_says_why(gain: list[float], why: str) -> None:

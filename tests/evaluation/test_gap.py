@@ -1,4 +1,4 @@
-"""What share of native training a moved adapter keeps."""
+"""What share of native training a transferred adapter keeps."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from rebase.evaluation.refusals import is_refusal, score_refusals
 from rebase.evaluation.scoring import ExampleProgress, ExampleScorer, apply_deltas
 from rebase.lora.low_rank import LowRank, Side
 from rebase.models.causal_lm import CausalLM
+from rebase.models.logprobs import PassLimits
 from rebase.report.progress import NullReporter
 from rebase.schemas.evaluation import EvaluationSpec
 from support.bundled import bundled, sql_adapter
@@ -22,6 +23,7 @@ from support.tiny_text import tiny_text_model
 
 ITEMS = read_task(Path(__file__).parents[2] / "examples" / "tasks" / "harbor-sql.jsonl")
 EXAMPLES = [{"prompt": item.prompt, "answer": item.answer} for item in ITEMS[:24]]
+FEW = 12  # of which some are answered rightly and some not
 
 
 class Loaded:
@@ -80,7 +82,7 @@ def test_answers_are_what_transformers_itself_generates() -> None:
     deltas = sql_adapter()
     wanted = []
     with apply_deltas(base, deltas):
-        for item in ITEMS[:24]:
+        for item in ITEMS[:FEW]:
             ids = [base.eos_ids[0], *base.tokenizer.encode(item.prompt, add_special_tokens=False).ids]
             out = base.model.generate(
                 input_ids=torch.tensor([ids]),
@@ -91,7 +93,7 @@ def test_answers_are_what_transformers_itself_generates() -> None:
             )
             text = base.tokenizer.decode(out[0, len(ids) :].tolist(), skip_special_tokens=True)
             wanted.append(float(text.strip() == item.answer.strip()))
-    found = _scorer(examples=EXAMPLES).measure(deltas)
+    found = _scorer(examples=EXAMPLES[:FEW]).measure(deltas)
     assert found == tuple(wanted)
     assert 0 < sum(found) < len(found)
 
@@ -109,7 +111,7 @@ def test_an_answer_is_cut_at_the_first_stop_and_trimmed() -> None:
 def test_an_answer_that_is_longer_than_what_is_written_is_noted() -> None:
     scorer = _scorer(examples=EXAMPLES[:2], max_tokens=4)
     assert scorer.measure(sql_adapter()) == (0.0, 0.0)
-    assert any("more than the 4 tokens that are written" in note for note in scorer.notes)
+    assert any("longer than the 4 tokens that are generated" in note for note in scorer.notes)
     whole = _scorer(examples=EXAMPLES[:2])
     whole.measure(sql_adapter())
     assert not whole.notes
@@ -169,15 +171,11 @@ def test_a_broken_update_scores_badly_and_not_as_no_number() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
-def test_a_text_whose_logits_do_not_fit_goes_through_in_parts(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_whose_logits_do_not_fit_goes_through_in_parts(family: str) -> None:
     base = tiny_text_model(family)
     text = "the quick brown fox jumps over the lazy dog"
     whole = TextScorer(base).loglikelihood([("", text)])
-    monkeypatch.setattr("rebase.models.logprobs._MAX_LOGITS", {"cpu": 1})
-    monkeypatch.setattr("rebase.models.logprobs._MIN_CHUNK_TOKENS", 7)
-    parts = TextScorer(base).loglikelihood([("", text)])
+    parts = TextScorer(base, limits=PassLimits(logits=1, min_chunk_tokens=7)).loglikelihood([("", text)])
     assert parts[0].nats == pytest.approx(whole[0].nats, rel=1e-5)
     assert replace(parts[0], nats=0.0) == replace(whole[0], nats=0.0)
 
@@ -188,12 +186,12 @@ def test_what_is_longer_than_the_context_is_cut_with_a_word_about_it() -> None:
     prompt, answer = "a" + "bc" * 100, "cd" * 5
     cost = reader.loglikelihood([(prompt, answer)])[0]
     assert cost.num_bytes == 10
-    assert [note for note in reader.notes if "lost their beginning" in note and "64" in note]
+    assert [note for note in reader.notes if "cut at the beginning" in note and "64" in note]
     assert cost.nats == pytest.approx(reader.loglikelihood([("c" + "bc" * 26, answer)])[0].nats, rel=1e-5)
 
     long = reader.loglikelihood([("", "ab" * 100)])[0]
     assert (long.num_tokens, long.num_bytes) == (63, 63)
-    assert any("lost their end" in note for note in reader.notes)
+    assert any("cut at the end" in note for note in reader.notes)
     assert len(reader.generate_until(["ab" * 100], 8)[0]) <= 8
 
 
@@ -204,11 +202,13 @@ def test_refusals_are_told_by_how_an_answer_begins() -> None:
         assert not is_refusal(text), text
 
 
-def test_refusals_are_counted_over_what_the_model_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rebase.evaluation.refusals.REFUSAL_PREFIXES", ("select",))
+def test_refusals_are_counted_over_what_the_model_writes() -> None:
     prompts = [item.prompt for item in ITEMS[:40]]
     deltas = sql_adapter()
     bases: Any = Loaded()
-    moved = score_refusals(bases, "target", deltas, prompts, 8, ExampleProgress(NullReporter()))
-    alone = score_refusals(bases, "target", {}, prompts, 8, ExampleProgress(NullReporter()))
-    assert (sum(moved), sum(alone)) == (40.0, 0.0)
+
+    def count(updates: Any) -> float:
+        progress = ExampleProgress(NullReporter())
+        return sum(score_refusals(bases, "target", updates, prompts, 8, progress, prefixes=("select",)))
+
+    assert (count(deltas), count({})) == (40.0, 0.0)

@@ -128,7 +128,7 @@ def test_a_lucky_choice_that_the_other_half_contradicts_is_not_kept() -> None:
 def test_scores_that_do_not_belong_together_are_refused(
     alone: list[float], scores: list[list[float]], fit: list[bool] | None
 ) -> None:
-    with pytest.raises(ValueError, match=r"must be finite|for each of|either fit"):
+    with pytest.raises(ValueError, match=r"must be finite|for each of|eligibility flag"):
         choose_best(alone, scores, split_examples(len(alone), 0), fit)
 
 

@@ -208,16 +208,14 @@ def test_sums_do_not_depend_on_how_many_passes_gather_them(tmp_path: Path) -> No
         assert torch.equal(one.held_out.target, other.held_out.target)
 
 
-def test_bases_that_do_not_fit_together_take_turns_and_give_the_same_sums(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rebase.evidence.collector.SPILL_BYTES", 60_000)  # several chunks
+def test_bases_that_do_not_fit_together_take_turns_and_give_the_same_sums(tmp_path: Path) -> None:
     places = [get_hook_pair(pair, port) for pair in _pairs(Role.Q, Role.UP) for port in PORTS]
     both, turns = _bases(), _bases(room=max(_bases().source.num_bytes, _bases().target.num_bytes))
     assert both.fit_together
     assert not turns.fit_together
     one, other = (_collector(bases, tmp_path) for bases in (both, turns))
     for collector in (one, other):
+        collector.spill_bytes = 60_000  # several chunks
         collector.plan(places)
     for place in places:
         assert torch.equal(one.get(place).moments.cross, other.get(place).moments.cross)

@@ -151,7 +151,7 @@ def test_a_second_prediction_computes_no_inner_products_and_gives_the_same_bytes
 def test_a_warm_second_prediction_reads_each_anchor_once_and_target_anchors_only_where_they_weigh(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rebase.lora.reader import SourceAdapter
+    from rebase.lora.source_adapter import SourceAdapter
 
     register_pool(pool_request(), tools_of(hub), NullReporter())
     read: list[tuple[int, Any]] = []
@@ -193,7 +193,7 @@ def test_auto_uses_a_pool_that_covers_distant_bases_and_leaves_an_unusable_one_a
     perturb(hub / NEW, 1.5)
     outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
     assert outcome.report.method_used["name"] == "cross_lora", "unrelated tasks do not predict each other"
-    assert any("misses its own tasks" in reason.message for reason in outcome.report.precheck.reasons)
+    assert any("its leave-one-out error" in reason.message for reason in outcome.report.precheck.reasons)
     make_alike(hub)
     outcome = convert(hub, OnePool(pool_request()), method="auto", kind="precheck")
     assert outcome.report.method_used["name"] == "anchor_ridge"
@@ -214,16 +214,16 @@ def test_close_bases_are_copied_between_whatever_pools_there_are(hub: Path) -> N
 
 
 def test_without_a_pool_the_verdict_says_what_to_do(hub: Path) -> None:
-    with pytest.raises(Rejected, match="No anchor pool"):
+    with pytest.raises(Rejected, match="There is no anchor pool"):
         convert(hub, NO_ANCHOR_POOLS, method="anchor_ridge", precheck={})
-    with pytest.raises(IncompatiblePair, match="No anchor pool"):
+    with pytest.raises(IncompatiblePair, match="There is no anchor pool"):
         convert(hub, NO_ANCHOR_POOLS, method="anchor_ridge")
 
 
 def test_a_refusal_of_the_pool_is_the_same_sentence_as_an_error(hub: Path) -> None:
     """The mixture has twice the anchors' rank."""
     method = {"name": "anchor_ridge", "space": "factors"}
-    with pytest.raises(IncompatiblePair, match="one rank") as refused:
+    with pytest.raises(IncompatiblePair, match="equal ranks") as refused:
         convert(hub, OnePool(pool_request()), method=method)
     assert refused.value.pointer == "/method/space"
 
@@ -348,7 +348,7 @@ def test_a_refused_pool_is_the_same_refusal_where_it_has_fewer_modules(hub: Path
             shutil.rmtree(folder)
             save_adapter(folder, tiny_model("llama", seed=0), seed=number, r=2, target_modules=["v_proj"])
             edit_json(folder / "adapter_config.json", base_model_name_or_path=base, revision=None)
-    with pytest.raises(IncompatiblePair, match="one rank"):
+    with pytest.raises(IncompatiblePair, match="equal ranks"):
         convert(hub, OnePool(pool_request()), method={"name": "anchor_ridge", "space": "factors"})
     report = convert(hub, OnePool(pool_request())).report
     assert any("get no update" in warning for warning in report.warnings)
@@ -383,7 +383,7 @@ def _wrong_base(hub: Path) -> None:
     [
         (_gone, RepoNotFound, "task-3-new"),
         (_broken, MalformedAdapter, "NaN"),
-        (_empty, RequestInvalid, "changes nothing"),
+        (_empty, RequestInvalid, "changes none"),
         (_wrong_base, TransferError, "task-3-new"),
     ],
     ids=["gone", "broken", "empty", "of another base"],

@@ -17,7 +17,8 @@ from rebase.evidence.site_evidence import EvidenceProvider
 from rebase.hub.base import PinnedRepo
 from rebase.lora.config import AdapterConfig
 from rebase.lora.low_rank import Side
-from rebase.lora.reader import SourceAdapter, read_adapter
+from rebase.lora.reader import read_adapter
+from rebase.lora.source_adapter import SourceAdapter
 from rebase.methods.base import Evidence, SiteResult
 from rebase.methods.cross_lora.method import CrossLora
 from rebase.methods.cross_lora.params import CrossLoraParams

@@ -265,7 +265,7 @@ def test_a_pull_request_leaves_main_alone_and_is_found_by_its_marker(place: Plac
 
 
 def test_an_output_without_owner_is_forbidden(place: Place) -> None:
-    with pytest.raises(OutputForbidden, match="names no owner"):
+    with pytest.raises(OutputForbidden, match="has no owner"):
         place.hub.check_write("out")
 
 

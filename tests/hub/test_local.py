@@ -170,7 +170,7 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path, kind: str) -> None:
     secret = fill(tmp_path / "secret", key="k")
     model = fill(tmp_path / "hub" / "acme" / "base", **{"config.json": "{}"})
     (model / "link").symlink_to(secret / "key" if kind == "file" else secret)
-    with pytest.raises(UnsafeFile, match="'link' in acme/base is a link that leads out"):
+    with pytest.raises(UnsafeFile, match="'link' in acme/base is a link to a file outside"):
         LocalHub(tmp_path / "hub").resolve(RepoRef(repo_id="acme/base"))
 
 
@@ -190,10 +190,10 @@ def test_a_link_smuggled_into_a_revision_is_refused(tmp_path: Path) -> None:
     file = hub.fetch(head, "x")
     file.unlink()
     file.symlink_to("/etc/passwd")
-    with pytest.raises(UnsafeFile, match="leads out"):
+    with pytest.raises(UnsafeFile, match="a link to a file outside"):
         hub.fetch(head, "x")
     file.unlink()
-    with pytest.raises(FileMissing, match="vanished"):
+    with pytest.raises(FileMissing, match="is missing"):
         hub.fetch(head, "x")
 
 
@@ -227,5 +227,5 @@ def test_records_that_somebody_broke_are_told_apart_from_missing_ones(tmp_path: 
 
 def test_a_place_that_cannot_be_written_is_forbidden_before_the_work(tmp_path: Path) -> None:
     fill(tmp_path / "hub", acme="a file where the owner's folder should be")
-    with pytest.raises(OutputForbidden, match="may not write to acme/out"):
+    with pytest.raises(OutputForbidden, match="no permission to write to acme/out"):
         LocalHub(tmp_path / "hub").check_write("acme/out")

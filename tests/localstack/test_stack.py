@@ -104,7 +104,7 @@ def test_a_child_that_is_killed_comes_back(up: Up) -> None:
     for module, pid in before.items():
         until(lambda module=module, pid=pid: up.child(module) not in (None, pid))  # type: ignore[misc]
     until(lambda: ready(up.url))
-    assert up.err.read_text().count("is started again") == 3
+    assert up.err.read_text().count("is being restarted") == 3
     assert up.stop(signal.SIGINT) == 0
     until(lambda: not members(up.home), 5)
 
@@ -149,9 +149,13 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "rebase.db").exists()
 
 
-def guarded(tmp_path: Path, code: str) -> SupervisedProcess:
+def guarded(tmp_path: Path, code: str, grace_s: float = GRACE_S) -> SupervisedProcess:
     child = SupervisedProcess(
-        "test", [sys.executable, "-c", code], clean_environment(tmp_path), tmp_path / "logs" / "test.log"
+        "test",
+        [sys.executable, "-c", code],
+        clean_environment(tmp_path),
+        tmp_path / "logs" / "test.log",
+        grace_s=grace_s,
     )
     child.start()
     return child
@@ -171,11 +175,8 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 """
 
 
-def test_what_ignores_sigterm_is_killed_with_its_offspring_in_bounded_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rebase.localstack.supervised_process.GRACE_S", 0.5)
-    child = guarded(tmp_path, STUBBORN)
+def test_what_ignores_sigterm_is_killed_with_its_offspring_in_bounded_time(tmp_path: Path) -> None:
+    child = guarded(tmp_path, STUBBORN, grace_s=0.5)
     until(lambda: "up" in child.read_log_tail() and len(members(tmp_path)) == 3)
     began = time.monotonic()
     child.stop()

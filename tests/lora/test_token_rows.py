@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebase.errors import MalformedAdapter
-from rebase.lora import token_rows as tokens_module
 from rebase.lora.config import AdapterConfig
 from rebase.lora.reader import read_adapter
 from rebase.lora.token_rows import (
@@ -75,9 +74,7 @@ def test_the_changed_rows_of_a_whole_table_are_found_block_by_block(changed, blo
     base = _table(300)
     trained, ids = base.read(0, 300).clone(), sorted(changed)
     trained[ids] += 0.5
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens_module, "_BLOCK_SIZE", block)
-        found, D = _all(iter_row_deltas(*_whole(trained), base))
+    found, D = _all(iter_row_deltas(*_whole(trained), base, block_size=block))
     assert found.tolist() == ids
     torch.testing.assert_close(D, trained[ids] - base.read(0, 300)[ids])
 

@@ -257,7 +257,7 @@ def _with(site, B, A):
         (_with(Site(9, Role.Q), torch.zeros(32, 2), torch.zeros(2, 32)), "float32", "9.q_proj"),
         (_with(Site(0, Role.Q), torch.full((32, 2), torch.nan), torch.zeros(2, 32)), "float32", "NaN"),
         (_with(Site(0, Role.Q), torch.full((32, 2), 1e6), torch.ones(2, 32)), "float16", "does not fit"),
-        (_with(Site(0, Role.Q), torch.full((32, 2), 1e-12), torch.ones(2, 32)), "float16", "vanishes"),
+        (_with(Site(0, Role.Q), torch.full((32, 2), 1e-12), torch.ones(2, 32)), "float16", "becomes zero"),
     ],
 )
 def test_updates_that_cannot_be_written_are_refused_by_site(change, dtype, named):

@@ -14,7 +14,7 @@ from rebase.methods.cross_lora._ranks import truncate_factors
 from rebase.methods.cross_lora.method import CrossLora
 from rebase.methods.cross_lora.params import CrossLoraParams
 from rebase.methods.params import parse_params
-from support.formulas import World, cross_lora
+from support.formulas import SiteProblem, cross_lora
 from support.synthetic_sites import (
     Evidence,
     dense,
@@ -51,7 +51,7 @@ def test_orthogonalized_results_agree_with_the_formula_in_float64(alignment, sha
     W_s, W_t = (seen.weight(side).double().numpy() for side in ("source", "target"))
     X_s, X_t = (seen.embedding_rows(side, "in").double().numpy() for side in ("source", "target"))
     rows = {"reads": (X_s, X_t), "writes": (X_s @ W_s.T, X_t @ W_t.T)}
-    wanted = cross_lora(World(W_s, W_t, dense(delta).numpy(), 4, **rows, options=options))
+    wanted = cross_lora(SiteProblem(W_s, W_t, dense(delta).numpy(), 4, **rows, options=options))
     assert relative_error(dense(carried.delta), torch.from_numpy(wanted)) < 1e-4
 
 

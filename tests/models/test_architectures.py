@@ -131,7 +131,7 @@ def test_module_names_are_known_under_every_published_prefix():
         (LLAMA | {"hidden_size": True}, "hidden_size"),
         (LLAMA | {"num_hidden_layers": 0}, "num_hidden_layers"),
         (LLAMA | {"num_hidden_layers": 10**6}, "1000000 layers"),
-        (LLAMA | {"num_key_value_heads": 3}, "3 key-value groups"),
+        (LLAMA | {"num_key_value_heads": 3}, "3 key-value heads"),
         (LLAMA | {"rms_norm_eps": "tiny"}, "rms_norm_eps"),
         ({"model_type": "llama"}, "hidden_size"),
         ({"model_type": "gemma3", "text_config": "none"}, "hidden_size"),

@@ -220,7 +220,7 @@ def test_samples_of_other_settings_are_not_taken(source: CausalLM, tmp_path: Pat
 def test_an_adapter_that_writes_nothing_usable_is_a_typed_error(source: CausalLM) -> None:
     greedy = DistillParams(tokens=256, length=16, temperature=0.0)  # from nothing, one text is the likeliest
 
-    with pytest.raises(TrainingFailed, match="no text to train on") as failed:
+    with pytest.raises(TrainingFailed, match="no usable training text") as failed:
         generate_samples(source, {}, greedy, progress=NullReporter())
     assert failed.value.pointer == "/method/prompts"
 
@@ -236,7 +236,7 @@ def test_a_model_that_gives_no_numbers_is_named(
         scale = source.model.base_model.norm.weight
         monkeypatch.setattr(scale, "data", scale.detach() * torch.nan)
     params = DistillParams(prompts=PROMPTS[:2], tokens=256, length=16, top_p=top_p)
-    with pytest.raises(TrainingFailed, match="source with its adapter gave probabilities that") as failed:
+    with pytest.raises(TrainingFailed, match="source with its adapter produced probabilities that") as failed:
         generate_samples(source, deltas, params, progress=NullReporter())
     assert failed.value.pointer == "/adapter"
     assert "works on its own base" in str(failed.value.hint)

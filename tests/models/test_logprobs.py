@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebase.models.causal_lm import CausalLM
-from rebase.models.logprobs import compute_token_logprobs
+from rebase.models.logprobs import PassLimits, compute_token_logprobs
 from support.tiny_text import VOCABULARY, tiny_text_model
 
 FAMILIES = ("llama", "gemma3_text", "gpt2")
@@ -37,19 +37,17 @@ def same(found: list[list[tuple[float, bool]]], expected: list[list[tuple[float,
 @pytest.mark.parametrize("room", [2**26, 5 * VOCABULARY])  # all logits at once, or those of five places
 @pytest.mark.parametrize("tokens", [2**12, 8])
 def test_whatever_stands_side_by_side_each_token_has_its_own_chance(
-    family: str, room: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+    family: str, room: int, tokens: int
 ) -> None:
     base = tiny_text_model(family)
-    monkeypatch.setattr("rebase.models.logprobs._MAX_LOGITS", {"cpu": room})
-    monkeypatch.setattr("rebase.models.logprobs._MAX_TOKENS", {"cpu": tokens})
-    monkeypatch.setattr("rebase.models.logprobs._MIN_CHUNK_TOKENS", 1)
+    limits = PassLimits(logits=room, tokens=tokens, min_chunk_tokens=1)
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=15, deadline=None)
     @given(ROWS)
     def check(asked: list[tuple[list[int], int]]) -> None:
         rows, firsts = [ids for ids, _ in asked], [first for _, first in asked]
         expected = [by_hand(base, ids, first) for ids, first in asked]
-        same(compute_token_logprobs(base, rows, firsts), expected)
+        same(compute_token_logprobs(base, rows, firsts, limits=limits), expected)
 
     check()
 

@@ -149,7 +149,7 @@ def test_embedding_rows_come_in_the_order_asked_for_with_repeats():
 
 
 def test_a_token_without_an_embedding_row_is_refused():
-    with pytest.raises(UnsupportedModel, match="token 96"):
+    with pytest.raises(UnsupportedModel, match="token id 96"):
         weights_of(tiny_model("llama")).read_embedding_rows(torch.tensor([96]))
 
 

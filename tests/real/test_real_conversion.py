@@ -1,7 +1,8 @@
 """The whole path with real weights: HTTP → SQL → doorbell → Celery worker → a Hub over real HTTP → PEFT.
 
 API and worker are processes of their own, the Hub is the stand-in server that the real Hub client talks to,
-and the adapter and its output are private, so that every byte of them needs the token.
+and the adapter and its output are private, so that every byte of them needs the token. The adapter has five
+of the seven modules, in all layers.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from rebase.client.models import Job
 from rebase.localstack.stack import Stack, StackConfig, choose_port
 from rebase.schemas.conversions import ConversionRequest
 from support.real_models import GEMMA3, SMOLLM2
-from support.real_repos import ADAPTER_REPO, Base
+from support.real_release import SLIM_MODULES, SLIM_REPO, add_slim_adapter
+from support.real_repos import Base
 from support.standin_hub import StandinHub
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 TOKEN = "hf_harbour"
-SITES = 18 * 7
+SITES = 18 * len(SLIM_MODULES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Deployment:
 
     def finished(self, **body: Any) -> Job:
         """Submit a conversion to Gemma and wait for its end."""
-        request = {"adapter": {"repo_id": ADAPTER_REPO}, "target": {"repo_id": GEMMA3.repo_id}, **body}
+        request = {"adapter": {"repo_id": SLIM_REPO}, "target": {"repo_id": GEMMA3.repo_id}, **body}
         job = self.client.convert(ConversionRequest.model_validate(request))
         return self.client.wait(job.id, timeout_s=600)
 
@@ -50,10 +52,11 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     home = tmp_path_factory.mktemp("home")
+    add_slim_adapter(hub_root)
     with pytest.MonkeyPatch.context() as patch, StandinHub() as hub:
         hub.add_token(TOKEN, user="harbour")
-        for repo_id in (SMOLLM2.repo_id, GEMMA3.repo_id, ADAPTER_REPO):
-            hub.add_repo(repo_id, hub_root / repo_id, private=repo_id == ADAPTER_REPO)
+        for repo_id in (SMOLLM2.repo_id, GEMMA3.repo_id, SLIM_REPO):
+            hub.add_repo(repo_id, hub_root / repo_id, private=repo_id == SLIM_REPO)
         for name in os.environ:
             if name.startswith("REBASE_"):
                 patch.delenv(name)

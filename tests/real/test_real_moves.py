@@ -59,7 +59,9 @@ def test_copy_to_the_next_release_keeps_nearly_all_of_the_effect(
     with_adapter = real_adapter.held_out_loss(moved, smollm2.tokenizer)
     losses = committed_adapters.losses(adapter_folder)
     recovered = (alone - with_adapter) / (losses["before"] - losses["after"])
-    print(f"\nnext release: {alone:.3f} alone, {with_adapter:.3f} with the moved adapter; {recovered:.0%}")
+    print(
+        f"\nnext release: {alone:.3f} alone, {with_adapter:.3f} with the transferred adapter; {recovered:.0%}"
+    )
     assert recovered > 0.9
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import pytest
 
 from benchmarks.real_cells import Lab
 from benchmarks.real_rows import CONTROLS, ROWS
 from benchmarks.real_table import Comparison, Share, compared, printed
+from rebase.lora.low_rank import LowRank, Site
+from rebase.methods.base_params import SamplingParams
+from rebase.models.causal_lm import CausalLM
+from rebase.training.sample_generation import generate_samples, hash_deltas
+from rebase.training.samples import SampleSet
 from support.committed_adapters import adapter_folder
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
@@ -22,8 +30,8 @@ TRAIN = {
     "tokens": 400,
     "length": 64,
     "batch": 4,
-    "steps": 8,
-    "evaluate_every": 8,
+    "steps": 6,
+    "evaluate_every": 6,
     "learning_rate": 2e-3,
     "rank": 16,  # the committed adapter has rank 1, with which so few steps teach next to nothing
 }
@@ -33,7 +41,27 @@ ENTRIES = 24  # of the log: some fifteen sequences
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def text_written_once() -> Iterator[None]:
+    """The step and the training learn from the same text: one adapter, one way to sample. Gemma writes it
+    once instead of twice; each sampling in another way would be written on its own."""
+    texts: dict[str, SampleSet] = {}
+
+    def generate_once(
+        source: CausalLM, deltas: Mapping[Site, LowRank], params: SamplingParams, **options: Any
+    ) -> SampleSet:
+        sampling = params.model_dump_json(include=set(SamplingParams.model_fields)) + hash_deltas(deltas)
+        if sampling not in texts:
+            texts[sampling] = generate_samples(source, deltas, params, **options)
+        return texts[sampling]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebase.training.run.generate_samples", generate_once)
+        yield
+    assert len(texts) == 1
+
+
+@pytest.fixture(scope="module")
+def table(text_written_once: None, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     lab = Lab(tmp_path_factory.mktemp("real"), SHORT, ENTRIES, adapter_folder)
     cells = [lab.measure(PAIR, TASK, row) for row in ("alone", "native", *CONTROLS_AND_METHODS)]
     found = compared(cells, [TASK])
@@ -56,9 +84,10 @@ def test_the_best_training_free_method_is_above_every_control_beyond_chance(tabl
     against = [line.best_against for line in table.lines if line.row in CONTROLS]
     assert len(against) == 2
     assert all(found is not None and found.low > 0.0 for found in against)
-    # 0.19 was seen. A step keeps the adapter's rank, which is 1; from one of rank 16 it was 0.46.
+    # 0.21 was seen. A step has the adapter's rank, here 1: told to take one of rank 16 from the same text it
+    # reached 0.33; an adapter trained with rank 16 had given 0.46.
     assert share(table, "activation step").low > 0.12
 
 
 def test_training_on_what_the_source_writes_carries_part_of_the_skill(table: Comparison) -> None:
-    assert share(table, "distill").low > 0.2  # 0.46 was seen
+    assert share(table, "distill").low > 0.2  # 0.33 was seen, after eight steps instead of six 0.42

@@ -72,9 +72,9 @@ def test_examples_are_measured(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"method": "crosslora"}, RequestInvalid, "no method is called 'crosslora'"),
+        ({"method": "crosslora"}, RequestInvalid, "there is no method 'crosslora'"),
         ({"method": "cross_lora", "rnk": 3}, RequestInvalid, "rnk: there is no such parameter"),
-        ({"output": {"repo_id": "a/b"}}, RequestInvalid, "publishes nothing"),
+        ({"output": {"repo_id": "a/b"}}, RequestInvalid, "does not publish"),
         ({"evaluate": "no.jsonl"}, RequestInvalid, "no.jsonl cannot be read"),
         ({"out": "full"}, CommandFailed, "not an empty folder"),
     ],

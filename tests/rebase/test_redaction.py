@@ -68,10 +68,10 @@ def test_neither_message_nor_traceback_nor_another_librarys_line_shows_one(
 
 def test_an_error_that_quotes_a_token_reaches_its_reader_without_it() -> None:
     said = to_public_error(
-        HubError(f"acme/hf_lora_of_mine: the Hub refused {HUB}, {OURS} and {SIGNING}")
+        HubError(f"acme/hf_lora_of_mine: the Hub rejected {HUB}, {OURS} and {SIGNING}")
     ).message
 
-    assert said.startswith("acme/hf_lora_of_mine: the Hub refused")
+    assert said.startswith("acme/hf_lora_of_mine: the Hub rejected")
     assert not [secret for secret in (HUB, OURS, SIGNING) if secret in said]
 
 

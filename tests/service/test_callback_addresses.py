@@ -110,5 +110,5 @@ def test_what_an_operator_lists_is_read_as_names_addresses_and_networks() -> Non
     "entry", ["10.0.0.1/8", "300.1.1.1", "http://a.example", "a b", "10.0.0.0/33", "*.a.example"]
 )
 def test_what_cannot_be_read_as_one_of_these_is_an_error_and_not_a_name(entry: str) -> None:
-    with pytest.raises(ValueError, match="is no host name, address or network"):
+    with pytest.raises(ValueError, match="is not a host name, address or network"):
         Allowlist.parse(f"127.0.0.1,{entry}")

@@ -98,7 +98,7 @@ def test_a_work_folder_that_cannot_be_written_is_said_once_and_holds_nothing_up(
         folder.unlink()
         until(alive.exists)
 
-    assert [line["log_level"] for line in said if line["event"] == "courier_alive_file"] == ["warning"]
+    assert [line["log_level"] for line in said if line["event"] == "dispatcher_alive_file"] == ["warning"]
 
 
 def test_both_secrets_of_a_rotation_verify(jobs: Store, vault: Vault, secret: str) -> None:

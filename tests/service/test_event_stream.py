@@ -9,7 +9,6 @@ from typing import Any
 import fastapi.routing
 import pytest
 
-import service.routes.events
 from rebase.schemas.states import Phase
 from support.api import Api
 
@@ -61,8 +60,8 @@ def test_a_long_history_comes_whole(api: Api) -> None:
     assert len(_messages(api.client.get(f"/jobs/{job_id}/events").text)) == 302
 
 
-def test_progress_arrives_while_the_job_runs(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.routes.events, "POLL_INTERVAL_S", 0.02)
+def test_progress_arrives_while_the_job_runs(api: Api) -> None:
+    api.poll_events_every(0.02)
     claim = api.claim(api.submit())
 
     def work() -> None:
@@ -88,7 +87,7 @@ def test_progress_arrives_while_the_job_runs(api: Api, monkeypatch: pytest.Monke
 
 def test_a_quiet_stream_is_kept_alive_by_comments(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.05)
-    monkeypatch.setattr(service.routes.events, "POLL_INTERVAL_S", 0.2)
+    api.poll_events_every(0.2)
     claim = api.claim(api.submit())
     threading.Timer(0.4, lambda: api.store.queue.succeed(claim, {})).start()
 

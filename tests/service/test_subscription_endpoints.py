@@ -119,7 +119,7 @@ def reported(api: Api) -> Iterator[tuple[Api, str]]:
     """A campaign of five adapters: one moved, one rejected, one failed, one waiting, one over the budget."""
     adapters = [{"repo_id": f"acme/lora-{n}"} for n in range(5)]
     subscription, _ = api.store.subscriptions.create(DEFAULT_TENANT, a_subscription(adapters=adapters))
-    left_out = [{"position": 4, "code": "max_jobs", "message": "The budget is 4 jobs per release."}]
+    left_out = [{"position": 4, "code": "max_jobs", "message": "The limit is 4 jobs per release."}]
     store = api.store
     assert store.releases.record(seen()) == "recorded"
     (held,) = release_claims(store)
@@ -156,7 +156,7 @@ def test_a_report_says_what_moved_what_needs_retraining_and_why(reported: tuple[
     assert retrain["why"] == ["The pair is incompatible.", f"Bases are unrelated. {NASTY}"]
     assert rows["acme/lora-2"]["error"]["code"] == "repo_not_found"
     assert rows["acme/lora-3"]["planned_output"] == "acme/lora-3-base-2"
-    assert rows["acme/lora-4"]["why"] == ["The budget is 4 jobs per release."]
+    assert rows["acme/lora-4"]["why"] == ["The limit is 4 jobs per release."]
 
 
 def test_an_adapter_whose_job_was_deleted_after_its_time_was_not_left_out(reported: tuple[Api, str]) -> None:

@@ -12,7 +12,6 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-import service.routes.events
 from rebase.schemas.api_keys import Scope
 from rebase.settings import Settings
 from rebase.store import api_keys as keys
@@ -91,11 +90,8 @@ def test_a_key_that_expires_stops_in_that_second_though_it_is_remembered(
     assert client.get("/jobs", headers=headers).status_code == 401
 
 
-def test_an_open_event_stream_ends_with_its_key(
-    guarded: Api, acme: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service.routes.events, "KEY_CHECK_INTERVAL_S", 0.1)
-    monkeypatch.setattr(service.routes.events, "POLL_INTERVAL_S", 0.05)
+def test_an_open_event_stream_ends_with_its_key(guarded: Api, acme: Household) -> None:
+    guarded.poll_events_every(0.05, key_check_s=0.1)
     threading.Timer(0.5, lambda: keys.revoke_key(guarded.store, acme.ids["key_id"])).start()
     path = f"/jobs/{acme.ids['job_id']}/events"
     with guarded.client.stream("GET", path, headers=acme.headers(Scope.READ)) as stream:

@@ -76,9 +76,9 @@ def test_a_key_is_rotated_once_and_then_the_one_that_took_its_place(
     old = keys.issue_key(store, "acme", "ci", expires_in=life)
     second = keys.rotate_key(store, old.record.id)
     clock.move(3600)
-    with pytest.raises(StateConflict, match="rotated before") as refused:
+    with pytest.raises(StateConflict, match="already rotated") as refused:
         keys.rotate_key(store, old.record.id)
-    assert refused.value.hint == "Rotate that one, or make a new one."
+    assert refused.value.hint == "Rotate that one, or create a new one."
     assert _known(store, old.key).expires_at == clock() + timedelta(hours=23)
 
     third = keys.rotate_key(store, second.record.id)

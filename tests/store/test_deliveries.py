@@ -255,7 +255,7 @@ def test_a_replay_starts_the_schedule_anew_and_keeps_id_and_log(store: Store, cl
     job_id = ended_job(store)
     queue, book = queue_of(store), book_of(store)
     (one,) = queue.lease("c", 60)
-    with pytest.raises(StateConflict, match="being sent right now"):
+    with pytest.raises(StateConflict, match="currently being sent"):
         book.replay(TENANT, one.id)
     settle(queue, one, FAILED)
     assert queue.lease("c", 60) == []

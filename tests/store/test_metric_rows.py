@@ -16,7 +16,7 @@ TENANT = "default"
 FIGURES = (
     MetricRow("moved", "score", 0.1 + 0.2, 0.25, 1 / 3, 48, None),
     MetricRow("target", "score", -1e-300, -5.5, 0.0, 48, None),
-    MetricRow("moved", "retention", None, None, None, 48, "the gain to be kept is +0.010, below 0.05"),
+    MetricRow("moved", "retention", None, None, None, 48, "the reference gain is +0.010, below 0.05"),
     MetricRow("moved", "arc_easy/acc_norm", 0.5, None, None, 100, None),
 )
 

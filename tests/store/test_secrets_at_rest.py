@@ -146,7 +146,7 @@ def test_a_token_that_was_copied_into_another_tenants_row_does_not_open(store: S
     with store.db.write() as connection:
         connection.execute(text("UPDATE hub_tokens SET tenant_id = 'acme'"))
 
-    with pytest.raises(SettingsInvalid, match="belongs to something else") as refused:
+    with pytest.raises(SettingsInvalid, match="belongs to another record") as refused:
         resolve_hub_token(store, _settings(), claim)
     assert TENANTS not in str(refused.value)
 

@@ -30,7 +30,7 @@ def _submit(store: Store, extras: SubmissionContext, tenant: str = "default") ->
 
 def test_open_jobs_are_bounded_and_an_ended_one_makes_room(store: Store) -> None:
     ids = [_submit(store, THREE_OPEN) for _ in range(3)]
-    with pytest.raises(QuotaExceeded, match="3 jobs that are not done"):
+    with pytest.raises(QuotaExceeded, match="3 unfinished jobs"):
         _submit(store, THREE_OPEN)
     store.jobs.cancel("default", ids[0])
 

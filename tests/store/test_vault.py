@@ -28,7 +28,7 @@ def test_a_secret_copied_into_another_tenants_row_does_not_open_there() -> None:
     vault = Vault([generate_key()])
     sealed = vault.encrypt("hub_token/acme", "hf_secret")
 
-    with pytest.raises(SettingsInvalid, match="belongs to something else"):
+    with pytest.raises(SettingsInvalid, match="belongs to another record"):
         vault.decrypt("hub_token/rival", sealed)
 
 
@@ -40,7 +40,7 @@ def test_after_a_rotation_the_old_key_is_no_longer_needed() -> None:
     moved = both.reencrypt(sealed)
 
     assert both.decrypt("p", sealed) == Vault([new]).decrypt("p", moved) == "s"
-    with pytest.raises(SettingsInvalid, match="cannot be opened"):
+    with pytest.raises(SettingsInvalid, match="cannot be decrypted"):
         Vault([new]).decrypt("p", sealed)
 
 

@@ -15,7 +15,7 @@ from rebase.settings import Settings
 from rebase.store.records import Claim
 from rebase.store.store import Store
 from service.app import create_app
-from service.deps import KeyCache, LimitsCache
+from service.deps import EventIntervals, KeyCache, LimitsCache
 
 BODY: dict[str, Any] = {
     "adapter": {"repo_id": "acme/sql-lora"},
@@ -45,6 +45,11 @@ class Api:
         """Changes of keys and limits take effect at once."""
         state = self.app.state
         state.service = replace(state.service, key_cache=KeyCache(0), limits_cache=LimitsCache(0))
+
+    def poll_events_every(self, poll_s: float, key_check_s: float = 10.0) -> None:
+        """How often event streams look at their job, and at the key that opened them."""
+        state = self.app.state
+        state.service = replace(state.service, event_intervals=EventIntervals(poll_s, key_check_s))
 
     @property
     def app(self) -> FastAPI:

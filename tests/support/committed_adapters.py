@@ -31,12 +31,12 @@ RECIPE = Recipe(steps=32, rank=1, alpha=2, learning_rate=5e-3)
 BASES = (SMOLLM2, GEMMA3)
 
 
-def adapter_folder(base: RealModel = SMOLLM2, task: str = HARBOUR_LOG) -> Path:
+def adapter_folder(base: RealModel = SMOLLM2, task: str = HARBOUR_LOG, *, root: Path = FOLDER) -> Path:
     """Folder with adapter_config.json and adapter_model.safetensors. Raises NotPrepared."""
-    found = prepared.intact(FOLDER / _name(base, task))
+    found = prepared.intact(root / _name(base, task))
     if found is None:
         raise NotPrepared(
-            f"{FOLDER / _name(base, task)} is not as it was committed; restore it with git, "
+            f"{root / _name(base, task)} is not as it was committed; restore it with git, "
             "or train it again: PYTHONPATH=.:tests python -m support.committed_adapters"
         )
     return found

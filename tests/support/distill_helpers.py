@@ -9,6 +9,7 @@ from rebase.lora.low_rank import LowRank, Site
 from rebase.methods.base_params import DistillSettings
 from rebase.models.causal_lm import CausalLM
 from rebase.report.progress import ProgressReporter
+from rebase.runtime import CHECKPOINT_S
 from rebase.training.distillation import DistillResult, init_factors, train_update
 from rebase.training.losses import SharedTokenIds
 from rebase.training.sample_generation import generate_samples
@@ -25,6 +26,7 @@ def distill(
     init: Mapping[Site, LowRank] | None = None,
     watch: ProgressReporter,
     checkpoint_dir: Path | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
     common: SharedTokenIds | None = None,
 ) -> DistillResult:
     """Write, then train. `sites`: of the target, with (outputs, inputs); `rank`: None takes the adapter's;
@@ -36,8 +38,9 @@ def distill(
     wide = rank or max(delta.rank for delta in source_deltas.values())
     begun = init_factors(sites, wide, init, params.seed)
     return train_update(
-        target, written, begun, params, progress=watch, checkpoint_dir=checkpoint_dir, shared_tokens=common
-    )
+        target, written, begun, params, progress=watch,
+        checkpoint_dir=checkpoint_dir, checkpoint_s=checkpoint_s, shared_tokens=common,
+    )  # fmt: skip
 
 
 def refine(

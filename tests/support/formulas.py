@@ -1,6 +1,6 @@
 """What each weight-space method should give: NumPy, float64, written from its formula alone.
 
-A world is one site: W_s and W_t (o, i), the update D (o_s, i_s), and for `anchored` what shared tokens make
+A problem is one site: W_s and W_t (o, i), the update D (o_s, i_s), and for `anchored` what shared tokens make
 the site read and write on either side, as rows. The answer is the dense update of the target (o_t, i_t).
 """
 
@@ -17,7 +17,7 @@ Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class World:
+class SiteProblem:
     """One site. `reads`, `writes`: (source rows, target rows), float64."""
 
     W_s: Matrix
@@ -43,7 +43,7 @@ def directions(W: Matrix, k: int) -> tuple[Matrix, Matrix]:
     return U * signs, V * signs
 
 
-def copy(w: World) -> Matrix:
+def copy(w: SiteProblem) -> Matrix:
     """ΔW_s, cropped or filled with zeros where shapes differ."""
     out = np.zeros(w.W_t.shape)
     o, i = np.minimum(w.W_s.shape, w.W_t.shape)
@@ -51,17 +51,17 @@ def copy(w: World) -> Matrix:
     return out
 
 
-def difference(w: World) -> Matrix:
+def difference(w: SiteProblem) -> Matrix:
     """γ (W_t − W_s) + ΔW_s."""
     return best(w.options.get("gamma", 1.0) * (w.W_t - w.W_s) + w.D, w.options["rank"])
 
 
-def weight_average(w: World) -> Matrix:
+def weight_average(w: SiteProblem) -> Matrix:
     """½ (W_s + ΔW_s + W_t) − W_t."""
     return best((w.W_s + w.D + w.W_t) / 2 - w.W_t, w.options["rank"])
 
 
-def ties(w: World) -> Matrix:
+def ties(w: SiteProblem) -> Matrix:
     """Trim both, elect the sign of the sum, mean of those that agree with it."""
     trimmed = []
     for T in (w.D, w.W_s - w.W_t):
@@ -74,7 +74,7 @@ def ties(w: World) -> Matrix:
     return best((votes * agree).sum(0) / np.maximum(agree.sum(0), 1), w.options["rank"])
 
 
-def linear(w: World) -> Matrix:
+def linear(w: SiteProblem) -> Matrix:
     """P ΔW with P = W_t W_sᵀ (W_s W_sᵀ + λI)⁻¹, or the same on the transposed matrices."""
     turned = w.options.get("side") == "input"
     W_s, W_t, D = (M.T if turned else M for M in (w.W_s, w.W_t, w.D))
@@ -84,7 +84,7 @@ def linear(w: World) -> Matrix:
     return moved.T if turned else moved
 
 
-def prolora(w: World) -> Matrix:
+def prolora(w: SiteProblem) -> Matrix:
     """P ΔW P inside the leading directions, (I − P) ΔW (I − P) outside, each side's own P."""
     projectors = []
     for W in (w.W_s, w.W_t):
@@ -99,7 +99,7 @@ def prolora(w: World) -> Matrix:
     return best(Ut @ inside @ Vt + (I_o - Ut) @ outside @ (I_i - Vt), w.r)
 
 
-def cross_lora(w: World) -> Matrix:
+def cross_lora(w: SiteProblem) -> Matrix:
     """M_out ΔW M_inᵀ with M_out = U_t Q_outᵀ U_sᵀ and M_in = V_t Q_inᵀ V_sᵀ, or only projected."""
     k, alignment = w.options["rank"], w.options.get("alignment", "anchored")
     (U_s, V_s), (U_t, V_t) = directions(w.W_s, k), directions(w.W_t, k)
@@ -140,7 +140,7 @@ def _straightened(M_out: Matrix, M_in: Matrix, D: Matrix, r: int) -> Matrix:
     return np.asarray(straight / np.linalg.norm(straight))
 
 
-FORMULAS: dict[str, Callable[[World], Matrix]] = {
+FORMULAS: dict[str, Callable[[SiteProblem], Matrix]] = {
     "copy": copy,
     "difference": difference,
     "weight_average": weight_average,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ NOISE = 0.05  # of each weight's own standard deviation: a small step of further
 
 PART_REPO = "harbour/log-lora-part"
 PART_LAYERS = (0, 10, 20, 29)  # of 30; with these alone the trained adapter still gains 1.7 of its 4.9 nats
+
+SLIM_REPO = "harbour/log-lora-slim"
+SLIM_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
 
 
 def add_next_release(root: Path) -> Path:
@@ -36,14 +40,19 @@ def add_next_release(root: Path) -> Path:
 
 def add_part_of_the_adapter(root: Path) -> Path:
     """The trained adapter in a few layers only: a sixth of the work to move, and still a skill to lose."""
-    folder = root / PART_REPO
-    folder.mkdir(parents=True)
-    config = json.loads((root / ADAPTER_REPO / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"layers_to_transform": PART_LAYERS}))
-    tensors = load_file(root / ADAPTER_REPO / "adapter_model.safetensors")
-    kept = {name: t for name, t in tensors.items() if _layer(name) in PART_LAYERS}
-    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return folder
+    config = {"layers_to_transform": PART_LAYERS}
+    return _cut(root, PART_REPO, config, lambda name: _layer(name) in PART_LAYERS)
+
+
+def add_slim_adapter(root: Path) -> Path:
+    """The trained adapter in every layer, on `SLIM_MODULES`: of the three large matrices of an MLP, whose
+    factors are most of the work between two families, only one."""
+    return _cut(
+        root,
+        SLIM_REPO,
+        {"target_modules": list(SLIM_MODULES)},
+        lambda name: any(f".{module}." in name for module in SLIM_MODULES),
+    )
 
 
 def add_pool(root: Path) -> dict[str, Any]:
@@ -64,6 +73,18 @@ def add_pool(root: Path) -> dict[str, Any]:
         save_file(other, root / name / "adapter_model.safetensors", metadata={"format": "pt"})
         anchors.append({"source": name, "target": name, "domain": "elsewhere"})
     return {"source": SMOLLM2.repo_id, "target": NEXT_RELEASE, "anchors": anchors}
+
+
+def _cut(root: Path, repo: str, config: dict[str, Any], keep: Callable[[str], bool]) -> Path:
+    """A repo with some tensors of the trained adapter, and a config that says so."""
+    folder = root / repo
+    folder.mkdir(parents=True)
+    whole = json.loads((root / ADAPTER_REPO / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(whole | config))
+    tensors = load_file(root / ADAPTER_REPO / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if keep(name)}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _layer(name: str) -> int:

@@ -131,7 +131,7 @@ def weights_of(model: PreTrainedModel) -> ModelWeights:
 def with_adapter(model: PreTrainedModel, *, seed: int = 1, **lora: Any) -> PeftModel:
     """The model wrapped by PEFT with a LoRA whose every trainable tensor is random (B too)."""
     torch.manual_seed(seed)
-    peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    peft_model = get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():

@@ -28,7 +28,7 @@ from rebase.methods.base import SiteMaps, SitePair
 from rebase.methods.cast.params import CastParams
 from rebase.models.causal_lm import CausalLM, with_deltas
 from rebase.report.progress import NullReporter
-from rebase.runtime import Runtime
+from rebase.runtime import CHECKPOINT_S, Runtime
 from rebase.schemas.conversions import ConversionRequest
 from rebase.schemas.states import Phase
 from rebase.training.cast import _CastTrainer, train_cast_maps
@@ -66,7 +66,7 @@ SHORT = {"steps": 12, "tokens": 48, "learning_rate": 1e-2, "warmup": 2, "evaluat
 
 
 @dataclass(frozen=True)
-class World:
+class BasePairRepos:
     """Two bases and two adapters of the first, as repos."""
 
     hub: Path
@@ -77,7 +77,7 @@ class World:
         """The target as transformers loads it."""
         return AutoModelForCausalLM.from_pretrained(self.hub / "acme/new").eval()
 
-    def tools(self, home: Path, model_bytes: int | None) -> Runtime:
+    def tools(self, home: Path, model_bytes: int | None, checkpoint_s: float = CHECKPOINT_S) -> Runtime:
         """Cache and scratch in `home`."""
         return Runtime(
             LocalHub(self.hub),
@@ -85,6 +85,7 @@ class World:
             torch.device("cpu"),
             scratch_dir=home / "scratch",
             model_bytes=model_bytes,
+            checkpoint_s=checkpoint_s,
         )
 
     def cast(
@@ -95,6 +96,7 @@ class World:
         watch: NullReporter | None = None,
         *,
         model_bytes: int | None = None,
+        checkpoint_s: float = CHECKPOINT_S,
         **settings: Any,
     ) -> ConversionResult:
         """As `rebase transfer` runs it; warnings of the pre-check do not stop it."""
@@ -108,13 +110,13 @@ class World:
         }
         text = self.hub.parent / "text.txt"
         plan = plan_conversion(ConversionRequest.model_validate(body), "convert", corpus_file=text)
-        tools = self.tools(home, model_bytes)
+        tools = self.tools(home, model_bytes, checkpoint_s)
         found = run_conversion(plan, tools, watch or NullReporter(), home / out, marker=None)
         assert isinstance(found, ConversionResult)
         return found
 
 
-def make_world(root: Path, source: str, target: str) -> World:
+def make_repos(root: Path, source: str, target: str) -> BasePairRepos:
     """The target of other sizes, with the same letters at other ids."""
     hub = root / "hub"
     save_base(hub / "acme/old", source, seed=0)
@@ -126,16 +128,16 @@ def make_world(root: Path, source: str, target: str) -> World:
     for seed, name in ((1, "skill"), (2, "other")):
         save_adapter(hub / f"acme/{name}", tiny_model(source, seed=0), seed=seed, **lora)
     (root / "text.txt").write_text(TEXT)
-    return World(hub, (source, target))
+    return BasePairRepos(hub, (source, target))
 
 
 @pytest.fixture(scope="module")
-def llamas(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("llamas"), "llama", "llama")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> BasePairRepos:
+    return make_repos(tmp_path_factory.mktemp("llamas"), "llama", "llama")
 
 
 @pytest.fixture(scope="module")
-def trained(llamas: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConversionResult]:
+def trained(llamas: BasePairRepos, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConversionResult]:
     """A home in which `acme/skill` was carried."""
     home = tmp_path_factory.mktemp("trained")
     return home, llamas.cast(home, "out")
@@ -169,14 +171,14 @@ def test_the_folded_adapter_computes_what_the_papers_wrapper_computes(
     source: str, target: str, init: str, tmp_path: Path, seen: Callable[[], dict[SitePair, SiteMaps]]
 ) -> None:
     """Other widths, depths and ways to store a weight; PEFT serves the one, plain modules the other."""
-    world = make_world(tmp_path, source, target)
-    found = world.cast(tmp_path, "out", init=init, steps=40)
+    repos = make_repos(tmp_path, source, target)
+    found = repos.cast(tmp_path, "out", init=init)
     assert found.report.summary["cast_nats_carried"] < found.report.summary["cast_nats_begun"]
     ids = token_batch(len(CHARACTERS))
     with torch.inference_mode():
-        alone = world.target(ids).logits
-        folded = PeftModel.from_pretrained(world.target, str(found.folder))(ids).logits
-        wrapped = wrap(world.target, world.hub / "acme/skill", world.families, seen())(ids).logits
+        alone = repos.target(ids).logits
+        folded = PeftModel.from_pretrained(repos.target, str(found.folder))(ids).logits
+        wrapped = wrap(repos.target, repos.hub / "acme/skill", repos.families, seen())(ids).logits
     effect = (wrapped - alone).norm()
     assert effect > 1e-2 * alone.norm()
     assert float((folded - wrapped).norm() / effect) < 1e-4
@@ -231,21 +233,19 @@ def test_logits_made_from_final_states_are_the_models_own(family: str) -> None:
         )
 
 
-def test_logits_made_in_parts_have_the_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_made_in_parts_have_the_gradient_of_the_whole() -> None:
     model = tiny_model("gemma2")
     text = CausalLM(model, None, weights_of(model), torch.device("cpu"), None, ())  # type: ignore[arg-type]
     shared, columns = torch.arange(3, 80), torch.arange(12).reshape(6, 2)
 
-    def found() -> tuple[torch.Tensor, torch.Tensor]:
+    def found(max_logits: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         states = torch.linspace(-1, 1, 6 * 32).reshape(6, 32).requires_grad_()
-        said = compute_listed_logprobs(text, states, shared, columns, 2.0)
+        said = compute_listed_logprobs(text, states, shared, columns, 2.0, max_logits=max_logits)
         (said.exp() * torch.arange(3)).sum().backward()  # type: ignore[no-untyped-call]
         assert states.grad is not None
         return said.detach(), states.grad
 
-    whole = found()
-    monkeypatch.setattr("rebase.training.vocab_chunks._MAX_LOGITS", {"cpu": 2 * 96})
-    for ours, theirs in zip(found(), whole, strict=True):
+    for ours, theirs in zip(found(max_logits=2 * 96), found(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -262,12 +262,10 @@ class StopsAt(NullReporter):
 
 @pytest.mark.parametrize(("phase", "after"), [(Phase.COLLECTING, 60), (Phase.TRAINING, 7)])
 def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(
-    phase: Phase, after: int, llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("rebase.training.cast.CHECKPOINT_SECONDS", 0.0)
+    phase: Phase, after: int, llamas: BasePairRepos, trained: tuple[Path, ConversionResult], tmp_path: Path
+) -> None:
     with pytest.raises(Cancelled):
-        llamas.cast(tmp_path, "first", watch=StopsAt(phase, after))
+        llamas.cast(tmp_path, "first", watch=StopsAt(phase, after), checkpoint_s=0.0)
     left = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "scratch").rglob("source-*")}
     assert left
     again = llamas.cast(tmp_path, "out")
@@ -277,7 +275,7 @@ def test_a_worker_that_takes_over_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_another_adapter_of_the_pair_takes_the_heads_and_trains_nothing(
-    llamas: World, trained: tuple[Path, ConversionResult]
+    llamas: BasePairRepos, trained: tuple[Path, ConversionResult]
 ) -> None:
     home, first = trained
     found = llamas.cast(home, "second", "acme/other", StopsAt(Phase.TRAINING, 0), reuse=True)
@@ -293,7 +291,7 @@ def test_another_adapter_of_the_pair_takes_the_heads_and_trains_nothing(
 
 
 def test_the_same_adapter_again_gets_the_same_bytes_and_report_without_training(
-    llamas: World, trained: tuple[Path, ConversionResult]
+    llamas: BasePairRepos, trained: tuple[Path, ConversionResult]
 ) -> None:
     home, first = trained
     again = llamas.cast(home, "again", watch=StopsAt(Phase.TRAINING, 0))
@@ -305,7 +303,7 @@ def test_the_same_adapter_again_gets_the_same_bytes_and_report_without_training(
     "settings", [{"reuse": False}, {"seed": 1}, {"objective": "distribution"}, {"temperature": 2.0}]
 )
 def test_heads_of_other_settings_or_that_are_not_wanted_are_left_alone(
-    settings: dict[str, Any], llamas: World, trained: tuple[Path, ConversionResult]
+    settings: dict[str, Any], llamas: BasePairRepos, trained: tuple[Path, ConversionResult]
 ) -> None:
     with pytest.raises(Cancelled):
         llamas.cast(
@@ -314,7 +312,7 @@ def test_heads_of_other_settings_or_that_are_not_wanted_are_left_alone(
 
 
 def test_heads_of_which_some_were_evicted_are_trained_again_and_kept(
-    llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path
+    llamas: BasePairRepos, trained: tuple[Path, ConversionResult], tmp_path: Path
 ) -> None:
     """What is left would move a part of the sites by other maps than the figures are of."""
     shutil.copytree(trained[0] / "cache", tmp_path / "cache")
@@ -330,10 +328,10 @@ def test_heads_of_which_some_were_evicted_are_trained_again_and_kept(
 
 def test_heads_of_an_adapter_that_the_job_may_not_read_are_not_used(tmp_path: Path) -> None:
     """They hold directions of it."""
-    world = make_world(tmp_path, "llama", "mistral")
-    world.cast(tmp_path, "first")
-    (world.hub / "acme/skill").rename(tmp_path / "withdrawn")
-    found = world.cast(tmp_path, "second", "acme/other", reuse=True)
+    repos = make_repos(tmp_path, "llama", "mistral")
+    repos.cast(tmp_path, "first")
+    (repos.hub / "acme/skill").rename(tmp_path / "withdrawn")
+    found = repos.cast(tmp_path, "second", "acme/other", reuse=True)
     assert found.report.cast_heads_trained_on == found.report.adapter
     assert "cast_reused" not in found.report.summary
 
@@ -341,11 +339,11 @@ def test_heads_of_an_adapter_that_the_job_may_not_read_are_not_used(tmp_path: Pa
 def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = make_world(tmp_path, "llama", "llama")
+    repos = make_repos(tmp_path, "llama", "llama")
     deep = {"num_hidden_layers": 6}
-    save_base(world.hub / "acme/old", "llama", seed=0, **deep)
+    save_base(repos.hub / "acme/old", "llama", seed=0, **deep)
     lora = {"r": 4, "lora_alpha": 6, "target_modules": MODULES["llama"]}
-    save_adapter(world.hub / "acme/skill", tiny_model("llama", seed=0, **deep), seed=1, **lora)
+    save_adapter(repos.hub / "acme/skill", tiny_model("llama", seed=0, **deep), seed=1, **lora)
     seen: list[tuple[CausalLM, TeacherDataset, dict[SitePair, TrainableMaps], CastParams]] = []
 
     def watched(
@@ -356,7 +354,7 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
         return train_cast_maps(target, lessons, students, params, **more)
 
     monkeypatch.setattr("rebase.training.cast_cache.train_cast_maps", watched)
-    found = world.cast(tmp_path, "out", fold=True)
+    found = repos.cast(tmp_path, "out", fold=True)
     assert found.report.summary["fold_lost.mean"] > 0.01
     ((target, lessons, students, params),) = seen
     assert found.folder is not None
@@ -371,9 +369,9 @@ def test_the_figures_are_of_the_sum_as_it_is_cut_where_layers_are_folded(
     assert found.report.summary["cast_nats_carried"] == pytest.approx(measured, rel=1e-4)
 
 
-def test_final_states_may_take_part(llamas: World, tmp_path: Path) -> None:
+def test_final_states_may_take_part(llamas: BasePairRepos, tmp_path: Path) -> None:
     both = [
-        llamas.cast(tmp_path, objective, w_mse=1e-3, objective=objective, steps=40)
+        llamas.cast(tmp_path, objective, w_mse=1e-3, objective=objective)
         for objective in ("shift", "distribution")
     ]
     for found in both:
@@ -381,27 +379,29 @@ def test_final_states_may_take_part(llamas: World, tmp_path: Path) -> None:
 
 
 def test_products_may_be_computed_in_bfloat16(
-    llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path
+    llamas: BasePairRepos, trained: tuple[Path, ConversionResult], tmp_path: Path
 ) -> None:
     found = llamas.cast(tmp_path, "out", precision="bfloat16")
     assert found.report.summary["cast_nats_carried"] < found.report.summary["cast_nats_begun"]
     assert bytes_of(found) != bytes_of(trained[1])
 
 
-def test_a_target_that_does_not_fit_is_refused(llamas: World, tmp_path: Path) -> None:
+def test_a_target_that_does_not_fit_is_refused(llamas: BasePairRepos, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="does not fit"):
         llamas.cast(tmp_path, "out", model_bytes=1, positions=256)
 
 
 def test_a_source_that_does_not_fit_beside_the_target_changes_nothing(
-    llamas: World, trained: tuple[Path, ConversionResult], tmp_path: Path
+    llamas: BasePairRepos, trained: tuple[Path, ConversionResult], tmp_path: Path
 ) -> None:
     """Room for the larger base alone: each is loaded in its turn."""
     size = (llamas.hub / "acme/new/model.safetensors").stat().st_size
     assert bytes_of(llamas.cast(tmp_path, "out", model_bytes=size)) == bytes_of(trained[1])
 
 
-def test_an_update_that_is_no_nearer_than_none_is_not_published(llamas: World, tmp_path: Path) -> None:
+def test_an_update_that_is_no_nearer_than_none_is_not_published(
+    llamas: BasePairRepos, tmp_path: Path
+) -> None:
     with pytest.raises(TrainingFailed, match="target alone") as caught:
         llamas.cast(tmp_path, "out", init="random", steps=1, learning_rate=1e-9)
     assert caught.value.hint

@@ -130,16 +130,14 @@ class Stopping(NullReporter):
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize(("phase", "after"), [(Phase.COLLECTING, 100), (Phase.TRAINING, 3)])
 def test_an_interrupted_job_ends_with_the_same_bytes(
-    source: CausalLM, target: CausalLM, tmp_path: Path, phase: Phase, after: int, shift: float,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("rebase.training.distillation.CHECKPOINT_SECONDS", 0.0)
+    source: CausalLM, target: CausalLM, tmp_path: Path, phase: Phase, after: int, shift: float
+) -> None:
     params, common = QUICK.model_copy(update={"shift": shift}), common_to("harbor-2")
     whole = distill(source, target, sql_adapter(), SITES, params, watch=NullReporter(), common=common)
     with pytest.raises(Cancelled):
         distill(
             source, target, sql_adapter(), SITES, params,
-            watch=Stopping(phase, after), checkpoint_dir=tmp_path, common=common,
+            watch=Stopping(phase, after), checkpoint_dir=tmp_path, checkpoint_s=0.0, common=common,
         )  # fmt: skip
 
     again = distill(

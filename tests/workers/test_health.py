@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from rebase.settings import Settings
 from workers.health import get_alive_file, is_alive, keep_alive
 
@@ -20,14 +18,11 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_worker_whose_folder_cannot_be_written_is_alive_again_when_it_can(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_whose_folder_cannot_be_written_is_alive_again_when_it_can(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, work_dir=tmp_path / "work")
-    monkeypatch.setattr("workers.health._TOUCH_INTERVAL_S", 0.01)
     (tmp_path / "work").write_text("in the way of the folder")
     stop = threading.Event()
-    thread = threading.Thread(target=keep_alive, args=(settings, stop), daemon=True)
+    thread = threading.Thread(target=keep_alive, args=(settings, stop, 0.01), daemon=True)
     thread.start()
     time.sleep(0.05)
     assert not is_alive(settings, time.time())

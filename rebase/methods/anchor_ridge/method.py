@@ -77,8 +77,11 @@ class AnchorRidge(Method[AnchorRidgeParams]):
         pool = pair.anchor_pool
         if pool is None:
             raise IncompatiblePair(
-                "No anchor pool for these two bases was given or registered.",
-                hint="Register one: POST /anchor-pools, `rebase pools add`; or give one to transfer --pool.",
+                "There is no anchor pool for these two bases: none is registered and the request gives none.",
+                hint=(
+                    "Register one with POST /anchor-pools or `rebase pools add`, or pass one with `rebase "
+                    "transfer --pool`."
+                ),
                 pointer="/method/pool",
             )
         if len(pool.domains) < MIN_ANCHORS:
@@ -113,33 +116,33 @@ class AnchorRidge(Method[AnchorRidgeParams]):
             return  # `prepare` refused and gave the reason
         count, error, mean = (measured[name] for name in ("anchors", "loo_error", "loo_error_mean"))
         text = (
-            f"Each of the pool's {count:.0f} tasks, predicted from the others, is missed by {error:.0%} of "
-            f"its norm (by their mean: {mean:.0%})."
+            f"Predicting each of the pool's {count:.0f} tasks from the others has an error of {error:.0%} "
+            f"of the task's norm (predicting their mean: {mean:.0%})."
         )
         weight: Weight = (
             "blocking" if error >= MAX_POOL_ERROR else "doubt" if error > HALF_POOL_ERROR else "info"
         )
         yield Finding("pool_error", text, weight)
         share = measured["span_share"]
-        text = f"The pool's source adapters span {share:.1%} of this update; the rest cannot come over."
+        text = f"The pool's source adapters span {share:.1%} of this update; the rest cannot be predicted."
         yield Finding("outside_pool", text, "doubt" if share < HALF_SPAN else "info")
         if params.predictor != "mean" and measured.get("cosine_to_mean", 0.0) > MEAN_COSINE:
-            text = "The prediction is the pool's mean, which would be the same for any adapter."
+            text = "The prediction is the pool's mean and would be the same for any adapter."
             yield Finding("pool_mean", text, "doubt")
         if measured["domain_entropy"] == 0.0:
             text = (
-                "The pool has one domain only; outside of it predictions can turn out worse than none [003]."
+                "The pool covers a single domain; outside it, predictions can be worse than no adapter [003]."
             )
             yield Finding("narrow_pool", text, "doubt")
         if count < FEW_TASKS:
-            yield Finding("small_pool", f"A pool of {count:.0f} tasks says little.", "doubt")
+            yield Finding("small_pool", f"A pool of only {count:.0f} tasks is weak evidence.", "doubt")
 
     def unusable_reason(self, state: Prediction) -> str | None:
         """Rejects a pool whose leave-one-out error is no better than predicting zero."""
         error = state.measurements["loo_error"]
         if error < MAX_POOL_ERROR:
             return None
-        return f"An anchor pool was left aside: it misses its own tasks by {error:.0%} of their norm."
+        return f"The anchor pool was not used: its leave-one-out error is {error:.0%} of the tasks' norm."
 
     def transfer_site(
         self,
@@ -169,7 +172,7 @@ class AnchorRidge(Method[AnchorRidgeParams]):
 def _require_finite(kernels: Kernels) -> None:
     if not all(bool(part.isfinite().all()) for part in (kernels.K, kernels.k, kernels.G)):
         raise IncompatiblePair(
-            "Some updates of the pool or of the adapter are too large to compare.", pointer="/method/pool"
+            "Some updates of the pool or the adapter are too large to compare.", pointer="/method/pool"
         )
 
 

@@ -76,7 +76,7 @@ class AutoParams(MethodParams):
     ) -> tuple[ConcreteMethodParams, ...] | None:
         # With min_length, pydantic would count an invalid candidate as missing and report both errors.
         if value == ():
-            raise ValueError("must name at least one method, or be left out")
+            raise ValueError("must name at least one method or be omitted")
         return value
 
     @property

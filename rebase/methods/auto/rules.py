@@ -38,9 +38,9 @@ MAX_SHARED_DISTANCE = 0.7
 _THRESHOLDS = Thresholds()
 # benchmarks/results/2026-11-22-real-pair.md and 2026-11-24-activations-real.md.
 _WOULD_TRAIN = (
-    "No map between bases that are not relatives was seen to carry a skill: at most 1.4% of what training on "
-    "the target gains, where activation with solve=step had 42% without training, and distill more. "
-    "method.train=true allows the latter."
+    "No closed-form map transferred a skill between unrelated bases in our tests: at most 1.4% of the gain "
+    "from training on the target, where activation with solve=step reached 42% without training, and "
+    "distill more. method.train=true allows distill."
 )
 
 
@@ -62,23 +62,26 @@ def choose(
         return params, ()
     distance = measured.get("relative_distance")
     if measured["shapes_equal"] == 1.0 and distance is not None and distance <= MAX_SHARED_DISTANCE:
-        return _chosen(
+        return _build_choice(
             params, CopyParams(), f"shapes agree and the bases differ by {distance:.3f} of their norm"
         )
-    unlike = _unlike(measured)
+    mismatch = _describe_mismatch(measured)
     if (size := measured.get("pool_anchors", 0.0)) > 0.0 and not without_pool:
-        why = f"{unlike}, and a pool has {size:.0f} tasks with an adapter on both"
-        return _chosen(params, AnchorRidgeParams(), why)
+        why = f"{mismatch}, and a pool has {size:.0f} tasks with adapters on both bases"
+        return _build_choice(params, AnchorRidgeParams(), why)
     if params.train:
-        why = f"{unlike}, and training is allowed, which is what carries a skill there"
-        return _chosen(params, DistillParams(), why)
+        why = f"{mismatch}, and training is allowed, which is what works in that case"
+        return _build_choice(params, DistillParams(), why)
     if _reads_alike(measured, thresholds.coverage_uncertain, thresholds.r2_uncertain):
-        why = f"{unlike}, and on a text that both read, their layers and what this adapter touches are alike"
+        why = (
+            f"{mismatch}, and on the same text, their layers and the directions that this adapter uses are "
+            "similar"
+        )
         sure = _reads_alike(measured, thresholds.coverage_compatible, thresholds.r2_compatible)
-        chosen, because = _chosen(params, ActivationParams(), why)
+        chosen, because = _build_choice(params, ActivationParams(), why)
         return chosen, (*because, Finding("auto_would_train", _WOULD_TRAIN, "info" if sure else "doubt"))
-    why = f"{unlike}, so copying would mean nothing"
-    chosen, because = _chosen(params, CrossLoraParams(), why, "cross_lora with anchored alignment")
+    why = f"{mismatch}, so copying would be meaningless"
+    chosen, because = _build_choice(params, CrossLoraParams(), why, "cross_lora with anchored alignment")
     return chosen, (*because, Finding("auto_would_train", _WOULD_TRAIN, "doubt"))
 
 
@@ -94,14 +97,14 @@ def inherit_options(auto: AutoParams, params: P) -> P:
     )
 
 
-def _chosen(
+def _build_choice(
     auto: AutoParams, params: MethodParams, why: str, named: str | None = None
 ) -> tuple[MethodParams, tuple[Finding, ...]]:
     sentence = f"auto chose {named or params.name}: {why}."
     return inherit_options(auto, params), (Finding(f"auto_{params.name}", sentence, "info"),)
 
 
-def _unlike(measured: Mapping[str, float]) -> str:
+def _describe_mismatch(measured: Mapping[str, float]) -> str:
     """Why `copy` is not an option."""
     if measured["shapes_equal"] < 1.0:
         return "shapes differ"

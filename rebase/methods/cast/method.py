@@ -54,21 +54,21 @@ class Cast(Method[CastParams]):
     def findings(self, params: CastParams, measured: Mapping[str, float]) -> Iterator[Finding]:
         """The training involved, missing shared tokens, and a caveat about the paper's objective."""
         text = (
-            f"cast trains maps around the adapter on general text: at most {params.steps} steps of sequences "
-            f"of {params.tokens} tokens. How near the target's probabilities came is measured on held-out "
-            "text."
+            f"cast trains maps around the adapter on general text: at most {params.steps} steps with "
+            f"sequences of {params.tokens} tokens. How closely the target matches the wanted probabilities "
+            "is measured on held-out text."
         )
         yield Finding("trains", text, "info")
         if (shared := measured.get("shared_tokens", 0.0)) < MIN_SHARED_TOKENS:
             text = (
                 f"The vocabularies share {shared:.0f} tokens; at least {MIN_SHARED_TOKENS} are needed to "
-                "compare what the bases predict."
+                "compare the bases' predictions."
             )
             yield Finding("no_shared_tokens", text, "blocking")
         if params.objective == "distribution":
             text = (
-                "objective=distribution also teaches the target what the source base says without the "
-                "adapter."
+                "objective=distribution also trains the target to imitate the source base itself, not only "
+                "the adapter's effect."
             )
             yield Finding("base_distilled", text, "doubt")
 

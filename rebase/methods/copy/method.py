@@ -35,7 +35,9 @@ class Copy(Method[CopyParams]):
             require_sites(pair)
             return
         require_equal_shapes(
-            pair, "copy", "Use cross_lora; or pad=true, as a control that carries no meaning across shapes."
+            pair,
+            "copy",
+            ("Use cross_lora, or set pad=true as a control; padding across shapes is not meaningful."),
         )
 
     def default_candidates(
@@ -49,7 +51,10 @@ class Copy(Method[CopyParams]):
         if measured["shapes_equal"] == 1.0:
             yield from find_unrelated_bases(measured)
         elif params.pad:
-            text = "Cropping and padding between different shapes carries no meaning; it is only a control."
+            text = (
+                "Cropping and padding between different shapes is not meaningful; it only serves as a "
+                "control."
+            )
             yield Finding("padded", text, "doubt")
 
     def transfer_site(

@@ -30,7 +30,7 @@ class Difference(Method[DifferenceParams]):
 
     def prepare(self, params: DifferenceParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
-        require_equal_shapes(pair, "difference", "Across shapes use cross_lora.")
+        require_equal_shapes(pair, "difference", "Use cross_lora for bases with different shapes.")
 
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool

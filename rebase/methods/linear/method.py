@@ -32,7 +32,7 @@ class Linear(Method[LinearParams]):
 
     def prepare(self, params: LinearParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
-        require_equal_shapes(pair, "linear", "Across shapes use cross_lora.")
+        require_equal_shapes(pair, "linear", "Use cross_lora for bases with different shapes.")
 
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool

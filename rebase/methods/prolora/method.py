@@ -38,7 +38,7 @@ class ProLora(Method[ProLoraParams]):
 
     def prepare(self, params: ProLoraParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
-        require_equal_shapes(pair, "prolora", "Across shapes use cross_lora.")
+        require_equal_shapes(pair, "prolora", "Use cross_lora for bases with different shapes.")
 
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
@@ -53,7 +53,7 @@ class ProLora(Method[ProLoraParams]):
             return
         kept = measured["energy_parallel"] + measured["energy_orthogonal"]
         if (weight := weigh_energy(kept)) is not None:
-            text = f"The parts inside and outside of the leading directions hold {kept:.0%} of the update."
+            text = f"The parts inside and outside the leading directions hold {kept:.0%} of the update."
             yield Finding("little_energy", text, weight)
 
     def transfer_site(

@@ -32,7 +32,7 @@ class Ties(Method[TiesParams]):
 
     def prepare(self, params: TiesParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
-        require_equal_shapes(pair, "ties", "Across shapes use cross_lora.")
+        require_equal_shapes(pair, "ties", "Use cross_lora for bases with different shapes.")
 
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool

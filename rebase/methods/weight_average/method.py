@@ -30,7 +30,7 @@ class WeightAverage(Method[WeightAverageParams]):
 
     def prepare(self, params: WeightAverageParams, pair: BasePairInfo) -> None:
         """Raises IncompatiblePair, listing the sites, when shapes differ."""
-        require_equal_shapes(pair, "weight_average", "Across shapes use cross_lora.")
+        require_equal_shapes(pair, "weight_average", "Use cross_lora for bases with different shapes.")
 
     def default_candidates(
         self, *, has_pool: bool, allow_text: bool, allow_training: bool
