@@ -133,9 +133,10 @@ class AdapterConfig:
         alpha = _parse_alpha(raw.get("lora_alpha", 8), "lora_alpha")  # 8 is PEFT's own default
         alpha_pattern = {
             key: _parse_alpha(value, f"alpha_pattern of {key}")
-            for key, value in _read_items(raw, "alpha_pattern")
+            for key, value in (_read_items(raw, "alpha_pattern") if peft_type == "LORA" else ())
         }
-        _require_an_effect((alpha, *alpha_pattern.values()))
+        if peft_type == "LORA":
+            _require_an_effect((alpha, *alpha_pattern.values()))
         return cls(
             peft_type=peft_type,
             initial_update=_parse_initial_update(raw),

@@ -35,7 +35,7 @@ def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], TensorRead
     are only in a pickle, UnsupportedAdapter for other formats.
     """
     if CONFIG_FILE not in repo.files:
-        raise _make_missing_error(repo, f"no {CONFIG_FILE}")
+        raise _make_missing_error(repo, f"it has no {CONFIG_FILE}")
     config = read_json(hub, repo, CONFIG_FILE, MAX_CONFIG_BYTES)
     if _FILE in repo.files:
         return config, _open_file(hub, repo, _FILE)
@@ -49,7 +49,7 @@ def open_adapter(hub: Hub, repo: PinnedRepo) -> tuple[dict[str, Any], TensorRead
             f"{repo} is an adapter of mlx-lm without its weights: no {_MLX_FILE}.",
             hint="Upload the whole folder that mlx-lm wrote to --adapter-path.",
         )
-    raise _make_missing_error(repo, f"no {_FILE}")
+    raise _make_missing_error(repo, f"it has no {_FILE}")
 
 
 def _open_file(hub: Hub, repo: PinnedRepo, path: str) -> SafetensorsFile:
@@ -66,7 +66,7 @@ def _open_shards(hub: Hub, repo: PinnedRepo) -> ModelReader:
         if unlisted:
             raise UnsafeFile(
                 f"'{shard}' of {repo} holds '{unlisted[0][:200]}', which the index does not say.",
-                hint="Upload the adapter again, with the index that belongs to its files.",
+                hint="Upload the adapter again with an index that matches its files.",
             )
     return reader
 
@@ -76,7 +76,7 @@ def _make_missing_error(repo: PinnedRepo, problem: str) -> RebaseError | Transfe
     names = set(repo.files)
     if _PICKLE_FILE in names:
         return UnsafeFile(
-            f"{repo} keeps its weights in a pickle ('{_PICKLE_FILE}'), which can run code when it is loaded.",
+            f"{repo} stores its weights in a pickle file ('{_PICKLE_FILE}'), which can run code when loaded.",
             hint="Where you trust it, load it with PEFT and save it again: "
             "`PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)` writes safetensors.",
         )

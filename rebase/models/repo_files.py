@@ -21,9 +21,9 @@ def read_json(
 ) -> dict[str, Any]:
     """A JSON file of the repo; its size is checked before it is fetched."""
     if path not in repo.files:
-        raise FileMissing(f"{repo} is {missing}: no {path}.", hint="Check that the right repo is named.")
+        raise FileMissing(f"{repo} is {missing}: it has no {path}.", hint="Check that it is the right repo.")
     if repo.files[path] > max_bytes:
-        raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; {max_bytes} are allowed.")
+        raise UnsafeFile(f"'{path}' of {repo} has {repo.files[path]} bytes; at most {max_bytes} are allowed.")
     return load_json_object(hub.fetch(repo, path), f"'{path}' of {repo}", max_bytes=max_bytes)
 
 
@@ -35,8 +35,9 @@ def read_index(hub: Hub, repo: PinnedRepo, path: str) -> dict[str, str]:
     for shard in sorted({str(shard) for shard in weight_map.values()}):
         if not SHARD_PATTERN.match(shard) or shard not in repo.files:
             raise UnsafeFile(
-                f"'{path}' of {repo} points at '{shard[:200]}', which is no safetensors file of this repo.",
-                hint="Upload the model again, with the index that belongs to its files.",
+                f"'{path}' of {repo} points at '{shard[:200]}', which is not a safetensors file in "
+                "this repo.",
+                hint="Upload the model again with an index that matches its files.",
             )
     return weight_map
 
@@ -46,6 +47,6 @@ def reject_pickle(repo: PinnedRepo, paths: Iterable[str]) -> None:
     pickles = sorted(path for path in paths if _PICKLE_PATTERN.search(path))
     if pickles:
         raise UnsafeFile(
-            f"{repo} keeps its weights in a pickle ('{pickles[0]}'), which can run code when it is loaded.",
-            hint="Convert the weights to safetensors and upload them; pickles are never opened here.",
+            f"{repo} stores its weights in a pickle file ('{pickles[0]}'), which can run code when loaded.",
+            hint="Convert the weights to safetensors and upload them; Rebase never opens pickle files.",
         )

@@ -60,7 +60,7 @@ def test_a_folder_of_a_folder_may_be_written_as_in_a_repo(tmp_path: Path) -> Non
 
 def test_a_reference_that_is_neither_says_so_with_its_cause(tmp_path: Path) -> None:
     for text, cause in (
-        ("no/such/folder", "it is no Hub repo id"),
+        ("no/such/folder", "it is not a Hub repo id"),
         ("acme/x:", "without a subfolder"),
         ("https://github.com/acme/x", "github.com"),
     ):

@@ -93,8 +93,8 @@ def test_an_index_that_leaves_a_shard_out_is_refused(folder: Path) -> None:
     ("entry", "cause"),
     [
         ("adapter_model-00002-of-00002.safetensors", "it is not"),
-        ("adapter_model-00009-of-00002.safetensors", "no safetensors file of this repo"),
-        ("../lora/adapter_model-00001-of-00002.safetensors", "no safetensors file of this repo"),
+        ("adapter_model-00009-of-00002.safetensors", "not a safetensors file in this repo"),
+        ("../lora/adapter_model-00001-of-00002.safetensors", "not a safetensors file in this repo"),
     ],
 )
 def test_an_index_that_lies_is_refused(folder: Path, entry: str, cause: str) -> None:
@@ -181,7 +181,7 @@ def test_an_adapter_that_is_only_a_pickle_is_refused_with_the_way_to_convert_it(
         (folder / name).write_bytes(b"pickle")
     error = say(folder)
     assert isinstance(error, UnsafeFile)
-    assert "a pickle ('adapter_model.bin')" in error.message
+    assert "a pickle file ('adapter_model.bin')" in error.message
     assert "save_pretrained" in (error.hint or "")
 
 
@@ -190,11 +190,11 @@ def test_the_files_of_a_trainer_are_not_taken_for_weights(folder: Path) -> None:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
         (folder / name).write_bytes(b"pickle")
     assert isinstance(error := say(folder), FileMissing)
-    assert "no adapter_model.safetensors" in error.message
+    assert "has no adapter_model.safetensors" in error.message
 
 
 def test_a_full_model_is_told_from_an_adapter(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     error = say(folder)
-    assert "not a PEFT adapter: no adapter_config.json" in error.message
+    assert "not a PEFT adapter: it has no adapter_config.json" in error.message
     assert "config.json of a full model" in (error.hint or "")

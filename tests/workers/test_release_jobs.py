@@ -242,7 +242,7 @@ def test_an_output_name_that_is_too_long_leaves_its_adapter_out(harness: Release
     assert campaign.tallies["convert"].total == 1
 
 
-def test_every_subfolder_of_a_library_is_an_adapter_with_an_output_of_its_own(
+def test_every_subfolder_of_a_library_has_an_output_of_its_own(
     harness: ReleaseHarness,
 ) -> None:
     library = [{"repo_id": "tiny/library", "subfolder": name} for name in ("sql", "poems")]
