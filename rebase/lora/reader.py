@@ -193,7 +193,11 @@ def read_adapter(
         vocabulary_loras=vocabulary_loras,
         parameters=parameters,
         expert_loras=expert_loras,
-        expert_ranks={name: config.get_rank(f"x.{name}") for name in config.target_parameters},
+        expert_ranks={
+            name: config.get_rank(f"x.{name}")
+            for name in config.target_parameters
+            if base.architecture.has_expert_parameter(name)
+        },
         task_type=config.task_type,
         is_headless=is_headless({module.name for module in modules.values()}, config, base),
         unknown_options=config.unknown_options,

@@ -140,6 +140,11 @@ class Architecture:
             if name.startswith(rest) and "." not in name.removeprefix(rest)
         }
 
+    def has_expert_parameter(self, ending: str) -> bool:
+        """Does a parameter with one matrix for each expert end with these parts of a name?"""
+        shapes = self.found.expert_shapes if self.found is not None else {}
+        return any(name.endswith(f".{ending}") for name in shapes)
+
     def list_fused_roles(self, site: Site) -> tuple[RoleName, ...]:
         """All roles of the module that computes this site, in the module's order."""
         return self.get_layout(site.layer)[self.get_submodule_name(site)]

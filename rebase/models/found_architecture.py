@@ -329,8 +329,10 @@ def _find_eps(layer: Any) -> float:
 
 
 def _is_linear(module: Any) -> bool:
+    """A module that PEFT can put a LoRA on. Some routers are linear layers that return a tuple."""
     weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Linear | Conv1D) and isinstance(weight, torch.Tensor) and weight.dim() == 2
+    is_matrix = isinstance(weight, torch.Tensor) and weight.dim() == 2
+    return isinstance(module, nn.Linear | Conv1D) and is_matrix and "Router" not in type(module).__name__
 
 
 def _get_shape(module: Any) -> tuple[int, int]:

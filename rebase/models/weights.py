@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -192,11 +193,10 @@ class ModelWeights:
         name the embedding in another way than transformers does."""
         if self.architecture.found is None:
             return None
-        first_layer = f"{self.architecture.get_layer_name(0)}."
-        prefixes = (self.architecture.root, *self.architecture.family.prefixes)
-        return next(
-            (p for p in prefixes if any(name.startswith(f"{p}{first_layer}") for name in self._infos)), None
-        )
+        first_layer = re.compile(rf"((?:.+\.)?){re.escape(self.architecture.get_layer_name(0))}\.")
+        found = {match[1] for name in self._infos if (match := first_layer.match(name)) is not None}
+        prefixes = (self.architecture.root, *self.architecture.family.prefixes, *sorted(found))
+        return next((prefix for prefix in prefixes if prefix in found), None)
 
     def _check_tensors(self) -> None:
         """Check that all tensors for sites and norms exist, are readable and have the config's shapes."""
