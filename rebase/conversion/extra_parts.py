@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rebase.conversion.expert_lora import plan_expert_loras, transfer_expert_loras
+from rebase.conversion.other_loras import (
+    plan_expert_loras,
+    plan_other_loras,
+    transfer_expert_loras,
+    transfer_other_loras,
+)
 from rebase.conversion.parameters import (
     PlannedParameter,
     find_coordinate_obstacle,
@@ -24,7 +29,13 @@ from rebase.conversion.vocabulary_lora import (
     transfer_vocabulary_loras,
 )
 from rebase.evidence.inputs import LoadedInputs
-from rebase.lora.extra_parts import ExpertLora, LeftBehind, StoredParameter, VocabularyLora
+from rebase.lora.extra_parts import (
+    ExpertLora,
+    LeftBehind,
+    OtherLora,
+    StoredParameter,
+    VocabularyLora,
+)
 from rebase.lora.writer import BuiltAdapter
 from rebase.schemas.conversions import OutputSpec
 
@@ -39,6 +50,7 @@ class ExtraPartsPlan:
     vocabulary_loras: tuple[PlannedVocabularyLora, ...]
     parameters: tuple[PlannedParameter, ...]
     expert_loras: tuple[ExpertLora, ...]
+    other_loras: tuple[OtherLora, ...]
     left_behind: tuple[LeftBehind, ...]
     warnings: tuple[str, ...] = ()
 
@@ -93,12 +105,21 @@ def plan_extra_parts(
     loras, lost_loras = plan_vocabulary_loras(inputs, token_map, obstacle)
     parameters, lost_parameters = plan_parameters(inputs, obstacle)
     expert_loras, lost_experts = plan_expert_loras(inputs, obstacle)
+    other_loras, lost_others = plan_other_loras(inputs, obstacle)
     return ExtraPartsPlan(
         tokens,
         loras,
         parameters,
         expert_loras,
-        (*adapter.left_behind, *tokens.left_behind, *lost_loras, *lost_parameters, *lost_experts),
+        other_loras,
+        (
+            *adapter.left_behind,
+            *tokens.left_behind,
+            *lost_loras,
+            *lost_parameters,
+            *lost_experts,
+            *lost_others,
+        ),
         token_map.warnings if token_map is not None and has_rows else (),
     )
 
@@ -111,11 +132,12 @@ def transfer_extra_parts(
         plan.vocabulary_loras, inputs, built, output.dtype, output.max_rank
     )
     built, parameter_summary = transfer_parameters(plan.parameters, inputs, built, output.dtype)
+    built, other_summary = transfer_other_loras(plan.other_loras, inputs, built, output.dtype)
     built, expert_summary = transfer_expert_loras(plan.expert_loras, inputs, built, output.dtype)
     tokens = transfer_tokens(plan.tokens, inputs, built, output.dtype)
     return TransferredParts(
         tokens.built,
-        {**lora_summary, **parameter_summary, **expert_summary, **tokens.summary},
+        {**lora_summary, **parameter_summary, **other_summary, **expert_summary, **tokens.summary},
         (*tokens.warnings, *_warn_loaders(lora_summary, parameter_summary, expert_summary)),
     )
 

@@ -72,9 +72,14 @@ def find_losses(plan: ExtraPartsPlan, lost: LostEffect | None, inputs: LoadedInp
     if plan.tokens.has_lost_new_tokens:
         text = "The adapter added tokens that the target does not have; prompts that use them will not work."
         yield Finding("new_tokens_lost", text, "doubt")
-    if experts := [part for part in plan.left_behind if part.kind == "LoRA on experts"]:
-        text = f"LoRA on the experts of {len(experts)} module(s) is lost ({experts[0].reason})."
-        yield Finding("experts_lost", text, "doubt")
+    for kind, code in (
+        ("LoRA on experts", "experts_lost"),
+        ("LoRA outside the language model", "tower_lost"),
+    ):
+        if lost_parts := [part for part in plan.left_behind if part.kind == kind]:
+            names = ", ".join(part.module for part in lost_parts[:MAX_LISTED])
+            text = f"{kind} is lost in {len(lost_parts)} module(s) ({names}): {lost_parts[0].reason}."
+            yield Finding(code, text, "doubt")
     if lost is None:
         return
     where = "on the source's logits" if lost.on_logits is not None else "by norm"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from rebase.lora.low_rank import Site
 from rebase.lora.token_rows import EmbeddingRole, get_embedding_role, iter_row_deltas
 from rebase.models.loading import load_transformers_model
 from rebase.models.partial_model import PartialModel
+from rebase.models.task_model import choose_runnable_config
 
 _PROBE_TOKENS = 32
 _MAX_PROBE_TRAINED = 8
@@ -82,9 +82,8 @@ class _SourceModel:
     """The source base as a running model to which parts of the adapter are added in place, in float32."""
 
     def __init__(self, inputs: LoadedInputs, device: torch.device) -> None:
-        config: Mapping[str, Any] = inputs.source.config
-        text_config = dict(config.get("text_config") or config)
-        state = dict(PartialModel().iter_weights(inputs.source_reader))
+        text_config, self._is_outer = choose_runnable_config(inputs.source.config)
+        state = dict(PartialModel(is_outer=self._is_outer).iter_weights(inputs.source_reader))
         self._inputs = inputs
         self._device = device
         self._model = load_transformers_model(text_config, state, torch.float32, "/source").to(device).eval()
@@ -152,7 +151,7 @@ class _SourceModel:
     def _get_parameter(self, name: str) -> Tensor:
         """By the name in the whole model; a nested text model is run alone, under its own root."""
         architecture = self._inputs.source.architecture
-        if name.startswith(architecture.root):
+        if name.startswith(architecture.root) and not self._is_outer:
             name = f"{architecture.family.root}{name.removeprefix(architecture.root)}"
         parameter: Tensor = self._model.get_parameter(name)
         return parameter.data

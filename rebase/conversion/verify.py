@@ -26,7 +26,7 @@ from rebase.lora.writer import BuiltAdapter
 from rebase.models.empty_model import build_model_config, check_structure
 from rebase.models.loading import load_transformers_model
 from rebase.models.partial_model import VOCABULARY_ROWS, PartialModel
-from rebase.models.task_model import CAUSAL_LM, TaskModel
+from rebase.models.task_model import CAUSAL_LM, TaskModel, choose_runnable_config
 from rebase.report.schema import Verification
 
 _MAX_PARTIAL_LAYERS = 2
@@ -58,22 +58,22 @@ def check_forward(
     Raises VerificationFailed if logits are not finite or the adapter changes nothing, UnsupportedModel if the
     target is incomplete.
     """
-    text_config = dict(raw.get("text_config") or raw)
-    vocab_size = int(build_model_config(text_config).vocab_size)  # config.json may omit defaults
+    text_config, is_outer = choose_runnable_config(raw)
+    # config.json may omit defaults
+    vocab_size = int(build_model_config(text_config).get_text_config().vocab_size)
     if can_run_whole(reader, whole_model_bytes):
-        partial_model, scope = PartialModel(), "whole model"
+        partial_model, scope = PartialModel(is_outer=is_outer), "whole model"
     else:
         kept_layers = tuple(sorted(layers)[:_MAX_PARTIAL_LAYERS])
-        partial_model = PartialModel.for_adapter(kept_layers, vocab_size, folder)
+        partial_model = PartialModel.for_adapter(kept_layers, vocab_size, folder, is_outer=is_outer)
         scope = (
             f"real weights of layers {', '.join(map(str, kept_layers))}, vocabulary cut to {VOCABULARY_ROWS}"
         )
     config = partial_model.build_config(text_config)
     weights = dict(partial_model.iter_weights(reader))
     model = load_transformers_model(config, weights, torch.float32, "/target", task_model).to(device).eval()
-    ids = _build_probe_ids(
-        int(config.get("vocab_size", vocab_size)), partial_model.find_retrained_tokens(folder)
-    ).to(device)
+    rows = int((config["text_config"] if is_outer else config).get("vocab_size", vocab_size))
+    ids = _build_probe_ids(rows, partial_model.find_retrained_tokens(folder)).to(device)
     with torch.inference_mode():
         base_logits = task_model.get_output(model(ids, use_cache=False))
     wrapped = get_peft_model(model, partial_model.build_adapter_config(folder))

@@ -24,6 +24,12 @@ _DTYPES = frozenset({"F32", "F16", "BF16"})
 # first two to `modules_to_save` by itself.
 HEAD_MODULES = frozenset({"score", "classifier", "qa_outputs"})
 
+# What the parts of models that also see or hear are called in transformers.
+_OUTSIDE = (
+    *("vision", "visual", "image", "audio", "speech", "multi_modal_projector", "multimodal_projector"),
+    *("mm_projector", "connector", "aligner", "embed_vision", "embed_audio"),
+)
+
 ParameterKind = Literal["head", "bias", "norm", "module"]
 
 
@@ -86,6 +92,21 @@ class ExpertLora:
     A: str
     B: str
     scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class OtherLora:
+    """LoRA on a linear module outside the language model: a vision or audio tower, a projector.
+
+    `base_name`: the module's weight in the source base's checkpoint, (o, i).
+    """
+
+    module: str
+    A: str
+    B: str
+    rank: int
+    scale: float
+    base_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +186,47 @@ def take_expert_loras(
             )
         loras.append(ExpertLora(name, tensors.A, tensors.B, config.compute_scale(f"{module}.{matching[0]}")))
     return tuple(loras)
+
+
+def take_other_loras(
+    groups: TensorGroups, config: AdapterConfig, infos: Mapping[str, TensorInfo], base: ModelWeights
+) -> tuple[tuple[OtherLora, ...], list[LeftBehind]]:
+    """LoRA outside the language model, taken out of the groups' modules: (what the base has in these shapes,
+    what it does not)."""
+    loras: list[OtherLora] = []
+    left_behind: list[LeftBehind] = []
+    for name in sorted(groups.modules):
+        if base.architecture.find_module_sites(name) or not is_outside_text(name):
+            continue
+        tensors = groups.modules.pop(name)
+        if not config.targets_module(name, -1) or tensors.A is None or tensors.B is None:
+            continue
+        tensor, rank = base.find_outer_tensor(f"{name}.weight"), config.get_rank(name)
+        A, B = infos[tensors.A], infos[tensors.B]
+        expected = base.tensor_shape(tensor) if tensor is not None else ()
+        if (
+            tensor is None
+            or tensors.magnitude is not None
+            or (A.shape, B.shape)
+            != (
+                (rank, *expected[1:]),
+                (*expected[:1], rank),
+            )
+        ):
+            reason = (
+                "the source base has no linear module of this name and shape, or it was trained with DoRA"
+            )
+            left_behind.append(LeftBehind(name, "LoRA outside the language model", reason))
+            continue
+        _check_dtype(name, A)
+        _check_dtype(name, B)
+        loras.append(OtherLora(name, tensors.A, tensors.B, rank, config.compute_scale(name), tensor))
+    return tuple(loras), left_behind
+
+
+def is_outside_text(module: str) -> bool:
+    """Does the module belong to a vision or audio tower, or to a projector between one and the text?"""
+    return any(part.lower().startswith(_OUTSIDE) for part in module.split("."))
 
 
 def find_vocabulary_loras(

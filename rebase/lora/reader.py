@@ -21,6 +21,7 @@ from rebase.lora.extra_parts import (
     find_parameters,
     find_vocabulary_loras,
     take_expert_loras,
+    take_other_loras,
 )
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank, Site
@@ -148,6 +149,7 @@ def read_adapter(
     reject_empty_tensors(infos)
     groups = group_tensor_names(infos, config.modules_to_save)
     expert_loras = take_expert_loras(groups, config, infos, base)
+    other_loras, lost_loras = take_other_loras(groups, config, infos, base)
     parameters, unknown = find_parameters(groups, config, infos, base)
     reject_unknown_tensors([*groups.unknown, *unknown], groups, base)
     modules: dict[Site, _LoraModule] = {}
@@ -166,6 +168,7 @@ def read_adapter(
             modules[site] = checked
     width = base.architecture.hidden
     vocabulary_loras, left_behind = find_vocabulary_loras(groups, config, infos, width)
+    left_behind += lost_loras
     left_behind += [
         LeftBehind(name, "value head", "only TRL's PPO trainer uses it") for name in groups.value_heads
     ]
@@ -177,6 +180,7 @@ def read_adapter(
             *groups.parameters,
             *groups.value_heads,
             *(lora.module for lora in expert_loras),
+            *(lora.module for lora in other_loras),
         }
     )
     if not modules and other_modules:
@@ -193,6 +197,7 @@ def read_adapter(
         vocabulary_loras=vocabulary_loras,
         parameters=parameters,
         expert_loras=expert_loras,
+        other_loras=other_loras,
         expert_ranks={
             name: config.get_rank(f"x.{name}")
             for name in config.target_parameters

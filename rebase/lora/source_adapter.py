@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from rebase.errors import MalformedAdapter
-from rebase.lora.extra_parts import ExpertLora, LeftBehind, StoredParameter, VocabularyLora
+from rebase.lora.extra_parts import (
+    ExpertLora,
+    LeftBehind,
+    OtherLora,
+    StoredParameter,
+    VocabularyLora,
+)
 from rebase.lora.linalg import factorize
 from rebase.lora.low_rank import LowRank, Site
 from rebase.lora.tensors import TensorReader
@@ -35,9 +41,9 @@ class AdapterContents:
     """What an adapter has besides its updates of sites.
 
     `warnings`: messages for users. `left_behind`: trained parts that cannot be transferred in any case.
-    `tables`, `vocabulary_loras`, `parameters`, `expert_loras`: what was trained besides the sites; the caller
-    decides whether to transfer it. `expert_ranks`: PEFT's `target_parameters`, each with its rank.
-    `task_type`: PEFT's, or None. `is_headless`: trained on the model that `AutoModel` loads.
+    `tables`, `vocabulary_loras`, `parameters`, `expert_loras`, `other_loras`: what was trained besides the
+    sites; the caller decides whether to transfer it. `expert_ranks`: PEFT's `target_parameters`, each with
+    its rank. `task_type`: PEFT's, or None. `is_headless`: trained on the model that `AutoModel` loads.
     `unknown_options`: switched-on config keys that PEFT does not know.
     """
 
@@ -47,6 +53,7 @@ class AdapterContents:
     vocabulary_loras: tuple[VocabularyLora, ...] = ()
     parameters: tuple[StoredParameter, ...] = ()
     expert_loras: tuple[ExpertLora, ...] = ()
+    other_loras: tuple[OtherLora, ...] = ()
     expert_ranks: Mapping[str, int] = field(default_factory=dict)
     task_type: str | None = "CAUSAL_LM"
     is_headless: bool = False
@@ -113,7 +120,7 @@ class SourceAdapter(ABC):
         A, B = self._read(lora.A), self._read(lora.B)
         return LowRank(A.T * lora.scale, B.T) if lora.is_embedding else LowRank(B * lora.scale, A)
 
-    def read_expert_lora(self, lora: ExpertLora) -> LowRank:
+    def read_expert_lora(self, lora: ExpertLora | OtherLora) -> LowRank:
         """The factors as PEFT stores them, in float32, with the scale folded into B."""
         return LowRank(self._read(lora.B) * lora.scale, self._read(lora.A))
 

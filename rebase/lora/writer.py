@@ -228,6 +228,23 @@ def add_vocabulary_lora(
     return replace(built, tensors=dict(sorted({**built.tensors, **added}.items())), config=config)
 
 
+def add_module_loras(built: BuiltAdapter, updates: Mapping[str, LowRank], dtype: str) -> BuiltAdapter:
+    """The adapter with LoRA on further linear modules of the model, by their full names."""
+    for module, update in sorted(updates.items()):
+        stored = _cast(module, update, dtype)
+        rank = max(built.rank, update.rank)
+        built = _pad_to_rank(built, rank)
+        pad = rank - update.rank
+        tensors = {
+            **built.tensors,
+            f"{_PREFIX}{module}{_LORA_A}": torch.nn.functional.pad(stored.A, (0, 0, 0, pad)).contiguous(),
+            f"{_PREFIX}{module}{_LORA_B}": torch.nn.functional.pad(stored.B, (0, pad)).contiguous(),
+        }
+        config = {**built.config, "target_modules": sorted({*built.config["target_modules"], module})}
+        built = replace(built, tensors=dict(sorted(tensors.items())), config=config)
+    return built
+
+
 def add_expert_loras(
     built: BuiltAdapter,
     loras: Mapping[str, LowRank],

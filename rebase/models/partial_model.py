@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from rebase.models.empty_model import load_adapter_config
 
 _LAYER = re.compile(r"(^|\.)(layers|h)\.(\d+)\.")
 _TEXT_PREFIX = re.compile(r"(^|\.)(?:language_model\.model|model\.language_model)\.")
-_NOT_TEXT = re.compile(r"(vision_tower|vision_model|multi_modal_projector|visual)\.")
+_NOT_TEXT = re.compile(
+    r"(vision_tower|vision_model|multi_modal_projector|visual|audio_tower|embed_vision|embed_audio)\."
+)
 _VOCABULARY = re.compile(r"(embed_tokens|wte|embed_in|embed_out|lm_head)\.(weight|bias)$")
 _EMBEDDING_LORA = re.compile(r"(embed_tokens|wte|embed_in)\.lora_embedding_A$")
 _HEAD_LORA = re.compile(r"(embed_out|lm_head)\.lora_B\.weight$")
@@ -34,25 +36,33 @@ _MAX_RETRAINED_ROWS = 128  # maximum retrained rows per table to include, wherev
 class PartialModel:
     """Which part to keep. `layers`: ascending, or None for the whole model. The cut vocabulary is the first
     `first` rows plus `extra`, which are ascending ids above those. `vocabulary`: the full number of rows.
+    `is_outer`: the model that contains the text model runs, because the text model has no class of its own.
     """
 
     layers: tuple[int, ...] | None = None
     vocab_size: int = 0
     first_rows: int = 0
     extra_rows: tuple[int, ...] = ()
+    is_outer: bool = False
 
     @classmethod
-    def for_adapter(cls, layers: tuple[int, ...], vocab_size: int, folder: Path) -> PartialModel:
+    def for_adapter(
+        cls, layers: tuple[int, ...], vocab_size: int, folder: Path, *, is_outer: bool = False
+    ) -> PartialModel:
         """`VOCABULARY_ROWS` tokens: the first ones, and those retrained by the adapter in `folder`."""
         retrained = _get_token_indices(load_adapter_config(folder))
         retrained_ids = sorted({id_ for ids in retrained.values() for id_ in ids[:_MAX_RETRAINED_ROWS]})
         extra_rows = tuple(id_ for id_ in retrained_ids if VOCABULARY_ROWS <= id_ < vocab_size)
-        return cls(layers, vocab_size, min(vocab_size, VOCABULARY_ROWS) - len(extra_rows), extra_rows)
+        first_rows = min(vocab_size, VOCABULARY_ROWS) - len(extra_rows)
+        return cls(layers, vocab_size, first_rows, extra_rows, is_outer)
 
     def build_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """The config.json of this part."""
         if self.layers is None:
             return config
+        if self.is_outer:
+            inner = replace(self, is_outer=False)
+            return {**config, "text_config": inner.build_config(dict(config["text_config"]))}
         key = "num_hidden_layers" if "num_hidden_layers" in config else "n_layer"
         depth = int(config[key])
         part: dict[str, Any] = {
@@ -71,7 +81,7 @@ class PartialModel:
         """(name in the repo, name in this part) of each tensor."""
         for name in sorted(reader.infos()):
             new_name = self._rename(name)
-            if new_name is not None and not _NOT_TEXT.search(name):
+            if new_name is not None and (self.is_outer or not _NOT_TEXT.search(name)):
                 yield name, new_name
 
     def iter_weights(self, reader: TensorReader) -> Iterator[tuple[str, Tensor]]:
@@ -95,7 +105,7 @@ class PartialModel:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 new_name = self._rename(name)
-                if new_name is None:
+                if new_name is None or (_NOT_TEXT.search(name) and not self.is_outer):
                     continue
                 if self.layers is not None and (_VOCABULARY.search(name) or _HEAD_LORA.search(name)):
                     table = file.get_slice(name)
@@ -119,7 +129,9 @@ class PartialModel:
         config.layers_pattern = None
         if isinstance(config.target_modules, list | set):  # full names inside a larger model
             config.target_modules = [
-                new_name for name in config.target_modules if (new_name := self._rename(name))
+                new_name
+                for name in config.target_modules
+                if (new_name := self._rename(name)) and (self.is_outer or not _NOT_TEXT.search(f"{name}."))
             ]
         if config.modules_to_save is not None:  # full names of norms and other whole modules
             config.modules_to_save = [
@@ -149,7 +161,9 @@ class PartialModel:
 
     def _rename(self, name: str) -> str | None:
         """The name inside the (cut) text model, or None when the tensor is not part of it."""
-        name = _TEXT_PREFIX.sub(r"\1model.", name)
+        if self.is_outer and _NOT_TEXT.search(name):
+            return name
+        name = name if self.is_outer else _TEXT_PREFIX.sub(r"\1model.", name)
         match = _LAYER.search(name)
         if self.layers is None or match is None:
             return name

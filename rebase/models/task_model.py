@@ -77,3 +77,15 @@ class TaskModel:
 
 
 CAUSAL_LM = TaskModel()
+
+
+def choose_runnable_config(raw: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """(the config of the model to run for text, whether it is the outer one): the text model's own, if
+    transformers has a causal language model of its type."""
+    text_config = raw.get("text_config")
+    if not isinstance(text_config, Mapping):
+        return dict(raw), False
+    config_class: Any = transformers.CONFIG_MAPPING.get(str(text_config.get("model_type")), None)
+    if config_class in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return dict(text_config), False
+    return dict(raw), True

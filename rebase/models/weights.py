@@ -99,6 +99,12 @@ class ModelWeights:
         tensor = f"{self._prefix}{rest}"
         return tensor if tensor in self._infos else None
 
+    def find_outer_tensor(self, name: str) -> str | None:
+        """The checkpoint's tensor for a parameter outside the text model; some checkpoints leave out the
+        leading `model.`, others the adapter does."""
+        candidates = (name, name.removeprefix("model."), f"model.{name}")
+        return next((candidate for candidate in candidates if candidate in self._infos), None)
+
     def get_parameter_name(self, tensor: str) -> str:
         """The parameter's name in the causal language model that transformers builds; `tensor`: its name in
         the checkpoint."""

@@ -1,4 +1,5 @@
-"""Transfers LoRA on the experts of a mixture, to a target whose experts have the same number and shapes."""
+"""Transfers LoRA that is on no linear module of the decoder layers: on the experts of a mixture, to a target
+whose experts have the same number and shapes, and on vision or audio towers and projectors of equal shape."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from rebase.evidence.inputs import LoadedInputs
-from rebase.lora.extra_parts import ExpertLora, LeftBehind
-from rebase.lora.writer import BuiltAdapter, add_expert_loras
+from rebase.lora.extra_parts import ExpertLora, LeftBehind, OtherLora
+from rebase.lora.writer import BuiltAdapter, add_expert_loras, add_module_loras
 from rebase.models.architecture import Architecture
 
 _KIND = "LoRA on experts"
@@ -44,6 +45,40 @@ def transfer_expert_loras(
         dtype=dtype,
     )
     return built, {"expert_loras.carried": float(len(planned))}
+
+
+def plan_other_loras(
+    inputs: LoadedInputs, obstacle: str | None
+) -> tuple[tuple[OtherLora, ...], list[LeftBehind]]:
+    """(updates to transfer, those left behind)."""
+    planned: list[OtherLora] = []
+    left_behind: list[LeftBehind] = []
+    for lora in inputs.adapter.contents.other_loras:
+        tensor = inputs.target.find_outer_tensor(f"{lora.module}.weight")
+        reason = obstacle
+        if reason is None and tensor is None:
+            reason = "the target has no such module"
+        if reason is None and tensor is not None:
+            shapes = inputs.source.tensor_shape(lora.base_name), inputs.target.tensor_shape(tensor)
+            if shapes[0] != shapes[1]:
+                reason = (
+                    f"its shape is {list(shapes[0])} in the source base and {list(shapes[1])} in the target"
+                )
+        if reason is None:
+            planned.append(lora)
+        else:
+            left_behind.append(LeftBehind(lora.module, "LoRA outside the language model", reason))
+    return tuple(planned), left_behind
+
+
+def transfer_other_loras(
+    planned: Sequence[OtherLora], inputs: LoadedInputs, built: BuiltAdapter, dtype: str
+) -> tuple[BuiltAdapter, dict[str, float]]:
+    """(the adapter with these updates, measurements). Raises MalformedAdapter, VerificationFailed."""
+    if not planned:
+        return built, {}
+    updates = {lora.module: inputs.adapter.read_expert_lora(lora) for lora in planned}
+    return add_module_loras(built, updates, dtype), {"other_loras.carried": float(len(planned))}
 
 
 def _get_expert_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
