@@ -26,6 +26,7 @@ from rebase.models.empty_model import build_empty_model
 from rebase.models.families import Family, NormKind
 
 _MAX_LAYERS = 1024
+_MAX_EXPERTS = 4096
 _CACHED_CONFIGS = 16
 _EXPERT_DIMENSIONS = 3  # expert, output, input
 
@@ -85,6 +86,7 @@ _POST_NORM_TYPES = frozenset({"olmo2", "olmo3", "exaone4"})  # `post_attention_l
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
     """Build the config's model without weights and look at it. Raises UnsupportedModel."""
+    _check_counts(config)
     return _find_cached(json.dumps(config, sort_keys=True, default=str))
 
 
@@ -162,6 +164,18 @@ def _find_cached(text: str) -> Architecture:
             tuple(name for name, _ in model.named_modules() if name),
         ),
     )
+
+
+def _check_counts(config: Mapping[str, Any]) -> None:
+    """Raises UnsupportedModel for numbers of modules that no model has: each is built, if without weights."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_counts(value)
+        elif isinstance(value, int) and any(word in key for word in ("layer", "depth", "expert", "block")):
+            limit = _MAX_LAYERS if "expert" not in key else _MAX_EXPERTS
+            is_count = not key.endswith(("_size", "_dim", "_id", "_token", "_tok"))
+            if is_count and value > limit:
+                raise UnsupportedModel(f"config.json: {key} is {value}; at most {limit} are built.")
 
 
 class _RoleFinder:

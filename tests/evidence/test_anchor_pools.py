@@ -151,17 +151,17 @@ def test_a_second_prediction_computes_no_inner_products_and_gives_the_same_bytes
 def test_a_warm_second_prediction_reads_each_anchor_once_and_target_anchors_only_where_they_weigh(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rebase.lora.source_adapter import SourceAdapter
+    from rebase.lora.reader import LoraAdapter
 
     register_pool(pool_request(), tools_of(hub), NullReporter())
     read: list[tuple[int, Any]] = []
-    plain = SourceAdapter.delta
+    plain = LoraAdapter.delta
 
-    def watched(self: SourceAdapter, site: Any) -> Any:
+    def watched(self: LoraAdapter, site: Any) -> Any:
         read.append((id(self), site))
         return plain(self, site)
 
-    monkeypatch.setattr(SourceAdapter, "delta", watched)
+    monkeypatch.setattr(LoraAdapter, "delta", watched)
     method = {"name": "anchor_ridge", "predictor": "topk_ridge", "count": 1, "penalty": 1e-9}
     convert(hub, OnePool(pool_request()), method=method, kind="precheck")
     per_adapter = {reader: sum(1 for who, _ in read if who == reader) for reader, _ in read}

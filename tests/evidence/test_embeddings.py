@@ -75,7 +75,7 @@ def test_the_digest_tells_tokens_order_sides_and_spread_apart():
 
 
 def _rows_of(tensor, weights, role):
-    rows = weights.architecture.get_output_rows(role)
+    rows = weights.architecture.get_output_rows(Site(0, role))
     return tensor if rows is None else tensor[:, rows]
 
 

@@ -129,7 +129,7 @@ def test_a_missing_rank_is_refused():
         AdapterConfig.parse({"peft_type": "LORA"})
 
 
-@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "IA3", "ADALORA", "PREFIX_TUNING", "OFT", "VERA"])
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "XLORA", "POLY"])
 def test_other_peft_types_are_refused_by_name(kind):
     with pytest.raises(UnsupportedAdapter, match=kind):
         AdapterConfig.parse({"peft_type": kind})
@@ -140,7 +140,6 @@ def test_other_peft_types_are_refused_by_name(kind):
     [
         {"layer_replication": [[0, 2], [1, 3]]},
         {"lora_bias": True},
-        {"target_parameters": ["experts.gate_up_proj"]},
         {"alora_invocation_tokens": [1, 2]},
         {"use_qalora": True},
     ],
@@ -150,7 +149,7 @@ def test_lora_variants_with_another_update_rule_are_refused_by_key(change):
         AdapterConfig.parse(PLAIN | change)
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
+@pytest.mark.parametrize("start", ["corda", "loftq", "lora_ga"])
 def test_initialisations_that_moved_the_base_are_refused(start):
     with pytest.raises(UnsupportedAdapter, match=start):
         AdapterConfig.parse(PLAIN | {"init_lora_weights": start})
@@ -158,7 +157,15 @@ def test_initialisations_that_moved_the_base_are_refused(start):
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
 def test_initialisations_that_leave_the_base_alone_are_accepted(start):
-    assert AdapterConfig.parse(PLAIN | {"init_lora_weights": start}).rank == 8
+    config = AdapterConfig.parse(PLAIN | {"init_lora_weights": start})
+    assert (config.rank, config.initial_update) == (8, None)
+
+
+@pytest.mark.parametrize(
+    ("start", "update"), [("pissa", "pissa"), ("pissa_niter_16", "pissa"), ("olora", "olora")]
+)
+def test_initialisations_that_take_a_part_of_the_base_away_are_remembered(start, update):
+    assert AdapterConfig.parse(PLAIN | {"init_lora_weights": start}).initial_update == update
 
 
 def test_a_pattern_made_to_hang_the_matcher_is_refused_in_time():

@@ -56,7 +56,7 @@ def _merged_by_hand(model_type, deltas):
         for site, delta in deltas.items():
             weight = model.get_submodule(arch.get_module_name(site)).weight
             view = weight.T if arch.family.transposed else weight
-            rows = arch.get_output_rows(site.role)
+            rows = arch.get_output_rows(site)
             view[slice(None) if rows is None else rows] += delta.B @ delta.A
     return model(token_batch()).logits.detach()
 

@@ -42,7 +42,7 @@ def test_weight_and_bias_of_all_roles_reproduce_the_modules_output(model_type):
         module = model.get_submodule(architecture.get_module_name(site))
         x = torch.randn(6, architecture.in_features(site.role))
         y = module(x).detach()
-        rows = architecture.get_output_rows(site.role)
+        rows = architecture.get_output_rows(site)
         expected = y if rows is None else y[:, rows]
         bias = weights.bias(site)
         found = x @ weights.weight(site).T + (0 if bias is None else bias)
@@ -165,10 +165,6 @@ def test_half_precision_weights_come_as_float32():
     [
         (lambda state: state.pop("model.layers.1.mlp.up_proj.weight"), "model.layers.1.mlp.up_proj.weight"),
         (lambda state: state.pop("model.embed_tokens.weight"), "embed_tokens"),
-        (
-            lambda state: state.update({"model.layers.0.mlp.experts.0.w1.weight": torch.zeros(1)}),
-            "mlp.experts.0.w1",
-        ),
         (
             lambda state: state.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(3, 3)}),
             "up_proj.weight has shape",

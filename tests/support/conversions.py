@@ -59,6 +59,12 @@ class AdapterWorld:
         self.save(wrapped)
         return wrapped.eval()
 
+    def train_on(self, model: Any, **lora: Any) -> PeftModel:
+        """Save an adapter of this model of the old base, with random factors."""
+        wrapped = with_adapter(model, **{**LORA, **lora})
+        self.save(wrapped)
+        return wrapped.eval()
+
     def save(self, wrapped: PeftModel) -> None:
         """Save what PEFT saves, naming the old base."""
         wrapped.save_pretrained(str(self.hub / SKILL))
