@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.extra_parts import ExpertLora, LeftBehind, OtherLora
-from rebase.lora.writer import BuiltAdapter, add_expert_loras, add_module_loras
+from rebase.lora.extra_writer import add_expert_loras, add_module_loras
+from rebase.lora.writer import BuiltAdapter
 from rebase.models.architecture import Architecture
 
 _KIND = "LoRA on experts"

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.extra_parts import LeftBehind, StoredParameter
-from rebase.lora.writer import BuiltAdapter, OutputParameter, add_parameters
+from rebase.lora.extra_writer import OutputParameter, add_parameters
+from rebase.lora.writer import BuiltAdapter
 from rebase.methods.registry import get_method
 
 _KINDS = {

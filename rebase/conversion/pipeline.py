@@ -39,7 +39,8 @@ from rebase.evaluation.evaluate import evaluate_adapter, reject_worse
 from rebase.evaluation.prepare import PreparedEvaluation, prepare_evaluation
 from rebase.hub.base import Published, is_folder
 from rebase.hub.repo_metadata import read_license
-from rebase.lora.writer import BuiltAdapter, build_adapter, set_task
+from rebase.lora.extra_writer import set_task
+from rebase.lora.writer import BuiltAdapter, build_adapter
 from rebase.report.progress import ProgressReporter, ResolvedRevisions
 from rebase.report.schema import Report
 from rebase.report.selection import Selection

@@ -24,6 +24,7 @@ from rebase.conversion.token_tables import (
 )
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.extra_parts import LeftBehind
+from rebase.lora.extra_writer import OutputTable, add_embedding_tables
 from rebase.lora.source_adapter import SourceAdapter
 from rebase.lora.token_rows import (
     EmbeddingTable,
@@ -34,7 +35,7 @@ from rebase.lora.token_rows import (
     iter_row_deltas,
 )
 from rebase.lora.trained_tables import StoredTable
-from rebase.lora.writer import BuiltAdapter, OutputTable, add_embedding_tables
+from rebase.lora.writer import BuiltAdapter
 
 _MAX_ROUNDING_ERROR = 0.25  # fraction of the trained change lost to rounding above which to warn
 _KIND = "trained token rows"

@@ -12,10 +12,11 @@ from rebase.conversion.token_map import TokenMap
 from rebase.conversion.token_tables import get_module_name, get_table, has_both_tables
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.extra_parts import LeftBehind, VocabularyLora
+from rebase.lora.extra_writer import add_vocabulary_lora
 from rebase.lora.linalg import frobenius, truncate
 from rebase.lora.low_rank import LowRank
 from rebase.lora.token_rows import EmbeddingRole, get_embedding_role
-from rebase.lora.writer import BuiltAdapter, add_vocabulary_lora
+from rebase.lora.writer import BuiltAdapter
 
 _KIND = "LoRA on token rows"
 

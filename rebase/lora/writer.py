@@ -6,9 +6,8 @@ a factor of 1 whether it reads global or per-module values and whether or not it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,18 +73,15 @@ class BuiltAdapter:
     def modules(self) -> tuple[str, ...]:
         """Names of the modules of the target that have a LoRA."""
         return tuple(
-            name.removeprefix(_PREFIX).removesuffix(_LORA_A)
-            for name in self.tensors
-            if name.endswith(_LORA_A)
+            name.removeprefix(PREFIX).removesuffix(LORA_A) for name in self.tensors if name.endswith(LORA_A)
         )
 
     def adapts(self, module: str) -> bool:
         """Does this module of the target have a LoRA?"""
-        return f"{_PREFIX}{module}{_LORA_A}" in self.tensors
+        return f"{PREFIX}{module}{LORA_A}" in self.tensors
 
 
-_PREFIX, _LORA_A, _LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-_EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
+PREFIX, LORA_A, LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def build_adapter(
@@ -119,197 +115,24 @@ def build_adapter(
     rank = max(1, *(update.rank for _, update in modules.values()))
     tensors: dict[str, Tensor] = {}
     for name, (sites, update) in modules.items():
-        stored = _cast(name, update, dtype)
+        stored = cast_update(name, update, dtype)
         for site in sites:
             measurements[site] |= _measure_storage_error(
                 site, deltas[site], _slice_site(target, site, stored), dtype
             )
         pad = rank - update.rank
-        tensors[f"{_PREFIX}{name}{_LORA_A}"] = torch.nn.functional.pad(stored.A, (0, 0, 0, pad)).contiguous()
-        tensors[f"{_PREFIX}{name}{_LORA_B}"] = torch.nn.functional.pad(stored.B, (0, pad)).contiguous()
+        tensors[f"{PREFIX}{name}{LORA_A}"] = torch.nn.functional.pad(stored.A, (0, 0, 0, pad)).contiguous()
+        tensors[f"{PREFIX}{name}{LORA_B}"] = torch.nn.functional.pad(stored.B, (0, pad)).contiguous()
     config = _build_config(target, tuple(modules), rank, base_model, revision)
     return BuiltAdapter(dict(sorted(tensors.items())), config, rank, measurements)
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTable:
-    """Token rows for one module of the target: those of `ids` (ascending), or all rows if `ids` is None."""
-
-    module: str
-    ids: tuple[int, ...] | None
-    rows: Tensor
-
-
-def add_embedding_tables(built: BuiltAdapter, tables: Sequence[OutputTable], *, tie: bool) -> BuiltAdapter:
-    """The adapter with token rows as PEFT (0.15 and later) stores them.
-
-    tie: the target shares one table between input and output, and keeps doing so. Single rows then need only
-    the embedding; whole tables are given for both modules.
-    """
-    tensors, config = dict(built.tensors), dict(built.config)
-    for table in tables:
-        part = "weight" if table.ids is None else "token_adapter.trainable_tokens_delta"
-        tensors[f"{_PREFIX}{table.module}.{part}"] = table.rows
-    full_tables = [_get_leaf_name(table.module) for table in tables if table.ids is None]
-    token_indices = {
-        _get_leaf_name(table.module): list(table.ids) for table in tables if table.ids is not None
-    }
-    if full_tables:
-        config["modules_to_save"] = sorted([*(config["modules_to_save"] or ()), *full_tables])
-    if token_indices:
-        config["trainable_token_indices"] = token_indices
-    if tie and full_tables:
-        config["ensure_weight_tying"] = True
-    return replace(built, tensors=dict(sorted(tensors.items())), config=config)
-
-
-@dataclass(frozen=True, slots=True)
-class OutputParameter:
-    """A fully trained parameter of the target, such as `model.norm.weight`, in float32."""
-
-    name: str
-    value: Tensor
-
-    @property
-    def module(self) -> str:
-        """The module that has it."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def parameter(self) -> str:
-        """`weight` or `bias`."""
-        return self.name.rpartition(".")[2]
-
-
-def add_parameters(built: BuiltAdapter, parameters: Sequence[OutputParameter], dtype: str) -> BuiltAdapter:
-    """The adapter with fully trained parameters as PEFT stores them: biases of adapted modules under
-    `bias: lora_only`, everything else in `modules_to_save`, under full names.
-
-    PEFT compares `modules_to_save` with the ends of names, so that `norm` alone would mean every layer norm.
-    Raises VerificationFailed for values that are not finite or overflow the dtype.
-    """
-    tensors, config = dict(built.tensors), dict(built.config)
-    modules: set[str] = set(config["modules_to_save"] or ())
-    for parameter in parameters:
-        value = parameter.value.to(DTYPES[dtype])
-        if not bool(torch.isfinite(value).all()):
-            raise _make_overflow_error(parameter.name, dtype)
-        if built.adapts(parameter.module):
-            config["bias"] = "lora_only"
-            tensors[f"{_PREFIX}{parameter.module}.base_layer.{parameter.parameter}"] = value.contiguous()
-        else:
-            modules.add(parameter.module)
-            tensors[f"{_PREFIX}{parameter.name}"] = value.contiguous()
-    config["modules_to_save"] = sorted(modules) or None
-    return replace(built, tensors=dict(sorted(tensors.items())), config=config)
-
-
-def add_vocabulary_lora(
-    built: BuiltAdapter, module: str, update: LowRank, *, is_embedding: bool, dtype: str
-) -> BuiltAdapter:
-    """The adapter with a LoRA on its embedding or output head; `update`: the change of the table, (tokens,
-    width). All modules are padded to the larger rank."""
-    stored = _cast(module, update, dtype)
-    rank = max(built.rank, update.rank)
-    built = _pad_to_rank(built, rank)
-    pad = rank - update.rank
-    B = torch.nn.functional.pad(stored.B, (0, pad)).contiguous()
-    A = torch.nn.functional.pad(stored.A, (0, 0, 0, pad)).contiguous()
-    prefix = f"{_PREFIX}{module}"
-    added = (
-        {f"{prefix}{_EMBEDDING_A}": B.T.contiguous(), f"{prefix}{_EMBEDDING_B}": A.T.contiguous()}
-        if is_embedding
-        else {f"{prefix}{_LORA_A}": A, f"{prefix}{_LORA_B}": B}
-    )
-    targets = built.config["target_modules"]
-    uses_full_names = any("." in name and name in built.modules for name in targets)
-    name = module if uses_full_names else _get_leaf_name(module)
-    config = {**built.config, "target_modules": sorted({*targets, name})}
-    return replace(built, tensors=dict(sorted({**built.tensors, **added}.items())), config=config)
-
-
-def add_module_loras(built: BuiltAdapter, updates: Mapping[str, LowRank], dtype: str) -> BuiltAdapter:
-    """The adapter with LoRA on further linear modules of the model, by their full names."""
-    for module, update in sorted(updates.items()):
-        stored = _cast(module, update, dtype)
-        rank = max(built.rank, update.rank)
-        built = _pad_to_rank(built, rank)
-        pad = rank - update.rank
-        tensors = {
-            **built.tensors,
-            f"{_PREFIX}{module}{_LORA_A}": torch.nn.functional.pad(stored.A, (0, 0, 0, pad)).contiguous(),
-            f"{_PREFIX}{module}{_LORA_B}": torch.nn.functional.pad(stored.B, (0, pad)).contiguous(),
-        }
-        config = {**built.config, "target_modules": sorted({*built.config["target_modules"], module})}
-        built = replace(built, tensors=dict(sorted(tensors.items())), config=config)
-    return built
-
-
-def add_expert_loras(
-    built: BuiltAdapter,
-    loras: Mapping[str, LowRank],
-    *,
-    ranks: Mapping[str, int],
-    dtype: str,
-) -> BuiltAdapter:
-    """The adapter with LoRA on parameters that hold one matrix for each expert. `loras`: PEFT's module name →
-    factors as PEFT stores them; `ranks`: PEFT's `target_parameters` → the rank of each expert, which patterns
-    keep apart from that of the modules."""
-    added: dict[str, Tensor] = {}
-    for module, factors in loras.items():
-        stored = _cast(module, factors, dtype)
-        added[f"{_PREFIX}{module}{_LORA_A}"] = stored.A.contiguous()
-        added[f"{_PREFIX}{module}{_LORA_B}"] = stored.B.contiguous()
-    patterns = {rf".*\.{re.escape(name)}": rank for name, rank in ranks.items()}
-    config = {
-        **built.config,
-        "target_parameters": sorted(ranks),
-        "rank_pattern": {**built.config["rank_pattern"], **patterns},
-        "alpha_pattern": {**built.config["alpha_pattern"], **patterns},
-    }
-    return replace(built, tensors=dict(sorted({**built.tensors, **added}.items())), config=config)
-
-
-def _pad_to_rank(built: BuiltAdapter, rank: int) -> BuiltAdapter:
-    pad = rank - built.rank
-    if pad == 0:
-        return built
-    tensors = dict(built.tensors)
-    for name, tensor in tensors.items():
-        if name.endswith((_LORA_A, _EMBEDDING_A)):
-            tensors[name] = torch.nn.functional.pad(tensor, (0, 0, 0, pad))
-        elif name.endswith((_LORA_B, _EMBEDDING_B)):
-            tensors[name] = torch.nn.functional.pad(tensor, (0, pad))
-    config = {**built.config, "r": rank, "lora_alpha": rank}
-    return replace(built, tensors=tensors, config=config, rank=rank)
-
-
-def set_task(built: BuiltAdapter, task_type: str | None, *, headless_prefix: str | None) -> BuiltAdapter:
-    """The adapter for another task than language modelling. `headless_prefix`: the first part of the module
-    names (`model.`), which the model without a head does not have; None keeps the names."""
-    config = {**built.config, "task_type": task_type}
-    if headless_prefix is None:
-        return replace(built, config=config)
-    for key in ("target_modules", "modules_to_save"):
-        config[key] = [name.removeprefix(headless_prefix) for name in config[key] or ()] or None
-    prefix = f"{_PREFIX}{headless_prefix}"
-    tensors = {
-        f"{_PREFIX}{name.removeprefix(prefix)}" if name.startswith(prefix) else name: tensor
-        for name, tensor in built.tensors.items()
-    }
-    return replace(built, tensors=tensors, config=config)
-
-
-def _make_overflow_error(name: str, dtype: str) -> VerificationFailed:
+def make_overflow_error(name: str, dtype: str) -> VerificationFailed:
     return VerificationFailed(
         f"{name[:1].upper()}{name[1:]} does not fit into {dtype}: some values overflow.",
         hint="Set output.dtype to bfloat16 or float32.",
         pointer="/output/dtype",
     )
-
-
-def _get_leaf_name(module: str) -> str:
-    return module.rpartition(".")[2]
 
 
 def _check_sites(target: ModelWeights, deltas: Mapping[Site, LowRank]) -> None:
@@ -347,10 +170,10 @@ def _slice_site(target: ModelWeights, site: Site, fused: LowRank) -> LowRank:
     return LowRank(B.float(), fused.A.float())
 
 
-def _cast(name: str, update: LowRank, dtype: str) -> LowRank:
+def cast_update(name: str, update: LowRank, dtype: str) -> LowRank:
     stored = LowRank(update.B.to(DTYPES[dtype]), update.A.to(DTYPES[dtype]))
     if not bool(torch.isfinite(stored.B).all() and torch.isfinite(stored.A).all()):
-        raise _make_overflow_error(f"the update of {name}", dtype)
+        raise make_overflow_error(f"the update of {name}", dtype)
     return stored
 
 

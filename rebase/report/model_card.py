@@ -257,7 +257,7 @@ def _render_verification(report: Report) -> list[str]:
 
 def _render_licenses(licenses: dict[str, str | None]) -> list[str]:
     lines = [
-        f"- `{repo}`: {_escape_markup(license_id or 'no licence named in its card')}"
+        f"- `{_get_public_id(repo)}`: {_escape_markup(license_id or 'no licence named in its card')}"
         for repo, license_id in sorted(licenses.items())
     ]
     return [
@@ -271,7 +271,11 @@ def _render_licenses(licenses: dict[str, str | None]) -> list[str]:
 
 def _get_public_name(repo: RepoRevision) -> str:
     """The repo id; of a local folder only its last part, because a card is published."""
-    return repo.repo_id.rpartition("/")[2] if is_folder(repo.repo_id) else repo.repo_id
+    return _get_public_id(repo.repo_id)
+
+
+def _get_public_id(repo_id: str) -> str:
+    return repo_id.rpartition("/")[2] if is_folder(repo_id) else repo_id
 
 
 def _format_repo(repo: RepoRevision) -> str:
