@@ -106,12 +106,15 @@ def evaluate_adapter(prepared: PreparedEvaluation, built: BuiltAdapter, report: 
     """The report with the evaluation of the adapter as written, and the resulting caveats."""
     adapter = read_back_adapter(built, prepared.inputs.target)
     notes = []
-    if adapter.tables:
+    if adapter.contents.has_extra_parts:
         notes.append(
-            "The transferred adapter's token rows were not applied: the scores are for the rest of it."
+            "What the transferred adapter has besides LoRA on its layers (token rows, norms, …) was not "
+            "applied: the scores are for the rest of it."
         )
-    if prepared.inputs.adapter.tables:
-        notes.append("The source adapter's trained token rows were not applied on its own base.")
+    if prepared.inputs.adapter.contents.has_extra_parts:
+        notes.append(
+            "What the source adapter trained besides LoRA on its layers was not applied on its own base."
+        )
     if get_method(report.method_used["name"]).is_copy and "pad" in prepared.spec.controls:
         notes.append("The method itself copies the update, so the control 'pad' would be the same adapter.")
     evaluation = _run_evaluation(prepared, _load_deltas(adapter), notes)

@@ -114,7 +114,7 @@ def _load_oracle(spec: EvaluationSpec, inputs: LoadedInputs, hub: Hub, notes: li
             f"The oracle names {describe_base(base)} as its base; it was evaluated on "
             f"{describe_repo(pinned.target, 'target')}."
         )
-    if adapter.tables:
+    if adapter.contents.has_extra_parts:
         notes.append("The oracle's trained token rows were not applied.")
     return Oracle(repo, adapter)
 

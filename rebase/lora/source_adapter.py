@@ -59,6 +59,12 @@ class AdapterContents:
     is_headless: bool = False
     unknown_options: tuple[str, ...] = ()
 
+    @property
+    def has_extra_parts(self) -> bool:
+        """Did the adapter train anything besides its updates of sites?"""
+        loras = (*self.vocabulary_loras, *self.expert_loras, *self.other_loras)
+        return bool(self.tables or self.parameters or loras)
+
 
 class SourceAdapter(ABC):
     """Updates of one adapter on one base. `delta` reads on every call and stores only measurements.

@@ -208,9 +208,9 @@ def test_a_family_that_cannot_be_a_target_and_a_pickle_are_refused_by_name(
     harness: ReleaseHarness, tmp_path: Path
 ) -> None:
     harness.subscribe()
-    harness.add("tiny/harbor-2", variant(tmp_path, config={"model_type": "mamba"}))
+    harness.add("tiny/harbor-2", variant(tmp_path, config={"model_type": "brand_new"}))
     assert harness.release()["outcome"] == "refused"
-    assert "mamba" in harness.campaign().decision["reasons"][0]["message"]
+    assert "brand_new" in harness.campaign().decision["reasons"][0]["message"]
 
 
 def test_a_repo_from_before_the_subscription_is_refused_unless_since_says_otherwise(
