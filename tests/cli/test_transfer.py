@@ -63,7 +63,9 @@ def test_folders_become_a_folder_that_names_its_base_by_its_absolute_path(
     assert set(contents(out)) == FILES
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"], config["r"]) == (f"{models}/new", None, 4)
-    assert f"| target base | `{models}/new` (content `" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "| target base | local folder `new` (content `" in card
+    assert str(models) not in card
     assert "verdict" in done.out and "norm_ratio" in done.out and str(out) in done.out
     assert "transferring: 4/4 sites" in done.err
     assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
