@@ -90,7 +90,7 @@ _DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "rank-zero": (_config(r=0), "malformed_adapter"),
     "absurd-rank": (_config(r=10**6), "malformed_adapter"),
     "no-base": (_config(base_model_name_or_path=None), "malformed_adapter"),
-    "loha": (_config(peft_type="LOHA"), "unsupported_adapter"),
+    "prefix-tuning": (_config(peft_type="PREFIX_TUNING"), "unsupported_adapter"),
 }
 
 
