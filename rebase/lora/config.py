@@ -63,6 +63,11 @@ _WRITTEN_KEYS = frozenset(
     | {"merge_weights", "unsloth_fixed", "unsloth_version"}
 )
 
+_NO_METHOD_HINT = (
+    "Of the methods only `distill` could transfer it, and so far it reads adapters that change weights. Train "
+    "the adapter on the new base."
+)
+
 # LoRA variants whose update is not s·B·A on the original base; PEFT sets each key only when it is in use.
 _UNSUPPORTED_VARIANTS = (
     "layer_replication",
@@ -210,13 +215,14 @@ def _reject_unsupported_types(raw: Mapping[str, Any]) -> None:
         raise UnsupportedAdapter(
             f"Adapters of PEFT type {peft_type[:40]} are not a fixed change of linear weights, so they "
             "cannot be written as a LoRA.",
-            hint="Use the method `distill`, which trains a LoRA on text that the source writes with its "
-            "adapter, as soon as it supports this type; or train the adapter on the new base.",
+            hint=_NO_METHOD_HINT,
             pointer=CONFIG_FILE,
         )
     for key in _UNSUPPORTED_VARIANTS:
         if raw.get(key):
-            raise UnsupportedAdapter(f"This LoRA uses `{key}`, which is not supported.", pointer=CONFIG_FILE)
+            raise UnsupportedAdapter(
+                f"This LoRA uses `{key}`, which is not supported.", hint=_NO_METHOD_HINT, pointer=CONFIG_FILE
+            )
     init_name = raw.get("init_lora_weights")
     if isinstance(init_name, str) and init_name.lower().startswith(_BASE_CHANGING_INITS):
         raise UnsupportedAdapter(
