@@ -64,8 +64,8 @@ _WRITTEN_KEYS = frozenset(
 )
 
 _NO_METHOD_HINT = (
-    "Of the methods only `distill` could transfer it, and so far it reads adapters that change weights. Train "
-    "the adapter on the new base."
+    "Of the methods only `distill` could transfer it, and so far it reads adapters that change weights. "
+    "Train the adapter on the new base."
 )
 
 # LoRA variants whose update is not s·B·A on the original base; PEFT sets each key only when it is in use.
