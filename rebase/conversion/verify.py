@@ -17,7 +17,7 @@ import torch
 from peft import get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 
-from rebase.errors import VerificationFailed
+from rebase.errors import MalformedAdapter, VerificationFailed
 from rebase.evidence.inputs import LoadedInputs
 from rebase.lora.linalg import frobenius
 from rebase.lora.low_rank import LowRank, Site
@@ -134,6 +134,12 @@ def verify(
 ) -> Verification:
     """Check norms, structure under PEFT, and a forward pass. Raises VerificationFailed."""
     check_norms(inputs, deltas, MAX_RELATIVE_NORM_TRAINED if trained else MAX_RELATIVE_NORM)
+    if not (inputs.adapter.contents.has_extra_parts or any(map(frobenius, deltas.values()))):
+        raise MalformedAdapter(
+            "The adapter's update is zero at every module, as it is before training: it changes nothing.",
+            hint="Check that the checkpoint was saved after training.",
+            pointer="/adapter",
+        )
     shapes = {name: tuple(tensor.shape) for name, tensor in built.tensors.items()}
     task_model = TaskModel.for_adapter(built.config, shapes, is_headless=inputs.adapter.is_headless)
     tensors = check_structure(inputs.target.config, folder, shapes, task_model)

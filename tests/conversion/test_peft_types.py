@@ -153,3 +153,12 @@ def test_numbers_that_would_fill_the_memory_are_refused_by_key(tmp_path: Path) -
     edit_json(world.hub / SKILL / "adapter_config.json", n_frequency=10**12)
     with pytest.raises(MalformedAdapter, match="n_frequency"):
         world.convert()
+
+
+@pytest.mark.parametrize("name", ["LOHA", "ADALORA"])
+def test_an_adapter_that_was_not_trained_is_refused_as_such(tmp_path: Path, name: str) -> None:
+    world = AdapterWorld.create(tmp_path)
+    world.save(peft.get_peft_model(world.load(OLD), CONFIGS[name](**TARGETS)))
+    with pytest.raises(MalformedAdapter, match="zero at every module") as caught:
+        world.convert()
+    assert caught.value.pointer == "/adapter"
